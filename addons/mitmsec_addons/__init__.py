@@ -1,0 +1,1 @@
+"""Inspectors: one feature, one file, one class."""

@@ -1,0 +1,1 @@
+"""The record: events, the chain that makes changes visible, the store and its review."""

@@ -1,0 +1,175 @@
+"""What producers report and what the log holds.
+
+A producer sends the facts that it knows; the recorder stamps sequence, time and producer, and adds the owner of the flow
+as the gate told it. So a worker can neither name a process nor speak about a flow that it was not handed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from mitmsec.core.messages import Message, Role, TlsFacts
+from mitmsec.core.model import Action, Confidence, Direction, Endpoint, Finding, OnFinding, Process
+
+
+class Kind(StrEnum):
+    """The kinds of an event in the log."""
+
+    CA = "ca"
+    CERTIFICATE = "certificate"
+    CONNECTION = "connection"
+    FAULT = "fault"
+    FINDING = "finding"
+    POLICY = "policy"
+    REQUEST = "request"
+    REVIEW = "review"
+    SERVICE = "service"
+
+
+class Outcome(StrEnum):
+    """How a connection ended, or why it never became one."""
+
+    BLOCKED = "blocked"  # the policy's block, or a finding's
+    CLIENT_CLOSED = "client_closed"  # the program went away before anything was decided
+    CLIENT_REJECTED = "client_rejected"  # the program did not accept our certificate (pinning)
+    COMPLETED = "completed"
+    CUT = "cut"  # the run or service ended first
+    FAULT = "fault"  # ours; a fault event says more
+    MALFORMED = "malformed"  # bytes that no parser accepts
+    OPEN = "open"  # still alive when this was written
+    ORIGIN_CERTIFICATE = "origin_certificate"  # see tls.server.error
+    ORIGIN_REFUSED = "origin_refused"
+    ORIGIN_RESET = "origin_reset"
+    ORIGIN_TIMEOUT = "origin_timeout"
+    ORIGIN_UNREACHABLE = "origin_unreachable"
+    STRANGER = "stranger"  # nobody's hook diverted it
+
+
+class Seen(Message, frozen=True):
+    """Base of what producers report to the recorder."""
+
+
+# --- gate -------------------------------------------------------------------------------------------------------------
+class FlowHanded(Seen, frozen=True):
+    """From now on worker `worker` may report on `flow`. Not an event by itself."""
+
+    flow: str
+    process: Process
+    worker: int
+    host: str | None
+
+
+class ConnectionSeen(Seen, frozen=True):
+    """A connection that ended, or (outcome `open`) has lived long enough to be told of. `flow` becomes the event's id."""
+
+    flow: str
+    process: Process
+    protocol: str  # tls, http, ssh, smtp, dns, tcp, udp, quic, …
+    local: Endpoint
+    remote: Endpoint
+    action: Action
+    rule: str
+    reason: str
+    bytes_sent: int
+    bytes_received: int
+    duration_ms: int
+    outcome: Outcome
+    host: str | None = None
+    error: str = ""
+    tls: TlsFacts | None = None
+    direction: Direction = Direction.OUTBOUND
+
+
+class BytesSeen(Seen, frozen=True):
+    """Bytes of a captured flow, as the client's side of the wire saw them. Goes to the capture file, not to the log."""
+
+    flow: str
+    sent: bool
+    data: bytes
+    process: Process | None = None  # with the first piece of a flow, from the gate
+    local: Endpoint | None = None
+    remote: Endpoint | None = None
+
+
+# --- worker -----------------------------------------------------------------------------------------------------------
+class RequestSeen(Seen, frozen=True):
+    """One HTTP exchange. `url` carries no query values unless the policy asks for them."""
+
+    flow: str
+    method: str
+    url: str
+    http_version: str
+    status: int | None
+    request_bytes: int
+    response_bytes: int
+    content_type: str | None = None
+
+
+class FindingSeen(Seen, frozen=True):
+    flow: str
+    finding: Finding
+    verdict: OnFinding
+
+
+class SecretsSeen(Seen, frozen=True):
+    """Lines in NSS key log format for the client's leg of `flow`, for the capture file."""
+
+    flow: str
+    lines: bytes
+
+
+# --- signer -----------------------------------------------------------------------------------------------------------
+class CertificateSeen(Seen, frozen=True):
+    flow: str
+    serial: str  # hex
+    names: tuple[str, ...]
+    not_after: str  # RFC 3339, UTC
+    flaw: str | None = None  # set for a deliberately invalid leaf that mirrors the origin's
+
+
+# --- supervisor, and faults of anybody --------------------------------------------------------------------------------
+class PolicySeen(Seen, frozen=True):
+    session: str
+    path: str
+    sha256: str
+    rules: int
+    on_failure: str
+
+
+class CaSeen(Seen, frozen=True):
+    operation: str  # created, …
+    subject: str
+    sha256: str
+    not_after: str
+
+
+class ServiceSeen(Seen, frozen=True):
+    operation: str  # run_started, run_ended, worker_started, …
+    session: str = ""
+    detail: str = ""
+    user: str | None = None
+    command: tuple[str, ...] = ()
+    status: int | None = None
+
+
+class FaultSeen(Seen, frozen=True):
+    """Anything that went wrong, and which way it failed."""
+
+    what: str  # a short, stable word: stranger, worker_died, other_network_namespace, …
+    detail: str = ""
+    failed: str | None = None  # open | closed, where a choice was made
+    flow: str | None = None
+    pid: int | None = None
+    session: str = ""
+    count: int = 1
+
+
+PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
+    Role.GATE: (FlowHanded, ConnectionSeen, BytesSeen, FaultSeen),
+    Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SecretsSeen, FaultSeen),
+    Role.SIGNER: (CertificateSeen, FaultSeen),
+    Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, FaultSeen, ConnectionSeen),
+    Role.RECORDER: (),
+}
+
+__all__ = ["PERMITTED", "Confidence", "Kind", "Outcome", "Seen"]

@@ -1,0 +1,184 @@
+"""A channel between two of our processes: messages with file descriptors over a Unix SOCK_SEQPACKET pair.
+
+One packet is one message (msgpack, tagged by class name). Sending never blocks: what the kernel does not take at once
+waits in a bounded queue and leaves when the socket is writable again. Every channel is read with a closed list of
+message types; anything else is `ChannelBroken`, and the owner ends the channel. Not thread-safe: one loop owns it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mitmsec.core.messages import Message, encode
+
+PACKET_LIMIT_BYTES = 180_000  # below the kernel's default send buffer, which bounds one packet
+FDS_LIMIT = 16
+BURST = 64  # messages taken from one channel before other events have their turn
+QUEUE_LIMIT = 4096
+
+
+class ChannelBroken(Exception):
+    """The other side sent what this channel does not carry, or went away in the middle of it."""
+
+
+class ChannelFull(Exception):
+    """The other side has not read for so long that the queue is full; the message was not sent."""
+
+
+class Channel:
+    """One end. `accepts` are the message types that the other side may send."""
+
+    def __init__(self, sock: socket.socket, accepts: Sequence[type[Message]]) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._decode = decoder(accepts)
+        self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.closed = False
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    @property
+    def queued(self) -> int:
+        """Messages that the kernel has not taken yet."""
+        return len(self._queue)
+
+    # -- with a loop ---------------------------------------------------------------------------------------------------
+    def attach(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[Any, list[int]], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Deliver each message with its descriptors (owned by the callee); `on_end` once, at end of file or breakage."""
+        self._loop = loop
+
+        def end() -> None:
+            self.close()
+            on_end()
+
+        def readable() -> None:
+            for _ in range(BURST):
+                try:
+                    received = self.receive()
+                except BlockingIOError:
+                    return
+                except (ChannelBroken, OSError):
+                    return end()
+                if received is None:
+                    return end()
+                on_message(*received)
+                if self.closed:
+                    return
+
+        loop.add_reader(self._sock, readable)
+        if self._queue:
+            loop.add_writer(self._sock, self._flush)
+
+    def send(self, message: Message, *fds: int) -> None:
+        """Send, or queue with duplicates of `fds`. The caller keeps its own descriptors. Raises ChannelFull.
+
+        A peer that has gone away is no error here: its end of file reaches `on_end`.
+        """
+        packet = encode(message)
+        if len(packet) > PACKET_LIMIT_BYTES:
+            raise ValueError(f"{type(message).__name__} of {len(packet)} bytes does not fit in one packet")
+        if self.closed:
+            return
+        if not self._queue and self._sent(packet, fds):
+            return
+        if len(self._queue) >= QUEUE_LIMIT:
+            raise ChannelFull(type(message).__name__)
+        self._queue.append((packet, [os.dup(fd) for fd in fds]))
+        if len(self._queue) == 1 and self._loop is not None:
+            self._loop.add_writer(self._sock, self._flush)
+
+    def _sent(self, packet: bytes, fds: Sequence[int]) -> bool:
+        try:
+            socket.send_fds(self._sock, [packet], list(fds), socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # gone: the reader learns it
+        return True
+
+    def _flush(self) -> None:
+        while self._queue:
+            packet, fds = self._queue[0]
+            if not self._sent(packet, fds):
+                return
+            self._queue.popleft()
+            close_all(fds)
+        if self._loop is not None:
+            self._loop.remove_writer(self._sock)
+
+    # -- without a loop ------------------------------------------------------------------------------------------------
+    def receive(self) -> tuple[Any, list[int]] | None:
+        """The next message and its descriptors, None at end of file.
+
+        Raises BlockingIOError when there is none yet, ChannelBroken for a packet that this channel does not carry.
+        """
+        packet, fds, flags, _ = socket.recv_fds(self._sock, PACKET_LIMIT_BYTES + 1, FDS_LIMIT)
+        if not packet:
+            close_all(fds)
+            return None
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(fds)
+            raise ChannelBroken("truncated packet")
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        try:
+            return self._decode(packet), fds
+        except msgspec.MsgspecError as error:
+            close_all(fds)
+            raise ChannelBroken(str(error)) from error
+
+    def exchange(self, message: Message | None, *fds: int, timeout_s: float | None) -> tuple[Any, list[int]] | None:
+        """Blocking: send `message` (unless None) and wait for the next one. Raises TimeoutError."""
+        self._sock.settimeout(timeout_s)
+        try:
+            if message is not None:
+                socket.send_fds(self._sock, [encode(message)], list(fds), socket.MSG_NOSIGNAL)
+            return self.receive()
+        finally:
+            self._sock.setblocking(False)
+
+    def close(self) -> None:
+        """Idempotent. Queued messages are dropped."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._loop is not None:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+        while self._queue:
+            close_all(self._queue.popleft()[1])
+        self._sock.close()
+
+
+def decoder(accepts: Sequence[type[Message]]) -> Callable[[bytes], Any]:
+    """A function that parses one packet into one of `accepts`. Raises msgspec.MsgspecError."""
+    union: Any = accepts[0]
+    for kind in accepts[1:]:
+        union = union | kind
+    return msgspec.msgpack.Decoder(union).decode
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a new channel, not inheritable."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def close_all(fds: Sequence[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)

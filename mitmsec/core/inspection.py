@@ -1,0 +1,58 @@
+"""The seam between traffic and inspectors: plain values, no engine in sight.
+
+An `Inspector` is made once a worker and opens one `Inspection` for each part of a message. The engine feeds decoded
+content in order, in slices of any size; a detector must give the same findings whatever the slices are.
+
+    engine ── Part ──► Inspector.open ──► Inspection.feed(slice)* ──► Inspection.close()
+                                              │ Finding*                  │ Finding*
+                                              ▼                           ▼
+                                    the policy's `on_finding`: alert | block
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Protocol
+
+from mitmsec.core.model import Finding, Value
+
+
+class PartKind(StrEnum):
+    """What a run of content is."""
+
+    BODY = "body"
+    HEADERS = "headers"
+    STREAM = "stream"  # plaintext that is not HTTP
+    URL = "url"
+
+
+class Part(Value, frozen=True):
+    """One run of content of one message, and where it belongs."""
+
+    flow: str  # the connection's id
+    kind: PartKind
+    sent: bool  # True: from the program to the origin
+    host: str
+    method: str = ""
+    url: str = ""
+    content_type: str = ""
+
+
+class Inspection(Protocol):
+    """One part being read. Not thread-safe; each call is bounded in time and memory."""
+
+    def feed(self, data: bytes) -> Sequence[Finding]:
+        """Findings that `data` completes, each told once."""
+
+    def close(self) -> Sequence[Finding]:
+        """Findings that only the end of the part proves."""
+
+
+class Inspector(Protocol):
+    """One feature, one file, one class. `name` is the word that stands in a policy's `inspect`."""
+
+    name: str
+
+    def open(self, part: Part) -> Inspection | None:
+        """An inspection of `part`, or None where this inspector has no business."""

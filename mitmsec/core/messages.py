@@ -1,0 +1,285 @@
+"""What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
+
+    supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained          WorkerUp →, WhoseAnswer →
+    supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
+    supervisor ⇄ worker    WorkerSettings → · ← Ready
+    supervisor ⇄ recorder  RecorderSettings, ProducerUp → · ← Ready
+    gate → signer          MintDecision
+    gate ⇄ worker          HandOver, UpstreamAnswer → · ← UpstreamQuestion, FlowEnded
+    worker ⇄ signer        MintQuestion → · ← MintAnswer
+    producers → recorder   mitmsec.audit.event; ← Committed
+
+Whoever reads a channel accepts only the kinds listed for it: a worker is what an attacker gets.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+
+
+class Message(Value, frozen=True, tag=True):
+    """Base of all messages; the class name is the tag on the wire."""
+
+
+class Role(StrEnum):
+    """The processes, as they are named in commands, events and logs."""
+
+    GATE = "gate"
+    RECORDER = "recorder"
+    SIGNER = "signer"
+    SUPERVISOR = "supervisor"
+    WORKER = "worker"
+
+
+# --- any child ⇄ supervisor -------------------------------------------------------------------------------------------
+class Ready(Message, frozen=True):
+    """The child has its settings and serves."""
+
+
+class ModulesQuestion(Message, frozen=True):
+    """Which modules has this process loaded? So tests hold it to its row of the architecture."""
+
+
+class ModulesAnswer(Message, frozen=True):
+    modules: tuple[str, ...]
+
+
+class Fault(Message, frozen=True):
+    """Something went wrong inside a child that only its supervisor can act on or record."""
+
+    what: str
+    detail: str = ""
+
+
+# --- supervisor ⇄ recorder --------------------------------------------------------------------------------------------
+class RecorderSettings(Message, frozen=True):
+    """fds: none. `folder` holds the log and is the recorder's own."""
+
+    folder: str
+
+
+class ProducerUp(Message, frozen=True):
+    """fds: the producer's socket (for the signer: a gate's or worker's channel). Kinds are checked against `role`."""
+
+    role: Role
+    session: str = ""
+    worker: int = -1
+
+
+class CaptureOpen(Message, frozen=True):
+    """fds: the capture file, opened with the caller's rights. Flows of `session` that arrive as packets go into it."""
+
+    session: str
+    command: str
+
+
+class SessionFlush(Message, frozen=True):
+    """Answer with SessionFlushed once every producer of `session` has ended and its last event is committed."""
+
+    session: str
+
+
+class SessionFlushed(Message, frozen=True):
+    session: str
+    connections: int = 0
+    requests: int = 0
+    findings: int = 0
+    faults: int = 0
+
+
+# --- supervisor ⇄ signer ----------------------------------------------------------------------------------------------
+class SignerSettings(Message, frozen=True):
+    """fds: the signer's channel to the recorder. `folder` holds the issuing key and certificates, made on first use."""
+
+    folder: str
+
+
+class SignerReady(Message, frozen=True):
+    root_pem: str  # the root certificate, for trust bundles
+    issuing_pem: str
+    created: bool  # True when this start made the CA
+
+
+# --- supervisor ⇄ gate ------------------------------------------------------------------------------------------------
+class GateSettings(Message, frozen=True):
+    """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
+    signer channel, origins map, heartbeat map, then the IPv6 listener where there is one."""
+
+    session: str
+    on_failure: OnFailure
+    has_v6: bool
+    capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
+    hello_deadline_s: float = 0.3
+    connect_deadline_s: float = 30.0
+    heartbeat_s: float = 0.2
+
+
+class WorkerUp(Message, frozen=True):
+    """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died."""
+
+    worker: int
+
+
+class Whose(Message, frozen=True):
+    """Whose connection is this? Everything that the kernel recorded at connect()."""
+
+    number: int
+    pid: int
+    uid: int
+    comm: str
+
+
+class WhoseAnswer(Message, frozen=True):
+    number: int
+    process: Process
+
+
+class Drain(Message, frozen=True):
+    """Accept nothing more; end by yourself when the live flows have, or after `grace_s`."""
+
+    grace_s: float
+
+
+class Drained(Message, frozen=True):
+    """All flows have ended and their events are with the recorder."""
+
+    cut: int  # flows that had to be cut
+
+
+# --- gate → signer, worker ⇄ signer -----------------------------------------------------------------------------------
+class MintDecision(Message, frozen=True):
+    """The gate's word that `flow` is to be decrypted under exactly `name`. Nobody else's word counts."""
+
+    flow: str
+    name: str  # a host name in lower case, or an IP address
+
+
+class MintWithdrawn(Message, frozen=True):
+    """`flow` has ended: a decision that nobody used is forgotten."""
+
+    flow: str
+
+
+class Flaw(StrEnum):
+    """How an origin's certificate fails; the client is to see a failure of the same kind."""
+
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    UNTRUSTED = "untrusted"
+    WRONG_NAME = "wrong_name"
+
+
+class MintQuestion(Message, frozen=True):
+    """Once a flow. `public_key` is the worker's leaf key as SubjectPublicKeyInfo (DER)."""
+
+    number: int
+    flow: str
+    public_key: bytes
+    not_after_s: int | None = None  # the origin's own notAfter, Unix seconds
+    flaw: Flaw | None = None
+
+
+class MintAnswer(Message, frozen=True):
+    """DER certificates, leaf first, without the root; empty with `error` when the signer refuses."""
+
+    number: int
+    chain: tuple[bytes, ...] = ()
+    error: str = ""
+
+
+# --- supervisor → worker ----------------------------------------------------------------------------------------------
+class WorkerSettings(Message, frozen=True):
+    """fds, in this order: gate channel, signer channel, recorder channel, upstream roots (memfd, PEM)."""
+
+    session: str
+    worker: int
+    on_failure: OnFailure
+    capture: bool
+    inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, its words (e.g. keyword lists)
+
+
+# --- gate ⇄ worker ----------------------------------------------------------------------------------------------------
+class Plaintext(StrEnum):
+    """What the gate saw in the first bytes of a flow that it hands over."""
+
+    HTTP = "http"
+    TLS = "tls"
+
+
+class HandOver(Message, frozen=True):
+    """fds: the client's socket with its first bytes unread, the connected origin's. The worker owns both now."""
+
+    flow: str
+    kind: Plaintext
+    name: str  # the decided name: SNI or Host, else the origin's address
+    origin: Endpoint
+    client: Endpoint
+    decision: Decision
+
+
+class UpstreamQuestion(Message, frozen=True):
+    """The worker needs another connection to the origin that was decided for `flow`."""
+
+    flow: str
+    number: int
+
+
+class UpstreamAnswer(Message, frozen=True):
+    """fds: the connected socket, unless `error` says why there is none."""
+
+    flow: str
+    number: int
+    error: str = ""
+
+
+class TlsClientFacts(Value, frozen=True):
+    version: str | None = None
+    cipher: str | None = None
+    sni: str | None = None
+    alpn: str | None = None
+    ja4: str | None = None
+
+
+class TlsServerFacts(Value, frozen=True):
+    version: str | None = None
+    cipher: str | None = None
+    alpn: str | None = None
+    certificate_sha256: str | None = None
+    verified: bool | None = None
+    error: str | None = None
+
+
+class TlsFacts(Value, frozen=True):
+    client: TlsClientFacts | None = None
+    server: TlsServerFacts | None = None
+
+
+class FlowEnded(Message, frozen=True):
+    """The worker has closed both sockets. Counts are bytes on the client's leg as the network saw them."""
+
+    flow: str
+    bytes_sent: int
+    bytes_received: int
+    outcome: str  # see mitmsec.audit.event.Outcome
+    error: str = ""
+    tls: TlsFacts | None = None
+    reset: bool = False  # the client is to see a reset, not an orderly end
+
+
+# --- recorder → producer ----------------------------------------------------------------------------------------------
+class Committed(Message, frozen=True):
+    """`count` messages of this producer, from its first, are on disk."""
+
+    count: int
+
+
+def encode(message: Message) -> bytes:
+    """`message` as one packet."""
+    return _ENCODER.encode(message)
+
+
+_ENCODER = msgspec.msgpack.Encoder()

@@ -1,0 +1,149 @@
+"""The nouns that every part shares: frozen values, parsed once at the border and trusted afterwards."""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all values: immutable, slotted, compared by content, made with keywords."""
+
+
+class Transport(StrEnum):
+    """What carries a flow."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Action(StrEnum):
+    """What happens to a flow. The four words of the policy language."""
+
+    BLOCK = "block"
+    BYPASS = "bypass"
+    CAPTURE = "capture"
+    DECRYPT = "decrypt"
+
+
+class OnFailure(StrEnum):
+    """Which way the network falls when mitmsec itself cannot decide or act."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+
+
+class OnFinding(StrEnum):
+    """What an inspector's finding does to the flow it was found in."""
+
+    ALERT = "alert"
+    BLOCK = "block"
+
+
+class Upstream(StrEnum):
+    """What an origin's invalid certificate does."""
+
+    ACCEPT = "accept"
+    BLOCK = "block"
+    MIRROR = "mirror"
+
+
+class Quic(StrEnum):
+    """What happens to UDP/443 of selected programs."""
+
+    BYPASS = "bypass"
+    REFUSE = "refuse"
+
+
+class Direction(StrEnum):
+    """Who opened the flow, seen from this machine."""
+
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+class Confidence(StrEnum):
+    """How sure an attribution is, and by what. Never a guess presented as a fact."""
+
+    KERNEL = "kernel"  # the kernel named the process at connect() and it was read while it lived
+    TABLE = "table"  # found in a table of sockets afterwards
+    INFERRED = "inferred"  # the kernel named the pid, but the process had gone before it could be read
+    UNKNOWN = "unknown"
+
+
+class Endpoint(Value, frozen=True, order=True, array_like=True):
+    """One side of a flow. `address` is canonical text; a v4-mapped address is written as IPv4."""
+
+    address: str
+    port: int  # 0..65535
+
+    @classmethod
+    def of(cls, address: str, port: int) -> Endpoint:
+        """Parse `address` (a scope is dropped). Raises ValueError for anything that is no IP address or port."""
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        if not 0 <= port <= 0xFFFF:
+            raise ValueError(f"port {port} is not within 0..65535")
+        return cls(address=ip.compressed, port=port)
+
+    @property
+    def is_v6(self) -> bool:
+        return ":" in self.address
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if self.is_v6 else f"{self.address}:{self.port}"
+
+
+class ParentProcess(Value, frozen=True):
+    """The process that started another, as far as it could still be read."""
+
+    pid: int
+    exe: str | None = None
+
+
+class Process(Value, frozen=True):
+    """Who owns a flow. Fields that could not be read are None, never guessed."""
+
+    pid: int
+    started: str | None = None  # RFC 3339, UTC
+    exe: str | None = None  # the kernel's path of the executable
+    name: str | None = None
+    sha256: str | None = None  # of the executable, hex
+    user: str | None = None  # name, or the number as text
+    parent: ParentProcess | None = None
+    source: str = "connect_hook"
+    confidence: Confidence = Confidence.UNKNOWN
+
+
+class Decision(Value, frozen=True):
+    """What the policy said, and why: `rule` is a rule's name or "defaults"."""
+
+    action: Action
+    rule: str
+    reason: str
+    inspect: tuple[str, ...] = ()
+    on_finding: OnFinding = OnFinding.ALERT
+    upstream: Upstream = Upstream.MIRROR
+
+
+class Severity(StrEnum):
+    """How much a finding matters."""
+
+    HIGH = "high"
+    INFO = "info"
+    LOW = "low"
+    MEDIUM = "medium"
+
+
+class Finding(Value, frozen=True):
+    """A claim about content. `evidence` is already redacted when a Finding is made."""
+
+    detector: str
+    severity: Severity
+    confidence: float  # 0..1
+    summary: str
+    evidence: str
+    location: str  # e.g. "request.body+1032", "request.url"

@@ -1,0 +1,1 @@
+"""The worker: TLS on both legs, plaintext to the inspectors, through the embedded mitmproxy."""

@@ -1,0 +1,1 @@
+"""Accept, whose, peek, decide; then splice, refuse or hand over."""
