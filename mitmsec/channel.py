@@ -36,8 +36,11 @@ class ChannelFull(Exception):
 class Channel:
     """One end. `accepts` are the message types that the other side may send."""
 
-    def __init__(self, sock: socket.socket, accepts: Sequence[type[Message]]) -> None:
+    def __init__(
+        self, sock: socket.socket, accepts: Sequence[type[Message]], *, queue_limit: int | None = None
+    ) -> None:
         sock.setblocking(False)
+        self._queue_limit = queue_limit
         self._sock = sock
         self._decode = decoder(accepts)
         self._queue: deque[tuple[bytes, list[int]]] = deque()
@@ -59,7 +62,7 @@ class Channel:
         on_message: Callable[[Any, list[int]], None],
         on_end: Callable[[], None],
     ) -> None:
-        """Deliver each message with its descriptors (owned by the callee); `on_end` once, at end of file or breakage."""
+        """Deliver each message with its descriptors (the callee owns them); `on_end` once at the end."""
         self._loop = loop
 
         def end() -> None:
@@ -96,7 +99,7 @@ class Channel:
             return
         if not self._queue and self._sent(packet, fds):
             return
-        if len(self._queue) >= QUEUE_LIMIT:
+        if len(self._queue) >= (QUEUE_LIMIT if self._queue_limit is None else self._queue_limit):
             raise ChannelFull(type(message).__name__)
         self._queue.append((packet, [os.dup(fd) for fd in fds]))
         if len(self._queue) == 1 and self._loop is not None:

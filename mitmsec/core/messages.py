@@ -102,6 +102,9 @@ class SignerReady(Message, frozen=True):
     root_pem: str  # the root certificate, for trust bundles
     issuing_pem: str
     created: bool  # True when this start made the CA
+    subject: str = ""  # of the root
+    sha256: str = ""  # of the root certificate, hex
+    not_after: str = ""  # of the root, RFC 3339, UTC
 
 
 # --- supervisor ⇄ gate ------------------------------------------------------------------------------------------------
@@ -131,6 +134,7 @@ class Whose(Message, frozen=True):
     pid: int
     uid: int
     comm: str
+    connected_ns: int = 0  # CLOCK_MONOTONIC of connect(): a process that started later is not its owner
 
 
 class WhoseAnswer(Message, frozen=True):
