@@ -1,0 +1,177 @@
+"""From a policy file to a policy that cannot be wrong, or to every error in it at once.
+
+text ─ tomllib ─► tables ─ policyfile ─► values ─ contradiction ─► Policy
+         │           │                              │
+         └───────────┴── ConfigError* ◄─────────────┘  with file, line and key (toml_lines)
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
+from mitmsec.core.model import Action, OnFailure, Quic, Upstream
+from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
+from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
+from mitmsec.core.toml_lines import index
+from mitmsec.core.toml_table import LATER, ConfigError, Notes, Table
+
+__all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
+
+KNOWN_INSPECTORS = ("keywords",)
+LATER_QUIC = ("decrypt",)
+LATER_UNPROVEN_NAME = ("block", "decrypt")
+
+_SYNTAX_LINE = re.compile(r" \(at line ([0-9]+), column [0-9]+\)$")
+_SYNTAX_END = re.compile(r" \(at end of document\)$")
+
+
+type Unusable = Callable[[str, tuple[str, ...]], str | None]
+
+
+def nothing_unusable(name: str, words: tuple[str, ...]) -> str | None:
+    """For callers that know no inspectors."""
+    return None
+
+
+class PolicyErrors(Exception):
+    """Everything that is wrong with a policy, in the order of the file."""
+
+    def __init__(self, errors: tuple[ConfigError, ...]) -> None:
+        super().__init__("\n".join(str(error) for error in errors))
+        self.errors = errors
+
+
+def load_policy(path: Path, *, inspectors: Collection[str] = KNOWN_INSPECTORS) -> Policy:
+    """The policy in the file `path`; what it names is looked for beside it. Raises PolicyErrors, for I/O errors too."""
+    return load_policy_and_text(path, inspectors=inspectors)[0]
+
+
+def load_policy_and_text(
+    path: Path, *, inspectors: Collection[str] = KNOWN_INSPECTORS, unusable: Unusable = nothing_unusable
+) -> tuple[Policy, str]:
+    """As load_policy, with exactly the text that the policy was made of (for its hash)."""
+    text = _text(path)
+    read_list = lambda name: (path.parent / name).read_text(encoding="utf-8")  # noqa: E731
+    return parse_policy(text, file=str(path), read_list=read_list, inspectors=inspectors, unusable=unusable), text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise PolicyErrors((_whole(str(path), line, "is not UTF-8 text"),)) from error
+    except OSError as error:
+        raise PolicyErrors((_whole(str(path), 1, f"cannot be read: {error.strerror or error}"),)) from error
+
+
+def parse_policy(
+    text: str,
+    *,
+    file: str,
+    read_list: Callable[[str], str],
+    inspectors: Collection[str] = KNOWN_INSPECTORS,
+    unusable: Unusable = nothing_unusable,
+) -> Policy:
+    """The policy that `text` is. Raises PolicyErrors with all errors.
+
+    `file` stands in the errors. `read_list` gives the text of a file that the policy names, as it is written there
+    (relative to the policy file); what it raises as OSError or UnicodeDecodeError becomes an error of the policy.
+    `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
+    """
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyErrors((_syntax(file, text, str(error)),)) from error
+    notes = Notes(file, index(text))
+    context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable)
+    policy = _policy(Table(document, (), notes), context)
+    if notes.errors:
+        raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))
+    return policy
+
+
+def _policy(root: Table, context: Context) -> Policy:
+    """Sections in the order in which they need each other; the errors come out in the order of the file anyway."""
+    _version(root)
+    read_inspectors(root.table("inspector"), context)
+    defaults = root.table("defaults")
+    applications = tuple([read_application(table, context) for table in root.tables("application")])
+    rules, sound = _rules(root, context)
+    policy = Policy(
+        action=defaults.choice("action", Action, Action.DECRYPT) or Action.DECRYPT,
+        on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
+        quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
+        upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,
+        upstream_roots=_upstream_roots(defaults, context),
+        inspect=read_inspect(defaults, context) or (),
+        applications=applications,
+        rules=rules,
+        tests=tuple([read_test(table, context) for table in root.tables("test")]),
+        inspectors=tuple(sorted(context.words.items())),
+    )
+    _unproven_name(defaults)
+    defaults.close()
+    root.close()
+    _note_contradictions(policy, sound, context.notes)
+    return policy
+
+
+def _version(root: Table) -> None:
+    version = root.raw("version")
+    if version is None:
+        root.note(f"missing: write version = {LANGUAGE_VERSION}", "version")
+    elif version != LANGUAGE_VERSION or isinstance(version, bool):
+        root.note(f"only version {LANGUAGE_VERSION} of the language is known", "version")
+
+
+def _unproven_name(defaults: Table) -> None:
+    word = defaults.text("unproven_name")
+    if word in LATER_UNPROVEN_NAME:
+        defaults.note(f'"{word}" is {LATER}', "unproven_name")
+    elif word not in (None, "allow"):
+        defaults.note(f'"{word}" is not one of allow, {", ".join(LATER_UNPROVEN_NAME)}', "unproven_name")
+
+
+def _upstream_roots(defaults: Table, context: Context) -> tuple[str, ...]:
+    files = defaults.texts("upstream_roots", may_be_empty=True)
+    for place, name in files:
+        lines = context.lines_of(defaults, name, "upstream_roots", place)
+        if lines and not any("BEGIN CERTIFICATE" in line for _, line in lines):
+            defaults.note(f"{name} holds no PEM certificate", "upstream_roots", place)
+    return tuple(name for _, name in files)
+
+
+def _rules(root: Table, context: Context) -> tuple[tuple[Rule, ...], frozenset[int]]:
+    """All rules, and the numbers of those that are free of errors."""
+    rules: list[Rule] = []
+    sound: set[int] = set()
+    for number, table in enumerate(root.tables("rule")):
+        before = len(context.notes.errors)
+        rules.append(read_rule(table, context))
+        if len(context.notes.errors) == before:
+            sound.add(number)
+    return tuple(rules), frozenset(sound)
+
+
+def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) -> None:
+    """What an error has left unread is not held against the rest."""
+    if not notes.errors:
+        for found in impossible_defaults(policy):
+            notes.add(("defaults", found.key), found.message)
+    for found in (*impossible_pairs(policy), *never_matching(policy, sound)):
+        notes.add(("rule", found.rule or 0, found.key), found.message)
+
+
+def _syntax(file: str, text: str, message: str) -> ConfigError:
+    if at := _SYNTAX_LINE.search(message):
+        return _whole(file, int(at[1]), f"not valid TOML: {message[: at.start()]}")
+    return _whole(file, text.rstrip().count("\n") + 1, f"not valid TOML: {_SYNTAX_END.sub(', at the end', message)}")
+
+
+def _whole(file: str, line: int, message: str) -> ConfigError:
+    return ConfigError(file=file, line=line, key="", message=message)

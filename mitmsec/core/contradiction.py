@@ -1,0 +1,126 @@
+"""What is well written and yet cannot be: rules that never match, pairs of settings that exclude each other."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from mitmsec.core.model import Action, OnFinding, Value
+from mitmsec.core.policy import Policy, Rule
+from mitmsec.core.selector import (
+    host_covers,
+    host_patterns,
+    is_path,
+    merged,
+    networks,
+    networks_cover,
+    path_covers,
+    ports_cover,
+)
+
+
+class Contradiction(Value, frozen=True):
+    """`rule` is the rule's number, None for the defaults; `key` the key to blame."""
+
+    rule: int | None
+    key: str
+    message: str
+
+
+def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
+    """Settings of the defaults that no rule and no default could ever use."""
+    inherits = policy.action is Action.DECRYPT or any(
+        rule.action is Action.DECRYPT and rule.inspect is None for rule in policy.rules
+    )
+    if policy.inspect and not inherits:
+        yield Contradiction(rule=None, key="inspect", message="nothing is decrypted that this would inspect")
+
+
+def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
+    """Settings of one rule that exclude each other."""
+    for number, rule in enumerate(policy.rules):
+        if rule.action is not Action.DECRYPT:
+            if rule.inspect:
+                why = f'action "{rule.action.value}" shows no content to inspect; it needs "decrypt"'
+                yield Contradiction(rule=number, key="inspect", message=why)
+            if rule.on_finding is not OnFinding.ALERT:
+                why = f'"{rule.on_finding.value}" needs action "decrypt", but this rule has "{rule.action.value}"'
+                yield Contradiction(rule=number, key="on_finding", message=why)
+        elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
+            why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
+            yield Contradiction(rule=number, key="on_finding", message=why)
+
+
+def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradiction]:
+    """Rules whose every flow an earlier single rule takes. (Several earlier rules together are not looked for.)
+
+    Only rules whose number is in `sound` are compared: one that was not read fully seems to take more than it does.
+    """
+    seen = _Earlier()
+    for number, rule in enumerate(policy.rules):
+        if number not in sound:
+            continue
+        shadow = next((policy.rules[n] for n in seen.candidates(rule) if _covers(policy.rules[n], rule)), None)
+        if shadow is not None:
+            why = f'can never match: the earlier rule "{shadow.name}" takes every connection that this one describes'
+            yield Contradiction(rule=number, key="name", message=why)
+        seen.add(number, rule)
+
+
+class _Earlier:
+    """Which earlier rules could cover one: those without a host condition, and those that know its first pattern."""
+
+    def __init__(self) -> None:
+        self._unnamed: list[int] = []
+        self._by_pattern: dict[str, list[int]] = {}
+
+    def add(self, number: int, rule: Rule) -> None:
+        if not rule.host:
+            self._unnamed.append(number)
+        for pattern in rule.host:
+            self._by_pattern.setdefault(pattern, []).append(number)
+
+    def candidates(self, rule: Rule) -> list[int]:
+        if not rule.host:
+            return self._unnamed
+        suffix = rule.host[0].removeprefix("*").removeprefix(".")
+        patterns = (f"*.{suffix}", *host_patterns(suffix))
+        named = {number for pattern in patterns for number in self._by_pattern.get(pattern, ())}
+        return sorted(named.union(self._unnamed))
+
+
+def _covers(wide: Rule, narrow: Rule) -> bool:
+    return (
+        _covers_ports(wide, narrow)
+        and _covers_addresses(wide, narrow)
+        and _covers_applications(wide, narrow)
+        and _covers_hosts(wide, narrow)
+    )
+
+
+def _covers_applications(wide: Rule, narrow: Rule) -> bool:
+    if not wide.application or not narrow.application:
+        return not wide.application
+    return all(any(_covers_entry(other, entry) for other in wide.application) for entry in narrow.application)
+
+
+def _covers_entry(wide: str, narrow: str) -> bool:
+    return wide == narrow or (is_path(wide) and is_path(narrow) and path_covers(wide, narrow))
+
+
+def _covers_hosts(wide: Rule, narrow: Rule) -> bool:
+    if not wide.host or not narrow.host:
+        return not wide.host
+    patterns = set(wide.host)
+    return all(host_covers(patterns, pattern) for pattern in narrow.host)
+
+
+def _covers_ports(wide: Rule, narrow: Rule) -> bool:
+    if not wide.port or not narrow.port:
+        return not wide.port
+    return ports_cover(merged(wide.port), merged(narrow.port))
+
+
+def _covers_addresses(wide: Rule, narrow: Rule) -> bool:
+    if not wide.address or not narrow.address:
+        return not wide.address
+    return networks_cover(networks(wide.address), networks(narrow.address))

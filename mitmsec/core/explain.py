@@ -1,0 +1,102 @@
+"""Why does the policy decide as it does? Every rule with every condition, checked one by one.
+
+This reads the rules directly and shares only the meaning of single conditions with the matcher, so that a test can
+hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mitmsec.core.model import Decision, Endpoint, Process, Value
+from mitmsec.core.policy import Policy, Rule, host_text, port_text
+from mitmsec.core.selector import Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+
+
+class Checked(Value, frozen=True):
+    """One condition of a rule against the flow."""
+
+    key: str  # application | host | port | address
+    holds: bool
+    why: str
+
+
+class Tried(Value, frozen=True):
+    """One rule. `decided` is true for at most one: the first whose conditions all hold."""
+
+    rule: str
+    accepts: bool
+    decided: bool
+    conditions: tuple[Checked, ...]
+
+
+class Explanation(Value, frozen=True):
+    """What was decided, when, and what every rule had to say."""
+
+    decision: Decision
+    needs_name: bool  # the gate would wait for the first bytes
+    tried: tuple[Tried, ...]
+
+
+def explain(policy: Policy, process: Process, remote: Endpoint, name: str | None) -> Explanation:
+    """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds."""
+    tried: list[Tried] = []
+    decider: Rule | None = None
+    for rule in policy.rules:
+        conditions = tuple(_conditions(policy, rule, process, remote, name))
+        accepts = all(condition.holds for condition in conditions)
+        decided = accepts and decider is None
+        if decided:
+            decider = rule
+        tried.append(Tried(rule=rule.name, accepts=accepts, decided=decided, conditions=conditions))
+    return Explanation(
+        decision=policy.decided_by(decider),
+        needs_name=policy.at_connect(process, remote) is None,
+        tried=tuple(tried),
+    )
+
+
+def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, name: str | None) -> Iterator[Checked]:
+    if rule.application:
+        yield _application(policy, rule, process)
+    if rule.host:
+        yield _host(rule, name)
+    if rule.port:
+        yield _port(rule, remote.port)
+    if rule.address:
+        yield _address(rule, remote.address)
+
+
+def _application(policy: Policy, rule: Rule, process: Process) -> Checked:
+    who = process.exe or "a program whose path is not known"
+    for entry in rule.application:
+        if Program.of(entry, policy.applications).accepts(process):
+            return Checked(key="application", holds=True, why=f"{who} is one of {entry}")
+    return Checked(key="application", holds=False, why=f"{who} is none of {_listed(rule.application)}")
+
+
+def _host(rule: Rule, name: str | None) -> Checked:
+    if name is None:
+        return Checked(key="host", holds=False, why="the flow shows no name")
+    for pattern in host_patterns(name):
+        if pattern in rule.host:
+            return Checked(key="host", holds=True, why=f"{name} is within {host_text(pattern)}")
+    return Checked(key="host", holds=False, why=f"{name} is not within {_listed(tuple(map(host_text, rule.host)))}")
+
+
+def _port(rule: Rule, port: int) -> Checked:
+    holds = ports_accept(rule.port, port)
+    among = _listed(tuple(port_text(*ports) for ports in rule.port))
+    return Checked(key="port", holds=holds, why=f"{port} is {'' if holds else 'not '}within {among}")
+
+
+def _address(rule: Rule, address: str) -> Checked:
+    holds = networks_accept(networks(rule.address), parse_address(address))
+    among = _listed(rule.address)
+    if not address:
+        return Checked(key="address", holds=False, why=f"no address is given to compare with {among}")
+    return Checked(key="address", holds=holds, why=f"{address} is {'' if holds else 'not '}within {among}")
+
+
+def _listed(values: tuple[str, ...]) -> str:
+    return ", ".join(values) if len(values) <= 5 else f"{', '.join(values[:5])} and {len(values) - 5} more"

@@ -1,0 +1,113 @@
+"""Inspectors at work on one part, with a net under each: what goes wrong in one is a value, never an exception.
+
+    part ──► Guarded ──► each inspection in turn ──► Findings
+                              │ raises, answers nonsense, or has used up its time
+                              ▼
+                         InspectorFault, told once; that inspection is not asked again
+
+The caller applies the policy: `on_finding` to findings, `on_failure` to faults. A call that never returns cannot be
+ended from here; that is the business of whoever watches the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+from mitmsec.core.inspection import Inspection, Inspector, Part
+from mitmsec.core.model import Finding, Value
+
+
+class FaultKind(StrEnum):
+    """How an inspector fails."""
+
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+class InspectorFault(Value, frozen=True):
+    """`inspector` did not finish a part. `detail` holds no content: it may be recorded."""
+
+    inspector: str
+    kind: FaultKind
+    detail: str
+
+
+class Inspected(Value, frozen=True):
+    """What one call brought to light."""
+
+    findings: tuple[Finding, ...] = ()
+    faults: tuple[InspectorFault, ...] = ()
+
+
+class Guarded:
+    """All inspections of one part. `budget_s` is what each inspector may use for the whole part, by `clock` (seconds).
+
+    A fault while the inspections are opened is told by the first `feed` or `close`.
+    """
+
+    __slots__ = ("_budget_s", "_clock", "_early", "_live", "_used_s")
+
+    def __init__(
+        self, inspectors: Sequence[Inspector], part: Part, *, clock: Callable[[], float], budget_s: float
+    ) -> None:
+        self._clock = clock
+        self._budget_s = budget_s
+        self._live: dict[str, Inspection] = {}
+        self._used_s = {inspector.name: 0.0 for inspector in inspectors}
+        self._early: tuple[InspectorFault, ...] = ()
+        for inspector in inspectors:
+            try:
+                inspection = inspector.open(part)
+            except Exception as error:
+                self._early += (_error(inspector.name, error),)
+            else:
+                if inspection is not None:
+                    self._live[inspector.name] = inspection
+
+    @property
+    def idle(self) -> bool:
+        """There is nothing to tell and nobody to ask: the part need not be fed."""
+        return not self._live and not self._early
+
+    def feed(self, data: bytes) -> Inspected:
+        """`data` goes to every inspection that still works."""
+        return self._ask(lambda inspection: inspection.feed(data))
+
+    def close(self) -> Inspected:
+        """The part is complete. Afterwards nobody is asked again."""
+        inspected = self._ask(lambda inspection: inspection.close())
+        self._live.clear()
+        return inspected
+
+    def _ask(self, question: Callable[[Inspection], Sequence[Finding]]) -> Inspected:
+        findings: list[Finding] = []
+        faults, self._early = list(self._early), ()
+        for name, inspection in list(self._live.items()):
+            begun_s = self._clock()
+            try:
+                answer = _checked(question(inspection))
+            except Exception as error:
+                faults.append(_error(name, error))
+                del self._live[name]
+                continue
+            findings += answer  # found in time or not, it is true
+            self._used_s[name] += self._clock() - begun_s
+            if self._used_s[name] > self._budget_s:
+                detail = f"used {self._used_s[name]:.3f} s of {self._budget_s:.3f} s"
+                faults.append(InspectorFault(inspector=name, kind=FaultKind.TIMEOUT, detail=detail))
+                del self._live[name]
+        return Inspected(findings=tuple(findings), faults=tuple(faults))
+
+
+def _checked(answer: Sequence[Finding]) -> list[Finding]:
+    findings = list(answer)
+    for finding in findings:
+        if not isinstance(finding, Finding):
+            raise TypeError("not a Finding")
+    return findings
+
+
+def _error(name: str, error: Exception) -> InspectorFault:
+    # Only the type: a message may quote the content.
+    return InspectorFault(inspector=name, kind=FaultKind.ERROR, detail=type(error).__name__)

@@ -1,0 +1,122 @@
+"""The policy: ordered rules, first match wins, else the defaults. Two questions, each asked once a connection:
+
+    at_connect  process, address, port       → the decision, or None: a name could change it
+    at_hello    … and the name, if there is one → the decision
+
+`at_connect` answers only what `at_hello` would answer for every name and for none, so an early answer is never another
+answer. Same rule is same answer; two rules are two answers, whatever their actions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from mitmsec.core.matcher import Matcher
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process, Quic, Upstream, Value
+from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
+
+__all__ = ["DEFAULTS", "DEFAULT_POLICY", "Application", "Policy", "PolicyTest", "Rule"]
+
+LANGUAGE_VERSION = 1
+_SHOWN_VALUES = 3  # of a condition, in a sentence
+
+
+class Policy(Value, frozen=True, dict=True):
+    """A complete policy; lists that the file named are inside. Goes through JSON and back unchanged.
+
+    Made by mitmsec.config from a file, where everything is checked; a rule that names no existing application
+    raises KeyError at the first question.
+    """
+
+    version: int = LANGUAGE_VERSION
+    action: Action = Action.DECRYPT
+    on_failure: OnFailure = OnFailure.OPEN
+    quic: Quic = Quic.REFUSE
+    upstream: Upstream = Upstream.MIRROR
+    upstream_roots: tuple[str, ...] = ()
+    """PEM files, as the policy file names them: relative to it."""
+    inspect: tuple[str, ...] = ()
+    """For every decrypting rule that names no inspectors of its own, and for decrypting defaults."""
+    applications: tuple[Application, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    tests: tuple[PolicyTest, ...] = ()
+    inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """What each configured inspector looks for."""
+
+    def at_connect(self, process: Process, remote: Endpoint) -> Decision | None:
+        """The decision if it is the same whatever name will be seen; None where the gate must wait for a name."""
+        number, settled = self._matcher.first_whatever_name(process, remote)
+        return self._decision(number) if settled else None
+
+    def at_hello(
+        self,
+        process: Process,
+        remote: Endpoint,
+        *,
+        name: str | None,
+        alpn: tuple[str, ...] = (),
+        ja4: str | None = None,
+    ) -> Decision:
+        """The decision for a flow under `name` (comparable, see mitmsec.core.names), None if it has none.
+
+        `alpn` and `ja4` belong to the question, but version 1 of the language has no condition on them.
+        """
+        return self._decision(self._matcher.first(process, remote, name))
+
+    def decided_by(self, rule: Rule | None) -> Decision:
+        """What `rule` says, or the defaults (None)."""
+        if rule is None:
+            rule = Rule(name=DEFAULTS, action=self.action, reason="no rule matched")
+        inspect = self.inspect if rule.inspect is None else rule.inspect
+        return Decision(
+            action=rule.action,
+            rule=rule.name,
+            reason=rule.reason or f"the policy says so for {subject(rule)}",
+            inspect=inspect if rule.action is Action.DECRYPT else (),
+            on_finding=rule.on_finding,
+            upstream=self.upstream,
+        )
+
+    def _decision(self, number: int | None) -> Decision:
+        return self._decisions[-1 if number is None else number]
+
+    @cached_property
+    def _matcher(self) -> Matcher:
+        return Matcher(self.applications, self.rules)
+
+    @cached_property
+    def _decisions(self) -> tuple[Decision, ...]:
+        """One for each rule, then the defaults'."""
+        return tuple(self.decided_by(rule) for rule in (*self.rules, None))
+
+
+def subject(rule: Rule) -> str:
+    """Which flows a rule is about, in words."""
+    words = "connections"
+    if rule.application:
+        words += f" of {_some(rule.application)}"
+    to = [*map(host_text, rule.host), *rule.address]
+    if to:
+        words += f" to {_some(to)}"
+    if rule.port:
+        words += f", port {_some([port_text(*ports) for ports in rule.port])}"
+    return words if words != "connections" else "every connection"
+
+
+def port_text(low: int, high: int) -> str:
+    """A range as it is written in a policy."""
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def host_text(pattern: str) -> str:
+    """A host pattern for people; what came from a list says so."""
+    return f"{pattern[1:]} (from a list)" if pattern.startswith(".") else pattern
+
+
+def _some(values: tuple[str, ...] | list[str]) -> str:
+    shown = ", ".join(values[:_SHOWN_VALUES])
+    return shown if len(values) <= _SHOWN_VALUES else f"{shown} and {len(values) - _SHOWN_VALUES} more"
+
+
+DEFAULT_POLICY = Policy()
+"""Decrypt every selected flow; open where mitmsec itself fails; QUIC refused, so that programs use TCP."""

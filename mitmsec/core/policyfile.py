@@ -1,0 +1,274 @@
+"""The sections of a policy file, from TOML tables to values. Every reader goes on after an error and notes it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from mitmsec.core.model import Action, OnFinding
+from mitmsec.core.names import written_name
+from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
+from mitmsec.core.selector import is_path
+from mitmsec.core.toml_table import ConfigError, Notes, Table
+
+LATER_APPLICATION = ("container", "pid", "service", "signer")
+LATER_RULE = ("alpn", "category", "direction", "ja4", "page", "protocol", "user")
+LATER_ON_FINDING = ("quarantine", "redact")
+LATER_TEST = ("alpn", "direction", "ja4", "protocol")
+NEEDS_WORDS = frozenset({"keywords"})
+PORT_MAX = 0xFFFF
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PORT_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})")
+
+
+@dataclass(slots=True)
+class Context:
+    """What the sections need to know of each other and of the outside."""
+
+    notes: Notes
+    read_list: Callable[[str], str]
+    inspectors: Collection[str]
+    unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
+    applications: dict[str, int] = field(default_factory=dict)  # name → line
+    rules: dict[str, int] = field(default_factory=dict)
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each list file held
+
+    def lines_of(self, table: Table, file: str, *key: str | int) -> list[tuple[int, str]]:
+        """The lines of a list file without comments, with their numbers; an error at `key` if it can't be read."""
+        try:
+            text = self.read_list(file)
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
+            table.note(f"cannot read {file}: {why}", *key)
+            return []
+        lines = [line.partition("#")[0].strip() for line in text.removeprefix("\ufeff").splitlines()]
+        return [(number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def unique_name(table: Table, names: dict[str, int]) -> str:
+    """The table's `name`, noted in `names`; empty where it is missing or taken."""
+    name = table.text("name", required=True)
+    if name is None:
+        return ""
+    if name in names:
+        table.note(f'the name "{name}" is taken since line {names[name]}', "name")
+        return ""
+    names[name] = table.notes.line((*table.path, "name"))
+    return name
+
+
+# --- [inspector.…] ----------------------------------------------------------------------------------------------------
+def read_inspectors(table: Table, context: Context) -> None:
+    """Fill `context.words`."""
+    for name in table.keys():  # noqa: SIM118  (a Table is not a dict)
+        inner = table.table(name)
+        if name not in context.inspectors:
+            inner.note(f"no inspector has this name; there are: {', '.join(sorted(context.inspectors))}")
+            continue
+        words = [word for _, word in inner.texts("words")]
+        for place, file in inner.texts("lists"):
+            words += [line for _, line in context.lines_of(inner, file.removeprefix("@"), "lists", place)]
+        inner.close()
+        context.words[name] = tuple(dict.fromkeys(words))
+        if context.words[name] and (why := context.unusable(name, context.words[name])) is not None:
+            inner.note(why, "words")
+
+
+def read_inspect(table: Table, context: Context) -> tuple[str, ...] | None:
+    """The `inspect` of a rule or of the defaults; None where it is absent."""
+    if "inspect" not in table:
+        return None
+    names = table.texts("inspect", may_be_empty=True)
+    for place, name in names:
+        if name not in context.inspectors:
+            known = ", ".join(sorted(context.inspectors))
+            table.note(f'no inspector is called "{name}"; there are: {known}', "inspect", place)
+        elif name in NEEDS_WORDS and not context.words.get(name):
+            table.note(f"{name} has nothing to look for; add [inspector.{name}] with words or lists", "inspect", place)
+    return tuple(dict.fromkeys(name for _, name in names))
+
+
+# --- [[application]] --------------------------------------------------------------------------------------------------
+def read_application(table: Table, context: Context) -> Application:
+    name = unique_name(table, context.applications)
+    if is_path(name):
+        table.note("a name cannot contain / \\ * ?: those mark path globs", "name")
+    application = Application(
+        name=name,
+        path=tuple(_path(table, place, glob) for place, glob in table.texts("path")),
+        process_name=tuple(text for _, text in table.texts("process_name")),
+        user=tuple(text for _, text in table.texts("user")),
+        sha256=tuple(_sha256(table, place, text) for place, text in table.texts("sha256")),
+        children=table.flag("children"),
+    )
+    if not any(key in table for key in ("path", "process_name", "user", "sha256", *LATER_APPLICATION)):
+        table.note("selects nothing: give path, process_name, user or sha256")
+    if application.children and (application.process_name or application.sha256 or not application.path):
+        table.note(
+            "of a parent only the path is known: children needs path, without process_name and sha256", "children"
+        )
+    table.close(later=LATER_APPLICATION)
+    return application
+
+
+def _path(table: Table, place: int, glob: str) -> str:
+    if not is_path(glob):
+        table.note(f'"{glob}" is no path; for a program anywhere write "*/{glob}"', "path", place)
+    return glob
+
+
+def _sha256(table: Table, place: int, text: str) -> str:
+    if not _SHA256.fullmatch(text.lower()):
+        table.note("64 hexadecimal digits are wanted", "sha256", place)
+    return text.lower()
+
+
+# --- [[rule]] ---------------------------------------------------------------------------------------------------------
+def read_rule(table: Table, context: Context) -> Rule:
+    name = unique_name(table, context.rules)
+    if name == DEFAULTS:
+        table.note(f'"{DEFAULTS}" stands for the [defaults] in every record; choose another name', "name")
+    rule = Rule(
+        name=name,
+        action=table.choice("action", Action, None) or Action.DECRYPT,  # the one that excludes no other setting
+        application=tuple(_reference(table, place, entry, context) for place, entry in table.texts("application")),
+        host=_hosts(table, context),
+        port=_ports(table),
+        address=_addresses(table),
+        reason=table.text("reason") or "",
+        inspect=read_inspect(table, context),
+        on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
+    )
+    table.close(later=LATER_RULE)
+    return rule
+
+
+def _reference(table: Table, place: int, entry: str, context: Context) -> str:
+    if not is_path(entry) and entry not in context.applications:
+        table.note(f'no [[application]] is called "{entry}", and it is no path', "application", place)
+    return entry
+
+
+def _hosts(table: Table, context: Context) -> tuple[str, ...]:
+    patterns: dict[str, None] = {}
+    before = len(context.notes.errors)
+    for place, text in table.texts("host"):
+        if text.startswith("@"):
+            patterns.update(dict.fromkeys(_host_list(table, place, text[1:], context)))
+        else:
+            wildcard = "*." if text.startswith("*.") else ""
+            try:
+                patterns[wildcard + written_name(text.removeprefix("*."))] = None
+            except ValueError as error:
+                table.note(f'{error}; wanted: "name", "*.suffix" or "@file"', "host", place)
+    if "host" in table and not patterns and len(context.notes.errors) == before:
+        table.note("the lists hold no names, so this rule can never match", "host")
+    return tuple(patterns)
+
+
+def _host_list(table: Table, place: int, file: str, context: Context) -> tuple[str, ...]:
+    """The suffixes of a list file as patterns: each stands for itself and everything below."""
+    if file not in context.lists:
+        patterns = []
+        for number, line in context.lines_of(table, file, "host", place):
+            try:
+                patterns.append("." + written_name(line))
+            except ValueError as error:
+                context.notes.errors.append(ConfigError(file=file, line=number, key="", message=str(error)))
+        if patterns:  # a file that gave nothing is an error wherever it is named
+            context.lists[file] = tuple(patterns)
+        return tuple(patterns)
+    return context.lists[file]
+
+
+def _ports(table: Table) -> tuple[tuple[int, int], ...]:
+    ranges = [_port_range(table, place, value) for place, value in table.items("port")]
+    return tuple(ports for ports in ranges if ports is not None)
+
+
+def _port_range(table: Table, place: int, value: object) -> tuple[int, int] | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        low = high = value
+    elif isinstance(value, str) and (written := _PORT_RANGE.fullmatch(value.strip())):
+        low, high = int(written[1]), int(written[2])
+    else:
+        table.note('a port is a number or a range like "8000-8999"', "port", place)
+        return None
+    if low > high:
+        table.note(f"the range {low}-{high} is empty", "port", place)
+        return None
+    if not 1 <= low <= high <= PORT_MAX:
+        table.note(f"ports are within 1-{PORT_MAX}", "port", place)
+        return None
+    return low, high
+
+
+def _addresses(table: Table) -> tuple[str, ...]:
+    return tuple(
+        network for place, text in table.texts("address") if (network := _network(table, place, text)) is not None
+    )
+
+
+def _network(table: Table, place: int, text: str) -> str | None:
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        table.note(f"{error}", "address", place)
+        return None
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
+        table.note("IPv4-mapped addresses are seen as IPv4: write the IPv4 network", "address", place)
+    return str(network)
+
+
+# --- [[test]] ---------------------------------------------------------------------------------------------------------
+def read_test(table: Table, context: Context) -> PolicyTest:
+    application = table.text("application", required=True) or "?"
+    if not is_path(application):
+        table.note("the path of a program is wanted", "application")
+    rule = table.text("rule")
+    if rule is not None and rule != DEFAULTS and rule not in context.rules:
+        table.note(f'no rule is called "{rule}"', "rule")
+    test = PolicyTest(
+        application=application,
+        expect=table.choice("expect", Action, None) or Action.BLOCK,
+        host=_test_host(table),
+        port=_test_port(table),
+        address=_test_address(table),
+        user=table.text("user"),
+        rule=rule,
+        line=table.notes.line(table.path),
+    )
+    table.close(later=LATER_TEST)
+    return test
+
+
+def _test_host(table: Table) -> str | None:
+    text = table.text("host")
+    try:
+        return None if text is None else written_name(text)
+    except ValueError as error:
+        table.note(str(error), "host")
+        return None
+
+
+def _test_port(table: Table) -> int:
+    value = table.raw("port")
+    if value is None:
+        return 443
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= PORT_MAX:
+        return value
+    table.note(f"a port is a number within 1-{PORT_MAX}", "port")
+    return 443
+
+
+def _test_address(table: Table) -> str:
+    text = table.text("address")
+    try:
+        return "" if text is None else ipaddress.ip_address(text).compressed
+    except ValueError as error:
+        table.note(str(error), "address")
+        return ""

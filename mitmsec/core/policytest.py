@@ -1,0 +1,47 @@
+"""The tests written inside a policy: one flow each, and what the policy must say to it."""
+
+from __future__ import annotations
+
+from mitmsec.core.model import Decision, Endpoint, Process, Value
+from mitmsec.core.policy import Policy, PolicyTest
+
+
+class TestOutcome(Value, frozen=True):
+    """`expected` and `got` are sentences' ends: `bypass by "banks"`."""
+
+    __test__ = False  # not a test of ours, whatever pytest thinks of the name
+
+    test: PolicyTest
+    decision: Decision
+    passed: bool
+    expected: str
+    got: str
+
+
+def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
+    """Every test of the policy, in the order written."""
+    return tuple(_run(policy, test) for test in policy.tests)
+
+
+def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
+    """Who connects and where to; the address is empty where the test gives none."""
+    process = Process(pid=0, exe=test.application, name=basename(test.application), user=test.user, source="test")
+    return process, Endpoint(address=test.address, port=test.port)
+
+
+def basename(path: str) -> str:
+    """The last part of a path of either family."""
+    return path.replace("\\", "/").rpartition("/")[2]
+
+
+def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
+    process, remote = flow_of(test)
+    decision = policy.at_hello(process, remote, name=test.host)
+    passed = decision.action is test.expect and test.rule in (None, decision.rule)
+    return TestOutcome(
+        test=test,
+        decision=decision,
+        passed=passed,
+        expected=test.expect.value if test.rule is None else f'{test.expect.value} by "{test.rule}"',
+        got=f'{decision.action.value} by "{decision.rule}"',
+    )

@@ -1,0 +1,52 @@
+"""The written policy as values: applications, rules, tests. What they mean is in selector, matcher and policy."""
+
+from __future__ import annotations
+
+from mitmsec.core.model import Action, OnFinding, Value
+
+DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
+
+
+class Application(Value, frozen=True):
+    """Programs under one name. Every criterion that is given must hold; of a criterion's values, any."""
+
+    name: str
+    path: tuple[str, ...] = ()
+    """Globs over the executable's path."""
+    process_name: tuple[str, ...] = ()
+    user: tuple[str, ...] = ()
+    sha256: tuple[str, ...] = ()
+    children: bool = False
+    """Also programs whose parent's executable is one of `path` (the parent that could still be read at connect)."""
+
+
+class Rule(Value, frozen=True):
+    """A selector and an action. An empty condition holds always; of a condition's values, any."""
+
+    name: str
+    action: Action
+    application: tuple[str, ...] = ()
+    """Names of applications, or path globs."""
+    host: tuple[str, ...] = ()
+    """`a.example`: exactly it. `*.a.example`: everything below. `.a.example` (from a list): both."""
+    port: tuple[tuple[int, int], ...] = ()
+    """Ranges, both ends included."""
+    address: tuple[str, ...] = ()
+    """Networks in CIDR notation."""
+    reason: str = ""
+    inspect: tuple[str, ...] | None = None
+    """Inspectors; None: those of the defaults."""
+    on_finding: OnFinding = OnFinding.ALERT
+
+
+class PolicyTest(Value, frozen=True):
+    """One flow and what the policy must say to it. `line` is where it stands in the file."""
+
+    application: str
+    expect: Action
+    host: str | None = None
+    port: int = 443
+    address: str = ""
+    user: str | None = None
+    rule: str | None = None
+    line: int = 0

@@ -1,0 +1,169 @@
+"""What conditions mean: path globs, programs, host patterns, ports, networks.
+
+Each kind can say whether it accepts one thing (`matches`, `accepts`) and whether it accepts all that another accepts
+(`covers`), which finds rules that can never match. `covers` errs to "no".
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+
+from mitmsec.core.model import Process
+from mitmsec.core.names import parents
+from mitmsec.core.rules import Application
+
+# Stand-ins that no path has, for comparing a glob with a glob: they fit only a wildcard that accepts as much.
+_ANY_RUN, _ANY_CHAR = "\x00", "\x01"
+
+Ranges = tuple[tuple[int, int], ...]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+# --- programs ---------------------------------------------------------------------------------------------------------
+def is_path(text: str) -> bool:
+    """Whether an entry of a rule's `application` is a path glob, not a name."""
+    return any(char in text for char in "/\\*?")
+
+
+def path_matches(glob: str, path: str) -> bool:
+    r"""`*` is any run of characters, separators too; `?` is one character; all else is itself.
+
+    A glob with a drive letter or a backslash is for Windows: case does not count, and / and \ are the same.
+    """
+    return _glob(glob).fullmatch(_slashed(path) if _is_windows(glob) else path) is not None
+
+
+def path_covers(wide: str, narrow: str) -> bool:
+    """Whether every path that `narrow` matches is also matched by `wide`."""
+    return path_matches(wide, narrow.replace("*", _ANY_RUN).replace("?", _ANY_CHAR))
+
+
+class Program:
+    """An application, or a lone path glob, ready to be asked."""
+
+    __slots__ = ("_application",)
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+
+    @classmethod
+    def of(cls, entry: str, applications: Iterable[Application]) -> Program:
+        """What an entry of a rule's `application` stands for. Raises KeyError for a name that nobody has."""
+        if is_path(entry):
+            return cls(Application(name=entry, path=(entry,)))
+        for application in applications:
+            if application.name == entry:
+                return cls(application)
+        raise KeyError(entry)
+
+    def accepts(self, process: Process) -> bool:
+        """What could not be read of `process` (None) fulfils no criterion."""
+        mine = self._application
+        return (
+            (not mine.path or self._has_path(process))
+            and (not mine.process_name or _any_glob(mine.process_name, process.name))
+            and (not mine.user or process.user in mine.user)
+            and (not mine.sha256 or process.sha256 in mine.sha256)
+        )
+
+    def _has_path(self, process: Process) -> bool:
+        mine = self._application
+        if _any_glob(mine.path, process.exe):
+            return True
+        return mine.children and process.parent is not None and _any_glob(mine.path, process.parent.exe)
+
+
+def _any_glob(globs: Sequence[str], text: str | None) -> bool:
+    return text is not None and any(path_matches(glob, text) for glob in globs)
+
+
+@lru_cache(maxsize=4096)
+def _glob(glob: str) -> re.Pattern[str]:
+    windows = _is_windows(glob)
+    parts = {"*": ".*", "?": f"[^{_ANY_RUN}]"}
+    # Runs of * are one: each would multiply the work of a match that fails.
+    text = re.sub(r"\*+", "*", _slashed(glob) if windows else glob)
+    return re.compile(
+        "".join(parts.get(char) or re.escape(char) for char in text), re.DOTALL | (re.IGNORECASE if windows else 0)
+    )
+
+
+def _is_windows(glob: str) -> bool:
+    return "\\" in glob or glob[1:2] == ":"
+
+
+def _slashed(path: str) -> str:
+    return path.replace("\\", "/")
+
+
+# --- hosts ------------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4096)
+def host_patterns(name: str) -> tuple[str, ...]:
+    """Every pattern that accepts `name`, so that looking hosts up is looking patterns up."""
+    below = [pattern for parent in parents(name) for pattern in (f"*.{parent}", f".{parent}")]
+    return (name, f".{name}", *below)
+
+
+def host_covers(wide: Collection[str], narrow: str) -> bool:
+    """Whether every name that the pattern `narrow` accepts is accepted by one of `wide`."""
+    if narrow.startswith("*."):
+        suffix = narrow[2:]
+        return not {narrow, f".{suffix}", *host_patterns(suffix)[2:]}.isdisjoint(wide)
+    if narrow.startswith("."):
+        suffix = narrow[1:]
+        return narrow in wide or (host_covers(wide, suffix) and host_covers(wide, f"*{narrow}"))
+    return not set(host_patterns(narrow)).isdisjoint(wide)
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same ports in the fewest ranges, in order."""
+    out: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if out and low <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(high, out[-1][1]))
+        else:
+            out.append((low, high))
+    return tuple(out)
+
+
+def ports_accept(ranges: Ranges, port: int) -> bool:
+    return any(low <= port <= high for low, high in ranges)
+
+
+def ports_cover(wide: Ranges, narrow: Ranges) -> bool:
+    """Both merged."""
+    return all(any(low <= start and end <= high for low, high in wide) for start, end in narrow)
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> Address | None:
+    """The address, or None for what is none: `Endpoint.address` is empty where explain was not told one."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def networks(written: Iterable[str]) -> tuple[Network, ...]:
+    """The same addresses in the fewest networks. Raises ValueError."""
+    parsed = [ipaddress.ip_network(text) for text in written]
+    four = [network for network in parsed if isinstance(network, ipaddress.IPv4Network)]
+    six = [network for network in parsed if isinstance(network, ipaddress.IPv6Network)]
+    return (*ipaddress.collapse_addresses(four), *ipaddress.collapse_addresses(six))
+
+
+def networks_accept(within: Iterable[Network], address: Address | None) -> bool:
+    return address is not None and any(address in network for network in within)
+
+
+def networks_cover(wide: Iterable[Network], narrow: Iterable[Network]) -> bool:
+    return all(
+        any(network.network_address in other and network.prefixlen >= other.prefixlen for other in wide)
+        for network in narrow
+    )

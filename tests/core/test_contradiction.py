@@ -1,0 +1,101 @@
+"""Rules that can never match are found, and no rule that can is called one."""
+
+from __future__ import annotations
+
+import policies
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
+from mitmsec.core.model import Action, Endpoint, OnFinding, Process
+from mitmsec.core.policy import Policy, Rule
+
+
+def rule(name: str, **conditions: object) -> Rule:
+    return Rule(name=name, action=Action.BLOCK, **conditions)  # type: ignore[arg-type]
+
+
+def shadowed(*rules: Rule) -> list[int | None]:
+    return [found.rule for found in never_matching(Policy(rules=rules), range(len(rules)))]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"host": ("a.example",)}),
+        ({"host": ("*.example",)}, {"host": ("a.example", "*.b.example")}),
+        ({"host": ("x.test", ".example")}, {"host": (".a.example",), "port": ((443, 443),)}),
+        ({"application": ("/usr/*",)}, {"application": ("/usr/bin/*",)}),
+        ({"application": ("a", "b")}, {"application": ("b",)}),
+        ({"port": ((1, 50), (51, 100))}, {"port": ((20, 80),)}),
+        ({"address": ("10.0.0.0/8",)}, {"address": ("10.1.0.0/16",)}),
+    ],
+)
+def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], second: dict[str, object]) -> None:
+    assert shadowed(rule("1", **first), rule("2", **second)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"host": ("a.example",)}, {}),
+        ({"host": ("*.example",)}, {"host": (".example",)}),
+        ({"host": ("*.example",)}, {"host": ("a.example", "a.test")}),
+        ({"application": ("a",)}, {}),
+        ({"application": ("a",)}, {"application": ("b",)}),
+        ({"application": ("a",)}, {"application": ("/a",)}),
+        ({"port": ((443, 443),)}, {}),
+        ({"port": ((443, 443),)}, {"port": ((443, 444),)}),
+        ({"address": ("10.0.0.0/8",)}, {}),
+        ({"address": ("10.1.0.0/16",)}, {"address": ("10.0.0.0/8",)}),
+    ],
+)
+def test_a_rule_that_still_can_match_is_left_alone(first: dict[str, object], second: dict[str, object]) -> None:
+    assert shadowed(rule("1", **first), rule("2", **second)) == []
+
+
+def test_the_message_names_the_first_rule_that_shadows_and_only_sound_rules_count() -> None:
+    rules = (rule("a", port=((1, 9),)), rule("all"), rule("late", host=("a",)))
+    (found,) = never_matching(Policy(rules=rules), {0, 1, 2})
+    assert (found.rule, found.key) == (2, "name")
+    assert '"all"' in found.message
+    assert not list(never_matching(Policy(rules=rules), {0, 2}))
+
+
+@given(policies.policies, st.sampled_from(policies.PROCESSES), policies.endpoints, policies.names)
+def test_no_flow_ever_reaches_a_rule_called_unreachable(
+    policy: Policy, process: Process, remote: Endpoint, name: str | None
+) -> None:
+    unreachable = {policy.rules[found.rule or 0].name for found in never_matching(policy, range(len(policy.rules)))}
+    assert policy.at_hello(process, remote, name=name).rule not in unreachable
+
+
+@pytest.mark.parametrize(
+    ("action", "inspect", "on_finding", "keys"),
+    [
+        (Action.BYPASS, ("keywords",), OnFinding.BLOCK, ["inspect", "on_finding"]),
+        (Action.CAPTURE, None, OnFinding.ALERT, []),
+        (Action.BLOCK, (), OnFinding.BLOCK, ["on_finding"]),
+        (Action.DECRYPT, ("keywords",), OnFinding.BLOCK, []),
+        (Action.DECRYPT, None, OnFinding.BLOCK, ["on_finding"]),
+        (Action.DECRYPT, None, OnFinding.ALERT, []),
+    ],
+)
+def test_pairs_that_cannot_be(
+    action: Action, inspect: tuple[str, ...] | None, on_finding: OnFinding, keys: list[str]
+) -> None:
+    policy = Policy(rules=(Rule(name="r", action=action, inspect=inspect, on_finding=on_finding),))
+    assert [found.key for found in impossible_pairs(policy)] == keys
+
+
+def test_inspection_by_default_needs_something_that_is_decrypted_and_inherits_it() -> None:
+    own = Rule(name="r", action=Action.DECRYPT, inspect=())
+    inherits = Rule(name="r", action=Action.DECRYPT)
+
+    def found(**settings: object) -> list[str]:
+        policy = Policy(inspect=("keywords",), **settings)  # type: ignore[arg-type]
+        return [one.key for one in impossible_defaults(policy)]
+
+    assert found(action=Action.BYPASS) == found(action=Action.BYPASS, rules=(own,)) == ["inspect"]
+    assert found(action=Action.BYPASS, rules=(inherits,)) == found() == []

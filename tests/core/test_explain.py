@@ -1,0 +1,57 @@
+"""An explanation tells the same story as the decision, and why."""
+
+from __future__ import annotations
+
+import policies
+from hypothesis import given
+
+from mitmsec.core.explain import Checked, explain
+from mitmsec.core.model import Action, Endpoint, Process
+from mitmsec.core.policy import Policy, Rule
+
+
+@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+def test_the_story_ends_as_the_gate_decides(
+    policy: Policy, process: Process, remote: Endpoint, name: str | None
+) -> None:
+    story = explain(policy, process, remote, name)
+    assert story.decision == policy.at_hello(process, remote, name=name)
+    assert story.needs_name is (policy.at_connect(process, remote) is None)
+    assert len(story.tried) == len(policy.rules)
+    deciders = [tried.rule for tried in story.tried if tried.decided]
+    assert deciders == ([] if story.decision.rule == "defaults" else [story.decision.rule])
+
+
+def test_each_condition_says_why() -> None:
+    rule = Rule(
+        name="r",
+        action=Action.BLOCK,
+        application=("browsers", "/x"),
+        host=("*.a.example", ".b.example", "c", "d", "e", "f"),
+        port=((22, 22), (8000, 8999)),
+        address=("192.0.2.0/24",),
+    )
+    policy = Policy(applications=policies.APPLICATIONS, rules=(rule,))
+
+    def checked(process: Process, address: str, port: int, name: str | None) -> tuple[Checked, ...]:
+        return explain(policy, process, Endpoint(address=address, port=port), name).tried[0].conditions
+
+    hosts = "*.a.example, b.example (from a list), c, d, e and 1 more"
+    assert [(check.holds, check.why) for check in checked(policies.CURL, "198.51.100.1", 443, "x.test")] == [
+        (False, "/usr/bin/curl is none of browsers, /x"),
+        (False, f"x.test is not within {hosts}"),
+        (False, "443 is not within 22, 8000-8999"),
+        (False, "198.51.100.1 is not within 192.0.2.0/24"),
+    ]
+    assert [(check.holds, check.why) for check in checked(policies.FIREFOX, "192.0.2.9", 8080, "b.example")] == [
+        (True, "/usr/lib/firefox/firefox is one of browsers"),
+        (True, "b.example is within b.example (from a list)"),
+        (True, "8080 is within 22, 8000-8999"),
+        (True, "192.0.2.9 is within 192.0.2.0/24"),
+    ]
+    assert [check.why for check in checked(policies.UNKNOWN, "", 22, None)] == [
+        "a program whose path is not known is none of browsers, /x",
+        "the flow shows no name",
+        "22 is within 22, 8000-8999",
+        "no address is given to compare with 192.0.2.0/24",
+    ]

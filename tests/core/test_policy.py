@@ -1,0 +1,100 @@
+"""The two questions, and what a decision says."""
+
+from __future__ import annotations
+
+import msgspec
+import policies
+import pytest
+from hypothesis import given
+
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, OnFinding, Process, Quic, Upstream
+from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
+
+WEB = Endpoint(address="192.0.2.1", port=443)
+BANKS = Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",), reason="agreement 4.2")
+SSH = Rule(name="ssh", action=Action.CAPTURE, port=((22, 22),))
+
+
+def test_the_default_policy_decrypts_everything_at_once() -> None:
+    decision = DEFAULT_POLICY.at_connect(policies.CURL, WEB)
+    assert decision == Decision(action=Action.DECRYPT, rule="defaults", reason="no rule matched")
+    assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, name="a.example", alpn=("h2",), ja4="t") == decision
+    settings = (DEFAULT_POLICY.on_failure, DEFAULT_POLICY.quic, DEFAULT_POLICY.upstream)
+    assert settings == (OnFailure.OPEN, Quic.REFUSE, Upstream.MIRROR)
+
+
+@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+def test_an_early_answer_is_never_another_answer(
+    policy: Policy, process: Process, remote: Endpoint, name: str | None
+) -> None:
+    early = policy.at_connect(process, remote)
+    assert early in (None, policy.at_hello(process, remote, name=name))
+
+
+@given(policies.policies)
+def test_a_policy_goes_through_json_unchanged_even_after_use(policy: Policy) -> None:
+    policy.at_connect(policies.CURL, WEB)
+    copy = msgspec.json.decode(msgspec.json.encode(policy), type=Policy)
+    assert copy == policy
+    assert copy.at_hello(policies.CURL, WEB, name=None) == policy.at_hello(policies.CURL, WEB, name=None)
+
+
+def test_a_rule_with_a_host_waits_for_the_name_and_never_takes_a_nameless_flow() -> None:
+    policy = Policy(rules=(BANKS,))
+    assert policy.at_connect(policies.CURL, WEB) is None
+    assert policy.at_hello(policies.CURL, WEB, name="www.bank.example").rule == "banks"
+    assert policy.at_hello(policies.CURL, WEB, name="bank.example").rule == "defaults"
+    assert policy.at_hello(policies.CURL, WEB, name=None).rule == "defaults"
+
+
+def test_a_rule_that_comes_first_without_a_host_settles_the_flow_at_connect() -> None:
+    policy = Policy(rules=(SSH, BANKS))
+    decision = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22))
+    assert decision is not None
+    assert decision.rule == "ssh"
+
+
+def test_two_rules_of_the_same_action_are_two_answers() -> None:
+    same = Rule(name="other", action=Action.BYPASS)
+    assert Policy(rules=(BANKS, same)).at_connect(policies.CURL, WEB) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "inspect", "on_finding"),
+    [
+        (Rule(name="r", action=Action.DECRYPT), ("keywords",), OnFinding.ALERT),
+        (Rule(name="r", action=Action.DECRYPT, inspect=()), (), OnFinding.ALERT),
+        (Rule(name="r", action=Action.DECRYPT, inspect=("x",), on_finding=OnFinding.BLOCK), ("x",), OnFinding.BLOCK),
+        (Rule(name="r", action=Action.BYPASS), (), OnFinding.ALERT),
+        (None, ("keywords",), OnFinding.ALERT),
+    ],
+)
+def test_what_a_decision_inspects(rule: Rule | None, inspect: tuple[str, ...], on_finding: OnFinding) -> None:
+    policy = Policy(inspect=("keywords",), upstream=Upstream.BLOCK, rules=(rule,) if rule else ())
+    decision = policy.at_hello(policies.CURL, WEB, name=None)
+    assert (decision.inspect, decision.on_finding, decision.upstream) == (inspect, on_finding, Upstream.BLOCK)
+
+
+def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> None:
+    policy = Policy(rules=(BANKS, SSH))
+    assert policy.at_hello(policies.CURL, WEB, name="a.bank.example").reason == "agreement 4.2"
+    reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), name=None).reason
+    assert reason == "the policy says so for connections, port 22"
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule(name="r", action=Action.BLOCK), "every connection"),
+        (
+            Rule(name="r", action=Action.BLOCK, application=("browsers",), host=(".a",), address=("10.0.0.0/8",)),
+            "connections of browsers to a (from a list), 10.0.0.0/8",
+        ),
+        (
+            Rule(name="r", action=Action.BLOCK, host=("a", "b", "c", "d", "e"), port=((1, 2),)),
+            "connections to a, b, c and 2 more, port 1-2",
+        ),
+    ],
+)
+def test_a_rule_in_words(rule: Rule, words: str) -> None:
+    assert subject(rule) == words

@@ -1,0 +1,231 @@
+"""The sections of a policy file: each value, each mistake."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from mitmsec.core.model import Action, OnFinding
+from mitmsec.core.policy import Application, PolicyTest, Rule
+from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
+from mitmsec.core.toml_lines import index
+from mitmsec.core.toml_table import Notes, Table
+
+LISTS = {
+    "banks.txt": "\ufeff# ours\nBank.example  # one\n\nsparkasse-köln.example\n",
+    "empty.txt": "# nothing\n",
+    "bad.txt": "good.example\n*.bad.example\n10.0.0.1\n",
+    "words.txt": "Adler\nProjekt X # secret\n",
+}
+
+
+def read_list(name: str) -> str:
+    if name == "binary":
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+    if name == "strange":
+        raise OSError("no number")
+    if name not in LISTS:
+        raise FileNotFoundError(2, "No such file or directory", name)
+    return LISTS[name]
+
+
+def opened(text: str) -> tuple[Table, Context]:
+    notes = Notes("f.toml", index(text))
+    return Table(tomllib.loads(text), (), notes), Context(
+        notes=notes,
+        read_list=read_list,
+        inspectors=("keywords", "other"),
+        applications={"browsers": 3},
+        rules={"taken": 4},
+        words={"keywords": ("x",)},
+    )
+
+
+def messages(context: Context) -> list[str]:
+    return [f"{error.key or error.file}: {error.message}" for error in context.notes.errors]
+
+
+def test_a_whole_rule() -> None:
+    table, context = opened(
+        """
+        name = "r"
+        application = ["browsers", "/usr/*"]
+        host = ["A.example", "*.b.example", "@banks.txt"]
+        port = [443, "8000 - 8999"]
+        address = ["10.0.0.0/8", "2001:db8::1"]
+        action = "decrypt"
+        reason = "because"
+        inspect = ["keywords", "other", "keywords"]
+        on_finding = "block"
+        """
+    )
+    assert read_rule(table, context) == Rule(
+        name="r",
+        action=Action.DECRYPT,
+        application=("browsers", "/usr/*"),
+        host=("a.example", "*.b.example", ".bank.example", ".xn--sparkasse-kln-smb.example"),
+        port=((443, 443), (8000, 8999)),
+        address=("10.0.0.0/8", "2001:db8::1/128"),
+        reason="because",
+        inspect=("keywords", "other"),
+        on_finding=OnFinding.BLOCK,
+    )
+    assert messages(context) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('name = "taken"', 'name: the name "taken" is taken since line 4'),
+        ('name = "defaults"', 'name: "defaults" stands for'),
+        ('action = "deny"', 'action: "deny" is not one of'),
+        ('application = ["nobody"]', 'application[0]: no [[application]] is called "nobody"'),
+        ('host = ["a b"]', "host[0]: 'a b' is not a host name; wanted"),
+        ('host = ["*"]', "host[0]: '*' is not a host name"),
+        ('host = ["*.*.a"]', "host[0]: '*.a' is not a host name"),
+        ('host = ["10.0.0.1"]', "host[0]: '10.0.0.1' is an IP address; write it under `address`"),
+        ('host = ["@none.txt"]', "host[0]: cannot read none.txt: No such file or directory"),
+        ('host = ["@strange"]', "host[0]: cannot read strange: is not UTF-8 text"),
+        ('host = ["@empty.txt"]', "host: the lists hold no names, so this rule can never match"),
+        ('host = ["@bad.txt"]', "bad.txt: '*.bad.example' is not a host name"),
+        ("host = []", "host: an empty list can never match"),
+        ("port = [true]", "port[0]: a port is a number or a range"),
+        ('port = ["x"]', "port[0]: a port is a number or a range"),
+        ('port = ["9-1"]', "port[0]: the range 9-1 is empty"),
+        ("port = [0]", "port[0]: ports are within 1-65535"),
+        ('port = ["1-70000"]', "port[0]: ports are within 1-65535"),
+        ("port = 443", "port: a list is wanted"),
+        ('address = ["10.0.0.1/8"]', "address[0]: 10.0.0.1/8 has host bits set"),
+        ('address = ["::ffff:10.0.0.0/104"]', "address[0]: IPv4-mapped addresses are seen as IPv4"),
+        ('on_finding = "redact"', 'on_finding: "redact" is not supported by this version'),
+        ('inspect = ["secrets"]', 'inspect[0]: no inspector is called "secrets"; there are: keywords, other'),
+        ('user = ["joe"]', "user: not supported by this version"),
+        ("page = true", "page: not supported by this version"),
+        ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),
+    ],
+)
+def test_mistakes_in_a_rule(line: str, says: str) -> None:
+    key = line.partition(" ")[0]
+    rest = {"name": 'name = "r"', "action": 'action = "block"'}
+    rest.pop(key, None)
+    table, context = opened("\n".join([*rest.values(), line]))
+    read_rule(table, context)
+    assert messages(context)[0].startswith(says)
+
+
+def test_a_rule_needs_a_name_and_an_action() -> None:
+    table, context = opened("")
+    read_rule(table, context)
+    assert messages(context) == ["name: missing", "action: missing"]
+
+
+def test_a_list_is_read_once_and_its_own_errors_have_its_own_lines() -> None:
+    table, context = opened('name = "r"\naction = "block"\nhost = ["@bad.txt", "@bad.txt"]')
+    assert read_rule(table, context).host == (".good.example",)
+    assert [(error.file, error.line) for error in context.notes.errors] == [("bad.txt", 2), ("bad.txt", 3)]
+
+
+def test_keywords_without_words_find_nothing() -> None:
+    table, context = opened('inspect = ["keywords", "other"]')
+    context.words.clear()
+    assert read_inspect(table, context) == ("keywords", "other")
+    assert messages(context)[0].startswith("inspect[0]: keywords has nothing to look for")
+    assert len(messages(context)) == 1
+
+
+def test_inspectors_take_words_and_lists_of_words() -> None:
+    table, context = opened(
+        """
+        [keywords]
+        words = ["Adler", "b"]
+        lists = ["words.txt", "@none.txt", "binary"]
+        [other]
+        colour = 1
+        [secrets]
+        """
+    )
+    read_inspectors(table, context)
+    assert context.words == {"keywords": ("Adler", "b", "Projekt X"), "other": ()}
+    assert messages(context) == [
+        "keywords.lists[1]: cannot read none.txt: No such file or directory",
+        "keywords.lists[2]: cannot read binary: is not UTF-8 text",
+        "other.colour: unknown key",
+        "secrets: no inspector has this name; there are: keywords, other",
+    ]
+
+
+def test_a_whole_application() -> None:
+    table, context = opened(
+        f'name = "x"\npath = ["/a/*"]\nuser = ["joe"]\nchildren = true\nsha256 = ["{"AB" * 32}"]\nprocess_name = ["y"]'
+    )
+    application = read_application(table, context)
+    assert application == Application(
+        name="x", path=("/a/*",), user=("joe",), children=True, sha256=("ab" * 32,), process_name=("y",)
+    )
+    assert messages(context) == [
+        "children: of a parent only the path is known: children needs path, without process_name and sha256"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('name = "browsers"\nuser = ["x"]', ['name: the name "browsers" is taken since line 3']),
+        ('name = "a/b"\nuser = ["x"]', ["name: a name cannot contain / \\ * ?: those mark path globs"]),
+        ('name = "x"', [": selects nothing: give path, process_name, user or sha256"]),
+        ('name = "x"\nservice = ["y"]', ["service: not supported by this version"]),
+        ('name = "x"\npath = ["curl"]', ['path[0]: "curl" is no path; for a program anywhere write "*/curl"']),
+        ('name = "x"\nsha256 = ["12"]', ["sha256[0]: 64 hexadecimal digits are wanted"]),
+        ('name = "x"\nuser = ["y"]\nchildren = true', ["children: of a parent only the path is known"]),
+    ],
+)
+def test_mistakes_in_an_application(text: str, says: list[str]) -> None:
+    table, context = opened(text)
+    read_application(table, context)
+    assert len(messages(context)) == len(says)
+    assert all(got.removeprefix("f.toml").startswith(want) for got, want in zip(messages(context), says, strict=True))
+
+
+def test_a_whole_test() -> None:
+    table, context = opened(
+        '\napplication = "/x"\nhost = "B\u00fccher.example"\nport = 80\naddress = "2001:DB8::1"\nuser = "joe"\n'
+        'expect = "capture"\nrule = "taken"'
+    )
+    assert read_test(table, context) == PolicyTest(
+        application="/x",
+        host="xn--bcher-kva.example",
+        port=80,
+        address="2001:db8::1",
+        user="joe",
+        expect=Action.CAPTURE,
+        rule="taken",
+        line=1,
+    )
+    assert messages(context) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('application = "curl"', "application: the path of a program is wanted"),
+        ('rule = "nobody"', 'rule: no rule is called "nobody"'),
+        ('host = "10.0.0.1"', "host: '10.0.0.1' is an IP address"),
+        ("port = true", "port: a port is a number within 1-65535"),
+        ("port = 0", "port: a port is a number within 1-65535"),
+        ('address = "x"', "address: 'x' does not appear to be"),
+        ('protocol = "tls"', "protocol: not supported by this version"),
+        ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
+    ],
+)
+def test_mistakes_in_a_test(line: str, says: str) -> None:
+    first = "" if line.startswith("application") else 'application = "/x"\n'
+    table, context = opened(f'{first}expect = "block"\n{line}')
+    read_test(table, context)
+    assert [message.startswith(says) for message in messages(context)] == [True]
+
+
+def test_a_test_may_expect_the_defaults() -> None:
+    table, context = opened('application = "/x"\nexpect = "block"\nrule = "defaults"')
+    assert read_test(table, context).rule == "defaults"
+    assert messages(context) == []

@@ -1,0 +1,55 @@
+"""The tests inside a policy pass exactly if action and rule are the expected ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from mitmsec.core.model import Action
+from mitmsec.core.policy import Application, Policy, PolicyTest, Rule
+from mitmsec.core.policytest import basename, flow_of, run_tests
+
+RULES = (
+    Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",)),
+    Rule(name="root", action=Action.BLOCK, application=("root's curl",), address=("192.0.2.0/24",), port=((80, 80),)),
+)
+APPLICATIONS = (Application(name="root's curl", process_name=("curl",), user=("root",)),)
+
+
+@pytest.mark.parametrize(
+    ("test", "passed", "expected", "got"),
+    [
+        (
+            PolicyTest(application="/x", host="a.bank.example", expect=Action.BYPASS),
+            True,
+            "bypass",
+            'bypass by "banks"',
+        ),
+        (
+            PolicyTest(application="/x", host="a.bank.example", expect=Action.BYPASS, rule="defaults"),
+            False,
+            'bypass by "defaults"',
+            'bypass by "banks"',
+        ),
+        (PolicyTest(application="/x", expect=Action.BLOCK), False, "block", 'decrypt by "defaults"'),
+        (
+            PolicyTest(
+                application="/bin/curl", user="root", address="192.0.2.1", port=80, expect=Action.BLOCK, rule="root"
+            ),
+            True,
+            'block by "root"',
+            'block by "root"',
+        ),
+    ],
+)
+def test_outcomes(test: PolicyTest, passed: bool, expected: str, got: str) -> None:
+    (outcome,) = run_tests(Policy(applications=APPLICATIONS, rules=RULES, tests=(test,)))
+    assert (outcome.passed, outcome.expected, outcome.got) == (passed, expected, got)
+
+
+def test_a_test_without_an_address_has_an_endpoint_without_one() -> None:
+    process, remote = flow_of(PolicyTest(application="C:\\x\\y.exe", expect=Action.BLOCK))
+    assert (process.exe, process.name, remote.address, remote.port) == ("C:\\x\\y.exe", "y.exe", "", 443)
+
+
+def test_the_last_part_of_a_path() -> None:
+    assert [basename(path) for path in ("/usr/bin/curl", "C:\\a\\b.exe", "x")] == ["curl", "b.exe", "x"]

@@ -1,0 +1,160 @@
+"""What single conditions accept, and when one accepts all that another does."""
+
+from __future__ import annotations
+
+import ipaddress
+from itertools import product
+
+import policies
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.core.model import Process
+from mitmsec.core.rules import Application
+from mitmsec.core.selector import (
+    Program,
+    host_covers,
+    host_patterns,
+    is_path,
+    merged,
+    networks,
+    networks_accept,
+    networks_cover,
+    parse_address,
+    path_covers,
+    path_matches,
+    ports_accept,
+    ports_cover,
+)
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "matches"),
+    [
+        ("/usr/bin/curl", "/usr/bin/curl", True),
+        ("/usr/bin/curl", "/usr/bin/CURL", False),
+        ("/usr/bin/curl", "/usr/bin/curl2", False),
+        ("/usr/lib/firefox/*", "/usr/lib/firefox/plugins/x", True),
+        ("*/curl", "/usr/bin/curl", True),
+        ("/usr/bin/pytho?", "/usr/bin/python", True),
+        ("/usr/bin/pytho?", "/usr/bin/python3", False),
+        ("/a/**/b", "/a/x/y/b", True),
+        ("/a[b]/c.d", "/a[b]/c.d", True),
+        ("/a[b]/c.d", "/ab/cxd", False),
+        ("/a\nb/*", "/a\nb/c\nd", True),
+        ("C:\\Program Files\\*\\chrome.exe", "c:/program files/Google/Chrome/Chrome.EXE", True),
+        ("c:/tools/*", "C:\\Tools\\x.exe", True),
+    ],
+)
+def test_path_globs(glob: str, path: str, matches: bool) -> None:
+    assert path_matches(glob, path) is matches
+
+
+def test_what_is_a_path_glob_and_what_is_a_name() -> None:
+    assert [is_path(text) for text in ("/x", "a\\b", "*", "cur?", "browsers", "")] == [True] * 4 + [False] * 2
+
+
+globs = st.text("/a*?", min_size=1, max_size=5)
+paths = ["".join(chars) for size in range(4) for chars in product("/a", repeat=size)]
+
+
+@given(globs, globs)
+def test_a_glob_that_covers_another_matches_all_that_the_other_does(wide: str, narrow: str) -> None:
+    if path_covers(wide, narrow):
+        assert all(path_matches(wide, path) for path in paths if path_matches(narrow, path))
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covers"),
+    [
+        ("/a/*", "/a/b*", True),
+        ("/a/*", "/a/?", True),
+        ("/a/?", "/a/*", False),
+        ("/a/b", "/a/b", True),
+        ("*", "/x", True),
+    ],
+)
+def test_globs_covering_globs(wide: str, narrow: str, covers: bool) -> None:
+    assert path_covers(wide, narrow) is covers
+
+
+@pytest.mark.parametrize(
+    ("application", "accepted"),
+    [
+        (Application(name="x", path=("/usr/lib/firefox/*",)), [policies.FIREFOX]),
+        (Application(name="x", path=("/usr/lib/firefox/*",), children=True), [policies.FIREFOX, policies.HELPER]),
+        (Application(name="x", process_name=("cur*",)), [policies.CURL]),
+        (Application(name="x", user=("joe", "root")), [policies.FIREFOX, policies.CURL]),
+        (Application(name="x", sha256=("ab" * 32,)), [policies.FIREFOX]),
+        (Application(name="x", path=("/usr/*",), user=("root",)), [policies.CURL]),
+        (Application(name="x", path=("*",)), [policies.FIREFOX, policies.CURL, policies.HELPER]),
+    ],
+)
+def test_programs(application: Application, accepted: list[Process]) -> None:
+    program = Program(application)
+    assert [process for process in policies.PROCESSES if program.accepts(process)] == accepted
+
+
+def test_an_entry_of_a_rule_is_a_path_or_a_known_name() -> None:
+    assert Program.of("*/curl", ()).accepts(policies.CURL)
+    assert Program.of("root's", policies.APPLICATIONS).accepts(policies.CURL)
+    with pytest.raises(KeyError):
+        Program.of("nobody", policies.APPLICATIONS)
+
+
+def test_the_patterns_that_accept_a_name() -> None:
+    assert host_patterns("b.a.example") == (
+        "b.a.example",
+        ".b.a.example",
+        "*.a.example",
+        ".a.example",
+        "*.example",
+        ".example",
+    )
+
+
+@given(st.lists(policies.patterns, min_size=1, max_size=3), policies.patterns)
+def test_patterns_that_cover_another_accept_every_name_that_it_does(wide: list[str], narrow: str) -> None:
+    known = {*policies.NAMES, *(f"x.{name}" for name in policies.NAMES)}
+    left_over = {name for name in known if narrow in host_patterns(name) and set(host_patterns(name)).isdisjoint(wide)}
+    assert not (host_covers(wide, narrow) and left_over)
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covers"),
+    [
+        (["a.example"], "a.example", True),
+        (["*.example"], "a.example", True),
+        (["*.example"], "*.a.example", True),
+        (["*.example"], "*.example", True),
+        (["*.example"], ".example", False),
+        (["*.example", "example"], ".example", True),
+        ([".example"], "*.example", True),
+        ([".example"], "example", True),
+        (["*.a.example"], "*.example", False),
+        (["a.example"], ".a.example", False),
+    ],
+)
+def test_hosts_covering_hosts(wide: list[str], narrow: str, covers: bool) -> None:
+    assert host_covers(wide, narrow) is covers
+
+
+def test_ports() -> None:
+    ranges = merged([(90, 99), (80, 80), (81, 85), (84, 86)])
+    assert ranges == ((80, 86), (90, 99))
+    assert [ports_accept(ranges, port) for port in (79, 80, 86, 87, 99, 100)] == [False, True, True, False, True, False]
+    assert ports_cover(ranges, ((82, 86), (95, 95)))
+    assert not ports_cover(ranges, ((85, 91),))
+
+
+def test_addresses() -> None:
+    within = networks(["10.0.0.0/9", "10.128.0.0/9", "2001:db8::/32"])
+    assert within == (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8::/32"))
+    accepted = [
+        networks_accept(within, parse_address(text)) for text in ("10.1.2.3", "11.0.0.0", "2001:db8::1", "", "x")
+    ]
+    assert accepted == [True, False, True, False, False]
+    assert networks_cover(within, networks(["10.2.0.0/16", "2001:db8:1::/48"]))
+    assert not networks_cover(within, networks(["0.0.0.0/0"]))
+    assert not networks_cover(within, networks(["::a00:0/128"]))

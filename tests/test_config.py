@@ -1,0 +1,196 @@
+"""A policy file becomes a policy, or every error in it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
+from mitmsec.core.model import Action, OnFailure, Quic, Upstream
+from mitmsec.core.policy import Policy
+
+GOOD = r"""
+version = 1
+[defaults]
+action = "bypass"
+on_failure = "closed"
+quic = "bypass"
+unproven_name = "allow"
+upstream = "block"
+upstream_roots = ["corp.pem"]
+inspect = ["keywords"]
+
+[inspector.keywords]
+words = ["Adler"]
+
+[[application]]
+name = "browsers"
+path = ["/usr/lib/firefox/*", "C:\\Program Files\\*\\chrome.exe"]
+children = true
+
+[[rule]]
+name = "banks"
+application = ["browsers"]
+host = ["*.bank.example", "@lists/finance.txt"]
+action = "bypass"
+
+[[rule]]
+name = "rest"
+action = "decrypt"
+
+[[test]]
+application = "/usr/lib/firefox/firefox"
+host = "login.bank.example"
+expect = "bypass"
+rule = "banks"
+"""
+FILES = {"corp.pem": "-----BEGIN CERTIFICATE-----\n", "lists/finance.txt": "finance.example\n", "no.pem": "x\n"}
+
+
+def read_list(name: str) -> str:
+    if name not in FILES:
+        raise FileNotFoundError(2, "No such file or directory")
+    return FILES[name]
+
+
+def parse(text: str) -> Policy:
+    return parse_policy(text, file="p.toml", read_list=read_list)
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(PolicyErrors) as caught:
+        parse(text)
+    assert str(caught.value) == "\n".join(str(error) for error in caught.value.errors)
+    return [str(error) for error in caught.value.errors]
+
+
+def test_a_whole_policy() -> None:
+    policy = parse(GOOD)
+    assert (policy.action, policy.on_failure, policy.quic) == (Action.BYPASS, OnFailure.CLOSED, Quic.BYPASS)
+    assert (policy.upstream, policy.upstream_roots, policy.inspect) == (Upstream.BLOCK, ("corp.pem",), ("keywords",))
+    assert policy.inspectors == (("keywords", ("Adler",)),)
+    assert policy.rules[0].host == ("*.bank.example", ".finance.example")
+    assert [len(part) for part in (policy.applications, policy.rules, policy.tests)] == [1, 2, 1]
+
+
+def test_the_shortest_policy_is_the_default_one() -> None:
+    assert parse("version = 1") == Policy()
+
+
+def test_all_errors_come_at_once_in_the_order_of_the_file() -> None:
+    found = errors(
+        """version = 2
+colour = 1
+[defaults]
+action = "decript"
+quic = "decrypt"
+unproven_name = "block"
+upstream_roots = ["none.pem", "no.pem"]
+[[rule]]
+name = "r"
+action = "bypass"
+on_finding = "block"
+port = [443,
+  "9-1"]
+[[rule]]
+name = "r"
+action = "block"
+[[rule]]
+name = "all"
+action = "block"
+[[rule]]
+name = "late"
+action = "block"
+"""
+    )
+    assert [line.split(": ", 2)[0:2] for line in found] == [
+        ["p.toml:1", "version"],
+        ["p.toml:2", "colour"],
+        ["p.toml:4", "defaults.action"],
+        ["p.toml:5", "defaults.quic"],
+        ["p.toml:6", "defaults.unproven_name"],
+        ["p.toml:7", "defaults.upstream_roots[0]"],
+        ["p.toml:7", "defaults.upstream_roots[1]"],
+        ["p.toml:11", "rule[0].on_finding"],
+        ["p.toml:13", "rule[0].port[1]"],
+        ["p.toml:15", "rule[1].name"],
+        ["p.toml:21", "rule[3].name"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "p.toml:1: version: missing: write version = 1"),
+        ("version = true", "p.toml:1: version: only version 1 of the language is known"),
+        ("version = 1\n[defaults]\nunproven_name = 'x'", 'p.toml:3: defaults.unproven_name: "x" is not one of allow'),
+        ("version = 1\n\na = = 2", "p.toml:3: not valid TOML: Invalid value"),
+        ("version = 1\na = [1,\n\n", "p.toml:2: not valid TOML: Invalid value, at the end"),
+        (
+            'version = 1\n[inspector.keywords]\nwords=["x"]\n[defaults]\naction="bypass"\ninspect=["keywords"]',
+            "p.toml:6: defaults.inspect: nothing is decrypted",
+        ),
+    ],
+)
+def test_single_errors(text: str, says: str) -> None:
+    (found,) = errors(text)
+    assert found.startswith(says)
+
+
+def test_errors_in_a_list_come_after_those_of_the_file() -> None:
+    FILES["bad.txt"] = "a b\n"
+    text = 'version = 1\n[[rule]]\nname = "r"\naction = "block"\nhost = ["@bad.txt", "x y"]'
+    assert [line.partition(": ")[0] for line in errors(text)] == ["p.toml:5", "bad.txt:1"]
+
+
+KEYS = st.sampled_from(
+    ["version", "defaults", "rule", "application", "test", "name", "action", "host", "port", "inspector"]
+)
+VALUES = st.sampled_from(
+    ["1", '"x"', "[]", "[1]", '["a"]', "{}", "[{}]", '[{name="a", action="block"}]', "true", "1979-05-27"]
+)
+LINES = st.one_of(
+    st.builds("{} = {}".format, KEYS, VALUES), st.builds("[{}]".format, KEYS), st.builds("[[{}]]".format, KEYS)
+)
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(LINES, max_size=10).map("\n".join)))
+def test_any_text_is_a_policy_or_has_errors_with_a_line_that_exists(text: str) -> None:
+    try:
+        policy = parse(text)
+    except PolicyErrors as caught:
+        found = caught.errors
+    else:
+        assert policy.version == 1
+        return
+    assert found
+    assert all(1 <= error.line <= text.count("\n") + 1 and error.message for error in found)
+
+
+def test_a_file_is_read_with_what_lies_beside_it(tmp_path: Path) -> None:
+    for name, text in {**FILES, "p.toml": GOOD}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert load_policy(tmp_path / "p.toml") == parse(GOOD)
+    assert load_policy_and_text(tmp_path / "p.toml") == (parse(GOOD), GOOD)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    with pytest.raises(PolicyErrors) as missing:
+        load_policy(path)
+    assert missing.value.errors == (
+        ConfigError(file=str(path), line=1, key="", message="cannot be read: No such file or directory"),
+    )
+    path.write_bytes(b"version = 1\n# \xff")
+    with pytest.raises(PolicyErrors) as binary:
+        load_policy(path)
+    assert binary.value.errors == (ConfigError(file=str(path), line=2, key="", message="is not UTF-8 text"),)
+
+
+def test_a_thousand_rules_are_checked() -> None:
+    rules = "".join(f'[[rule]]\nname = "{n}"\naction = "block"\nhost = ["*.h{n}.example"]\n' for n in range(1000))
+    assert len(parse("version = 1\n" + rules).rules) == 1000
