@@ -1,0 +1,307 @@
+"""A thin typed layer over bpf(2): maps, programs, links, pins and BTF, with nothing but ctypes.
+
+Each call fills the part of `union bpf_attr` that its command reads and leaves the rest zero, which is what older and
+newer kernels both accept. Descriptors that the kernel returns are close-on-exec and belong to the caller.
+
+`EbpfUnavailable` means that this machine or this user cannot do it, and says what would help; anything else is an
+`OSError`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
+ATTR_BYTES = 152
+VERIFIER_LOG_BYTES = 1 << 20
+VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
+PROG_TYPE_CGROUP_SOCK_ADDR = 18
+MAP_FLAG_NO_PREALLOC = 1
+PROG_RUN_TIME_NS_OFFSET = 192  # in struct bpf_prog_info
+PROG_INFO_BYTES = 208
+
+
+class Command(IntEnum):
+    """Commands of bpf(2), include/uapi/linux/bpf.h."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP = 1
+    MAP_UPDATE = 2
+    MAP_DELETE = 3
+    MAP_NEXT_KEY = 4
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    OBJ_INFO = 15
+    BTF_LOAD = 18
+    MAP_LOOKUP_AND_DELETE = 21
+    LINK_CREATE = 28
+    ENABLE_STATS = 32
+    LINK_DETACH = 34
+
+
+class MapKind(IntEnum):
+    """The kinds of map that we use."""
+
+    HASH = 1
+    ARRAY = 2
+    LRU_HASH = 9
+    LPM_TRIE = 11
+    QUEUE = 22
+    SK_STORAGE = 24
+
+
+class Attach(IntEnum):
+    """Attach types of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
+
+    CONNECT4 = 10
+    CONNECT6 = 11
+    SENDMSG4 = 14
+    SENDMSG6 = 15
+    GETPEERNAME4 = 29
+    GETPEERNAME6 = 30
+    GETSOCKNAME4 = 31
+    GETSOCKNAME6 = 32
+
+
+class EbpfUnavailable(Exception):
+    """eBPF cannot be used here: `reason` says why, `remedy` what to do about it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}. {remedy}")
+        self.reason = reason
+        self.remedy = remedy
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_number = SYSCALL_NUMBER.get(platform.machine(), -1)
+
+
+def _call(command: Command, attr: bytes | ctypes.Array[ctypes.c_char], doing: str) -> int:
+    """The kernel's answer. Raises EbpfUnavailable or OSError, both naming `doing`."""
+    if _number < 0:
+        raise EbpfUnavailable(f"{doing}: no bpf(2) number known for {platform.machine()}", "Use x86_64 or aarch64.")
+    if isinstance(attr, bytes):
+        attr = ctypes.create_string_buffer(attr.ljust(ATTR_BYTES, b"\0"), ATTR_BYTES)
+    answer: int = _libc.syscall(_number, int(command), attr, len(attr))
+    if answer >= 0:
+        return answer
+    code = ctypes.get_errno()
+    if code == errno.ENOSYS:
+        raise EbpfUnavailable(f"{doing}: this kernel has no bpf(2)", "Use a kernel built with CONFIG_BPF_SYSCALL.")
+    if code == errno.EPERM:
+        raise EbpfUnavailable(
+            f"{doing}: the kernel does not permit it",
+            "Run as root, with CAP_BPF and CAP_NET_ADMIN, and outside a container that filters bpf(2).",
+        )
+    raise OSError(code, f"{doing}: {os.strerror(code)}")
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
+    return ctypes.addressof(buffer)
+
+
+# --- maps -------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Btf:
+    """Types that a map must declare: the descriptor of a loaded BTF object, and the ids of key and value in it."""
+
+    fd: int
+    key: int
+    value: int
+
+
+class Map:
+    """A map by descriptor. Buffers are made once, so a call costs one system call; not thread-safe.
+
+    `key_bytes` 0 means a queue. The map owns its descriptor only if `create` made it.
+    """
+
+    def __init__(self, fd: int, key_bytes: int, value_bytes: int) -> None:
+        self.fd = fd
+        self._key_bytes = key_bytes
+        self._value_bytes = value_bytes
+        self._key = ctypes.create_string_buffer(max(key_bytes, 1))
+        self._value = ctypes.create_string_buffer(max(value_bytes, 1))
+        self._attr = ctypes.create_string_buffer(ATTR_BYTES)
+
+    @classmethod
+    def create(
+        cls,
+        kind: MapKind,
+        key_bytes: int,
+        value_bytes: int,
+        entries: int,
+        name: str,
+        *,
+        flags: int = 0,
+        btf: Btf | None = None,
+    ) -> Map:
+        """A new map. `name` is at most 15 letters, digits, underscores."""
+        types = (btf.fd, btf.key, btf.value) if btf else (0, 0, 0)
+        attr = struct.pack("=7I16s4I", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode(), 0, *types)
+        return cls(_call(Command.MAP_CREATE, attr, f"create the map {name}"), key_bytes, value_bytes)
+
+    def _element(self, command: Command, key: bytes | None, value: bytes | None) -> int:
+        if key is not None:
+            if len(key) != self._key_bytes:
+                raise ValueError(f"a key of {self._key_bytes} bytes is needed, not {len(key)}")
+            ctypes.memmove(self._key, key, len(key))
+        if value is not None:
+            if len(value) != self._value_bytes:
+                raise ValueError(f"a value of {self._value_bytes} bytes is needed, not {len(value)}")
+            ctypes.memmove(self._value, value, len(value))
+        key_at = 0 if key is None else _address(self._key)
+        value_at = 0 if command is Command.MAP_DELETE else _address(self._value)  # fields a command lacks must be zero
+        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, key_at, value_at, 0)
+        return _call(command, self._attr, f"map {command.name}")
+
+    def lookup(self, key: bytes) -> bytes | None:
+        """The value, None where there is none."""
+        try:
+            self._element(Command.MAP_LOOKUP, key, None)
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self._value_bytes]
+
+    def update(self, key: bytes, value: bytes) -> None:
+        """Insert or replace. Raises OSError E2BIG/ENOSPC when the map is full."""
+        self._element(Command.MAP_UPDATE, key, value)
+
+    def delete(self, key: bytes) -> bool:
+        """False when there was no such key."""
+        try:
+            self._element(Command.MAP_DELETE, key, None)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def push(self, value: bytes) -> None:
+        """Append to a queue. Raises OSError E2BIG when it is full."""
+        self._element(Command.MAP_UPDATE, None, value)
+
+    def pop(self) -> bytes | None:
+        """The queue's oldest value, None when it is empty."""
+        try:
+            self._element(Command.MAP_LOOKUP_AND_DELETE, None, None)
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self._value_bytes]
+
+    def keys(self) -> Iterator[bytes]:
+        """All keys; a snapshot only as long as nobody deletes meanwhile."""
+        attr = ctypes.create_string_buffer(ATTR_BYTES)
+        key = ctypes.create_string_buffer(self._key_bytes)
+        at = 0
+        while True:
+            struct.pack_into("=IIQQ", attr, 0, self.fd, 0, at, _address(key))
+            try:
+                _call(Command.MAP_NEXT_KEY, attr, "walk a map")
+            except FileNotFoundError:
+                return
+            yield key.raw
+            at = _address(key)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+# --- programs, links, pins --------------------------------------------------------------------------------------------
+class ProgramRejected(OSError):
+    """The verifier does not accept the program; the message ends with the verifier's own words."""
+
+
+def load_program(code: bytes, attach: Attach, name: str) -> int:
+    """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
+    try:
+        return _load(code, attach, name, None)
+    except EbpfUnavailable:
+        raise
+    except OSError as error:
+        log = ctypes.create_string_buffer(VERIFIER_LOG_BYTES)
+        try:
+            return _load(code, attach, name, log)
+        except OSError:
+            text = log.value.decode(errors="replace")[-VERIFIER_LOG_TAIL:]
+            raise ProgramRejected(error.errno, f"load the program {name}: {error.strerror}\n{text}") from error
+
+
+def _load(code: bytes, attach: Attach, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+    instructions = ctypes.create_string_buffer(code, len(code))
+    licence = ctypes.create_string_buffer(b"GPL")
+    log_fields = (1, len(log), _address(log)) if log is not None else (0, 0, 0)
+    attr = struct.pack(
+        "=IIQQIIQII16sII",
+        PROG_TYPE_CGROUP_SOCK_ADDR,
+        len(code) // 8,
+        _address(instructions),
+        _address(licence),
+        *log_fields,
+        0,
+        0,
+        name.encode(),
+        0,
+        attach,
+    )
+    return _call(Command.PROG_LOAD, attr, f"load the program {name}")
+
+
+def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
+    """A descriptor of the link; the program runs until its last descriptor and pin are gone, or it is detached."""
+    return _call(
+        Command.LINK_CREATE,
+        struct.pack("=IIII", program_fd, cgroup_fd, attach, 0),
+        f"attach {attach.name.lower()} to the cgroup",
+    )
+
+
+def detach(link_fd: int) -> None:
+    """Stop the link's program at once, pinned or not."""
+    _call(Command.LINK_DETACH, struct.pack("=I", link_fd), "detach a link")
+
+
+def pin(fd: int, path: str) -> None:
+    """Keep the object alive under `path`, which is on a bpffs."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    _call(Command.OBJ_PIN, struct.pack("=QII", _address(name), fd, 0), f"pin {path}")
+
+
+def pinned(path: str) -> int:
+    """A descriptor of the object that was pinned under `path`."""
+    name = ctypes.create_string_buffer(os.fsencode(path))
+    return _call(Command.OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"open the pin {path}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunCount:
+    """How often a program ran, and for how long, while statistics were on."""
+
+    runs: int
+    run_time_ns: int
+
+
+def run_count(program_fd: int) -> RunCount:
+    """Counts only what ran while some `enable_stats` descriptor was open."""
+    info = ctypes.create_string_buffer(PROG_INFO_BYTES)
+    attr = struct.pack("=IIQ", program_fd, PROG_INFO_BYTES, _address(info))
+    _call(Command.OBJ_INFO, attr, "read a program's counters")
+    run_time_ns, runs = struct.unpack_from("=QQ", info.raw, PROG_RUN_TIME_NS_OFFSET)
+    return RunCount(runs=runs, run_time_ns=run_time_ns)
+
+
+def enable_stats() -> int:
+    """A descriptor; as long as it is open, the kernel counts the runs of every program of the machine."""
+    return _call(Command.ENABLE_STATS, struct.pack("=I", 0), "enable run statistics")
+
+
+def load_btf(data: bytes) -> int:
+    """A descriptor of the loaded BTF object. Raises OSError EINVAL for malformed types."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    return _call(Command.BTF_LOAD, struct.pack("=QQIII", _address(buffer), 0, len(data), 0, 0), "load BTF")

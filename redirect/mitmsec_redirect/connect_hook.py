@@ -1,0 +1,272 @@
+"""The redirect backend for Linux: eBPF programs on a cgroup send the connections of what runs in it to the gate.
+
+    cgroup ── links ── programs ──┬── settings, namespaces, routes     what we tell them
+    (a pin each, if on_failure    ├── heartbeat                        what the gate tells them
+     is closed)                   ├── truth (in the sockets)           what getpeername and getsockname answer
+                                  ├── origins                          what the gate reads: cookie → Origin
+                                  └── missed, counts                   what we record
+
+Who holds a `ConnectHook` is the supervisor (root). Open: the links end with its descriptors, so its death leaves the
+network open at once. Closed: links and maps are pinned, so its death leaves programs whose heartbeat has stopped,
+which deny; `reap` removes them. The ladder of decisions stands in `programs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from mitmsec.core.model import OnFailure, Quic
+from mitmsec_redirect import bpf, netns, programs, records
+from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
+from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
+from mitmsec_redirect.routes import RouteMirror
+
+ORIGINS_LIMIT = 65536  # connections that the gate has not yet asked about
+MISSED_LIMIT = 4096
+NAMESPACES_LIMIT = 64
+ROUTES_LIMIT = 8192
+TRUTH_BTF_INTS = records.TRUTH.size // 4
+
+MAPS: Mapping[str, tuple[MapKind, int, int, int, int]] = {
+    "origins": (MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, ORIGINS_LIMIT, 0),
+    "missed": (MapKind.QUEUE, 0, records.ATTEMPT.size, MISSED_LIMIT, 0),
+    "counts": (MapKind.ARRAY, records.INDEX.size, records.COUNT.size, len(Code), 0),
+    "namespaces": (MapKind.HASH, records.COOKIE.size, records.NAMESPACE_FLAGS.size, NAMESPACES_LIMIT, 0),
+    "routes": (MapKind.LPM_TRIE, records.ROUTE_KEY.size, records.ROUTE.size, ROUTES_LIMIT, bpf.MAP_FLAG_NO_PREALLOC),
+    "heartbeat": (MapKind.ARRAY, records.INDEX.size, records.HEARTBEAT.size, 1, 0),
+    "settings": (MapKind.ARRAY, records.INDEX.size, records.SETTINGS.size, 1, 0),
+}
+_FIRST = records.INDEX.pack(0)
+
+
+class ConnectHook:
+    """The programs of one session, attached. Made by `open`; not thread-safe."""
+
+    def __init__(self, maps: Mapping[str, Map], held: ExitStack) -> None:
+        self._maps = maps
+        self._held = held  # descriptors, in the order in which they must go
+        self._programs: dict[Attach, int] = {}
+        self._links: list[int] = []
+        self._pins: Path | None = None
+        self._mirror: RouteMirror | None = None
+        self._drained: dict[Reason, int] = {}
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        cgroup_path: Path | str,
+        *,
+        port_v4: int,
+        port_v6: int | None,
+        netns_cookies: Iterable[int],
+        on_failure: OnFailure,
+        quic: Quic,
+        pin_folder: Path | None = None,
+        netns_fd: int | None = None,
+    ) -> ConnectHook:
+        """Attach to the cgroup. From now on its sockets' connections go to the gate's listeners.
+
+        `netns_cookies` are the namespaces with listeners on these ports; the routes of `netns_fd` (None: our own) are
+        mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. The gate has one second for its first
+        heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
+        """
+        with ExitStack() as held:
+            maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
+            maps["truth"] = _truth(held)
+            hook = cls(maps, held)
+            for cookie in netns_cookies:
+                maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
+            hook.set_port(port_v4, port_v6)
+            hook._mirror_routes(netns_fd)
+            if pin_folder is not None:
+                hook._pins = pin_folder
+                pin_folder.mkdir(mode=0o700)  # first: what is there already is not ours to reap
+                held.callback(reap, pin_folder)
+            hook._attach(str(cgroup_path), on_failure, quic)
+            hook._held = held.pop_all()
+            return hook
+
+    def _mirror_routes(self, netns_fd: int | None) -> None:
+        def make() -> RouteMirror:
+            return RouteMirror(netns.current_cookie(), self._maps["namespaces"], self._maps["routes"])
+
+        self._mirror = netns.inside(netns_fd, make)
+        self._held.callback(self._mirror.close)
+        self._mirror.refresh()
+
+    def _attach(self, cgroup_path: str, on_failure: OnFailure, quic: Quic) -> None:
+        fds = {name: one.fd for name, one in self._maps.items()}
+        code = programs.build(programs.Layout(**fds, on_failure=on_failure, quic=quic))
+        cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with ExitStack() as links:
+            self._held.callback(os.close, cgroup)
+            for name, instructions in code.items():
+                program = bpf.load_program(instructions, Attach[name], f"mitmsec_{name.lower()}"[:15])
+                self._held.callback(os.close, program)
+                self._programs[Attach[name]] = program
+            # the names before the connections, so that no program ever sees the gate as its peer
+            for attach in sorted(self._programs, reverse=True):
+                link = bpf.attach_to_cgroup(self._programs[attach], cgroup, attach)
+                links.callback(os.close, link)
+                self._links.append(link)
+                if self._pins is not None:
+                    bpf.pin(link, str(self._pins / f"link_{attach.name.lower()}"))
+            if self._pins is not None:
+                for name, one in self._maps.items():
+                    bpf.pin(one.fd, str(self._pins / f"map_{name}"))
+            self._held.push(links.pop_all())
+
+    # -- for the gate --------------------------------------------------------------------------------------------------
+    @property
+    def origins_fd(self) -> int:
+        """For `origins.OriginTable`; ours, so duplicate it by passing it on."""
+        return self._maps["origins"].fd
+
+    @property
+    def heartbeat_fd(self) -> int:
+        """For `heartbeat.Heartbeat`."""
+        return self._maps["heartbeat"].fd
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+    def set_port(self, port_v4: int, port_v6: int | None) -> None:
+        """Other listeners from now on: a gate was started anew, and has one second for its first heartbeat."""
+        six = records.port_field(port_v6) if port_v6 else 0
+        self._maps["settings"].update(_FIRST, records.SETTINGS.pack(records.port_field(port_v4), six))
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        self._maps["heartbeat"].update(_FIRST, records.HEARTBEAT.pack(now))
+
+    def stall(self) -> None:
+        """Follow `on_failure` from this moment, as if the gate had stopped long ago; its next heartbeat ends that."""
+        self._maps["heartbeat"].update(_FIRST, records.HEARTBEAT.pack(1))
+
+    def allow_namespace(self, cookie: int) -> None:
+        """Divert in this network namespace too: a listener of the gate is there, on the same ports."""
+        flags = records.NAMESPACE_FLAGS.pack(NamespaceFlag(0))
+        self._maps["namespaces"].update(records.COOKIE.pack(cookie), flags)
+
+    @property
+    def routes_fd(self) -> int:
+        """Readable when routes, addresses or links have changed: then call `refresh_routes`."""
+        assert self._mirror is not None
+        return self._mirror.fileno()
+
+    def refresh_routes(self) -> None:
+        """Bring the mirror of the routes up to date; milliseconds for tables of hundreds of routes."""
+        assert self._mirror is not None
+        self._mirror.refresh()
+
+    @property
+    def routes_partial(self) -> bool:
+        """Destinations without a route may be diverted instead of failing in connect()."""
+        assert self._mirror is not None
+        return self._mirror.partial
+
+    def missed(self) -> list[Missed]:
+        """What was not diverted since the last call, oldest first; at most as many as the queue holds."""
+        found: list[Missed] = []
+        while len(found) < MISSED_LIMIT and (value := self._maps["missed"].pop()) is not None:
+            found.append(records.parse_missed(value))
+        for one in found:
+            self._drained[one.reason] = self._drained.get(one.reason, 0) + 1
+        return found
+
+    def lost(self) -> Mapping[Reason, int]:
+        """How many of each reason have not been told by `missed`: still queued, or the queue was full."""
+        counts = {Reason[code.name]: self._count(code) for code in Code if code is not Code.DIVERTED}
+        return {
+            reason: n - self._drained.get(reason, 0) for reason, n in counts.items() if n > self._drained.get(reason, 0)
+        }
+
+    @property
+    def diverted(self) -> int:
+        """Connections sent to the gate so far."""
+        return self._count(Code.DIVERTED)
+
+    def _count(self, code: Code) -> int:
+        value = self._maps["counts"].lookup(records.INDEX.pack(code))
+        assert value is not None  # an array map has all its elements
+        count: int = records.COUNT.unpack(value)[0]
+        return count
+
+    def run_counts(self) -> Mapping[Attach, RunCount]:
+        """How often each program ran while statistics were on (`bpf.enable_stats`)."""
+        return {attach: bpf.run_count(fd) for attach, fd in self._programs.items()}
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+    def detach(self) -> None:
+        """Divert nothing more, at once. Diverted connections live on, and their names stay true no longer."""
+        for link in self._links:
+            bpf.detach(link)
+        self._links.clear()
+
+    def close(self) -> None:
+        """Let go of everything, pins included. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._held.close()
+
+    def __enter__(self) -> ConnectHook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def reap(pin_folder: Path) -> int:
+    """Remove what a hook has pinned under `pin_folder`, and the folder; what nobody else holds ends. How many pins."""
+    removed = 0
+    with contextlib.suppress(FileNotFoundError):
+        for pin in sorted(pin_folder.iterdir(), key=lambda path: not path.name.startswith("link_")):
+            if pin.name.startswith("link_"):
+                _detach_pinned(pin)
+            pin.unlink()
+            removed += 1
+        pin_folder.rmdir()
+    return removed
+
+
+def _detach_pinned(pin: Path) -> None:
+    """Even if some process still holds it: a program that nobody feeds must not stay."""
+    with contextlib.suppress(OSError, EbpfUnavailable):
+        link = bpf.pinned(str(pin))
+        try:
+            bpf.detach(link)
+        finally:
+            os.close(link)
+
+
+def _held(held: ExitStack, name: str, kind: MapKind, key: int, value: int, entries: int, flags: int) -> Map:
+    created = Map.create(kind, key, value, entries, f"ms_{name}"[:15], flags=flags)
+    held.callback(created.close)
+    return created
+
+
+def _truth(held: ExitStack) -> Map:
+    """Storage in each diverted socket, which lives exactly as long as the socket. The kernel wants its types as BTF."""
+    btf = bpf.load_btf(btf_int_array(TRUTH_BTF_INTS))
+    held.callback(os.close, btf)
+    created = Map.create(
+        MapKind.SK_STORAGE, 4, records.TRUTH.size, 0, "ms_truth", flags=bpf.MAP_FLAG_NO_PREALLOC, btf=Btf(btf, 1, 2)
+    )
+    held.callback(created.close)
+    return created
+
+
+def btf_int_array(length: int) -> bytes:
+    """BTF with two types: 1 is `int`, 2 is an array of `length` of them (Documentation/bpf/btf.rst)."""
+    kind_int, kind_array, signed = 1, 3, 1
+    names = b"\0int\0"
+    types = struct.pack("=III", 1, kind_int << 24, 4) + struct.pack("=I", signed << 24 | 32)
+    types += struct.pack("=III", 0, kind_array << 24, 0) + struct.pack("=III", 1, 1, length)
+    header = struct.pack("=HBBIIIII", 0xEB9F, 1, 0, 24, 0, len(types), len(types), len(names))
+    return header + types + names

@@ -1,0 +1,161 @@
+"""What of the connect hook works on this machine, found out by doing it; nothing stays behind.
+
+The floor is Linux 5.19. What needs which release:
+
+    5.3   socket storage and ctx->sk in connect programs       5.9   detaching a link
+    5.7   links on cgroups, bpf_get_netns_cookie               5.14  SO_NETNS_COOKIE
+    5.8   getpeername/getsockname programs, run statistics     5.18  bpf_set_retval
+    5.19  map element commands for the unprivileged gate when kernel.unprivileged_bpf_disabled is set
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mitmsec.core.model import OnFailure, Quic
+from mitmsec_redirect import bpffs, netns
+from mitmsec_redirect.bpf import EbpfUnavailable, Map, MapKind
+from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
+from mitmsec_redirect.connect_hook import ConnectHook
+
+KERNEL_FLOOR = (5, 19)
+FIRST_PID_NAMESPACE = "pid:[4026531836]"
+SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that the hook needs. `remedy` says what to do where it is not `ok`."""
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+
+class Missing(Exception):
+    """What is missing, and what to do about it."""
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+
+
+def checks() -> list[Check]:
+    """Every need, in the order in which they build on each other. Never raises."""
+    return list(_run())
+
+
+def _run() -> Iterator[Check]:
+    probes: tuple[tuple[str, Callable[[], str], str], ...] = (
+        ("privilege", _privilege, ""),
+        ("kernel", _kernel, ""),
+        ("bpf", _bpf, ""),
+        ("cgroup2", _cgroup2, ""),
+        ("connect hook", _hook, "Use a kernel of at least 5.19 built with CONFIG_CGROUP_BPF."),
+        ("bpffs", _bpffs, "Needed for on_failure = closed only."),
+        ("network namespace", _namespace, "Use a kernel of at least 5.14."),
+        ("loopback", _loopback, "ip link set lo up"),
+        ("pid namespace", _pid_namespace, ""),
+    )
+    for name, probe, remedy in probes:
+        try:
+            yield Check(name=name, ok=True, detail=probe())
+        except Missing as missing:
+            yield Check(name=name, ok=False, detail=missing.detail, remedy=missing.remedy)
+        except EbpfUnavailable as error:
+            yield Check(name=name, ok=False, detail=error.reason, remedy=error.remedy)
+        except OSError as error:
+            yield Check(name=name, ok=False, detail=str(error), remedy=remedy)
+
+
+def _privilege() -> str:
+    if os.geteuid() != 0:
+        raise Missing(f"this is user {os.geteuid()}, not root", "Run it as root: sudo mitmsec …")
+    return "root"
+
+
+def _kernel() -> str:
+    release = platform.release()
+    if kernel_version(release) < KERNEL_FLOOR:
+        raise Missing(f"Linux {release} is older than 5.19", "Use Linux 5.19 or later, or the nftables backend.")
+    return f"Linux {release}"
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor number of a release such as 6.1.0-13-amd64; (0, 0) for anything else."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _bpf() -> str:
+    made = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_probe")
+    made.close()
+    return "maps can be made"
+
+
+def _cgroup2() -> str:
+    root = cgroup2_root()
+    with _cgroup():
+        return f"{root}, cgroups can be made"
+
+
+@contextlib.contextmanager
+def _cgroup() -> Iterator[SessionCgroup]:
+    cgroup = SessionCgroup.create("probe", f"{os.getpid()}")
+    try:
+        yield cgroup
+    finally:
+        cgroup.remove()
+
+
+def _hook() -> str:
+    """The programs themselves, attached to an empty cgroup: helpers, maps and attach types at once."""
+    with _cgroup() as cgroup:
+        cookies = (netns.current_cookie(),)
+        with ConnectHook.open(
+            cgroup.path, port_v4=1, port_v6=1, netns_cookies=cookies, on_failure=OnFailure.OPEN, quic=Quic.REFUSE
+        ) as hook:
+            partial = ", but destinations without a route are not refused" if hook.routes_partial else ""
+            return f"{len(hook.run_counts())} programs load and attach{partial}"
+
+
+def _bpffs() -> str:
+    folder = Path(tempfile.mkdtemp(prefix="mitmsec-probe-"))
+    try:
+        bpffs.mount(folder)
+        return "a private bpffs can be mounted"
+    finally:
+        if not bpffs.unmount(folder):
+            folder.rmdir()
+
+
+def _namespace() -> str:
+    return f"cookie {netns.current_cookie()}"
+
+
+def _loopback() -> str:
+    with contextlib.closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        answer = fcntl.ioctl(sock, SIOCGIFFLAGS, struct.pack("16sH14x", b"lo", 0))
+    if not struct.unpack_from("16xH", answer)[0] & IFF_UP:
+        raise Missing("lo is down in this network namespace", "ip link set lo up")
+    return "lo is up"
+
+
+def _pid_namespace() -> str:
+    """The kernel names pids of the first namespace; in another one they would be somebody else's."""
+    here = os.readlink("/proc/self/ns/pid")
+    if here != FIRST_PID_NAMESPACE:
+        raise Missing("this is not the machine's first pid namespace", "Run mitmsec outside of the container.")
+    return "the machine's own"

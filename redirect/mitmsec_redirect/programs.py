@@ -1,0 +1,135 @@
+"""The programs that run in the kernel when a selected program connects, built as instructions from a `Layout`.
+
+connect4/6, in this order; the first step that applies decides. Whatever is neither TCP nor UDP/443 passes at once:
+
+     describe the attempt
+      ├─ UDP/443, and quic = refuse ─────────────────────────► EPERM            quic_refused
+      │  forget what an earlier connect() of this socket left (it may have been disconnected since)
+      ├─ MPTCP ──────────────────────────────────────────────► on_failure       unsupported_protocol
+      ├─ bound to a device ──────────────────────────────────► on_failure       device_bound
+      ├─ link-local IPv6 ────────────────────────────────────► on_failure       link_local
+      ├─ a network namespace without a listener of ours ─────► on_failure       other_network_namespace
+      ├─ to the gate's own listener ─────────────────────────► EPERM            own_listener
+      ├─ no route, and the mirror is exact ──────────────────► the kernel's errno (not a missed connection)
+      ├─ gate's heartbeat older than STALL_NS ───────────────► on_failure       gate_stalled
+      ├─ IPv6, but there is no IPv6 listener ────────────────► on_failure       no_ipv6_listener
+      ├─ origin cannot be remembered ────────────────────────► on_failure       no_memory
+      ▼
+     remembered by cookie (for the gate) and in the socket (for getpeername, getsockname);
+     destination := 127.0.0.1:port_v4, [::1]:port_v6, or ::ffff:127.0.0.1:port_v4 for a v4-mapped one
+
+on_failure: open lets the connection out undiverted, closed denies it with EPERM; either way the attempt is queued.
+sendmsg4/6 is the first step only. The instructions of each step stand in `steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from mitmsec.core.model import Quic
+from mitmsec_redirect import records, steps
+from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
+from mitmsec_redirect.records import Code
+from mitmsec_redirect.steps import (
+    ADDRESS_V4,
+    ADDRESS_V6,
+    BOUND_DEVICE,
+    IP_PROTOCOL,
+    R0,
+    R1,
+    R2,
+    R3,
+    R6,
+    R7,
+    USER_PORT,
+    Layout,
+)
+
+__all__ = ["Layout", "build"]
+
+
+def build(layout: Layout) -> Mapping[str, bytes]:
+    """The code of each program by its attach type's name."""
+    programs = {
+        "CONNECT4": connect(layout, v6=False),
+        "CONNECT6": connect(layout, v6=True),
+        "GETPEERNAME4": peer_name(layout, v6=False),
+        "GETPEERNAME6": peer_name(layout, v6=True),
+        "GETSOCKNAME4": socket_name(layout, v6=False),
+        "GETSOCKNAME6": socket_name(layout, v6=True),
+    }
+    if layout.quic is Quic.REFUSE:
+        programs["SENDMSG4"] = sendmsg(layout, v6=False)
+        programs["SENDMSG6"] = sendmsg(layout, v6=True)
+    return programs
+
+
+def connect(layout: Layout, *, v6: bool) -> bytes:
+    """The ladder at the head of this module."""
+    asm = Assembler()
+    steps.begin(asm, v6=v6)
+    asm.load(R2, R6, IP_PROTOCOL)
+    asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_TCP, "ours")
+    asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_MPTCP, "ours")
+    if layout.quic is Quic.REFUSE:
+        steps.unless_quic(asm, "pass")
+    else:
+        asm.jump("pass")
+    asm.label("ours")
+    steps.describe(asm, v6=v6)
+    asm.load(R2, R6, IP_PROTOCOL)
+    asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_UDP, steps.because(Code.QUIC_REFUSED))
+    asm.map(R1, layout.truth)
+    asm.move(R2, R7)
+    asm.call(Helper.SK_STORAGE_DELETE)
+    asm.load(R2, R6, IP_PROTOCOL)
+    asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_MPTCP, steps.because(Code.UNSUPPORTED_PROTOCOL))
+    asm.load(R2, R7, BOUND_DEVICE)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, steps.because(Code.DEVICE_BOUND))
+    steps.link_local(asm)
+    steps.namespace(asm, layout)
+    steps.own_listener(asm, layout)
+    steps.route(asm, layout)
+    steps.heartbeat(asm, layout)
+    steps.divert(asm, layout, v6=v6)
+    steps.ends(asm, layout, tuple(Code)[1:])
+    return asm.code()
+
+
+def sendmsg(layout: Layout, *, v6: bool) -> bytes:
+    """Refuse datagrams to port 443 of sockets that are not connected; connect() has refused the others."""
+    asm = Assembler()
+    steps.begin(asm, v6=v6)
+    steps.unless_quic(asm, "pass")
+    steps.describe(asm, v6=v6)
+    asm.jump(steps.because(Code.QUIC_REFUSED))
+    steps.ends(asm, layout, (Code.QUIC_REFUSED,))
+    return asm.code()
+
+
+def peer_name(layout: Layout, *, v6: bool) -> bytes:
+    """getpeername(): the origin instead of the gate, for sockets that were diverted."""
+    asm = Assembler()
+    steps.find_truth(asm, layout)
+    steps.answer(asm, records.TRUTH_REMOTE, v6=v6)
+    asm.load(R2, R0, records.TRUTH_PORT)
+    asm.store(R6, USER_PORT, R2)
+    asm.label("done")
+    asm.exit(1)
+    return asm.code()
+
+
+def socket_name(layout: Layout, *, v6: bool) -> bytes:
+    """getsockname(): the address that the route to the origin would have chosen, where one is known."""
+    asm = Assembler()
+    steps.find_truth(asm, layout)
+    asm.load(R2, R6, ADDRESS_V6 + 12 if v6 else ADDRESS_V4)
+    asm.jump_if(R2, Condition.EQUAL, 0, "done")  # disconnected since: the wildcard is the truth
+    asm.load(R2, R0, records.TRUTH_SOURCE, Size.LONG)
+    asm.load(R3, R0, records.TRUTH_SOURCE + 8, Size.LONG)
+    asm.merge(R2, R3)
+    asm.jump_if(R2, Condition.EQUAL, 0, "done")
+    steps.answer(asm, records.TRUTH_SOURCE, v6=v6)
+    asm.label("done")
+    asm.exit(1)
+    return asm.code()

@@ -1,0 +1,68 @@
+"""From the gate's accepted socket to the client's own socket: exactly, by the four-tuple, through NETLINK_SOCK_DIAG.
+
+    client socket  local = accepted.getpeername()    remote = accepted.getsockname()
+                   └── its cookie is the key of the origins map
+
+One request and one answer, no dump; no privilege needed. sock_diag(7), struct inet_diag_req_v2.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from mitmsec.core.model import Endpoint
+
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG_BY_FAMILY = 20
+NLM_F_REQUEST = 1
+NLMSG_ERROR = 2
+COOKIE_OFFSET = 16 + 4 + 40  # netlink header, inet_diag_msg up to idiag_cookie
+ANSWER_BYTES = 16384
+
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBBI")
+_TUPLE = struct.Struct(">HH16s16s")
+_ANY_COOKIE = b"\xff" * 8
+
+
+class CookieLookup:
+    """Asks the kernel about sockets of the network namespace that it was made in. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+        self._sock.bind((0, 0))
+        self._number = 0
+
+    def cookie_of(self, local: Endpoint, remote: Endpoint, interface: int = 0) -> int | None:
+        """The cookie of the TCP socket with this local and remote address; None when there is none (any more).
+
+        The client may have reset and gone before it is asked for: then the accepted socket is dead as well.
+        v4-mapped connections are found by their IPv4 addresses, as the kernel keeps them.
+        """
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._sock.send(_question(self._number, local, remote, interface))
+        while True:
+            answer = self._sock.recv(ANSWER_BYTES)
+            _, kind, _, number, _ = _HEADER.unpack_from(answer)
+            if number != self._number:
+                continue  # the answer to a question whose caller was interrupted
+            if kind == NLMSG_ERROR:
+                return None
+            low, high = struct.unpack_from("=II", answer, COOKIE_OFFSET)
+            return int(low | high << 32)
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+def _question(number: int, local: Endpoint, remote: Endpoint, interface: int) -> bytes:
+    family = socket.AF_INET6 if local.is_v6 else socket.AF_INET
+    addresses = (socket.inet_pton(family, side.address).ljust(16, b"\0") for side in (local, remote))
+    body = (
+        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+        + _TUPLE.pack(local.port, remote.port, *addresses)
+        + struct.pack("=I", interface)
+        + _ANY_COOKIE
+    )
+    return _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0) + body

@@ -1,0 +1,387 @@
+"""The steps that the programs are made of; in which order, and what for, stands at the head of `programs`.
+
+Each function appends instructions. A step that does not apply falls through to the next; one that decides jumps to
+because(code), "pass", or, for names, "done". Registers in all steps: R6 the context, R7 the socket, R8 the port in
+network order, R9 the namespace's flags and, once those are used, the gate's port; R0–R5 are lost at each call.
+
+    stack, from the frame pointer:   0 ── ATTEMPT ── -88 ── KEY ── -96 ── BEAT ── -104 ── ROUTE_KEY ── -136
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mitmsec.core.model import OnFailure, Quic
+from mitmsec_redirect import records
+from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
+from mitmsec_redirect.records import AttemptFlag, Code, NamespaceFlag, RouteFlag, port_field, word
+
+R0, R1, R2, R3, R4, R6, R7, R8, R9, R10 = (Register(number) for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
+
+STALL_NS = 1_000_000_000
+STORAGE_CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE
+
+# struct bpf_sock_addr
+FAMILY, ADDRESS_V4, ADDRESS_V6, USER_PORT, IP_PROTOCOL, SOCKET = 0, 4, 8, 24, 36, 64
+# struct bpf_sock
+BOUND_DEVICE, MARK, LOCAL_V4, LOCAL_V6, LOCAL_PORT = 0, 16, 24, 28, 44
+
+# our stack, from the frame pointer
+ATTEMPT = -88
+KEY = -96  # cookie or index
+BEAT = -104
+ROUTE_KEY = -136
+REMOTE, SOURCE, FLAGS = ATTEMPT + records.REMOTE, ATTEMPT + records.SOURCE, ATTEMPT + records.FLAGS
+
+AF_INET, AF_INET6 = 2, 10
+MAPPED_WORD = word(b"\0\0\xff\xff")
+LOOPBACK_V4 = word(bytes((127, 0, 0, 1)))
+LOOPBACK_V6_END = word(b"\0\0\0\1")
+PORT_443 = port_field(443)
+ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Descriptors of the maps that the programs use, and what is fixed for a session."""
+
+    origins: int
+    truth: int
+    missed: int
+    counts: int
+    namespaces: int
+    routes: int
+    heartbeat: int
+    settings: int
+    on_failure: OnFailure
+    quic: Quic
+
+
+# --- the attempt, as far as it is known -------------------------------------------------------------------------------
+def begin(asm: Assembler, *, v6: bool) -> None:
+    asm.move(R6, R1)
+    asm.load(R2, R6, FAMILY)
+    asm.jump_if(R2, Condition.NOT_EQUAL, AF_INET6 if v6 else AF_INET, "pass")  # the kernel is about to refuse it itself
+    asm.load(R7, R6, SOCKET, Size.LONG)
+    asm.load(R8, R6, USER_PORT)
+
+
+def unless_quic(asm: Assembler, label: str) -> None:
+    asm.load(R2, R6, IP_PROTOCOL)
+    asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_UDP, label)
+    asm.jump_if(R8, Condition.NOT_EQUAL, PORT_443, label)
+
+
+def describe(asm: Assembler, *, v6: bool) -> None:
+    """Write all that is known into the attempt on the stack, the addresses in their canonical form."""
+    for offset in range(0, records.ATTEMPT.size, 8):
+        asm.store(R10, ATTEMPT + offset, 0, Size.LONG)
+    copy_address(asm, records.REMOTE, R6, ADDRESS_V6 if v6 else ADDRESS_V4, v6=v6)
+    copy_address(asm, records.SOURCE, R7, LOCAL_V6 if v6 else LOCAL_V4, v6=v6)
+    canonical(asm)
+    asm.store(R10, ATTEMPT + records.PORT, R8, Size.HALF)
+    asm.load(R2, R6, IP_PROTOCOL)
+    asm.store(R10, ATTEMPT + records.PROTOCOL, R2, Size.HALF)
+    asm.load(R2, R7, LOCAL_PORT)
+    asm.store(R10, ATTEMPT + records.SOURCE_PORT, R2, Size.HALF)
+    asm.call(Helper.PID_TGID)
+    asm.shift_right(R0, 32)
+    asm.store(R10, ATTEMPT + records.PID, R0)
+    asm.call(Helper.UID_GID)
+    asm.store(R10, ATTEMPT + records.UID, R0)
+    asm.point(R1, ATTEMPT + records.COMM)
+    asm.move(R2, 16)
+    asm.call(Helper.COMM)
+    asm.call(Helper.KTIME_NS)
+    asm.store(R10, ATTEMPT + records.TIME, R0, Size.LONG)
+    asm.move(R1, R6)
+    asm.call(Helper.NETNS_COOKIE)
+    asm.store(R10, ATTEMPT + records.NAMESPACE, R0, Size.LONG)
+
+
+def copy_address(asm: Assembler, field: int, base: Register, offset: int, *, v6: bool) -> None:
+    if v6:
+        for index in range(0, 16, 4):
+            asm.load(R2, base, offset + index)
+            asm.store(R10, ATTEMPT + field + index, R2)
+    else:
+        asm.store(R10, ATTEMPT + field + 8, MAPPED_WORD)
+        asm.load(R2, base, offset)
+        asm.store(R10, ATTEMPT + field + 12, R2)
+
+
+def canonical(asm: Assembler) -> None:
+    """A wildcard destination means this machine, as in the kernel's ip_route_output_key and tcp_v6_connect.
+
+    Afterwards the source is zero, or is what the program bound and AttemptFlag.BOUND is set.
+    """
+    asm.load(R2, R10, REMOTE, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "remote_v6")
+    asm.load(R2, R10, REMOTE + 8)
+    asm.jump_if_word(R2, Condition.EQUAL, MAPPED_WORD, "remote_v4")
+    asm.load(R2, R10, REMOTE + 8, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "remote_v6")
+    asm.store(R10, REMOTE + 12, LOOPBACK_V6_END)
+    asm.load(R2, R10, SOURCE + 8)
+    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, "remote_v6")
+    asm.store(R10, REMOTE + 8, MAPPED_WORD)
+    asm.store(R10, REMOTE + 12, LOOPBACK_V4)
+    asm.label("remote_v4")
+    asm.load(R3, R10, SOURCE + 12)
+    asm.load(R2, R10, REMOTE + 12)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "source_v4")
+    asm.store(R10, REMOTE + 12, R3)
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "source_v4")
+    asm.store(R10, REMOTE + 12, LOOPBACK_V4)
+    asm.label("source_v4")
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "bound")
+    asm.store(R10, SOURCE + 8, 0, Size.LONG)
+    asm.jump("described")
+    asm.label("remote_v6")
+    asm.load(R2, R10, SOURCE, Size.LONG)
+    asm.load(R3, R10, SOURCE + 8, Size.LONG)
+    asm.merge(R2, R3)
+    asm.jump_if(R2, Condition.EQUAL, 0, "described")
+    asm.label("bound")
+    asm.store(R10, FLAGS, AttemptFlag.BOUND, Size.HALF)
+    asm.label("described")
+
+
+# --- the steps of the ladder ------------------------------------------------------------------------------------------
+def because(code: Code) -> str:
+    return f"because_{code.name.lower()}"
+
+
+def link_local(asm: Assembler) -> None:
+    asm.load(R2, R10, REMOTE)
+    asm.mask(R2, word(b"\xff\xc0\0\0"))
+    asm.jump_if_word(R2, Condition.EQUAL, word(b"\xfe\x80\0\0"), because(Code.LINK_LOCAL))
+
+
+def look_up(asm: Assembler, map_fd: int, key_offset: int) -> None:
+    asm.map(R1, map_fd)
+    asm.point(R2, key_offset)
+    asm.call(Helper.MAP_LOOKUP)
+
+
+def look_up_only(asm: Assembler, map_fd: int, label: str) -> None:
+    """The only element of an array map; `label` is never reached, but the verifier wants it."""
+    asm.store(R10, KEY, 0)
+    look_up(asm, map_fd, KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, label)
+
+
+def namespace(asm: Assembler, layout: Layout) -> None:
+    look_up(asm, layout.namespaces, ATTEMPT + records.NAMESPACE)
+    asm.jump_if(R0, Condition.EQUAL, 0, because(Code.OTHER_NETWORK_NAMESPACE))
+    asm.load(R9, R0, 0)
+
+
+def own_listener(asm: Assembler, layout: Layout) -> None:
+    look_up_only(asm, layout.settings, because(Code.GATE_STALLED))
+    asm.load(R2, R10, REMOTE, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "not_own")
+    asm.load(R2, R10, REMOTE + 8)
+    asm.load(R3, R10, REMOTE + 12)
+    asm.jump_if_word(R2, Condition.EQUAL, 0, "own_v6")
+    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, "not_own")
+    asm.jump_if_word(R3, Condition.NOT_EQUAL, LOOPBACK_V4, "not_own")
+    asm.load(R2, R0, records.PORT_V4)
+    asm.jump_if(R2, Condition.EQUAL, R8, because(Code.OWN_LISTENER))
+    asm.jump("not_own")
+    asm.label("own_v6")
+    asm.jump_if_word(R3, Condition.NOT_EQUAL, LOOPBACK_V6_END, "not_own")
+    asm.load(R2, R0, records.PORT_V6)
+    asm.jump_if(R2, Condition.EQUAL, R8, because(Code.OWN_LISTENER))
+    asm.label("not_own")
+
+
+def route(asm: Assembler, layout: Layout) -> None:
+    """Take the source from the mirror of the routes, or fail as the kernel would."""
+    asm.store(R10, ROUTE_KEY, records.ROUTE_KEY_FIXED_BITS + 128)
+    for offset, field in ((4, records.NAMESPACE), (12, records.REMOTE), (20, records.REMOTE + 8)):
+        asm.load(R2, R10, ATTEMPT + field)
+        asm.store(R10, ROUTE_KEY + offset, R2)
+        asm.load(R2, R10, ATTEMPT + field + 4)
+        asm.store(R10, ROUTE_KEY + offset + 4, R2)
+    look_up(asm, layout.routes, ROUTE_KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, "routed")
+    asm.load(R2, R10, FLAGS, Size.HALF)
+    asm.load(R1, R0, records.ROUTE_ERRNO)
+    asm.jump_if(R1, Condition.NOT_EQUAL, 0, "unroutable")
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "routed")  # the program chose its source itself
+    asm.load(R2, R0, records.ROUTE_FLAGS)
+    asm.jump_if(R2, Condition.NOT_EQUAL, RouteFlag.SOURCE_IS_REMOTE, "source")
+    asm.point(R0, REMOTE)
+    asm.label("source")
+    for index in range(0, 16, 4):
+        asm.load(R2, R0, index)
+        asm.store(R10, SOURCE + index, R2)
+    asm.jump("routed")
+    asm.label("unroutable")
+    believe_mirror(asm)
+    asm.move(R2, 0)
+    asm.subtract(R2, R1)
+    asm.move(R1, R2)
+    asm.call(Helper.SET_RETVAL)
+    asm.exit(0)
+    asm.label("routed")
+
+
+def believe_mirror(asm: Assembler) -> None:
+    """Go on to "routed" unless the mirror is exact for this socket. R2: the attempt's flags; keeps R1."""
+    asm.jump_if(R2, Condition.EQUAL, 0, "any_source")
+    asm.move(R3, R9)
+    asm.mask(R3, NamespaceFlag.SOURCE_MATTERS)
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "routed")
+    asm.label("any_source")
+    asm.load(R3, R7, MARK)  # rules may look at it, and the mirror was asked without one
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "routed")
+    asm.move(R4, NamespaceFlag.EXACT_V4)
+    asm.load(R3, R10, REMOTE, Size.LONG)
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "exact_v6")
+    asm.load(R3, R10, REMOTE + 8)
+    asm.jump_if_word(R3, Condition.EQUAL, MAPPED_WORD, "exact")
+    asm.label("exact_v6")
+    asm.move(R4, NamespaceFlag.EXACT_V6)
+    asm.label("exact")
+    asm.intersect(R4, R9)
+    asm.jump_if(R4, Condition.EQUAL, 0, "routed")
+
+
+def heartbeat(asm: Assembler, layout: Layout) -> None:
+    """The beat is read before the clock, so a beat of the future is no race but a lie: it wraps and counts as old."""
+    look_up_only(asm, layout.heartbeat, because(Code.GATE_STALLED))
+    asm.load(R2, R0, 0, Size.LONG)
+    asm.store(R10, BEAT, R2, Size.LONG)
+    asm.call(Helper.KTIME_NS)
+    asm.load(R2, R10, BEAT, Size.LONG)
+    asm.subtract(R0, R2)
+    asm.jump_if(R0, Condition.ABOVE, STALL_NS, because(Code.GATE_STALLED))
+
+
+def divert(asm: Assembler, layout: Layout, *, v6: bool) -> None:
+    look_up_only(asm, layout.settings, because(Code.GATE_STALLED))
+    asm.load(R9, R0, records.PORT_V4)
+    asm.load(R2, R10, REMOTE, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "port_v6")
+    asm.load(R2, R10, REMOTE + 8)
+    asm.jump_if_word(R2, Condition.EQUAL, MAPPED_WORD, "port")
+    asm.label("port_v6")
+    asm.load(R9, R0, records.PORT_V6)
+    asm.jump_if(R9, Condition.EQUAL, 0, because(Code.NO_IPV6_LISTENER))
+    asm.label("port")
+    remember(asm, layout)
+    if v6:
+        rewrite_v6(asm)
+    else:
+        asm.move_word(R2, LOOPBACK_V4)
+        asm.store(R6, ADDRESS_V4, R2)
+    asm.store(R6, USER_PORT, R9)
+    count(asm, layout, Code.DIVERTED)
+    asm.jump("pass")
+
+
+def remember(asm: Assembler, layout: Layout) -> None:
+    """The truth in the socket first: without it, getpeername() would lie about a diverted connection."""
+    asm.map(R1, layout.truth)
+    asm.move(R2, R7)
+    asm.move(R3, 0)
+    asm.move(R4, STORAGE_CREATE)
+    asm.call(Helper.SK_STORAGE_GET)
+    asm.jump_if(R0, Condition.EQUAL, 0, because(Code.NO_MEMORY))
+    for target, field in ((records.TRUTH_REMOTE, records.REMOTE), (records.TRUTH_SOURCE, records.SOURCE)):
+        for index in (0, 8):
+            asm.load(R2, R10, ATTEMPT + field + index, Size.LONG)
+            asm.store(R0, target + index, R2, Size.LONG)
+    asm.store(R0, records.TRUTH_PORT, R8)
+    asm.move(R1, R6)
+    asm.call(Helper.SOCKET_COOKIE)
+    asm.store(R10, KEY, R0, Size.LONG)
+    asm.map(R1, layout.origins)
+    asm.point(R2, KEY)
+    asm.point(R3, ATTEMPT)
+    asm.move(R4, 0)
+    asm.call(Helper.MAP_UPDATE)
+    asm.jump_if(R0, Condition.EQUAL, 0, "remembered")
+    asm.map(R1, layout.truth)
+    asm.move(R2, R7)
+    asm.call(Helper.SK_STORAGE_DELETE)
+    asm.jump(because(Code.NO_MEMORY))
+    asm.label("remembered")
+
+
+def rewrite_v6(asm: Assembler) -> None:
+    asm.load(R2, R10, REMOTE, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "to_v6")
+    asm.load(R2, R10, REMOTE + 8)
+    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, "to_v6")
+    asm.move_word(R3, MAPPED_WORD)
+    asm.move_word(R4, LOOPBACK_V4)
+    asm.jump("write")
+    asm.label("to_v6")
+    asm.move_word(R3, 0)
+    asm.move_word(R4, LOOPBACK_V6_END)
+    asm.label("write")
+    asm.move(R2, 0)
+    for index, value in enumerate((R2, R2, R3, R4)):
+        asm.store(R6, ADDRESS_V6 + 4 * index, value)
+
+
+# --- the ends ---------------------------------------------------------------------------------------------------------
+def ends(asm: Assembler, layout: Layout, codes: tuple[Code, ...]) -> None:
+    let_go = set(codes) - ALWAYS_DENIED if layout.on_failure is OnFailure.OPEN else set()
+    for code in codes:
+        asm.label(because(code))
+        asm.store(R10, ATTEMPT + records.REASON, code)
+        count(asm, layout, code)
+        asm.jump("let_go" if code in let_go else "deny")
+    if let_go:  # the verifier wants no instruction that is never reached
+        asm.label("let_go")
+        push(asm, layout)
+    asm.label("pass")
+    asm.exit(1)
+    asm.label("deny")
+    asm.load(R2, R10, FLAGS, Size.HALF)
+    asm.move(R3, AttemptFlag.DENIED)
+    asm.merge(R2, R3)
+    asm.store(R10, FLAGS, R2, Size.HALF)
+    push(asm, layout)
+    asm.exit(0)
+
+
+def push(asm: Assembler, layout: Layout) -> None:
+    """A full queue keeps what it has; the count tells how many are missing."""
+    asm.map(R1, layout.missed)
+    asm.point(R2, ATTEMPT)
+    asm.move(R3, 0)
+    asm.call(Helper.MAP_PUSH)
+
+
+def count(asm: Assembler, layout: Layout, code: Code) -> None:
+    asm.store(R10, KEY, code)
+    look_up(asm, layout.counts, KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, f"counted_{code.name}")
+    asm.move(R2, 1)
+    asm.add_atomically(R0, R2)
+    asm.label(f"counted_{code.name}")
+
+
+# --- getpeername and getsockname --------------------------------------------------------------------------------------
+def find_truth(asm: Assembler, layout: Layout) -> None:
+    """R0: what the socket remembers; on to "done" if it was not diverted."""
+    asm.move(R6, R1)
+    asm.load(R2, R6, SOCKET, Size.LONG)
+    asm.map(R1, layout.truth)
+    asm.move(R3, 0)
+    asm.move(R4, 0)
+    asm.call(Helper.SK_STORAGE_GET)
+    asm.jump_if(R0, Condition.EQUAL, 0, "done")
+
+
+def answer(asm: Assembler, field: int, *, v6: bool) -> None:
+    """IPv4 is the last word of the 16 bytes; a v4-mapped answer on an IPv6 socket is all four."""
+    words = ((ADDRESS_V6 + index, field + index) for index in range(0, 16, 4)) if v6 else ((ADDRESS_V4, field + 12),)
+    for target, source in words:
+        asm.load(R2, R0, source)
+        asm.store(R6, target, R2)

@@ -1,0 +1,111 @@
+"""bpf(2) for real, and its errors."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from mitmsec_redirect import bpf, bpffs
+from mitmsec_redirect.assembler import Assembler, Register
+from mitmsec_redirect.bpf import Attach, EbpfUnavailable, Map, MapKind, ProgramRejected
+
+
+@pytest.mark.root
+def test_a_hash_map_holds_what_it_is_told() -> None:
+    made = Map.create(MapKind.HASH, 4, 8, 2, "ms_test")
+    assert made.lookup(b"aaaa") is None
+    made.update(b"aaaa", b"12345678")
+    made.update(b"bbbb", b"87654321")
+    assert made.lookup(b"aaaa") == b"12345678"
+    assert set(made.keys()) == {b"aaaa", b"bbbb"}
+    with pytest.raises(OSError, match="MAP_UPDATE"):
+        made.update(b"cccc", b"12345678")
+    assert made.delete(b"aaaa")
+    assert not made.delete(b"aaaa")
+    made.close()
+
+
+@pytest.mark.root
+def test_a_queue_gives_the_oldest_first_and_says_when_it_is_full() -> None:
+    queue = Map.create(MapKind.QUEUE, 0, 4, 2, "ms_test")
+    queue.push(b"1111")
+    queue.push(b"2222")
+    with pytest.raises(OSError) as raised:
+        queue.push(b"3333")
+    assert raised.value.errno == errno.E2BIG
+    assert [queue.pop(), queue.pop(), queue.pop()] == [b"1111", b"2222", None]
+    queue.close()
+
+
+@pytest.mark.root
+def test_keys_and_values_of_another_size_never_reach_the_kernel() -> None:
+    made = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_test")
+    with pytest.raises(ValueError, match="4 bytes"):
+        made.lookup(b"123")
+    with pytest.raises(ValueError, match="8 bytes"):
+        made.update(bytes(4), b"1")
+    made.close()
+
+
+@pytest.mark.root
+def test_a_rejected_program_brings_the_verifiers_words() -> None:
+    asm = Assembler()
+    asm.load(Register.R0, Register.R5, 0)
+    asm.exit(1)
+    with pytest.raises(ProgramRejected, match="R5 !read_ok"):
+        bpf.load_program(asm.code(), Attach.CONNECT4, "ms_bad")
+
+
+@pytest.mark.root
+def test_a_program_is_loaded_and_counted() -> None:
+    asm = Assembler()
+    asm.exit(1)
+    program = bpf.load_program(asm.code(), Attach.CONNECT4, "ms_good")
+    assert bpf.run_count(program) == bpf.RunCount(runs=0, run_time_ns=0)
+    os.close(program)
+
+
+@pytest.mark.root
+def test_a_pin_outlives_its_descriptor(tmp_path: Path) -> None:
+    bpffs.mount(tmp_path / "bpf")
+    try:
+        made = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_test")
+        made.update(bytes(4), b"12345678")
+        bpf.pin(made.fd, str(tmp_path / "bpf" / "map"))
+        made.close()
+        again = Map(bpf.pinned(str(tmp_path / "bpf" / "map")), 4, 8)
+        assert again.lookup(bytes(4)) == b"12345678"
+        again.close()
+    finally:
+        bpffs.unmount(tmp_path / "bpf")
+
+
+@pytest.mark.root
+def test_malformed_btf_is_refused() -> None:
+    with pytest.raises(OSError, match="load BTF"):
+        bpf.load_btf(b"rubbish")
+
+
+@pytest.mark.parametrize(("code", "reason"), [(errno.EPERM, "permit"), (errno.ENOSYS, "has no bpf")])
+def test_what_the_machine_does_not_allow_comes_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, code: int, reason: str
+) -> None:
+    class Libc:
+        def syscall(self, *_: object) -> int:
+            ctypes.set_errno(code)
+            return -1
+
+    monkeypatch.setattr(bpf, "_libc", Libc())
+    with pytest.raises(EbpfUnavailable, match=reason) as raised:
+        bpf.enable_stats()
+    assert raised.value.remedy
+
+
+def test_another_architecture_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf, "_number", -1)
+    with pytest.raises(EbpfUnavailable, match="no bpf\\(2\\) number"):
+        bpf.enable_stats()

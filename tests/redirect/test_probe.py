@@ -1,0 +1,45 @@
+"""What works here, and why something does not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mitmsec_redirect import cgroup, probe
+from mitmsec_redirect.bpf import EbpfUnavailable
+from mitmsec_redirect.probe import kernel_version
+
+
+@pytest.mark.root
+def test_everything_works_where_these_tests_run() -> None:
+    told = {check.name: check for check in probe.checks()}
+    assert [name for name, check in told.items() if not check.ok and name != "pid namespace"] == []
+    assert "8 programs" in told["connect hook"].detail
+    assert cgroup.leftovers("probe") == []
+
+
+@pytest.mark.parametrize(
+    ("release", "version"), [("6.1.0-13-amd64", (6, 1)), ("5.19", (5, 19)), ("odd", (0, 0)), ("", (0, 0))]
+)
+def test_releases_are_read(release: str, version: tuple[int, int]) -> None:
+    assert kernel_version(release) == version
+
+
+def test_an_old_kernel_is_told_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe.platform, "release", lambda: "5.10.0-1")
+    check = next(check for check in probe.checks() if check.name == "kernel")
+    assert not check.ok
+    assert "5.19" in check.detail
+    assert check.remedy
+
+
+def test_a_user_without_privilege_learns_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise EbpfUnavailable("no", "do this")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(probe.Map, "create", refuse)
+    told = {check.name: check for check in probe.checks()}
+    assert (told["privilege"].ok, told["privilege"].remedy) == (False, "Run it as root: sudo mitmsec …")
+    assert (told["bpf"].ok, told["bpf"].detail, told["bpf"].remedy) == (False, "no", "do this")
