@@ -1,0 +1,1 @@
+"""Where programs look for roots: one module for each store."""
