@@ -1,7 +1,7 @@
 """What producers report and what the log holds.
 
-A producer sends the facts that it knows; the recorder stamps sequence, time and producer, and adds the owner of the flow
-as the gate told it. So a worker can neither name a process nor speak about a flow that it was not handed.
+A producer sends the facts that it knows; the recorder stamps sequence, time and producer, and adds the owner of the
+flow as the gate told it. So a worker can neither name a process nor speak about a flow that it was not handed.
 """
 
 from __future__ import annotations
@@ -57,10 +57,12 @@ class FlowHanded(Seen, frozen=True):
     process: Process
     worker: int
     host: str | None
+    local: Endpoint | None = None  # with `remote`, where the flow is captured: the worker's pieces do not say
+    remote: Endpoint | None = None
 
 
 class ConnectionSeen(Seen, frozen=True):
-    """A connection that ended, or (outcome `open`) has lived long enough to be told of. `flow` becomes the event's id."""
+    """A connection that ended, or (outcome `open`) has lived long. `flow` becomes the event's id."""
 
     flow: str
     process: Process
@@ -75,6 +77,7 @@ class ConnectionSeen(Seen, frozen=True):
     duration_ms: int
     outcome: Outcome
     host: str | None = None
+    asked: Endpoint | None = None  # what the program asked for, where another address of the name was reached instead
     error: str = ""
     tls: TlsFacts | None = None
     direction: Direction = Direction.OUTBOUND

@@ -1,0 +1,102 @@
+"""The hash chain over the log: one value, the head, stands for every event up to it.
+
+    leaf(n)   = SHA-256(0x00 || envelope(n))
+    head(0)   = SHA-256("")                                   of the empty log
+    head(n+1) = SHA-256(0x01 || head(n) || leaf(n))
+
+The prefixes keep leaves and heads apart, as in RFC 6962 section 2.1. Whoever can write the log can write another chain
+that fits as well: only a head that was kept elsewhere tells a log from its forgery, and a whole one from one cut short.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+HASH_SIZE_BYTES = 32
+LEAF_PREFIX = b"\x00"
+HEAD_PREFIX = b"\x01"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The log's first `size` events as one hash."""
+
+    size: int
+    hash: bytes
+
+    def after(self, envelope: bytes) -> Head:
+        """The head once `envelope` is appended."""
+        leaf = hashlib.sha256(LEAF_PREFIX + envelope).digest()
+        return Head(self.size + 1, hashlib.sha256(HEAD_PREFIX + self.hash + leaf).digest())
+
+    def __str__(self) -> str:
+        return f"{self.size}:{self.hash.hex()}"
+
+    @classmethod
+    def parse(cls, text: str) -> Head:
+        """Read SIZE:HASH, as `str` writes it. Raises ValueError."""
+        size, colon, digest = text.strip().partition(":")
+        if not colon or not (size.isascii() and size.isdecimal()):
+            raise ValueError(f"{text!r} is not SIZE:HASH")
+        head = cls(int(size), bytes.fromhex(digest))
+        if len(head.hash) != HASH_SIZE_BYTES:
+            raise ValueError(f"the hash of {text!r} is not {HASH_SIZE_BYTES} bytes long")
+        return head
+
+
+EMPTY = Head(0, hashlib.sha256(b"").digest())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the log as it was found. `head` is the hash that was stored with it."""
+
+    seq: int
+    envelope: bytes
+    head: bytes
+    flaw: str = ""  # what is wrong with the row apart from the chain
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Every event follows from the one before it."""
+
+    head: Head
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The log is not what was written. `seq` is the first event for which that shows."""
+
+    seq: int
+    why: str
+
+
+def verify(entries: Iterable[Entry], kept: Head | None = None) -> Verified | Broken:
+    """Recompute the chain over all `entries`, in order, from the first; `kept` is a head that the log must have had."""
+    head = EMPTY
+    broken = _differs(head, kept)
+    for entry in entries:
+        if broken is not None:
+            return broken
+        if entry.seq != head.size:
+            return Broken(head.size, f"missing: the next event in the log is {entry.seq}")
+        head = head.after(entry.envelope)
+        if entry.head != head.hash:
+            return Broken(entry.seq, "changed: its hash does not follow from the events before it")
+        if entry.flaw:
+            return Broken(entry.seq, entry.flaw)
+        broken = _differs(head, kept)
+    if broken is not None:
+        return broken
+    if kept is not None and kept.size > head.size:
+        return Broken(head.size, f"missing: the log ends here, but it had {kept.size} events when the head was kept")
+    return Verified(head)
+
+
+def _differs(head: Head, kept: Head | None) -> Broken | None:
+    if kept is None or kept.size != head.size or kept.hash == head.hash:
+        return None
+    return Broken(max(head.size - 1, 0), f"the first {head.size} events are not those that the kept head stands for")

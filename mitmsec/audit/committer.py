@@ -1,0 +1,119 @@
+"""Group commit: while one batch is on its way to the disk, the next one gathers.
+
+    add(draft) ─► gathering ──(LINGER_S)──► batch ─► writer thread: append + fsync ─► Committed to each producer
+                                              ▲               │ LogUnwritable
+                                              └── RETRY_S ────┘  (the same batch, until the disk takes it)
+
+Producers are acknowledged only for what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
+events; then the producers' own windows fill, and they say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mitmsec.audit.envelope import Draft
+from mitmsec.audit.inlet import Inlet
+from mitmsec.audit.store import LogUnwritable, Store
+
+LINGER_S = 0.002
+RETRY_S = 0.5
+GATHERED_LIMIT = 4096
+
+
+class Committer:
+    """Appends to `store`, which it owns, in the order of `add`.
+
+    `settled()` says how far each producer's messages have been judged; `on_committed(drafts)` is called after each
+    round; `on_recovered(tries, why)` when the disk takes events again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settled: Callable[[], Sequence[tuple[Inlet, int]]],
+        on_committed: Callable[[Sequence[Draft]], None],
+        on_recovered: Callable[[int, str], None],
+    ) -> None:
+        self._store = store
+        self._settled, self._on_committed, self._on_recovered = settled, on_committed, on_recovered
+        self._gathered: list[Draft] = []
+        self._work, self._idle = asyncio.Event(), asyncio.Event()
+        self._idle.set()
+        self._thread = ThreadPoolExecutor(1, "log")
+        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(_die_of_bugs)
+
+    @property
+    def full(self) -> bool:
+        """No more should be read until a round has ended."""
+        return len(self._gathered) >= GATHERED_LIMIT
+
+    def add(self, draft: Draft) -> None:
+        self._gathered.append(draft)
+        self.poke()
+
+    def poke(self) -> None:
+        """Have one more round, be it only to acknowledge."""
+        self._idle.clear()
+        self._work.set()
+
+    def holds(self, session: str) -> bool:
+        """Some event of `session` is not on its way to the disk yet."""
+        return any(draft.session == session for draft in self._gathered)
+
+    async def drained(self) -> None:
+        """Return once everything added is on disk and acknowledged."""
+        await self._idle.wait()
+
+    async def close(self) -> int:
+        """End, whatever is left. Returns how many events never reached the disk."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown()
+        self._store.close()
+        return len(self._gathered)
+
+    async def _run(self) -> None:
+        while True:
+            await self._work.wait()
+            await asyncio.sleep(LINGER_S)
+            self._work.clear()
+            batch, self._gathered = self._gathered, []
+            settled = self._settled()
+            try:
+                await self._append(batch)
+            except asyncio.CancelledError:
+                self._gathered = batch + self._gathered
+                raise
+            for inlet, count in settled:
+                inlet.acknowledge(count)
+            self._on_committed(batch)
+            if not self._work.is_set():
+                self._idle.set()
+
+    async def _append(self, batch: Sequence[Draft]) -> None:
+        tries, why = 0, ""
+        while batch:
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._store.append, batch)
+                break
+            except LogUnwritable as error:
+                tries, why = tries + 1, str(error)
+                if tries == 1:
+                    print(f"mitmsec recorder: the log takes no events ({why}); trying again", file=sys.stderr)
+                await asyncio.sleep(RETRY_S)
+        if tries:
+            self._on_recovered(tries, why)
+
+
+def _die_of_bugs(task: asyncio.Task[None]) -> None:
+    """A recorder that no longer commits must not look alive: its end is what the supervisor can see."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        traceback.print_exception(error)
+        os._exit(1)

@@ -1,0 +1,140 @@
+"""The recorder's end of one producer's channel.
+
+Reading goes on until the end of file, whatever the other side's death looks like: a producer that was killed with our
+answers unread leaves ECONNRESET in front of its last events, and those are still to be had. `Committed` counts from the
+producer's first message, so only the newest matters: one that the kernel does not take is sent when it can be, or
+replaced by a later one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import msgspec
+
+from mitmsec.audit.event import PERMITTED, Seen
+from mitmsec.audit.intake import Source
+from mitmsec.channel import PACKET_LIMIT_BYTES, decoder
+from mitmsec.core.messages import Committed, encode
+
+BURST = 64  # messages taken from one producer before the others have their turn
+
+
+class Inlet:
+    """Reads one producer. Any kind of event is decoded, so that a wrong one can be recorded as such.
+
+    `on_message(inlet, seen)` is called for each message, `on_malformed(inlet, why)` for one that is none, and `on_end`
+    once at the end of file.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        source: Source,
+        loop: asyncio.AbstractEventLoop,
+        on_message: Callable[[Inlet, Seen], None],
+        on_malformed: Callable[[Inlet, str], None],
+        on_end: Callable[[Inlet], None],
+    ) -> None:
+        sock.setblocking(False)
+        self.source = source
+        self.received = 0  # messages so far
+        self.awaiting: list[int] = []  # numbers of those that are not judged yet, in order
+        self.ended = False
+        self._acknowledged = 0
+        self._owed = 0
+        self._writing = False
+        self._sock, self._loop = sock, loop
+        self._on_message, self._on_malformed, self._on_end = on_message, on_malformed, on_end
+        self._reading = False
+        self.resume()
+
+    @property
+    def settled(self) -> int:
+        """How many messages, from the first, have been judged: once what came of them is on disk, they are done."""
+        return self.awaiting[0] if self.awaiting else self.received
+
+    def resume(self) -> None:
+        if not self._reading and not self.ended:
+            self._reading = True
+            self._loop.add_reader(self._sock, self.read, BURST)
+
+    def pause(self) -> None:
+        """Leave further messages to the kernel's queue, and then to the producer's window."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def read(self, limit: int | None = None) -> None:
+        """Take what is there now, at most `limit` messages."""
+        taken = 0
+        while not self.ended and (limit is None or taken < limit):
+            try:
+                # No room for descriptors: the kernel closes any that a producer sends, and flags the packet.
+                size_bytes, _, flags, _ = self._sock.recvmsg_into([_BUFFER])
+            except BlockingIOError:
+                return
+            except ConnectionResetError:
+                continue  # told once; what the producer had sent before follows
+            except OSError:
+                return self._end()
+            if size_bytes == 0:
+                return self._end()
+            taken += 1
+            self.received += 1
+            self._take(size_bytes, flags)
+
+    def _take(self, size_bytes: int, flags: int) -> None:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return self._on_malformed(self, "a packet that is too long, or brings descriptors")
+        try:
+            seen = _DECODE(bytes(_BUFFER[:size_bytes]))
+        except msgspec.MsgspecError as error:
+            return self._on_malformed(self, str(error))
+        self._on_message(self, seen)
+
+    def acknowledge(self, count: int) -> None:
+        """Tell the producer that its first `count` messages are on disk."""
+        self._owed = max(self._owed, count)
+        if not self._writing:
+            self._answer()
+
+    def _answer(self) -> None:
+        if self.ended or self._owed == self._acknowledged:
+            return self._write_later(False)
+        try:
+            self._sock.send(encode(Committed(count=self._owed)), socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return self._write_later(True)
+        except OSError:
+            pass  # gone: reading tells
+        self._acknowledged = self._owed
+        self._write_later(False)
+
+    def _write_later(self, wanted: bool) -> None:
+        if wanted and not self._writing:
+            self._loop.add_writer(self._sock, self._answer)
+        elif self._writing and not wanted:
+            self._loop.remove_writer(self._sock)
+        self._writing = wanted
+
+    def _end(self) -> None:
+        self.close()
+        self._on_end(self)
+
+    def close(self) -> None:
+        """Idempotent; `on_end` is not called."""
+        self.pause()
+        self._write_later(False)
+        if not self.ended:
+            self.ended = True
+            self._sock.close()
+
+
+_KINDS: list[type[Seen]] = sorted(
+    {kind for kinds in PERMITTED.values() for kind in kinds}, key=lambda kind: kind.__name__
+)
+_DECODE = decoder(_KINDS)
+_BUFFER = memoryview(bytearray(PACKET_LIMIT_BYTES))  # every packet is decoded before the next one is read

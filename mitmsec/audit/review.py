@@ -1,0 +1,245 @@
+"""Reading the log: which events, one event, and whether the log is whole. Never writes.
+
+A live log is read beside its recorder, in snapshots that do not hold it up. One whose recorder was killed is read as
+the recorder would recover it. SQLite may have to make its index of the write-ahead log for that; it gives such a file
+the log's own owner, so that reading as root leaves nothing behind that the recorder could not use.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+import sqlite_utils
+
+from mitmsec.audit import chain
+from mitmsec.audit.chain import Broken, Entry, Head, Verified
+from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
+from mitmsec.audit.event import Kind
+from mitmsec.audit.store import FILE_NAME
+from mitmsec.core.model import Action
+
+TOLD_EVERY = 2048  # events
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+GLOB_SIGNS = frozenset("*?[")
+
+
+class NoLog(Exception):
+    """There is no readable log here; the message says why and what helps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events: those that meet every criterion that is not None."""
+
+    kind: Kind | None = None
+    app: str | None = None  # part of the executable's path, or a glob over all of it
+    host: str | None = None  # a name and what is below it, or a glob
+    action: Action | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    text: str | None = None  # anywhere in a value, whatever its case
+    limit: int | None = None  # the newest so many
+
+
+def parse_time(text: str, now: datetime) -> datetime:
+    """An instant: RFC 3339 (without an offset: local time), or a span before `now` such as 10m or 2h.
+
+    Raises ValueError.
+    """
+    number, unit = text[:-1], text[-1:]
+    if unit in UNITS_S and number.isascii() and number.isdecimal():
+        try:
+            return now - timedelta(seconds=int(number) * UNITS_S[unit])
+        except OverflowError as error:
+            raise ValueError(f"{text} ago is before all dates") from error
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+class Review:
+    """Questions to one log."""
+
+    def __init__(self, db: sqlite_utils.Database) -> None:
+        self._db = db
+
+    def events(self, wanted: Filter) -> Iterator[Fields]:
+        """The events that meet `wanted`, oldest first; of more than `limit`, the newest."""
+        if wanted.limit is None:
+            yield from self._matching(wanted, "ASC")
+        else:
+            yield from list(islice(self._matching(wanted, "DESC"), wanted.limit))[::-1]
+
+    def _matching(self, wanted: Filter, order: str) -> Iterator[Fields]:
+        where, values = _conditions(wanted)
+        text = None if wanted.text is None else wanted.text.casefold()
+        for row in self._db.query(
+            f"SELECT envelope FROM events WHERE {where} ORDER BY seq {order}",  # noqa: S608
+            values,
+        ):
+            event = _parsed(row["envelope"])
+            if text is None or _says(event, text):
+                yield event
+
+    def event(self, which: str) -> Fields | None:
+        """The event of this id, or of this number; of several with one id, the newest."""
+        numeric = which.isascii() and which.isdecimal() and len(which) < 19
+        for column in ("seq", "id") if numeric else ("id",):
+            sql = f"SELECT envelope FROM events WHERE {column} = ? ORDER BY seq DESC LIMIT 1"  # noqa: S608
+            for row in self._db.query(sql, [which]):
+                return _parsed(row["envelope"])
+        return None
+
+    def of_connection(self, connection: str) -> list[Fields]:
+        """Everything that was recorded about one connection, oldest first."""
+        rows = self._db.query("SELECT envelope FROM events WHERE connection = ? ORDER BY seq", [connection])
+        return [_parsed(row["envelope"]) for row in rows]
+
+    def size(self) -> int:
+        """How many events the log has."""
+        return int(next(self._db.query("SELECT count(*) AS size FROM events"))["size"])
+
+    def stats(self) -> list[Fields]:
+        """Connections by program and action: how many, bytes each way, and the newest."""
+        return list(
+            self._db.query(
+                """
+                SELECT app, action, count(*) AS connections, max(time) AS newest,
+                       sum(json_extract(envelope, '$.bytes.sent')) AS sent,
+                       sum(json_extract(envelope, '$.bytes.received')) AS received
+                FROM events WHERE kind = 'connection' AND id = connection
+                GROUP BY app, action ORDER BY connections DESC, app, action
+                """
+            )
+        )
+
+    def verify(self, kept: Head | None = None, told: Callable[[int], None] = lambda seq: None) -> Verified | Broken:
+        """Recompute the whole chain, and compare every search column with the envelope it was made from.
+
+        `kept` is a head that the log must have had. `told(seq)` is called now and then, for a progress bar.
+        """
+        try:
+            return chain.verify(self._entries(told), kept)
+        except sqlite3.Error as error:
+            return Broken(0, f"unreadable: {error}")
+
+    def _entries(self, told: Callable[[int], None]) -> Iterator[Entry]:
+        conn = self._db.conn
+        conn.text_factory = bytes  # a changed row need not be text
+        try:
+            sql = f"SELECT seq, envelope, head, {', '.join(COLUMNS)} FROM events ORDER BY seq"  # noqa: S608
+            for count, (seq, envelope, head, *columns) in enumerate(conn.execute(sql)):
+                if count % TOLD_EVERY == 0:
+                    told(count)
+                if isinstance(envelope, bytes) and isinstance(head, bytes):
+                    yield Entry(seq, envelope, head, _flaw(seq, envelope, columns))
+                else:
+                    yield Entry(seq, b"", b"")
+        finally:
+            conn.text_factory = str
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Review]:
+    """The log in `folder`, for reading. Raises NoLog."""
+    path = folder / FILE_NAME
+    try:
+        conn = _connected(path)
+    except (sqlite3.Error, OSError) as error:
+        raise NoLog(f"the log {path} cannot be read: {error}") from error
+    db = sqlite_utils.Database(conn, execute_plugins=False)  # no code of other distributions in here
+    try:
+        yield Review(db)
+    finally:
+        db.close()
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    if not path.exists():
+        raise NoLog(f"there is no log at {path}: nothing has been recorded under this state directory yet")
+    try:
+        return _asked(path, "mode=ro")
+    except sqlite3.OperationalError:
+        wal = path.with_name(path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > 0:
+            raise
+        return _asked(path, "immutable=1")  # nobody writes, and we may not make the index: the file is all there is
+
+
+def _asked(path: Path, how: str) -> sqlite3.Connection:
+    conn = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None, timeout=5.0)
+    try:
+        conn.execute("SELECT seq FROM events LIMIT 1").fetchone()
+    except sqlite3.Error:
+        conn.close()
+        raise
+    return conn
+
+
+def _conditions(wanted: Filter) -> tuple[str, list[str]]:
+    parts: list[tuple[str, str]] = []
+    if wanted.kind is not None:
+        parts.append(("kind = ?", wanted.kind.value))
+    if wanted.action is not None:
+        parts.append(("action = ?", wanted.action.value))
+    if wanted.since is not None:
+        parts.append(("time >= ?", _stamp(wanted.since)))
+    if wanted.until is not None:
+        parts.append(("time < ?", _stamp(wanted.until)))
+    if wanted.app is not None:
+        parts.append(("app GLOB ?", wanted.app) if _is_glob(wanted.app) else ("instr(app, ?) > 0", wanted.app))
+    if wanted.host is not None:
+        host = wanted.host.lower().lstrip(".")
+        parts.append(("host GLOB ?", host) if _is_glob(host) else ("'.' || host LIKE ? ESCAPE '\\'", _below(host)))
+    if not parts:
+        return "1", []
+    conditions, values = zip(*parts, strict=True)
+    return " AND ".join(conditions), list(values)
+
+
+def _is_glob(text: str) -> bool:
+    return not GLOB_SIGNS.isdisjoint(text)
+
+
+def _below(host: str) -> str:
+    escaped = host.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%.{escaped}"
+
+
+def _stamp(instant: datetime) -> str:
+    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _parsed(envelope: str) -> Fields:
+    event: Fields = msgspec.json.decode(envelope)
+    return event
+
+
+def _says(value: object, text: str) -> bool:
+    match value:
+        case dict():
+            return any(_says(item, text) for item in value.values())
+        case list():
+            return any(_says(item, text) for item in value)
+        case None:
+            return False
+        case _:
+            return text in str(value).casefold()
+
+
+def _flaw(seq: int, envelope: bytes, columns: list[object]) -> str:
+    """What is wrong with a row whose envelope is the one that was chained."""
+    try:
+        fields = msgspec.json.decode(envelope)
+        expected = [item.encode() if isinstance(item, str) else item for item in columns_of(fields)]
+        if fields.get("seq") != seq or canonical(fields) != envelope:
+            return "changed: its envelope is not that of this number"
+    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError):
+        return "changed: its envelope is no event"
+    return "" if expected == columns else "changed: a search column differs from the envelope"

@@ -1,0 +1,225 @@
+"""`mitmsec audit`: what was recorded, and whether the record is whole."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+import msgspec
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from mitmsec.audit import review
+from mitmsec.audit.chain import Broken, Head, Verified
+from mitmsec.audit.event import Kind
+from mitmsec.audit.review import Filter, NoLog, Review
+from mitmsec.core.model import Action
+from mitmsec.service.audit_table import console, shown, size, table_of, tree_of
+from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, json_option, state_option
+from mitmsec.service.state import State
+
+SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
+
+UNPROVEN = (
+    "Without a head that was kept elsewhere, this cannot exclude that events were cut off at the end, or that the log "
+    "was written anew by someone who could write this file. Keep the head above on another machine, and verify with "
+    "--head later."
+)
+PROVEN = (
+    "The first {size} events are those that the kept head stands for. What came after it is only known to be whole."
+)
+
+
+def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    try:
+        return None if value is None else review.parse_time(value, datetime.now(UTC))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is neither RFC 3339 (2026-11-03T10:00:00Z) nor a span before now (10m, 2h, 3d)"
+        ) from error
+
+
+def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head | None:
+    try:
+        return None if value is None else Head.parse(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not SIZE:HASH, as `audit verify` prints it after head:") from error
+
+
+@click.group()
+def audit() -> None:
+    """Review what was recorded, and verify that the record is whole."""
+
+
+@audit.command("list")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only events of this kind.")
+@click.option("--app", metavar="TEXT|GLOB", help="Part of the executable's path, or a glob over all of it.")
+@click.option("--host", metavar="NAME|GLOB", help="A host and what is below it, an address, or a glob.")
+@click.option(
+    "--action", type=click.Choice([action.value for action in Action]), help="What was done to the connection."
+)
+@click.option("--since", callback=_instant, metavar="TIME", help="RFC 3339, or a span before now: 10m, 2h, 3d.")
+@click.option("--until", callback=_instant, metavar="TIME", help="As --since.")
+@click.option("--text", help="Anywhere in an event's values, whatever its case.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), help=f"The newest so many. [default: {SHOWN_EVENTS}; with --json all]"
+)
+@json_option
+@state_option
+@debug_option
+def list_events(
+    kind: str | None,
+    app: str | None,
+    host: str | None,
+    action: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    text: str | None,
+    limit: int | None,
+    as_json: bool,
+    state_folder: Path,
+) -> None:
+    """Show events, the newest last."""
+    wanted = Filter(
+        kind=Kind(kind) if kind else None,
+        app=app,
+        host=host,
+        action=Action(action) if action else None,
+        since=since,
+        until=until,
+        text=text,
+        limit=limit if limit or as_json else SHOWN_EVENTS,
+    )
+    with _log(state_folder) as log:
+        if as_json:
+            for event in log.events(wanted):
+                _print_json(event)
+            return
+        events = list(log.events(wanted))
+        out = console()
+        if not events:
+            click.echo("no event matches", err=True)
+        else:
+            out.print(table_of(events, out.width))
+        if limit is None and len(events) == SHOWN_EVENTS:
+            click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more", err=True)
+
+
+@audit.command()
+@click.argument("which", metavar="ID|NUMBER")
+@json_option
+@state_option
+@debug_option
+def show(which: str, as_json: bool, state_folder: Path) -> None:
+    """Show everything about one event, and for a connection what was recorded on it."""
+    with _log(state_folder) as log:
+        event = log.event(which)
+        if event is None:
+            fail(f"there is no event {which}", "`mitmsec audit list` shows what there is", EXIT_NOT_SO)
+        if as_json:
+            return _print_json(event)
+        out = console()
+        out.print(tree_of(event))
+        if event.get("kind") == Kind.CONNECTION and isinstance(event.get("connection"), str):
+            others = [other for other in log.of_connection(event["connection"]) if other.get("seq") != event.get("seq")]
+            if others:
+                out.print(Text("\non this connection", style="bold"))
+                out.print(table_of(others, out.width))
+
+
+@audit.command()
+@click.option("--head", "kept", callback=_head, metavar="SIZE:HASH", help="A head that was kept elsewhere.")
+@json_option
+@state_option
+@debug_option
+def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
+    """Recompute the log's hash chain. Status 1 if the log is not what was written."""
+    with _log(state_folder) as log, _progress(log, quiet=as_json) as told:
+        result = log.verify(kept, told)
+    if as_json:
+        _print_json(_verification(result, kept))
+    elif isinstance(result, Verified):
+        _tell_verified(result, kept)
+    if isinstance(result, Broken):
+        if not as_json:
+            fail(
+                f"the log is NOT whole, from event {result.seq} on: {result.why}",
+                "keep a copy of STATE/log as it is now; what stands before that event is still what was written",
+                EXIT_NOT_SO,
+            )
+        sys.exit(EXIT_NOT_SO)
+
+
+@audit.command()
+@json_option
+@state_option
+@debug_option
+def stats(as_json: bool, state_folder: Path) -> None:
+    """Sum up the connections by program and action."""
+    with _log(state_folder) as log:
+        rows = log.stats()
+    if as_json:
+        for row in rows:
+            _print_json(row)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("app", "action"):
+        table.add_column(column)
+    for column in ("connections", "sent", "received"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = (row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"]))
+        table.add_row(*(Text(shown(cell)) for cell in cells))
+    console().print(table)
+
+
+@contextmanager
+def _log(folder: Path) -> Iterator[Review]:
+    try:
+        with review.opened(State(folder).log) as log:
+            yield log
+    except NoLog as error:
+        is_denied = os.geteuid() != 0 and "denied" in str(error).lower()
+        remedy = (
+            "root may read it: try sudo" if is_denied else "--state (or MITMSEC_STATE) names another state directory"
+        )
+        fail(str(error), remedy, EXIT_NOT_SO)
+
+
+@contextmanager
+def _progress(log: Review, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr, for people who wait."""
+    out = console(stderr=True)
+    with Progress(console=out, transient=True, disable=quiet or not out.is_terminal) as progress:
+        task = progress.add_task("verifying", total=log.size())
+        told: Callable[[int], None] = lambda seq: progress.update(task, completed=seq)  # noqa: E731
+        yield told
+
+
+def _tell_verified(result: Verified, kept: Head | None) -> None:
+    out = console()
+    out.print(Text.assemble(("whole", "bold green"), f": {result.head.size} events, each follows from the one before"))
+    out.print(Text(f"head: {result.head}"), soft_wrap=True)
+    out.print(Text(UNPROVEN if kept is None else PROVEN.format(size=kept.size), style="dim"))
+
+
+def _verification(result: Verified | Broken, kept: Head | None) -> dict[str, object]:
+    if isinstance(result, Broken):
+        return {"verified": False, "seq": result.seq, "why": result.why}
+    return {
+        "verified": True,
+        "size": result.head.size,
+        "head": str(result.head),
+        "kept": None if kept is None else str(kept),
+        "cannot_exclude": ["truncation", "rewriting"] if kept is None else [],
+    }
+
+
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.encode(value))

@@ -1,0 +1,111 @@
+"""The capture files of the sessions that asked for one. A file that fails ends that capture, never the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+from mitmsec.audit.event import BytesSeen
+from mitmsec.audit.flows import Flow
+from mitmsec.capture.writer import CaptureFailed, CaptureWriter
+from mitmsec.core.model import Endpoint, Process
+
+
+class Sink(Protocol):
+    """What a capture file takes. Every method may raise CaptureFailed."""
+
+    def open_flow(
+        self, flow: str, process: Process, local: Endpoint, remote: Endpoint, time_ns: int, comment: str = ""
+    ) -> None: ...
+
+    def data(self, flow: str, sent: bool, data: bytes, time_ns: int) -> None: ...
+
+    def end_flow(self, flow: str, time_ns: int) -> None: ...
+
+    def secrets(self, lines: bytes) -> None: ...
+
+    def lost(self, pieces: int) -> None: ...
+
+    def tick(self, time_ns: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Captures:
+    """One sink a session. `on_failed(session, why)` is called once for a capture that had to be given up."""
+
+    def __init__(self, on_failed: Callable[[str, str], None]) -> None:
+        self._on_failed = on_failed
+        self._sinks: dict[str, Sink] = {}
+        self._open: dict[str, set[str]] = {}  # session → flows that the file knows
+
+    def open(self, session: str, descriptor: int, command: str) -> None:
+        """Flows of `session` go into the file `descriptor`, which is owned from now on."""
+        self.close(session)
+        try:
+            sink = CaptureWriter(os.fdopen(descriptor, "wb", buffering=0), command=command)
+        except (CaptureFailed, OSError) as error:
+            return self._on_failed(session, str(error))
+        self._sinks[session], self._open[session] = sink, set()
+
+    def piece(self, session: str, seen: BytesSeen, time_ns: int, flow: Flow | None = None) -> None:
+        """A piece of a flow. Whose it is and between whom, the first piece says, or the gate with its hand-over."""
+
+        def write(sink: Sink) -> None:
+            self._begin(session, sink, seen, flow, time_ns)
+            if seen.data:
+                sink.data(seen.flow, seen.sent, seen.data, time_ns)
+
+        self._guarded(session, write)
+
+    def _begin(self, session: str, sink: Sink, seen: BytesSeen, flow: Flow | None, time_ns: int) -> None:
+        if seen.flow in self._open[session]:
+            return
+        about = seen if flow is None else flow
+        if about.process is not None and about.local is not None and about.remote is not None:
+            sink.open_flow(seen.flow, about.process, about.local, about.remote, time_ns, f"flow: {seen.flow}")
+            self._open[session].add(seen.flow)
+
+    def secrets(self, session: str, lines: bytes) -> None:
+        self._guarded(session, lambda sink: sink.secrets(lines))
+
+    def lost(self, session: str, pieces: int) -> None:
+        """Pieces that the producer had to give up."""
+        self._guarded(session, lambda sink: sink.lost(pieces))
+
+    def ended(self, session: str, flow: str, time_ns: int) -> None:
+        self._open.get(session, set()).discard(flow)
+        self._guarded(session, lambda sink: sink.end_flow(flow, time_ns))
+
+    def tick(self, time_ns: int) -> None:
+        """Time goes on, though nothing may come."""
+        for session in list(self._sinks):
+            self._guarded(session, lambda sink: sink.tick(time_ns))
+
+    def close(self, session: str) -> None:
+        """The session's file is complete. Idempotent."""
+        self._guarded(session, lambda sink: sink.close())
+        self._sinks.pop(session, None)
+        self._open.pop(session, None)
+
+    def close_all(self) -> None:
+        for session in list(self._sinks):
+            self.close(session)
+
+    def _guarded(self, session: str, act: Callable[[Sink], None]) -> None:
+        sink = self._sinks.get(session)
+        if sink is None:
+            return
+        try:
+            act(sink)
+        except (CaptureFailed, OSError, ValueError) as error:
+            del self._sinks[session], self._open[session]
+            _closed(sink)
+            self._on_failed(session, str(error))
+
+
+def _closed(sink: Sink) -> None:
+    with contextlib.suppress(CaptureFailed, OSError):  # it has failed already, and that was told
+        sink.close()

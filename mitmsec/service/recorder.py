@@ -1,0 +1,285 @@
+"""The recorder process: every producer's events into one log, and captured bytes into capture files.
+
+    producers ──► Inlet ──► Intake.judge ──┬─ Admitted ─► stamp ─► Committer ─► disk ─► Committed
+                    ▲                      ├─ Aside ────► table of flows, capture file
+                    │  reads the gates     ├─ Awaited ──► read the session's gate, ask again; at most AWAITED_S
+                    └──────────────────────┘─ Refused ──► counted; one fault a tick
+
+A worker's word on a flow can overtake the gate's, for they have sockets of their own; so an unknown flow makes the
+gate's socket be read first. If the gate's own queue was full, its word is further behind: then the worker's waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mitmsec.audit.committer import Committer
+from mitmsec.audit.envelope import Draft, fields_of
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
+from mitmsec.audit.flows import Flow
+from mitmsec.audit.inlet import Inlet
+from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source
+from mitmsec.audit.producer import CAPTURE_LOST
+from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
+from mitmsec.channel import Channel, close_all
+from mitmsec.core.messages import CaptureOpen, Message, ProducerUp, RecorderSettings, Role, SessionFlush, SessionFlushed
+from mitmsec.service import child
+from mitmsec.service.captures import Captures
+
+TICK_S = 0.25
+AWAITED_S = 1.0  # how long a worker's word on an unknown flow waits for the gate's
+AWAITED_LIMIT = 64  # such messages of one producer; it is not read on while it has as many
+AHEAD = 8192  # messages of one producer read out of turn: more than an honest one has under way
+ALONE_S = 15.0  # for a dead supervisor's recorder to end
+DRAIN_S = 10.0  # for producers to end once the supervisor has
+COMMIT_S = 10.0  # for the disk to take the rest after that
+
+ACCEPTS: tuple[type[Message], ...] = (RecorderSettings, ProducerUp, CaptureOpen, SessionFlush)
+
+
+async def _alone(folder: Path) -> None:
+    """Hold the log's lock until this process ends: a killed supervisor's recorder may still be writing what it has."""
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    until_s = time.monotonic() + ALONE_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until_s:
+                raise SystemExit("mitmsec recorder: another recorder is still writing this log") from None
+            await asyncio.sleep(0.05)
+
+
+class Recorder:
+    """The program of the recorder process; see mitmsec.service.child."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        self._inlets: list[Inlet] = []
+        self._awaited: dict[str, list[tuple[float, Inlet, int, Seen]]] = {}  # flow → until, producer, number, message
+        self._refused: Counter[tuple[Inlet, str, str]] = Counter()
+        self._flushes: set[str] = set()
+        self._counts: Counter[tuple[str, Kind]] = Counter()
+        self._intake = Intake()
+        self._captures = Captures(lambda session, why: self._fault("capture_failed", why, session=session))
+        self._changed = asyncio.Event()
+        self._committer: Committer
+        self._ticking: asyncio.Task[None]
+
+    # -- the supervisor ------------------------------------------------------------------------------------------------
+    async def start(self, settings: Any, fds: list[int]) -> Message | None:
+        """Open or recover the log. Ends the process with a message if that cannot be."""
+        close_all(fds)
+        assert isinstance(settings, RecorderSettings)
+        await _alone(Path(settings.folder))
+        try:
+            store = Store(Path(settings.folder))
+        except (LogDamaged, LogUnwritable) as error:
+            raise SystemExit(f"mitmsec recorder: {error}") from error
+        self._committer = Committer(store, self._settled, self._on_committed, self._on_recovered)
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        return None
+
+    def told(self, message: Any, fds: list[int]) -> None:
+        match message, fds:
+            case ProducerUp(), [descriptor]:
+                source = Source(message.role, message.session, message.worker)
+                self._attach(socket.socket(fileno=descriptor), source)
+            case CaptureOpen(), [descriptor]:
+                self._captures.open(message.session, descriptor, message.command)
+            case SessionFlush(), _:
+                close_all(fds)
+                self._flushes.add(message.session)
+                self._committer.poke()
+            case _:
+                close_all(fds)
+
+    async def stop(self) -> None:
+        """Read every producer to its end, for a bounded time, and commit."""
+        self._ticking.cancel()
+        await self._all_ended(DRAIN_S)
+        for inlet in list(self._inlets):
+            inlet.read(AHEAD)
+            inlet.close()
+        self._judge_awaited(until_s=None)
+        self._report_refusals()
+        self._captures.close_all()
+        self._committer.poke()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._committer.drained(), COMMIT_S)
+        if left := await self._committer.close():
+            print(f"mitmsec recorder: {left} events are not known to be on disk", file=sys.stderr)
+
+    async def _all_ended(self, deadline_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s):
+                while self._inlets:
+                    self._changed.clear()
+                    await self._changed.wait()
+
+    # -- producers -----------------------------------------------------------------------------------------------------
+    def _attach(self, sock: socket.socket, source: Source) -> None:
+        loop = asyncio.get_running_loop()
+        self._inlets.append(Inlet(sock, source, loop, self._on_message, self._on_malformed, self._on_end))
+
+    def _on_message(self, inlet: Inlet, seen: Seen) -> None:
+        number = inlet.received - 1
+        judged = self._judge(inlet, seen)
+        if isinstance(judged, Awaited):
+            self._read_gates(inlet.source.session)
+            judged = self._judge(inlet, seen)
+        if isinstance(judged, Awaited):
+            inlet.awaiting.append(number)
+            until_s = time.monotonic() + AWAITED_S
+            self._awaited.setdefault(judged.flow, []).append((until_s, inlet, number, seen))
+        else:
+            self._committer.poke()
+        if self._saturated(inlet):
+            inlet.pause()
+
+    def _judge(self, inlet: Inlet, seen: Seen) -> Awaited | None:
+        """Act on `seen`, unless it has to wait."""
+        judged = self._intake.judge(inlet.source, seen, time.monotonic())
+        match judged:
+            case Awaited():
+                return judged
+            case Refused():
+                self._refused[inlet, "not_permitted", judged.what] += 1
+            case Aside():
+                self._aside(inlet, seen, judged.flow)
+            case Admitted():
+                self._admit(judged, str(inlet.source))
+                self._follow(inlet, seen)
+        return None
+
+    def _aside(self, inlet: Inlet, seen: Seen, flow: Flow | None) -> None:
+        session = inlet.source.session
+        match seen:
+            case FlowHanded():
+                self._retry(seen.flow)
+            case BytesSeen():
+                self._captures.piece(session, seen, time.time_ns(), flow)
+            case SecretsSeen():
+                self._captures.secrets(session, seen.lines)
+
+    def _follow(self, inlet: Inlet, seen: Seen) -> None:
+        """What an event means for the capture file."""
+        match seen:
+            case ConnectionSeen() if seen.outcome is not Outcome.OPEN:
+                self._captures.ended(inlet.source.session, seen.flow, time.time_ns())
+            case FaultSeen() if seen.what == CAPTURE_LOST:
+                self._captures.lost(inlet.source.session, seen.count)
+
+    def _read_gates(self, session: str) -> None:
+        for inlet in list(self._inlets):
+            if inlet.source.role is Role.GATE and inlet.source.session == session:
+                inlet.read(AHEAD)
+
+    def _on_malformed(self, inlet: Inlet, why: str) -> None:
+        """No honest producer sends one. `why` may quote it, so a constant is recorded; nothing more is read."""
+        del why
+        self._refused[inlet, "malformed_message", "not read any further"] += 1
+        inlet.close()
+        self._on_end(inlet)
+
+    def _on_end(self, inlet: Inlet) -> None:
+        self._inlets.remove(inlet)
+        self._report_refusals()
+        self._changed.set()
+        self._committer.poke()
+
+    def _saturated(self, inlet: Inlet) -> bool:
+        """There is no room for what would be read next; the kernel and the producer's window hold it."""
+        return self._committer.full or len(inlet.awaiting) >= AWAITED_LIMIT
+
+    def _resume(self) -> None:
+        for inlet in self._inlets:
+            if not self._saturated(inlet):
+                inlet.resume()
+
+    # -- what waits ----------------------------------------------------------------------------------------------------
+    def _retry(self, flow: str) -> None:
+        for _, inlet, number, seen in self._awaited.pop(flow, []):
+            inlet.awaiting.remove(number)
+            self._judge(inlet, seen)
+
+    def _judge_awaited(self, until_s: float | None) -> None:
+        """Refuse what has waited until `until_s`; with None, everything that waits."""
+        for flow, waiting in list(self._awaited.items()):
+            while waiting and (until_s is None or waiting[0][0] <= until_s):
+                _, inlet, number, seen = waiting.pop(0)
+                inlet.awaiting.remove(number)
+                self._refused[inlet, "not_permitted", f"{type(seen).__name__} of a flow that no gate told of"] += 1
+            if not waiting:
+                del self._awaited[flow]
+
+    def _report_refusals(self) -> None:
+        refused, self._refused = self._refused, Counter()
+        for (inlet, what, detail), count in refused.items():
+            self._fault(what, f"{inlet.source}: {detail}", session=inlet.source.session, count=count)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            now_s = time.monotonic()
+            self._judge_awaited(now_s)
+            self._report_refusals()
+            self._intake.flows.expire(now_s)
+            self._captures.tick(time.time_ns())
+            self._resume()
+            self._committer.poke()
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+    def _admit(self, event: Admitted, producer: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        number = event.id or secrets.token_hex(8)
+        self._committer.add(Draft(event.kind, number, stamp, producer, event.session, event.fields))
+
+    def _fault(self, what: str, detail: str, session: str = "", count: int = 1) -> None:
+        kind, fields = fields_of(FaultSeen(what=what, detail=detail, count=count))
+        self._admit(Admitted(kind, fields, session), Role.RECORDER.value)
+
+    def _settled(self) -> Sequence[tuple[Inlet, int]]:
+        return [(inlet, inlet.settled) for inlet in self._inlets]
+
+    def _on_committed(self, drafts: Sequence[Draft]) -> None:
+        self._counts.update((draft.session, draft.kind) for draft in drafts if draft.session)
+        self._resume()
+        for session in list(self._flushes):
+            if self._session_over(session):
+                self._flushes.discard(session)
+                self._answer(session)
+
+    def _on_recovered(self, tries: int, why: str) -> None:
+        self._fault("log_unwritable", why, count=tries)
+
+    def _session_over(self, session: str) -> bool:
+        alive = any(inlet.source.session == session for inlet in self._inlets)
+        waiting = any(inlet.source.session == session for items in self._awaited.values() for _, inlet, _, _ in items)
+        return not (alive or waiting or self._committer.holds(session))
+
+    def _answer(self, session: str) -> None:
+        self._captures.close(session)
+        self._intake.flows.forget(session)
+        kinds = (Kind.CONNECTION, Kind.REQUEST, Kind.FINDING, Kind.FAULT)
+        connections, requests, findings, faults = (self._counts.pop((session, kind), 0) for kind in kinds)
+        answer = SessionFlushed(
+            session=session, connections=connections, requests=requests, findings=findings, faults=faults
+        )
+        self._control.send(answer)
+
+
+if __name__ == "__main__":
+    child.main(ACCEPTS, Recorder)

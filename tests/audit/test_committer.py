@@ -1,0 +1,157 @@
+"""Group commit: acknowledged only what is on disk, in order, and tried until the disk takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from audit_events import connection, draft
+
+from mitmsec.audit import committer as module
+from mitmsec.audit.chain import Head, Verified
+from mitmsec.audit.committer import GATHERED_LIMIT, Committer
+from mitmsec.audit.envelope import Draft
+from mitmsec.audit.inlet import Inlet
+from mitmsec.audit.review import opened
+from mitmsec.audit.store import LogUnwritable, Store
+
+
+class Ledger:
+    """A committer on a real log, and what it told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder)
+        self.rounds: list[list[str]] = []
+        self.recovered: list[tuple[int, str]] = []
+        self.news = asyncio.Event()
+        self.committer = Committer(self.store, self._settled, self._on_committed, self._on_recovered)
+
+    def _settled(self) -> Sequence[tuple[Inlet, int]]:
+        return []
+
+    def _on_committed(self, drafts: Sequence[Draft]) -> None:
+        self.rounds.append([one.id for one in drafts])
+        self.news.set()
+
+    def _on_recovered(self, tries: int, why: str) -> None:
+        self.recovered.append((tries, why))
+
+
+def test_events_that_come_together_are_one_round_and_all_are_on_disk_when_it_is_told(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ledger = Ledger(tmp_path)
+        await ledger.committer.drained()
+        for number in range(10):
+            ledger.committer.add(draft(connection(f"flow-{number}")))
+        assert ledger.committer.holds("run-1")
+        assert not ledger.committer.holds("run-2")
+        await ledger.committer.drained()
+        assert ledger.rounds == [[f"flow-{number}" for number in range(10)]]
+        assert ledger.store.head.size == 10
+        assert not ledger.committer.holds("run-1")
+        assert await ledger.committer.close() == 0
+
+    asyncio.run(scenario())
+    with opened(tmp_path) as log:
+        assert isinstance(log.verify(), Verified)
+
+
+def test_a_round_can_be_had_without_events(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ledger = Ledger(tmp_path)
+        ledger.committer.poke()
+        await ledger.committer.drained()
+        assert ledger.rounds == [[]]
+        await ledger.committer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_refuses_is_tried_again_with_the_same_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.0)
+    failures = 3
+
+    async def scenario() -> None:
+        nonlocal failures
+        ledger = Ledger(tmp_path)
+        append = ledger.store.append
+
+        def refusing(drafts: Sequence[Draft]) -> Head:
+            nonlocal failures
+            if failures:
+                failures -= 1
+                raise LogUnwritable("no space left")
+            return append(drafts)
+
+        monkeypatch.setattr(ledger.store, "append", refusing)
+        for number in range(3):
+            ledger.committer.add(draft(connection(f"flow-{number}")))
+        await ledger.committer.drained()
+        assert ledger.recovered == [(3, "no space left")]
+        assert ledger.rounds == [["flow-0", "flow-1", "flow-2"]]
+        assert ledger.store.head.size == 3
+        await ledger.committer.close()
+
+    asyncio.run(scenario())
+    assert capsys.readouterr().err.count("takes no events (no space left)") == 1
+
+
+def test_closing_while_the_disk_refuses_tells_how_many_events_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        ledger = Ledger(tmp_path)
+        refused = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def refusing(drafts: Sequence[Draft]) -> Head:
+            loop.call_soon_threadsafe(refused.set)
+            raise LogUnwritable("no space left")
+
+        monkeypatch.setattr(ledger.store, "append", refusing)
+        ledger.committer.add(draft(connection("flow-0")))
+        await refused.wait()
+        ledger.committer.add(draft(connection("flow-1")))
+        assert await ledger.committer.close() == 2
+
+    asyncio.run(scenario())
+
+
+def test_it_is_full_when_a_round_has_gathered_its_limit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ledger = Ledger(tmp_path)
+        one = draft(connection())
+        for _ in range(GATHERED_LIMIT - 1):
+            ledger.committer.add(one)
+        assert not ledger.committer.full
+        ledger.committer.add(one)
+        full_before = ledger.committer.full
+        await ledger.committer.drained()
+        assert (full_before, ledger.committer.full) == (True, False)
+        await ledger.committer.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_fault_in_the_writer_itself_ends_the_process(tmp_path: Path) -> None:
+    """A recorder that does not commit any more must not look alive."""
+    code = """
+import asyncio, sys
+from pathlib import Path
+from mitmsec.audit.committer import Committer
+from mitmsec.audit.store import Store
+async def scenario():
+    committer = Committer(Store(Path(sys.argv[1])), lambda: [], lambda drafts: 1 / 0, lambda tries, why: None)
+    committer.poke()
+    await asyncio.sleep(60)
+asyncio.run(scenario())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert b"ZeroDivisionError" in done.stderr

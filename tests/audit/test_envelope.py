@@ -1,0 +1,176 @@
+"""Envelopes: the field names people rely on, canonical bytes, bounded size."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from audit_events import CURL, connection, draft, finding, handed, request
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.audit.envelope import (
+    COLUMNS,
+    ENVELOPE_LIMIT_BYTES,
+    Draft,
+    canonical,
+    columns_of,
+    event_id,
+    fields_of,
+    hundredths,
+    sealed,
+)
+from mitmsec.audit.event import (
+    CaSeen,
+    CertificateSeen,
+    FaultSeen,
+    Kind,
+    Outcome,
+    PolicySeen,
+    Seen,
+    ServiceSeen,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+KEYS = st.text(st.sampled_from("abcdefgh_"), min_size=1, max_size=6)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def event_of(seen: Seen, seq: int = 7) -> dict[str, Any]:
+    fields, envelope = sealed(draft(seen), seq)
+    parsed: dict[str, Any] = json.loads(envelope)
+    assert parsed == json.loads(json.dumps(fields))
+    assert parsed["seq"] == seq
+    return parsed
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=6))
+def test_canonical_json_is_the_one_spelling_that_sorted_compact_json_has(value: dict[str, Any]) -> None:
+    expected = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert canonical(value) == expected
+    assert json.loads(canonical(value)) == value
+
+
+@given(st.floats(0, 1))
+def test_a_confidence_is_spelled_the_same_by_every_writer(value: float) -> None:
+    spelled = hundredths(value)
+    assert math.isclose(spelled, value, abs_tol=0.00501)
+    assert canonical({"c": spelled}) == f'{{"c":{json.dumps(spelled)}}}'.encode()
+    assert not isinstance(spelled, float) or 0.01 <= spelled <= 0.99
+
+
+@pytest.mark.parametrize(("value", "expected"), [(math.nan, 0), (-1.0, 0), (7.0, 1), (math.inf, 1), (0.999, 1)])
+def test_a_confidence_outside_its_range_is_held_within(value: float, expected: int) -> None:
+    assert repr(hundredths(value)) == repr(expected)
+
+
+def test_a_connection_has_the_promised_fields() -> None:
+    event = event_of(connection())
+    assert event["id"] == event["connection"] == "flow-1"
+    assert event["kind"] == "connection"
+    assert event["producer"] == "gate"
+    assert event["session"] == "run-1"
+    assert event["process"]["exe"] == "/usr/bin/curl"
+    assert event["process"]["parent"] == {"pid": 4000, "exe": "/usr/bin/bash"}
+    assert event["process"]["confidence"] == "kernel"
+    assert event["direction"] == "outbound"
+    assert event["local"] == {"address": "127.0.0.1", "port": 40000}
+    assert event["remote"] == {"address": "192.0.2.7", "port": 443, "host": "api.example.com"}
+    assert event["bytes"] == {"sent": 120, "received": 4500}
+    assert event["tls"]["client"]["sni"] == "api.example.com"
+    assert event["tls"]["server"] is None
+    assert (event["action"], event["rule"], event["reason"]) == ("decrypt", "defaults", "no rule matched")
+    assert (event["duration_ms"], event["outcome"], event["protocol"]) == (31, "completed", "tls")
+    assert "error" not in event
+    assert event_of(connection(error="refused"))["error"] == "refused"
+
+
+def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:
+    still = connection(outcome=Outcome.OPEN)
+    assert event_id(still) == "flow-1.open"
+    assert event_of(still)["connection"] == "flow-1"
+
+
+def test_a_request_and_a_finding_carry_their_flows_process() -> None:
+    event = event_of(request())
+    assert event["process"]["pid"] == CURL.pid
+    assert event["connection"] == "flow-1"
+    assert (event["method"], event["url"], event["status"]) == ("GET", "https://api.example.com/v1/items", 200)
+    assert (event["http_version"], event["request_bytes"], event["response_bytes"]) == ("HTTP/2", 90, 4000)
+    assert event["content_type"] == "application/json"
+    event = event_of(finding())
+    assert event["process"]["pid"] == CURL.pid
+    assert event["connection"] == "flow-1"
+    assert (event["detector"], event["severity"], event["verdict"]) == ("keywords", "high", "alert")
+    assert (event["confidence"], event["evidence"], event["location"]) == (0.9, "pro…ion", "request.body+12")
+
+
+def test_the_other_kinds_have_their_fields() -> None:
+    leaf = CertificateSeen(flow="f", serial="0a", names=("a.example",), not_after="2026-12-01T00:00:00Z")
+    event = event_of(leaf)
+    assert (event["connection"], event["names"], event["serial"]) == ("f", ["a.example"], "0a")
+    assert "flaw" not in event
+    policy = PolicySeen(session="run-1", path="p.toml", sha256="00", rules=3, on_failure="open")
+    assert event_of(policy)["rules"] == 3
+    ca = CaSeen(operation="created", subject="CN=x", sha256="00", not_after="2036-01-01T00:00:00Z")
+    assert event_of(ca)["operation"] == "created"
+    event = event_of(ServiceSeen(operation="run_started", command=("curl", "x")))
+    assert event["command"] == ["curl", "x"]
+    assert "status" not in event
+    event = event_of(FaultSeen(what="worker_died", failed="open", flow="f", pid=3))
+    assert (event["what"], event["failed"], event["connection"], event["pid"]) == ("worker_died", "open", "f", 3)
+    kind, fields = fields_of(FaultSeen(what="stranger"))
+    assert (kind, fields) == (Kind.FAULT, {"what": "stranger", "detail": "", "count": 1})
+
+
+def test_an_event_of_no_session_says_none() -> None:
+    stamped = draft(connection())
+    fields, _ = sealed(Draft(stamped.kind, stamped.id, stamped.time, "gate", "", stamped.fields), 0)
+    assert "session" not in fields
+
+
+def test_what_is_no_event_by_itself_is_refused() -> None:
+    with pytest.raises(TypeError):
+        fields_of(handed())
+
+
+@given(st.integers(0, 200_000), st.sampled_from(["a", "é", "\x00", "😀", '"']))
+def test_an_envelope_is_bounded_whatever_a_peer_sent(length: int, character: str) -> None:
+    fields, envelope = sealed(draft(request(url=character * length)), 3)
+    assert len(envelope) <= ENVELOPE_LIMIT_BYTES
+    assert json.loads(envelope) == fields
+    if fields.get("clipped"):
+        assert fields["url"].endswith("…")
+    else:
+        assert fields["url"] == character * length
+
+
+def test_long_lists_are_clipped_too() -> None:
+    names = tuple(f"{index}.{'x' * 60}.example" for index in range(5000))
+    leaf = CertificateSeen(flow="f", serial="1", names=names, not_after="2026-12-01T00:00:00Z")
+    fields, envelope = sealed(draft(leaf), 0)
+    assert len(envelope) <= ENVELOPE_LIMIT_BYTES
+    assert fields["clipped"] is True
+    assert 1 <= len(fields["names"]) < 5000
+
+
+def test_the_search_columns_come_from_the_event_alone() -> None:
+    fields, _ = sealed(draft(connection()), 0)
+    columns = dict(zip(COLUMNS, columns_of(fields), strict=True))
+    assert columns["app"] == "/usr/bin/curl"
+    assert columns["host"] == "api.example.com"
+    assert columns["action"] == "decrypt"
+    assert columns["connection"] == "flow-1"
+    nameless, _ = sealed(draft(connection(host=None)), 0)
+    assert dict(zip(COLUMNS, columns_of(nameless), strict=True))["host"] == "192.0.2.7"
+    leaf = CertificateSeen(flow="f", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
+    assert dict(zip(COLUMNS, columns_of(sealed(draft(leaf), 0)[0]), strict=True))["host"] == "a.example"
+    fault, _ = sealed(draft(FaultSeen(what="x", flow="f")), 0)
+    assert columns_of({"kind": "fault", "process": "no mapping"})[4] is None
+    assert fault["process"]["exe"] == "/usr/bin/curl"

@@ -1,0 +1,148 @@
+"""What the recorder believes of whom."""
+
+from __future__ import annotations
+
+import pytest
+from audit_events import CURL, connection, finding, handed, request
+
+from mitmsec.audit.event import (
+    PERMITTED,
+    BytesSeen,
+    CaSeen,
+    CertificateSeen,
+    FaultSeen,
+    Kind,
+    Outcome,
+    PolicySeen,
+    SecretsSeen,
+    Seen,
+    ServiceSeen,
+)
+from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source
+from mitmsec.core.messages import Role
+
+GATE = Source(Role.GATE, "run-1")
+WORKER = Source(Role.WORKER, "run-1", 0)
+SUPERVISOR = Source(Role.SUPERVISOR)
+SIGNER = Source(Role.SIGNER)
+
+ONE_OF_EACH: tuple[Seen, ...] = (
+    handed(),
+    connection(),
+    BytesSeen(flow="flow-1", sent=True, data=b"x"),
+    request(),
+    finding(),
+    SecretsSeen(flow="flow-1", lines=b"x"),
+    CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z"),
+    PolicySeen(session="run-1", path="p", sha256="0", rules=1, on_failure="open"),
+    CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036-01-01T00:00:00Z"),
+    ServiceSeen(operation="run_started", session="run-1"),
+    FaultSeen(what="oops", session="run-1"),
+)
+
+
+def intake() -> Intake:
+    """An intake that knows flow-1, handed to worker 0 of run-1."""
+    made = Intake()
+    assert isinstance(made.judge(GATE, handed(), 0), Aside)
+    return made
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("seen", ONE_OF_EACH, ids=lambda seen: type(seen).__name__)
+def test_exactly_the_permitted_kinds_of_a_role_are_taken(role: Role, seen: Seen) -> None:
+    judged = intake().judge(Source(role, "run-1", 0), seen, 0)
+    assert isinstance(judged, Refused) is not isinstance(seen, PERMITTED[role])
+
+
+def test_a_workers_request_and_finding_get_the_flows_process_and_host() -> None:
+    for seen in (request(), finding()):
+        judged = intake().judge(WORKER, seen, 0)
+        assert isinstance(judged, Admitted)
+        assert judged.fields["process"]["pid"] == CURL.pid
+        assert judged.fields["host"] == "api.example.com"
+        assert judged.session == "run-1"
+
+
+def test_a_worker_is_awaited_on_an_unknown_flow() -> None:
+    assert Intake().judge(WORKER, request("flow-9"), 0) == Awaited("flow-9")
+
+
+@pytest.mark.parametrize("source", [Source(Role.WORKER, "run-1", 1), Source(Role.WORKER, "run-2", 0)])
+@pytest.mark.parametrize("seen", [request(), finding(), FaultSeen(what="x", flow="flow-1")], ids=["r", "f", "fault"])
+def test_a_worker_may_not_speak_about_a_flow_of_another(source: Source, seen: Seen) -> None:
+    assert isinstance(intake().judge(source, seen, 0), Refused)
+
+
+def test_a_worker_may_speak_about_a_flow_that_has_just_ended() -> None:
+    made = intake()
+    made.judge(GATE, connection(), 10)
+    assert isinstance(made.judge(WORKER, request(), 11), Admitted)
+
+
+def test_a_worker_can_name_neither_a_process_nor_another_session() -> None:
+    judged = intake().judge(WORKER, FaultSeen(what="x", pid=1, session="run-2"), 0)
+    assert isinstance(judged, Admitted)
+    assert judged.session == "run-1"
+    assert not {"pid", "session", "process"} & judged.fields.keys()
+    piece = BytesSeen(flow="flow-1", sent=True, data=b"x", process=CURL)
+    assert isinstance(intake().judge(WORKER, piece, 0), Refused)
+
+
+def test_a_workers_fault_on_its_flow_names_the_flows_process() -> None:
+    judged = intake().judge(WORKER, FaultSeen(what="x", flow="flow-1"), 0)
+    assert isinstance(judged, Admitted)
+    assert judged.fields["process"]["pid"] == CURL.pid
+
+
+def test_pieces_and_secrets_of_an_own_flow_are_kept_aside() -> None:
+    assert isinstance(intake().judge(WORKER, BytesSeen(flow="flow-1", sent=True, data=b"x"), 0), Aside)
+    assert isinstance(intake().judge(WORKER, SecretsSeen(flow="flow-1", lines=b"x"), 0), Aside)
+    assert isinstance(intake().judge(GATE, BytesSeen(flow="flow-2", sent=True, data=b"x"), 0), Aside)
+
+
+def test_a_gate_may_not_take_another_sessions_flow() -> None:
+    assert isinstance(intake().judge(Source(Role.GATE, "run-2"), handed(), 0), Refused)
+
+
+def test_a_gate_may_not_end_another_sessions_flow() -> None:
+    made = intake()
+    assert isinstance(made.judge(Source(Role.GATE, "run-2"), connection(), 0), Refused)
+    made.flows.expire(1e9)
+    assert made.flows.find("flow-1") is not None
+
+
+def test_an_open_connection_does_not_end_its_flow() -> None:
+    made = intake()
+    judged = made.judge(GATE, connection(outcome=Outcome.OPEN), 0)
+    assert isinstance(judged, Admitted)
+    assert judged.id == "flow-1.open"
+    made.flows.expire(1e9)
+    assert made.flows.find("flow-1") is not None
+    made.judge(GATE, connection(), 0)
+    made.flows.expire(1e9)
+    assert made.flows.find("flow-1") is None
+
+
+def test_the_signers_certificate_belongs_to_its_flows_session() -> None:
+    leaf = CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
+    judged = intake().judge(SIGNER, leaf, 0)
+    assert isinstance(judged, Admitted)
+    assert (judged.kind, judged.session) == (Kind.CERTIFICATE, "run-1")
+    judged = Intake().judge(SIGNER, leaf, 0)
+    assert isinstance(judged, Admitted)
+    assert judged.session == ""
+
+
+def test_the_supervisor_says_which_session_it_speaks_of() -> None:
+    for seen in (ServiceSeen(operation="run_started", session="run-7"), FaultSeen(what="x", session="run-7")):
+        judged = intake().judge(SUPERVISOR, seen, 0)
+        assert isinstance(judged, Admitted)
+        assert judged.session == "run-7"
+    judged = intake().judge(SUPERVISOR, ONE_OF_EACH[8], 0)
+    assert isinstance(judged, Admitted)
+    assert (judged.kind, judged.session) == (Kind.CA, "")
+
+
+def test_a_source_is_named_by_its_role_and_number() -> None:
+    assert [str(source) for source in (GATE, WORKER, SIGNER)] == ["gate", "worker-0", "signer"]

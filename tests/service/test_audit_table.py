@@ -1,0 +1,133 @@
+"""How events look to people, hostile ones included."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from audit_events import connection, draft, request
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from mitmsec.audit.envelope import Fields, sealed
+from mitmsec.audit.event import CaSeen, CertificateSeen, FaultSeen, PolicySeen, Seen, ServiceSeen
+from mitmsec.core.model import Process
+from mitmsec.service.audit_table import console, shown, size, table_of, tree_of
+
+
+def rendered(*events: Fields, width: int = 200) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(table_of(events, width))
+    return out.getvalue()
+
+
+def event(seen: Seen) -> Fields:
+    return sealed(draft(seen), 0)[0]
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.0k"),
+        (1234, "1.2k"),
+        (9_960, "10k"),
+        (999_499, "999k"),
+        (999_500, "1.0M"),
+        (2_500_000_000, "2.5G"),
+        (5 * 10**16, "50000T"),
+    ],
+)
+def test_sizes_are_short(count_bytes: int, text: str) -> None:
+    assert size(count_bytes) == text
+
+
+@given(st.text())
+def test_what_is_shown_is_printable(text: str) -> None:
+    assert shown(text).isprintable()
+    assert not text.isprintable() or shown(text) == text
+
+
+def test_a_peer_can_neither_move_the_cursor_nor_write_markup_nor_reverse_the_line() -> None:
+    hostile = "https://a.example/\x1b[2J\n[red]x[/red]\u202e"
+    text = rendered(event(request(url=hostile)))
+    assert "\x1b[2J" not in text
+    assert "\u202e" not in text
+    assert "\\x1b[2J\\n[red]x[/red]\\u202e" in text
+    out = io.StringIO()
+    Console(file=out, width=200).print(tree_of(event(request(url=hostile))))
+    assert "\\x1b[2J\\n[red]x[/red]\\u202e" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seen", "words"),
+    [
+        (PolicySeen(session="s", path="p.toml", sha256="0", rules=3, on_failure="open"), "p.toml: 3 rules, fails open"),
+        (CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036"), "created: CN=x"),
+        (ServiceSeen(operation="run_ended", command=("curl", "x"), status=0), "run_ended · curl x · status 0"),
+        (FaultSeen(what="events_lost", count=7, failed="open"), "events_lost · failed open × 7"),
+        (
+            CertificateSeen(flow="f", serial="1", names=("a.example",), not_after="2026-12-01", flaw="expired"),
+            "a.example until 2026-12-01, deliberately expired",
+        ),
+    ],
+)
+def test_events_that_are_not_traffic_are_sentences(seen: Seen, words: str) -> None:
+    assert words in rendered(event(seen))
+
+
+def test_an_address_without_a_name_is_shown_and_an_ipv6_one_in_brackets() -> None:
+    assert "192.0.2.7:443" in rendered(event(connection(host=None)))
+    six = event(connection(host=None))
+    six["remote"]["address"] = "2001:db8::1"
+    assert "[2001:db8::1]:443" in rendered(six)
+
+
+def test_a_process_without_a_path_is_shown_by_its_name_or_not_at_all() -> None:
+    assert "gone" in rendered(event(connection(process=Process(pid=9, name="gone"))))
+    assert "9" in rendered(event(connection(process=Process(pid=9))))
+
+
+def test_an_event_that_misses_everything_is_shown_all_the_same() -> None:
+    for kind in ("connection", "request", "finding", "certificate", "policy", "ca", "service", "fault", "review"):
+        assert rendered({"kind": kind, "seq": 1, "time": "no time"}).strip()
+
+
+def test_a_request_that_was_not_answered_says_so() -> None:
+    fields = event(request()) | {"status": None}
+    assert "no answer" in rendered(fields)
+
+
+def test_the_tree_shows_lists_and_what_is_not_known() -> None:
+    out = io.StringIO()
+    leaf = CertificateSeen(flow="f", serial="1", names=("a.example", "b.example"), not_after="2026-12-01")
+    Console(file=out, width=100).print(tree_of(event(leaf) | {"user": None, "local": {"port": 1}}))
+    assert "b.example" in out.getvalue()
+    assert "user: –" in out.getvalue()
+    assert "port: 1" in out.getvalue()
+
+
+def test_lines_are_long_where_there_is_no_terminal_and_as_told_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == 160
+    monkeypatch.setenv("COLUMNS", "90")
+    assert console().width == 90
+
+
+@pytest.mark.parametrize("width", [80, 120, 160, 300])
+def test_one_long_command_costs_no_other_column_its_room(width: int) -> None:
+    """What gives way is what has no cap; sequence, action and outcome stand whole in every row."""
+    command = {"seq": 7, "time": "2026-11-03T10:00:00.000000Z", "kind": "service", "operation": "run_started",
+               "command": ["curl", *["--resolve"] * 40]}  # fmt: skip
+    other = {"seq": 8, "time": "2026-11-03T10:00:00.000000Z", "kind": "connection", "action": "decrypt",
+             "outcome": "completed", "remote": {"address": "192.0.2.1", "port": 443, "host": "a.example"},
+             "protocol": "tls", "rule": "defaults", "bytes": {"sent": 1, "received": 2}}  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=width).print(table_of([command, other], width))
+    row = out.getvalue().splitlines()[-1]
+    assert all(word in row for word in ("8", "decrypt", "a.example", "completed", "tls"))
+    assert all(len(line) <= width for line in out.getvalue().splitlines())

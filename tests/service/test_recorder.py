@@ -1,0 +1,387 @@
+"""The recorder as a process: real children, real sockets, killed and restarted."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import resource
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from audit_events import CURL, connection, finding, handed, request
+from recorder_child import SESSION, RecorderChild, recorder
+
+from mitmsec.audit.chain import Verified
+from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SecretsSeen, ServiceSeen
+from mitmsec.audit.producer import CAPTURE_LOST, Producer
+from mitmsec.audit.review import Filter, opened
+from mitmsec.audit.store import FILE_NAME
+from mitmsec.core.messages import ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
+from mitmsec.core.model import Endpoint
+
+SETTINGS = "import mitmsec.service.recorder as r; r.{} = {}; r.child.main(r.ACCEPTS, r.Recorder)"
+LEAF = CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
+
+
+def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def play() -> None:
+        async with asyncio.timeout(60):
+            await scenario()
+
+    asyncio.run(play())
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Everything in the log, which must be whole."""
+    with opened(folder) as log:
+        assert isinstance(log.verify(), Verified)
+        return list(log.events(Filter()))
+
+
+def test_a_run_is_recorded_with_its_owner_and_summed_up(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            signer, supervisor = child.producer(Role.SIGNER, session=""), child.producer(Role.SUPERVISOR, session="")
+            supervisor.record(ServiceSeen(operation="run_started", session=SESSION, command=("curl", "x")))
+            gate.record(handed())
+            await gate.flushed()
+            signer.record(
+                CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
+            )
+            worker.record(request())
+            worker.record(finding())
+            await asyncio.gather(worker.flushed(), signer.flushed(), supervisor.flushed())
+            gate.record(connection())
+            await gate.flushed()
+            assert (gate.sent, gate.committed) == (2, 2)
+            gate.close()
+            worker.close()
+            answer = await child.flush()
+            assert (answer.connections, answer.requests, answer.findings, answer.faults) == (1, 1, 1, 0)
+            assert len(events(tmp_path)) == 5  # while it lives
+            assert (await child.flush()).connections == 0
+            signer.close()
+            supervisor.close()
+            assert await child.end() == 0
+            assert child.errors() == ""
+
+    run(scenario)
+    found = events(tmp_path)
+    assert [event["seq"] for event in found] == list(range(5))
+    by_kind = {event["kind"]: event for event in found}
+    assert by_kind.keys() == {"service", "certificate", "request", "finding", "connection"}
+    for kind in ("request", "finding", "connection"):
+        assert by_kind[kind]["process"]["exe"] == CURL.exe
+        assert by_kind[kind]["connection"] == "flow-1"
+    assert {by_kind[kind]["session"] for kind in by_kind} == {SESSION}
+    assert by_kind["request"]["producer"] == "worker-0"
+    assert by_kind["connection"]["id"] == "flow-1"
+    assert len({event["id"] for event in found}) == 5
+    assert all(event["time"].endswith("Z") for event in found)
+
+
+def test_a_worker_whose_word_overtakes_the_gates_is_believed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            worker.record(request())
+            worker.record(FaultSeen(what="marker"))
+            while worker.committed or len(events(tmp_path)) < 1:  # the marker is on disk, the request waits
+                await asyncio.sleep(0.01)
+            gate.record(handed())
+            await worker.flushed()
+
+    run(scenario)
+    kinds = [event["kind"] for event in events(tmp_path)]
+    assert kinds == ["fault", "request"]
+
+
+def test_what_a_producer_may_not_say_is_dropped_and_recorded_as_a_fault(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 1)
+            bare = child.socket(Role.SIGNER, session="")
+            gate.record(handed(worker=0))
+            gate.record(request())
+            for _ in range(50):
+                worker.record(connection())
+            worker.record(request())
+            worker.record(request("flow-nobody-handed"))
+            bare.send(b"no message at all")
+            bare.close()
+            await asyncio.gather(gate.flushed(), worker.flushed())
+            gate.close()
+            worker.close()
+            answer = await child.flush()
+            assert (answer.connections, answer.requests) == (0, 0)
+            assert answer.faults >= 4
+
+    run(scenario)
+    found = events(tmp_path)
+    assert {(event["kind"], event["producer"]) for event in found} == {("fault", "recorder")}
+    counts: dict[tuple[str, str], int] = {}
+    for event in found:
+        key = (event["what"], event["detail"])
+        counts[key] = counts.get(key, 0) + event["count"]
+    malformed = [key for key in counts if key[0] == "malformed_message"]
+    assert len(malformed) == 1
+    assert counts.pop(malformed[0]) == 1
+    assert counts == {
+        ("not_permitted", "gate: RequestSeen"): 1,
+        ("not_permitted", "worker-1: ConnectionSeen"): 50,
+        ("not_permitted", "worker-1: RequestSeen of a flow that it was not handed"): 1,
+        ("not_permitted", "worker-1: RequestSeen of a flow that no gate told of"): 1,
+    }
+    assert len(found) < 20  # 53 refusals, few events
+
+
+def test_a_worker_that_only_speaks_of_unknown_flows_stalls_nobody_else(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path, code=SETTINGS.format("AWAITED_S", 0.3)) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            for number in range(300):
+                worker.record(request(f"unknown-{number}"))
+            gate.record(connection())
+            await gate.flushed()
+            assert worker.committed < 300
+            await worker.flushed()
+            worker.close()
+            gate.close()
+            assert (await child.flush()).requests == 0
+
+    run(scenario)
+    refused = [event for event in events(tmp_path) if event["kind"] == "fault"]
+    assert sum(event["count"] for event in refused) == 300
+
+
+def test_what_was_sent_before_a_producer_was_killed_is_recorded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            far = child.socket(Role.GATE)
+            far.setblocking(True)
+            for number in range(40):
+                far.send(encode(connection(f"flow-{number}")))
+                if number == 20:
+                    far.recv(1000)  # so that answers are under way, most of them never read
+            far.close()
+            assert (await child.flush()).connections == 40
+
+    run(scenario)
+    assert len(events(tmp_path)) == 40
+
+
+def test_the_supervisors_end_makes_the_recorder_finish_what_was_sent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate = child.producer(Role.GATE)
+            worker = child.producer(Role.WORKER, 0)
+            for number in range(500):
+                gate.record(connection(f"flow-{number}"))
+            worker.record(request("unknown"))
+            child.control.close()
+            await gate.flushed()
+            gate.close()
+            worker.close()
+            assert await child.end() == 0
+
+    run(scenario)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, "lock"]
+    found = events(tmp_path)
+    assert [event["kind"] for event in found] == ["connection"] * 500 + ["fault"]
+
+
+def test_a_producer_that_never_ends_does_not_keep_the_recorder_alive(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path, code=SETTINGS.format("DRAIN_S", 0.2)) as child:
+            gate = child.producer(Role.GATE)
+            gate.record(connection())
+            await gate.flushed()
+            assert await child.end() == 0
+
+    run(scenario)
+    assert len(events(tmp_path)) == 1
+
+
+# --- death ------------------------------------------------------------------------------------------------------------
+async def _record_until(gate: Producer, worker: Producer, start: int, enough: int) -> int:
+    """Record pairs of events until `enough` messages are committed; how many flows there were."""
+    number = start
+    while not gate.gone and gate.committed < enough:
+        for _ in range(20):
+            gate.record(handed(f"flow-{number}"))
+            gate.record(connection(f"flow-{number}"))
+            worker.record(request(f"flow-{number}"))
+            number += 1
+        await asyncio.gather(gate.relieved(), worker.relieved())
+        await asyncio.sleep(0)
+    return number
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_no_acknowledged_event_is_lost_when_the_recorder_is_killed_at_random(tmp_path: Path, seed: int) -> None:
+    """The same log goes on after each death; every acknowledged message is in it, and the chain holds."""
+    chance = random.Random(seed)
+    acknowledged: set[str] = set()
+    asked: set[str] = set()
+
+    async def life(start: int) -> int:
+        async with recorder(tmp_path) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            recording = asyncio.create_task(_record_until(gate, worker, start, chance.randrange(1, 1500)))
+            if start == 0 or chance.random() < 0.5:
+                await recording
+            else:
+                for _ in range(chance.randrange(1, 60)):
+                    await asyncio.sleep(0)
+            child.process.kill()
+            number = await recording
+            while not (gate.gone and worker.gone):
+                await asyncio.sleep(0.001)
+            acknowledged.update(f"flow-{start + index // 2}" for index in range(gate.committed) if index % 2)
+            asked.update(f"flow-{start + index}" for index in range(worker.committed))
+            gate.close()
+            worker.close()
+            return number
+
+    async def scenario() -> None:
+        number = 0
+        for _ in range(6):
+            number = await life(number)
+
+    run(scenario)
+    found = events(tmp_path)
+    assert acknowledged
+    assert acknowledged <= {event["connection"] for event in found if event["kind"] == "connection"}
+    assert asked <= {event["connection"] for event in found if event["kind"] == "request"}
+    assert [event["seq"] for event in found] == list(range(len(found)))
+
+
+def test_a_disk_that_takes_nothing_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    """No acknowledgement while the disk is full; the same events once it is not, and a fault that says so."""
+
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate = child.producer(Role.GATE)
+            gate.record(connection("flow-0"))
+            await gate.flushed()
+            _, hard = resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE)
+            resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (1, hard))
+            for number in range(1, 40):
+                gate.record(connection(f"flow-{number}"))
+            assert child.process.stderr is not None
+            line = await asyncio.get_running_loop().run_in_executor(None, child.process.stderr.readline)
+            assert b"the log takes no events" in line
+            assert gate.committed == 1
+            resource.prlimit(child.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+            await gate.flushed()
+            assert gate.committed == 40
+            gate.close()
+            await child.flush()
+            assert await child.end() == 0
+
+    run(scenario)
+    found = events(tmp_path)
+    assert sum(event["kind"] == "connection" for event in found) == 40
+    assert [event["what"] for event in found if event["kind"] == "fault"] == ["log_unwritable"]
+
+
+def test_a_log_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
+
+    async def scenario() -> None:
+        child = RecorderChild(tmp_path)
+        assert await child.inbox.get() is None
+        assert await child.end() == 1
+        assert "not a database" in child.errors()
+        assert "Traceback" not in child.errors()
+
+    run(scenario)
+
+
+# --- capture ----------------------------------------------------------------------------------------------------------
+def piece(data: bytes, *, sent: bool = True, first: bool = False) -> BytesSeen:
+    if not first:
+        return BytesSeen(flow="flow-1", sent=sent, data=data)
+    local, remote = Endpoint.of("127.0.0.1", 40000), Endpoint.of("192.0.2.7", 443)
+    return BytesSeen(flow="flow-1", sent=sent, data=data, process=CURL, local=local, remote=remote)
+
+
+def test_captured_bytes_and_keys_go_into_the_sessions_file_and_not_into_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "run.pcapng"
+    keys = b"CLIENT_RANDOM " + b"ab" * 32 + b" " + b"cd" * 48 + b"\n"
+
+    async def scenario() -> None:
+        async with recorder(tmp_path / "log") as child:
+            child.capture(path)
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            gate.record(piece(b"", first=True))
+            gate.record(handed())
+            worker.record(SecretsSeen(flow="flow-1", lines=keys))
+            worker.record(piece(b"bytes that were sent"))
+            worker.record(piece(b"bytes that came back", sent=False))
+            await worker.flushed()
+            gate.record(connection())
+            await gate.flushed()
+            gate.close()
+            worker.close()
+            await child.flush()
+            data = path.read_bytes()  # complete as soon as the session is
+            for part in (
+                b"bytes that were sent",
+                b"bytes that came back",
+                b"CLIENT_RANDOM",
+                b"/usr/bin/curl",
+                b"flow-1",
+            ):
+                assert part in data
+
+    run(scenario)
+    assert [event["kind"] for event in events(tmp_path / "log")] == ["connection"]
+    assert b"bytes that" not in (tmp_path / "log" / FILE_NAME).read_bytes()
+
+
+def test_a_capture_that_fails_is_recorded_and_the_log_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path / "log") as child:
+            child.capture(Path("/dev/full"))
+            gate = child.producer(Role.GATE)
+            gate.record(piece(b"x", first=True))
+            gate.record(FaultSeen(what=CAPTURE_LOST, count=3))
+            gate.record(connection())
+            await gate.flushed()
+            gate.close()
+            assert (await child.flush()).connections == 1
+
+    run(scenario)
+    whats = [event["what"] for event in events(tmp_path / "log") if event["kind"] == "fault"]
+    assert sorted(whats) == ["capture_failed", CAPTURE_LOST]
+
+
+def test_the_recorder_holds_neither_keys_nor_traffic_engines(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            child.control.send(ModulesQuestion())
+            answer = await child.inbox.get()
+            assert isinstance(answer, ModulesAnswer)
+            loaded = {module.partition(".")[0] for module in answer.modules}
+            assert not loaded & {"mitmproxy", "cryptography", "OpenSSL", "pydivert", "psutil"}
+            assert not loaded & {"mitmsec_certs", "mitmsec_redirect", "mitmsec_addons"}
+            assert "mitmsec.gate" not in answer.modules
+
+    run(scenario)
+
+
+def test_descriptors_that_no_message_asks_for_are_closed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            before = len(os.listdir(f"/proc/{child.process.pid}/fd"))
+            child.control.send(ProducerUp(role=Role.GATE), 0, 1)
+            child.control.send(SessionFlush(session="run-9"), 0)
+            assert (await child.inbox.get()).session == "run-9"
+            assert len(os.listdir(f"/proc/{child.process.pid}/fd")) == before
+
+    run(scenario)
