@@ -1,0 +1,182 @@
+"""What is known about a flow, and the record that is made of it."""
+
+from __future__ import annotations
+
+from msgspec.structs import asdict, replace
+
+from mitmsec.audit.event import ConnectionSeen, FlowHanded, Outcome
+from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
+from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
+from mitmsec.core.sniff import Protocol, Sniffed
+from mitmsec.gate.signals import Accepted, DialFailure, Ending
+
+STRANGER = Decision(action=Action.BLOCK, rule="gate", reason="no connection of this run: its hook did not divert it")
+PLAINTEXT = {  # what workers read, but for a tunnel through a proxy
+    Protocol.TLS: Plaintext.TLS,
+    Protocol.HTTP: Plaintext.HTTP,
+    Protocol.HTTP_PROXY: Plaintext.HTTP,
+}
+WITH_PAGE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})
+DIAL_OUTCOMES = {
+    DialFailure.FAULT: Outcome.FAULT,
+    DialFailure.REFUSED: Outcome.ORIGIN_REFUSED,
+    DialFailure.RESET: Outcome.ORIGIN_RESET,
+    DialFailure.TIMEOUT: Outcome.ORIGIN_TIMEOUT,
+    DialFailure.UNREACHABLE: Outcome.ORIGIN_UNREACHABLE,
+}
+RELAY_OUTCOMES = {
+    Ending.CLIENT_RESET: (Outcome.COMPLETED, "reset by the client"),  # how many programs end an orderly exchange
+    Ending.ORDERLY: (Outcome.COMPLETED, ""),
+    Ending.ORIGIN_RESET: (Outcome.ORIGIN_RESET, ""),
+    Ending.UNRECORDED: (Outcome.FAULT, "recorder_gone"),
+}
+WORKER_OUTCOMES = {  # what a worker can know; the other ends are the gate's to tell
+    outcome.value: outcome
+    for outcome in (
+        Outcome.BLOCKED,
+        Outcome.CLIENT_CLOSED,
+        Outcome.CLIENT_REJECTED,
+        Outcome.COMPLETED,
+        Outcome.FAULT,
+        Outcome.MALFORMED,
+        Outcome.ORIGIN_CERTIFICATE,
+        Outcome.ORIGIN_REFUSED,
+        Outcome.ORIGIN_RESET,
+        Outcome.ORIGIN_TIMEOUT,
+        Outcome.ORIGIN_UNREACHABLE,
+    )
+}
+TEXT_LIMIT = 256  # characters of any text of a worker's that goes on record
+COUNT_LIMIT = 2**63 - 1
+NOWHERE = Endpoint(address="0.0.0.0", port=0)  # noqa: S104 - nobody listens there: it means "not known"
+
+
+def within(count: int) -> int:
+    """A worker's count, held to what a count can be."""
+    return min(max(count, 0), COUNT_LIMIT)
+
+
+def limited(text: str) -> str:
+    """A worker's text, as long as it may be on record."""
+    return text[:TEXT_LIMIT]
+
+
+def _limited_facts[Facts: (TlsClientFacts, TlsServerFacts)](facts: Facts) -> Facts:
+    """`facts` with no text longer than `TEXT_LIMIT`."""
+    texts = {name: limited(value) for name, value in asdict(facts).items() if isinstance(value, str)}
+    return replace(facts, **texts)
+
+
+class Account:
+    """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
+
+    __slots__ = (
+        "asked", "began_s", "client", "decision", "done", "first", "flow", "malformed", "process", "protocol", "remote",
+        "tunnel",
+    )  # fmt: skip
+
+    def __init__(self, flow: str) -> None:
+        self.flow = flow
+        self.began_s = 0.0
+        self.client = NOWHERE
+        self.asked = self.remote = NOWHERE
+        """The origin: as asked for, and once it is connected, as connected."""
+        self.process = Process(pid=0)
+        self.decision: Decision | None = None
+        self.done: Action | None = None
+        """Set where something else was done than decided."""
+        self.first: Sniffed | None = None
+        """What the first bytes are, once that is settled."""
+        self.protocol = Protocol.TCP
+        self.malformed = ""
+        self.tunnel = False
+        """The first request is a CONNECT."""
+
+    @property
+    def plaintext(self) -> Plaintext | None:
+        """What a worker is to read it as; None: it cannot."""
+        return None if self.tunnel else PLAINTEXT.get(self.protocol)
+
+    @property
+    def is_wrapped_http(self) -> bool:
+        """HTTP, but in a form that no worker reads."""
+        return self.tunnel or self.protocol is Protocol.HTTP2
+
+    def accepted(self, event: Accepted, now_s: float) -> None:
+        """What is known at first: until the supervisor answers, the kernel's word is all that is known of the owner."""
+        self.began_s, self.client, self.remote = now_s, event.client, event.gate
+        origin = event.origin
+        if origin is None:
+            self.decision = STRANGER
+            return
+        self.asked = self.remote = origin.remote
+        if origin.source is not None:
+            self.client = Endpoint(address=origin.source, port=event.client.port)
+        self.process = Process(pid=origin.pid, name=origin.comm, user=str(origin.uid), confidence=Confidence.INFERRED)
+
+    def handed(self, worker: int) -> FlowHanded:
+        """From now on this worker may report on the flow."""
+        return FlowHanded(
+            flow=self.flow,
+            process=self.process,
+            worker=worker,
+            host=self.first.name if self.first else None,
+            local=self.client,
+            remote=self.remote,
+        )
+
+    def seen(
+        self,
+        outcome: Outcome,
+        now_s: float,
+        *,
+        sent: int,
+        received: int,
+        error: str = "",
+        tls: TlsFacts | None = None,
+    ) -> ConnectionSeen:
+        """The event. `action` is what was done, `rule` and `reason` are why."""
+        assert self.decision is not None
+        if tls is None and self.protocol is Protocol.TLS:
+            tls = TlsFacts(client=self.hello_facts())
+        return ConnectionSeen(
+            flow=self.flow,
+            process=self.process,
+            protocol=self.protocol,
+            local=self.client,
+            remote=self.remote,
+            host=self.first.name if self.first else None,
+            asked=self.asked if self.asked not in (self.remote, NOWHERE) else None,
+            action=self.done or self.decision.action,
+            rule=self.decision.rule,
+            reason=self.decision.reason,
+            bytes_sent=sent,
+            bytes_received=received,
+            duration_ms=max(round((now_s - self.began_s) * 1000), 0),
+            outcome=outcome,
+            error=error or self.malformed,
+            tls=tls,
+        )
+
+    def given_up(self, detail: str, now_s: float) -> ConnectionSeen:
+        """The event of a flow that could not even be ended as it should."""
+        self.decision = self.decision or Decision(action=Action.BLOCK, rule="on_failure", reason=detail)
+        return self.seen(Outcome.FAULT, now_s, sent=0, received=0, error="gate_failed")
+
+    def hello_facts(self) -> TlsClientFacts:
+        """What the client offered, by our own reading. Version, cipher and ALPN are settled by whoever answers it."""
+        hello = self.first.hello if self.first else None
+        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4) if hello else TlsClientFacts()
+
+    def facts_with(self, ended: FlowEnded) -> TlsFacts | None:
+        """The worker's word on what was negotiated. What the client offered stays ours."""
+        if self.protocol is not Protocol.TLS:
+            return None
+        mine, theirs = self.hello_facts(), ended.tls or TlsFacts()
+        client = _limited_facts(theirs.client or TlsClientFacts())
+        return TlsFacts(
+            client=TlsClientFacts(
+                version=client.version, cipher=client.cipher, alpn=client.alpn, sni=mine.sni, ja4=mine.ja4
+            ),
+            server=None if theirs.server is None else _limited_facts(theirs.server),
+        )

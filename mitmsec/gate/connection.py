@@ -1,0 +1,340 @@
+"""The acting half of a flow: executes what `flow` orders, on sockets and timers, and tells it what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+from mitmsec.audit.event import Seen
+from mitmsec.core.messages import HandOver, UpstreamAnswer
+from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec.gate import signals as s
+from mitmsec.gate.crew import Crew
+from mitmsec.gate.dial import Dial
+from mitmsec.gate.faults import Faults
+from mitmsec.gate.flow import Flow, State
+from mitmsec.gate.names import Names
+from mitmsec.gate.peek import Peek
+from mitmsec.gate.refuse import Farewell, page, reset
+from mitmsec.gate.relay import Relay
+from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending, Origin
+from mitmsec.gate.splice import Pipes
+from mitmsec.gate.tee import Taps
+from mitmsec.gate.terms import Decides, Health, Terms
+
+UPSTREAMS_LIMIT = 8  # further connections that one flow's worker may have under way
+GREETING_BYTES = 1024
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all connections of a gate work with."""
+
+    loop: asyncio.AbstractEventLoop
+    terms: Terms
+    connect_deadline_s: float
+    policy: Decides
+    names: Names
+    health: Health
+    crew: Crew
+    pipes: Pipes
+    taps: Taps
+    faults: Faults
+    record: Callable[[Seen], None]
+    ask: Callable[[Connection, Origin], None]
+    mint: Callable[[str, str], None]
+    withdraw: Callable[[str], None]
+    spoke: Callable[[Connection], None]
+    """The connection is not silent any more."""
+    over: Callable[[Connection], None]
+    """The connection is closed and on record."""
+
+
+class Connection:
+    """One accepted socket, and the origin's once there is one. Owns both."""
+
+    __slots__ = (
+        "__weakref__",
+        "_acting",
+        "_bound",
+        "_client",
+        "_deadline",
+        "_dial",
+        "_events",
+        "_farewell",
+        "_means",
+        "_minted",
+        "_more",
+        "_origin",
+        "_over",
+        "_peek",
+        "_relay",
+        "flow",
+    )
+
+    def __init__(self, means: Means, flow: str, client: socket.socket) -> None:
+        self.flow = Flow(flow, means.terms, means.policy, means.names, means.health)
+        self._means, self._client = means, client
+        self._origin: socket.socket | None = None
+        self._bound: str | None = None
+        self._events: deque[AnyEvent] = deque()
+        self._acting = self._minted = self._over = False
+        self._deadline: asyncio.TimerHandle | None = None
+        self._peek: Peek | None = None
+        self._dial: Dial | None = None
+        self._relay: Relay | None = None
+        self._farewell: Farewell | None = None
+        self._more: set[Dial] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.flow.about.flow
+
+    def accepted(self, client: Endpoint, gate: Endpoint, origin: Origin | None) -> None:
+        """Begin."""
+        self._bound = origin.bound if origin is not None else None
+        self.tell(s.Accepted(client, gate, origin))
+
+    def long_lived(self) -> None:
+        sent, received = (self._relay.sent_bytes, self._relay.received_bytes) if self._relay else (0, 0)
+        self.tell(s.LongLived(sent, received))
+
+    def cut(self, event: s.Cut) -> None:
+        """End now, whatever is going on."""
+        self.tell(event)
+        if self._farewell is not None:
+            self._farewell.end()
+
+    def tell(self, event: AnyEvent) -> None:
+        """Tell the flow, and do what it orders; events that this leads to come after it."""
+        self._events.append(event)
+        if self._acting:
+            return
+        self._acting = True
+        try:
+            while self._events:
+                self._act(self._events.popleft())
+        finally:
+            self._acting = False
+        if self.flow.state is State.ENDED and self._farewell is None:
+            self._is_over()
+
+    def _act(self, event: AnyEvent) -> None:
+        """One bad flow must not spoil the others: its failure is its own end, or `on_failure`'s."""
+        left: deque[AnyCommand] = deque()
+        try:
+            left.extend(self.flow.told(event, self._means.loop.time()))
+            while left:
+                self._execute(left[0])
+                left.popleft()
+        except Exception as error:
+            log.exception("gate_failed flow=%s", self.id)
+            self._events.clear()
+            if isinstance(event, s.Faulted) or self.flow.state is State.ENDED:
+                return self._give_up(left, type(error).__name__)
+            self._events.append(s.Faulted(type(error).__name__))
+
+    def _give_up(self, left: Sequence[AnyCommand], detail: str) -> None:
+        """The flow's end itself has failed: what has to be is done without it, the reset before all else."""
+        self.flow.state = State.ENDED
+        seen = self.flow.about.given_up(detail, self._means.loop.time())
+        ends = [command.seen for command in left if isinstance(command, s.Record)] or [seen]
+        tasks: tuple[Callable[[], None], ...] = (
+            self._farewell.end if self._farewell is not None else lambda: None,
+            self._release,
+            lambda: reset(self._client),
+            lambda: self._means.faults.saw("gate_failed", OnFailure.CLOSED, detail, self.id),
+            *(functools.partial(self._means.record, end) for end in ends),
+        )
+        for task in tasks:
+            try:
+                task()
+            except Exception:
+                log.exception("gate_failed flow=%s", self.id)
+
+    def _execute(self, command: AnyCommand) -> None:
+        means = self._means
+        match command:
+            case s.Ask(origin=origin):
+                means.ask(self, origin)
+            case s.Peek(at_least_bytes=at_least_bytes):
+                self._peek = self._peek or Peek(means.loop, self._client, self._peeked, self._client_gone)
+                self._peek.wait(at_least_bytes)
+            case s.SetDeadline(after_s=after_s):
+                self._set_deadline(after_s)
+            case s.Dial(endpoints=endpoints):
+                self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
+                self._dial.add(endpoints)
+            case s.WatchServer():
+                assert self._origin is not None
+                means.loop.add_reader(self._origin, self._server_readable)
+            case s.Relay(tee=tee):
+                self._begin_relay(tee)
+            case s.Staff():
+                means.crew.staff(self)
+            case s.Mint(name=name):
+                self._minted = True
+                means.mint(self.id, name)
+            case s.HandOver():
+                self._hand_over(command)
+            case s.Page(rule=rule, reason=reason):
+                self._release()
+                self._farewell = Farewell(means.loop, self._client, page(rule, reason, self.id), self._farewell_over)
+            case s.Reset():
+                self._release()
+                reset(self._client)
+            case s.Close():
+                self._release(in_order=True)
+                with contextlib.suppress(OSError):  # a worker may still hold it: it is over for it, too
+                    self._client.shutdown(socket.SHUT_RDWR)
+                self._client.close()
+            case s.Record(seen=seen):
+                means.record(seen)
+            case s.Report(what=what, failed=failed, detail=detail):
+                means.faults.saw(what, failed, detail, self.id)
+            case _:
+                assert_never(command)
+
+    # -- the client ----------------------------------------------------------------------------------------------------
+    def _peeked(self, data: bytes, more: bool) -> None:
+        if data:
+            self._means.spoke(self)
+        self.tell(s.FirstBytes(data, eof=not more))
+
+    def _client_gone(self) -> None:
+        self.tell(s.ClientGone())
+
+    def _set_deadline(self, after_s: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._means.loop.call_later(after_s, self._time_is_up) if after_s is not None else None
+
+    def _time_is_up(self) -> None:
+        self._deadline = None
+        self.tell(s.Deadline())
+
+    # -- the origin ----------------------------------------------------------------------------------------------------
+    def _new_dial(
+        self, connected: Callable[[socket.socket, Endpoint], None], failed: Callable[[DialFailure], None]
+    ) -> Dial:
+        means = self._means
+        return Dial(means.loop, connected, failed, deadline_s=means.connect_deadline_s, bound=self._bound)
+
+    def _dialled(self, sock: socket.socket, endpoint: Endpoint) -> None:
+        self._origin = sock
+        self.tell(s.Dialled(endpoint))
+
+    def _dial_failed(self, failure: DialFailure) -> None:
+        self.tell(s.DialFailed(failure))
+
+    def _server_readable(self) -> None:
+        assert self._origin is not None
+        try:
+            event: AnyEvent = s.ServerSpoke(self._origin.recv(GREETING_BYTES, socket.MSG_PEEK))
+        except BlockingIOError:
+            return
+        except OSError:
+            event = s.ServerGone()
+        self._means.loop.remove_reader(self._origin)
+        self._means.spoke(self)
+        self.tell(event)
+
+    # -- carrying ------------------------------------------------------------------------------------------------------
+    def _stop_watching(self) -> None:
+        if self._peek is not None:
+            self._peek.stop()
+            self._peek = None
+        if self._origin is not None:
+            self._means.loop.remove_reader(self._origin)
+
+    def _begin_relay(self, tee: bool) -> None:
+        self._stop_watching()
+        assert self._origin is not None
+        means = self._means
+        tap = means.taps.tap(self.flow.about) if tee else None
+        self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
+        self._relay.start()
+
+    def _relay_ended(self, ending: Ending) -> None:
+        assert self._relay is not None
+        self.tell(s.RelayEnded(ending, self._relay.sent_bytes, self._relay.received_bytes))
+
+    def _hand_over(self, order: s.HandOver) -> None:
+        """The origin's socket is the worker's alone now; the client's is kept, to reset it if the worker dies."""
+        self._stop_watching()
+        assert self._origin is not None
+        message = HandOver(
+            flow=self.id,
+            kind=order.kind,
+            name=order.name,
+            origin=order.remote,
+            client=order.client,
+            decision=order.decision,
+        )
+        self._means.crew.hand(order.worker, self, message, self._client.fileno(), self._origin.fileno())
+        if self._origin is not None:
+            self._origin.close()
+            self._origin = None
+
+    def dial_more(self, number: int) -> None:
+        """For the worker that has this flow: another connection to the decided origin, and to nothing else."""
+        if self._more is None:
+            self._more = set()
+        if len(self._more) >= UPSTREAMS_LIMIT:
+            return self._answer(number, "too many at once")
+
+        def connected(sock: socket.socket, endpoint: Endpoint) -> None:
+            del endpoint
+            under_way.discard(dial)
+            with sock:
+                self._answer(number, "", sock.fileno())
+
+        def failed(failure: DialFailure) -> None:
+            under_way.discard(dial)
+            self._answer(number, failure.value)
+
+        under_way, dial = self._more, self._new_dial(connected, failed)
+        under_way.add(dial)
+        dial.add((self.flow.about.remote,))
+
+    def _answer(self, number: int, error: str, *fds: int) -> None:
+        answer = UpstreamAnswer(flow=self.id, number=number, error=error)
+        self._means.crew.answer(self.flow.worker, answer, *fds)
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+    def _release(self, *, in_order: bool = False) -> None:
+        """Let go of everything but the client's socket."""
+        self._set_deadline(None)
+        if self._relay is not None:
+            self._relay.stop()
+        self._stop_watching()
+        for dial in (self._dial, *(self._more or ())):
+            if dial is not None:
+                dial.cancel()
+        self._means.crew.part(self.flow.worker, self.id)
+        if self._origin is not None:
+            if in_order:
+                self._origin.close()
+            else:
+                reset(self._origin)
+            self._origin = None
+
+    def _farewell_over(self) -> None:
+        self._farewell = None
+        self._is_over()
+
+    def _is_over(self) -> None:
+        if not self._over:
+            self._over = True
+            if self._minted:
+                self._means.withdraw(self.id)
+            self._means.over(self)

@@ -1,0 +1,146 @@
+"""Connecting to the decided origin: non-blocking, bounded in time, several addresses staggered (RFC 8305 §5).
+
+a ──────────────── refused
+   250 ms ─► b ──────────── connected ──► the first to connect wins, the others are closed
+                  └ a refusal starts the next at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mitmsec.core.model import Endpoint
+from mitmsec.gate.signals import DialFailure
+
+STAGGER_S = 0.25  # RFC 8305 §8, Connection Attempt Delay
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7); the socket module does not name it in every version
+_FAILURES = {
+    errno.ECONNREFUSED: DialFailure.REFUSED,
+    errno.ECONNRESET: DialFailure.RESET,
+    errno.EPIPE: DialFailure.RESET,
+    errno.ETIMEDOUT: DialFailure.TIMEOUT,
+    errno.EMFILE: DialFailure.FAULT,
+    errno.ENFILE: DialFailure.FAULT,
+    errno.ENOBUFS: DialFailure.FAULT,
+    errno.ENOMEM: DialFailure.FAULT,
+}
+
+
+def failure_of(error: int) -> DialFailure:
+    """What an errno of socket(), bind() or connect() means; anything not listed is a way that does not exist."""
+    return _FAILURES.get(error, DialFailure.UNREACHABLE)
+
+
+class Dial:
+    """One origin being dialled. Exactly one of `connected(sock, endpoint)` and `failed(why)` is called for each `add`
+    that finds the dial idle, never before `add` returns; not after `cancel`."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connected: Callable[[socket.socket, Endpoint], None],
+        failed: Callable[[DialFailure], None],
+        *,
+        deadline_s: float,
+        bound: str | None = None,
+    ) -> None:
+        self._loop, self._connected, self._failed = loop, connected, failed
+        self._deadline_s, self._bound = deadline_s, bound
+        self._waiting: deque[Endpoint] = deque()
+        self._trying: dict[socket.socket, Endpoint] = {}
+        self._first_failure: DialFailure | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
+
+    def add(self, endpoints: Iterable[Endpoint]) -> None:
+        """Try these as well, in this order."""
+        self._waiting.extend(endpoints)
+        if self._deadline is None:
+            self._first_failure = None
+            self._deadline = self._loop.call_later(self._deadline_s, self._too_late)
+            self._soon = self._loop.call_soon(self._next)
+        elif self._timer is None:
+            self._timer = self._loop.call_later(STAGGER_S, self._next)
+
+    def cancel(self) -> None:
+        """Give up without a word. Idempotent."""
+        for handle in (self._timer, self._deadline, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._deadline = self._soon = None
+        self._waiting.clear()
+        while self._trying:
+            self._drop(next(iter(self._trying)))
+
+    def _next(self) -> None:
+        """Start the next attempt, and a clock for the one after it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        endpoint = self._waiting.popleft()
+        try:
+            sock = self._begin(endpoint)
+        except OSError as error:
+            return self._attempt_failed(error.errno or 0)
+        self._trying[sock] = endpoint
+        self._loop.add_writer(sock, self._writable, sock)
+        if self._waiting:
+            self._timer = self._loop.call_later(STAGGER_S, self._next)
+
+    def _begin(self, endpoint: Endpoint) -> socket.socket:
+        sock = socket.socket(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self._bound is not None and (":" in self._bound) == endpoint.is_v6:
+                # the port is left to connect(), which can then share it between origins
+                sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((self._bound, 0))
+            error = sock.connect_ex((endpoint.address, endpoint.port))
+            if error not in (0, errno.EINPROGRESS):
+                raise OSError(error, os.strerror(error))
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def _writable(self, sock: socket.socket) -> None:
+        endpoint = self._trying[sock]
+        error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            self._drop(sock)
+            return self._attempt_failed(error)
+        self._loop.remove_writer(sock)
+        del self._trying[sock]
+        self.cancel()
+        self._connected(sock, endpoint)
+
+    def _attempt_failed(self, error: int) -> None:
+        self._first_failure = self._first_failure or failure_of(error)
+        if self._waiting:
+            self._next()
+        elif not self._trying:
+            self._end(self._first_failure)
+
+    def _too_late(self) -> None:
+        self._end(DialFailure.TIMEOUT)
+
+    def _end(self, failure: DialFailure) -> None:
+        self.cancel()
+        self._failed(failure)
+
+    def _drop(self, sock: socket.socket) -> None:
+        self._loop.remove_writer(sock)
+        del self._trying[sock]
+        with contextlib.suppress(OSError):
+            sock.close()

@@ -1,0 +1,394 @@
+"""One flow's mind: events in, commands out. No socket and no clock of its own: every path can be written as a test.
+
+    Accepted ─► OWNER ─ Ask ─► at_connect ─► FIRST ──────────────── at_hello ─► ┬ Page | Reset                block
+       │ no origin                           │  ▲                              ├ Relay, RELAYED              bypass
+       └► Reset (stranger)                   ▼  │ Peek, Dial, WatchServer      ├ Relay with a tee, RELAYED   capture
+                                      whoever speaks first                     └ STAFF ─► Mint, HandOver, HANDED
+
+In FIRST two things run side by side: the first bytes are awaited and, as soon as a decision allows it, the origin is
+dialled. No origin is contacted before a decision that lets it be contacted:
+
+- `at_connect` decided: dial at once. `at_hello` still has the last word, because its decision is the one of the name.
+- It did not: wait for a hello for `hello_deadline_s`, then decide without a name. If that decision dials, and the
+  client then says a name before anything was relayed, the name decides again: nothing is gained by being slow.
+- Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets.
+
+A server that speaks first settles the protocol; there is no name then. Bytes that claim to be TLS or HTTP and break its
+rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says, unless `at_connect`
+had answered bypass or capture, which no name could have changed.
+
+Where mitmsec itself cannot act, `on_failure` decides between a reset and a relay that nobody reads; a fault says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import assert_never
+
+from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.core import sniff
+from mitmsec.core.messages import FlowEnded, Plaintext, TlsFacts
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
+from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
+from mitmsec.gate import signals as s
+from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, WITH_PAGE, WORKER_OUTCOMES, Account, limited, within
+from mitmsec.gate.claims import claims, is_connect
+from mitmsec.gate.names import Names
+from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
+from mitmsec.gate.terms import Decides, Dialling, Health, State, Terms
+
+__all__ = ["Flow", "State"]
+
+CANNOT_DECIDE = "on_failure"  # the rule on record where our own failure decided
+
+
+type Commands = list[AnyCommand]
+
+
+class Flow:
+    """One accepted connection, from `Accepted` to its record. Deaf after its end. Times are monotonic seconds."""
+
+    def __init__(self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health) -> None:
+        self.about = Account(flow)
+        self.state = State.OWNER
+        self.worker = -1
+        self._terms, self._policy, self._names, self._health = terms, policy, names, health
+        self._fault = ""
+        self._heard = False  # some first bytes, not enough of them
+        self._begun = False  # a hello or a request, not its end
+        self._early: Action | None = None  # what holds whatever the name
+        self._dialling = Dialling.NOT
+        self._failure: DialFailure | None = None
+        self._now_s = 0.0
+
+    def told(self, event: AnyEvent, now_s: float) -> Sequence[AnyCommand]:
+        """What `event` leads to, in order. What no longer matters in the flow's state leads to nothing."""
+        self._now_s = now_s
+        if self.state is State.ENDED:
+            return []
+        match event:
+            case s.Accepted():
+                return self._accepted(event)
+            case s.OwnerKnown(process=process):
+                return self._owned(process) if self.state is State.OWNER else []
+            case s.FirstBytes(data=data, eof=eof):
+                return self._first_bytes(data, eof) if self._awaits_bytes else []
+            case s.ClientGone():
+                return self._end(Outcome.CLIENT_CLOSED, s.Reset()) if self.state is State.FIRST else []
+            case s.Deadline():
+                return self._deadline()
+            case s.Dialled(remote=remote):
+                return self._dialled(remote) if self.state is State.FIRST else []
+            case s.DialFailed(failure=failure):
+                return self._dial_failed(failure) if self.state is State.FIRST else []
+            case s.ServerSpoke(data=data):
+                return self._server_spoke(data) if self._awaits_bytes else []
+            case s.ServerGone():
+                return self._end(Outcome.ORIGIN_RESET, s.Reset()) if self._awaits_bytes else []
+            case s.Staffed(worker=worker):
+                return self._staffed(worker) if self.state is State.STAFF else []
+            case s.Unstaffed():
+                return [s.SetDeadline(self._terms.staff_deadline_s)] if self.state is State.STAFF else []
+            case s.WorkerSaid(ended=ended):
+                return self._worker_said(ended) if self.state is State.HANDED else []
+            case s.WorkerDied():
+                return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
+            case s.RelayEnded(ending=ending, sent=sent, received=received):
+                return self._relay_ended(ending, sent, received) if self.state is State.RELAYED else []
+            case s.LongLived(sent=sent, received=received):
+                return [s.Record(self._seen(Outcome.OPEN, sent, received))] if self.about.decision else []
+            case s.Cut(why=why, outcome=outcome):
+                return self._end(outcome, s.Reset(), error=why)
+            case s.Faulted(detail=detail):
+                return self._faulted(detail)
+            case _:
+                assert_never(event)
+
+    @property
+    def _awaits_bytes(self) -> bool:
+        return self.state is State.FIRST and self.about.first is None
+
+    # -- whose ---------------------------------------------------------------------------------------------------------
+    def _accepted(self, event: s.Accepted) -> Commands:
+        self.about.accepted(event, self._now_s)
+        if event.origin is None:
+            return [s.Report("stranger", detail=f"from {event.client}"), *self._end(Outcome.STRANGER, s.Reset())]
+        return [s.SetDeadline(self._terms.owner_deadline_s), s.Ask(event.origin)]
+
+    def _owned(self, process: Process) -> Commands:
+        self.about.process = process
+        if not self._health.recording and self._terms.on_failure is OnFailure.CLOSED:
+            return self._refuse_ours("recorder_gone")
+        self.state = State.FIRST
+        self.about.decision = self._policy.at_connect(process, self.about.remote)
+        self._early = self.about.decision.action if self.about.decision is not None else None
+        if self._early is None or self._early is Action.BLOCK:
+            return [s.SetDeadline(self._terms.hello_deadline_s), s.Peek(1)]
+        return [s.SetDeadline(None), *self._dial((self.about.remote,)), s.Peek(1)]
+
+    # -- first bytes ---------------------------------------------------------------------------------------------------
+    def _first_bytes(self, data: bytes, eof: bool) -> Commands:
+        if not data:
+            return self._silent_end()
+        first = sniff.first_bytes(data)
+        match first:
+            case Sniffed():
+                self.about.tunnel = is_connect(data)
+                return self._settle(first)
+            case Malformed(reason=reason):
+                return self._settle_malformed(reason)
+            case NeedMore(size_bytes=size_bytes):
+                if eof or len(data) >= FIRST_BYTES_LIMIT:
+                    self._begun = self._begun or claims(data)
+                    return self._out_of_time()
+                wanted = min(max(size_bytes or 0, len(data) + 1), FIRST_BYTES_LIMIT)
+                return [*self._more_time(data), s.Peek(wanted)]
+            case _:
+                assert_never(first)
+
+    def _more_time(self, data: bytes) -> Commands:
+        """Once for what may be nothing that we know, once for what has clearly begun; never with each byte."""
+        first_heard, self._heard = not self._heard, True
+        if not self._begun and claims(data):
+            self._begun = True
+            return [s.SetDeadline(self._terms.hello_end_deadline_s)]
+        return [s.SetDeadline(self._terms.hello_deadline_s)] if first_heard else []
+
+    def _out_of_time(self) -> Commands:
+        return self._settle_malformed("incomplete") if self._begun else self._settle(Sniffed(protocol=Protocol.TCP))
+
+    def _silent_end(self) -> Commands:
+        """The client is done and has said nothing: gone, unless a server is there that may speak."""
+        if self.about.decision is None:
+            return self._end(Outcome.CLIENT_CLOSED, s.Close())
+        return self._settle(Sniffed(protocol=Protocol.TCP))
+
+    def _settle_malformed(self, reason: str) -> Commands:
+        """The name is hidden: nothing goes on that a name could have changed, nor anything that was to be read."""
+        self.about.malformed = reason
+        if self._early is not None and self._early is not Action.DECRYPT:
+            return self._settle(Sniffed(protocol=Protocol.TCP))
+        self.about.done = Action.BLOCK
+        return self._end(Outcome.MALFORMED, s.Reset())
+
+    def _settle(self, first: Sniffed) -> Commands:
+        """The first bytes are known for what they are: the last word of the policy."""
+        self.about.first, self.about.protocol = first, first.protocol
+        self.about.decision = self._at_hello(first, self.about.remote)
+        return self._settled(self.about.decision)
+
+    def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
+        hello = first.hello
+        alpn, ja4 = (hello.alpn, hello.ja4) if hello else ((), None)
+        return self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4)
+
+    def _settled(self, decision: Decision) -> Commands:
+        commands = self._follow(decision)
+        return commands if self.state is State.ENDED else [s.SetDeadline(None), *commands]
+
+    def _server_spoke(self, data: bytes) -> Commands:
+        if self._begun:  # no server answers half a hello
+            return self._settle_malformed("incomplete")
+        greeting = sniff.server_bytes(data) if data else Protocol.TCP
+        protocol = greeting if isinstance(greeting, Protocol) else Protocol.TCP
+        self.about.first, self.about.protocol = Sniffed(protocol=protocol), protocol
+        assert self.about.decision is not None, "nothing is dialled without a decision"
+        return self._settled(self.about.decision)
+
+    # -- time is up ----------------------------------------------------------------------------------------------------
+    def _deadline(self) -> Commands:
+        match self.state:
+            case State.OWNER:
+                return self._owner_unknown()
+            case State.FIRST if self.about.first is None:
+                return self._first_deadline()
+            case State.STAFF:
+                return self._fail("no_worker")
+            case _:
+                return []
+
+    def _owner_unknown(self) -> Commands:
+        """Open: a policy that asks for applications has no answer; another one's is the same for every process."""
+        if self._terms.on_failure is OnFailure.CLOSED:
+            return self._refuse_ours("owner_unknown")
+        report = s.Report("owner_unknown", OnFailure.OPEN)
+        if any(rule.application for rule in self._policy.rules):
+            return [report, *self._let_through("owner_unknown", "whose it is stayed unknown")]
+        return [report, *self._owned(self.about.process)]
+
+    def _first_deadline(self) -> Commands:
+        if self._dialling is Dialling.FAILED:
+            return self._give_up()
+        if self._heard or self.about.decision is not None:
+            return self._out_of_time()
+        self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
+        if self.about.decision.action is Action.BLOCK:
+            return self._block()
+        return self._dial((self.about.remote,))
+
+    # -- the origin ----------------------------------------------------------------------------------------------------
+    def _dial(self, endpoints: tuple[Endpoint, ...]) -> Commands:
+        self._dialling = Dialling.TRYING
+        return [s.Dial(endpoints)]
+
+    def _others(self) -> tuple[Endpoint, ...]:
+        """Further addresses of the name, of which the policy says exactly the same."""
+        first = self.about.first
+        if first is None or first.hello is None or first.name is None:
+            return ()
+        others = self._names.others(first.name, self.about.remote)
+        return tuple(other for other in others if self._at_hello(first, other) == self.about.decision)
+
+    def _dialled(self, remote: Endpoint) -> Commands:
+        self._dialling, self.about.remote = Dialling.DONE, remote
+        if self.about.first is None:
+            return [s.WatchServer()]
+        assert self.about.decision is not None
+        return self._follow(self.about.decision)
+
+    def _dial_failed(self, failure: DialFailure) -> Commands:
+        """Without a name yet, wait for it: it may know other addresses, and the client believes to be connected."""
+        self._dialling, self._failure = Dialling.FAILED, self._failure or failure
+        if self.about.first is not None:
+            return self._give_up()
+        return [] if self._begun else [s.SetDeadline(self._terms.hello_deadline_s)]
+
+    def _give_up(self) -> Commands:
+        return self._end(DIAL_OUTCOMES[self._failure or DialFailure.FAULT], s.Reset())
+
+    # -- what was decided ----------------------------------------------------------------------------------------------
+    def _follow(self, decision: Decision) -> Commands:
+        """Do what `decision` says, or get the origin that it takes."""
+        if decision.action is Action.BLOCK:
+            return self._block()
+        match self._dialling:
+            case Dialling.DONE:
+                return self._carry(decision.action)
+            case Dialling.NOT:
+                return self._dial((self.about.remote, *self._others()))
+            case Dialling.TRYING:
+                others = self._others()
+                return self._dial(others) if others else []
+            case Dialling.FAILED:
+                others = self._others()
+                return self._dial(others) if others else self._give_up()
+            case _:
+                assert_never(self._dialling)
+
+    def _block(self) -> Commands:
+        assert self.about.decision is not None
+        answer: AnyCommand = s.Reset()
+        if self.about.protocol in WITH_PAGE:
+            answer = s.Page(self.about.decision.rule, self.about.decision.reason)
+        return self._end(Outcome.BLOCKED, answer)
+
+    def _carry(self, action: Action) -> Commands:
+        assert self.about.first is not None
+        if self.about.first.hello is not None and self.about.first.name is not None:
+            self._names.answered(self.about.first.name, self.about.remote)
+        if action is Action.DECRYPT:
+            return self._staff() if self.about.plaintext is not None else self._unreadable()
+        return self._relay(tee=action is Action.CAPTURE and self._terms.capture)
+
+    def _unreadable(self) -> Commands:
+        """No worker could read it. Where it is HTTP in disguise and was to be inspected, that is a failure."""
+        assert self.about.decision is not None
+        report: Commands = []
+        if self.about.decision.inspect and self.about.is_wrapped_http:
+            if self._terms.on_failure is OnFailure.CLOSED:
+                return self._refuse_ours("not_inspected")
+            report = [s.Report("not_inspected", OnFailure.OPEN, f"{self.about.protocol} is relayed")]
+        self.about.done = Action.CAPTURE
+        return [*report, *self._relay(tee=self._terms.capture)]
+
+    def _relay(self, *, tee: bool) -> Commands:
+        self.state = State.RELAYED
+        return [s.Relay(tee)]
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+    def _staff(self) -> Commands:
+        self.state = State.STAFF
+        if not self._health.recording:
+            return self._fail("recorder_gone")
+        if not self._health.signing and self.about.protocol is Protocol.TLS:
+            return self._fail("signer_gone")
+        return [s.Staff()]
+
+    def _staffed(self, worker: int) -> Commands:
+        assert self.about.decision is not None
+        assert self.about.first is not None
+        kind, name = self.about.plaintext, self.about.first.name or self.about.remote.address
+        assert kind is not None
+        self.state, self.worker = State.HANDED, worker
+        return [
+            s.SetDeadline(None),
+            s.Record(self.about.handed(worker)),
+            *([s.Mint(name)] if kind is Plaintext.TLS else []),
+            s.HandOver(worker, kind, name, self.about.remote, self.about.client, self.about.decision),
+        ]
+
+    def _worker_said(self, ended: FlowEnded) -> Commands:
+        """A worker may be an attacker's: its words are held to what a flow's end can be."""
+        return self._end(
+            WORKER_OUTCOMES.get(ended.outcome, Outcome.FAULT),
+            s.Reset() if ended.reset else s.Close(),
+            sent=within(ended.bytes_sent),
+            received=within(ended.bytes_received),
+            error=limited(ended.error),
+            tls=self.about.facts_with(ended),
+        )
+
+    # -- our own failures ----------------------------------------------------------------------------------------------
+    def _fail(self, what: str) -> Commands:
+        """The origin is connected, and what the policy wants cannot be done."""
+        if self._terms.on_failure is OnFailure.CLOSED:
+            return self._refuse_ours(what)
+        self._fault, self.about.done = what, Action.BYPASS
+        return [s.Report(what, OnFailure.OPEN, "relayed undecrypted"), *self._relay(tee=False)]
+
+    def _refuse_ours(self, what: str) -> Commands:
+        return [s.Report(what, OnFailure.CLOSED), *self._end(Outcome.FAULT, s.Reset(), error=what)]
+
+    def _faulted(self, detail: str) -> Commands:
+        """A bug of ours. Open means that the program gets its connection, if nothing has been given away yet."""
+        report = s.Report("gate_failed", self._terms.on_failure, detail)
+        blocked = self.about.decision is not None and self.about.decision.action is Action.BLOCK
+        if blocked or self.state in (State.RELAYED, State.HANDED) or self._terms.on_failure is OnFailure.CLOSED:
+            return [report, *self._end(Outcome.BLOCKED if blocked else Outcome.FAULT, s.Reset(), error="gate_failed")]
+        return [report, *self._let_through("gate_failed", detail)]
+
+    def _let_through(self, what: str, reason: str) -> Commands:
+        self._fault, self.about.first = what, Sniffed(protocol=Protocol.TCP)
+        self.about.decision = Decision(action=Action.BYPASS, rule=CANNOT_DECIDE, reason=reason)
+        self.state, self.about.protocol = State.FIRST, Protocol.TCP
+        return self._settled(self.about.decision)
+
+    # -- the record, and the end ---------------------------------------------------------------------------------------
+    def _relay_ended(self, ending: Ending, sent: int, received: int) -> Commands:
+        outcome, error = RELAY_OUTCOMES[ending]
+        answer: AnyCommand = s.Close() if ending is Ending.ORDERLY else s.Reset()
+        if self.about.malformed:
+            outcome = Outcome.MALFORMED
+        if self._fault:
+            outcome, error = Outcome.FAULT, self._fault
+        return self._end(outcome, answer, sent=sent, received=received, error=error)
+
+    def _end(
+        self,
+        outcome: Outcome,
+        answer: AnyCommand,
+        *,
+        sent: int = 0,
+        received: int = 0,
+        error: str = "",
+        tls: TlsFacts | None = None,
+    ) -> Commands:
+        self.state = State.ENDED
+        if self.about.decision is None:  # for the record: what the policy says of a flow without a name
+            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
+        return [s.SetDeadline(None), answer, s.Record(self._seen(outcome, sent, received, error, tls))]
+
+    def _seen(
+        self, outcome: Outcome, sent: int, received: int, error: str = "", tls: TlsFacts | None = None
+    ) -> ConnectionSeen:
+        return self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error, tls=tls)

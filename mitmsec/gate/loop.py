@@ -1,0 +1,329 @@
+"""The gate: one event loop, no thread, no task for a connection.
+
+    listeners ─ accept in bursts ─► origin by socket cookie ─► Connection ─ Ask ─► supervisor ─ owner ─► …
+    supervisor ─ WorkerUp, Drain ─►
+    every heartbeat_s ─► heartbeat map       a loop that hangs is seen by the hook, which then follows `on_failure`
+    every second ─► faults added up, flows that live long put on record
+
+Descriptors are the limit of everything here: each flow may take two, so `flows_limit` follows from RLIMIT_NOFILE. At
+the limit the oldest flow that has not said a byte makes room; when all have spoken, the new one is reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import resource
+import select
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mitmsec.audit.event import Outcome
+from mitmsec.audit.producer import Producer
+from mitmsec.channel import Channel, ChannelFull
+from mitmsec.core.messages import MintDecision, MintWithdrawn
+from mitmsec.core.model import Endpoint, OnFailure, Process
+from mitmsec.gate import signals as s
+from mitmsec.gate.connection import Connection, Means
+from mitmsec.gate.crew import Crew
+from mitmsec.gate.faults import Faults
+from mitmsec.gate.ids import flow_id
+from mitmsec.gate.names import Names
+from mitmsec.gate.refuse import reset
+from mitmsec.gate.signals import Origin
+from mitmsec.gate.splice import Pipes
+from mitmsec.gate.tee import Taps
+from mitmsec.gate.terms import Decides, Terms
+
+ACCEPT_BURST = 64  # connections before others have their turn
+BACKLOG_LIMIT = 4096  # of a listener: what arrives while it is taken has come after the end
+RESERVED_FDS = 512  # channels, maps, pipes, dials that race, and what lies in messages on its way
+TICK_S = 1.0
+LONG_LIVED_S = 10.0
+ACCEPT_PAUSE_S = 0.1  # when there is no descriptor left to accept with
+FLUSH_LIMIT_S = 2.0  # for the recorder to have everything on disk at the end
+
+log = logging.getLogger(__name__)
+
+
+class Origins(Protocol):
+    """Knows where diverted connections were going."""
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """The origin of the connection at whose end `accepted` is; None: no hook of this run diverted it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Who the gate works with, each by its own channel."""
+
+    origins: Origins
+    recorder: Producer
+    signer: Channel
+    ask: Callable[[int, Origin], None]
+    """Ask the supervisor whose connection this is; `Gate.owner` takes the answer of this number."""
+    beat: Callable[[], None]
+
+
+class Colleagues:
+    """How the recorder and the signer are (Health)."""
+
+    def __init__(self, recorder: Producer) -> None:
+        self.signing = True
+        self._recorder = recorder
+        self._lost = 0  # events given up in earlier times of trouble
+
+    @property
+    def recording(self) -> bool:
+        """False when the recorder has gone, and from the first event that it could not take until it has caught up."""
+        if self._recorder.lost != self._lost:
+            if self._recorder.congested:
+                return False
+            self._lost = self._recorder.lost
+        return not self._recorder.gone
+
+
+def flows_limit() -> int:
+    """How many flows this process may have, after raising its soft limit of descriptors to the hard one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return max((hard - RESERVED_FDS) // 2, 16)
+
+
+def _has_backlog(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class Gate:
+    """Accepts on `listeners`, which it owns, from `open` until `drain` or `close`."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        around: Surroundings,
+        policy: Decides,
+        terms: Terms,
+        *,
+        session: str = "",
+        connect_deadline_s: float = 30.0,
+        heartbeat_s: float = 0.2,
+        limit: int | None = None,
+    ) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        self._listeners, self._around, self._terms = list(listeners), around, terms
+        self._heartbeat_s, self._limit = heartbeat_s, limit or flows_limit()
+        self._flows: dict[str, Connection] = {}
+        self._silent: dict[str, Connection] = {}  # in the order of their arrival
+        self._young: deque[tuple[float, Connection]] = deque()
+        self._asked: dict[int, Connection] = {}
+        self._asking: dict[str, int] = {}  # the other way round
+        self._number = 0
+        self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._colleagues = Colleagues(around.recorder)
+        self._pipes = Pipes()
+        self._faults = Faults(around.recorder.record, session)
+        self.crew = Crew(loop, self._faults)
+        self._taps = Taps(loop, around.recorder, terms.on_failure)
+        self._means = Means(
+            loop=loop,
+            terms=terms,
+            connect_deadline_s=connect_deadline_s,
+            policy=policy,
+            names=Names(),
+            health=self._colleagues,
+            crew=self.crew,
+            pipes=self._pipes,
+            taps=self._taps,
+            faults=self._faults,
+            record=around.recorder.record,
+            ask=self._ask,
+            mint=self._mint,
+            withdraw=self._withdraw,
+            spoke=self._spoke,
+            over=self._over,
+        )
+        around.signer.attach(loop, lambda message, fds: None, self._signer_gone)
+
+    @property
+    def live(self) -> int:
+        """Flows that have not ended."""
+        return len(self._flows)
+
+    def open(self) -> None:
+        """Begin to accept."""
+        self._beat()
+        self._tick()
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._loop.add_reader(listener, self._acceptable, listener)
+
+    def owner(self, number: int, process: Process) -> None:
+        """The supervisor's answer to `ask`."""
+        connection = self._asked.pop(number, None)
+        if connection is not None:
+            del self._asking[connection.id]
+            connection.tell(s.OwnerKnown(process))
+
+    async def drain(self, grace_s: float) -> int:
+        """Accept what has arrived and nothing more, give live flows `grace_s` to end; the number that had to be cut."""
+        self._stop_accepting(take_backlog=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), grace_s)
+        cut = self._cut_all("the run has ended")
+        await self._flushed()
+        return cut
+
+    async def close(self) -> None:
+        """Cut what is left, and return when the record is complete. `beat` is not called any more."""
+        self._stop_accepting(take_backlog=False)
+        self._cut_all("the gate has ended")
+        await self._flushed()
+        for timer in self._timers.values():
+            timer.cancel()
+        self.crew.close()
+        self._taps.close()
+        self._pipes.close()
+        self._around.signer.close()
+        self._around.recorder.close()
+
+    # -- accepting -----------------------------------------------------------------------------------------------------
+    def _acceptable(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPT_BURST):
+            if not self._accept(listener):
+                return
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Whether there may be more."""
+        try:
+            client, peer = listener.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                return error.errno == errno.ECONNABORTED
+            if not _has_backlog(listener):  # accept() takes a descriptor before it looks whether anybody waits
+                return False
+            return self._shed("no_descriptors") or self._pause(listener)
+        client.setblocking(False)
+        if len(self._flows) >= self._limit and not self._shed("flow_limit"):
+            self._faults.saw("flow_limit", OnFailure.CLOSED, f"{self._limit} flows, none of them silent")
+            reset(client)
+            return True
+        try:
+            self._begin(client, peer)
+        except OSError as error:  # gone again, or the kernel does not say whose it is
+            self._faults.saw("origin_lookup_failed", OnFailure.CLOSED, errno.errorcode.get(error.errno or 0, "?"))
+            reset(client)
+        return True
+
+    def _begin(self, client: socket.socket, peer: tuple[str, int]) -> None:
+        origin = self._around.origins.find(client)
+        here = client.getsockname()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(self._means, flow_id(), client)
+        self._flows[connection.id] = self._silent[connection.id] = connection
+        self._young.append((self._loop.time(), connection))
+        self._empty.clear()
+        connection.accepted(Endpoint.of(peer[0], peer[1]), Endpoint.of(here[0], here[1]), origin)
+
+    def _shed(self, what: str) -> bool:
+        """Make room: cut the oldest flow that has not said a byte. False: there is none."""
+        silent = next(iter(self._silent.values()), None)
+        if silent is None:
+            return False
+        self._faults.saw(what, OnFailure.CLOSED, "the oldest silent flow made room")
+        silent.cut(s.Cut(what, Outcome.FAULT))
+        return True
+
+    def _pause(self, listener: socket.socket) -> bool:
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE_S, self._resume, listener)
+        return False
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener.fileno() >= 0:
+            self._loop.add_reader(listener, self._acceptable, listener)
+
+    def _stop_accepting(self, *, take_backlog: bool) -> None:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            for _ in range(BACKLOG_LIMIT if take_backlog else 0):
+                if not self._accept(listener):
+                    break
+            self._loop.remove_reader(listener)
+            listener.close()
+
+    # -- what connections need -----------------------------------------------------------------------------------------
+    def _ask(self, connection: Connection, origin: Origin) -> None:
+        self._number += 1
+        self._asked[self._number] = connection
+        self._asking[connection.id] = self._number
+        try:
+            self._around.ask(self._number, origin)
+        except ChannelFull:  # a supervisor that hangs: the connection's own deadline sees to it
+            self._not_asking(connection)
+
+    def _not_asking(self, connection: Connection) -> None:
+        number = self._asking.pop(connection.id, None)
+        if number is not None:
+            self._asked.pop(number, None)
+
+    def _mint(self, flow: str, name: str) -> None:
+        try:
+            self._around.signer.send(MintDecision(flow=flow, name=name))
+        except ChannelFull:
+            self._around.signer.close()
+            self._signer_gone()
+
+    def _withdraw(self, flow: str) -> None:
+        with contextlib.suppress(ChannelFull):
+            self._around.signer.send(MintWithdrawn(flow=flow))
+
+    def _signer_gone(self) -> None:
+        self._colleagues.signing = False
+        self._faults.saw("signer_gone", self._terms.on_failure)
+
+    def _spoke(self, connection: Connection) -> None:
+        self._silent.pop(connection.id, None)
+
+    def _over(self, connection: Connection) -> None:
+        self._flows.pop(connection.id, None)
+        self._silent.pop(connection.id, None)
+        self._not_asking(connection)
+        if not self._flows:
+            self._empty.set()
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+    def _beat(self) -> None:
+        self._around.beat()
+        self._timers[self._beat] = self._loop.call_later(self._heartbeat_s, self._beat)
+
+    def _tick(self) -> None:
+        self._timers[self._tick] = self._loop.call_later(TICK_S, self._tick)
+        self._faults.tick()
+        old_s = self._loop.time() - LONG_LIVED_S
+        while self._young and self._young[0][0] <= old_s:
+            connection = self._young.popleft()[1]
+            if connection.id in self._flows:
+                connection.long_lived()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+    def _cut_all(self, why: str) -> int:
+        connections = list(self._flows.values())
+        for connection in connections:
+            connection.cut(s.Cut(why))
+        return len(connections)
+
+    async def _flushed(self) -> None:
+        self._faults.tick()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._around.recorder.flushed(), FLUSH_LIMIT_S)

@@ -1,0 +1,71 @@
+"""What holds for all flows of a run: its terms, its policy, and who is there to work with."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Protocol
+
+from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.rules import Rule
+
+
+class Terms(Value, frozen=True):
+    """What holds for every flow of a run. All times in seconds."""
+
+    on_failure: OnFailure
+    capture: bool = False  # somebody keeps the bytes of captured flows
+    owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
+    hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name
+    hello_end_deadline_s: float = 5.0  # for the rest of a hello once it has begun
+    staff_deadline_s: float = 1.0  # for a worker, while none lives: `on_failure` is to hold within a second
+
+
+class Decides(Protocol):
+    """The policy, as far as a flow asks it: mitmsec.core.policy.Policy."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+
+    def at_connect(self, process: Process, remote: Endpoint) -> Decision | None: ...
+
+    def at_hello(
+        self,
+        process: Process,
+        remote: Endpoint,
+        *,
+        name: str | None,
+        alpn: tuple[str, ...] = (),
+        ja4: str | None = None,
+    ) -> Decision: ...
+
+
+class Health(Protocol):
+    """Who is there to work with, now."""
+
+    @property
+    def recording(self) -> bool:
+        """What happens is put on record."""
+
+    @property
+    def signing(self) -> bool:
+        """Certificates can be had."""
+
+
+class State(Enum):
+    """Where a flow is; see the drawing in mitmsec.gate.flow."""
+
+    OWNER = auto()
+    FIRST = auto()
+    STAFF = auto()
+    RELAYED = auto()
+    HANDED = auto()
+    ENDED = auto()
+
+
+class Dialling(Enum):
+    """How far the origin's leg is."""
+
+    NOT = auto()
+    TRYING = auto()
+    DONE = auto()
+    FAILED = auto()

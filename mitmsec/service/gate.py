@@ -1,0 +1,155 @@
+"""The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
+
+    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, Drained
+    kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop
+
+All of the run's listeners, maps and channels come by descriptor: the process itself opens nothing but connections to
+decided origins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import assert_never
+
+import msgspec
+
+from mitmsec.audit.producer import Producer
+from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.core.messages import Drain, Drained, GateSettings, Message, Ready, Whose, WhoseAnswer, WorkerUp
+from mitmsec.core.model import Endpoint
+from mitmsec.core.policy import Policy
+from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.signals import Origin
+from mitmsec.gate.terms import Terms
+from mitmsec.service import child
+from mitmsec_redirect.heartbeat import Heartbeat
+from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.sockdiag import CookieLookup
+
+UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
+
+
+EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
+EVENTS_LIMIT_BYTES = 64 << 20
+
+
+class HookOrigins:
+    """Origins of connections that the connect hook diverted (mitmsec.gate.loop.Origins)."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._table = OriginTable(map_fd)
+        self._cookies = CookieLookup()
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By the cookie of the client's own socket, which nobody can forge. Raises OSError."""
+        client, gate = accepted.getpeername(), accepted.getsockname()
+        cookie = self._cookies.cookie_of(Endpoint.of(client[0], client[1]), Endpoint.of(gate[0], gate[1]))
+        origin = None if cookie is None else self._table.find(cookie)
+        if cookie is None or origin is None:
+            return None
+        self._table.forget(cookie)
+        bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
+        return Origin(
+            remote=origin.remote,
+            pid=origin.pid,
+            uid=origin.uid,
+            comm=origin.comm,
+            bound=bound,
+            connected_ns=origin.connected_ns,
+            source=bound or origin.source,
+        )
+
+
+class GateProgram:
+    """Program of the gate process."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        self._gate: Gate | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def start(self, settings: GateSettings, fds: list[int]) -> Message:
+        """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
+        if len(fds) != (7 if settings.has_v6 else 6):
+            raise ValueError(f"{len(fds)} descriptors")
+        policy_fd, v4_fd, recorder_fd, signer_fd, origins_fd, heartbeat_fd, *v6_fds = fds
+        policy = msgspec.json.decode(_read(policy_fd), type=Policy)
+        around = Surroundings(
+            origins=HookOrigins(origins_fd),
+            recorder=Producer(
+                socket.socket(fileno=recorder_fd),
+                asyncio.get_running_loop(),
+                limit=EVENTS_LIMIT,
+                limit_bytes=EVENTS_LIMIT_BYTES,
+            ),
+            signer=Channel(socket.socket(fileno=signer_fd), [Ready]),  # which never speaks; its end is what we hear
+            ask=self._ask,
+            beat=Heartbeat(heartbeat_fd).beat,
+        )
+        self._gate = Gate(
+            [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
+            around,
+            policy,
+            Terms(on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s),
+            session=settings.session,
+            connect_deadline_s=settings.connect_deadline_s,
+            heartbeat_s=settings.heartbeat_s,
+        )
+        self._gate.open()
+        return Ready()
+
+    def told(self, message: WorkerUp | WhoseAnswer | Drain, fds: list[int]) -> None:
+        """A later message of the supervisor."""
+        assert self._gate is not None
+        match message:
+            case WorkerUp(worker=worker) if len(fds) == 1:
+                self._gate.crew.up(worker, fds.pop())
+            case WorkerUp():
+                pass
+            case WhoseAnswer(number=number, process=process):
+                self._gate.owner(number, process)
+            case Drain(grace_s=grace_s):
+                self._draining = self._draining or asyncio.create_task(self._drain(self._gate, grace_s))
+            case _:
+                assert_never(message)
+        close_all(fds)
+
+    async def stop(self) -> None:
+        """The supervisor has gone or wants an end: flows are reset, and on record when this returns."""
+        if self._draining is not None:
+            self._draining.cancel()
+        if self._gate is not None:
+            await self._gate.close()
+
+    def _ask(self, number: int, origin: Origin) -> None:
+        self._control.send(
+            Whose(
+                number=number,
+                pid=origin.pid,
+                uid=origin.uid,
+                comm=origin.comm,
+                connected_ns=origin.connected_ns,
+            )
+        )
+
+    async def _drain(self, gate: Gate, grace_s: float) -> None:
+        cut = await gate.drain(grace_s)
+        try:
+            self._control.send(Drained(cut=cut))
+        except ChannelFull:  # a supervisor that does not listen: it will end us, with or without our word
+            self._control.close()
+
+
+def _read(fd: int) -> bytes:
+    """All of a memfd, wherever the offset stands that it shares with the supervisor's."""
+    try:
+        return os.pread(fd, os.fstat(fd).st_size, 0)
+    finally:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    child.main([GateSettings, WorkerUp, WhoseAnswer, Drain], GateProgram)

@@ -1,0 +1,71 @@
+"""What is recorded about a flow."""
+
+from __future__ import annotations
+
+import msgspec
+from hellos import hello, server_name
+
+from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.core import sniff
+from mitmsec.core.messages import FlowEnded, TlsClientFacts, TlsFacts
+from mitmsec.core.model import Action, Decision, Endpoint
+from mitmsec.core.sniff import Protocol, Sniffed
+from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, Account
+from mitmsec.gate.signals import Accepted, DialFailure, Ending, Origin
+
+ENDED = FlowEnded(
+    flow="f",
+    bytes_sent=1,
+    bytes_received=2,
+    outcome="completed",
+    tls=TlsFacts(client=TlsClientFacts(version="TLSv1.3", sni="forged.test")),
+)
+
+
+def account() -> Account:
+    about = Account("f")
+    about.decision = Decision(action=Action.DECRYPT, rule="defaults", reason="no rule matched")
+    first = sniff.first_bytes(hello(server_name(b"a.test")))
+    assert isinstance(first, Sniffed)
+    about.first, about.protocol = first, first.protocol
+    return about
+
+
+def test_every_way_to_fail_and_to_end_has_an_outcome() -> None:
+    assert set(DIAL_OUTCOMES) == set(DialFailure)
+    assert set(RELAY_OUTCOMES) == set(Ending)
+
+
+def test_what_was_done_stands_before_what_was_decided_and_an_error_before_what_was_malformed() -> None:
+    about = account()
+    about.done, about.malformed, about.began_s = Action.CAPTURE, "bad length", 5.0
+    seen = about.seen(Outcome.MALFORMED, 4.0, sent=1, received=2)
+    assert (seen.action, seen.error, seen.duration_ms) == (Action.CAPTURE, "bad length", 0)
+    assert about.seen(Outcome.FAULT, 6.5, sent=1, received=2, error="mine").error == "mine"
+
+
+def test_a_record_survives_the_wire() -> None:
+    seen = account().seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(seen), type=ConnectionSeen) == seen
+
+
+def test_a_worker_can_say_what_was_negotiated_and_not_what_was_offered() -> None:
+    facts = account().facts_with(ENDED)
+    assert facts is not None
+    assert facts.client is not None
+    assert (facts.client.version, facts.client.sni) == ("TLSv1.3", "a.test")
+
+
+def test_the_program_is_known_by_the_address_that_it_sees_as_its_own() -> None:
+    about = Account("f")
+    client, remote = Endpoint(address="127.0.0.1", port=5), Endpoint(address="192.0.2.1", port=443)
+    origin = Origin(remote=remote, pid=8, uid=0, comm="curl", source="192.0.2.9")
+    about.accepted(Accepted(client, client, origin), 1.0)
+    assert (about.client, about.remote) == (Endpoint(address="192.0.2.9", port=5), remote)
+
+
+def test_what_is_not_tls_has_no_facts_of_tls() -> None:
+    about = account()
+    about.protocol = Protocol.HTTP
+    assert about.facts_with(ENDED) is None
+    assert Account("g").hello_facts() == TlsClientFacts()

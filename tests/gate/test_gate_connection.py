@@ -1,0 +1,288 @@
+"""Flows that workers take: what they are handed, what they may ask for, and what programs see when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import pytest
+from gate_house import WAIT_S, House, Server, houses, on_loop, wait_reset
+from hellos import hello, server_name
+
+from mitmsec.audit.event import FlowHanded, Outcome
+from mitmsec.channel import Channel, pair
+from mitmsec.core.messages import (
+    FlowEnded,
+    HandOver,
+    MintDecision,
+    MintWithdrawn,
+    Plaintext,
+    UpstreamAnswer,
+    UpstreamQuestion,
+)
+from mitmsec.core.model import Action, OnFailure
+from mitmsec.gate import connection as module
+
+TLS = hello(server_name(b"a.test"))
+
+
+class Worker:
+    """A worker played by the test."""
+
+    def __init__(self, house: House, number: int = 0) -> None:
+        mine, theirs = pair()
+        self.messages: asyncio.Queue[tuple[Any, list[socket.socket]]] = asyncio.Queue()
+        self.channel = Channel(theirs, [HandOver, UpstreamAnswer])
+        self.channel.attach(asyncio.get_running_loop(), self._take, lambda: None)
+        house.gate.crew.up(number, mine.detach())
+
+    def _take(self, message: Any, fds: list[int]) -> None:
+        self.messages.put_nowait((message, [socket.socket(fileno=fd) for fd in fds]))
+
+    async def next(self) -> tuple[Any, list[socket.socket]]:
+        return await asyncio.wait_for(self.messages.get(), WAIT_S)
+
+    def ended(self, flow: str, **more: Any) -> None:
+        values = {"bytes_sent": 10, "bytes_received": 20, "outcome": "completed", **more}
+        self.channel.send(FlowEnded(flow=flow, **values))
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(await reader.read(1))
+    await reader.read()
+    writer.close()
+
+
+async def settled(condition: Any) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@on_loop
+async def test_a_worker_gets_the_client_with_its_bytes_unread_and_the_connected_origin() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            message, (near, far) = await worker.next()
+            assert (message.kind, message.name, message.origin.port) == (Plaintext.TLS, "a.test", origin.address[1])
+            assert message.client.port == client.getsockname()[1]
+            assert message.decision.action is Action.DECRYPT
+            assert near.recv(10_000) == TLS
+            assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+            assert far.getpeername() == origin.address
+            await settled(lambda: house.minted)
+            assert house.minted == [MintDecision(flow=message.flow, name="a.test")]
+            near.shutdown(socket.SHUT_RDWR)
+            for sock in (near, far):
+                sock.close()
+            worker.ended(message.flow)
+            assert await asyncio.to_thread(client.recv, 1) == b""  # an orderly end, although the gate had a copy
+        seen = await house.recorder.connection()
+        assert (seen.outcome, seen.bytes_sent, seen.bytes_received) == (Outcome.COMPLETED, 10, 20)
+        (handed,) = [event for event in house.recorder.events if isinstance(event, FlowHanded)]
+        assert (handed.flow, handed.worker, handed.host) == (message.flow, 0, "a.test")
+        await settled(lambda: len(house.minted) == 2)
+        assert house.minted[1] == MintWithdrawn(flow=message.flow)
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_worker_can_have_the_client_reset() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            message, socks = await worker.next()
+            assert message.kind is Plaintext.HTTP
+            worker.ended(message.flow, reset=True, outcome="blocked")
+            assert await asyncio.to_thread(wait_reset, client)
+            for sock in socks:
+                sock.close()
+        assert (await house.recorder.connection()).outcome is Outcome.BLOCKED
+        assert not house.minted
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_workers_death_resets_its_flows_and_new_ones_go_to_another() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        dying = Worker(house, 0)
+        with house.dial() as client:
+            client.send(TLS)
+            _, socks = await dying.next()
+            other = Worker(house, 1)
+            for sock in socks:  # as the kernel does it
+                sock.close()
+            dying.channel.close()
+            assert await asyncio.to_thread(wait_reset, client)
+        seen = await house.recorder.connection()
+        assert (seen.outcome, seen.error) == (Outcome.FAULT, "worker_died")
+        with house.dial() as client:
+            client.send(TLS)
+            _, socks = await other.next()
+            for sock in socks:
+                sock.close()
+        other.channel.close()
+
+
+@on_loop
+async def test_a_flow_waits_for_a_worker_that_is_being_restarted() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT, on_failure=OnFailure.CLOSED, staff_deadline_s=60)
+        house.divert(origin.address)
+        with house.dial() as client:
+            client.send(TLS)
+            await settled(lambda: origin.contacts)
+            worker = Worker(house)
+            message, socks = await worker.next()
+            assert message.name == "a.test"
+            for sock in socks:
+                sock.close()
+        worker.channel.close()
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_without_any_worker_on_failure_decides(on_failure: OnFailure) -> None:
+    async def scenario() -> None:
+        async with houses() as make, Server(silent) as origin:
+            house = make(Action.DECRYPT, on_failure=on_failure, staff_deadline_s=0.02)
+            house.divert(origin.address)
+            with house.dial() as client:
+                client.send(TLS)
+                if on_failure is OnFailure.OPEN:
+                    assert await asyncio.to_thread(client.recv, 1) == TLS[:1]  # relayed as it is
+                else:
+                    assert await asyncio.to_thread(wait_reset, client)
+            seen = await house.recorder.connection()
+            assert (seen.outcome, seen.error) == (Outcome.FAULT, "no_worker")
+            assert seen.action is (Action.BYPASS if on_failure is OnFailure.OPEN else Action.DECRYPT)
+            assert house.recorder.faults() == ["no_worker"]
+
+    asyncio.run(scenario())
+
+
+@on_loop
+async def test_a_dead_signer_is_a_fault_and_no_flow_waits_for_it() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT, on_failure=OnFailure.CLOSED)
+        house.divert(origin.address)
+        worker = Worker(house)
+        house.signer.close()
+        await house.recorder.until(lambda events: "signer_gone" in house.recorder.faults())
+        with house.dial() as client:
+            client.send(TLS)
+            assert await asyncio.to_thread(wait_reset, client)
+        assert (await house.recorder.connection()).error == "signer_gone"
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_worker_gets_further_connections_to_the_decided_origin_only() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            message, socks = await worker.next()
+            worker.channel.send(UpstreamQuestion(flow=message.flow, number=7))
+            answer, (further,) = await worker.next()
+            assert (answer.flow, answer.number, answer.error) == (message.flow, 7, "")
+            assert further.getpeername() == origin.address
+            worker.channel.send(UpstreamQuestion(flow="another", number=8))
+            answer, none = await worker.next()
+            assert (answer.number, answer.error, none) == (8, "not your flow", [])
+            for sock in (*socks, further):
+                sock.close()
+        assert "foreign_flow" in house.recorder.faults() or await house.recorder.until(
+            lambda events: "foreign_flow" in house.recorder.faults()
+        )
+        worker.channel.close()
+
+
+@on_loop
+async def test_an_origin_that_is_gone_by_then_is_an_answer_too() -> None:
+    async with houses() as make:
+        async with Server(silent) as origin:
+            house = make(Action.DECRYPT)
+            house.divert(origin.address)
+            worker = Worker(house)
+            client = house.dial()
+            client.send(TLS)
+            message, socks = await worker.next()
+        worker.channel.send(UpstreamQuestion(flow=message.flow, number=1))
+        answer, _ = await worker.next()
+        assert answer.error == "refused"
+        for sock in (*socks, client):
+            sock.close()
+        worker.channel.close()
+
+
+def test_a_worker_cannot_have_many_dials_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UPSTREAMS_LIMIT", 0)
+
+    async def scenario() -> None:
+        async with houses() as make, Server(silent) as origin:
+            house = make(Action.DECRYPT)
+            house.divert(origin.address)
+            worker = Worker(house)
+            with house.dial() as client:
+                client.send(TLS)
+                message, socks = await worker.next()
+                worker.channel.send(UpstreamQuestion(flow=message.flow, number=1))
+                assert (await worker.next())[0].error == "too many at once"
+                for sock in socks:
+                    sock.close()
+            worker.channel.close()
+
+    asyncio.run(scenario())
+
+
+@on_loop
+async def test_a_cut_reaches_a_client_that_a_worker_still_holds() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            _, socks = await worker.next()
+            assert await house.gate.drain(0) == 1
+            assert await asyncio.to_thread(wait_reset, client)
+            for sock in socks:
+                sock.close()
+        assert (await house.recorder.connection()).outcome is Outcome.CUT
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_gate_leaves_no_descriptor_behind() -> None:
+    async with Server(silent) as origin:
+        before = len(os.listdir("/proc/self/fd"))
+        async with houses() as make:
+            house = make(Action.DECRYPT)
+            house.divert(origin.address)
+            worker = Worker(house)
+            for _ in range(3):
+                with house.dial() as client:
+                    client.send(TLS)
+                    message, (near, far) = await worker.next()
+                    near.shutdown(socket.SHUT_RDWR)
+                    near.close()
+                    far.close()
+                    worker.ended(message.flow)
+            await house.recorder.connection(2)
+            worker.channel.close()
+        for writer in origin.writers:
+            writer.transport.abort()
+        await settled(lambda: len(os.listdir("/proc/self/fd")) <= before)

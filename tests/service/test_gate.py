@@ -1,0 +1,228 @@
+"""The gate as a process of its own, as its supervisor starts it; origins come from a real BPF map."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Outcome
+from mitmsec.channel import Channel, pair
+from mitmsec.core.messages import (
+    Committed,
+    Drain,
+    Drained,
+    GateSettings,
+    HandOver,
+    MintDecision,
+    MintWithdrawn,
+    ModulesAnswer,
+    ModulesQuestion,
+    Ready,
+    UpstreamAnswer,
+    Whose,
+    WhoseAnswer,
+    WorkerUp,
+)
+from mitmsec.core.model import Action, OnFailure, Process
+from mitmsec.core.policy import Policy
+from mitmsec_redirect import records
+from mitmsec_redirect.bpf import Map, MapKind
+
+pytestmark = pytest.mark.root
+
+WAIT_S = 30.0
+SO_COOKIE = 57
+CURL = Process(pid=4711, exe="/usr/bin/curl", name="curl")
+
+
+class GateProcess:
+    """The child, and the test's ends of everything that it is connected to."""
+
+    def __init__(self, policy: Policy, *, on_failure: OnFailure = OnFailure.CLOSED, v6: bool = False) -> None:
+        self._recorded = 0
+        self.origins = Map.create(MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, 64, "ms_origins")
+        self.heartbeat = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_heartbeat")
+        self.listeners = [socket.create_server(("127.0.0.1", 0))]
+        if v6:
+            self.listeners.append(socket.create_server(("::1", 0), family=socket.AF_INET6))
+        control, theirs = pair()
+        recorder, recorder_end = pair()
+        signer, signer_end = pair()
+        self.control = Channel(control, [Ready, Whose, Drained, ModulesAnswer])
+        self.recorder = Channel(recorder, [FlowHanded, ConnectionSeen, BytesSeen, FaultSeen])
+        self.signer = Channel(signer, [MintDecision, MintWithdrawn])
+        policy_fd = os.memfd_create("policy")
+        os.write(policy_fd, msgspec.json.encode(policy))
+        with theirs, recorder_end, signer_end:
+            command = [sys.executable, "-m", "mitmsec.service.gate", str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+            settings = GateSettings(session="s", on_failure=on_failure, has_v6=v6, capture=False)
+            fds = [
+                policy_fd,
+                self.listeners[0].fileno(),
+                recorder_end.fileno(),
+                signer_end.fileno(),
+                self.origins.fd,
+                self.heartbeat.fd,
+                *(listener.fileno() for listener in self.listeners[1:]),
+            ]
+            assert self.told(self.control, settings, *fds) == Ready()
+        os.close(policy_fd)
+
+    def told(self, channel: Channel, message: Any, *fds: int) -> Any:
+        """The next message of the child, after `message` where there is one."""
+        received = channel.exchange(message, *fds, timeout_s=WAIT_S)
+        return None if received is None else received[0]
+
+    def recorded(self) -> Any:
+        """The next event, which is committed at once."""
+        seen = self.told(self.recorder, None)
+        self._recorded += 1
+        self.recorder.send(Committed(count=self._recorded))
+        return seen
+
+    def divert(self, target: tuple[Any, ...], family: int = socket.AF_INET) -> socket.socket:
+        """A client as the connect hook would have it: in the map under its cookie, connected to the gate."""
+        client = socket.socket(family)
+        client.settimeout(WAIT_S)
+        (cookie,) = records.COOKIE.unpack(client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
+        remote, port = records.address_bytes(target[0]), records.port_field(target[1])
+        value = records.ATTEMPT.pack(remote, port, 6, 0, 4711, 1000, b"curl", bytes(16), 0, 0, 0, 0, 0)
+        self.origins.update(records.COOKIE.pack(cookie), value)
+        client.connect(self.listeners[-1 if family == socket.AF_INET6 else 0].getsockname())
+        return client
+
+    def owner_asked(self) -> None:
+        whose = self.told(self.control, None)
+        assert (whose.pid, whose.uid, whose.comm) == (4711, 1000, "curl")
+        self.control.send(WhoseAnswer(number=whose.number, process=CURL))
+
+    def end(self) -> int:
+        self.control.close()
+        try:
+            return self.process.wait(WAIT_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for channel in (self.recorder, self.signer):
+                channel.close()
+            for listener in self.listeners:
+                listener.close()
+            self.origins.close()
+            self.heartbeat.close()
+
+
+@pytest.fixture
+def origin() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(WAIT_S)
+        yield listener
+
+
+def test_a_diverted_connection_is_relayed_under_its_owners_name(origin: socket.socket) -> None:
+    gate = GateProcess(Policy(action=Action.BYPASS), v6=True)
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            with gate.divert(origin.getsockname(), family) as client:
+                gate.owner_asked()
+                client.send(b"\x80ping")
+                client.shutdown(socket.SHUT_WR)
+                server = origin.accept()[0]
+                with server:
+                    assert server.makefile("rb").read() == b"\x80ping"
+                    server.send(b"pong")
+                assert client.makefile("rb").read() == b"pong"
+            seen = gate.recorded()
+            assert isinstance(seen, ConnectionSeen)
+            assert (seen.outcome, seen.process, seen.bytes_sent) == (Outcome.COMPLETED, CURL, 5)
+            assert seen.remote.port == origin.getsockname()[1]
+        assert not list(gate.origins.keys())  # known connections make room
+        assert gate.heartbeat.lookup(bytes(4)) != bytes(8)
+    finally:
+        assert gate.end() == 0
+
+
+def test_a_connection_that_no_hook_diverted_is_a_strangers() -> None:
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    try:
+        with socket.create_connection(gate.listeners[0].getsockname(), WAIT_S) as client:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        assert gate.recorded().what == "stranger"
+        assert gate.recorded().outcome is Outcome.STRANGER
+    finally:
+        assert gate.end() == 0
+
+
+def test_a_flow_is_handed_to_the_worker_that_came_up(origin: socket.socket) -> None:
+    gate = GateProcess(Policy())
+    mine, theirs = pair()
+    worker = Channel(mine, [HandOver, UpstreamAnswer])
+    try:
+        with theirs:
+            gate.control.send(WorkerUp(worker=3), theirs.fileno())
+        gate.control.send(WorkerUp(worker=4))  # without a channel: nobody
+        with gate.divert(origin.getsockname()) as client:
+            gate.owner_asked()
+            client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            received = worker.exchange(None, timeout_s=WAIT_S)
+            assert received is not None
+            message, fds = received
+            assert (message.name, len(fds)) == ("a.test", 2)
+            for fd in fds:
+                os.close(fd)
+            handed = gate.recorded()
+            assert (handed.flow, handed.worker, handed.host, handed.process) == (message.flow, 3, "a.test", CURL)
+    finally:
+        assert gate.end() == 0
+        worker.close()
+
+
+def test_it_drains_and_says_how_many_it_had_to_cut(origin: socket.socket) -> None:
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    try:
+        with gate.divert(origin.getsockname()) as client:
+            gate.owner_asked()
+            server = origin.accept()[0]
+            gate.control.send(Drain(grace_s=0.05))
+            gate.control.send(Drain(grace_s=0.05))
+            seen = gate.recorded()
+            assert seen.outcome is Outcome.CUT
+            gate.recorder.close()  # nobody will commit: the gate does not wait for it
+            assert gate.told(gate.control, None) == Drained(cut=1)
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+            server.close()
+    finally:
+        assert gate.end() == 0
+
+
+def test_it_ends_with_its_supervisor_and_resets_what_it_carried(origin: socket.socket) -> None:
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    with gate.divert(origin.getsockname()) as client:
+        gate.owner_asked()
+        server = origin.accept()[0]
+        gate.recorder.close()
+        assert gate.end() == 0
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        server.close()
+
+
+def test_it_holds_no_module_that_touches_keys_tls_or_the_log() -> None:
+    gate = GateProcess(Policy())
+    try:
+        modules = set(gate.told(gate.control, ModulesQuestion()).modules)
+        roots = {name.partition(".")[0] for name in modules}
+        assert not roots & {"mitmproxy", "OpenSSL", "cryptography", "sqlite3", "psutil", "pydivert", "mitmsec_certs"}
+        assert not {name for name in modules if name.startswith(("mitmsec.engine", "mitmsec.capture"))}
+        assert "mitmsec.gate.loop" in modules
+    finally:
+        assert gate.end() == 0
