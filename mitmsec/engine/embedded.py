@@ -1,0 +1,67 @@
+"""What of mitmproxy lives in this process: its layers, the options that they read, and a mode of our own.
+
+mitmproxy's Master and addons are left out. They swallow what a hook raises and go on forwarding, so nothing that
+decides may be one of them; and they bring 370 more modules into a process that reads hostile bytes (0.6 s and 21 MB).
+Nothing listens, nothing is written, no configuration folder is looked for.
+"""
+
+from __future__ import annotations
+
+from mitmproxy import options, version
+from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.proxy import mode_specs
+from mitmproxy.proxy.context import Context
+
+from mitmsec.core.model import Endpoint
+
+SUPPORTED = ("12.2.", "12.3.")  # layers that are subclassed here are mitmproxy's own business, and may change
+_MORE_OPTIONS: tuple[tuple[str, object, object], ...] = (  # that mitmproxy's addons would define
+    ("body_size_limit", str | None, None),
+    ("connection_strategy", str, "lazy"),
+    ("keep_host_header", bool, False),
+    ("normalize_outbound_headers", bool, True),
+    ("proxy_debug", bool, False),
+    ("store_streamed_bodies", bool, False),
+    ("stream_large_bodies", str | None, None),
+    ("validate_inbound_headers", bool, True),
+)
+
+
+class MitmsecMode(mode_specs.ProxyMode):  # type: ignore[no-untyped-call]
+    """Flows that a gate hands over. No port: there is nothing to listen on."""
+
+    description = "flows handed over by the mitmsec gate"
+    transport_protocol = mode_specs.TCP
+    default_port = None
+
+    def __post_init__(self) -> None:
+        if self.data:
+            raise ValueError("the mode takes no arguments")
+
+
+class Embedded:
+    """mitmproxy as this process uses it."""
+
+    def __init__(self) -> None:
+        if not version.VERSION.startswith(SUPPORTED):
+            raise RuntimeError(f"mitmproxy {version.VERSION} is not one of {', '.join(SUPPORTED)}x")
+        self._mode = mode_specs.ProxyMode.parse("mitmsec")
+        self.options = options.Options()
+        for name, kind, default in _MORE_OPTIONS:
+            self.options.add_option(name, kind, default, "")
+        self.options.update(  # type: ignore[no-untyped-call]
+            http2_ping_keepalive=0,
+            rawtcp=True,
+            websocket=False,  # upgraded connections are relayed as they are and read beside it
+        )
+
+    def context(self, client: Endpoint, origin: Endpoint, started_s: float) -> Context:
+        """The context of a flow whose client is connected."""
+        connection = Client(
+            peername=(client.address, client.port),
+            sockname=(origin.address, origin.port),
+            timestamp_start=started_s,
+            proxy_mode=self._mode,
+            state=ConnectionState.OPEN,
+        )
+        return Context(connection, self.options)

@@ -1,0 +1,80 @@
+"""All flows of one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+
+from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.engine.contexts import Leaves, OriginContext
+from mitmsec.engine.conversation import Conversation, log_keys
+from mitmsec.engine.embedded import Embedded
+from mitmsec.engine.seams import Collaborators, EngineSettings
+from mitmsec.engine.side import faulty
+
+STOP_S = 5.0
+
+
+class Engine:
+    """Make it inside a running loop."""
+
+    def __init__(self, settings: EngineSettings, collaborators: Collaborators) -> None:
+        self.settings, self.collaborators = settings, collaborators
+        self.embedded = Embedded()
+        self.origins = OriginContext(collaborators.roots_pem)
+        on_key_log = log_keys(collaborators.recorder.record) if settings.capture else None
+        self.leaves = Leaves(collaborators.certifier, on_key_log=on_key_log)
+        self._flows: dict[str, asyncio.Task[None]] = {}
+
+    def settle(self) -> None:
+        """What is loaded by now stays for good: the collector need not look at it again."""
+        gc.collect()
+        gc.freeze()
+
+    @property
+    def live(self) -> int:
+        """Flows that have not ended."""
+        return len(self._flows)
+
+    def take(self, hand_over: HandOver, client: socket.socket, origin: socket.socket) -> None:
+        """Serve a flow; both sockets are the engine's from now on. Its end goes to the gate."""
+        try:
+            conversation = Conversation(self, hand_over, client, origin)
+        except Exception as error:
+            client.close()
+            origin.close()
+            ended = faulty(error, hand_over.flow, self.collaborators.recorder)
+            return self.collaborators.gate.ended(
+                FlowEnded(
+                    flow=hand_over.flow,
+                    bytes_sent=0,
+                    bytes_received=0,
+                    outcome=ended.outcome,
+                    error=ended.error,
+                    reset=True,
+                )
+            )
+        task = asyncio.get_running_loop().create_task(self._serve(conversation))
+        self._flows[hand_over.flow] = task
+        task.add_done_callback(lambda done: self._forget(hand_over.flow, done))
+
+    async def _serve(self, conversation: Conversation) -> None:
+        self.collaborators.gate.ended(await conversation.run())
+
+    def _forget(self, flow: str, task: asyncio.Task[None]) -> None:
+        if self._flows.get(flow) is task:
+            del self._flows[flow]
+
+    def cut(self) -> list[asyncio.Task[None]]:
+        """Reset every live flow; the tasks that end with them."""
+        tasks = list(self._flows.values())
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    async def stop(self) -> None:
+        """Cut what still lives; its ends have gone to the gate afterwards."""
+        tasks = self.cut()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_S)

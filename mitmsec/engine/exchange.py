@@ -1,0 +1,218 @@
+"""One HTTP request and its response, in our own words: may it go on, what do inspectors say, what stands in the record.
+
+    begin ──► Page (a refusal: nothing is forwarded) | None
+      │
+    request_body* ─► response_begin ─► response_body* ─► finish ─► RequestSeen, exactly once
+
+Nothing here knows the engine behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from mitmsec.audit.event import FaultSeen, RequestSeen
+from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.messages import HandOver, Plaintext
+from mitmsec.engine import authority, pages
+from mitmsec.engine.pages import Page
+from mitmsec.engine.seams import Recorder
+from mitmsec.engine.watch import Blocked, Reading, Watch
+
+HOLD_BYTES = 64 * 1024
+METHOD_LIMIT_CHARS = 64
+CONTENT_TYPE_LIMIT_CHARS = 256
+TARGET_LIMIT_CHARS = 8192  # of the record, not of the request
+
+VERSIONS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0"})
+
+Fields = Iterable[tuple[bytes, bytes]]
+
+
+class Exchange:
+    """`hand_over` says what was decided for the connection that this exchange runs on."""
+
+    __slots__ = (
+        "_content_type", "_finished", "_hand_over", "_host", "_method", "_on_finished", "_raw_target",
+        "_reading_request", "_reading_response", "_recorder", "_request_bytes", "_response_bytes", "_scheme",
+        "_status", "_version", "_watch", "held", "refused",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        hand_over: HandOver,
+        watch: Watch,
+        recorder: Recorder,
+        *,
+        on_finished: Callable[[Exchange], None] | None = None,
+    ) -> None:
+        self._on_finished = on_finished
+        self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
+        self._scheme = "https" if hand_over.kind is Plaintext.TLS else "http"
+        self._host = hand_over.name
+        self._method = self._raw_target = self._version = ""
+        self._status: int | None = None
+        self._content_type: str | None = None
+        self._request_bytes = self._response_bytes = 0
+        self._reading_request: Reading | None = None
+        self._reading_response: Reading | None = None
+        self._finished = False
+        self.held = False  # the request's body is kept back until it has been inspected as a whole
+        self.refused: Page | None = None
+
+    # -- the request ---------------------------------------------------------------------------------------------------
+    def begin(
+        self, method: bytes, target: bytes, version: str, authorities: list[bytes], fields: Fields, *, has_body: bool
+    ) -> Page | None:
+        """The refusal of this request, or None where it may go on."""
+        self._method = method[:METHOD_LIMIT_CHARS].decode("ascii", "replace")
+        self._raw_target = target.decode("utf-8", "replace")
+        self._version = "HTTP/2" if version == "HTTP/2.0" else version
+        self.refused = self._admission(method, version, authorities, fields)
+        if self.refused is None and self._watch:
+            try:
+                self._look_at_request(fields, has_body=has_body)
+            except Blocked as blocked:
+                self.refused = self.page_for(blocked)
+        if self.refused is not None:
+            self._status = self.refused.status
+            self._response_bytes = len(self.refused.body)
+            if self.refused.fault is not None:
+                detail = f"{self._method} for {b', '.join(authorities)[:253]!r}, decided for {self._host}"
+                self._recorder.record(
+                    FaultSeen(what=self.refused.fault, detail=detail, failed="closed", flow=self._hand_over.flow)
+                )
+        return self.refused
+
+    def _admission(self, method: bytes, version: str, authorities: list[bytes], fields: Fields) -> Page | None:
+        flow = self._hand_over.flow
+        if method == b"CONNECT":
+            return pages.misdirected(flow)
+        if version not in VERSIONS:
+            return pages.malformed(flow, "This version of HTTP is not known here")
+        if any(_is_broken(value) for _, value in fields):
+            return pages.malformed(flow, "A header field has a line break or a NUL in it")
+        if not authorities:  # RFC 9112 §3.2: HTTP/1.0 may name nobody
+            return None if version == "HTTP/1.0" else pages.malformed(flow, "The request names no host")
+        if not authority.agrees(self._host, authorities):
+            return pages.misdirected(flow)
+        return None
+
+    def _look_at_request(self, fields: Fields, *, has_body: bool) -> None:
+        self._watch.look(self._part(PartKind.URL, sent=True), self._full_url().encode())
+        self._watch.look(self._part(PartKind.HEADERS, sent=True), _as_text(fields))
+        if not has_body:
+            return
+        sizes = [value for name, value in fields if name.lower() == b"content-length"]
+        self.held = self._watch.blocks and bool(sizes) and _within(sizes[0], HOLD_BYTES)
+        part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
+        self._reading_request = self._watch.open(part, _field(fields, b"content-encoding"))
+
+    def request_body(self, data: bytes) -> bytes:
+        """The next bytes of the request's body, b"" at its end; what to forward. Raises Blocked."""
+        self._request_bytes += len(data)
+        _read(self._reading_request, data)
+        return data
+
+    # -- the response --------------------------------------------------------------------------------------------------
+    def response_begin(self, status: int, fields: Fields, *, has_body: bool) -> None:
+        """Raises Blocked."""
+        if self.refused is not None:
+            return
+        self._status = status
+        self._content_type = _field(fields, b"content-type")[:CONTENT_TYPE_LIMIT_CHARS] or None
+        if not self._watch:
+            return
+        content_type = self._content_type or ""
+        self._watch.look(self._part(PartKind.HEADERS, sent=False, content_type=content_type), _as_text(fields))
+        if has_body:
+            part = self._part(PartKind.BODY, sent=False, content_type=content_type)
+            self._reading_response = self._watch.open(part, _field(fields, b"content-encoding"))
+
+    def response_body(self, data: bytes) -> bytes:
+        """The next bytes of the response's body, b"" at its end; what to forward. Raises Blocked."""
+        self._response_bytes += len(data)
+        _read(self._reading_response, data)
+        return data
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+    def finish(self) -> None:
+        """The exchange is over, complete or not. Idempotent."""
+        if self._finished:
+            return
+        self._finished = True
+        for reading in (self._reading_request, self._reading_response):
+            with contextlib.suppress(Blocked):  # recorded; too late for more
+                _read(reading, b"")
+        self._recorder.record(
+            RequestSeen(
+                flow=self._hand_over.flow,
+                method=self._method,
+                url=self.url,
+                http_version=self._version,
+                status=self._status,
+                request_bytes=self._request_bytes,
+                response_bytes=self._response_bytes,
+                content_type=self._content_type,
+            )
+        )
+        if self._on_finished is not None:
+            self._on_finished(self)
+
+    def page_for(self, blocked: Blocked) -> Page:
+        """What tells the client of `blocked`; from now on the exchange is refused."""
+        self.refused = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
+        self._status = self.refused.status
+        self._response_bytes = len(self.refused.body)
+        return self.refused
+
+    @property
+    def url(self) -> str:
+        """Without query values, under the decided name."""
+        target = self._raw_target[:TARGET_LIMIT_CHARS]
+        return authority.public_url(self._scheme, self._host, self._hand_over.origin.port, target)
+
+    def _full_url(self) -> str:
+        return f"{self._scheme}://{self._host}{self._raw_target}"
+
+    def stream(self, *, sent: bool) -> Part:
+        """The part that follows an upgrade of this exchange."""
+        return self._part(PartKind.STREAM, sent=sent)
+
+    def _part(self, kind: PartKind, *, sent: bool, content_type: str = "") -> Part:
+        return Part(
+            flow=self._hand_over.flow,
+            kind=kind,
+            sent=sent,
+            host=self._host,
+            method=self._method,
+            url=self.url,
+            content_type=content_type,
+        )
+
+
+def _read(reading: Reading | None, data: bytes) -> None:
+    if reading is not None:
+        if data:
+            reading.feed(data)
+        else:
+            reading.close()
+
+
+def _field(fields: Fields, name: bytes) -> str:
+    """All values of field `name`, joined (RFC 9110 §5.3)."""
+    return ", ".join([value.decode("latin-1") for key, value in fields if key.lower() == name])
+
+
+def _is_broken(value: bytes) -> bool:
+    """What RFC 9110 §5.5 calls dangerous: some read it as the end of the field."""
+    return b"\r" in value or b"\n" in value or b"\0" in value
+
+
+def _as_text(fields: Fields) -> bytes:
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
+
+
+def _within(value: bytes, limit: int) -> bool:
+    return value.isdigit() and len(value) < 10 and int(value) <= limit

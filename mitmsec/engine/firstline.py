@@ -1,0 +1,24 @@
+"""Is it HTTP? Told from a client's first bytes inside TLS, where no ALPN said so.
+
+What is taken for something else is relayed without comparing names, so whatever a lenient origin would take for a
+request must count as one: methods in any case, and empty lines before it (RFC 9112 §2.2).
+"""
+
+from __future__ import annotations
+
+import re
+
+FIRST_LINE_LIMIT_BYTES = 1 << 14
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_REQUEST_LINE = re.compile(_TOKEN + rb"[ \t]+[^\r\n]+[ \t]HTTP/1\.[0-9][ \t]*\r?\n", re.IGNORECASE)
+_BEGINS_LIKE_ONE = re.compile(rb"(%b([ \t][^\r\n]*\r?)?)?" % _TOKEN)
+
+
+def looks_like_http(first: bytes) -> bool | None:
+    """Whether a client's first bytes are an HTTP/1 request; None while they may still become one."""
+    line = first.lstrip(b"\r\n")
+    if b"\n" in line:
+        return _REQUEST_LINE.match(line) is not None
+    if not _BEGINS_LIKE_ONE.fullmatch(line):
+        return False
+    return None if len(first) < FIRST_LINE_LIMIT_BYTES else True

@@ -1,0 +1,150 @@
+"""What mitmproxy's hooks become: exchanges and streams in our own words.
+
+Called in line by `dialogue`. Whatever is raised here ends the flow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from mitmproxy.proxy import commands
+from mitmproxy.proxy.layers import tcp
+from mitmproxy.proxy.layers.http._hooks import (
+    HttpErrorHook,
+    HttpRequestHook,
+    HttpResponseHeadersHook,
+    HttpResponseHook,
+)
+
+from mitmsec.audit.event import FaultSeen, Outcome
+from mitmsec.core.messages import HandOver
+from mitmsec.engine import stream
+from mitmsec.engine.exchange import Exchange
+from mitmsec.engine.firstline import looks_like_http
+from mitmsec.engine.http import EXCHANGE, answer
+from mitmsec.engine.seams import Recorder
+from mitmsec.engine.side import Ended
+from mitmsec.engine.watch import Blocked, Watch
+
+
+class Hooks:
+    """Those of one flow. `noted` is how the flow ends when it ends by itself, once something has gone wrong."""
+
+    def __init__(self, hand_over: HandOver, watch: Watch, recorder: Recorder) -> None:
+        self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
+        self._open: set[Exchange] = set()
+        self._stream: stream.Stream | None = None
+        self.unfinished: bytes | None = None  # a first line that was relayed before it was known to be no request
+        self.origin_ends = False  # the origin's end is being passed on
+        self.noted: Ended | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Something is under way that a reset would break off."""
+        return bool(self._open) or self._stream is not None
+
+    @property
+    def unanswered(self) -> bool:
+        """A request has no complete answer."""
+        return bool(self._open)
+
+    def begin(self, *, is_http: bool) -> None:
+        """Raises Blocked."""
+        if self._watch and not is_http:
+            self._stream = stream.plain(self._watch, self._hand_over)
+
+    def new_exchange(self) -> Exchange:
+        """One more request."""
+        exchange = Exchange(self._hand_over, self._watch, self._recorder, on_finished=self._open.discard)
+        self._open.add(exchange)
+        return exchange
+
+    def broken(self) -> None:
+        """The client broke HTTP. What exactly it sent is not for the record."""
+        self._fault("malformed_request", "broken HTTP")
+        self.noted = self.noted or Ended(Outcome.MALFORMED, "the client broke HTTP")
+
+    def end(self) -> None:
+        """The flow is over."""
+        for exchange in tuple(self._open):
+            exchange.finish()
+        if self._stream is not None:
+            with contextlib.suppress(Blocked):  # recorded; what it was about has been sent
+                self._stream.close()
+
+    def answer(self, hook: commands.StartHook) -> None:
+        """Answer one of mitmproxy's hooks; those that say nothing to us are passed over."""
+        known = _KNOWN.get(type(hook))
+        if known is not None:
+            known(self, hook)
+
+    # -- HTTP ----------------------------------------------------------------------------------------------------------
+    def _on_request(self, hook: Any) -> None:
+        exchange: Exchange = hook.flow.metadata[EXCHANGE]
+        content = hook.flow.request.raw_content
+        if not content:
+            return
+        try:
+            exchange.request_body(content)
+            exchange.request_body(b"")
+        except Blocked as blocked:
+            hook.flow.response = answer(exchange.page_for(blocked))
+
+    def _on_response_head(self, hook: Any) -> None:
+        exchange: Exchange = hook.flow.metadata[EXCHANGE]
+        response = hook.flow.response
+        exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
+        if exchange.refused is None:
+            response.stream = exchange.response_body
+        if response.status_code == 101 and self._watch:
+            self._upgrade(exchange, response)
+
+    def _upgrade(self, exchange: Exchange, response: Any) -> None:
+        if response.headers.get("upgrade", "").lower() == "websocket":
+            extensions = response.headers.get("sec-websocket-extensions", "")
+            self._stream = stream.WebSocketStream(self._watch, exchange, extensions)
+        else:
+            self._stream = stream.Stream(self._watch, exchange.stream(sent=True), exchange.stream(sent=False))
+
+    def _on_response(self, hook: Any) -> None:
+        hook.flow.metadata[EXCHANGE].finish()
+
+    def _on_error(self, hook: Any) -> None:
+        if self.origin_ends and self.noted is None:
+            self.noted = Ended(Outcome.ORIGIN_RESET, "the origin ended before its answer was complete")
+        exchange: Exchange | None = hook.flow.metadata.get(EXCHANGE)
+        if exchange is not None:
+            exchange.finish()
+
+    # -- what is not HTTP ----------------------------------------------------------------------------------------------
+    def _on_tcp_message(self, hook: Any) -> None:
+        message = hook.flow.messages[-1]
+        hook.flow.messages.clear()
+        if self.unfinished is not None and message.from_client:
+            self._finish_line(message.content)
+        if self._stream is not None:
+            self._stream.feed(message.content, sent=message.from_client)
+
+    def _finish_line(self, data: bytes) -> None:
+        """Names were not compared, so what is HTTP after all must not go on."""
+        self.unfinished = (self.unfinished or b"") + data
+        is_http = looks_like_http(self.unfinished)
+        if is_http:
+            self._fault("late_http", "inside TLS")
+            raise Blocked("HTTP that began too late to be recognised")
+        if is_http is False:
+            self.unfinished = None
+
+    def _fault(self, what: str, detail: str) -> None:
+        self._recorder.record(FaultSeen(what=what, detail=detail, failed="closed", flow=self._hand_over.flow))
+
+
+_KNOWN: dict[type[commands.StartHook], Callable[[Hooks, Any], None]] = {
+    HttpRequestHook: Hooks._on_request,
+    HttpResponseHeadersHook: Hooks._on_response_head,
+    HttpResponseHook: Hooks._on_response,
+    HttpErrorHook: Hooks._on_error,
+    tcp.TcpMessageHook: Hooks._on_tcp_message,
+}

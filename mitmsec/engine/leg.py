@@ -1,0 +1,258 @@
+"""One socket of a flow: non-blocking, counted, with bounded queues on both sides.
+
+    kernel ──► readable ──► on_data, or `take`/`chunk` while nobody listens yet
+    kernel ◄── write ◄── queue ◄── what the kernel did not take; `full` above HIGH_BYTES, `on_room` below LOW_BYTES
+
+Closing is told apart three ways because the gate keeps a duplicate of the client's socket, so that closing our
+descriptor alone tells the peer nothing:
+
+    finish   the queue, then FIN; reading goes on
+    close    as finish; then what still comes is drained for a moment (unread bytes would turn the end into a reset)
+    abort    a reset, when the last duplicate is closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+
+CHUNK_BYTES = 1 << 16
+HIGH_BYTES = 1 << 18
+LOW_BYTES = 1 << 16
+LINGER_S = 2.0
+FLUSH_S = 30.0
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Leg:
+    """`on_wire(sent, data)` sees raw bytes when the kernel takes (True) or gives (False) them."""
+
+    __slots__ = (
+        "_closing", "_eof_queued", "_loop", "_on_wire", "_out", "_reading", "_sock", "_timer", "_waiter", "_writing",
+        "closed", "ended", "error", "inbox", "on_closed", "on_data", "on_end", "on_room", "queued", "received", "sent",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        on_wire: Callable[[bool, bytes], None] | None = None,
+    ) -> None:
+        sock.setblocking(False)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+        self._loop = loop
+        self._on_wire = on_wire
+        self._out: deque[bytes | memoryview] = deque()
+        self._reading = self._writing = self._closing = self._eof_queued = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self.queued = 0  # bytes
+        self.received = 0
+        self.sent = 0
+        self.ended = False  # nothing more will be received
+        self.error: OSError | None = None  # why, unless the peer ended in order
+        self.closed = False
+        self.inbox: deque[bytes] = deque()
+        self.on_data: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[], None] | None = None
+        self.on_room: Callable[[], None] | None = None
+        self.on_closed: Callable[[], None] | None = None
+
+    @property
+    def full(self) -> bool:
+        """More is queued than a peer that reads would leave."""
+        return self.queued > HIGH_BYTES
+
+    # -- receiving -----------------------------------------------------------------------------------------------------
+    async def chunk(self) -> bytes:
+        """The next bytes; b"" at the end. Raises OSError when the peer did not end in order."""
+        while not self.inbox and not self.ended:
+            self._readable()
+            if self.inbox or self.ended:
+                break
+            self.resume()
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self.inbox:
+            return self.inbox.popleft()
+        if self.error is not None:
+            raise self.error
+        return b""
+
+    def listen(self, on_data: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+        """From now on bytes go to `on_data` as they come, what had come already first."""
+        self.on_data, self.on_end = on_data, on_end
+        while self.inbox and not self.closed:
+            on_data(self.inbox.popleft())
+        if self.ended and not self.closed:
+            on_end()
+        else:
+            self.resume()
+
+    def resume(self) -> None:
+        if not self._reading and not self.ended and not self.closed:
+            self._reading = True
+            self._loop.add_reader(self._sock, self._readable)
+
+    def pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._sock)
+
+    def _readable(self) -> None:
+        try:
+            data = self._sock.recv(CHUNK_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            return self._end(error)
+        if not data:
+            return self._end(None)
+        if self._closing:
+            return  # draining
+        self.received += len(data)
+        if self._on_wire is not None:
+            self._on_wire(False, data)
+        if self.on_data is not None:
+            return self.on_data(data)
+        self.inbox.append(data)
+        if len(self.inbox) >= HIGH_BYTES // CHUNK_BYTES:
+            self.pause()
+        self._wake()
+
+    def _end(self, error: OSError | None) -> None:
+        self.pause()
+        self.ended, self.error = True, error
+        self._wake()
+        if self._closing:
+            return self._shut() if not self._out or error else None
+        if self.on_end is not None:
+            self.on_end()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- sending -------------------------------------------------------------------------------------------------------
+    def write(self, data: bytes) -> None:
+        """Send, or queue what the kernel does not take. A peer that has gone is found out by reading."""
+        if not data or self.closed or self._eof_queued:
+            return
+        rest: bytes | memoryview = data
+        if not self._out:
+            taken = self._send(data)
+            if taken == len(data):
+                return
+            rest = memoryview(data)[taken:]
+        self._out.append(rest)
+        self.queued += len(rest)
+        if not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._sock, self._writable)
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            taken = self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            if self.ended and self.error is None and self.on_end is not None:
+                self.error = error
+                self._loop.call_soon(self.on_end)
+            return len(data)  # else the reader learns why
+        self.sent += taken
+        if self._on_wire is not None and taken:
+            self._on_wire(True, bytes(data[:taken]))
+        return taken
+
+    def _writable(self) -> None:
+        while self._out:
+            data = self._out[0]
+            taken = self._send(data)
+            self.queued -= taken
+            if taken < len(data):
+                if taken:
+                    self._out[0] = memoryview(data)[taken:]
+                break
+            self._out.popleft()
+        if not self._out:
+            self._writing = False
+            self._loop.remove_writer(self._sock)
+            if self._eof_queued:
+                self._send_fin()
+        if self.queued <= LOW_BYTES and self.on_room is not None and not self._closing:
+            self.on_room()
+
+    # -- ending --------------------------------------------------------------------------------------------------------
+    def finish(self) -> None:
+        """The queue, then FIN. Reading goes on."""
+        if not self.closed and not self._eof_queued:
+            self._eof_queued = True
+            if not self._out:
+                self._send_fin()
+
+    def _send_fin(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        if self._closing:
+            self._linger()
+
+    def close(self) -> None:
+        """End in order; `on_closed` tells when. Bounded by FLUSH_S and LINGER_S."""
+        if self.closed or self._closing:
+            return
+        self._closing = True
+        self.inbox.clear()
+        if self.error is not None:
+            return self._shut()
+        self._timer = self._loop.call_later(FLUSH_S, self.abort)
+        if self._eof_queued and not self._out:
+            return self._linger()
+        self.finish()
+
+    def _linger(self) -> None:
+        if self.ended:
+            return self._shut()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(LINGER_S, self._shut)
+        self.resume()
+
+    def _shut(self) -> None:
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._release()
+
+    def abort(self) -> None:
+        """A reset for the peer. Idempotent."""
+        if not self.closed:
+            with contextlib.suppress(OSError):
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            self._release()
+
+    def _release(self) -> None:
+        if self.closed:
+            return
+        self.pause()
+        if self._writing:
+            self._loop.remove_writer(self._sock)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.closed = self.ended = True
+        self._out.clear()
+        self.queued = 0
+        self._sock.close()
+        self._wake()
+        on_closed = self.on_closed
+        self.on_data = self.on_end = self.on_room = self.on_closed = self._on_wire = None  # no cycles
+        if on_closed is not None:
+            on_closed()

@@ -1,0 +1,247 @@
+"""OpenSSL over memory buffers. All that the engine takes from pyOpenSSL's private parts is in this file.
+
+    ciphertext ──► feed ──► handshake | read ──► plaintext
+    ciphertext ◄── outgoing ◄── handshake | write ◄── plaintext
+
+pyOpenSSL reports "nothing more to read" with an exception for each read; on the path of every request that costs more
+than the decryption, so reading goes straight to SSL_read and asks for the error only where there is one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from OpenSSL import SSL, crypto
+
+from mitmsec.engine import alerts
+
+_lib: Any = SSL._lib  # type: ignore[attr-defined]
+_ffi: Any = SSL._ffi  # type: ignore[attr-defined]
+_SIZE_BYTES = 1 << 16
+_BUFFER: Any = _ffi.new("char[]", _SIZE_BYTES)  # one loop, one thread: nobody else is between a read and its copy
+_VIEW: Any = _ffi.buffer(_BUFFER, _SIZE_BYTES)
+_HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+class TlsFailed(Exception):
+    """The TLS protocol broke. `alert` is what the peer sent, None where the error was found on our side."""
+
+    def __init__(self, reason: str, alert: int | None = None) -> None:
+        super().__init__(reason)
+        self.alert = alert
+
+
+class TlsSession:
+    """One side of one TLS connection, without a socket."""
+
+    __slots__ = (
+        "_connection",
+        "_finished",
+        "_from",
+        "_into",
+        "_ssl",
+        "closed",
+        "owner",
+        "verify_errors",
+        "wanted_alpn",
+    )
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        raw: Any = connection
+        self._connection = connection
+        self._ssl, self._into, self._from = raw._ssl, raw._into_ssl, raw._from_ssl
+        self._finished = False  # we have sent ours
+        self.closed = False  # the peer has sent close_notify
+        self.verify_errors: list[int] = []  # X509_V_ERR_…, filled while the origin's certificate is checked
+        self.wanted_alpn = b""  # a server agrees to this protocol only
+        self.owner: Any = None  # whom key log lines belong to
+        connection.set_app_data(self)
+
+    def feed(self, data: bytes) -> None:
+        """Ciphertext from the peer."""
+        _lib.BIO_write(self._into, data, len(data))
+
+    def handshake(self) -> bool:
+        """Whether the handshake is complete. Raises TlsFailed; `outgoing` is due to the peer in every case."""
+        _lib.ERR_clear_error()  # what another connection left would be taken for this one's (SSL_get_error(3))
+        try:
+            self._connection.do_handshake()
+        except SSL.WantReadError:
+            return False
+        except SSL.SysCallError as error:
+            raise TlsFailed(f"unexpected end: {error}") from None
+        except SSL.Error as error:
+            raise _failed(error) from None
+        return True
+
+    def outgoing(self) -> bytes:
+        """Ciphertext for the peer; b"" where there is none."""
+        size = _lib.BIO_read(self._from, _BUFFER, _SIZE_BYTES)
+        if size < _SIZE_BYTES:
+            return _VIEW[:size] if size > 0 else b""
+        pieces = [_VIEW[:size]]
+        while (size := _lib.BIO_read(self._from, _BUFFER, _SIZE_BYTES)) > 0:
+            pieces.append(_VIEW[:size])
+        return b"".join(pieces)
+
+    def read(self) -> bytes:
+        """The plaintext that what was fed completes. Sets `closed`. Raises TlsFailed."""
+        ssl, pieces = self._ssl, []
+        _lib.ERR_clear_error()
+        while (size := _lib.SSL_read(ssl, _BUFFER, _SIZE_BYTES)) > 0:
+            pieces.append(_VIEW[:size])
+        error = _lib.SSL_get_error(ssl, size)
+        if error == _lib.SSL_ERROR_ZERO_RETURN:
+            self.closed = True
+        elif error != _lib.SSL_ERROR_WANT_READ and not pieces:
+            raise self._error(size)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def write(self, data: bytes) -> None:
+        """Plaintext for the peer. What is written after the peer's or our own end is dropped. Raises TlsFailed."""
+        if self._finished:
+            return
+        try:
+            self._connection.sendall(data)
+        except (SSL.ZeroReturnError, SSL.SysCallError):
+            return
+        except SSL.Error as error:
+            raise _failed(error) from None
+
+    def close_notify(self) -> None:
+        """Say that nothing more will be written (RFC 8446 §6.1)."""
+        self._finished = True
+        try:
+            self._connection.shutdown()
+        except SSL.Error:
+            return  # in the middle of a handshake there is nothing to close
+
+    def _error(self, size: int) -> TlsFailed:
+        try:
+            raw: Any = self._connection
+            raw._raise_ssl_error(self._ssl, size)
+        except SSL.SysCallError as error:
+            return TlsFailed(f"unexpected end: {error}")
+        except SSL.Error as error:
+            return _failed(error)
+        return TlsFailed("unknown error")
+
+    def release(self) -> None:
+        """Nothing more will be asked of this session; its memory goes without waiting for the collector."""
+        self._connection.set_app_data(None)
+        self.owner = None
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
+    @property
+    def alpn(self) -> bytes:
+        """b"" where none was agreed."""
+        return self._connection.get_alpn_proto_negotiated()
+
+    @property
+    def version(self) -> str:
+        return self._connection.get_protocol_version_name()
+
+    @property
+    def cipher(self) -> str | None:
+        return self._connection.get_cipher_name()
+
+    @property
+    def resumed(self) -> bool:
+        return bool(_lib.SSL_session_reused(self._ssl))
+
+    def peer_certificate(self) -> tuple[str, int] | None:
+        """SHA-256 (hex) and notAfter (Unix seconds) of the peer's certificate."""
+        certificate = self._connection.get_peer_certificate()
+        if certificate is None:
+            return None
+        return certificate.digest("sha256").decode().replace(":", "").lower(), not_after_s(certificate)
+
+
+def expect_peer(connection: SSL.Connection, name: str) -> None:
+    """Have OpenSSL check that the peer's certificate is for `name`, a host name or an IP address."""
+    raw: Any = connection
+    param = _lib.SSL_get0_param(raw._ssl)
+    _lib.X509_VERIFY_PARAM_set_hostflags(param, _HOST_FLAGS)
+    try:
+        packed = ipaddress.ip_address(name).packed
+    except ValueError:
+        encoded = name.encode()
+        accepted = _lib.X509_VERIFY_PARAM_set1_host(param, encoded, len(encoded))
+    else:
+        accepted = _lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed))
+    if accepted != 1:
+        raise ValueError(f"OpenSSL does not accept {name!r} as a peer's name")
+
+
+class LeafKey:
+    """A P-256 key for leaf certificates. `public_key` is SubjectPublicKeyInfo, DER."""
+
+    __slots__ = ("made_s", "private", "public_key")
+
+    def __init__(self, now_s: float) -> None:
+        key = crypto.load_privatekey(crypto.FILETYPE_ASN1, _fresh_p256())
+        self.private: Any = key.to_cryptography_key()
+        self.public_key = crypto.dump_publickey(crypto.FILETYPE_ASN1, key)
+        self.made_s = now_s
+
+
+def certificate(der: bytes) -> crypto.X509:
+    """Raises ValueError."""
+    try:
+        return crypto.load_certificate(crypto.FILETYPE_ASN1, der)
+    except crypto.Error as error:
+        raise ValueError("not a certificate") from error
+
+
+def certificates_of_pem(pem: bytes) -> list[crypto.X509]:
+    """All certificates of a bundle that OpenSSL can read."""
+    found = []
+    end = b"-----END CERTIFICATE-----"
+    for block in pem.split(end)[:-1]:
+        _, begin, body = block.rpartition(b"-----BEGIN CERTIFICATE-----")
+        try:
+            found.append(crypto.load_certificate(crypto.FILETYPE_PEM, begin + body + end))
+        except crypto.Error:
+            continue
+    return found
+
+
+def not_after_s(certificate: crypto.X509) -> int:
+    """Unix seconds; now where the field cannot be read."""
+    text = certificate.get_notAfter()
+    try:
+        return int(datetime.strptime((text or b"").decode(), "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        return int(time.time())
+
+
+def session_context(name: str) -> bytes:
+    """A session id context that no two names share."""
+    return hashlib.sha256(name.encode()).digest()
+
+
+def _fresh_p256() -> bytes:
+    """A new private key as ECPrivateKey (RFC 5915), the public half left for OpenSSL to compute."""
+    secret = 0
+    while not 0 < secret < _P256_ORDER:
+        secret = secrets.randbits(256)
+    curve = bytes.fromhex("a00a06082a8648ce3d030107")
+    body = b"\x02\x01\x01" + b"\x04\x20" + secret.to_bytes(32) + curve
+    return bytes((0x30, len(body))) + body
+
+
+def _failed(error: SSL.Error) -> TlsFailed:
+    details: Sequence[Any] = error.args[0] if error.args and isinstance(error.args[0], list) else ()
+    reasons = [str(detail[-1]) for detail in details if isinstance(detail, tuple) and detail]
+    for reason in reasons:
+        alert = alerts.received(reason)
+        if alert is not None:
+            return TlsFailed(reason, alert)
+    return TlsFailed(reasons[-1] if reasons else "TLS error")

@@ -1,0 +1,44 @@
+"""What mitmsec itself answers over HTTP: short, plain, and with the rule and the connection's id to ask about."""
+
+from __future__ import annotations
+
+from mitmsec.core.model import Value
+
+MISDIRECTED = 421
+FORBIDDEN = 403
+BAD_REQUEST = 400
+FIELDS_TOO_LARGE = 431
+
+
+class Page(Value, frozen=True):
+    """A refusal: what the client is told, and the fault that stands in the record (None: something else says it)."""
+
+    status: int
+    text: str
+    fault: str | None = None
+
+    @property
+    def body(self) -> bytes:
+        return self.text.encode("utf-8", "replace")
+
+
+def misdirected(flow: str) -> Page:
+    return Page(
+        status=MISDIRECTED,
+        text=f"421 Misdirected Request\n\nThis connection was decided for another name.\nConnection: {flow}\n",
+        fault="misdirected_request",
+    )
+
+
+def malformed(flow: str, why: str) -> Page:
+    return Page(status=BAD_REQUEST, text=f"400 Bad Request\n\n{why}.\nConnection: {flow}\n", fault="malformed_request")
+
+
+def blocked(flow: str, rule: str, reason: str) -> Page:
+    return Page(
+        status=FORBIDDEN,
+        text=(
+            "403 Forbidden\n\nmitmsec blocked this request because of what it carries.\n"
+            f"Finding: {reason}\nRule: {rule}\nConnection: {flow}\n"
+        ),
+    )

@@ -1,0 +1,178 @@
+"""Inspectors at work on one flow: each finding recorded, each failure recorded, and what follows from either.
+
+    Part ──► Watch.open ──► Reading.feed* ──► close
+                               │ undo the content coding, at most a few SLICE_BYTES at a time
+                               ▼
+                            Guarded (core.inspecting) ──► findings ─► recorded ─► on_finding: go on | Blocked
+                                                          faults ───► recorded ─► on_failure: go on | Blocked
+
+An inspector may compute for CALL_LIMIT_S in one call and for PART_LIMIT_S on one part. That is the process's own time,
+not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+from mitmsec.audit.event import FaultSeen, FindingSeen
+from mitmsec.core.inspecting import Guarded, Inspected
+from mitmsec.core.inspection import Inspector, Part
+from mitmsec.core.model import Decision, Finding, OnFailure, OnFinding
+from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
+from mitmsec.engine.seams import Recorder
+
+CALL_LIMIT_S = 1.0
+PART_LIMIT_S = 60.0
+NOT_INSPECTED = "not_inspected"
+INSPECTOR_FAILED = "inspector_failed"
+
+
+class Blocked(Exception):
+    """The flow must not go on: `finding` says why, or it is None and a failure of ours is the reason."""
+
+    def __init__(self, reason: str, finding: Finding | None = None) -> None:
+        super().__init__(reason)
+        self.finding = finding
+
+
+class TooLong(BaseException):  # not for an inspector to swallow
+    """A call was interrupted."""
+
+
+class Watch:
+    """The inspectors of one flow's decision. Raises Blocked when made, where one is missing and that closes."""
+
+    def __init__(
+        self,
+        flow: str,
+        decision: Decision,
+        inspectors: Mapping[str, Inspector],
+        on_failure: OnFailure,
+        recorder: Recorder,
+    ) -> None:
+        self._flow, self._decision, self._on_failure, self._recorder = flow, decision, on_failure, recorder
+        self._inspectors = [inspectors[name] for name in decision.inspect if name in inspectors]
+        for name in decision.inspect:
+            if name not in inspectors:
+                self.failed(NOT_INSPECTED, f"no inspector is called {name!r}")
+
+    def __bool__(self) -> bool:
+        return bool(self._inspectors)
+
+    @property
+    def blocks(self) -> bool:
+        """Whether a finding ends the flow."""
+        return self._decision.on_finding is OnFinding.BLOCK
+
+    def open(self, part: Part, codings: str = "") -> Reading | None:
+        """A reading of `part`, or None where no inspector has business. Raises Blocked."""
+        try:
+            guarded = limited(lambda: Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S))
+        except TooLong:
+            self.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
+            return None
+        if guarded.idle:
+            return None
+        reading = Reading(self, guarded)
+        if codings:
+            reading.decode(codings)
+        return reading
+
+    def look(self, part: Part, data: bytes) -> None:
+        """A reading of a part that is there as a whole. Raises Blocked."""
+        reading = self.open(part)
+        if reading is not None:
+            reading.feed(data)
+            reading.close()
+
+    def told(self, inspected: Inspected) -> None:
+        """Record; raises Blocked when the decision says so."""
+        for finding in inspected.findings:
+            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=self._decision.on_finding))
+        if inspected.findings and self.blocks:
+            first = inspected.findings[0]
+            raise Blocked(f"{first.detector}: {first.summary}", first)
+        for fault in inspected.faults:
+            self.failed(INSPECTOR_FAILED, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+
+    def failed(self, what: str, detail: str) -> None:
+        """Record; raises Blocked where failures close."""
+        self._recorder.record(FaultSeen(what=what, detail=detail[:512], failed=self._on_failure, flow=self._flow))
+        if self._on_failure is OnFailure.CLOSED:
+            raise Blocked(f"{what}: {detail}")
+
+
+class Reading:
+    """One part being read by all inspectors that want it. Methods raise Blocked."""
+
+    def __init__(self, watch: Watch, guarded: Guarded) -> None:
+        self._watch = watch
+        self._guarded: Guarded | None = guarded
+        self._decoder: Decoder = Identity()
+
+    def decode(self, codings: str) -> None:
+        """What is fed from now on travels under these content codings."""
+        try:
+            self._decoder = decoder(codings)
+        except Undecodable as error:
+            self._give_up(error)
+
+    def feed(self, data: bytes) -> None:
+        """The next bytes, as they travel."""
+        if self._guarded is None:
+            return
+        try:
+            for piece in self._decoder.feed(data):
+                self._pass(piece)
+        except Undecodable as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """The part is complete."""
+        if self._guarded is not None:
+            guarded, self._guarded = self._guarded, None
+            self._ask(guarded.close)
+
+    def _pass(self, piece: bytes) -> None:
+        if self._guarded is not None:
+            self._ask(self._guarded.feed, piece)
+
+    def _ask(self, method: Callable[..., Inspected], *words: bytes) -> None:
+        try:
+            inspected = limited(lambda: method(*words))
+        except TooLong:
+            self._guarded = None
+            return self._watch.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
+        if inspected.findings or inspected.faults:
+            self._watch.told(inspected)
+
+    def _give_up(self, error: Exception) -> None:
+        self._guarded = None
+        self._watch.failed(NOT_INSPECTED, str(error))
+
+
+def limited[T](call: Callable[[], T]) -> T:
+    """Call, interrupted with TooLong once this process has computed for CALL_LIMIT_S. Unlimited off the main thread."""
+    if not _limits():
+        return call()
+    signal.setitimer(signal.ITIMER_VIRTUAL, CALL_LIMIT_S, CALL_LIMIT_S)
+    try:
+        return call()
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
+
+def _limits() -> bool:
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        return False
+    if signal.getsignal(signal.SIGVTALRM) is not _interrupt:
+        signal.signal(signal.SIGVTALRM, _interrupt)
+    return True
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise TooLong

@@ -1,0 +1,126 @@
+"""The worker's composition root: plaintext lives here, and nothing else does. No network, no disk, no CA key.
+
+    supervisor ── WorkerSettings + gate, signer, recorder channels, roots ──► engine ── Ready ──►
+    gate ── HandOver + both sockets ──► engine ──► FlowEnded ──► gate
+
+It ends when the supervisor's or the gate's end of the channel closes: what lives is cut and recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from mitmsec.audit.event import FaultSeen
+from mitmsec.audit.producer import Producer
+from mitmsec.channel import Channel, close_all
+from mitmsec.core.inspection import Inspector
+from mitmsec.core.messages import Fault, Message, WorkerSettings
+from mitmsec.core.policy import Policy
+from mitmsec.engine.engine import Engine
+from mitmsec.engine.links import GateLink, SignerLink, read_all
+from mitmsec.engine.seams import Collaborators, EngineSettings
+from mitmsec.service import child
+from mitmsec_addons import registry
+from mitmsec_certs.upstream import gravest
+
+ACCEPTS = [WorkerSettings]
+FLUSH_S = 2.0
+
+
+class Worker:
+    """One process's flows."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        self._engine: Engine | None = None
+        self._gate: GateLink | None = None
+        self._signer: SignerLink | None = None
+        self._recorder: Producer | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    async def start(self, settings: WorkerSettings, fds: list[int]) -> Message | None:
+        """Take up the channels and serve."""
+        if len(fds) not in (4, 5):
+            close_all(fds)
+            return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 or 5 are due")
+        named = settings.inspectors
+        if len(fds) == 5:
+            named = msgspec.json.decode(read_all(fds[4]), type=Policy).inspectors
+        loop = asyncio.get_running_loop()
+        gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])
+        self._recorder = Producer(recorder, loop)
+        self._gate = GateLink(gate, loop)
+        self._signer = SignerLink(signer, loop)
+        self._engine = Engine(
+            EngineSettings(on_failure=settings.on_failure, capture=settings.capture),
+            Collaborators(
+                certifier=self._signer,
+                gate=self._gate,
+                judge=gravest,
+                recorder=self._recorder,
+                roots_pem=read_all(fds[3]),
+                inspectors=_inspectors(settings.session, named, self._recorder),
+            ),
+        )
+        self._engine.settle()
+        self._gate.serve(self._engine.take, self._gate_gone)
+        return None
+
+    def told(self, message: Any, fds: list[int]) -> None:
+        """The supervisor has nothing more to say to a worker."""
+        close_all(fds)
+
+    def _gate_gone(self) -> None:
+        """Nobody is left to answer to, and no flow comes any more: end, so that the supervisor starts another."""
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        try:
+            await self.stop()
+        finally:
+            os._exit(0)  # the loop waits for the supervisor, who waits for this
+
+    async def stop(self) -> None:
+        """Cut what lives; let the recorder have what there is to say about it."""
+        if self._engine is not None:
+            await self._engine.stop()
+        for link in (self._gate, self._signer):
+            if link is not None:
+                link.close()
+        if self._recorder is not None:
+            try:
+                async with asyncio.timeout(FLUSH_S):
+                    await self._recorder.flushed()
+            except TimeoutError:
+                pass
+            self._recorder.close()
+
+
+def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[Inspector]:
+    """What the policy names. One that cannot be made is recorded, and missing where a decision asks for it."""
+    made = []
+    for name, words in named:
+        try:
+            made.append(registry.build(name, words))
+        except ValueError as error:
+            recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
+    return made
+
+
+def main() -> None:
+    """Serve on the control channel whose descriptor is the first argument."""
+    logging.disable(logging.CRITICAL)  # there is nowhere to write to, and mitmproxy would quote traffic
+    sys.setswitchinterval(1.0)  # one thread
+    child.main(ACCEPTS, Worker)
+
+
+if __name__ == "__main__":
+    main()

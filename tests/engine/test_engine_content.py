@@ -1,0 +1,92 @@
+"""Content codings, whole and in any pieces, honest and not."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+
+import brotli
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.engine.content import FREE_BYTES, SLICE_BYTES, Undecodable, decoder
+
+
+def raw_deflate(data: bytes) -> bytes:
+    made = zlib.compressobj(wbits=-15)
+    return made.compress(data) + made.flush()
+
+
+CODINGS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "gzip": ("gzip", gzip.compress),
+    "x-gzip": ("X-GZip", gzip.compress),
+    "members": ("gzip", lambda data: gzip.compress(data[:5]) + gzip.compress(data[5:])),
+    "zlib": ("deflate", zlib.compress),
+    "raw": ("deflate", raw_deflate),
+    "br": ("br", brotli.compress),
+    "zstd": ("zstd", lambda data: bytes(zstandard.compress(data))),
+    "frames": ("zstd", lambda data: bytes(zstandard.compress(data[:5]) + zstandard.compress(data[5:]))),
+    "identity": ("identity", lambda data: data),
+    "two": ("gzip, br", lambda data: brotli.compress(gzip.compress(data))),
+    "none": ("", lambda data: data),
+}
+
+
+def undone(codings: str, data: bytes, cuts: list[int]) -> bytes:
+    made = decoder(codings)
+    out = b""
+    at = 0
+    for cut in sorted(cut % (len(data) + 1) for cut in [*cuts, len(data)]):
+        out += b"".join(made.feed(data[at:cut]))
+        at = cut
+    return out + b"".join(made.feed(data[at:]))
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@given(
+    data=st.binary(min_size=6, max_size=400).map(lambda some: some * 30),
+    cuts=st.lists(st.integers(0, 5000), max_size=6),
+)
+def test_any_split_gives_the_same(coding: str, data: bytes, cuts: list[int]) -> None:
+    words, make = CODINGS[coding]
+    assert undone(words, make(data), cuts) == data
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zlib", "br", "zstd"])
+def test_large_content_comes_in_slices(coding: str) -> None:
+    words, make = CODINGS[coding]
+    data = b"".join(b"%d\n" % number for number in range(200_000))
+    pieces = list(decoder(words).feed(make(data)))
+    assert b"".join(pieces) == data
+    assert max(map(len, pieces)) <= 64 * SLICE_BYTES
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zlib", "br", "zstd"])
+def test_a_bomb_is_given_up_before_it_has_grown(coding: str) -> None:
+    words, make = CODINGS[coding]
+    bomb = make(bytes(24 << 20))
+    grown: list[int] = []
+    made = decoder(words)
+    with pytest.raises(Undecodable, match="expands"):
+        grown.extend(len(piece) for piece in made.feed(bomb))
+    assert sum(grown) <= FREE_BYTES + 200 * len(bomb) < 24 << 20
+
+
+@pytest.mark.parametrize("words", ["compress", "gzip, unknown", "gzip, gzip, gzip, gzip", "\x00"])
+def test_a_coding_that_is_not_known(words: str) -> None:
+    with pytest.raises(Undecodable):
+        decoder(words)
+
+
+@pytest.mark.parametrize("words", ["gzip", "deflate", "br", "zstd"])
+@given(data=st.binary(min_size=1, max_size=200))
+def test_broken_content_is_undecodable_and_nothing_worse(words: str, data: bytes) -> None:
+    made = decoder(words)
+    try:
+        list(made.feed(data))
+        list(made.feed(b"\xff" * 100))
+    except Undecodable:
+        return

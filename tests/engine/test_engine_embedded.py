@@ -1,0 +1,54 @@
+"""What of mitmproxy is there, and what is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mitmproxy import version
+from mitmproxy.connection import ConnectionState
+
+from mitmsec.core.model import Endpoint
+from mitmsec.engine.embedded import Embedded, MitmsecMode
+
+
+def test_a_context_knows_both_ends_and_our_mode() -> None:
+    context = Embedded().context(
+        Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=443), time.time()
+    )
+    assert context.client.peername == ("192.0.2.1", 1)
+    assert context.client.state is ConnectionState.OPEN
+    assert isinstance(context.client.proxy_mode, MitmsecMode)
+    assert context.options.rawtcp
+    assert not context.options.websocket
+
+
+def test_another_mitmproxy_than_was_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version, "VERSION", "13.0.0")
+    with pytest.raises(RuntimeError, match=r"13\.0\.0"):
+        Embedded()
+
+
+def test_it_leaves_nothing_behind_and_loads_no_addons(tmp_path: Path) -> None:
+    """No configuration folder, no web server, no script runner where hostile bytes are read."""
+    code = (
+        "import sys, mitmsec.engine.engine\n"
+        "from mitmsec.engine.embedded import Embedded\n"
+        "Embedded()\n"
+        "print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "mitmproxy.proxy.layers.http" in loaded
+    assert not {"mitmproxy.master", "mitmproxy.addons", "mitmproxy.platform", "flask", "tornado", "ldap3"} & loaded
+    assert list(tmp_path.iterdir()) == []

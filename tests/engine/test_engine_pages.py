@@ -1,0 +1,17 @@
+"""Our own answers."""
+
+from __future__ import annotations
+
+from mitmsec.engine import pages
+
+
+def test_each_page_names_the_connection_and_says_what_it_is() -> None:
+    for page, status in (
+        (pages.misdirected("flow-1"), 421),
+        (pages.malformed("flow-1", "Because"), 400),
+        (pages.blocked("flow-1", "a rule", "keywords: a word"), 403),
+    ):
+        assert page.status == status
+        assert page.body.startswith(str(status).encode())
+        assert b"Connection: flow-1\n" in page.body
+    assert b"Rule: a rule\n" in pages.blocked("flow-1", "a rule", "keywords: a word").body

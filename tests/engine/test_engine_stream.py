@@ -1,0 +1,149 @@
+"""WebSocket through the engine: relayed as it came, read beside it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import wsproto.events
+from engine_world import NAME, Word, connected, origin, server_context, trusting, world
+from wsproto import ConnectionType, WSConnection
+from wsproto.extensions import PerMessageDeflate
+
+from mitmsec.audit.event import Outcome
+from mitmsec.core.model import OnFinding
+
+
+class Peer:
+    """One end of a WebSocket."""
+
+    def __init__(
+        self, kind: ConnectionType, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, deflate: bool
+    ) -> None:
+        self.ws, self.reader, self.writer, self.deflate = WSConnection(kind), reader, writer, deflate
+
+    def send(self, event: wsproto.events.Event) -> None:
+        self.writer.write(self.ws.send(event))
+
+    async def next(self) -> Any:
+        while True:
+            for event in self.ws.events():
+                return event
+            data = await self.reader.read(65536)
+            self.ws.receive_data(data or None)
+
+    async def message(self) -> str:
+        text = ""
+        while True:
+            event = await self.next()
+            assert isinstance(event, wsproto.events.TextMessage), event
+            text += event.data
+            if event.message_finished:
+                return text
+
+
+def serve(*, deflate: bool) -> Any:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = Peer(ConnectionType.SERVER, reader, writer, deflate=deflate)
+        await peer.next()
+        peer.send(wsproto.events.AcceptConnection(extensions=[PerMessageDeflate()] if deflate else []))
+        while True:
+            event = await peer.next()
+            if not isinstance(event, wsproto.events.TextMessage):
+                return
+            peer.send(wsproto.events.TextMessage(data=event.data.upper(), message_finished=event.message_finished))
+
+    return one
+
+
+async def opened(made: Any, tmp_path: Path, *, deflate: bool) -> Peer:
+    reader, writer = await connected(made, trusting(tmp_path))
+    peer = Peer(ConnectionType.CLIENT, reader, writer, deflate=deflate)
+    extensions = [PerMessageDeflate()] if deflate else []
+    peer.send(wsproto.events.Request(host=NAME, target="/ws", extensions=extensions))
+    assert isinstance(await peer.next(), wsproto.events.AcceptConnection)
+    return peer
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_messages_pass_and_are_read(tmp_path: Path, deflate: bool) -> None:
+    async def main() -> None:
+        ca, word = trustme.CA(), Word()
+        async with (
+            origin(serve(deflate=deflate), server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[word]) as made,
+        ):
+            peer = await opened(made, tmp_path, deflate=deflate)
+            for text in ("hello", "the secret", "again " * 1000):
+                peer.send(wsproto.events.TextMessage(data=text))
+                assert await peer.message() == text.upper()
+            assert word.content("stream", sent=True) == [b"hellothe secret" + b"again " * 1000]
+            assert word.content("stream", sent=False) == [b"HELLOTHE SECRET" + b"AGAIN " * 1000]
+            assert [seen.finding.location for seen in made.recorder.findings] == ["response.stream"]
+            assert [(seen.status, seen.url) for seen in made.recorder.requests] == [(101, f"https://{NAME}:{port}/ws")]
+            peer.writer.close()
+            assert (await made.end()).outcome == Outcome.COMPLETED
+
+    asyncio.run(main())
+
+
+def test_a_finding_in_a_message_breaks_the_connection_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(serve(deflate=False), server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()], on_finding=OnFinding.BLOCK) as made,
+        ):
+            peer = await opened(made, tmp_path, deflate=False)
+            peer.send(wsproto.events.TextMessage(data="a SECRET"))
+            assert (await made.end()).outcome == Outcome.BLOCKED
+
+    asyncio.run(main())
+
+
+def test_frames_that_cannot_be_read_are_relayed_and_said_so(tmp_path: Path) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n")
+        while data := await reader.read(1000):
+            writer.write(data)
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(answers, server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()]) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path))
+            writer.write(
+                f"GET / HTTP/1.1\r\nHost: {NAME}\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n".encode()
+            )
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"\x7f\x7f no frames at all")
+            assert await reader.readexactly(19) == b"\x7f\x7f no frames at all"
+            assert {fault.what for fault in made.recorder.faults} == {"not_inspected"}
+
+    asyncio.run(main())
+
+
+def test_another_upgrade_is_read_as_plain_bytes(tmp_path: Path) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: other\r\nconnection: upgrade\r\n\r\nhello")
+        await reader.read()
+
+    async def main() -> None:
+        ca, word = trustme.CA(), Word()
+        async with (
+            origin(answers, server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[word]) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path))
+            writer.write(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nUpgrade: other\r\nConnection: upgrade\r\n\r\n".encode())
+            assert await reader.readuntil(b"hello")
+            assert word.content("stream", sent=False) == [b"hello"]
+
+    asyncio.run(main())
