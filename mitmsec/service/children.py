@@ -1,0 +1,103 @@
+"""Child processes as the supervisor sees them: a pid, a control channel, and exactly one notice of the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from mitmsec import channel
+from mitmsec.channel import Channel
+from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Role
+from mitmsec.service.jail import Jail, spawn
+
+START_DEADLINE_S = 20.0
+
+
+class ChildFailed(Exception):
+    """A child ended or stayed silent before it was ready. The supervisor's log says more."""
+
+
+class ChildProcess:
+    """One running child. `on_message` hears what it says after its first answer; `on_exit` hears its end, once."""
+
+    def __init__(self, jail: Jail, log: int, accepts: Sequence[type[Message]]) -> None:
+        ours, theirs = channel.pair()
+        self.role: Role = jail.role
+        self.pid = spawn(jail, theirs.fileno(), log)
+        theirs.close()
+        self.channel = Channel(ours, [*accepts, ModulesAnswer])
+        self.on_message: Callable[[Any, list[int]], None] = _ignore
+        self.on_exit: Callable[[int], None] = lambda status: None
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._modules: list[asyncio.Future[tuple[str, ...]]] = []
+        self._pidfd = os.pidfd_open(self.pid)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._pidfd, self._reap)
+        self.channel.attach(loop, self._heard, lambda: None)
+
+    def start(self, settings: Message, *fds: int) -> Awaitable[Any]:
+        """Send the settings now; awaiting the result gives the child's first answer. Raises ChildFailed."""
+        self.channel.send(settings, *fds)
+        return self._first_answer()
+
+    async def _first_answer(self) -> Any:
+        try:
+            async with asyncio.timeout(START_DEADLINE_S):
+                await asyncio.wait((self._answer, self.ended), return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            raise ChildFailed(f"the {self.role} did not become ready within {START_DEADLINE_S:.0f} s") from None
+        if not self._answer.done():
+            raise ChildFailed(f"the {self.role} ended at start with status {self.ended.result()}")
+        return self._answer.result()
+
+    async def modules(self) -> tuple[str, ...]:
+        """Names of the modules that the child has loaded; empty when it has ended."""
+        answer: asyncio.Future[tuple[str, ...]] = asyncio.get_running_loop().create_future()
+        self._modules.append(answer)
+        self.channel.send(ModulesQuestion())
+        await asyncio.wait((answer, self.ended), return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else ()
+
+    async def stop(self, *, grace_s: float = 5.0) -> None:
+        """Close the control channel, which ends the child; kill what does not end in time."""
+        self.on_exit = lambda status: None
+        self.channel.close()
+        if not await self._over(grace_s):
+            self.kill()
+            await self._over(grace_s)
+
+    async def _over(self, within_s: float) -> bool:
+        await asyncio.wait((self.ended,), timeout=within_s)
+        return self.ended.done()
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, OSError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _heard(self, message: Any, fds: list[int]) -> None:
+        if isinstance(message, ModulesAnswer):
+            channel.close_all(fds)
+            if self._modules:
+                self._modules.pop(0).set_result(message.modules)
+        elif not self._answer.done():
+            self._answer.set_result(message)
+        else:
+            self.on_message(message, fds)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.channel.close()
+        self.ended.set_result(status)
+        self.on_exit(status)
+
+
+def _ignore(message: object, fds: list[int]) -> None:
+    channel.close_all(fds)

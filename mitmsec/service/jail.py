@@ -1,0 +1,180 @@
+"""Where a child process lives: a root of its own with nothing in it but the interpreter, our code and its own folder.
+
+    supervisor ── fork ──► child: own network (or the run's), private mounts
+                                  tmpfs as the new root
+                                    /usr /lib …            read-only, from the machine
+                                    interpreter, packages  read-only, at the paths they have outside
+                                    STATE/<its folder>     writable, where the role has one
+                                  pivot_root; the old root is gone
+                                  no capability, no group, own uid, no new privileges
+                                  no connect, bind, listen, io_uring, ptrace … (all but the gate)
+                                  exec python -m mitmsec.service.<role> <control descriptor>
+
+Paths stay what they are, so a checkout below a home folder that nobody else may enter works: the new root has folders
+of the same names that anybody may pass, and only what is bound below them. There is no /proc, so what another process
+does is invisible; the only descriptors are the control channel and the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mitmsec.core.messages import Role
+from mitmsec.core.model import Value
+from mitmsec.service import seccomp
+from mitmsec.service.accounts import Account
+
+PACKAGES = ("mitmsec", "mitmsec_certs", "mitmsec_redirect", "mitmsec_addons")
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/localtime")
+DEVICES = ("/dev/null", "/dev/urandom")
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+CAPABILITIES = 64
+SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Jail(Value, frozen=True):
+    """What one child gets. `network` is a descriptor, or None for an empty network namespace of its own."""
+
+    role: Role
+    account: Account
+    mountpoint: str  # an existing empty folder; the mount is private to the child
+    network: int | None = None
+    folder: str | None = None  # the only writable place
+
+
+def spawn(jail: Jail, control: int, log: int) -> int:
+    """Start `jail.role` as a child process and return its pid. `control` and `log` are inherited, nothing else.
+
+    Call from a single-threaded process. A failure before exec is written to `log` and ends the child with status 120.
+    """
+    code = code_paths()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        _become(jail, control, log, code)
+    except BaseException as error:
+        os.write(log, f"mitmsec {jail.role}: could not start: {error!r}\n".encode())
+    finally:
+        os._exit(120)
+
+
+def code_paths() -> tuple[str, ...]:
+    """Folders and files that an interpreter needs to run our packages, wherever they are installed."""
+    wanted = {os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix, os.path.realpath(sys.executable)}
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            wanted.add(str(Path(spec.origin).parent))
+    wanted.update(_mapped_files())
+    return tuple(outermost(path for path in wanted if os.path.exists(path) and path != "/"))
+
+
+def outermost(paths: Iterable[str], *, within: Sequence[str] = SYSTEM) -> list[str]:
+    """`paths` without those that lie below another of them or below `within`, shortest first."""
+    kept: list[str] = []
+    for path in sorted(paths, key=lambda path: (len(path), path)):
+        if not any(path == parent or path.startswith(parent + "/") for parent in (*within, *kept)):
+            kept.append(path)
+    return kept
+
+
+def _mapped_files() -> set[str]:
+    """Shared objects that this process runs on: an interpreter from an unusual place brings its libraries along."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6 and ".so" in fields[5]}
+
+
+def _become(jail: Jail, control: int, log: int, code: Sequence[str]) -> NoReturn:
+    os.setsid()
+    for target in (0, 1, 2):
+        os.dup2(log, target)
+    os.set_inheritable(control, True)
+    if jail.network is None:
+        os.unshare(os.CLONE_NEWNET)
+    else:
+        os.setns(jail.network, os.CLONE_NEWNET)
+    os.unshare(os.CLONE_NEWNS | os.CLONE_NEWIPC | os.CLONE_NEWUTS)
+    _mount(None, "/", None, MS_REC | MS_PRIVATE)
+    _mount("tmpfs", jail.mountpoint, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
+    for path in (*SYSTEM, *DEVICES, *code):
+        _bind(path, jail.mountpoint, writable=False)
+    if jail.folder is not None:
+        _bind(jail.folder, jail.mountpoint, writable=True)
+    _enter(jail.mountpoint)
+    _drop(jail.account)
+    if jail.role is not Role.GATE:  # the gate accepts and dials; nobody else has business with a network
+        seccomp.apply()
+    optimise = ["-O"] if jail.role is Role.WORKER else []  # the engine's type checks cost a third of a request
+    arguments = [sys.executable, *optimise, "-P", "-s", "-m", f"mitmsec.service.{jail.role}", str(control)]
+    os.closerange(3, control)
+    os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.execve(sys.executable, arguments, _environment())
+
+
+def _environment() -> dict[str, str]:
+    return {"LANG": "C.UTF-8", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _bind(path: str, root: str, *, writable: bool) -> None:
+    """Show `path` at the same place below `root`; a symbolic link is copied as one. What does not exist is left out."""
+    target = root + path
+    if os.path.lexists(target) or not os.path.lexists(path):
+        return
+    os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+    if os.path.islink(path):
+        os.symlink(os.readlink(path), target)
+        return
+    if os.path.isdir(path):
+        os.mkdir(target, 0o755)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    _mount(path, target, None, MS_BIND | MS_REC)
+    if path not in DEVICES:  # a bound device must stay one
+        read_only = 0 if writable else MS_RDONLY
+        _mount(None, target, None, MS_REMOUNT | MS_BIND | MS_NOSUID | MS_NODEV | read_only)
+
+
+def _enter(root: str) -> None:
+    os.chdir(root)
+    _checked(_libc.syscall(SYS_PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
+    _checked(_libc.umount2(b".", MNT_DETACH), "umount")
+    os.chdir("/")
+    _mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _drop(account: Account) -> None:
+    for capability in range(CAPABILITIES):
+        _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # numbers that the kernel does not know fail: fine
+    os.setgroups([])
+    os.setresgid(account.gid, account.gid, account.gid)
+    os.setresuid(account.uid, account.uid, account.uid)
+    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    words = [None if word is None else os.fsencode(word) for word in (source, target, kind, data)]
+    _checked(_libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

@@ -1,0 +1,229 @@
+"""`mitmsec policy`: is a policy file valid, why does it decide as it does, do its own tests pass?"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
+from mitmsec.core.explain import Explanation, Tried, explain
+from mitmsec.core.model import Decision, Endpoint, ParentProcess, Process
+from mitmsec.core.names import is_address, written_name
+from mitmsec.core.policy import Policy
+from mitmsec.core.policytest import TestOutcome, basename, run_tests
+from mitmsec.service.audit_table import console
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, json_option
+from mitmsec_addons.registry import build
+
+POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
+
+
+class HostName(click.ParamType[str]):
+    """A host name in any spelling; the comparable one comes out."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if is_address(value):
+            self.fail(f"{value} is an address: give it with --address, and no --host")
+        try:
+            return written_name(value)
+        except ValueError as error:
+            self.fail(str(error))
+
+
+class IpAddress(click.ParamType[str]):
+    """An IP address; its canonical text comes out."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return Endpoint.of(value, 0).address
+        except ValueError as error:
+            self.fail(str(error))
+
+
+@click.group()
+def policy() -> None:
+    """Check a policy file, explain its decisions, run the tests inside it."""
+
+
+@policy.command()
+@POLICY_FILE
+@json_option
+@debug_option
+def check(file: Path, as_json: bool) -> None:
+    """Say whether F is valid. Status 2 with every error, its line and key, if it is not."""
+    loaded = _loaded(file, as_json=as_json)
+    if as_json:
+        return _print_json({"valid": True, "file": str(file), **_counts(loaded)})
+    counts = ", ".join(f"{what}: {number}" for what, number in _counts(loaded).items())
+    click.echo(f"{file}: valid; {counts}")
+    click.echo(
+        f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
+        f"upstream: {loaded.upstream.value}"
+    )
+
+
+@policy.command("explain")
+@POLICY_FILE
+@click.option("--app", required=True, metavar="P", help="The program's path.")
+@click.option("--host", type=HostName(), metavar="H", help="The name the program shows; without it, it shows none.")
+@click.option("--port", type=click.IntRange(1, 65535), default=443, show_default=True, metavar="N", help="The port.")
+@click.option("--address", type=IpAddress(), metavar="A", help="Where it connects to.")
+@click.option("--user", metavar="U", help="Whom the program runs as.")
+@click.option("--sha256", metavar="HEX", help="Of the program.")
+@click.option("--parent", metavar="P", help="The path of the program that started it.")
+@json_option
+@debug_option
+def explain_decision(
+    file: Path,
+    app: str,
+    host: str | None,
+    port: int,
+    address: str | None,
+    user: str | None,
+    sha256: str | None,
+    parent: str | None,
+    as_json: bool,
+) -> None:
+    """Say which rule of F decides one connection, and why the others do not."""
+    process = Process(
+        pid=0,
+        exe=app,
+        name=basename(app),
+        user=user,
+        sha256=sha256.lower() if sha256 else None,
+        parent=ParentProcess(pid=0, exe=parent) if parent else None,
+        source="question",
+    )
+    story = explain(_loaded(file, as_json=as_json), process, Endpoint(address=address or "", port=port), host)
+    if as_json:
+        for tried in story.tried:
+            _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
+        return _print_json({"kind": "decision", "needs_name": story.needs_name, **msgspec.to_builtins(story.decision)})
+    _tell(story)
+
+
+@policy.command("test")
+@POLICY_FILE
+@json_option
+@debug_option
+def run_policy_tests(file: Path, as_json: bool) -> None:
+    """Run the [[test]] blocks of F. Status 1 if one fails."""
+    loaded = _loaded(file, as_json=as_json)
+    outcomes = run_tests(loaded)
+    failed = [outcome for outcome in outcomes if not outcome.passed]
+    if as_json:
+        for outcome in outcomes:
+            _print_json(_outcome_json(outcome))
+    else:
+        for outcome in failed:
+            click.echo(f"{file}:{outcome.test.line}: {_flow(outcome)}", err=True)
+            click.echo(f"  expected: {outcome.expected}\n  got:      {outcome.got}", err=True)
+            click.echo(f"  reason:   {outcome.decision.reason}", err=True)
+        click.echo(f"{file}: {len(outcomes) - len(failed)} of {len(outcomes)} tests passed")
+    if not outcomes:
+        click.echo(f"mitmsec: {file} has no [[test]]", err=True)
+    if failed:
+        sys.exit(EXIT_NOT_SO)
+
+
+def _loaded(file: Path, *, as_json: bool) -> Policy:
+    """The policy, or the end of the command with every error."""
+    return _loaded_and_text(file, as_json=as_json)[0]
+
+
+def _loaded_and_text(file: Path, *, as_json: bool) -> tuple[Policy, str]:
+    try:
+        return load_policy_and_text(file, unusable=_unusable)
+    except PolicyErrors as errors:
+        _tell_errors(errors.errors, as_json=as_json)
+        sys.exit(EXIT_USAGE)
+
+
+def _unusable(name: str, words: tuple[str, ...]) -> str | None:
+    try:
+        build(name, words)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def loaded_with_text(file: Path) -> tuple[Policy, str]:
+    """The policy and the text that it is, or the end of the command with every error on stderr."""
+    return _loaded_and_text(file, as_json=False)
+
+
+def _tell_errors(errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
+    for error in errors:
+        if as_json:
+            _print_json({"valid": False, **msgspec.to_builtins(error)})
+        else:
+            click.echo(str(error), err=True)
+    if not as_json:
+        click.echo(f"mitmsec: {len(errors)} error{'s' if len(errors) > 1 else ''} in the policy", err=True)
+
+
+def _counts(loaded: Policy) -> dict[str, int]:
+    return {"applications": len(loaded.applications), "rules": len(loaded.rules), "tests": len(loaded.tests)}
+
+
+def _tell(story: Explanation) -> None:
+    out = console()
+    decision = story.decision
+    out.print(Text.assemble((decision.action.value, "bold"), f' by rule "{decision.rule}": {decision.reason}'))
+    for line in _details(decision):
+        out.print(Text(line))
+    when = "when the first bytes show the name" if story.needs_name else "at connect: no name could change it"
+    out.print(Text(f"decided {when}", style="dim"))
+    if story.tried:
+        out.print()
+        out.print(_table(story.tried))
+
+
+def _details(decision: Decision) -> list[str]:
+    if not decision.inspect:
+        return []
+    return [f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
+
+
+def _table(tried: tuple[Tried, ...]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in ("", "rule", "why"):
+        table.add_column(column)
+    for rule in tried:
+        verdict = "decides" if rule.decided else "too late" if rule.accepts else "no"
+        style = "bold green" if rule.decided else "" if rule.accepts else "dim"
+        why = Text("\n").join(
+            Text(f"{'+' if condition.holds else '-'} {condition.key}: {condition.why}") for condition in rule.conditions
+        )
+        table.add_row(Text(verdict, style), Text(rule.rule, style), why if rule.conditions else Text("no conditions"))
+    return table
+
+
+def _flow(outcome: TestOutcome) -> str:
+    test = outcome.test
+    where = test.host or test.address or "a host that shows no name"
+    return f"{test.application} to {where}, port {test.port}"
+
+
+def _outcome_json(outcome: TestOutcome) -> dict[str, object]:
+    test = msgspec.to_builtins(outcome.test)
+    decision = outcome.decision
+    return {
+        "passed": outcome.passed,
+        **test,
+        "got": {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason},
+    }
+
+
+def _print_json(value: object) -> None:
+    click.echo(msgspec.json.encode(value))

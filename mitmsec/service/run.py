@@ -1,0 +1,334 @@
+"""`mitmsec run`: the front-end that a person or script sees. It prepares, starts the command, waits, and gets out of
+the way: the terminal, the signals and the exit status are the command's.
+
+    check everything that can be wrong ─► supervisor (started if none) ─► OpenRun ─► fork
+       child:  into the cgroup, the caller's user, exec                   parent: wait, pass signals on
+    CommandEnded ─► RunClosed: the last event is committed ─► the command's status
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from mitmsec.channel import Channel
+from mitmsec.core.model import Value
+from mitmsec.core.policy import DEFAULT_POLICY, Policy
+from mitmsec.service import control
+from mitmsec.service.state import State
+
+START_DEADLINE_S = 45.0
+CLOSE_DEADLINE_S = 60.0
+JOIN_TRIES = 3
+BUSY_PAUSE_S = 0.2
+WORKERS_LIMIT = 4
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+
+
+class CannotRun(Exception):
+    """The command was not started. `status` says whose fault that is (see INTERFACE in docs)."""
+
+    def __init__(self, error: str, remedy: str, status: int) -> None:
+        super().__init__(error)
+        self.error, self.remedy, self.status = error, remedy, status
+
+
+class Caller(Value, frozen=True):
+    """Who the command runs as."""
+
+    uid: int
+    gid: int
+    name: str
+    home: str
+
+
+class Plan(Value, frozen=True):
+    """Everything that was asked for, checked as far as it can be before anything starts."""
+
+    command: tuple[str, ...]
+    executable: str
+    caller: Caller
+    policy: Policy
+    policy_file: str
+    policy_sha256: str
+    workers: int
+    wait: bool
+    java: bool = False
+
+
+class Report(Value, frozen=True):
+    """What `--report` writes: whose status it is, and what the run recorded."""
+
+    session: str
+    command: tuple[str, ...]
+    status: int
+    status_of: str  # "command" | "mitmsec"
+    started: str
+    duration_s: float
+    connections: int = 0
+    requests: int = 0
+    findings: int = 0
+    faults: int = 0
+    cut: int = 0
+    survivors: int = 0
+    error: str = ""
+
+
+def find_executable(command: str, environ: Mapping[str, str], caller: Caller) -> str:
+    """The file that `exec` would run for `caller`. Raises CannotRun with 126 or 127, as env does."""
+    folders = [""] if os.path.sep in command else environ.get("PATH", os.defpath).split(os.pathsep)
+    with acting_as(caller):
+        for folder in folders:
+            path = os.path.abspath(os.path.join(folder, command))
+            if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True):
+                return path
+        if os.path.sep in command and os.path.exists(command):
+            raise CannotRun(f"{command}: not executable", f"check its permissions: chmod +x {command}", 126)
+    raise CannotRun(f"{command}: command not found", "check the spelling, or give the path of the program", 127)
+
+
+@contextmanager
+def acting_as(caller: Caller) -> Iterator[None]:
+    """Files opened in the body are opened with the caller's rights."""
+    if os.geteuid() != 0 or caller.uid == 0:
+        yield
+        return
+    groups = os.getgroups()
+    os.setgroups(os.getgrouplist(caller.name, caller.gid) if not caller.name.isdigit() else [caller.gid])
+    os.setegid(caller.gid)
+    os.seteuid(caller.uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+def memory_file(name: str, content: bytes) -> int:
+    """A descriptor of an anonymous file that nobody can open by name."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(descriptor), "wb") as file:
+        file.write(content)
+    return descriptor
+
+
+def plan_policy(text: str | None) -> str:
+    """The fingerprint of a policy that stands in the log: of its text, or of the built-in one."""
+    content = text.encode() if text is not None else msgspec.json.encode(DEFAULT_POLICY)
+    return hashlib.sha256(content).hexdigest()
+
+
+# -- the supervisor ------------------------------------------------------------------------------------------------
+def join(state: State) -> Channel:
+    """A channel to the supervisor of `state`, started if none listens. Raises CannotRun."""
+    try:
+        state.make()
+    except OSError as error:
+        raise CannotRun(
+            f"--state: {state.folder} cannot be used: {error.strerror}", "name a folder that root can write", 2
+        ) from None
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            return Channel(control.connect(state.control), control.FROM_SUPERVISOR)
+        _start_supervisor(state)
+    raise CannotRun(
+        "the supervisor did not start", f"read {state.supervisor_log}; `mitmsec doctor` checks this machine", 125
+    )
+
+
+def _start_supervisor(state: State) -> None:
+    """Start one and wait until it serves; one that finds another alive ends at once. Raises CannotRun."""
+    reading, writing = os.pipe()
+    with open(state.supervisor_log, "ab") as log, open(os.devnull, "rb") as nothing:
+        subprocess.Popen(
+            [sys.executable, "-P", "-m", "mitmsec.service.supervisor", str(state.folder), str(writing)],
+            stdin=nothing,
+            stdout=log,
+            stderr=log,
+            pass_fds=(writing,),
+            start_new_session=True,
+            cwd="/",
+        )
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.readline().decode(errors="replace").strip()
+    if said == "busy":
+        time.sleep(BUSY_PAUSE_S)  # another one is starting or ending
+    elif said != "ready":
+        raise CannotRun(
+            f"the supervisor could not start: {said or 'it ended without a word'}",
+            f"read {state.supervisor_log}; `mitmsec doctor` checks this machine",
+            125,
+        )
+
+
+# -- the run -------------------------------------------------------------------------------------------------------
+class Run:
+    """One command under the supervisor's eyes."""
+
+    def __init__(self, state: State, plan: Plan, roots_pem: bytes, capture: IO[bytes] | None) -> None:
+        self._state, self._plan, self._roots, self._capture = state, plan, roots_pem, capture
+        self.session = ""
+        self._started_s = time.time()
+
+    def open(self) -> control.RunOpened:
+        """Hook and gate are ready afterwards. Raises CannotRun."""
+        policy = memory_file("policy", msgspec.json.encode(self._plan.policy))
+        roots = memory_file("roots", self._roots)
+        network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        order = control.OpenRun(
+            program=self._plan.executable[:1024],
+            arguments=len(self._plan.command) - 1,
+            user=self._plan.caller.name,
+            policy_file=self._plan.policy_file[:1024],
+            policy_sha256=self._plan.policy_sha256,
+            workers=self._plan.workers,
+            capture=self._capture is not None,
+        )
+        fds = [network, policy, roots, *([self._capture.fileno()] if self._capture else [])]
+        answer = None
+        for _ in range(JOIN_TRIES):  # the supervisor may be ending with its last run just when we ask
+            self._channel = join(self._state)
+            if (answer := self._asked(order, *fds, timeout_s=START_DEADLINE_S)) is not None:
+                break
+            self._channel.close()
+        for descriptor in (network, policy, roots):
+            os.close(descriptor)
+        if isinstance(answer, control.Refused):
+            raise CannotRun(answer.error, answer.remedy, answer.status)
+        if not isinstance(answer, control.RunOpened):
+            raise CannotRun("the supervisor ended", f"read {self._state.supervisor_log}", 125)
+        self.session = answer.session
+        return answer
+
+    def _asked(self, message: Any, *fds: int, timeout_s: float | None) -> Any:
+        try:
+            received = self._channel.exchange(message, *fds, timeout_s=timeout_s)
+        except (OSError, TimeoutError):
+            return None
+        return received[0] if received is not None else None
+
+    def command(self, opened: control.RunOpened, environ: Mapping[str, str]) -> int:
+        """Run the command to its end and return its status as a shell would. Raises CannotRun if it cannot start."""
+        pid, error = _fork(self._plan, opened.cgroup, environ)
+        if error is not None:
+            os.waitpid(pid, 0)
+            status = 127 if error == errno.ENOENT else 126
+            raise CannotRun(
+                f"{self._plan.command[0]}: {os.strerror(error)}", "check the program and its #! line", status
+            )
+        return _wait(pid)
+
+    def close(self, status: int | None) -> Report:
+        """Everything is committed afterwards, or the report's `error` says that it may not be."""
+        answer = self._asked(
+            control.CommandEnded(status=status, wait=self._plan.wait),
+            timeout_s=None if self._plan.wait else CLOSE_DEADLINE_S,
+        )
+        self._channel.close()
+        counts = answer if isinstance(answer, control.RunClosed) else None
+        return Report(
+            session=self.session,
+            command=self._plan.command,
+            status=status if status is not None else 125,
+            status_of="command" if status is not None else "mitmsec",
+            started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started_s)),
+            duration_s=round(time.time() - self._started_s, 3),
+            connections=counts.connections if counts else 0,
+            requests=counts.requests if counts else 0,
+            findings=counts.findings if counts else 0,
+            faults=counts.faults if counts else 0,
+            cut=counts.cut if counts else 0,
+            survivors=counts.survivors if counts else 0,
+            error=self._doubt(counts),
+        )
+
+    def _doubt(self, counts: control.RunClosed | None) -> str:
+        if counts is None:
+            return f"the supervisor ended before the run did; read {self._state.supervisor_log}"
+        if not counts.committed:
+            return f"the recorder did not confirm that every event is on disk; read {self._state.supervisor_log}"
+        return ""
+
+
+def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str]) -> tuple[int, int | None]:
+    """The command's process, in the cgroup before its first instruction, as the caller's user; or why exec failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()  # closed by a successful exec
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            said = pipe.read()
+        return pid, int(said) if said else None
+    try:
+        Path(cgroup, "cgroup.procs").write_text("0")
+        caller = plan.caller
+        if os.getuid() != caller.uid:
+            os.setgroups(os.getgrouplist(caller.name, caller.gid) if not caller.name.isdigit() else [caller.gid])
+            os.setresgid(caller.gid, caller.gid, caller.gid)
+            os.setresuid(caller.uid, caller.uid, caller.uid)
+            environ = {**environ, "HOME": caller.home, "USER": caller.name, "LOGNAME": caller.name}
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, the command may not
+            signal.signal(number, signal.SIG_DFL)
+        _execute(plan, environ)
+    except OSError as error:
+        os.write(writing, str(error.errno).encode())
+    finally:
+        os._exit(125)
+
+
+def _execute(plan: Plan, environ: Mapping[str, str]) -> None:
+    """As execvp(3) does: what the kernel does not know as a program is a shell script."""
+    try:
+        os.execve(plan.executable, plan.command, environ)
+    except OSError as error:
+        if error.errno != errno.ENOEXEC:
+            raise
+        os.execve("/bin/sh", ["/bin/sh", plan.executable, *plan.command[1:]], environ)
+
+
+def _wait(pid: int) -> int:
+    """Wait as a shell would: signals sent to us go on to the command, its stop is our stop, its status our result.
+
+    Keyboard signals reach the command by themselves, since it is in our process group: we only survive them.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    for number in FORWARDED:
+        signal.signal(number, lambda number, frame: _pass_on(pid, number))
+    while True:
+        _, status = os.waitpid(pid, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            if _is_stopped(pid):  # the terminal may have continued both of us already
+                os.kill(os.getpid(), signal.SIGSTOP)
+                _pass_on(pid, signal.SIGCONT)
+            continue
+        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _is_stopped(pid: int) -> bool:
+    time.sleep(0.02)  # the terminal signals one process of the group after the other
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
+
+
+def _pass_on(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

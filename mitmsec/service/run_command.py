@@ -1,0 +1,227 @@
+"""`mitmsec run`: options in, the command's own status out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+import msgspec
+
+from mitmsec.core.policy import DEFAULT_POLICY, Policy
+from mitmsec.service import control
+from mitmsec.service.accounts import caller as who_calls
+from mitmsec.service.options import EXIT_USAGE, debug_option, fail, need_root, state_option
+from mitmsec.service.policy_commands import loaded_with_text
+from mitmsec.service.run import (
+    WORKERS_LIMIT,
+    Caller,
+    CannotRun,
+    Plan,
+    Report,
+    Run,
+    acting_as,
+    find_executable,
+    plan_policy,
+)
+from mitmsec.service.state import State
+from mitmsec_certs.bundle import BadBundle, Bundle, roots_as_used
+from mitmsec_certs.truststore.environment import CommandTrust, command_trust
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@state_option
+@debug_option
+@click.option("--policy", "policy_file", metavar="FILE", help="The policy; without one, everything is decrypted.")
+@click.option("--capture", "capture_file", metavar="FILE.pcapng", help="Write the run's flows, with their process.")
+@click.option("--report", "report_file", metavar="FILE.json", help="Write whose exit status it was, and the counts.")
+@click.option("--user", metavar="USER", help="Run CMD as this user. Default: who called sudo, else the caller.")
+@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: one a core, at most 4.")
+@click.option("--wait", is_flag=True, help="Stay until the last child of CMD has ended.")
+@click.option("--java", is_flag=True, help="Tell Java of the CA too (its runtime prints a line to stderr).")
+@click.argument("command", nargs=-1, required=True, metavar="[--] CMD [ARG]...")
+def run(
+    state_folder: Path,
+    policy_file: str | None,
+    capture_file: str | None,
+    report_file: str | None,
+    user: str | None,
+    workers: int | None,
+    command: tuple[str, ...],
+    *,
+    wait: bool,
+    java: bool,
+) -> None:
+    """Run CMD with its connections, and its children's, diverted.
+
+    CMD's environment is told of the CA; nothing else on the machine is. Its input, output, signals and exit status
+    pass through. Status 2, 3, 125, 126 or 127 before CMD starts is ours; `--report` says whose it was.
+    """
+    need_root("run")
+    environ = dict(os.environ)
+    with _reporting(report_file, command, user, environ) as sink:
+        plan = _plan(environ, policy_file, user, workers, command, wait=wait, java=java)
+        _run(plan, State(state_folder), environ, capture_file, sink)
+    sys.exit(sink.report.status)
+
+
+class _Sink:
+    """Where the report goes: opened before anything starts, with the caller's rights, and written once, at the end."""
+
+    def __init__(self, file: IO[str] | None, command: tuple[str, ...]) -> None:
+        self._file = file
+        self.report = Report(session="", command=command, status=125, status_of="mitmsec", started="", duration_s=0.0)
+
+    def ours(self, status: int, error: str) -> None:
+        """The status is mitmsec's own, whatever has been reported of the run so far."""
+        self.report = msgspec.structs.replace(self.report, status=status, status_of="mitmsec", error=error)
+
+    def write(self) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(msgspec.to_builtins(self.report), indent=2) + "\n")
+
+
+@contextmanager
+def _reporting(
+    path: str | None, command: tuple[str, ...], user: str | None, environ: Mapping[str, str]
+) -> Iterator[_Sink]:
+    """Errors before the command starts end here: said on stderr, and in the report."""
+    with contextlib.ExitStack() as stack:
+        file = None
+        if path is not None:
+            with acting_as(_caller(environ, user)), _complaining("--report", path):
+                file = stack.enter_context(open(path, "w", encoding="utf-8"))
+        sink = _Sink(file, command)
+        stack.callback(sink.write)
+        try:
+            yield sink
+        except CannotRun as error:
+            sink.ours(error.status, error.error)
+            fail(error.error, error.remedy, error.status)
+        except SystemExit as ended:
+            if ended.code != sink.report.status:
+                sink.ours(int(ended.code or 0), "wrong usage or an invalid policy; stderr says more")
+            raise
+
+
+@contextmanager
+def _complaining(option: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fail(f"{option}: {path}: {error.strerror}", "name a file that the command's user may write", EXIT_USAGE)
+
+
+def _caller(environ: Mapping[str, str], user: str | None) -> Caller:
+    try:
+        uid, gid, name, home = who_calls(dict(environ), user=user)
+    except KeyError:
+        fail(f"--user: there is no user {user}", "give a name or a number that `id` knows", EXIT_USAGE)
+    return Caller(uid=uid, gid=gid, name=name, home=home)
+
+
+def _plan(
+    environ: Mapping[str, str],
+    policy_file: str | None,
+    user: str | None,
+    workers: int | None,
+    command: tuple[str, ...],
+    *,
+    wait: bool,
+    java: bool,
+) -> Plan:
+    caller = _caller(environ, user)
+    if caller.uid == 0:
+        click.echo("mitmsec: the command runs as root; --user chooses another user", err=True)
+    policy, text = _policy(policy_file, caller)
+    return Plan(
+        command=command,
+        executable=find_executable(command[0], environ, caller),
+        caller=caller,
+        policy=policy,
+        policy_file=policy_file or "(built in: decrypt everything)",
+        policy_sha256=plan_policy(text),
+        workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
+        wait=wait,
+        java=java,
+    )
+
+
+def _policy(path: str | None, caller: Caller) -> tuple[Policy, str | None]:
+    if path is None:
+        return DEFAULT_POLICY, None
+    with acting_as(caller):
+        loaded, text = loaded_with_text(Path(path))
+    return loaded, text
+
+
+def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | None, sink: _Sink) -> None:
+    with contextlib.ExitStack() as stack:
+        capture = None
+        with acting_as(plan.caller):
+            bundle = _roots(environ)
+            if capture_path is not None:
+                with _complaining("--capture", capture_path):
+                    capture = stack.enter_context(open(capture_path, "wb"))
+        one = Run(state, plan, bundle.pem, capture)
+        opened = one.open()
+        status = None
+        try:
+            told = _tell_environment(environ, bundle, opened, plan)
+            status = one.command(opened, told)
+        finally:
+            sink.report = one.close(status)
+        if sink.report.error:
+            click.echo(f"mitmsec: {sink.report.error}", err=True)
+
+
+def _roots(environ: Mapping[str, str]) -> Bundle:
+    try:
+        return roots_as_used(environ)
+    except BadBundle as error:
+        raise CannotRun(str(error), "put the variable right or unset it", EXIT_USAGE) from None
+
+
+def _tell_environment(environ: dict[str, str], bundle: Bundle, opened: control.RunOpened, plan: Plan) -> dict[str, str]:
+    """The command's environment: what it had, and where the roots now stand."""
+    folder = Path(opened.folder)
+    try:
+        with acting_as(plan.caller):
+            trust = command_trust(environ, bundle, opened.root_pem)
+    except BadBundle as error:
+        raise CannotRun(str(error), "put the variable right or unset it", EXIT_USAGE) from None
+    told = environ | trust.variables(str(_kept(folder, "roots.pem", trust.bundle_pem)), _extra(folder, trust))
+    if plan.java:
+        told |= _java(folder, environ, trust)
+    with acting_as(plan.caller):
+        if not os.access(folder / "roots.pem", os.R_OK, effective_ids=True):
+            raise CannotRun(
+                f"{plan.caller.name} cannot reach {folder}",
+                "choose a state directory that everybody may pass: --state /var/lib/mitmsec",
+                EXIT_USAGE,
+            )
+    return told
+
+
+def _kept(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    path.chmod(0o644)
+    return path
+
+
+def _extra(folder: Path, trust: CommandTrust) -> str:
+    return str(_kept(folder, "extra.pem", trust.extra_pem))
+
+
+def _java(folder: Path, environ: Mapping[str, str], trust: CommandTrust) -> dict[str, str]:
+    from mitmsec_certs.truststore.java import VARIABLE, java_options, java_truststore
+
+    path = _kept(folder, "roots.p12", java_truststore(trust.bundle_pem))
+    return {VARIABLE: f"{environ.get(VARIABLE, '')} {java_options(str(path))}".strip()}

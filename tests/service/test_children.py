@@ -1,0 +1,64 @@
+"""The supervisor hears of each child's end exactly once, and never waits for a silent one for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mitmsec.channel import pair
+from mitmsec.core.messages import Ready, RecorderSettings, Role, SignerReady, SignerSettings
+from mitmsec.service import children
+from mitmsec.service.accounts import account_of
+from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.jail import Jail
+from mitmsec.service.state import State
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> State:
+    state = State(tmp_path / "state")
+    state.make()
+    return state
+
+
+def signer(state: State) -> ChildProcess:
+    jail = Jail(role=Role.SIGNER, account=account_of(Role.SIGNER), mountpoint=str(state.jail), folder=str(state.ca))
+    return ChildProcess(jail, 2, [Ready, SignerReady])
+
+
+def test_a_killed_child_is_told_once_with_its_status(state: State) -> None:
+    async def story() -> list[int]:
+        process = signer(state)
+        told: list[int] = []
+        process.on_exit = told.append
+        with pair()[0] as recorder:
+            await process.start(SignerSettings(folder=str(state.ca)), recorder.fileno())
+        process.kill()
+        assert await process.ended == -signal.SIGKILL
+        process.kill()  # nothing is left to kill
+        assert await process.modules() == ()
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+        return told
+
+    assert asyncio.run(story()) == [-signal.SIGKILL]
+
+
+def test_a_child_that_stays_silent_is_given_up(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "START_DEADLINE_S", 0.3)
+
+    async def story() -> None:
+        process = signer(state)
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(ChildFailed, match=r"ready within 0 s"):
+            await process.start(RecorderSettings(folder="/x"))
+        await process.stop(grace_s=0.1)  # what does not end by itself is killed
+        assert process.ended.result() == -signal.SIGKILL
+
+    asyncio.run(story())

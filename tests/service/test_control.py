@@ -1,0 +1,32 @@
+"""The control socket works however deep the state lies, and knows who is at the other end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mitmsec.channel import Channel
+from mitmsec.service import control
+
+
+@pytest.mark.root
+def test_it_is_reached_below_a_path_longer_than_a_socket_address(tmp_path: Path) -> None:
+    folder = tmp_path / ("deep" * 40) / ("er" * 60)
+    folder.mkdir(parents=True)
+    listener = control.listen(folder / "control.sock", gid=0)
+    replaced = control.listen(folder / "control.sock", gid=0)  # a dead owner's is taken over
+    client = Channel(control.connect(folder / "control.sock"), control.FROM_SUPERVISOR)
+    accepted, _ = replaced.accept()
+    assert control.peer(accepted) == (os.getpid(), os.getuid())
+    server = Channel(accepted, control.FROM_RUN)
+    client.send(control.CommandEnded(status=3, wait=False))
+    assert server.exchange(None, timeout_s=5) == (control.CommandEnded(status=3, wait=False), [])
+    for end in (client, server, listener, replaced):
+        end.close()
+
+
+def test_where_nobody_listens_connecting_fails(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        control.connect(tmp_path / "control.sock")

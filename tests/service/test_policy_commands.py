@@ -1,0 +1,207 @@
+"""`mitmsec policy`: statuses, what goes to which stream, and that every error is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from mitmsec.service.policy_commands import loaded_with_text, policy
+
+GOOD = """version = 1
+[inspector.keywords]
+words = ["Adler"]
+[[application]]
+name = "browsers"
+path = ["/usr/lib/firefox/*"]
+children = true
+[[rule]]
+name = "banks"
+application = ["browsers"]
+host = ["*.bank.example"]
+action = "bypass"
+reason = "agreement 4.2"
+[[rule]]
+name = "inspected"
+port = [443]
+action = "decrypt"
+inspect = ["keywords"]
+on_finding = "block"
+[[test]]
+application = "/usr/lib/firefox/firefox"
+host = "login.bank.example"
+expect = "bypass"
+rule = "banks"
+"""
+FAILING = """[[test]]
+application = "/usr/bin/curl"
+port = 80
+expect = "block"
+"""
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "p.toml"
+    path.write_text(GOOD)
+    return path
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    path = tmp_path / "bad.toml"
+    path.write_text("version = 1\ncolour = 2\n[defaults]\nquic = 'decrypt'\n")
+    return path
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(policy, [str(word) for word in words], catch_exceptions=False)
+
+
+def objects(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_check_of_a_valid_file_says_what_is_in_it(good: Path) -> None:
+    result = run("check", good)
+    assert result.exit_code == 0
+    assert "valid; applications: 1, rules: 2, tests: 1" in result.stdout
+    assert not result.stderr
+
+
+def test_check_as_json(good: Path) -> None:
+    (summary,) = objects(run("check", good, "--json"))
+    assert summary == {"valid": True, "file": str(good), "applications": 1, "rules": 2, "tests": 1}
+
+
+@pytest.mark.parametrize("command", [["check"], ["test"], ["explain", "--app", "/x"]])
+def test_every_command_refuses_an_invalid_file_with_all_errors(bad: Path, command: list[str]) -> None:
+    result = run(*command, bad)
+    assert result.exit_code == 2
+    assert not result.stdout
+    assert f"{bad}:2: colour: unknown key\n" in result.stderr
+    assert f"{bad}:4: defaults.quic: " in result.stderr
+    assert "2 errors" in result.stderr
+
+
+def test_errors_as_json_are_objects_on_stdout(bad: Path) -> None:
+    result = run("check", bad, "--json")
+    assert result.exit_code == 2
+    assert not result.stderr
+    assert [(one["valid"], one["line"], one["key"]) for one in objects(result)] == [
+        (False, 2, "colour"),
+        (False, 4, "defaults.quic"),
+    ]
+
+
+def test_one_error_is_one_error(tmp_path: Path) -> None:
+    result = run("check", tmp_path / "none.toml")
+    assert result.exit_code == 2
+    assert "none.toml:1: cannot be read: No such file or directory" in result.stderr
+    assert "1 error in" in result.stderr
+
+
+def test_explain_tells_the_decision_and_every_rule(good: Path) -> None:
+    result = run("explain", good, "--app", "/usr/lib/firefox/firefox", "--host", "A.Bank.example")
+    assert result.exit_code == 0
+    assert result.stdout.startswith('bypass by rule "banks": agreement 4.2\n')
+    assert "when the first bytes show the name" in result.stdout
+    assert "+ host: a.bank.example is within *.bank.example" in result.stdout
+    assert "too late" in result.stdout
+
+
+def test_explain_of_an_inspected_flow_that_is_decided_at_connect(good: Path) -> None:
+    result = run("explain", good, "--app", "/usr/bin/curl", "--address", "192.0.2.1")
+    assert "inspected by keywords; a finding means block" in result.stdout
+    assert "decided at connect" in result.stdout
+    assert "- application: /usr/bin/curl is none of browsers" in result.stdout
+
+
+def test_explain_of_an_empty_policy_and_of_a_rule_without_conditions(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text("version = 1")
+    assert 'decrypt by rule "defaults": no rule matched' in run("explain", path, "--app", "/x").stdout
+    path.write_text('version = 1\n[[rule]]\nname = "all"\naction = "block"')
+    assert "no conditions" in run("explain", path, "--app", "/x").stdout
+
+
+def test_explain_as_json(good: Path) -> None:
+    words = ["--app", "/opt/x", "--parent", "/usr/lib/firefox/firefox", "--host", "a.bank.example", "--sha256", "AB"]
+    *rules, decision = objects(run("explain", good, *words, "--json"))
+    assert [(rule["rule"], rule["accepts"], rule["decided"]) for rule in rules] == [
+        ("banks", True, True),
+        ("inspected", True, False),
+    ]
+    assert (decision["kind"], decision["rule"], decision["needs_name"]) == ("decision", "banks", True)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--host", "192.0.2.1", "give it with --address"),
+        ("--host", "a b", "is not a host name"),
+        ("--address", "a.example", "does not appear to be"),
+        ("--port", "0", "range"),
+    ],
+)
+def test_explain_refuses_what_is_no_flow(good: Path, option: str, value: str, says: str) -> None:
+    result = run("explain", good, "--app", "/x", option, value)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_tests_that_pass(good: Path) -> None:
+    result = run("test", good)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "1 of 1 tests passed" in result.stdout
+
+
+def test_a_test_that_fails_shows_expected_and_got_with_its_line(good: Path) -> None:
+    good.write_text(GOOD + FAILING)
+    result = run("test", good)
+    assert result.exit_code == 1
+    assert "1 of 2 tests passed" in result.stdout
+    line = GOOD.count("\n") + 1
+    assert f"{good}:{line}: /usr/bin/curl to a host that shows no name, port 80" in result.stderr
+    assert "expected: block" in result.stderr
+    assert 'got:      decrypt by "defaults"' in result.stderr
+
+
+def test_tests_as_json(good: Path) -> None:
+    good.write_text(GOOD + FAILING)
+    result = run("test", good, "--json")
+    assert result.exit_code == 1
+    first, second = objects(result)
+    assert first["passed"]
+    assert not second["passed"]
+    assert second["got"] == {"action": "decrypt", "rule": "defaults", "reason": "no rule matched"}
+
+
+def test_a_file_without_tests_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text("version = 1")
+    result = run("test", path)
+    assert result.exit_code == 0
+    assert "has no [[test]]" in result.stderr
+
+
+def test_other_commands_get_the_policy_with_its_text_or_end(good: Path, bad: Path) -> None:
+    loaded, text = loaded_with_text(good)
+    assert text == GOOD
+    assert [rule.name for rule in loaded.rules] == ["banks", "inspected"]
+    with pytest.raises(SystemExit) as ended:
+        loaded_with_text(bad)
+    assert ended.value.code == 2
+
+
+def test_words_that_the_inspector_refuses_are_an_error_of_the_policy(tmp_path: Path) -> None:
+    """Found by `check`, not by a worker that cannot start."""
+    file = tmp_path / "policy.toml"
+    file.write_text('version = 1\n[inspector.keywords]\nwords = ["fine", "x"]\n')
+    shown = CliRunner().invoke(policy, ["check", str(file)])
+    assert shown.exit_code == 2
+    assert f"{file}:3" in shown.stderr
+    assert "'x'" in shown.stderr

@@ -1,0 +1,103 @@
+"""A socket that was passed in cannot be taken elsewhere, by any way that the kernel offers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from mitmsec.service import seccomp
+
+# Runs as a child: gets a connected socket as descriptor 3 and a port to try for; prints what each attempt ended in.
+PRISONER = """
+import ctypes, errno, os, platform, socket, sys, threading
+from mitmsec.service import seccomp
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+if sys.argv[2] == "jailed":
+    seccomp.apply()
+passed, target = socket.socket(fileno=int(sys.argv[3])), ("127.0.0.1", int(sys.argv[1]))
+libc = ctypes.CDLL(None, use_errno=True)
+def unspecified():
+    if libc.connect(passed.fileno(), bytes(16), 16) < 0: raise OSError(ctypes.get_errno(), "connect")
+def again(): passed.connect(target)
+def fast_open():
+    fresh = socket.socket(); fresh.sendto(b"x", socket.MSG_FASTOPEN, target)
+def fast_open_message():
+    fresh = socket.socket(); fresh.sendmsg([b"x"], [], socket.MSG_FASTOPEN, target)
+def datagram(): socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", target)
+def listening(): socket.socket().listen()
+def binding(): socket.socket().bind(("127.0.0.1", 0))
+def ring():
+    if libc.syscall(425, 1, bytes(200)) < 0: raise OSError(ctypes.get_errno(), "io_uring")
+def namespace(): os.unshare(os.CLONE_NEWUSER)
+def sending(): passed.send(b"still works")
+def thread(): t = threading.Thread(target=lambda: None); t.start(); t.join()
+def fork(): pid = os.fork(); pid or os._exit(0); os.waitpid(pid, 0)
+for attempt in (sending, thread, fork, unspecified, again, fast_open, fast_open_message, datagram, listening, binding,
+                ring, namespace):
+    try: attempt(); print(attempt.__name__, "ok")
+    except OSError as error: print(attempt.__name__, errno.errorcode.get(error.errno, error.errno))
+"""
+
+
+def attempts(mode: str) -> dict[str, str]:
+    """What each attempt ended in, and under `contact` how many connections another listener then saw."""
+    first, other = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(first.getsockname())
+    accepted, _ = first.accept()
+    done = subprocess.run(
+        [sys.executable, "-c", PRISONER, str(other.getsockname()[1]), mode, str(client.fileno())],
+        pass_fds=(client.fileno(),),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert accepted.recv(99) == b"still works"
+    other.setblocking(False)
+    contacts = 0
+    while True:
+        try:
+            other.accept()[0].close()
+            contacts += 1
+        except BlockingIOError:
+            break
+    for sock in (first, other, client, accepted):
+        sock.close()
+    return dict(line.split() for line in done.stdout.splitlines()) | {"contact": str(contacts)}
+
+
+def test_without_the_filter_a_passed_socket_goes_anywhere() -> None:
+    free = attempts("free")
+    assert (free["unspecified"], free["again"]) == ("ok", "ok")
+    assert int(free["contact"]) >= 1
+
+
+def test_with_it_no_way_leads_out_and_what_is_needed_still_works() -> None:
+    jailed = attempts("jailed")
+    assert {name for name, end in jailed.items() if end == "ok"} == {"sending", "thread", "fork"}
+    assert set(jailed.values()) == {"ok", "EPERM", "0"}
+    assert jailed["contact"] == "0"
+
+
+@pytest.mark.parametrize("machine", sorted(seccomp.AUDIT_ARCH))
+def test_every_jump_of_the_program_stays_inside(machine: str) -> None:
+    code = seccomp.program(machine)
+    steps = [code[at : at + 8] for at in range(0, len(code), 8)]
+    assert all(at + 1 + max(step[2], step[3]) < len(steps) for at, step in enumerate(steps) if step[0] != 6)
+    assert seccomp.DENIED[machine].keys() == seccomp.DENIED["x86_64"].keys()
+
+
+def test_the_numbers_are_this_machines() -> None:
+    """Against the kernel's own header, where it is installed."""
+    header = "/usr/include/asm/unistd_64.h"
+    paths = [path for path in (header, "/usr/include/x86_64-linux-gnu/asm/unistd_64.h") if os.path.exists(path)]
+    if not paths or os.uname().machine != "x86_64":
+        pytest.skip("no kernel headers for x86_64 here")
+    with open(paths[0]) as file:
+        known = dict(line.split()[1:3] for line in file if line.startswith("#define __NR_"))
+    ours = seccomp.DENIED["x86_64"] | seccomp.WEIGHED["x86_64"]
+    assert {name: int(known[f"__NR_{name}"]) for name in ours} == dict(ours)
