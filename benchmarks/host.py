@@ -1,0 +1,118 @@
+"""The machine under the benchmark: its facts, and the two network namespaces that the run lives in."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+CLIENT_ADDRESS, ORIGIN_ADDRESS = "10.213.7.1", "10.213.7.2"
+ORIGIN_NAME = "origin.bench.example"
+_TUNABLES = {
+    "net/ipv4/ip_local_port_range": "20000 65500",
+    "net/ipv4/tcp_tw_reuse": "1",
+    "net/core/somaxconn": "4096",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a reader must know of the machine to judge the figures."""
+
+    kernel: str
+    architecture: str
+    cpu: str
+    cores: int
+    memory_gib: float
+    load_average: tuple[float, float, float]
+    python: str
+    versions: dict[str, str]
+
+
+class Failed(Exception):
+    """A program ended with an error; the message holds the last of what it printed."""
+
+
+def run(argv: Sequence[str], *, timeout_s: float = 30, stdin: str | None = None) -> str:
+    """What the program printed on stdout; raises `Failed`."""
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except (OSError, subprocess.TimeoutExpired) as wrong:
+        raise Failed(f"{argv[0]}: {wrong}") from wrong
+    if done.returncode:
+        raise Failed(f"{' '.join(argv[:3])}: {(done.stderr or done.stdout).strip()[-400:]}")
+    return done.stdout
+
+
+def enter_private_mounts(hosts: Path) -> None:
+    """Give this process mounts of its own, in which the origin's name is known; they end with it."""
+    hosts.write_text(f"127.0.0.1 localhost {platform.node()}\n{ORIGIN_ADDRESS} {ORIGIN_NAME}\n")
+    os.unshare(os.CLONE_NEWNS)
+    run(["mount", "--make-rprivate", "/"])
+    run(["mount", "--bind", str(hosts), "/etc/hosts"])
+
+
+def enter_client_namespace() -> int:
+    """Move this process into a new client namespace, joined by veth to a new origin namespace.
+
+    Gives the descriptor that keeps the origin's namespace alive.
+    """
+    os.unshare(os.CLONE_NEWNET)
+    origin_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _tune()
+    os.unshare(os.CLONE_NEWNET)
+    _tune()
+    origin = origin_namespace(origin_fd)
+    run(["ip", "link", "add", "bench-c", "type", "veth", "peer", "name", "bench-o"])
+    run(["ip", "link", "set", "bench-o", "netns", origin])
+    run(["ip", "address", "add", f"{CLIENT_ADDRESS}/24", "dev", "bench-c"])
+    run(["ip", "link", "set", "bench-c", "up"])
+    run(in_namespace(origin, ["ip", "address", "add", f"{ORIGIN_ADDRESS}/24", "dev", "bench-o"]))
+    run(in_namespace(origin, ["ip", "link", "set", "bench-o", "up"]))
+    return origin_fd
+
+
+def origin_namespace(origin_fd: int) -> str:
+    """The path by which other programs reach the namespace that the descriptor holds."""
+    return f"/proc/{os.getpid()}/fd/{origin_fd}"
+
+
+def in_namespace(path: str, argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` in the network namespace (`ip netns exec` would hide cgroup v2)."""
+    return ["nsenter", f"--net={path}", "--", *argv]
+
+
+def end_with_us(argv: Sequence[str]) -> list[str]:
+    """The command line whose program is killed when this process dies, however that happens."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+
+
+def facts(versions: dict[str, str]) -> Facts:
+    """The machine as it is now; call it before the load starts."""
+    return Facts(
+        kernel=platform.release(),
+        architecture=platform.machine(),
+        cpu=_first_value("/proc/cpuinfo", "model name") or platform.processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_gib=round(int((_first_value("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) / 2**20, 1),
+        load_average=os.getloadavg(),
+        python=platform.python_version(),
+        versions=versions,
+    )
+
+
+def _tune() -> None:
+    run(["ip", "link", "set", "lo", "up"])
+    for name, value in _TUNABLES.items():
+        Path("/proc/sys", name).write_text(value)
+
+
+def _first_value(path: str, key: str) -> str | None:
+    for line in Path(path).read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return None
