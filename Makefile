@@ -1,0 +1,53 @@
+# Two commands do everything: `make demo` sets up and shows it, `make test` sets up and tests it.
+SHELL := /bin/sh
+BIN := .venv/bin
+COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1 mitmsec certs redirect addons .venv/lib >/dev/null 2>&1 || true
+PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
+RUN_PACKAGES := curl:curl ip:iproute2
+TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git
+
+.PHONY: help demo test lint format bench clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(BIN)/.run ## set up, then a tour of everything in under 20 seconds (root)
+	@tools/packages $(RUN_PACKAGES)
+	@$(BIN)/mitmsec demo
+
+test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for what touches the kernel)
+	@tools/packages $(TEST_PACKAGES)
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/pytest -q
+
+lint: $(BIN)/.dev ## style, types, dependency rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check -q --exclude '*.md' .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo >/tmp/mitmsec-lint-$$$$ 2>&1 || { cat /tmp/mitmsec-lint-$$$$; rm -f /tmp/mitmsec-lint-$$$$; exit 1; }; rm -f /tmp/mitmsec-lint-$$$$
+
+format: $(BIN)/.dev ## put the layout right
+	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format --exclude '*.md' .
+
+bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)
+	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg
+
+clean: ## remove what this file made
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python: tools/python
+	@echo "setting up .venv" >&2
+	@python=$$(tools/python) && umask 022 && { $$python -m venv .venv 2>/dev/null || \
+	  { tools/packages ensurepip-of-$$python:python3-venv && $$python -m venv .venv; }; }
+
+$(BIN)/.run: $(BIN)/python requirements/linux.txt pyproject.toml
+	@echo "installing what mitmsec needs" >&2
+	@umask 022 && $(PIP) --require-hashes -r requirements/linux.txt && $(PIP) --no-deps --no-build-isolation -e .
+	@umask 022 && $(COMPILE)
+	@touch $@
+
+$(BIN)/.dev: $(BIN)/python requirements/dev.txt pyproject.toml
+	@echo "installing what mitmsec and its tests need" >&2
+	@umask 022 && $(PIP) --require-hashes -r requirements/dev.txt && $(PIP) --no-deps --no-build-isolation -e .
+	@umask 022 && $(COMPILE)
+	@touch $@ $(BIN)/.run

@@ -1,0 +1,108 @@
+"""Events as producers make them, for the tests of the audit log."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+from mitmsec.audit.envelope import Draft, event_id, fields_of
+from mitmsec.audit.event import ConnectionSeen, FindingSeen, FlowHanded, Outcome, RequestSeen, Seen
+from mitmsec.audit.store import Store
+from mitmsec.core.messages import TlsClientFacts, TlsFacts
+from mitmsec.core.model import (
+    Action,
+    Confidence,
+    Endpoint,
+    Finding,
+    OnFinding,
+    ParentProcess,
+    Process,
+    Severity,
+)
+
+CURL = Process(
+    pid=4711,
+    started="2026-11-03T10:00:00Z",
+    exe="/usr/bin/curl",
+    name="curl",
+    sha256="ab" * 32,
+    user="alice",
+    parent=ParentProcess(pid=4000, exe="/usr/bin/bash"),
+    confidence=Confidence.KERNEL,
+)
+
+
+def connection(
+    flow: str = "flow-1",
+    *,
+    process: Process = CURL,
+    host: str | None = "api.example.com",
+    action: Action = Action.DECRYPT,
+    outcome: Outcome = Outcome.COMPLETED,
+    error: str = "",
+) -> ConnectionSeen:
+    return ConnectionSeen(
+        flow=flow,
+        process=process,
+        protocol="tls",
+        local=Endpoint.of("127.0.0.1", 40000),
+        remote=Endpoint.of("192.0.2.7", 443),
+        action=action,
+        rule="defaults",
+        reason="no rule matched",
+        bytes_sent=120,
+        bytes_received=4500,
+        duration_ms=31,
+        outcome=outcome,
+        host=host,
+        error=error,
+        tls=TlsFacts(client=TlsClientFacts(sni=host)),
+    )
+
+
+def handed(flow: str = "flow-1", worker: int = 0) -> FlowHanded:
+    return FlowHanded(flow=flow, process=CURL, worker=worker, host="api.example.com")
+
+
+def request(flow: str = "flow-1", url: str = "https://api.example.com/v1/items") -> RequestSeen:
+    return RequestSeen(
+        flow=flow,
+        method="GET",
+        url=url,
+        http_version="HTTP/2",
+        status=200,
+        request_bytes=90,
+        response_bytes=4000,
+        content_type="application/json",
+    )
+
+
+def finding(flow: str = "flow-1", confidence: float = 0.9) -> FindingSeen:
+    return FindingSeen(
+        flow=flow,
+        finding=Finding(
+            detector="keywords",
+            severity=Severity.HIGH,
+            confidence=confidence,
+            summary="a word that must not leave",
+            evidence="pro…ion",
+            location="request.body+12",
+        ),
+        verdict=OnFinding.ALERT,
+    )
+
+
+def draft(seen: Seen, time: str = "2026-11-03T10:00:00.000000Z", session: str = "run-1") -> Draft:
+    """`seen` as the recorder would stamp it."""
+    kind, fields = fields_of(seen, CURL, "api.example.com")
+    number = event_id(seen) if isinstance(seen, ConnectionSeen) else secrets.token_hex(8)
+    return Draft(kind, number, time, "gate", session, fields)
+
+
+def log_of(folder: Path, seen: Sequence[Seen]) -> Path:
+    """A closed log in `folder` that holds `seen`, one second apart. Returns the database's path."""
+    store = Store(folder)
+    store.append([draft(one, f"2026-11-03T10:00:{index:02d}.000000Z") for index, one in enumerate(seen)])
+    store.close()
+    return store.path

@@ -1,0 +1,241 @@
+"""A network of our own, real origins in it, and `mitmsec run` as a person would call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmsec.channel import Channel
+from mitmsec.service import control
+from mitmsec_certs.origin_pki import origin_pki
+
+V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
+HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
+MITMSEC = [sys.executable, "-m", "mitmsec"]
+
+NGINX = """\
+daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 4096; }}
+http {{
+  access_log {folder}/access.log; client_body_temp_path {folder}/body; client_max_body_size 0;
+  proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  server {{
+    listen {v4}:443 ssl http2; listen [{v6}]:443 ssl http2; listen {v4}:80; listen 127.0.0.1:8443 ssl http2;
+    ssl_certificate {folder}/origin.pem; ssl_certificate_key {folder}/origin.key;
+    root {folder}/www;
+    location /hello {{ default_type text/plain; return 200 "hello over $server_protocol\\n"; }}
+    location /missing {{ return 404; }}
+  }}
+}}
+"""
+
+
+@dataclass
+class Network:
+    """A network namespace with loopback only, its addresses, its own names, and origins that run in it."""
+
+    name: str
+    folder: Path
+    processes: list[subprocess.Popen[Any]] = field(default_factory=list)
+    holder: int = 0
+
+    def inside(self, *command: str) -> list[str]:
+        """`command` as it is run in this network, with our names in /etc/hosts."""
+        return ["nsenter", f"--net=/run/netns/{self.name}", f"--mount=/proc/{self.holder}/ns/mnt", *command]
+
+    def hold(self) -> None:
+        """Keep one mount namespace for all commands, with our names in it and everything else as it is."""
+        script = 'mount --bind "$0" /etc/hosts && echo held && exec sleep infinity'
+        command = ["unshare", "-m", "sh", "-c", script, str(self.folder / "hosts")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        self.holder = process.pid
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[Any]:
+        process = subprocess.Popen(self.inside(*command), **options)
+        self.processes.append(process)
+        return process
+
+    @property
+    def root_pem(self) -> Path:
+        return self.folder / "root.pem"
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    folder = Path(tempfile.mkdtemp(prefix="mitmsec-e2e-"))
+    folder.chmod(0o755)
+    net = Network(f"mitmsec-e2e-{os.getpid()}", folder)
+    subprocess.run(["ip", "netns", "add", net.name], check=True)
+    try:
+        for words in (
+            ["link", "set", "lo", "up"],
+            *(["address", "add", address, "dev", "lo"] for address in (V4, BARE)),
+            ["-6", "address", "add", V6, "dev", "lo", "nodad"],
+        ):
+            subprocess.run(["ip", "-n", net.name, *words], check=True)
+        hosts = "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in HOSTS.items())
+        (folder / "hosts").write_text(hosts)
+        _pki(folder)
+        net.hold()
+        yield net
+    finally:
+        for process in net.processes:
+            process.kill()
+            process.wait()
+        subprocess.run(["ip", "netns", "delete", net.name], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pki(folder: Path) -> None:
+    pki = origin_pki("Test Origins", tuple(HOSTS), int(time.time()))
+    (folder / "root.pem").write_bytes(pki.root)
+    for name, (chain, key) in pki.servers.items():
+        (folder / f"{name}.pem").write_bytes(chain)
+        (folder / f"{name}.key").write_bytes(key)
+
+
+@pytest.fixture(scope="session")
+def origin(network: Network) -> Network:
+    """nginx over TLS 1.3, HTTP/1.1 and HTTP/2, on IPv4 and IPv6, one certificate for all names of its address."""
+    folder = network.folder
+    (folder / "www").mkdir()
+    (folder / "www" / "megabytes").write_bytes(os.urandom(1 << 20) * 8)
+    servers = origin_pki_for(folder)
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, v4=V4, v6=f"{V6}"))
+    network.start("nginx", "-c", str(folder / "nginx.conf"), stderr=subprocess.DEVNULL)
+    _until_listening(network, V4, 443)
+    assert servers
+    return network
+
+
+def origin_pki_for(folder: Path) -> bool:
+    """One certificate that carries every name: made by openssl, since ours carries exactly one."""
+    names = ",".join([*(f"DNS:{name}" for name in HOSTS), f"IP:{V4}", f"IP:{V6}", "IP:127.0.0.1"])
+    key, pem = folder / "origin.key", folder / "origin.pem"
+    base = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30"]
+    ca_key, ca_pem = folder / "nginx-ca.key", folder / "nginx-ca.pem"
+    subprocess.run(
+        [
+            *base,
+            "-subj",
+            "/CN=Test Origins nginx",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+            "-keyout",
+            str(ca_key),
+            "-out",
+            str(ca_pem),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    subprocess.run(
+        [
+            *base, "-CA", str(ca_pem), "-CAkey", str(ca_key), "-subj", "/CN=origin.test", "-addext",
+            f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-keyout", str(key), "-out", str(pem),
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    with open(folder / "root.pem", "ab") as roots:
+        roots.write(ca_pem.read_bytes())
+    return True
+
+
+def _until_listening(network: Network, address: str, port: int) -> None:
+    probe = (
+        "import socket, sys, time\n"
+        "end = time.monotonic() + 10\n"
+        "while True:\n"
+        "    try: socket.create_connection((sys.argv[1], int(sys.argv[2])), 1).close(); break\n"
+        "    except OSError:\n"
+        "        if time.monotonic() > end: raise\n"
+        "        time.sleep(0.02)\n"
+    )
+    subprocess.run(network.inside(sys.executable, "-c", probe, address, str(port)), check=True)
+
+
+@dataclass
+class Mitmsec:
+    """The command line on one state directory, inside one network."""
+
+    network: Network
+    state: Path
+
+    def environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return kept | {"SSL_CERT_FILE": str(self.network.root_pem)}
+
+    def command(self, *arguments: str) -> list[str]:
+        return self.network.inside(*MITMSEC, *arguments)
+
+    def run(self, *arguments: str, timeout_s: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`mitmsec run --state … ARGUMENTS`, to its end."""
+        options = {"capture_output": True, "text": True, "env": self.environment()} | options
+        return subprocess.run(
+            self.command("run", "--state", str(self.state), *arguments), timeout=timeout_s, check=False, **options
+        )
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+        return subprocess.Popen(
+            self.command("run", "--state", str(self.state), *arguments), env=self.environment(), **options
+        )
+
+    def events(self, *filters: str) -> list[dict[str, Any]]:
+        listed = subprocess.run(
+            [*MITMSEC, "audit", "list", "--state", str(self.state), "--json", "--limit", "100000", *filters],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [json.loads(line) for line in listed.stdout.splitlines()]
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events("--kind", kind) if event.get("outcome") != "open"]
+
+    def policy(self, text: str) -> str:
+        path = self.state.parent / f"policy-{time.monotonic_ns()}.toml"
+        path.write_text("version = 1\n" + text)
+        return str(path)
+
+
+@pytest.fixture
+def mitmsec(network: Network) -> Iterator[Mitmsec]:
+    folder = Path(tempfile.mkdtemp(prefix="mitmsec-state-"))
+    folder.chmod(0o755)
+    tool = Mitmsec(network, folder / "state")
+    try:
+        yield tool
+        cleaned = subprocess.run(tool.command("clean", "--state", str(tool.state)), capture_output=True, text=True)
+        assert cleaned.returncode == 0, cleaned.stderr
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def status_of(mitmsec: Mitmsec) -> control.StatusAnswer:
+    """What the supervisor says of its sessions and processes."""
+    channel = Channel(control.connect(mitmsec.state / "run" / "control.sock"), control.FROM_SUPERVISOR)
+    try:
+        answer = channel.exchange(control.StatusQuestion(), timeout_s=60)
+    finally:
+        channel.close()
+    assert answer is not None
+    return answer[0]  # type: ignore[no-any-return]

@@ -1,0 +1,234 @@
+"""Any of our processes is killed, at any time: within a second the network is open or closed as the policy says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MITMSEC, Mitmsec, Network, status_of
+
+from mitmsec.service import control
+
+pytestmark = pytest.mark.root
+
+# A client that tries once for each line on its input and prints what came of it: the issuer that it saw, or the error.
+CLIENT = """
+import socket, ssl, sys
+context = ssl.create_default_context()
+print("up", flush=True)
+for line in sys.stdin:
+    try:
+        with socket.create_connection(("203.0.113.10", 443), 5) as plain:
+            with context.wrap_socket(plain, server_hostname="origin.test") as secure:
+                secure.sendall(b"GET /hello HTTP/1.1\\r\\nHost: origin.test\\r\\nConnection: close\\r\\n\\r\\n")
+                secure.recv(99)
+                print(dict(x[0] for x in secure.getpeercert()["issuer"])["commonName"], flush=True)
+    except OSError as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+class Client:
+    """A program under `mitmsec run` that connects when it is told to."""
+
+    def __init__(self, run: subprocess.Popen[str], mitmsec: Mitmsec) -> None:
+        self.run, self._mitmsec = run, mitmsec
+        assert self._line() == "up"
+
+    def _line(self) -> str:
+        assert self.run.stdout is not None
+        return self.run.stdout.readline().strip()
+
+    def tries(self) -> str:
+        assert self.run.stdin is not None
+        self.run.stdin.write("\n")
+        self.run.stdin.flush()
+        return self._line()
+
+    def status(self) -> control.StatusAnswer:
+        return status_of(self._mitmsec)
+
+    def pid_of(self, role: str) -> int:
+        if role == "supervisor":
+            return self.status().modules[0][0]
+        return next(pid for name, pid, _ in self.status().processes if name == role)
+
+    def end(self) -> tuple[str, str]:
+        out, err = self.run.communicate(timeout=60)
+        return out, err
+
+
+@contextlib.contextmanager
+def client(mitmsec: Mitmsec, on_failure: str) -> Iterator[Client]:
+    policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n')
+    run = mitmsec.start("--policy", policy, "--", sys.executable, "-c", CLIENT, stdin=subprocess.PIPE)
+    try:
+        yield Client(run, mitmsec)
+    finally:
+        run.kill()
+        run.communicate()
+
+
+def until(client: Client, wanted: str, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while wanted not in (said := client.tries()):
+        assert time.monotonic() < deadline, said
+        time.sleep(0.05)
+
+
+def until_replaced(client: Client, role: str, victim: int, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while victim in (pids := [pid for name, pid, _ in client.status().processes if name == role]) or not pids:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+OURS, ITS_OWN = "mitmsec issuing", "Test Origins nginx"
+
+
+@pytest.mark.parametrize("role", ["gate", "worker", "signer", "recorder"])
+@pytest.mark.parametrize("on_failure", ["open", "closed"])
+def test_a_killed_process_is_replaced_and_nothing_slips_through(
+    origin: Network, mitmsec: Mitmsec, role: str, on_failure: str
+) -> None:
+    with client(mitmsec, on_failure) as program:
+        assert OURS in program.tries()
+        victim = program.pid_of(role)
+        os.kill(victim, signal.SIGKILL)
+        said = [program.tries() for _ in range(5)]
+        until_replaced(program, role, victim)
+        if on_failure == "closed":
+            assert not any(ITS_OWN in word for word in said), said
+        until(program, OURS)
+        program.end()
+    faults = [event["what"] for event in mitmsec.of_kind("fault")]
+    assert f"{role}_died" in faults
+    requests = mitmsec.of_kind("request")
+    assert len(requests) >= 2
+    assert_verified(mitmsec)
+
+
+@pytest.mark.parametrize(("on_failure", "wanted"), [("open", ITS_OWN), ("closed", "PermissionError")])
+def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(
+    origin: Network, mitmsec: Mitmsec, on_failure: str, wanted: str
+) -> None:
+    with client(mitmsec, on_failure) as program:
+        assert OURS in program.tries()
+        children = [pid for _, pid, _ in program.status().processes]
+        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
+        killed = time.monotonic()
+        until(program, wanted, within_s=5)
+        assert time.monotonic() - killed < 2.0  # a second, and the machine's own slowness
+        for pid in children:
+            until_gone(pid)
+        if on_failure == "closed":
+            time.sleep(1.2)
+            assert wanted in program.tries()
+        _, err = program.end()
+        assert "supervisor" in err
+    done = mitmsec.run("--", "true")  # the next start reaps what the dead one left
+    assert done.returncode == 0, done.stderr
+    cgroups = [path for path in Path("/sys/fs/cgroup").rglob("mitmsec-*") if (mitmsec_identity(mitmsec) in path.name)]
+    assert cgroups == []
+    assert len(mitmsec.of_kind("request")) >= 1
+    assert_verified(mitmsec)
+
+
+def test_a_hanging_gate_is_treated_like_a_dead_one(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert OURS in program.tries()
+        gate = program.pid_of("gate")
+        os.kill(gate, signal.SIGSTOP)
+        time.sleep(1.1)
+        assert ITS_OWN in program.tries()
+        os.kill(gate, signal.SIGCONT)
+        until(program, OURS)
+        program.end()
+    assert "gate_stalled" in [event["what"] for event in mitmsec.of_kind("fault")]
+
+
+def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mitmsec: Mitmsec) -> None:
+    script = "import os, time; print(os.getpid(), flush=True); time.sleep(1.5); os.system('curl -sS -m 5 https://origin.test/hello')"
+    run = mitmsec.start("--", sys.executable, "-c", script)
+    assert run.stdout is not None
+    int(run.stdout.readline())
+    run.kill()
+    assert "hello over" in run.communicate(timeout=30)[0]
+    lock = mitmsec.state / "run" / "supervisor.lock"
+    deadline = time.monotonic() + 20
+    while subprocess.run(["flock", "-n", str(lock), "true"], check=False).returncode != 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert [request["status"] for request in mitmsec.of_kind("request")] == [200]
+
+
+def test_clean_removes_what_a_dead_supervisor_left(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "closed") as program:
+        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
+        until(program, "PermissionError", within_s=5)
+        done = subprocess.run(
+            mitmsec.command("clean", "--state", str(mitmsec.state), "--json"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert {json.loads(line).get("what") for line in done.stdout.splitlines()} >= {"hook", "cgroup"}
+        until(program, ITS_OWN, within_s=5)
+
+
+def until_gone(pid: int, within_s: float = 10) -> None:
+    """Ended, or waiting for a parent that has other things to do."""
+    deadline = time.monotonic() + within_s
+    while (stat := Path(f"/proc/{pid}/stat")).exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, Path(f"/proc/{pid}/cmdline").read_bytes()
+        time.sleep(0.02)
+
+
+def mitmsec_identity(mitmsec: Mitmsec) -> str:
+    return (mitmsec.state / "run" / "identity").read_text().strip()
+
+
+def assert_verified(mitmsec: Mitmsec) -> None:
+    command: list[Any] = [*MITMSEC, "audit", "verify", "--state", str(mitmsec.state)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_supervisor_that_is_told_to_end_keeps_a_closed_command_closed(origin: Network, mitmsec: Mitmsec) -> None:
+    """SIGTERM, as at a reboot, is no way to open the network of a command that lives."""
+    with client(mitmsec, "closed") as program:
+        assert OURS in program.tries()
+        supervisor = program.pid_of("supervisor")
+        os.kill(supervisor, signal.SIGTERM)
+        until_gone(supervisor, within_s=40)
+        said = [program.tries() for _ in range(5)]
+        time.sleep(1.1)
+        said.append(program.tries())
+        assert not any(ITS_OWN in word for word in said), said
+        assert "PermissionError" in said[-1]
+        program.end()
+
+
+def test_three_deaths_at_once_are_mended(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert OURS in program.tries()
+        victims = {role: program.pid_of(role) for role in ("recorder", "signer", "gate")}
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        for role, pid in victims.items():
+            until_replaced(program, role, pid, within_s=40)
+        until(program, OURS, within_s=40)
+        roles = sorted(role for role, _, _ in program.status().processes)
+        assert roles == ["gate", "recorder", "signer", "worker", "worker"][: 3 + roles.count("worker")]
+        program.end()
+    assert_verified(mitmsec)

@@ -1,0 +1,300 @@
+"""Clients and origins that misbehave: bounded, recorded, and without effect on anybody else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BARE, Mitmsec, Network, status_of
+from test_deaths import client
+
+pytestmark = pytest.mark.root
+
+HOLDER = """
+import asyncio, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+async def hold(reader, writer):
+    try: await reader.read()
+    except OSError: pass
+async def main():
+    server = await asyncio.start_server(hold, "203.0.113.20", 9000, backlog=4096)
+    print("ready", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+IDLERS = """
+import resource, socket, subprocess, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+held = [socket.create_connection(("203.0.113.20", 9000), 20) for _ in range(10_000)]
+print("held", len(held), flush=True)
+input()
+began = time.monotonic()
+print(subprocess.run(["curl", "-sS", "-m", "20", "https://origin.test/hello"], capture_output=True, text=True).stdout)
+print("after", round(time.monotonic() - began, 2), flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def holder(network: Network) -> Iterator[None]:
+    process = network.start(sys.executable, "-c", HOLDER, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_ten_thousand_idle_connections_disturb_nobody(origin: Network, holder: None, mitmsec: Mitmsec) -> None:
+    run = mitmsec.start("--", sys.executable, "-c", IDLERS, stdin=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdin is not None
+    assert run.stdout.readline() == "held 10000\n"
+    (gate,) = [pid for role, pid, _ in status_of(mitmsec).processes if role == "gate"]
+    run.stdin.write("\n")
+    run.stdin.flush()
+    assert run.stdout.readline().startswith("hello over"), run.communicate("\n")
+    resident_kib = int(Path(f"/proc/{gate}/status").read_text().partition("VmRSS:")[2].split()[0])
+    assert resident_kib < 400_000
+    run.communicate("\n", timeout=60)
+    assert run.returncode == 0
+    assert len(mitmsec.of_kind("connection")) == 10_001
+
+
+ODD_CLIENTS = {
+    "half a hello, then silence": "s.sendall(hello[:60]); time.sleep(1)",
+    "half a hello, then the end": "s.sendall(hello[:60]); s.shutdown(1)",
+    "a hello one byte at a time": "[s.sendall(hello[i:i+1]) for i in range(len(hello))]; s.recv(1)",
+    "a record that claims too much": "s.sendall(b'\\x16\\x03\\x01\\xff\\xff' + bytes(70_000)); s.recv(1)",
+    "noise": "s.sendall(bytes(range(256)) * 40); s.recv(1)",
+    "nothing at all": "time.sleep(0.6)",
+    "a reset": "s.setsockopt(1, 13, b'\\1\\0\\0\\0\\0\\0\\0\\0'); s.sendall(hello)",
+}
+HELLO = "tests/data/hellos"
+
+
+@pytest.mark.parametrize("name", ODD_CLIENTS)
+def test_an_odd_client_is_recorded_and_the_next_one_served(origin: Network, mitmsec: Mitmsec, name: str) -> None:
+    hello = next((Path(__file__).parents[1] / "data" / "hellos").glob("*.bin")).read_bytes()
+    script = (
+        f"import socket, time\nhello = bytes.fromhex('{hello.hex()}')\n"
+        "s = socket.create_connection(('203.0.113.10', 443), 5); s.settimeout(8)\n"
+        f"try:\n    {ODD_CLIENTS[name]}\nexcept OSError as error: print(error)\ns.close()\n"
+    )
+    done = mitmsec.run(
+        "--", "sh", "-c", '"$0" -c "$1"; curl -sS https://origin.test/hello', sys.executable, script, timeout_s=90
+    )
+    assert "hello over HTTP" in done.stdout, done.stderr
+    connections = mitmsec.of_kind("connection")
+    if name != "a reset":  # which the gate may never have got to see: nothing was sent anywhere
+        assert len(connections) == 2
+    assert all(event["process"]["exe"] for event in connections)
+    assert [event["what"] for event in mitmsec.of_kind("fault") if event["what"].endswith("_died")] == []
+
+
+def test_a_client_that_never_reads_holds_back_its_origin(origin: Network, mitmsec: Mitmsec) -> None:
+    script = (
+        "import socket, ssl, subprocess, time\n"
+        "context = ssl.create_default_context()\n"
+        "lazy = []\n"
+        "for _ in range(8):\n"
+        "    plain = socket.create_connection(('203.0.113.10', 443), 5)\n"
+        "    secure = context.wrap_socket(plain, server_hostname='origin.test')\n"
+        "    secure.sendall(b'GET /megabytes HTTP/1.1\\r\\nHost: origin.test\\r\\n\\r\\n')\n"
+        "    lazy.append(secure)\n"
+        "time.sleep(2)\n"
+        "print(subprocess.run(['curl', '-sS', 'https://origin.test/hello'], capture_output=True, text=True).stdout)\n"
+    )
+    done = mitmsec.run("--", sys.executable, "-c", script)
+    assert "hello over" in done.stdout, done.stderr
+    connections = mitmsec.of_kind("connection")
+    assert len(connections) == 9
+    assert all(event["bytes"]["received"] < (8 << 20) for event in connections if event["bytes"]["received"] > 100_000)
+
+
+# --- origins that fail: the client sees a failure of the same kind, the event says which ------------------------------
+def openssl(*arguments: str) -> None:
+    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def flawed(origin: Network) -> dict[str, tuple[Path, Path]]:
+    """Certificate and key for each flaw."""
+    folder = origin.folder
+    found = {}
+    for flaw, extra in {
+        "expired": ["-not_before", "20200101000000Z", "-not_after", "20200201000000Z"],
+        "wrong_name": [],
+    }.items():
+        pem, key, request = folder / f"{flaw}.pem", folder / f"{flaw}.key", folder / f"{flaw}.csr"
+        openssl("req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", str(key), "-out",
+                str(request))  # fmt: skip
+        san = folder / f"{flaw}.ext"
+        san.write_text(f"subjectAltName=DNS:{'other.test' if flaw == 'wrong_name' else 'tracker.test'}\n")
+        days = ["-days", "10"] if not extra else []
+        if extra:  # `openssl x509` of OpenSSL 3.0 cannot set dates: `ca` can
+            database = folder / "ca-db"
+            database.write_text("")
+            (folder / "ca.cnf").write_text(
+                f"[ca]\ndefault_ca=d\n[d]\ndatabase={database}\nnew_certs_dir={folder}\nrand_serial=yes\n"
+                "default_md=sha256\npolicy=p\n[p]\ncommonName=supplied\n"
+            )
+            openssl("ca", "-batch", "-config", str(folder / "ca.cnf"), "-in", str(request), "-out", str(pem),
+                    "-cert", str(folder / "nginx-ca.pem"), "-keyfile", str(folder / "nginx-ca.key"),
+                    "-extfile", str(san), "-startdate", "20200101000000Z", "-enddate", "20200201000000Z",
+                    "-notext")  # fmt: skip
+        else:
+            openssl("x509", "-req", "-in", str(request), "-CA", str(folder / "nginx-ca.pem"), "-CAkey",
+                    str(folder / "nginx-ca.key"), "-CAcreateserial", "-extfile", str(san), *days, "-out",
+                    str(pem))  # fmt: skip
+        found[flaw] = (pem, key)
+    pem, key = folder / "untrusted.pem", folder / "untrusted.key"
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", "/CN=tracker.test", "-addext",
+            "subjectAltName=DNS:tracker.test", "-keyout", str(key), "-out", str(pem))  # fmt: skip
+    found["untrusted"] = (pem, key)
+    return found
+
+
+def server(network: Network, script: str) -> subprocess.Popen[str]:
+    process = network.start(sys.executable, "-c", script, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+TLS_SERVER = """
+import socket, ssl
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain({pem!r}, {key!r})
+listener = socket.create_server(("{address}", 443))
+print("ready", flush=True)
+while True:
+    plain, _ = listener.accept()
+    try:
+        with context.wrap_socket(plain, server_side=True) as secure:
+            secure.recv(999); secure.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+    except OSError: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("flaw", "said"),
+    [("expired", "expired"), ("wrong_name", "no alternative certificate subject name"), ("untrusted", "certificate")],
+)
+def test_an_invalid_certificate_is_mirrored(
+    origin: Network, flawed: dict[str, tuple[Path, Path]], mitmsec: Mitmsec, flaw: str, said: str
+) -> None:
+    pem, key = flawed[flaw]
+    process = server(origin, TLS_SERVER.format(pem=str(pem), key=str(key), address=BARE))
+    try:
+        done = mitmsec.run("--", "curl", "-sS", "-m", "10", "https://tracker.test/")
+        careless = mitmsec.run("--", "curl", "-sSk", "-m", "10", "https://tracker.test/")
+    finally:
+        process.kill()
+        process.wait()
+    assert done.returncode == 60, done.stderr
+    assert said in done.stderr
+    assert careless.stdout == "ok", careless.stderr
+    first = mitmsec.of_kind("connection")[0]
+    assert first["tls"]["server"]["verified"] is False
+    assert first["tls"]["server"]["error"]
+    assert first["outcome"] in ("origin_certificate", "client_rejected")
+
+
+def test_an_origin_that_refuses_is_a_reset(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "curl", "-sS", "-m", "10", f"https://{BARE}:4444/")
+    assert done.returncode == 35, done.stderr
+    assert "reset" in done.stderr
+    (connection,) = mitmsec.of_kind("connection")
+    assert connection["outcome"] == "origin_refused"
+
+
+def test_an_origin_that_resets_in_the_handshake_is_a_reset(network: Network, mitmsec: Mitmsec) -> None:
+    script = (
+        f"import socket, struct\nlistener = socket.create_server(('{BARE}', 443))\nprint('ready', flush=True)\n"
+        "while True:\n    s, _ = listener.accept(); s.recv(99)\n"
+        "    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()\n"
+    )
+    process = server(network, script)
+    try:
+        done = mitmsec.run("--", "curl", "-sS", "-m", "10", "https://tracker.test/")
+    finally:
+        process.kill()
+        process.wait()
+    assert done.returncode == 35, done.stderr
+    (connection,) = mitmsec.of_kind("connection")
+    assert connection["outcome"] == "origin_reset"
+
+
+def test_no_route_fails_in_connect_as_it_would_have(network: Network, mitmsec: Mitmsec) -> None:
+    script = (
+        "import socket\n"
+        "try: socket.create_connection(('198.51.100.1', 443), 5)\nexcept OSError as error: print(error.errno)\n"
+    )
+    done = mitmsec.run("--", sys.executable, "-c", script)
+    plain = subprocess.run(network.inside(sys.executable, "-c", script), capture_output=True, text=True, check=True)
+    assert done.stdout == plain.stdout != ""
+    assert mitmsec.of_kind("connection") == []
+
+
+def test_a_command_that_leaves_the_network_namespace_follows_on_failure(network: Network, mitmsec: Mitmsec) -> None:
+    """In there 127.0.0.1 is somebody else's: nobody listens, so an undiverted connection is refused, not denied."""
+    inner = (
+        "import errno, socket\n"
+        "try: socket.create_connection(('203.0.113.10', 443), 3)\n"
+        "except OSError as error: print(errno.errorcode[error.errno])\n"
+    )
+    enter = 'ip link set lo up; ip address add 203.0.113.10 dev lo; exec "$0" -c "$1"'
+    for on_failure, error in (("open", "ECONNREFUSED"), ("closed", "EPERM")):
+        policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n')
+        done = mitmsec.run("--policy", policy, "--", "unshare", "-n", "sh", "-c", enter, sys.executable, inner)
+        assert done.stdout == f"{error}\n", done.stderr
+    faults = [event for event in mitmsec.of_kind("fault") if event["what"] == "other_network_namespace"]
+    assert {event["failed"] for event in faults} == {"open", "closed"}
+
+
+def test_quic_is_refused_and_recorded_so_that_clients_fall_back(network: Network, mitmsec: Mitmsec) -> None:
+    script = (
+        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "try: s.sendto(b'quic', ('203.0.113.20', 443)); print('sent')\nexcept OSError as error: print(error.errno)\n"
+        "s.sendto(b'dns', ('203.0.113.20', 53)); print('dns sent')\n"
+    )
+    done = mitmsec.run("--", sys.executable, "-c", script)
+    assert done.stdout.splitlines()[1] == "dns sent"
+    assert done.stdout.splitlines()[0] != "sent"
+    (connection,) = mitmsec.of_kind("connection")
+    assert (connection["protocol"], connection["action"], connection["outcome"]) == ("quic", "block", "blocked")
+
+
+def test_another_hosts_request_on_this_connection_is_misdirected(origin: Network, mitmsec: Mitmsec) -> None:
+    for version in ("--http1.1", "--http2"):
+        done = mitmsec.run(
+            "--", "curl", "-sS", version, "-H", "Host: bank.test", "-w", "%{http_code}", "https://origin.test/hello"
+        )
+        assert done.stdout.endswith("421"), done.stderr
+    assert [request["status"] for request in mitmsec.of_kind("request")] == [421, 421]
+    log = (origin.folder / "access.log").read_text()
+    assert " 421 " not in log
+
+
+def test_a_long_connection_is_recorded_when_it_is_still_alive(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert program.tries()
+        run = mitmsec.start(
+            "--", sys.executable, "-c",
+            "import socket, time; s = socket.create_connection(('203.0.113.10', 80)); time.sleep(12)",
+        )  # fmt: skip
+        deadline = time.monotonic() + 30
+        while not (alive := [event for event in mitmsec.events("--kind", "connection") if event["outcome"] == "open"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        run.communicate(timeout=60)
+        program.end()
+    ended = [event for event in mitmsec.of_kind("connection") if event["id"] == alive[0]["connection"]]
+    assert len(ended) == 1

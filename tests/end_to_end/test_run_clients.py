@@ -1,0 +1,154 @@
+"""Real clients against a real origin, certificate verification on: what they see, and what the log then holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import BARE, V4, V6, Mitmsec, Network
+
+pytestmark = pytest.mark.root
+CURL = os.path.realpath(shutil.which("curl") or "curl")
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.parametrize("host", [V4, f"[{V6}]", "origin.test"])
+def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host: str, version: str) -> None:
+    done = mitmsec.run("--", "curl", "-sS", version, f"https://{host}/hello?token=secret")
+    assert (done.returncode, done.stdout) == (
+        0,
+        f"hello over HTTP/{2 if version == '--http2' else 1.1}.0\n".replace("1.1.0", "1.1"),
+    ), done.stderr
+    (request,) = mitmsec.of_kind("request")
+    assert request["url"].startswith(f"https://{host}/hello")
+    assert "secret" not in request["url"]
+    assert request["status"] == 200
+    assert request["http_version"] == ("HTTP/2" if version == "--http2" else "HTTP/1.1")
+    assert request["process"]["exe"] == CURL
+    assert request["process"]["sha256"] == hashlib.sha256(Path(CURL).read_bytes()).hexdigest()
+    (connection,) = mitmsec.of_kind("connection")
+    assert connection["id"] == request["connection"]
+    assert (connection["action"], connection["rule"]) == ("decrypt", "defaults")
+    assert connection["outcome"] == "completed"
+    assert connection["remote"]["address"] in (V4, V6)
+    assert connection["tls"]["server"]["verified"] is True
+    assert connection["tls"]["client"]["version"] == "TLSv1.3"
+    assert connection["bytes"]["received"] > connection["bytes"]["sent"] > 100
+    (certificate,) = mitmsec.of_kind("certificate")
+    assert certificate["names"] == [host.strip("[]")]
+    assert certificate["connection"] == connection["id"]
+
+
+def test_a_bypassed_origin_is_seen_with_its_own_certificate(origin: Network, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy('[[rule]]\nname = "private"\nhost = ["bank.test"]\naction = "bypass"\nreason = "4.2"\n')
+    done = mitmsec.run("--policy", policy, "--", "curl", "-sSv", "https://bank.test/hello")
+    assert done.returncode == 0, done.stderr
+    assert "issuer: CN=Test Origins nginx" in done.stderr
+    (connection,) = mitmsec.of_kind("connection")
+    assert (connection["action"], connection["rule"], connection["reason"]) == ("bypass", "private", "4.2")
+    assert connection["remote"]["host"] == "bank.test"
+    assert connection["tls"]["client"]["ja4"].startswith("t13d")
+    assert mitmsec.of_kind("request") == mitmsec.of_kind("certificate") == []
+
+
+def test_a_blocked_origin_is_never_contacted(network: Network, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy('[[rule]]\nname = "no trackers"\nhost = ["tracker.test"]\naction = "block"\n')
+    script = (
+        "import socket\nlistener = socket.create_server(('" + BARE + "', 443))\nprint('listening', flush=True)\n"
+        "while True:\n    listener.accept()[0].close()\n    print('contact', flush=True)\n"
+    )
+    server = network.start(sys.executable, "-c", script, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "listening\n"
+    done = mitmsec.run("--policy", policy, "--", "curl", "-sS", "https://tracker.test/pixel")
+    assert done.returncode == 35, done.stderr  # curl: the TLS handshake was cut
+    (connection,) = mitmsec.of_kind("connection")
+    assert (connection["action"], connection["rule"], connection["outcome"]) == ("block", "no trackers", "blocked")
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.extend(server.stdout))  # type: ignore[arg-type]
+    reader.start()
+    subprocess.run(network.inside("curl", "-sS", "-m", "2", f"https://{BARE}/"), capture_output=True, check=False)
+    server.terminate()
+    reader.join()
+    assert said == ["contact\n"]  # ours just now, and no other
+
+
+REQUESTS = "import requests; print(requests.get('https://origin.test/hello').text, end='')"
+HTTPX = (
+    "import httpx, ssl; print(httpx.get('https://origin.test/hello', verify=ssl.create_default_context()).text, end='')"
+)
+URLLIB = "import urllib.request as u; print(u.urlopen('https://origin.test/hello').read().decode(), end='')"
+NODE = "require('https').get('https://origin.test/hello', r => r.pipe(process.stdout))"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "-c", REQUESTS],
+        [sys.executable, "-c", HTTPX],
+        [sys.executable, "-c", URLLIB],
+        ["node", "-e", NODE],
+        ["git", "ls-remote", "https://origin.test/hello"],
+    ],
+    ids=["requests", "httpx", "urllib", "node", "git"],
+)
+def test_runtimes_trust_what_their_environment_names(origin: Network, mitmsec: Mitmsec, command: list[str]) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not on this machine")
+    done = mitmsec.run("--", *command)
+    if command[0] != "git":
+        assert (done.returncode, done.stdout) == (0, "hello over HTTP/1.1\n"), done.stderr
+    urls = [(request["url"], request["status"]) for request in mitmsec.of_kind("request")]
+    assert urls, done.stderr
+    assert urls[0][0].startswith("https://origin.test/hello")
+    assert all(connection["outcome"] == "completed" for connection in mitmsec.of_kind("connection"))
+
+
+def test_java_trusts_with_its_option(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    if shutil.which("java") is None:
+        pytest.skip("java is not on this machine")
+    source = tmp_path / "Get.java"
+    source.write_text(
+        "public class Get { public static void main(String[] a) throws Exception {"
+        'System.out.print(new String(new java.net.URL("https://origin.test/hello").openStream().readAllBytes())); } }'
+    )
+    done = mitmsec.run("--java", "--", "java", str(source))
+    assert (done.returncode, done.stdout) == (0, "hello over HTTP/1.1\n"), done.stderr
+
+
+def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(origin: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "curl", "-sS", "--cacert", str(origin.root_pem), "https://origin.test/hello")
+    assert done.returncode == 60, done.stderr
+    (connection,) = mitmsec.of_kind("connection")
+    assert connection["outcome"] == "client_rejected"
+    assert mitmsec.of_kind("request") == []
+
+
+def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "curl", "-sS", "http://origin.test/missing", "-o", "/dev/null", "-w", "%{http_code}")
+    assert (done.returncode, done.stdout) == (0, "404"), done.stderr
+    (request,) = mitmsec.of_kind("request")
+    assert (request["url"], request["status"]) == ("http://origin.test/missing", 404)
+    (connection,) = mitmsec.of_kind("connection")
+    assert connection["protocol"] == "http"
+
+
+def test_a_large_download_arrives_whole(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    for number, version in enumerate(("--http1.1", "--http2")):
+        target = tmp_path / str(number)
+        done = mitmsec.run("--", "curl", "-sS", version, "https://origin.test/megabytes", "-o", str(target))
+        assert done.returncode == 0, done.stderr
+        assert target.read_bytes() == (origin.folder / "www" / "megabytes").read_bytes()
+
+
+def test_an_origin_on_loopback_is_an_origin(origin: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "curl", "-sS", "https://127.0.0.1:8443/hello")
+    assert done.returncode == 0, done.stderr
+    (request,) = mitmsec.of_kind("request")
+    assert request["url"] == "https://127.0.0.1:8443/hello"

@@ -1,0 +1,219 @@
+"""`mitmsec run` stays out of the way: streams, signals, job control and exit status are the command's."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import MITMSEC, Mitmsec, Network, status_of
+
+pytestmark = pytest.mark.root
+
+
+def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "sh", "-c", "cat; echo to-stderr >&2; exit 42", input="to-stdin\n")
+    assert (done.returncode, done.stdout) == (42, "to-stdin\n")
+    assert done.stderr.endswith("to-stderr\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "said"),
+    [("no-such-command-here", 127, "not found"), ("./plain-text", 126, "not executable")],
+)
+def test_what_cannot_be_run_ends_as_env_would(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path, command: str, status: int, said: str
+) -> None:
+    (tmp_path / "plain-text").write_text("nothing to run\n")
+    done = mitmsec.run("--", command.replace("./", f"{tmp_path}/"))
+    assert done.returncode == status
+    assert said in done.stderr
+    assert not mitmsec.state.exists()
+
+
+def test_a_script_without_interpreter_line_is_the_shells(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    (tmp_path / "script").write_text("echo ran with $1\n")
+    (tmp_path / "script").chmod(0o755)
+    assert mitmsec.run("--", str(tmp_path / "script"), "this").stdout == "ran with this\n"
+
+
+def test_a_signal_reaches_the_command_and_its_death_is_told(network: Network, mitmsec: Mitmsec) -> None:
+    script = "import signal, time; print('up', flush=True); time.sleep(60)"
+    run = mitmsec.start("--", sys.executable, "-c", script)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(20) == 128 + signal.SIGTERM
+    run.communicate()
+
+
+def test_the_report_says_whose_status_it_was(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    mitmsec.run("--report", str(report), "--", "sh", "-c", "exit 3")
+    ours = json.loads(report.read_text())
+    assert (ours["status"], ours["status_of"], ours["command"]) == (3, "command", ["sh", "-c", "exit 3"])
+    mitmsec.run("--report", str(report), "--", "no-such-command-here")
+    theirs = json.loads(report.read_text())
+    assert (theirs["status"], theirs["status_of"]) == (127, "mitmsec")
+
+
+def test_the_command_runs_as_the_user_that_was_chosen(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--user", "nobody", "--", "sh", "-c", "id -un; id -u; head -c 10 $SSL_CERT_FILE")
+    assert done.stdout.splitlines()[0] == "nobody"
+    assert done.stdout.splitlines()[2] == "-----BEGIN", done.stderr
+
+
+def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) -> None:
+    """On a terminal: the interrupt ends the command, the suspension suspends both and `fg` continues both."""
+    script = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *a: (print('interrupted', flush=True), sys.exit(7)))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(0.1)\n"
+    )
+    controller, terminal = pty.openpty()
+    run = subprocess.Popen(
+        mitmsec.command("run", "--state", str(mitmsec.state), "--", sys.executable, "-c", script),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=mitmsec.environment(),
+        start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+    )
+    os.close(terminal)
+    seen = _read_until(controller, "up")
+    os.write(controller, b"\x03")
+    seen += _read_until(controller, "interrupted")
+    assert run.wait(20) == 7, seen
+    os.close(controller)
+
+
+def _read_until(descriptor: int, word: str, within_s: float = 30) -> str:
+    seen = ""
+    deadline = time.monotonic() + within_s
+    while word not in seen:
+        ready, _, _ = select.select([descriptor], [], [], max(0, deadline - time.monotonic()))
+        assert ready, f"{word!r} did not come; seen: {seen!r}"
+        seen += os.read(descriptor, 4096).decode()
+    return seen
+
+
+def test_a_stopped_command_stops_us_and_is_continued_with_us(network: Network, mitmsec: Mitmsec) -> None:
+    script = "import os, signal; print(os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP); print('on')"
+    run = mitmsec.start("--", sys.executable, "-c", script)
+    assert run.stdout is not None
+    pid = int(run.stdout.readline())
+    _until(lambda: _state(run.pid) == "T")
+    assert _state(pid) == "T"
+    run.send_signal(signal.SIGCONT)
+    assert run.communicate(timeout=20)[0] == "on\n"
+    assert run.returncode == 0
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _until(true: object, within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_wrong_policy_starts_nothing_and_names_every_error(network: Network, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy('[[rule]]\nname = "a"\naction = "explode"\n\n[[rule]]\nname = "a"\nhots = ["x"]\n')
+    done = mitmsec.run("--policy", policy, "--", "touch", str(mitmsec.state.parent / "started"))
+    assert done.returncode == 2
+    assert f"{policy}:4" in done.stderr
+    assert "hots" in done.stderr
+    assert not (mitmsec.state.parent / "started").exists()
+    assert not mitmsec.state.exists()
+
+
+def test_without_root_it_says_what_to_do(network: Network, mitmsec: Mitmsec) -> None:
+    command = ["unshare", "--user", *MITMSEC, "run", "--", "true"]  # in there nobody is root
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "sudo" in done.stderr
+
+
+def test_two_runs_share_one_log(network: Network, mitmsec: Mitmsec) -> None:
+    first = mitmsec.start("--", sys.executable, "-c", "print('up', flush=True); input()", stdin=subprocess.PIPE)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "up\n"
+    assert mitmsec.run("--", "true").returncode == 0
+    first.communicate("\n")
+    assert first.returncode == 0
+    runs = [event for event in mitmsec.of_kind("service") if event["operation"].startswith("run_")]
+    assert [event["operation"] for event in runs] == ["run_started", "run_started", "run_ended", "run_ended"]
+
+
+def test_children_that_live_on_are_no_longer_diverted(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
+    pid = int(done.stdout)
+    try:
+        assert "mitmsec-" not in Path(f"/proc/{pid}/cgroup").read_text()
+        ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
+        assert "1 process" in ended[0]["detail"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_program_whose_interpreter_is_missing_never_started(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """So the status is ours, and the report is one document that says so."""
+    (tmp_path / "script").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "script").chmod(0o755)
+    report = tmp_path / "report.json"
+    assert mitmsec.run("--report", str(report), "--", str(tmp_path / "script")).returncode == 127
+    told = json.loads(report.read_text())
+    assert (told["status"], told["status_of"]) == (127, "mitmsec")
+    ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
+    assert [event.get("status") for event in ended] == [None]
+
+
+def test_arguments_never_stand_in_the_log(network: Network, mitmsec: Mitmsec) -> None:
+    mitmsec.run("--", "echo", "--password", "hunter2")
+    assert "hunter2" not in json.dumps(mitmsec.events())
+    started = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_started"]
+    assert (started[0]["command"][0].endswith("/echo"), started[0]["detail"]) == (True, "2 arguments")
+
+
+def test_a_very_long_command_line_and_a_very_long_word_list_are_fine(network: Network, mitmsec: Mitmsec) -> None:
+    words = ", ".join(f'"word{number:0190}"' for number in range(1000))
+    policy = mitmsec.policy(f'[defaults]\ninspect = ["keywords"]\n[inspector.keywords]\nwords = [{words}]\n')
+    arguments = ["x" * 100] * 3000
+    done = mitmsec.run("--policy", policy, "--", "true", *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_policy_is_reported_too(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    assert mitmsec.run("--report", str(report), "--policy", mitmsec.policy("x = 1\n"), "--", "true").returncode == 2
+    told = json.loads(report.read_text())
+    assert (told["status"], told["status_of"]) == (2, "mitmsec")
+
+
+def test_a_recorder_that_does_not_confirm_is_told(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    script = "print('up', flush=True); input()"
+    run = mitmsec.start("--report", str(report), "--", sys.executable, "-c", script, stdin=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    recorder = next(pid for role, pid, _ in status_of(mitmsec).processes if role == "recorder")
+    os.kill(recorder, signal.SIGSTOP)
+    _, errors = run.communicate("\n", timeout=60)
+    os.kill(recorder, signal.SIGCONT)
+    assert run.returncode == 0
+    assert "did not confirm" in errors
+    assert "did not confirm" in json.loads(report.read_text())["error"]

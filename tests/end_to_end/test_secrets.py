@@ -1,0 +1,165 @@
+"""The issuing key is in the signer and nowhere else, and each process has loaded only what its row allows."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Mitmsec, Network
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from test_deaths import client
+
+from mitmsec_redirect import bpf
+
+pytestmark = pytest.mark.root
+
+
+def spellings(key: ec.EllipticCurvePrivateKey) -> list[bytes]:
+    """The scalar as it may stand in memory: big-endian, little-endian (OpenSSL's limbs on this machine), DER, PEM."""
+    scalar = key.private_numbers().private_value.to_bytes(32, "big")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return [scalar, scalar[::-1], pem.splitlines()[2]]
+
+
+def holds(pid: int, needles: list[bytes]) -> bool:
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            start, end = (int(number, 16) for number in line.split()[0].split("-"))
+            if "r" not in line.split()[1] or end > 1 << 63:
+                continue
+            try:
+                content = os.pread(memory.fileno(), end - start, start)
+            except OSError:
+                continue
+            if any(needle in content for needle in needles):
+                return True
+    return False
+
+
+def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert "mitmsec issuing" in program.tries()
+        key = serialization.load_pem_private_key((mitmsec.state / "ca" / "issuing.key").read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        needles = spellings(key)
+        status = program.status()
+        found = {role: holds(pid, needles) for role, pid, _ in status.processes}
+        found |= {"supervisor": holds(status.modules[0][0], needles), "front-end": holds(program.run.pid, needles)}
+        program.end()
+    assert found == {"signer": True} | dict.fromkeys(("recorder", "gate", "worker", "supervisor", "front-end"), False)
+
+
+ELSEWHERE = {
+    "supervisor": "mitmproxy OpenSSL cryptography sqlite3 mitmsec.gate mitmsec.engine mitmsec.capture mitmsec_addons"
+    " mitmsec_certs",
+    "gate": "mitmproxy OpenSSL cryptography sqlite3 mitmsec.engine mitmsec.capture mitmsec_addons mitmsec_certs psutil"
+    " pydivert",
+    "signer": "mitmproxy OpenSSL sqlite3 mitmsec.gate mitmsec.engine mitmsec.capture mitmsec_addons mitmsec_redirect"
+    " psutil pydivert",
+    "worker": "mitmsec_certs.signer mitmsec_certs.keystore mitmsec.gate mitmsec_redirect sqlite_utils psutil pydivert",
+    "recorder": "mitmproxy OpenSSL cryptography mitmsec.gate mitmsec.engine mitmsec_addons mitmsec_certs"
+    " mitmsec_redirect psutil pydivert",
+}
+
+
+def test_each_process_has_loaded_only_what_its_row_allows(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert "mitmsec issuing" in program.tries()
+        status = program.status()
+        program.end()
+    roles = {pid: role for role, pid, _ in status.processes} | {status.modules[0][0]: "supervisor"}
+    assert {roles[pid] for pid, _ in status.modules} == set(ELSEWHERE)
+    for pid, modules in status.modules:
+        assert len(modules) > 50
+        theirs = tuple(ELSEWHERE[roles[pid]].split())
+        wrong = [name for name in modules if name in theirs or name.startswith(tuple(f"{one}." for one in theirs))]
+        assert wrong == [], roles[pid]
+
+
+def test_a_program_outside_the_command_runs_nothing_of_ours(origin: Network, mitmsec: Mitmsec) -> None:
+    """The stranger connects a hundred times; the hook's programs do not run once more for it."""
+    statistics = bpf.enable_stats()
+    try:
+        with client(mitmsec, "open") as program:
+            nothing = run_count()
+            assert "mitmsec issuing" in program.tries()
+            own = run_count()
+            stranger = (
+                "import socket\nfor _ in range(100):\n"
+                "    socket.create_connection(('203.0.113.10', 443), 5).getpeername()\n"
+            )
+            subprocess.run(origin.inside(sys.executable, "-c", stranger), check=True)
+            after = run_count()
+            program.end()
+    finally:
+        os.close(statistics)
+    assert own > nothing
+    assert after == own
+
+
+PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD = 11, 13, 15
+INFO_BYTES, NAME_OFFSET, RUNS_OFFSET = 208, 64, 200
+
+
+def run_count() -> int:
+    """How often programs of ours have run so far, whoever holds them: from the kernel's own listing."""
+    total, identity = 0, 0
+    while (identity := _next_program(identity)) != 0:
+        info = ctypes.create_string_buffer(INFO_BYTES)
+        program = _bpf(PROG_GET_FD_BY_ID, struct.pack("=I", identity))
+        try:
+            _bpf(OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", program, INFO_BYTES, ctypes.addressof(info)))
+        finally:
+            os.close(program)
+        if info.raw[NAME_OFFSET:].startswith(b"mitmsec_"):
+            total += struct.unpack_from("=Q", info.raw, RUNS_OFFSET)[0]
+    return total
+
+
+def _next_program(identity: int) -> int:
+    attr = ctypes.create_string_buffer(struct.pack("=III", identity, 0, 0), 152)
+    if _libc.syscall(bpf.SYSCALL_NUMBER[platform.machine()], PROG_GET_NEXT_ID, attr, 152) < 0:
+        return 0
+    return int(struct.unpack_from("=I", attr.raw, 4)[0])
+
+
+def _bpf(command: int, attr: bytes) -> int:
+    buffer = ctypes.create_string_buffer(attr, 152)
+    result = _libc.syscall(bpf.SYSCALL_NUMBER[platform.machine()], command, buffer, 152)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "bpf")
+    return int(result)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def test_a_strangers_connection_to_the_gate_is_reset_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert "mitmsec issuing" in program.tries()
+        port = gate_port(program.pid_of("gate"))
+        knock = f"import socket\ns = socket.create_connection(('127.0.0.1', {port}), 5)\ns.settimeout(5)\ns.recv(1)\n"
+        done = subprocess.run(origin.inside(sys.executable, "-c", knock), capture_output=True, text=True, check=False)
+        assert "ConnectionResetError" in done.stderr
+        program.end()
+    assert "stranger" in [event["what"] for event in mitmsec.of_kind("fault")]
+
+
+def gate_port(pid: int) -> int:
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(entry)
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == "0A" and fields[9] in inodes:
+            return int(fields[1].split(":")[1], 16)
+    raise AssertionError("the gate does not listen")

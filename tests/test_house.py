@@ -1,0 +1,291 @@
+"""The rules of the house, as tests. What a rule excuses stands in a short table here, with the reason."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {  # package → where it lies, where its tests lie
+    "mitmsec": ("mitmsec", "tests"),
+    "mitmsec_addons": ("addons/mitmsec_addons", "tests/addons"),
+    "mitmsec_certs": ("certs/mitmsec_certs", "tests/certs"),
+    "mitmsec_redirect": ("redirect/mitmsec_redirect", "tests/redirect"),
+}
+FOLDERS_THAT_ARE_NO_PACKAGES = {"addons", "certs", "redirect"}
+LINES_USUAL = 400
+LINES_LIMIT = 600
+
+# Modules without a test file of their own, and what tests them instead.
+TESTED_ELSEWHERE = {
+    "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
+    "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
+    "mitmsec/engine/seams.py": "types only; tests/engine uses them",
+    "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
+    "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
+    "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
+    "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
+    "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
+    "mitmsec/service/session.py": "composition root; tests/end_to_end",
+    "mitmsec/service/supervisor.py": "composition root; tests/end_to_end",
+}
+# Files beyond LINES_USUAL, and why they are one thing.
+LONG: dict[str, str] = {}
+
+# Written apart so that this file does not name them itself.
+REGISTRY_HOSTS = [r"\.".join(host) for host in (
+    ("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"), ("npmjs", "com"), ("deb", "debian", "org"),
+    ("security", "debian", "org"), ("crates", "io"), ("proxy", "golang", "org"),
+)]  # fmt: skip
+MACHINE_PATHS = [
+    "/" + path for path in (r"work/(?:main|shared|\.library)", r"opt/(?:pypi|wheels)", r"root/\.", r"tmp/b/")
+]
+
+
+@cache
+def committed() -> tuple[Path, ...]:
+    """Files that are or will be in a commit."""
+    git = ["git", "-c", "safe.directory=*", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others"]
+    names = subprocess.run([*git, "--exclude-standard"], check=True, capture_output=True, text=True).stdout
+    return tuple(path for name in names.split("\0") if name and (path := ROOT / name).is_file())
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Every source module with the folder of its tests' package."""
+    for folder, tests in PACKAGES.values():
+        for path in committed():
+            if path.suffix == ".py" and path.is_relative_to(ROOT / folder):
+                yield tests, path
+
+
+def assert_none(what: str, found: Iterable[str]) -> None:
+    """Nothing was found; otherwise all of it is told, not what fits in an assertion's line."""
+    listed = sorted(found)
+    assert not listed, f"{what}:\n  " + "\n  ".join(listed)
+
+
+def documents() -> str:
+    return "\n".join(
+        path.read_text() for path in committed() if path.suffix == ".md" and named(path).startswith(("README", "docs/"))
+    )
+
+
+# --- modules and tests ------------------------------------------------------------------------------------------------
+def names_of_tests(tests: str, path: Path) -> set[str]:
+    """What the test file of a module may be called: `test_flow.py`, or `test_gate_flow.py` where the name is taken."""
+    folder = next(ROOT / folder for folder, _ in PACKAGES.values() if path.is_relative_to(ROOT / folder))
+    *inner, module = path.relative_to(folder).with_suffix("").parts
+    parts = [*tests.split("/")[1:], *inner, module]
+    where = "/".join([tests, *inner]) if tests == "tests" else tests
+    return {f"{where}/test_{'_'.join(parts[at:])}.py" for at in range(len(parts))}
+
+
+def test_every_module_has_its_test_file_or_an_excuse_but_not_both() -> None:
+    present = {named(path) for path in committed()}
+    untested = {
+        named(path)
+        for tests, path in modules()
+        if path.stem != "__init__" and not names_of_tests(tests, path) & present
+    }
+    assert_none("no test file", untested - set(TESTED_ELSEWHERE))
+    assert_none("excused, but gone or tested", set(TESTED_ELSEWHERE) - untested)
+
+
+def test_test_files_have_unique_names() -> None:
+    """There are no packages in tests/, so pytest knows a file by its name alone."""
+    names = Counter(path.name for path in committed() if path.is_relative_to(ROOT / "tests") and path.suffix == ".py")
+    assert [name for name, count in names.items() if count > 1 and name != "conftest.py"] == []
+
+
+def test_files_are_short_or_say_why_not() -> None:
+    lengths = {named(path): len(path.read_text().splitlines()) for _, path in modules()}
+    assert_none(f"over {LINES_LIMIT} lines", (name for name, lines in lengths.items() if lines > LINES_LIMIT))
+    long = {name for name, lines in lengths.items() if lines > LINES_USUAL}
+    assert_none(f"over {LINES_USUAL} lines", long - set(LONG))
+    assert_none("excused, but short", set(LONG) - long)
+
+
+# --- imports ----------------------------------------------------------------------------------------------------------
+def test_the_dependency_contracts_hold() -> None:
+    command = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_folders_are_never_imported_as_packages() -> None:
+    """An editable install makes them importable as empty namespaces; their packages have prefixed names."""
+    found = [
+        f"{named(path)}:{getattr(node, 'lineno', 0)}"
+        for path in committed()
+        if path.suffix == ".py"
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if FOLDERS_THAT_ARE_NO_PACKAGES & _imported(node)
+    ]
+    assert_none("found", found)
+
+
+def _imported(node: ast.AST) -> set[str]:
+    match node:
+        case ast.Import(names=names):
+            return {alias.name.partition(".")[0] for alias in names}
+        case ast.ImportFrom(module=str(module), level=0):
+            return {module.partition(".")[0]}
+        case ast.Call(func=ast.Attribute(attr="import_module"), args=[ast.Constant(value=str(module)), *_]):
+            return {module.partition(".")[0]}
+    return set()
+
+
+@pytest.mark.parametrize("source", ["import certs", "from redirect.x import y", "importlib.import_module('addons.x')"])
+def test_the_scan_sees_each_way_to_import_a_folder(source: str) -> None:
+    assert any(FOLDERS_THAT_ARE_NO_PACKAGES & _imported(node) for node in ast.walk(ast.parse(source)))
+
+
+# --- what users read --------------------------------------------------------------------------------------------------
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from commands(inner, (*path, name))
+
+
+def test_every_command_and_option_has_help_and_every_command_is_documented() -> None:
+    from mitmsec.cli import cli
+
+    text = documents()
+    flaws = []
+    for path, command in commands(cli):
+        name = " ".join(path)
+        if not command.help:
+            flaws.append(f"{name}: no help")
+        flaws += [
+            f"{name}: {option.opts[-1]} has no help"
+            for option in command.params
+            if isinstance(option, click.Option) and not option.help and not option.hidden
+        ]
+        if path and not re.search(rf"(?:mitmsec |`){re.escape(name)}\b", text):
+            flaws.append(f"{name}: not in README.md or docs/")
+    assert_none("commands", flaws)
+
+
+def policy_keys() -> set[str]:
+    """The keys that the policy's reader asks its tables for."""
+    readers = {"choice", "flag", "items", "raw", "table", "tables", "text", "texts"}
+    keys = set()
+    for path in (ROOT / "mitmsec/core/policyfile.py", ROOT / "mitmsec/config.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(key)), *_]) if (
+                    attr in readers
+                ):
+                    keys.add(key)
+    return keys
+
+
+def test_every_policy_key_is_documented() -> None:
+    assert {"action", "on_failure", "host", "expect"} <= policy_keys()
+    text = (ROOT / "docs/policy.md").read_text()
+    assert [
+        key for key in sorted(policy_keys()) if not re.search(rf"`{key}`|^{key} *=|\[\[?{key}[\].]", text, re.M)
+    ] == []
+
+
+# --- what is committed ------------------------------------------------------------------------------------------------
+def test_no_registry_host_and_no_path_of_a_developers_machine_is_committed() -> None:
+    pattern = re.compile("|".join([*REGISTRY_HOSTS, *MACHINE_PATHS]).encode())
+    found = []
+    for path in committed():
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            if hit := pattern.search(line):
+                found.append(f"{named(path)}:{number}: {hit[0].decode()}")
+    assert_none("found", found)
+
+
+REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
+LOCKED = [path for path in REQUIREMENTS if not path.stem.endswith("override")]
+
+
+def pins(text: str) -> dict[str, str]:
+    """Package → version (with its marker), of a locked file. Raises AssertionError for any other kind of line."""
+    found = {}
+    logical = re.sub(r" \\\n\s*", " ", text)
+    for line in logical.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        pin = re.fullmatch(
+            r"([a-z0-9._-]+)==([^\s;]+)((?: ;[^-]*?(?=\s--hash))?)((?: --hash=sha256:[0-9a-f]{64})+)", line
+        )
+        assert pin, f"neither a pin with hashes nor a comment: {line[:120]}"
+        found[pin[1]] = pin[2] + pin[3]
+    return found
+
+
+@pytest.mark.parametrize("path", LOCKED, ids=lambda path: path.name)
+def test_requirements_are_pins_with_hashes_and_nothing_else(path: Path) -> None:
+    text = path.read_text()
+    assert len(pins(text)) > 10
+    assert "://" not in text
+
+
+def test_an_override_names_packages_only() -> None:
+    lines = (ROOT / "requirements/windows-override.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"#.*|[a-z0-9-]+", line)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a==1", "a>=1 --hash=sha256:" + "0" * 64, "--index-url x", "a @ file:///x", "-e ."],
+    ids=lambda line: line[:9],
+)
+def test_the_reader_of_requirements_refuses_other_lines(line: str) -> None:
+    with pytest.raises(AssertionError):
+        pins(line)
+
+
+RESOLUTIONS = {  # as CONTRIBUTING.md says
+    "linux.txt": ["--group", "build", "--python-version", "3.12", "--python-platform", "linux"],
+    "dev.txt": ["--group", "dev", "--python-version", "3.12", "--python-platform", "linux"],
+    "windows.txt": [
+        *("--override", "requirements/windows-override.txt"),
+        *("--python-version", "3.13", "--python-platform", "x86_64-pc-windows-msvc"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESOLUTIONS)
+def test_the_locked_requirements_are_what_pyproject_resolves_to(name: str, tmp_path: Path) -> None:
+    """Also for Windows, which no machine here runs. A committed pin is kept as long as it fits."""
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.exists():
+        pytest.skip("uv is not installed beside this Python (it is in requirements/dev.txt)")
+    resolved = tmp_path / name
+    shutil.copy(ROOT / "requirements" / name, resolved)
+    command = [str(uv), "pip", "compile", "pyproject.toml", *RESOLUTIONS[name], "--generate-hashes", "--no-header"]
+    command += ["--no-emit-index-url", "--quiet", "--no-python-downloads", "--output-file", str(resolved)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    assert pins(resolved.read_text()) == pins((ROOT / "requirements" / name).read_text())
+
+
+def test_windows_gets_the_pair_of_mitmproxy_and_pydivert_that_works_there() -> None:
+    """docs/decisions/0001: mitmproxy 12.3 wants the newer pydivert; 12.2 would bring one without the SOCKET layer."""
+    locked = pins((ROOT / "requirements/windows.txt").read_text())
+    assert re.match(r"12\.([3-9]|\d\d)", locked["mitmproxy"])
+    assert re.match(r"3\.1(\.[0-3])?( |$)", locked["pydivert"])
