@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from mitmsec.core.model import Value
-from mitmsec.service.session import release
+from mitmsec.service.ground import release
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.cgroup import SessionCgroup, leftovers
