@@ -16,6 +16,8 @@ The SSL 2.0 form of a hello (RFC 5246 appendix E.2, forbidden by RFC 6176) is no
 
 from __future__ import annotations
 
+import struct
+
 from mitmsec.core.ja4 import fingerprint
 from mitmsec.core.model import Value
 from mitmsec.core.names import is_address, parse_name
@@ -147,10 +149,11 @@ class _Reader:
         return len(self._data) - self._at
 
     def take(self, size: int) -> bytes:
-        if size > self.left:
+        at = self._at
+        self._at = end = at + size
+        if end > len(self._data):
             raise _Bad(f"{self._what} ends early")
-        self._at += size
-        return self._data[self._at - size : self._at]
+        return self._data[at:end]
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size))
@@ -212,7 +215,7 @@ def _extensions(data: bytes) -> dict[int, bytes]:
 def _numbers(data: bytes, what: str) -> tuple[int, ...]:
     if not data or len(data) % 2:
         raise _Bad(f"{what} of {len(data)} bytes")
-    return tuple(int.from_bytes(data[i : i + 2]) for i in range(0, len(data), 2))
+    return struct.unpack(f">{len(data) // 2}H", data)
 
 
 def _listed(extensions: dict[int, bytes], kind: int, what: str, *, size_of_length: int = 2) -> tuple[int, ...]:

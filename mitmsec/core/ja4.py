@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 SERVER_NAME = 0x0000
 ALPN = 0x0010
 
 _VERSIONS = {0x0304: "13", 0x0303: "12", 0x0302: "11", 0x0301: "10", 0x0300: "s3", 0x0002: "s2"}
 _NOTHING = "0" * 12
+KNOWN_LIMIT = 512  # fingerprints that need not be computed again; none is larger than its hello
 _COUNT_LIMIT = 99  # two digits are all that the format has
 
 
@@ -38,16 +40,26 @@ def fingerprint(
     alpn: bytes = b"",
 ) -> str:
     """JA4 of a hello. All lists in the order sent, GREASE included; `alpn` is the first value, empty where absent."""
-    version = max((value for value in versions if not is_grease(value)), default=0)
-    suites = [value for value in ciphers if not is_grease(value)]
-    kinds = [value for value in extensions if not is_grease(value)]
-    algorithms = [value for value in signature_algorithms if not is_grease(value)]
+    return _fingerprint(
+        max((value for value in versions if not is_grease(value)), default=0),
+        tuple(sorted(value for value in ciphers if not is_grease(value))),
+        tuple(sorted(value for value in extensions if not is_grease(value))),
+        tuple(value for value in signature_algorithms if not is_grease(value)),
+        alpn,
+    )
+
+
+@lru_cache(KNOWN_LIMIT)
+def _fingerprint(
+    version: int, suites: tuple[int, ...], kinds: tuple[int, ...], algorithms: tuple[int, ...], alpn: bytes
+) -> str:
+    """A program's hellos differ in their GREASE and in the order of their extensions, and in nothing else."""
     named = "d" if SERVER_NAME in kinds else "i"
     head = f"t{_VERSIONS.get(version, '00')}{named}{_count(suites)}{_count(kinds)}{_alpn(alpn)}"
-    hashed = ",".join(_codes(sorted(kind for kind in kinds if kind not in (SERVER_NAME, ALPN))))
+    hashed = ",".join(_codes([kind for kind in kinds if kind not in (SERVER_NAME, ALPN)]))
     if algorithms:
         hashed += "_" + ",".join(_codes(algorithms))
-    return f"{head}_{_digest(','.join(_codes(sorted(suites))))}_{_digest(hashed if kinds else '')}"
+    return f"{head}_{_digest(','.join(_codes(suites)))}_{_digest(hashed if kinds else '')}"
 
 
 def _codes(values: Sequence[int]) -> list[str]:
