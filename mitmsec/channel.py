@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from typing import Any
 
 import msgspec
@@ -23,6 +25,8 @@ PACKET_LIMIT_BYTES = 180_000  # below the kernel's default send buffer, which bo
 FDS_LIMIT = 16
 BURST = 64  # messages taken from one channel before other events have their turn
 QUEUE_LIMIT = 4096
+RETRY_S = 0.01  # where the kernel has no room and does not say when it will have
+NO_ROOM = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})  # the last: too many descriptors on their way
 
 
 class ChannelBroken(Exception):
@@ -31,6 +35,14 @@ class ChannelBroken(Exception):
 
 class ChannelFull(Exception):
     """The other side has not read for so long that the queue is full; the message was not sent."""
+
+
+class Sent(Enum):
+    """What became of one attempt to send."""
+
+    YES = auto()  # or nobody is there to take it
+    WHEN_WRITABLE = auto()
+    LATER = auto()
 
 
 class Channel:
@@ -45,6 +57,7 @@ class Channel:
         self._decode = decoder(accepts)
         self._queue: deque[tuple[bytes, list[int]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self.closed = False
 
     def fileno(self) -> int:
@@ -84,45 +97,56 @@ class Channel:
                     return
 
         loop.add_reader(self._sock, readable)
-        if self._queue:
-            loop.add_writer(self._sock, self._flush)
+        self._flush()
 
     def send(self, message: Message, *fds: int) -> None:
-        """Send, or queue with duplicates of `fds`. The caller keeps its own descriptors. Raises ChannelFull.
+        """Send, or queue with duplicates of `fds`. The caller keeps its own descriptors.
 
-        A peer that has gone away is no error here: its end of file reaches `on_end`.
+        A peer that has gone away is no error here: its end of file reaches `on_end`. Raises ChannelFull; OSError if the
+        message has to wait and there is no descriptor left to duplicate `fds`.
         """
         packet = encode(message)
         if len(packet) > PACKET_LIMIT_BYTES:
             raise ValueError(f"{type(message).__name__} of {len(packet)} bytes does not fit in one packet")
         if self.closed:
             return
-        if not self._queue and self._sent(packet, fds):
+        if not self._queue and self._sent(packet, fds) is Sent.YES:
             return
         if len(self._queue) >= (QUEUE_LIMIT if self._queue_limit is None else self._queue_limit):
             raise ChannelFull(type(message).__name__)
-        self._queue.append((packet, [os.dup(fd) for fd in fds]))
-        if len(self._queue) == 1 and self._loop is not None:
-            self._loop.add_writer(self._sock, self._flush)
+        self._queue.append((packet, _duplicates(fds)))
+        if len(self._queue) == 1:
+            self._flush()
 
-    def _sent(self, packet: bytes, fds: Sequence[int]) -> bool:
+    def _sent(self, packet: bytes, fds: Sequence[int]) -> Sent:
         try:
             socket.send_fds(self._sock, [packet], list(fds), socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            return False
-        except OSError:
-            pass  # gone: the reader learns it
-        return True
+            return Sent.WHEN_WRITABLE
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                return Sent.LATER
+            # else gone: the reader learns it
+        return Sent.YES
 
     def _flush(self) -> None:
-        while self._queue:
+        """Send what waits, and see to it that the rest is tried again."""
+        self._retry = None
+        sent = Sent.YES
+        while self._queue and sent is Sent.YES:
             packet, fds = self._queue[0]
-            if not self._sent(packet, fds):
-                return
-            self._queue.popleft()
-            close_all(fds)
-        if self._loop is not None:
+            sent = self._sent(packet, fds)
+            if sent is Sent.YES:
+                self._queue.popleft()
+                close_all(fds)
+        if self._loop is None:
+            return
+        if sent is Sent.WHEN_WRITABLE:
+            self._loop.add_writer(self._sock, self._flush)
+        else:
             self._loop.remove_writer(self._sock)
+        if sent is Sent.LATER:  # the socket may be writable all the while: waiting for that would spin
+            self._retry = self._loop.call_later(RETRY_S, self._flush)
 
     # -- without a loop ------------------------------------------------------------------------------------------------
     def receive(self) -> tuple[Any, list[int]] | None:
@@ -163,6 +187,8 @@ class Channel:
         if self._loop is not None:
             self._loop.remove_reader(self._sock)
             self._loop.remove_writer(self._sock)
+        if self._retry is not None:
+            self._retry.cancel()
         while self._queue:
             close_all(self._queue.popleft()[1])
         self._sock.close()
@@ -179,6 +205,18 @@ def decoder(accepts: Sequence[type[Message]]) -> Callable[[bytes], Any]:
 def pair() -> tuple[socket.socket, socket.socket]:
     """Both ends of a new channel, not inheritable."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _duplicates(fds: Sequence[int]) -> list[int]:
+    """A duplicate of each, or none of any. Raises OSError."""
+    made: list[int] = []
+    try:
+        for fd in fds:
+            made.append(os.dup(fd))  # noqa: PERF401 - those that were made are closed when the next cannot be
+    except OSError:
+        close_all(made)
+        raise
+    return made
 
 
 def close_all(fds: Sequence[int]) -> None:

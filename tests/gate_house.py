@@ -85,10 +85,16 @@ class House:
         self.origin: Origin | None = None
         self.process: Process | None = CURL
         self.beats = 0
+        self.hung: list[int] = []
         self.producer = Producer(mine, loop)
         self.address = listeners[0].getsockname()[:2]
         around = Surroundings(
-            origins=self, recorder=self.producer, signer=Channel(signer, [Committed]), ask=self._ask, beat=self._beat
+            origins=self,
+            recorder=self.producer,
+            signer=Channel(signer, [Committed]),
+            ask=self._ask,
+            beat=self._beat,
+            hangs=self.hung.append,
         )
         self.gate = Gate(
             listeners, around, policy, terms, session="test", connect_deadline_s=5.0, heartbeat_s=0.01, limit=limit

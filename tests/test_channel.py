@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -76,6 +78,91 @@ def test_sending_never_blocks_and_the_queue_is_bounded(monkeypatch: pytest.Monke
     assert left.queued == 3
     left.close()
     assert left.queued == 0
+
+
+@pytest.mark.parametrize("number", sorted(channel.NO_ROOM))
+def test_a_kernel_without_room_is_tried_again_and_no_message_is_lost(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOBUFS and the like are no sign that the other side has gone, and the socket may be writable all the while."""
+    attempts: list[float] = []
+
+    async def story() -> list[int]:
+        loop = asyncio.get_running_loop()
+        send_fds = socket.send_fds
+
+        def without_room(*order: Any) -> int:
+            attempts.append(loop.time())
+            if len(attempts) <= 5:
+                raise OSError(number, os.strerror(number))
+            return send_fds(*order)
+
+        monkeypatch.setattr(socket, "send_fds", without_room)
+        left, right = both([WorkerUp])
+        heard: list[int] = []
+        done = loop.create_future()
+
+        def on_message(message: WorkerUp, fds: list[int]) -> None:
+            heard.append(message.worker)
+            channel.close_all(fds)
+            if len(heard) == 3:
+                done.set_result(None)
+
+        left.send(WorkerUp(worker=0))  # before there is a loop to try again with
+        left.attach(loop, lambda message, fds: None, lambda: None)
+        right.attach(loop, on_message, lambda: None)
+        for worker in (1, 2):
+            left.send(WorkerUp(worker=worker), 0)
+        await asyncio.wait_for(done, 10)
+        left.close()
+        right.close()
+        return heard
+
+    assert asyncio.run(story()) == [0, 1, 2]
+    assert len(attempts) == 5 + 3
+    assert attempts[4] - attempts[2] >= channel.RETRY_S  # it waits
+
+
+def test_a_channel_that_closes_while_it_waits_for_room_tries_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_room(*order: Any) -> int:
+        raise OSError(errno.ENOBUFS, "")
+
+    async def story() -> None:
+        left, right = both([WorkerUp])
+        left.attach(asyncio.get_running_loop(), lambda message, fds: None, lambda: None)
+        monkeypatch.setattr(socket, "send_fds", without_room)
+        left.send(WorkerUp(worker=1))
+        left.close()
+        monkeypatch.undo()
+        await asyncio.sleep(2 * channel.RETRY_S)
+        assert right.receive() is None
+
+    asyncio.run(story())
+
+
+def test_without_descriptors_a_message_that_has_to_wait_is_refused_and_leaves_none_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, right = both([Fault])
+    while not left.queued:
+        left.send(Fault(what="full", detail="x" * 10_000))
+    made: list[int] = []
+    dup = os.dup
+
+    def second_fails(fd: int) -> int:
+        if made:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(dup(fd))
+        return made[0]
+
+    monkeypatch.setattr(os, "dup", second_fails)
+    with pytest.raises(OSError, match="open files"):
+        left.send(Fault(what="with descriptors"), 0, 0)
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(made[0])
+    assert left.queued == 1
+    left.close()
+    right.close()
 
 
 def test_what_was_queued_leaves_in_order_with_its_own_descriptors() -> None:

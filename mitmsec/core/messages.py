@@ -1,11 +1,11 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
-    supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained          WorkerUp →, WhoseAnswer →
+    supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
     supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
     supervisor ⇄ worker    WorkerSettings → · ← Ready
     supervisor ⇄ recorder  RecorderSettings, ProducerUp → · ← Ready
     gate → signer          MintDecision
-    gate ⇄ worker          HandOver, UpstreamAnswer → · ← UpstreamQuestion, FlowEnded
+    gate ⇄ worker          HandOver, UpstreamAnswer → · ← Taken, UpstreamQuestion, FlowEnded
     worker ⇄ signer        MintQuestion → · ← MintAnswer
     producers → recorder   mitmsec.audit.event; ← Committed
 
@@ -127,6 +127,12 @@ class WorkerUp(Message, frozen=True):
     worker: int
 
 
+class WorkerHangs(Message, frozen=True):
+    """The worker lives, and does not take what it is handed: the gate has given it up, the supervisor is to end it."""
+
+    worker: int
+
+
 class Whose(Message, frozen=True):
     """Whose connection is this? Everything that the kernel recorded at connect()."""
 
@@ -223,6 +229,13 @@ class HandOver(Message, frozen=True):
     origin: Endpoint
     client: Endpoint
     decision: Decision
+    owner: str = ""  # the process, told apart from all others; flows without one share nothing
+
+
+class Taken(Message, frozen=True):
+    """Sent at once when a HandOver arrives, before anything is done with it: so the gate knows that somebody reads."""
+
+    flow: str
 
 
 class UpstreamQuestion(Message, frozen=True):
@@ -253,7 +266,8 @@ class TlsServerFacts(Value, frozen=True):
     cipher: str | None = None
     alpn: str | None = None
     certificate_sha256: str | None = None
-    verified: bool | None = None
+    verified: bool | None = None  # for a resumed session: when it began
+    resumed: bool | None = None
     error: str | None = None
 
 

@@ -40,10 +40,10 @@ def is_address(text: str) -> bool:
 def written_name(text: str) -> str:
     """The host name that a person wrote, comparable. Raises ValueError with a sentence that says what to write."""
     if is_address(text):
-        raise ValueError(f"{text!r} is an IP address; write it under `address`")
+        raise ValueError(f'"{text}" is an IP address; those stand under address')
     name = parse_name(".".join(_a_label(label) for label in text.removesuffix(".").split(".")))
     if name is None:
-        raise ValueError(f"{text!r} is not a host name")
+        raise ValueError(f'"{text}" is not a host name')
     return name
 
 
@@ -59,7 +59,7 @@ def _a_label(label: str) -> str:
         return label
     lower = unicodedata.normalize("NFC", label.lower())
     if lower != unicodedata.normalize("NFKC", lower) or not all(_in_a_name(char) for char in lower):
-        raise ValueError(f"{label!r} has characters whose meaning in a host name is not certain; write it as xn--…")
+        raise ValueError(f'"{label}" has characters whose meaning in a host name is not certain; write it as xn--…')
     return _A_LABEL_PREFIX + lower.encode("punycode").decode("ascii")
 
 

@@ -1,6 +1,7 @@
 """The engine's seams, spoken over channels: the gate's and the signer's.
 
 gate   ── HandOver + client's and origin's sockets ──► flows
+       ◄─ Taken, at once
        ◄─ UpstreamQuestion ─ · ─ UpstreamAnswer + socket ──►
        ◄─ FlowEnded
 signer ◄─ MintQuestion ─ · ─ MintAnswer ──►
@@ -20,6 +21,7 @@ from mitmsec.core.messages import (
     HandOver,
     MintAnswer,
     MintQuestion,
+    Taken,
     UpstreamAnswer,
     UpstreamQuestion,
 )
@@ -54,6 +56,7 @@ class GateLink:
     def _told(self, message: HandOver | UpstreamAnswer, fds: list[int]) -> None:
         if isinstance(message, UpstreamAnswer):
             return self._answered(message, fds)
+        self._say(Taken(flow=message.flow))
         if len(fds) != 2 or self._take is None:
             close_all(fds)
             return self.ended(
@@ -91,8 +94,11 @@ class GateLink:
 
     def ended(self, flow: FlowEnded) -> None:
         """Both sockets of the flow are closed."""
+        self._say(flow)
+
+    def _say(self, message: Taken | FlowEnded) -> None:
         try:
-            self._channel.send(flow)
+            self._channel.send(message)
         except ChannelFull:
             self._channel.close()  # a gate that does not listen any more cannot be kept right
             if self._end is not None:

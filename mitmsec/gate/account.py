@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec.structs import asdict, replace
 
 from mitmsec.audit.event import ConnectionSeen, FlowHanded, Outcome
-from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
 from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
@@ -67,6 +67,13 @@ def _limited_facts[Facts: (TlsClientFacts, TlsServerFacts)](facts: Facts) -> Fac
     return replace(facts, **texts)
 
 
+def _told_apart(process: Process) -> str:
+    """A text that no two processes share, nor one before and after exec(); none where the process is not known."""
+    if process.confidence is not Confidence.KERNEL or process.started is None:
+        return ""
+    return f"{process.pid} {process.started} {process.user} {process.exe}"
+
+
 class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
@@ -125,6 +132,18 @@ class Account:
             remote=self.remote,
         )
 
+    def hand_over(self, kind: Plaintext, name: str, decision: Decision) -> HandOver:
+        """What the worker has to know."""
+        return HandOver(
+            flow=self.flow,
+            kind=kind,
+            name=name,
+            origin=self.remote,
+            client=self.client,
+            decision=decision,
+            owner=_told_apart(self.process),
+        )
+
     def seen(
         self,
         outcome: Outcome,
@@ -156,6 +175,17 @@ class Account:
             outcome=outcome,
             error=error or self.malformed,
             tls=tls,
+        )
+
+    def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:
+        """The event of a worker's flow. A worker may be an attacker's: its words are held to what an end can be."""
+        return self.seen(
+            WORKER_OUTCOMES.get(ended.outcome, Outcome.FAULT),
+            now_s,
+            sent=within(ended.bytes_sent),
+            received=within(ended.bytes_received),
+            error=limited(ended.error),
+            tls=self.facts_with(ended),
         )
 
     def given_up(self, detail: str, now_s: float) -> ConnectionSeen:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from mitmsec.gate.crew import Crew
 from mitmsec.gate.dial import Dial
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.flow import Flow, State
+from mitmsec.gate.hangups import Hangups
+from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
 from mitmsec.gate.refuse import Farewell, page, reset
@@ -31,6 +34,8 @@ from mitmsec.gate.terms import Decides, Health, Terms
 
 UPSTREAMS_LIMIT = 8  # further connections that one flow's worker may have under way
 GREETING_BYTES = 1024
+
+_TCP_INFO = struct.Struct("=120xQQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_acked, tcpi_bytes_received
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,8 @@ class Means:
     names: Names
     health: Health
     crew: Crew
+    hangups: Hangups
+    loans: Loans
     pipes: Pipes
     taps: Taps
     faults: Faults
@@ -57,6 +64,12 @@ class Means:
     """The connection is not silent any more."""
     over: Callable[[Connection], None]
     """The connection is closed and on record."""
+
+
+def moved_bytes(sock: socket.socket) -> int:
+    """How many bytes have passed on this connection, both ways, as far as its other side has confirmed them."""
+    acked, received = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
+    return int(acked + received)
 
 
 class Connection:
@@ -184,8 +197,10 @@ class Connection:
             case s.Mint(name=name):
                 self._minted = True
                 means.mint(self.id, name)
-            case s.HandOver():
-                self._hand_over(command)
+            case s.Hand(worker=worker, order=order):
+                self._hand(worker, order)
+            case s.WatchClient():
+                means.hangups.watch(self._client, self._client_left, half=True)
             case s.Page(rule=rule, reason=reason):
                 self._release()
                 self._farewell = Farewell(means.loop, self._client, page(rule, reason, self.id), self._farewell_over)
@@ -268,22 +283,16 @@ class Connection:
         assert self._relay is not None
         self.tell(s.RelayEnded(ending, self._relay.sent_bytes, self._relay.received_bytes))
 
-    def _hand_over(self, order: s.HandOver) -> None:
-        """The origin's socket is the worker's alone now; the client's is kept, to reset it if the worker dies."""
+    def _hand(self, worker: int, order: HandOver) -> None:
+        """The worker has both sockets now; duplicates are kept, to end both legs whatever the worker does."""
         self._stop_watching()
         assert self._origin is not None
-        message = HandOver(
-            flow=self.id,
-            kind=order.kind,
-            name=order.name,
-            origin=order.remote,
-            client=order.client,
-            decision=order.decision,
-        )
-        self._means.crew.hand(order.worker, self, message, self._client.fileno(), self._origin.fileno())
-        if self._origin is not None:
-            self._origin.close()
-            self._origin = None
+        origin, self._origin = self._origin, None
+        self._means.loans.lend(self.id, origin)
+        self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
+
+    def _client_left(self) -> None:
+        self.tell(s.ClientLeft(moved_bytes(self._client)))
 
     def dial_more(self, number: int) -> None:
         """For the worker that has this flow: another connection to the decided origin, and to nothing else."""
@@ -295,8 +304,10 @@ class Connection:
         def connected(sock: socket.socket, endpoint: Endpoint) -> None:
             del endpoint
             under_way.discard(dial)
-            with sock:
+            if self._means.loans.lend(self.id, sock):
                 self._answer(number, "", sock.fileno())
+            else:
+                self._answer(number, "too many at once")
 
         def failed(failure: DialFailure) -> None:
             under_way.discard(dial)
@@ -308,7 +319,10 @@ class Connection:
 
     def _answer(self, number: int, error: str, *fds: int) -> None:
         answer = UpstreamAnswer(flow=self.id, number=number, error=error)
-        self._means.crew.answer(self.flow.worker, answer, *fds)
+        try:
+            self._means.crew.answer(self.flow.worker, answer, *fds)
+        except OSError:  # it would have to wait, and there is no descriptor left to wait with
+            self._answer(number, DialFailure.FAULT.value)
 
     # -- the end -------------------------------------------------------------------------------------------------------
     def _release(self, *, in_order: bool = False) -> None:
@@ -320,7 +334,9 @@ class Connection:
         for dial in (self._dial, *(self._more or ())):
             if dial is not None:
                 dial.cancel()
+        self._means.hangups.forget(self._client)
         self._means.crew.part(self.flow.worker, self.id)
+        self._means.loans.recall(self.id, in_order=in_order)
         if self._origin is not None:
             if in_order:
                 self._origin.close()

@@ -1,23 +1,34 @@
 """The workers that flows are handed to, one channel each.
 
-gate ── HandOver + client, origin ──► worker ── FlowEnded ──► gate
+gate ── HandOver + client, origin ──► worker ── Taken, at once ──► gate
+                                             ── FlowEnded, at last ──►
      ◄─ UpstreamQuestion(flow) ──────           (only of flows that it has; dialled is only that flow's origin)
      ── UpstreamAnswer + socket ────►
 the channel's end is the worker's death: its flows are told, and the gate's own copy of each client is reset
+
+A worker that hangs keeps its channel open. It is known by its silence: while it has flows that it has not taken, every
+word of it counts as a sign of life, whichever flow it is about, because a healthy worker's loop takes some flows in
+every round however much it has to do. Silent for `QUIET_S`, it gets no new flows; silent for `HANGS_S`, it counts as
+dead, and the supervisor ends it. Only time counts in which the gate itself was awake: after a stop of the whole
+machine, or of the gate, a worker has its full time to answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Protocol
 
 from mitmsec.channel import Channel, ChannelFull, close_all
-from mitmsec.core.messages import FlowEnded, HandOver, UpstreamAnswer, UpstreamQuestion
+from mitmsec.core.messages import FlowEnded, HandOver, Taken, UpstreamAnswer, UpstreamQuestion
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid
 
-QUEUED_LIMIT = 64  # messages that a worker has not taken: beyond it, it hangs, and gets nothing more
+QUEUED_LIMIT = 64  # messages that a worker has not taken: beyond it, it gets nothing more
+QUIET_S = 1.0  # `on_failure` is to hold within about a second more (Terms.staff_deadline_s)
+HANGS_S = 3.0  # many times the longest silence of a healthy worker under load; see docs/gate.md
+AWAKE_STEP_S = 0.5  # time between two checks counts up to this much: they come with every heartbeat
 
 
 class Member(Protocol):
@@ -38,15 +49,34 @@ class Worker:
     def __init__(self, number: int, channel: Channel) -> None:
         self.number, self.channel = number, channel
         self.flows: dict[str, Member] = {}
+        self.untaken: set[str] = set()
+        """Flows that it was handed and has not said anything of."""
+        self.silent_since_s = 0.0
+        """Its last word, or the first hand-over after a time in which none was untaken."""
         self.parted: set[str] = set()
         """Flows that the gate ended itself: the worker will still speak of them, once."""
+
+    def handed(self, flow: str, now_s: float) -> None:
+        if not self.untaken:
+            self.silent_since_s = now_s
+        self.untaken.add(flow)
+
+    def spoke(self, flow: str, now_s: float) -> None:
+        self.untaken.discard(flow)
+        self.silent_since_s = now_s
+
+    def silent_s(self, now_s: float) -> float:
+        """For how long it has left flows untaken without a word."""
+        return now_s - self.silent_since_s if self.untaken else 0.0
 
 
 class Crew:
     """All workers of a run."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, faults: Faults) -> None:
-        self._loop, self._faults = loop, faults
+    def __init__(self, loop: asyncio.AbstractEventLoop, faults: Faults, hangs: Callable[[int], None]) -> None:
+        self._loop, self._faults, self._hangs = loop, faults, hangs
+        self._awake_s = 0.0
+        self._checked_s: float | None = None
         self._workers: dict[int, Worker] = {}
         self._waiting: dict[str, Member] = {}
 
@@ -58,21 +88,30 @@ class Crew:
         stale = self._workers.get(number)
         if stale is not None:
             self._died(stale)
-        channel = Channel(socket.socket(fileno=fd), [UpstreamQuestion, FlowEnded])
+        channel = Channel(socket.socket(fileno=fd), [Taken, UpstreamQuestion, FlowEnded])
         worker = self._workers[number] = Worker(number, channel)
         channel.attach(self._loop, lambda message, fds: self._said(worker, message, fds), lambda: self._died(worker))
-        waiting, self._waiting = self._waiting, {}
-        for member in waiting.values():
-            self.staff(member)
+        self._staff_waiting()
 
     def staff(self, member: Member) -> None:
         """Tell `member` its worker: the one with the fewest flows. Without any, tell that, and the worker later."""
-        able = [worker for worker in self._workers.values() if worker.channel.queued < QUEUED_LIMIT]
+        able = [worker for worker in self._workers.values() if self._is_able(worker)]
         if able:
             member.tell(Staffed(min(able, key=lambda worker: len(worker.flows)).number))
         else:
             self._waiting[member.id] = member
             member.tell(Unstaffed())
+
+    def check(self, now_s: float) -> None:
+        """Give up workers that hang. To be called with every heartbeat."""
+        if self._checked_s is not None:
+            self._awake_s += min(now_s - self._checked_s, AWAKE_STEP_S)
+        self._checked_s = now_s
+        for worker in list(self._workers.values()):
+            if worker.silent_s(self._awake_s) >= HANGS_S:
+                self._faults.saw("worker_hangs", detail=f"worker {worker.number}, {len(worker.untaken)} flows untaken")
+                self._died(worker)
+                self._hangs(worker.number)
 
     def hand(self, number: int, member: Member, message: HandOver, client_fd: int, origin_fd: int) -> None:
         """Send both sockets. A worker that died in between tells so, like one that dies later."""
@@ -81,6 +120,7 @@ class Crew:
             return member.tell(WorkerDied())
         worker.flows[member.id] = member
         self._send(worker, message, client_fd, origin_fd)
+        worker.handed(member.id, self._awake_s)
 
     def answer(self, number: int, answer: UpstreamAnswer, *fds: int) -> None:
         worker = self._workers.get(number)
@@ -99,16 +139,30 @@ class Crew:
             worker.channel.close()
         self._workers.clear()
 
+    def _is_able(self, worker: Worker) -> bool:
+        return worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
+
+    def _staff_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for member in waiting.values():
+            self.staff(member)
+
     def _send(self, worker: Worker, message: HandOver | UpstreamAnswer, *fds: int) -> None:
         try:
             worker.channel.send(message, *fds)
         except ChannelFull:  # it has not read for thousands of messages
             self._died(worker)
 
-    def _said(self, worker: Worker, message: UpstreamQuestion | FlowEnded, fds: list[int]) -> None:
+    def _said(self, worker: Worker, message: Taken | UpstreamQuestion | FlowEnded, fds: list[int]) -> None:
         close_all(fds)
+        worker.spoke(message.flow, self._awake_s)
+        if self._waiting and self._is_able(worker):
+            self._staff_waiting()
         member = worker.flows.get(message.flow)
         match message:
+            case Taken():
+                if member is None and message.flow not in worker.parted:
+                    self._foreign(worker, message.flow)
             case FlowEnded():
                 if member is not None:
                     del worker.flows[message.flow]

@@ -27,11 +27,11 @@ from typing import assert_never
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded, Plaintext, TlsFacts
+from mitmsec.core.messages import FlowEnded, Plaintext
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
-from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, WITH_PAGE, WORKER_OUTCOMES, Account, limited, within
+from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, WITH_PAGE, Account
 from mitmsec.gate.claims import claims, is_connect
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -40,7 +40,6 @@ from mitmsec.gate.terms import Decides, Dialling, Health, State, Terms
 __all__ = ["Flow", "State"]
 
 CANNOT_DECIDE = "on_failure"  # the rule on record where our own failure decided
-
 
 type Commands = list[AnyCommand]
 
@@ -59,6 +58,7 @@ class Flow:
         self._early: Action | None = None  # what holds whatever the name
         self._dialling = Dialling.NOT
         self._failure: DialFailure | None = None
+        self._moved_bytes = -1  # when the client that a worker has was last seen to have left
         self._now_s = 0.0
 
     def told(self, event: AnyEvent, now_s: float) -> Sequence[AnyCommand]:
@@ -93,10 +93,12 @@ class Flow:
                 return self._worker_said(ended) if self.state is State.HANDED else []
             case s.WorkerDied():
                 return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
+            case s.ClientLeft(moved_bytes=moved_bytes):
+                return self._client_left(moved_bytes) if self.state is State.HANDED else []
             case s.RelayEnded(ending=ending, sent=sent, received=received):
                 return self._relay_ended(ending, sent, received) if self.state is State.RELAYED else []
             case s.LongLived(sent=sent, received=received):
-                return [s.Record(self._seen(Outcome.OPEN, sent, received))] if self.about.decision else []
+                return self._long_lived(sent, received) if self.about.decision is not None else []
             case s.Cut(why=why, outcome=outcome):
                 return self._end(outcome, s.Reset(), error=why)
             case s.Faulted(detail=detail):
@@ -204,6 +206,8 @@ class Flow:
                 return self._first_deadline()
             case State.STAFF:
                 return self._fail("no_worker")
+            case State.HANDED:
+                return [s.WatchClient()]
             case _:
                 return []
 
@@ -236,7 +240,8 @@ class Flow:
         first = self.about.first
         if first is None or first.hello is None or first.name is None:
             return ()
-        others = self._names.others(first.name, self.about.remote)
+        assert self.about.decision is not None
+        others = self._names.others(first.name, self.about.remote, self.about.decision.action)
         return tuple(other for other in others if self._at_hello(first, other) == self.about.decision)
 
     def _dialled(self, remote: Endpoint) -> Commands:
@@ -283,12 +288,17 @@ class Flow:
         return self._end(Outcome.BLOCKED, answer)
 
     def _carry(self, action: Action) -> Commands:
-        assert self.about.first is not None
-        if self.about.first.hello is not None and self.about.first.name is not None:
-            self._names.answered(self.about.first.name, self.about.remote)
+        if action is not Action.DECRYPT:  # the program itself asks for the proof
+            self._remember()
         if action is Action.DECRYPT:
             return self._staff() if self.about.plaintext is not None else self._unreadable()
         return self._relay(tee=action is Action.CAPTURE and self._terms.capture)
+
+    def _remember(self) -> None:
+        """The origin is one that answers for the name."""
+        first, decision = self.about.first, self.about.decision
+        if first is not None and first.hello is not None and first.name is not None and decision is not None:
+            self._names.answered(first.name, self.about.remote, decision.action)
 
     def _unreadable(self) -> Commands:
         """No worker could read it. Where it is HTTP in disguise and was to be inspected, that is a failure."""
@@ -324,19 +334,21 @@ class Flow:
             s.SetDeadline(None),
             s.Record(self.about.handed(worker)),
             *([s.Mint(name)] if kind is Plaintext.TLS else []),
-            s.HandOver(worker, kind, name, self.about.remote, self.about.client, self.about.decision),
+            s.Hand(worker, self.about.hand_over(kind, name, self.about.decision)),
+            s.WatchClient(),
         ]
 
+    def _client_left(self, moved_bytes: int) -> Commands:
+        """It may have ended its side only, and still be served; not for ever with nothing served."""
+        if moved_bytes == self._moved_bytes:
+            return self._end(Outcome.CLIENT_CLOSED, s.Reset(), error="the worker did not end it")
+        self._moved_bytes = moved_bytes
+        return [s.SetDeadline(self._terms.left_deadline_s)]
+
     def _worker_said(self, ended: FlowEnded) -> Commands:
-        """A worker may be an attacker's: its words are held to what a flow's end can be."""
-        return self._end(
-            WORKER_OUTCOMES.get(ended.outcome, Outcome.FAULT),
-            s.Reset() if ended.reset else s.Close(),
-            sent=within(ended.bytes_sent),
-            received=within(ended.bytes_received),
-            error=limited(ended.error),
-            tls=self.about.facts_with(ended),
-        )
+        if ended.tls is not None and ended.tls.server is not None and ended.tls.server.verified:
+            self._remember()
+        return self._over(s.Reset() if ended.reset else s.Close(), self.about.said(ended, self._now_s))
 
     # -- our own failures ----------------------------------------------------------------------------------------------
     def _fail(self, what: str) -> Commands:
@@ -373,22 +385,16 @@ class Flow:
             outcome, error = Outcome.FAULT, self._fault
         return self._end(outcome, answer, sent=sent, received=received, error=error)
 
+    def _long_lived(self, sent: int, received: int) -> Commands:
+        return [s.Record(self.about.seen(Outcome.OPEN, self._now_s, sent=sent, received=received))]
+
     def _end(
-        self,
-        outcome: Outcome,
-        answer: AnyCommand,
-        *,
-        sent: int = 0,
-        received: int = 0,
-        error: str = "",
-        tls: TlsFacts | None = None,
+        self, outcome: Outcome, answer: AnyCommand, *, sent: int = 0, received: int = 0, error: str = ""
     ) -> Commands:
-        self.state = State.ENDED
         if self.about.decision is None:  # for the record: what the policy says of a flow without a name
             self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
-        return [s.SetDeadline(None), answer, s.Record(self._seen(outcome, sent, received, error, tls))]
+        return self._over(answer, self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error))
 
-    def _seen(
-        self, outcome: Outcome, sent: int, received: int, error: str = "", tls: TlsFacts | None = None
-    ) -> ConnectionSeen:
-        return self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error, tls=tls)
+    def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:
+        self.state = State.ENDED
+        return [s.SetDeadline(None), answer, s.Record(seen)]

@@ -32,7 +32,9 @@ from mitmsec.gate import signals as s
 from mitmsec.gate.connection import Connection, Means
 from mitmsec.gate.crew import Crew
 from mitmsec.gate.faults import Faults
+from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
+from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.refuse import reset
 from mitmsec.gate.signals import Origin
@@ -68,6 +70,8 @@ class Surroundings:
     ask: Callable[[int, Origin], None]
     """Ask the supervisor whose connection this is; `Gate.owner` takes the answer of this number."""
     beat: Callable[[], None]
+    hangs: Callable[[int], None]
+    """Tell the supervisor that this worker lives and does nothing."""
 
 
 class Colleagues:
@@ -131,7 +135,9 @@ class Gate:
         self._colleagues = Colleagues(around.recorder)
         self._pipes = Pipes()
         self._faults = Faults(around.recorder.record, session)
-        self.crew = Crew(loop, self._faults)
+        self.crew = Crew(loop, self._faults, around.hangs)
+        self._hangups = Hangups(loop)
+        self._loans = Loans(loop, self._hangups)
         self._taps = Taps(loop, around.recorder, terms.on_failure)
         self._means = Means(
             loop=loop,
@@ -141,6 +147,8 @@ class Gate:
             names=Names(),
             health=self._colleagues,
             crew=self.crew,
+            hangups=self._hangups,
+            loans=self._loans,
             pipes=self._pipes,
             taps=self._taps,
             faults=self._faults,
@@ -191,6 +199,8 @@ class Gate:
             timer.cancel()
         self.crew.close()
         self._taps.close()
+        self._loans.close()
+        self._hangups.close()
         self._pipes.close()
         self._around.signer.close()
         self._around.recorder.close()
@@ -305,6 +315,7 @@ class Gate:
     # -- time ----------------------------------------------------------------------------------------------------------
     def _beat(self) -> None:
         self._around.beat()
+        self.crew.check(self._loop.time())
         self._timers[self._beat] = self._loop.call_later(self._heartbeat_s, self._beat)
 
     def _tick(self) -> None:

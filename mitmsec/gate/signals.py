@@ -7,8 +7,8 @@ from enum import StrEnum
 import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
-from mitmsec.core.messages import FlowEnded, Plaintext
-from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.core.model import Endpoint, OnFailure, Process, Value
 
 
 class Origin(Value, frozen=True):
@@ -118,6 +118,12 @@ class WorkerDied(Event, frozen=True):
     """The worker that had the flow is gone."""
 
 
+class ClientLeft(Event, frozen=True):
+    """The answer to `WatchClient`. So many bytes have passed on the client's leg, both ways, up to now."""
+
+    moved_bytes: int
+
+
 class RelayEnded(Event, frozen=True):
     """Both directions of a relay have ended. Counts are bytes on the client's leg."""
 
@@ -160,6 +166,7 @@ type AnyEvent = (
     | Unstaffed
     | WorkerSaid
     | WorkerDied
+    | ClientLeft
     | RelayEnded
     | LongLived
     | Cut
@@ -216,15 +223,15 @@ class Mint(Command, frozen=True):
     name: str
 
 
-class HandOver(Command, frozen=True):
+class Hand(Command, frozen=True):
     """Give both sockets to `worker`."""
 
     worker: int
-    kind: Plaintext
-    name: str
-    remote: Endpoint
-    client: Endpoint
-    decision: Decision
+    order: HandOver
+
+
+class WatchClient(Command, frozen=True):
+    """Say `ClientLeft` when the client, whom a worker has, has ended its side: at once if it already has."""
 
 
 class Page(Command, frozen=True):
@@ -265,7 +272,8 @@ type AnyCommand = (
     | Relay
     | Staff
     | Mint
-    | HandOver
+    | Hand
+    | WatchClient
     | Page
     | Reset
     | Close

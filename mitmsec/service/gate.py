@@ -1,6 +1,6 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
-    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, Drained
+    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, WorkerHangs, Drained
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop
 
 All of the run's listeners, maps and channels come by descriptor: the process itself opens nothing but connections to
@@ -10,6 +10,7 @@ decided origins.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from typing import assert_never
@@ -18,7 +19,17 @@ import msgspec
 
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull, close_all
-from mitmsec.core.messages import Drain, Drained, GateSettings, Message, Ready, Whose, WhoseAnswer, WorkerUp
+from mitmsec.core.messages import (
+    Drain,
+    Drained,
+    GateSettings,
+    Message,
+    Ready,
+    Whose,
+    WhoseAnswer,
+    WorkerHangs,
+    WorkerUp,
+)
 from mitmsec.core.model import Endpoint
 from mitmsec.core.policy import Policy
 from mitmsec.gate.loop import Gate, Surroundings
@@ -88,6 +99,7 @@ class GateProgram:
             signer=Channel(socket.socket(fileno=signer_fd), [Ready]),  # which never speaks; its end is what we hear
             ask=self._ask,
             beat=Heartbeat(heartbeat_fd).beat,
+            hangs=self._hangs,
         )
         self._gate = Gate(
             [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
@@ -134,6 +146,10 @@ class GateProgram:
                 connected_ns=origin.connected_ns,
             )
         )
+
+    def _hangs(self, worker: int) -> None:
+        with contextlib.suppress(ChannelFull):  # a supervisor that hangs itself
+            self._control.send(WorkerHangs(worker=worker))
 
     async def _drain(self, gate: Gate, grace_s: float) -> None:
         cut = await gate.drain(grace_s)

@@ -18,6 +18,7 @@ from mitmsec.core.messages import (
     MintAnswer,
     MintQuestion,
     Plaintext,
+    Taken,
     UpstreamAnswer,
     UpstreamQuestion,
 )
@@ -35,7 +36,7 @@ class Gate:
 
     def __init__(self) -> None:
         ours, theirs = pair()
-        self.channel = Channel(ours, [UpstreamQuestion, FlowEnded])
+        self.channel = Channel(ours, [Taken, UpstreamQuestion, FlowEnded])
         self.said: asyncio.Queue[Any] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self.channel.attach(loop, lambda message, _: self.said.put_nowait(message), lambda: None)
@@ -64,6 +65,7 @@ def test_flows_come_with_both_sockets() -> None:
             gate.channel.send(HAND_OVER, client.fileno(), origin.fileno())
             hand_over, ours, theirs = await gate.taken.get()
             assert hand_over == HAND_OVER
+            assert await gate.said.get() == Taken(flow="flow-1")
             ours.send(b"through")
             assert theirs.recv(10) == b"through"
             ours.close()
@@ -75,6 +77,7 @@ def test_flows_come_with_both_sockets() -> None:
 def test_a_flow_without_sockets_ends_at_once() -> None:
     async def test(gate: Gate) -> None:
         gate.channel.send(HAND_OVER)
+        assert await gate.said.get() == Taken(flow="flow-1")
         ended = await gate.said.get()
         assert (ended.flow, ended.outcome) == ("flow-1", "fault")
         assert gate.taken.empty()

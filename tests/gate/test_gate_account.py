@@ -7,8 +7,8 @@ from hellos import hello, server_name
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded, TlsClientFacts, TlsFacts
-from mitmsec.core.model import Action, Decision, Endpoint
+from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts
+from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, Account
 from mitmsec.gate.signals import Accepted, DialFailure, Ending, Origin
@@ -69,3 +69,29 @@ def test_what_is_not_tls_has_no_facts_of_tls() -> None:
     about.protocol = Protocol.HTTP
     assert about.facts_with(ENDED) is None
     assert Account("g").hello_facts() == TlsClientFacts()
+
+
+KNOWN = Process(pid=7, started="2026-11-23T12:00:00Z", exe="/usr/bin/curl", user="root", confidence=Confidence.KERNEL)
+
+
+def owner_of(process: Process) -> str:
+    about = account()
+    about.process = process
+    assert about.decision is not None
+    return about.hand_over(Plaintext.TLS, "a.test", about.decision).owner
+
+
+def test_the_owner_of_a_hand_over_tells_processes_apart() -> None:
+    """What is shared between flows (a TLS session with an origin) is shared by one process only, one program of it."""
+    others = [
+        msgspec.structs.replace(KNOWN, pid=8),
+        msgspec.structs.replace(KNOWN, started="2026-11-23T12:00:01Z"),
+        msgspec.structs.replace(KNOWN, exe="/usr/bin/wget"),
+        msgspec.structs.replace(KNOWN, user="nobody"),
+    ]
+    assert len({owner_of(process) for process in (KNOWN, *others)}) == 5
+
+
+def test_a_process_that_is_not_known_is_nobodys_owner() -> None:
+    assert owner_of(msgspec.structs.replace(KNOWN, confidence=Confidence.INFERRED)) == ""
+    assert owner_of(msgspec.structs.replace(KNOWN, started=None)) == ""

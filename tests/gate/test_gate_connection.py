@@ -8,10 +8,10 @@ import socket
 from typing import Any
 
 import pytest
-from gate_house import WAIT_S, House, Server, houses, on_loop, wait_reset
+from gate_house import WAIT_S, House, Server, houses, on_loop, pair_over_loopback, wait_reset
 from hellos import hello, server_name
 
-from mitmsec.audit.event import FlowHanded, Outcome
+from mitmsec.audit.event import FaultSeen, FlowHanded, Outcome
 from mitmsec.channel import Channel, pair
 from mitmsec.core.messages import (
     FlowEnded,
@@ -265,6 +265,124 @@ async def test_a_cut_reaches_a_client_that_a_worker_still_holds() -> None:
         worker.channel.close()
 
 
+# --- workers that hold on to what is over -----------------------------------------------------------------------------
+@on_loop
+async def test_the_end_of_a_flow_ends_the_clients_socket_for_a_worker_that_keeps_it() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            message, (near, far) = await worker.next()
+            assert near.recv(10_000) == TLS
+            worker.ended(message.flow)
+            assert await asyncio.to_thread(client.recv, 1) == b""
+            with pytest.raises(BrokenPipeError):
+                near.send(b"unrecorded")
+            assert near.recv(1) == b""
+            near.close()
+            far.close()
+        worker.channel.close()
+
+
+@pytest.mark.parametrize("reset", [True, False])
+def test_the_end_of_a_flow_ends_the_origins_sockets_for_a_worker_that_keeps_them(
+    reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mitmsec.gate.loans.LEAVE_S", 0.02)
+
+    async def scenario() -> None:
+        async with houses() as make, Server(silent) as origin:
+            house = make(Action.DECRYPT)
+            house.divert(origin.address)
+            worker = Worker(house)
+            with house.dial() as client:
+                client.send(TLS)
+                message, (near, far) = await worker.next()
+                worker.channel.send(UpstreamQuestion(flow=message.flow, number=1))
+                _, (further,) = await worker.next()
+                far.send(b"x")
+                far.settimeout(WAIT_S)
+                assert await asyncio.to_thread(far.recv, 1) == b"x"
+                worker.ended(message.flow, reset=reset)
+                await house.recorder.connection()
+                for kept in (far, further):
+                    await settled(lambda kept=kept: is_dead(kept))
+                for sock in (near, far, further):
+                    sock.close()
+            worker.channel.close()
+
+    asyncio.run(scenario())
+
+
+def is_dead(sock: socket.socket) -> bool:
+    try:
+        sock.send(b"unrecorded")
+    except OSError:
+        return True
+    return False
+
+
+@on_loop
+async def test_a_flow_whose_client_has_left_is_ended_although_its_worker_never_says_so() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT, left_deadline_s=0.02)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            message, socks = await worker.next()
+        seen = await house.recorder.connection()
+        assert (seen.outcome, seen.error) == (Outcome.CLIENT_CLOSED, "the worker did not end it")
+        assert house.gate.live == 0
+        for sock in socks:
+            assert is_dead(sock)
+            sock.close()
+        worker.ended(message.flow)  # late, and no foreign flow
+        worker.channel.send(UpstreamQuestion(flow="another", number=1))
+        await worker.next()
+        assert [seen.count for seen in house.recorder.events if isinstance(seen, FaultSeen)] == [1]
+        worker.channel.close()
+
+
+@on_loop
+async def test_bytes_that_pass_either_way_are_seen_from_outside() -> None:
+    ours, theirs = await pair_over_loopback()
+    with ours, theirs:
+        before = module.moved_bytes(ours)
+        ours.send(bytes(100))
+        theirs.send(bytes(20))
+        await settled(lambda: module.moved_bytes(ours) >= before + 120)
+        assert module.moved_bytes(ours) == before + 120
+
+
+def test_an_answer_that_finds_no_descriptor_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with houses() as make, Server(silent) as origin:
+            house = make(Action.DECRYPT)
+            house.divert(origin.address)
+            worker = Worker(house)
+            with house.dial() as client:
+                client.send(TLS)
+                message, socks = await worker.next()
+                answer = house.gate.crew.answer
+
+                def without_descriptors(number: int, message: UpstreamAnswer, *fds: int) -> None:
+                    if fds:
+                        raise OSError(24, "Too many open files")
+                    answer(number, message)
+
+                monkeypatch.setattr(house.gate.crew, "answer", without_descriptors)
+                worker.channel.send(UpstreamQuestion(flow=message.flow, number=1))
+                assert (await worker.next())[0].error == "fault"
+                for sock in socks:
+                    sock.close()
+            worker.channel.close()
+
+    asyncio.run(scenario())
+
+
 @on_loop
 async def test_a_gate_leaves_no_descriptor_behind() -> None:
     async with Server(silent) as origin:
@@ -286,3 +404,4 @@ async def test_a_gate_leaves_no_descriptor_behind() -> None:
         for writer in origin.writers:
             writer.transport.abort()
         await settled(lambda: len(os.listdir("/proc/self/fd")) <= before)
+        assert len(os.listdir("/proc/self/fd")) <= before

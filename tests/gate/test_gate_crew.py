@@ -12,10 +12,10 @@ from gate_house import WAIT_S, on_loop
 
 from mitmsec.audit.event import FaultSeen
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, UpstreamAnswer, UpstreamQuestion
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Taken, UpstreamAnswer, UpstreamQuestion
 from mitmsec.core.model import Action, Decision, Endpoint
 from mitmsec.gate import crew as module
-from mitmsec.gate.crew import Crew
+from mitmsec.gate.crew import AWAKE_STEP_S, HANGS_S, QUIET_S, Crew
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid
 
@@ -53,8 +53,10 @@ class Bench:
 
     def __init__(self) -> None:
         self.faults: list[FaultSeen] = []
+        self.hung: list[int] = []
+        self.now_s = 5000.0
         self.loop = asyncio.get_running_loop()
-        self.crew = Crew(self.loop, Faults(self.faults.append, "s"))
+        self.crew = Crew(self.loop, Faults(self.faults.append, "s"), self.hung.append)
         self.workers: list[Channel] = []
 
     def up(self, number: int) -> Channel:
@@ -146,6 +148,112 @@ async def test_a_new_worker_of_the_same_number_replaces_the_old_one() -> None:
     bench.up(0)
     assert await member.next() == WorkerDied()
     assert len(bench.crew) == 1
+    bench.close()
+
+
+# --- workers that hang ------------------------------------------------------------------------------------------------
+def awake(bench: Bench, seconds: float) -> None:
+    """The gate's heart beats for so long."""
+    for _ in range(round(seconds / AWAKE_STEP_S)):
+        bench.now_s += AWAKE_STEP_S
+        bench.crew.check(bench.now_s)
+
+
+async def heard(bench: Bench, worker: Channel, flow: str) -> None:
+    """The gate has read that `flow` is taken: a question right after it has reached its flow."""
+    worker.send(Taken(flow=flow))
+    worker.send(UpstreamQuestion(flow="?", number=1))
+    assert (await answer_of(bench, worker))[0].error
+
+
+@on_loop
+async def test_a_worker_that_takes_nothing_counts_as_dead_and_the_supervisor_is_to_end_it() -> None:
+    bench = Bench()
+    bench.up(4)
+    member = Member("f")
+    awake(bench, 1)
+    bench.hand(4, member)
+    awake(bench, HANGS_S - AWAKE_STEP_S)
+    assert (bench.hung, len(bench.crew)) == ([], 1)
+    awake(bench, AWAKE_STEP_S)
+    assert (bench.hung, len(bench.crew)) == ([4], 0)
+    assert await member.next() == WorkerDied()
+    assert [(fault.what, fault.detail) for fault in bench.faults] == [("worker_hangs", "worker 4, 1 flows untaken")]
+    awake(bench, HANGS_S)
+    assert bench.hung == [4]
+    bench.close()
+
+
+@on_loop
+async def test_a_worker_that_has_taken_all_it_was_handed_may_be_silent() -> None:
+    bench = Bench()
+    worker = bench.up(0)
+    bench.hand(0, Member("f"))
+    awake(bench, HANGS_S - AWAKE_STEP_S)
+    await heard(bench, worker, "f")
+    awake(bench, 100)
+    bench.hand(0, Member("g"))  # its time begins now
+    awake(bench, HANGS_S - AWAKE_STEP_S)
+    assert bench.hung == []
+    bench.close()
+
+
+@on_loop
+async def test_a_busy_worker_that_takes_one_flow_of_many_is_alive() -> None:
+    bench = Bench()
+    worker = bench.up(0)
+    for number in range(5):
+        bench.hand(0, Member(f"f{number}"))
+    for number in range(4):
+        awake(bench, HANGS_S - AWAKE_STEP_S)
+        await heard(bench, worker, f"f{number}")
+    assert bench.hung == []
+    awake(bench, HANGS_S)
+    assert bench.hung == [0]
+    bench.close()
+
+
+@on_loop
+async def test_a_gate_that_was_itself_stopped_holds_that_against_nobody() -> None:
+    bench = Bench()
+    bench.up(0)
+    bench.hand(0, Member("f"))
+    awake(bench, AWAKE_STEP_S)
+    bench.now_s += 3600
+    bench.crew.check(bench.now_s)
+    assert bench.hung == []
+    bench.close()
+
+
+@on_loop
+async def test_a_quiet_worker_gets_no_new_flows_until_it_speaks() -> None:
+    bench = Bench()
+    worker = bench.up(0)
+    awake(bench, AWAKE_STEP_S)
+    bench.hand(0, Member("f"))
+    awake(bench, QUIET_S)
+    waiting = Member("w")
+    bench.crew.staff(waiting)
+    assert await waiting.next() == Unstaffed()
+    other = bench.up(1)
+    assert await waiting.next() == Staffed(1)
+    other.close()
+    while len(bench.crew) > 1:
+        await asyncio.sleep(0)
+    late = Member("l")
+    bench.crew.staff(late)
+    assert await late.next() == Unstaffed()
+    worker.send(Taken(flow="f"))
+    assert await late.next() == Staffed(0)
+    bench.close()
+
+
+@on_loop
+async def test_taking_a_flow_that_is_not_its_own_is_a_fault() -> None:
+    bench = Bench()
+    worker = bench.up(0)
+    await heard(bench, worker, "x")
+    assert [(fault.what, fault.detail) for fault in bench.faults] == [("foreign_flow", "worker 0 speaks of 'x'")]
     bench.close()
 
 

@@ -1,40 +1,45 @@
-"""One flow's decisions, told as plays: `>>` what happens, `<<` what must follow."""
+"""How one flow is decided, told as plays: `>>` what happens, `<<` what must follow."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hellos import REAL, alpn, hello, server_name
+from gate_stage import (
+    CLIENT,
+    CURL,
+    FLAWED,
+    GATE,
+    HALF,
+    HTTP,
+    NEVER,
+    ORIGIN,
+    REMOTE,
+    SSH,
+    TLS,
+    Stage,
+    ended,
+)
+from hellos import REAL, hello
 from hypothesis import given
 from hypothesis import strategies as st
-from playbook import Playbook
 
-from mitmsec.audit.event import ConnectionSeen, FlowHanded, Outcome
-from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
-from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process
-from mitmsec.core.policy import Application, Policy, Rule
+from mitmsec.audit.event import FlowHanded, Outcome
+from mitmsec.core.messages import Plaintext
+from mitmsec.core.model import Action, Confidence, OnFailure
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT
-from mitmsec.gate.flow import Flow, State
-from mitmsec.gate.names import Names
+from mitmsec.gate.flow import State
 from mitmsec.gate.signals import (
     Accepted,
     Ask,
-    ClientGone,
     Close,
-    Cut,
     Deadline,
     Dial,
-    DialFailed,
-    DialFailure,
     Dialled,
     Ending,
-    Faulted,
     FirstBytes,
-    HandOver,
-    LongLived,
+    Hand,
     Mint,
-    Origin,
     OwnerKnown,
     Page,
     Peek,
@@ -43,102 +48,13 @@ from mitmsec.gate.signals import (
     RelayEnded,
     Report,
     Reset,
-    ServerGone,
     ServerSpoke,
     SetDeadline,
     Staff,
     Staffed,
-    Unstaffed,
+    WatchClient,
     WatchServer,
-    WorkerDied,
-    WorkerSaid,
 )
-from mitmsec.gate.terms import Terms
-
-CLIENT, GATE = Endpoint(address="127.0.0.1", port=40000), Endpoint(address="127.0.0.1", port=8000)
-REMOTE, OTHER = Endpoint(address="192.0.2.1", port=443), Endpoint(address="192.0.2.2", port=443)
-ORIGIN = Origin(remote=REMOTE, pid=8, uid=1000, comm="curl")
-CURL = Process(pid=8, exe="/usr/bin/curl", name="curl", confidence=Confidence.KERNEL)
-NEVER = SetDeadline(None)
-TLS = hello(server_name(b"a.test"), alpn(b"h2"))
-HTTP = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
-SSH = b"SSH-2.0-x\r\n"
-FLAWED = b"\x16\x03\x01\x00\x05\x01\xff\xff\xff\xff"  # a hello of 16 MiB
-HALF = TLS[:50]
-
-
-class Colleagues:
-    """Health, as the test wants it."""
-
-    recording = True
-    signing = True
-
-
-class Stage:
-    """A flow on which a play is played, under a policy whose one rule is about the host a.test, or none."""
-
-    def __init__(
-        self,
-        action: Action = Action.DECRYPT,
-        *,
-        host: Action | None = None,
-        on_failure: OnFailure = OnFailure.CLOSED,
-        capture: bool = True,
-        inspect: tuple[str, ...] = (),
-        application: bool = False,
-    ) -> None:
-        rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
-        applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
-        if application:
-            rules = (*rules, Rule(name="app", application=("curl",), action=Action.BLOCK))
-        self.names, self.health = Names(), Colleagues()
-        self.terms = Terms(on_failure=on_failure, capture=capture)
-        self.flow = Flow(
-            "f",
-            self.terms,
-            Policy(action=action, rules=rules, inspect=inspect, applications=applications),
-            self.names,
-            self.health,
-        )
-        self.play = Playbook(self.flow.told)
-
-    def owned(self) -> Playbook:
-        """Up to the moment where the owner is known; what follows from that is due."""
-        self.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(self.terms.owner_deadline_s) << Ask(ORIGIN)
-        return self.play >> OwnerKnown(CURL)
-
-    def waiting(self) -> Playbook:
-        """Nothing decided yet: the first bytes are awaited."""
-        return self.owned() << SetDeadline(0.3) << Peek(1)
-
-    def dialling(self) -> Playbook:
-        """Decided without a name: dialled, and the first bytes are awaited."""
-        return self.owned() << NEVER << Dial((REMOTE,)) << Peek(1)
-
-    def connected(self) -> Playbook:
-        return self.dialling() >> Dialled(REMOTE) << WatchServer()
-
-    def relayed(self, tee: bool = False) -> Playbook:
-        return self.connected() >> FirstBytes(TLS) << NEVER << Relay(tee)
-
-    def handed(self, data: bytes = TLS) -> Playbook:
-        self.connected() >> FirstBytes(data) << NEVER << Staff()
-        self.play >> Staffed(3) << NEVER << Record
-        if data is TLS:
-            self.play << Mint("a.test")
-        return self.play << HandOver
-
-
-def ended(play: Playbook, answer: Any, outcome: Outcome, **facts: Any) -> ConnectionSeen:
-    """The play ends with `answer` and this record."""
-    play << NEVER << answer << Record
-    play.done()
-    seen = play.last.seen
-    assert isinstance(seen, ConnectionSeen)
-    assert seen.outcome is outcome
-    for name, value in facts.items():
-        assert getattr(seen, name) == value, name
-    return seen
 
 
 # --- whose ------------------------------------------------------------------------------------------------------------
@@ -160,8 +76,7 @@ def test_an_owner_who_stays_unknown_is_decided_by_the_kernels_word_where_failure
     stage = Stage(Action.BYPASS, on_failure=OnFailure.OPEN)
     stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report("owner_unknown", OnFailure.OPEN) << NEVER << Dial((REMOTE,)) << Peek(1)
-    stage.play >> OwnerKnown(CURL)  # too late to matter
-    stage.play.done()
+    assert stage.play >> OwnerKnown(CURL)  # too late to matter
 
 
 def test_an_unknown_owner_is_bypassed_with_a_fault_where_applications_are_asked_for_and_failures_open() -> None:
@@ -183,7 +98,7 @@ def test_nothing_is_let_through_unrecorded_where_failures_close() -> None:
 def test_a_flow_goes_on_unrecorded_where_failures_open() -> None:
     stage = Stage(Action.BYPASS, on_failure=OnFailure.OPEN)
     stage.health.recording = False
-    stage.dialling().done()
+    assert stage.dialling()
 
 
 # --- the four actions -------------------------------------------------------------------------------------------------
@@ -214,15 +129,12 @@ def test_decrypt_hands_both_sockets_of_tls_to_a_worker_under_exactly_the_name() 
         << NEVER
         << Record(FlowHanded(flow="f", process=CURL, worker=3, host="a.test", local=CLIENT, remote=REMOTE))
     )
-    play << Mint("a.test") << HandOver
-    order = play.last
-    assert (order.worker, order.kind, order.name, order.remote, order.client) == (
-        3,
-        Plaintext.TLS,
-        "a.test",
-        REMOTE,
-        CLIENT,
-    )
+    play << Mint("a.test") << Hand
+    assert play.last.worker == 3
+    order = play.last.order
+    assert (order.flow, order.kind, order.name) == ("f", Plaintext.TLS, "a.test")
+    assert (order.origin, order.client) == (REMOTE, CLIENT)
+    assert play << WatchClient()
     assert order.decision.action is Action.DECRYPT
     assert stage.flow.worker == 3
 
@@ -230,13 +142,13 @@ def test_decrypt_hands_both_sockets_of_tls_to_a_worker_under_exactly_the_name() 
 def test_without_a_name_the_address_is_what_a_certificate_is_for() -> None:
     stage = Stage()
     play = stage.connected() >> FirstBytes(hello()) << NEVER << Staff()
-    play >> Staffed(0) << NEVER << Record << Mint("192.0.2.1") << HandOver
+    assert play >> Staffed(0) << NEVER << Record << Mint("192.0.2.1") << Hand << WatchClient()
 
 
 def test_plain_http_is_handed_over_without_a_certificate() -> None:
     stage = Stage()
     stage.handed(HTTP)
-    assert stage.play.last.kind is Plaintext.HTTP
+    assert stage.order.kind is Plaintext.HTTP
 
 
 def test_decrypt_of_what_no_worker_reads_is_captured_and_recorded_so() -> None:
@@ -249,7 +161,7 @@ def test_decrypt_of_what_no_worker_reads_is_captured_and_recorded_so() -> None:
 def test_a_request_in_absolute_form_is_handed_over_as_http() -> None:
     stage = Stage()
     stage.handed(b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n")
-    assert (stage.play.last.kind, stage.play.last.name) == (Plaintext.HTTP, "a.test")
+    assert (stage.order.kind, stage.order.name) == (Plaintext.HTTP, "a.test")
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)
@@ -292,7 +204,7 @@ def test_block_does_not_wait_for_a_client_that_says_nothing() -> None:
 def test_no_origin_is_dialled_before_the_name_has_decided() -> None:
     stage = Stage(Action.BYPASS, host=Action.CAPTURE)
     play = stage.waiting() >> FirstBytes(TLS) << NEVER << Dial((REMOTE,))
-    play >> Dialled(REMOTE) << Relay(True)
+    assert play >> Dialled(REMOTE) << Relay(True)
 
 
 def test_without_a_hello_in_time_the_decision_is_made_without_a_name_and_whoever_speaks_first_settles_it() -> None:
@@ -321,7 +233,7 @@ def test_a_decision_without_a_name_can_block_too() -> None:
 def test_the_hello_may_come_before_the_origin_answers() -> None:
     stage = Stage(Action.BYPASS)
     stage.dialling() >> FirstBytes(TLS) << NEVER
-    stage.play >> Dialled(REMOTE) << Relay(False)
+    assert stage.play >> Dialled(REMOTE) << Relay(False)
 
 
 @pytest.mark.parametrize("greeting", [b"", b"\xff\xfd", b"220"])
@@ -339,7 +251,7 @@ def test_a_hello_in_pieces_gets_a_second_deadline_once() -> None:
     play = stage.waiting() >> FirstBytes(TLS[:3]) << SetDeadline(5.0) << Peek
     assert 3 < play.last.at_least_bytes <= len(TLS)
     play >> FirstBytes(HALF) << Peek
-    play >> FirstBytes(TLS) << NEVER << Dial((REMOTE,))
+    assert play >> FirstBytes(TLS) << NEVER << Dial((REMOTE,))
 
 
 @given(st.sampled_from(sorted(REAL)), st.lists(st.integers(1, 600), max_size=6))
@@ -428,311 +340,46 @@ def test_a_word_without_an_end_is_not_waited_for_long_and_is_just_tcp() -> None:
     ended(play, Close(), Outcome.COMPLETED, protocol="tcp")
 
 
+STALLED = {  # what the policy says of unknown protocols → what follows from it
+    Action.BYPASS: Relay(False),
+    Action.CAPTURE: Relay(True),
+    Action.DECRYPT: Relay(True),  # of what nobody can read, a copy
+}
+
+
+@pytest.mark.parametrize("action", STALLED)
+@pytest.mark.parametrize("word", [b"FROB", b"FROB ", b"pi"])
+@pytest.mark.parametrize("nameless", [False, True], ids=["at once", "after silence"])
+def test_a_word_of_no_known_method_that_stalls_is_an_unknown_protocol_by_the_deadline_and_no_worker_sees_it(
+    action: Action, word: bytes, nameless: bool
+) -> None:
+    stage = Stage(action, host=Action.BLOCK, on_failure=OnFailure.OPEN)
+    play = stage.waiting()
+    if nameless:
+        play >> Deadline() << Dial((REMOTE,))
+    play >> FirstBytes(word) << SetDeadline(0.3) << Peek
+    if nameless:
+        play >> Deadline() << NEVER
+    else:
+        play >> Deadline() << NEVER << Dial((REMOTE,))
+    play >> Dialled(REMOTE) << STALLED[action]
+    play >> FirstBytes(word + b" / HTTP/1.1\r\nHost: a.test\r\n\r\n") >> FirstBytes(TLS)  # settled is settled
+    play >> RelayEnded(Ending.ORDERLY, 4, 4)
+    done = Action.CAPTURE if action is Action.DECRYPT else action
+    ended(play, Close(), Outcome.COMPLETED, protocol="tcp", host=None, rule="defaults", action=done)
+
+
+def test_a_word_of_no_known_method_that_stalls_is_blocked_where_unknown_protocols_are() -> None:
+    stage = Stage(Action.BLOCK, host=Action.DECRYPT)
+    stage.waiting() >> FirstBytes(b"FROB") << SetDeadline(0.3) << Peek
+    stage.play >> FirstBytes(b"FROBNICATE") << Peek  # no more time for more of it
+    stage.play >> Deadline()
+    ended(stage.play, Reset(), Outcome.BLOCKED, rule="defaults", protocol="tcp")
+
+
 def test_a_word_that_turns_into_a_request_gets_the_time_of_a_request() -> None:
     stage = Stage(Action.DECRYPT)
     request = HTTP.replace(b"GET", b"FROB")
     play = stage.connected() >> FirstBytes(b"FROB") << SetDeadline(0.3) << Peek
     play >> FirstBytes(request[:20]) << SetDeadline(5.0) << Peek
-    play >> FirstBytes(request) << NEVER << Staff()
-
-
-# --- the client goes --------------------------------------------------------------------------------------------------
-def test_a_client_that_leaves_before_a_decision_costs_no_origin_a_contact() -> None:
-    stage = Stage(Action.BYPASS, host=Action.BLOCK)
-    stage.waiting() >> FirstBytes(b"", eof=True)
-    ended(stage.play, Close(), Outcome.CLIENT_CLOSED)
-
-
-def test_a_client_that_only_listens_gets_its_server() -> None:
-    stage = Stage(Action.CAPTURE)
-    stage.dialling() >> FirstBytes(b"", eof=True) << NEVER
-    stage.play >> Dialled(REMOTE) << Relay(True)
-
-
-def test_a_client_that_resets_takes_the_origin_with_it() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.connected() >> ClientGone()
-    ended(stage.play, Reset(), Outcome.CLIENT_CLOSED)
-
-
-# --- the origin -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("failure", "outcome"),
-    [
-        (DialFailure.REFUSED, Outcome.ORIGIN_REFUSED),
-        (DialFailure.RESET, Outcome.ORIGIN_RESET),
-        (DialFailure.TIMEOUT, Outcome.ORIGIN_TIMEOUT),
-        (DialFailure.UNREACHABLE, Outcome.ORIGIN_UNREACHABLE),
-        (DialFailure.FAULT, Outcome.FAULT),
-    ],
-)
-def test_an_origin_that_cannot_be_reached_resets_the_client_and_the_record_says_why(
-    failure: DialFailure, outcome: Outcome
-) -> None:
-    stage = Stage(Action.BYPASS)
-    stage.dialling() >> FirstBytes(TLS) << NEVER
-    stage.play >> DialFailed(failure)
-    ended(stage.play, Reset(), outcome, host="a.test")
-
-
-def test_a_refusal_waits_a_moment_for_the_name_and_then_for_nothing() -> None:
-    stage = Stage(Action.BYPASS)
-    play = stage.dialling() >> DialFailed(DialFailure.REFUSED) << SetDeadline(0.3)
-    play >> Deadline()
-    ended(play, Reset(), Outcome.ORIGIN_REFUSED, host=None)
-
-
-def test_a_refusal_during_a_hello_waits_for_its_end() -> None:
-    stage = Stage(Action.BYPASS)
-    play = stage.dialling() >> FirstBytes(HALF) << SetDeadline(5.0) << Peek
-    play >> DialFailed(DialFailure.REFUSED)
-    play >> FirstBytes(TLS)
-    ended(play, Reset(), Outcome.ORIGIN_REFUSED, host="a.test")
-
-
-def test_other_addresses_of_the_name_are_tried_when_the_one_asked_for_refuses() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.names.answered("a.test", OTHER)
-    play = stage.dialling() >> DialFailed(DialFailure.REFUSED) << SetDeadline(0.3)
-    play >> FirstBytes(TLS) << NEVER << Dial((OTHER,))
-    play >> Dialled(OTHER) << Relay(False)
-    play >> RelayEnded(Ending.ORDERLY, 1, 1)
-    ended(play, Close(), Outcome.COMPLETED, remote=OTHER)
-
-
-def test_when_all_fail_the_first_failure_is_the_one_on_record() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.names.answered("a.test", OTHER)
-    play = stage.dialling() >> DialFailed(DialFailure.REFUSED) << SetDeadline(0.3)
-    play >> FirstBytes(TLS) << NEVER << Dial((OTHER,))
-    play >> DialFailed(DialFailure.TIMEOUT)
-    ended(play, Reset(), Outcome.ORIGIN_REFUSED)
-
-
-def test_other_addresses_join_a_dial_that_is_under_way_or_begins() -> None:
-    under_way, begins = Stage(Action.BYPASS), Stage(Action.BYPASS, host=Action.CAPTURE)
-    under_way.names.answered("a.test", OTHER)
-    begins.names.answered("a.test", OTHER)
-    under_way.dialling() >> FirstBytes(TLS) << NEVER << Dial((OTHER,))
-    begins.waiting() >> FirstBytes(TLS) << NEVER << Dial((REMOTE, OTHER))
-
-
-def test_an_address_of_which_the_policy_says_something_else_is_not_tried() -> None:
-    rule = Rule(name="not there", address=("192.0.2.2/32",), action=Action.BLOCK)
-    names = Names()
-    names.answered("a.test", OTHER)
-    flow = Flow("f", Terms(on_failure=OnFailure.CLOSED), Policy(rules=(rule,)), names, Colleagues())
-    play = Playbook(flow.told) >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
-    play >> OwnerKnown(CURL) << NEVER << Dial((REMOTE,)) << Peek(1)
-    play >> FirstBytes(TLS) << NEVER
-    play.done()
-
-
-def test_the_address_that_answered_for_a_name_is_remembered() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.relayed()
-    assert stage.names.others("a.test", OTHER) == (REMOTE,)
-
-
-def test_an_origin_that_resets_before_anybody_spoke_takes_the_client_with_it() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.connected() >> ServerGone()
-    ended(stage.play, Reset(), Outcome.ORIGIN_RESET)
-
-
-# --- workers ----------------------------------------------------------------------------------------------------------
-FACTS = TlsFacts(
-    client=TlsClientFacts(version="TLSv1.3", cipher="AES", alpn="h2", sni="forged.test", ja4="forged"),
-    server=TlsServerFacts(version="TLSv1.3", verified=True),
-)
-
-
-def said(**more: Any) -> WorkerSaid:
-    return WorkerSaid(FlowEnded(**{"flow": "f", "bytes_sent": 1, "bytes_received": 2, "outcome": "completed", **more}))
-
-
-def test_a_worker_ends_a_flow_and_what_the_client_offered_stays_our_own_reading() -> None:
-    stage = Stage()
-    stage.handed() >> said(tls=FACTS)
-    seen = ended(stage.play, Close(), Outcome.COMPLETED, bytes_sent=1, bytes_received=2, action=Action.DECRYPT)
-    assert seen.tls is not None
-    assert seen.tls.client is not None
-    assert (seen.tls.client.sni, seen.tls.client.cipher) == ("a.test", "AES")
-    assert seen.tls.client.ja4 != "forged"
-    assert seen.tls.server == FACTS.server
-
-
-def test_a_worker_can_have_the_client_reset_and_cannot_invent_facts_of_plain_http() -> None:
-    stage = Stage()
-    stage.handed(HTTP) >> said(reset=True, outcome="blocked", tls=FACTS)
-    ended(stage.play, Reset(), Outcome.BLOCKED, tls=None)
-
-
-def test_nonsense_of_a_worker_becomes_a_fault_and_no_negative_count() -> None:
-    stage = Stage()
-    stage.handed() >> said(outcome="splendid", bytes_sent=-5, error="?")
-    ended(stage.play, Close(), Outcome.FAULT, bytes_sent=0, error="?")
-
-
-@pytest.mark.parametrize("outcome", ["open", "stranger", "cut"])
-def test_a_workers_words_are_bounded_and_some_are_not_its_to_say(outcome: str) -> None:
-    stage, long = Stage(), "x" * 9999
-    facts = TlsFacts(client=TlsClientFacts(version=long), server=TlsServerFacts(error=long, verified=True))
-    stage.handed() >> said(outcome=outcome, error=long, bytes_sent=2**64 - 1, tls=facts)
-    seen = ended(stage.play, Close(), Outcome.FAULT, error=long[:256], bytes_sent=2**63 - 1)
-    assert seen.tls is not None
-    assert seen.tls.client is not None
-    assert seen.tls.client.version == long[:256]
-    assert seen.tls.server == TlsServerFacts(error=long[:256], verified=True)
-
-
-def test_a_worker_that_dies_takes_its_flows_with_it() -> None:
-    stage = Stage()
-    stage.handed() >> WorkerDied()
-    ended(stage.play, Reset(), Outcome.FAULT, error="worker_died")
-
-
-def test_a_flow_waits_for_a_worker_that_comes_back() -> None:
-    stage = Stage()
-    play = stage.connected() >> FirstBytes(TLS) << NEVER << Staff()
-    play >> Unstaffed() << SetDeadline(1.0)
-    play >> Staffed(1) << NEVER << Record << Mint("a.test") << HandOver
-
-
-@pytest.mark.parametrize("lack", ["no_worker", "recorder_gone", "signer_gone"])
-def test_what_cannot_be_decrypted_is_reset_where_failures_close(lack: str) -> None:
-    stage = Stage()
-    play = lacking(stage, lack) << Report(lack, OnFailure.CLOSED)
-    ended(play, Reset(), Outcome.FAULT, error=lack, action=Action.DECRYPT)
-
-
-@pytest.mark.parametrize("lack", ["no_worker", "recorder_gone", "signer_gone"])
-def test_what_cannot_be_decrypted_is_relayed_unread_where_failures_open_and_the_record_says_so(lack: str) -> None:
-    stage = Stage(on_failure=OnFailure.OPEN)
-    play = lacking(stage, lack)
-    if lack != "no_worker":
-        play << NEVER
-    play << Report(lack, OnFailure.OPEN, "relayed undecrypted") << Relay(False)
-    play >> RelayEnded(Ending.ORDERLY, 3, 4)
-    ended(play, Close(), Outcome.FAULT, error=lack, action=Action.BYPASS, bytes_sent=3, rule="defaults")
-
-
-def lacking(stage: Stage, lack: str) -> Playbook:
-    """Up to the moment where `lack` shows."""
-    play = stage.connected()
-    play.done()
-    stage.health.recording, stage.health.signing = lack != "recorder_gone", lack != "signer_gone"
-    play >> FirstBytes(TLS)
-    if lack == "no_worker":
-        play << NEVER << Staff()
-        play >> Unstaffed() << SetDeadline(1.0)
-        play >> Deadline()
-    return play
-
-
-def test_plain_http_needs_no_signer() -> None:
-    stage = Stage()
-    stage.health.signing = False
-    stage.handed(HTTP)
-
-
-# --- ends -------------------------------------------------------------------------------------------------------------
-def test_a_client_that_resets_a_relay_has_completed_and_the_record_says_how() -> None:
-    stage = Stage(Action.BYPASS)
-    stage.relayed() >> RelayEnded(Ending.CLIENT_RESET, 5, 6)
-    ended(stage.play, Reset(), Outcome.COMPLETED, error="reset by the client")
-
-
-def test_what_could_not_be_recorded_did_not_pass() -> None:
-    stage = Stage(Action.CAPTURE)
-    stage.relayed(True) >> RelayEnded(Ending.UNRECORDED, 5, 6)
-    ended(stage.play, Reset(), Outcome.FAULT, error="recorder_gone")
-
-
-def test_a_long_life_is_on_record_before_its_end() -> None:
-    stage = Stage(Action.BYPASS)
-    play = stage.relayed().later(10) >> LongLived(7, 8) << Record
-    assert (play.last.seen.outcome, play.last.seen.bytes_sent, play.last.seen.duration_ms) == (Outcome.OPEN, 7, 10_000)
-    play.done()
-
-
-def test_without_a_decision_there_is_nothing_to_put_on_record_yet() -> None:
-    stage = Stage(Action.BYPASS, host=Action.BLOCK)
-    stage.waiting() >> LongLived(0, 0)
-    stage.play.done()
-
-
-def test_a_cut_ends_a_flow_in_any_state_once() -> None:
-    for reach in (Stage.waiting, Stage.relayed, Stage.handed):
-        stage = Stage(
-            Action.DECRYPT if reach is Stage.handed else Action.BYPASS,
-            host=Action.BLOCK if reach is Stage.waiting else None,
-        )
-        reach(stage) >> Cut("drained")
-        ended(stage.play, Reset(), Outcome.CUT, error="drained")
-        stage.play >> Cut("again") >> Deadline() >> RelayEnded(Ending.ORDERLY, 0, 0)
-        stage.play.done()
-
-
-def test_a_fault_of_ours_gives_the_program_its_connection_where_failures_open() -> None:
-    stage = Stage(host=Action.BLOCK, on_failure=OnFailure.OPEN)
-    play = stage.waiting() >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError")
-    play << NEVER << Dial((REMOTE,))
-    play >> Dialled(REMOTE) << Relay(False)
-    play >> RelayEnded(Ending.ORDERLY, 1, 1)
-    ended(play, Close(), Outcome.FAULT, rule="on_failure", reason="KeyError", action=Action.BYPASS)
-
-
-def test_a_fault_of_ours_is_a_reset_where_failures_close_or_somebody_has_the_bytes() -> None:
-    closes, carries = Stage(), Stage(Action.BYPASS, on_failure=OnFailure.OPEN)
-    closes.connected() >> Faulted("KeyError") << Report("gate_failed", OnFailure.CLOSED, "KeyError")
-    ended(closes.play, Reset(), Outcome.FAULT, error="gate_failed")
-    carries.relayed() >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError")
-    ended(carries.play, Reset(), Outcome.FAULT, error="gate_failed")
-
-
-def test_a_fault_of_ours_never_opens_what_was_blocked() -> None:
-    stage = Stage(Action.BLOCK, on_failure=OnFailure.OPEN)
-    stage.waiting() >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError")
-    ended(stage.play, Reset(), Outcome.BLOCKED, error="gate_failed")
-
-
-EVENTS = [
-    OwnerKnown(CURL), FirstBytes(TLS), FirstBytes(b"", eof=True), ClientGone(), Deadline(), Dialled(REMOTE),
-    DialFailed(DialFailure.REFUSED), ServerSpoke(), ServerGone(), Staffed(1), Unstaffed(), said(), WorkerDied(),
-    RelayEnded(Ending.ORDERLY, 0, 0), LongLived(0, 0), Faulted("x"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("reach", [Stage.relayed, Stage.handed])
-def test_a_flow_that_somebody_carries_hears_only_who_carries_it(reach: Any) -> None:
-    ends = (RelayEnded if reach is Stage.relayed else (WorkerSaid, WorkerDied), LongLived, Faulted)
-    stage = Stage(Action.BYPASS if reach is Stage.relayed else Action.DECRYPT)
-    play = reach(stage)
-    for event in EVENTS:
-        if not isinstance(event, ends):
-            play >> event
-    play.done()
-    assert stage.flow.state is not State.ENDED
-
-
-@given(st.lists(st.sampled_from(EVENTS), max_size=8), st.sampled_from(Action), st.sampled_from(OnFailure))
-def test_in_whatever_order_things_happen_there_is_one_record_and_no_dial_before_a_decision(
-    events: list[Any], action: Action, on_failure: OnFailure
-) -> None:
-    stage = Stage(action, host=Action.BLOCK, on_failure=on_failure)
-    commands = list(stage.flow.told(Accepted(CLIENT, GATE, ORIGIN), 0.0))
-    dialled = False
-    for event in events:
-        if isinstance(event, Dialled | ServerSpoke | DialFailed) and not dialled:
-            continue  # answers to a question that was not asked
-        if isinstance(event, ServerSpoke | ServerGone) and not any(isinstance(c, WatchServer) for c in commands):
-            continue
-        new = stage.flow.told(event, 0.0)
-        dialled = dialled or any(isinstance(command, Dial) for command in new)
-        assert not (dialled and stage.flow.about.decision is None)
-        commands += new
-    commands += stage.flow.told(Cut("end"), 0.0)
-    records = [c.seen for c in commands if isinstance(c, Record) and isinstance(c.seen, ConnectionSeen)]
-    assert len([seen for seen in records if seen.outcome is not Outcome.OPEN]) == 1
-    assert stage.flow.state is State.ENDED
+    assert play >> FirstBytes(request) << NEVER << Staff()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+
 from mitmsec.core.messages import GateSettings
 from mitmsec.core.model import OnFailure
 from mitmsec.core.policy import DEFAULT_POLICY
 from mitmsec.gate.terms import Decides, Terms
 
 
-def test_the_policy_is_what_flows_ask() -> None:
-    decides: Decides = DEFAULT_POLICY
-    assert decides is DEFAULT_POLICY
+def test_the_policy_answers_what_flows_ask_in_the_words_in_which_they_ask() -> None:
+    for question in ("at_connect", "at_hello"):
+        asked, answered = (inspect.signature(getattr(side, question)) for side in (Decides, type(DEFAULT_POLICY)))
+        assert asked == answered
+    assert DEFAULT_POLICY.rules == ()
 
 
 def test_failures_open_or_close_within_a_second_and_a_hello_gets_more_than_its_first_byte() -> None:

@@ -112,6 +112,8 @@ def test_what_a_producer_may_not_say_is_dropped_and_recorded_as_a_fault(tmp_path
             worker.record(request())
             worker.record(request("flow-nobody-handed"))
             bare.send(b"no message at all")
+            bare.settimeout(20)
+            assert await asyncio.to_thread(bare.recv, 1) == b""  # it is closed at once, not only ignored
             bare.close()
             await asyncio.gather(gate.flushed(), worker.flushed())
             gate.close()
