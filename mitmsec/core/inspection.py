@@ -22,8 +22,8 @@ class PartKind(StrEnum):
     """What a run of content is."""
 
     BODY = "body"
-    HEADERS = "headers"
-    STREAM = "stream"  # plaintext that is not HTTP
+    HEADERS = "headers"  # of a head, or the trailers after a body
+    STREAM = "stream"  # plaintext that is not HTTP; of a WebSocket each message is a part
     URL = "url"
 
 

@@ -21,12 +21,13 @@ from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layers import tcp
 
-from mitmsec.audit.event import Outcome
+from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import alerts
 from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.hooks import Hooks
 from mitmsec.engine.http import Http
+from mitmsec.engine.leg import CHUNK_BYTES
 from mitmsec.engine.openssl import TlsFailed
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.side import Ended, Side, faulty
@@ -34,6 +35,9 @@ from mitmsec.engine.watch import Blocked, Watch
 
 IDLE_WITHOUT_ORIGIN_S = 60.0
 SNIFF_S = 0.3
+QUEUE_LIMIT_BYTES = 8 << 20  # above what both windows of HTTP/2 let a side hold, so what it takes at once is no flood
+TURN_S = 0.05  # of the loop; a leg whose bytes take longer gets fewer at a time
+READ_S = 0.05  # until inspectors are asked about what came, where nothing waits for their answer
 
 Connect = Callable[[Server], Awaitable[Side]]
 
@@ -55,12 +59,13 @@ class Dialogue:
     ) -> None:
         self._hand_over, self._context, self._front = hand_over, context, front
         self._recorder, self._connect, self._loop = recorder, connect, loop
-        self._hooks = Hooks(hand_over, watch, recorder)
+        self._hooks, self._watch = Hooks(hand_over, watch, recorder), watch
         self._sides: dict[Connection, Side] = {front.connection: front, back.connection: back}
         self._events: deque[events.Event] = deque()
         self._busy = self._held = False
         self._layer: Http | tcp.TCPLayer | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._read_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._ending: Ended | None = None
         self.was_heard = False
@@ -121,7 +126,15 @@ class Dialogue:
         side.leg.on_room = self._balance
         if side.session is not None:
             self._received(side, b"")  # what came with the last flight of the handshake
-        side.leg.listen(lambda data: self._received(side, data), lambda: self._leg_ended(side))
+        side.leg.listen(lambda data: self._turn(side, data), lambda: self._leg_ended(side))
+
+    def _turn(self, side: Side, data: bytes) -> None:
+        """What is cheap to send may be dear to read: nobody gets the loop for long (see Leg.pace)."""
+        begun_s = time.monotonic()
+        self._received(side, data)
+        is_slow = time.monotonic() - begun_s > TURN_S
+        if is_slow or side.leg.chunk_bytes < CHUNK_BYTES:
+            side.leg.pace(slower=is_slow)
 
     def _received(self, side: Side, data: bytes) -> None:
         if self._ending is not None:
@@ -189,8 +202,12 @@ class Dialogue:
                     self._obey(command)
                     if self._is_over():
                         return
+            if self._watch.unread:
+                self._read()
             for side in self._sides.values():
                 side.flush()
+                if side.leg.queued > QUEUE_LIMIT_BYTES:
+                    return self._flooded(side)
         except Blocked as blocked:
             self.end(Ended(Outcome.BLOCKED, str(blocked), reset=True))
         except TlsFailed as error:
@@ -204,6 +221,23 @@ class Dialogue:
 
     def _fault(self, error: Exception) -> None:
         self.end(faulty(error, self._hand_over.flow, self._recorder))
+
+    def _read(self) -> None:
+        """Inspectors' turn, before anything of this turn is sent where they can end the flow. Raises Blocked."""
+        if self._watch.prompt:
+            self._watch.settle()
+        elif self._read_timer is None:
+            self._read_timer = self._loop.call_later(READ_S, self._read_late)
+
+    def _read_late(self) -> None:
+        self._read_timer = None
+        self._watch.settle()
+
+    def _flooded(self, side: Side) -> None:
+        """It makes us say more than it takes: no answer of an origin's is read while so much waits."""
+        who = "client" if side is self._front else "origin"
+        self._recorder.record(FaultSeen(what="flood", detail=who, failed="closed", flow=self._hand_over.flow))
+        self.end(Ended(Outcome.MALFORMED, f"the {who} makes us answer, and reads nothing", reset=True))
 
     def _is_over(self) -> bool:
         return self._ending is not None
@@ -224,8 +258,6 @@ class Dialogue:
         elif isinstance(command, commands.CloseConnection):
             half = isinstance(command, commands.CloseTcpConnection) and command.half_close
             self._close(command.connection, half=half)
-        elif isinstance(command, commands.RequestWakeup):
-            self._loop.call_later(command.delay, self._dispatch, events.Wakeup(command))
 
     async def _further(self, command: commands.OpenConnection) -> None:
         connection = command.connection
@@ -297,11 +329,17 @@ class Dialogue:
         """Close everything; idempotent, the first reason counts."""
         if self._ending is not None:
             return
+        try:
+            self._watch.settle()
+        except Blocked as blocked:
+            ended = Ended(Outcome.BLOCKED, str(blocked), reset=True)
         if ended.outcome is Outcome.COMPLETED and not ended.error and self._hooks.unanswered:
             ended = Ended(ended.outcome, "the client ended before its answer was complete", reset=ended.reset)
         self._ending = ended
         if self._timer is not None:
             self._timer.cancel()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
         for task in self._tasks:
             task.cancel()
         self._hooks.end()

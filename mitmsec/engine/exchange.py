@@ -3,6 +3,7 @@
     begin ──► Page (a refusal: nothing is forwarded) | None
       │
     request_body* ─► response_begin ─► response_body* ─► finish ─► RequestSeen, exactly once
+        └► trailers                        └► trailers
 
 Nothing here knows the engine behind it.
 """
@@ -135,6 +136,11 @@ class Exchange:
         self._response_bytes += len(data)
         _read(self._reading_response, data)
         return data
+
+    def trailers(self, fields: Fields, *, sent: bool) -> None:
+        """What follows a body (RFC 9110 §6.5), read as headers are. Raises Blocked."""
+        if self._watch and self.refused is None:
+            self._watch.look(self._part(PartKind.HEADERS, sent=sent), _as_text(fields))
 
     # -- the end -------------------------------------------------------------------------------------------------------
     def finish(self) -> None:

@@ -20,10 +20,12 @@ from mitmproxy.proxy.layers.http._hooks import (
 
 from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.messages import HandOver
-from mitmsec.engine import stream
+from mitmsec.engine import pages, stream
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.firstline import looks_like_http
-from mitmsec.engine.http import EXCHANGE, answer
+from mitmsec.engine.http import EXCHANGE
+from mitmsec.engine.http1 import answer
+from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.side import Ended
 from mitmsec.engine.watch import Blocked, Watch
@@ -61,10 +63,11 @@ class Hooks:
         self._open.add(exchange)
         return exchange
 
-    def broken(self) -> None:
-        """The client broke HTTP. What exactly it sent is not for the record."""
-        self._fault("malformed_request", "broken HTTP")
+    def broken(self, page: Callable[[str], Page] = pages.unreadable, detail: str = "broken HTTP") -> Page:
+        """The client broke HTTP, which ends the flow; what it may be told. What exactly it sent is not recorded."""
+        self._fault("malformed_request", detail)
         self.noted = self.noted or Ended(Outcome.MALFORMED, "the client broke HTTP")
+        return page(self._hand_over.flow)
 
     def end(self) -> None:
         """The flow is over."""
@@ -83,13 +86,18 @@ class Hooks:
     # -- HTTP ----------------------------------------------------------------------------------------------------------
     def _on_request(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
-        content = hook.flow.request.raw_content
-        if not content:
+        content, trailers = hook.flow.request.raw_content, hook.flow.request.trailers
+        if not content and not trailers:
             return
         try:
-            exchange.request_body(content)
-            exchange.request_body(b"")
+            if content:
+                exchange.request_body(content)
+                exchange.request_body(b"")
+            if trailers:
+                exchange.trailers(trailers.fields, sent=True)
         except Blocked as blocked:
+            if not exchange.held:
+                raise  # the head and more is with the origin already
             hook.flow.response = answer(exchange.page_for(blocked))
 
     def _on_response_head(self, hook: Any) -> None:
@@ -109,11 +117,15 @@ class Hooks:
             self._stream = stream.Stream(self._watch, exchange.stream(sent=True), exchange.stream(sent=False))
 
     def _on_response(self, hook: Any) -> None:
-        hook.flow.metadata[EXCHANGE].finish()
+        exchange: Exchange = hook.flow.metadata[EXCHANGE]
+        if hook.flow.response.trailers:
+            exchange.trailers(hook.flow.response.trailers.fields, sent=False)
+        exchange.finish()
 
     def _on_error(self, hook: Any) -> None:
         if self.origin_ends and self.noted is None:
             self.noted = Ended(Outcome.ORIGIN_RESET, "the origin ended before its answer was complete")
+        self._watch.settle()  # what came before the error goes on
         exchange: Exchange | None = hook.flow.metadata.get(EXCHANGE)
         if exchange is not None:
             exchange.finish()

@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
+from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 
 EXCHANGE = "mitmsec"  # under which a mitmproxy flow carries its Exchange
@@ -45,7 +46,7 @@ NewExchange = Callable[[], Exchange]
 class Http(HttpLayer):
     """`context.server` is connected already; what it agreed to by ALPN is what the client agreed to as well."""
 
-    def __init__(self, context: Context, new_exchange: NewExchange, on_broken: Callable[[], None]) -> None:
+    def __init__(self, context: Context, new_exchange: NewExchange, on_broken: OnBroken) -> None:
         super().__init__(context, HTTPMode.transparent)
         self._new_exchange, self._on_broken = new_exchange, on_broken
         self._front: Layer | None = None
@@ -68,7 +69,7 @@ class Http(HttpLayer):
 
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
-            return http2.Front(context, self._on_broken)
+            return http2.Front(context, self._on_broken, self.streams)
         return http1.Front(context, self._on_broken)
 
     def make_back(self, context: Context) -> Layer:
@@ -77,8 +78,7 @@ class Http(HttpLayer):
             return http1.Back(context)
         back = http2.Back(context)
         if isinstance(self._front, http2.Front):
-            back.others.append(self._front)
-            self._front.others.append(back)
+            self._front.join(back)
         return back
 
     def make_stream(self, stream_id: int) -> CommandGenerator[None]:
@@ -177,15 +177,6 @@ class Stream(HttpStream):
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
         yield from super().state_consume_request_body(event)
-
-
-def answer(page: Page) -> http.Response:
-    """`page` as a response; HTTP/1 connections end with it."""
-    return http.Response.make(
-        page.status,
-        page.body,
-        {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", "connection": "close"},
-    )
 
 
 def _authorities(request: http.Request) -> list[bytes]:

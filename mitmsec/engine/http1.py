@@ -1,50 +1,144 @@
 """mitmproxy's HTTP/1 with what a proxy that stands in for the origin needs: bounded heads, interim answers, trailers.
 
 An origin that fails in the middle must look like a failing origin: the client's connection ends, it is never told "502"
-by somebody who is not supposed to be there.
+by somebody who is not supposed to be there. What the client itself did wrong is answered with a page of ours.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import h11
+from mitmproxy import http
 from mitmproxy.connection import ConnectionState
+from mitmproxy.net.http.http1 import assemble_response
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.layer import CommandGenerator
-from mitmproxy.proxy.layers.http._base import HttpEvent
-from mitmproxy.proxy.layers.http._events import ErrorCode, ResponseProtocolError
+from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
+from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
+    RequestTrailers,
+    ResponseProtocolError,
+    ResponseTrailers,
+)
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
+
+from mitmsec.engine import pages
+from mitmsec.engine.pages import Page
 
 HEAD_LIMIT_BYTES = 1 << 18
 AHEAD_LIMIT_BYTES = 1 << 18  # of further requests, while one is being answered
 CLIENT_CODES = frozenset({
     ErrorCode.GENERIC_CLIENT_ERROR, ErrorCode.REQUEST_VALIDATION_FAILED, ErrorCode.REQUEST_TOO_LARGE,
 })  # fmt: skip
+OnBroken = Callable[..., Page]
+"""Told that a client broke the protocol; what the client may be told."""
+
+_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_INTERIM = re.compile(rb"HTTP/1\.. 1(?!01)..", re.DOTALL)  # 1xx but 101
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LAST_CHUNK = b"0\r\n\r\n"
+_NOT_IN_TRAILERS = frozenset({  # a lenient reader that merges them would frame or route by them (RFC 9110 §6.5.1)
+    b"connection", b"content-encoding", b"content-length", b"content-range", b"content-type", b"expect", b"host",
+    b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+})  # fmt: skip
 
 
-class _WithoutTrailers:
-    """A body reader whose trailers are dropped, as RFC 9110 §6.5.1 lets an intermediary; mitmproxy would break off."""
+def answer(page: Page) -> http.Response:
+    """`page` as a response; HTTP/1 connections end with it."""
+    return http.Response.make(
+        page.status,
+        page.body,
+        {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", "connection": "close"},
+    )
+
+
+class _Trailers:
+    """A body reader which keeps the trailers, which mitmproxy would take for a fault of its own."""
 
     def __init__(self, reader: Any) -> None:
         self._reader = reader
         self.read_eof = reader.read_eof
+        self.fields: list[tuple[bytes, bytes]] = []
 
     def __call__(self, buffer: Any) -> Any:
         event = self._reader(buffer)
-        return h11.EndOfMessage() if isinstance(event, h11.EndOfMessage) and event.headers else event
+        if not isinstance(event, h11.EndOfMessage) or not event.headers:
+            return event
+        self.fields = [
+            (bytes(name), bytes(value)) for name, value in event.headers.raw_items() if _may_trail(bytes(name))
+        ]
+        return h11.EndOfMessage()
 
 
-def _without_trailers(reader: Any) -> Any:
-    return _WithoutTrailers(reader) if type(reader).__name__ == "ChunkedReader" else reader
+def _may_trail(name: bytes) -> bool:
+    return name.lower() not in _NOT_IN_TRAILERS
 
 
-class Front(Http1Server):
+class _Side(Http1Connection):
+    """What both sides share: trailers pass (RFC 9112 §7.1.2), and what announces a chunk is bounded."""
+
+    _trailers: http.Headers | None = None  # to be sent with the end of the message
+    _receive_trailers: type[RequestTrailers | ResponseTrailers]
+
+    def read_body(self, event: events.Event) -> CommandGenerator[None]:
+        if type(self.body_reader).__name__ == "ChunkedReader":
+            self.body_reader = _Trailers(self.body_reader)  # type: ignore[assignment]
+        if isinstance(self.body_reader, _Trailers):
+            yield from self._with_trailers(self.body_reader, super().read_body(event))
+        else:
+            yield from super().read_body(event)
+        if len(self.buf) > HEAD_LIMIT_BYTES and self.state == self.read_body:  # RFC 9112 §7.1
+            self.buf.maybe_extract_at_most(len(self.buf))
+            yield commands.CloseConnection(self.conn)
+            yield from self.fail("a chunk's head is too long")
+
+    def _with_trailers(self, reader: _Trailers, read: CommandGenerator[None]) -> CommandGenerator[None]:
+        for command in read:
+            if (
+                reader.fields
+                and isinstance(command, ReceiveHttp)
+                and isinstance(command.event, self.ReceiveEndOfMessage)
+            ):
+                fields, reader.fields = reader.fields, []  # a pipelined request may follow in here
+                yield ReceiveHttp(self._receive_trailers(command.event.stream_id, http.Headers(fields)))
+            yield command
+
+    def fail(self, why: str) -> CommandGenerator[None]:
+        """Whoever waits for the message hears that it broke off."""
+        if self.stream_id is not None:
+            kind = self.ReceiveProtocolError
+            yield ReceiveHttp(kind(self.stream_id, why, kind.code))
+        self.state = self.done
+
+    def send(self, event: HttpEvent) -> CommandGenerator[None]:
+        if isinstance(event, RequestTrailers | ResponseTrailers):
+            self._trailers = event.trailers
+            return
+        if self._trailers is None:
+            yield from super().send(event)
+            return
+        last_chunk, self._trailers = b"0\r\n%b\r\n" % bytes(self._trailers), None
+        for command in super().send(event):
+            if isinstance(command, commands.SendData) and command.data == _LAST_CHUNK:
+                command.data = last_chunk
+            yield command
+
+    def came(self, event: events.Event) -> bytes:
+        """The buffer, where it may begin with something new: it is not copied for each piece that dribbles in."""
+        size_bytes = len(event.data) if isinstance(event, events.DataReceived) else 0
+        return bytes(self.buf) if not size_bytes or len(self.buf) - size_bytes < len("HTTP/1.1 100") else b""
+
+
+class Front(_Side, Http1Server):
     """The client's side. `on_broken` is told when a client breaks the protocol, which ends the connection."""
 
-    def __init__(self, context: Context, on_broken: Callable[[], None]) -> None:
+    _receive_trailers = RequestTrailers
+
+    def __init__(self, context: Context, on_broken: OnBroken) -> None:
         super().__init__(context)
         self._on_broken = on_broken
         self._parted = False  # the client sends nothing more, and waits for its answer
@@ -55,26 +149,18 @@ class Front(Http1Server):
         return len(self.buf) > AHEAD_LIMIT_BYTES and self.state == self.wait
 
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
-        while bytes(self.buf)[:2] == b"\r\n":  # RFC 9112 §2.2
-            self.buf.maybe_extract_at_most(2)
+        empty = _EMPTY_LINES.match(self.came(event))
+        if empty is not None:  # RFC 9112 §2.2
+            self.buf.maybe_extract_at_most(empty.end())
         for command in super().read_headers(event):
             if isinstance(command, commands.SendData):  # it answers here only what it cannot parse
-                self._on_broken()
+                command.data = _last_words(self._on_broken())
             yield command
         if len(self.buf) > HEAD_LIMIT_BYTES and self.state == self.read_headers:
-            self._on_broken()
             self.buf.maybe_extract_at_most(len(self.buf))
-            yield commands.SendData(
-                self.conn,
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
-            )
+            yield commands.SendData(self.conn, _last_words(self._on_broken(pages.too_large)))
             yield commands.CloseConnection(self.conn)
             self.state = self.done
-
-    def read_body(self, event: events.Event) -> CommandGenerator[None]:
-        self.body_reader = _without_trailers(self.body_reader)
-        yield from super().read_body(event)
-        yield from _within_limit(self)
 
     def wait(self, event: events.Event) -> CommandGenerator[None]:
         """A client that has sent its end may still read (RFC 9112 §9.6)."""
@@ -90,56 +176,44 @@ class Front(Http1Server):
             self.state = self.done
 
     def send(self, event: HttpEvent) -> CommandGenerator[None]:
-        if isinstance(event, ResponseProtocolError) and event.code in CLIENT_CODES:
-            self._on_broken()
-        elif isinstance(event, ResponseProtocolError):
-            if self.conn.state & ConnectionState.CAN_WRITE:
-                yield commands.CloseConnection(self.conn)
-            return
-        yield from super().send(event)
+        if not isinstance(event, ResponseProtocolError):
+            yield from super().send(event)
+        elif self.conn.state & ConnectionState.CAN_WRITE:
+            if event.code in CLIENT_CODES:
+                page = self._on_broken()
+                if not self.response:
+                    yield commands.SendData(self.conn, _last_words(page))
+            yield commands.CloseConnection(self.conn)
 
 
-class Back(Http1Client):
+class Back(_Side, Http1Client):
     """The origin's side."""
 
+    _receive_trailers = ResponseTrailers
+    _in_interim = False  # the buffer begins with an interim answer that is not complete
+
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
-        if isinstance(event, events.DataReceived):
-            self._drop_interim()
+        if self.request is not None and isinstance(event, events.DataReceived):
+            self._drop_interim(bytes(self.buf) if self._in_interim else self.came(event))
         yield from super().read_headers(event)
         if len(self.buf) > HEAD_LIMIT_BYTES and self.state == self.read_headers:
-            yield from self._broken("the head of the response is too long")
+            yield commands.CloseConnection(self.conn)
+            yield from self.fail("the head of the response is too long")
 
-    def _drop_interim(self) -> None:
+    def _drop_interim(self, data: bytes) -> None:
         """1xx answers but 101: they precede the answer (RFC 9110 §15.2); mitmproxy would take one for it."""
-        while self.request is not None and len(self.buf) > 12:
-            head = bytes(self.buf)[:12]
-            if not head.startswith(b"HTTP/1.") or head[9:10] != b"1" or head[9:12] == b"101":
-                return
-            if self.buf.maybe_extract_lines() is None:
-                return
-
-    def read_body(self, event: events.Event) -> CommandGenerator[None]:
-        self.body_reader = _without_trailers(self.body_reader)
-        yield from super().read_body(event)
-        yield from _within_limit(self)
-
-    def _broken(self, why: str) -> CommandGenerator[None]:
-        yield commands.CloseConnection(self.conn)
-        yield from _receive_error(self, why)
+        at = 0
+        self._in_interim = False
+        while _INTERIM.match(data, at):
+            blank = _BLANK_LINE.search(data, at)
+            if blank is None:
+                self._in_interim = True
+                break
+            at = blank.end()
+        if at:
+            self.buf.maybe_extract_at_most(at)
 
 
-def _within_limit(side: Http1Connection) -> CommandGenerator[None]:
-    """A chunk's head or trailers that never end are no body (RFC 9112 §7.1)."""
-    if len(side.buf) > HEAD_LIMIT_BYTES and side.state == side.read_body:
-        side.buf.maybe_extract_at_most(len(side.buf))
-        yield commands.CloseConnection(side.conn)
-        yield from _receive_error(side, "a chunk's head is too long")
-
-
-def _receive_error(side: Http1Connection, why: str) -> CommandGenerator[None]:
-    from mitmproxy.proxy.layers.http._base import ReceiveHttp
-
-    if side.stream_id is not None:
-        kind = side.ReceiveProtocolError
-        yield ReceiveHttp(kind(side.stream_id, why, kind.code))
-    side.state = side.done
+def _last_words(page: Page) -> bytes:
+    raw: bytes = assemble_response(answer(page))  # type: ignore[no-untyped-call]
+    return raw

@@ -20,7 +20,10 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16  # read at once, at most
+FIRST_CHUNK_BYTES = 1 << 14
+LEAST_CHUNK_BYTES = 1 << 10
+JOIN_BYTES = 1 << 12
 HIGH_BYTES = 1 << 18
 LOW_BYTES = 1 << 16
 LINGER_S = 2.0
@@ -33,7 +36,8 @@ class Leg:
 
     __slots__ = (
         "_closing", "_eof_queued", "_loop", "_on_wire", "_out", "_reading", "_sock", "_timer", "_waiter", "_writing",
-        "closed", "ended", "error", "inbox", "on_closed", "on_data", "on_end", "on_room", "queued", "received", "sent",
+        "chunk_bytes", "closed", "ended", "error", "inbox", "on_closed", "on_data", "on_end", "on_room", "queued",
+        "received", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +56,7 @@ class Leg:
         self._reading = self._writing = self._closing = self._eof_queued = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.chunk_bytes = FIRST_CHUNK_BYTES
         self.queued = 0  # bytes
         self.received = 0
         self.sent = 0
@@ -108,9 +113,16 @@ class Leg:
             self._reading = False
             self._loop.remove_reader(self._sock)
 
+    def pace(self, *, slower: bool) -> None:
+        """Read less at a time, so that others get their turn, or more again."""
+        if slower:
+            self.chunk_bytes = max(LEAST_CHUNK_BYTES, self.chunk_bytes >> 1)
+        else:
+            self.chunk_bytes = min(CHUNK_BYTES, self.chunk_bytes << 1)
+
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(CHUNK_BYTES)
+            data = self._sock.recv(self.chunk_bytes)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -131,10 +143,10 @@ class Leg:
 
     def _end(self, error: OSError | None) -> None:
         self.pause()
-        self.ended, self.error = True, error
+        self.ended, self.error = True, error or self.error
         self._wake()
         if self._closing:
-            return self._shut() if not self._out or error else None
+            return self._shut() if not self._out or self.error else None
         if self.on_end is not None:
             self.on_end()
 
@@ -153,7 +165,11 @@ class Leg:
             if taken == len(data):
                 return
             rest = memoryview(data)[taken:]
-        self._out.append(rest)
+        last = self._out[-1] if len(self._out) > 1 else b""
+        if isinstance(last, bytes) and 0 < len(last) + len(rest) <= JOIN_BYTES and last:
+            self._out[-1] = last + rest  # a queue of many small pieces costs far more than what is in them
+        else:
+            self._out.append(rest)
         self.queued += len(rest)
         if not self._writing:
             self._writing = True
@@ -165,10 +181,11 @@ class Leg:
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
-            if self.ended and self.error is None and self.on_end is not None:
-                self.error = error
-                self._loop.call_soon(self.on_end)
-            return len(data)  # else the reader learns why
+            if self.error is None:
+                self.error = error  # told here once; a reader would only see an end
+                if self.ended and self.on_end is not None:
+                    self._loop.call_soon(self.on_end)
+            return len(data)
         self.sent += taken
         if self._on_wire is not None and taken:
             self._on_wire(True, bytes(data[:taken]))

@@ -34,6 +34,18 @@ def malformed(flow: str, why: str) -> Page:
     return Page(status=BAD_REQUEST, text=f"400 Bad Request\n\n{why}.\nConnection: {flow}\n", fault="malformed_request")
 
 
+def unreadable(flow: str) -> Page:
+    return malformed(flow, "This is no request that HTTP allows")
+
+
+def too_large(flow: str) -> Page:
+    return Page(
+        status=FIELDS_TOO_LARGE,
+        text=f"431 Request Header Fields Too Large\n\nThe head of the request is too long.\nConnection: {flow}\n",
+        fault="malformed_request",
+    )
+
+
 def blocked(flow: str, rule: str, reason: str) -> Page:
     return Page(
         status=FORBIDDEN,

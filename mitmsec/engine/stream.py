@@ -6,7 +6,7 @@ from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import websocket
 from mitmsec.engine.exchange import Exchange
-from mitmsec.engine.watch import NOT_INSPECTED, Watch
+from mitmsec.engine.watch import NOT_INSPECTED, Reading, Watch
 from mitmsec.engine.websocket import BadFrames, Frames
 
 
@@ -15,7 +15,7 @@ class Stream:
 
     def __init__(self, watch: Watch, sent: Part, received: Part) -> None:
         self._watch = watch
-        self._readings = {True: watch.open(sent), False: watch.open(received)}
+        self._readings: dict[bool, Reading | None] = {True: watch.open(sent), False: watch.open(received)}
 
     def feed(self, data: bytes, *, sent: bool) -> None:
         """The next bytes of one direction."""
@@ -31,10 +31,12 @@ class Stream:
 
 
 class WebSocketStream(Stream):
-    """The same for what is inside WebSocket frames."""
+    """The same for what is inside WebSocket frames: each message is a part by itself."""
 
     def __init__(self, watch: Watch, exchange: Exchange, extensions: str) -> None:
-        super().__init__(watch, exchange.stream(sent=True), exchange.stream(sent=False))
+        self._watch = watch
+        self._parts = {sent: exchange.stream(sent=sent) for sent in (True, False)}
+        self._readings: dict[bool, Reading | None] = {True: None, False: None}
         sent, received = websocket.pair(extensions)
         self._frames: dict[bool, Frames | None] = {True: sent, False: received}
 
@@ -44,10 +46,21 @@ class WebSocketStream(Stream):
             return
         try:
             for piece in frames.feed(data):
-                super().feed(piece, sent=sent)
+                self._message(piece, sent=sent)
         except BadFrames as error:
             self._frames[sent] = None
             self._watch.failed(NOT_INSPECTED, f"WebSocket: {error}")
+
+    def _message(self, piece: bytes, *, sent: bool) -> None:
+        """The next of a message, b"" at its end."""
+        reading = self._readings[sent]
+        if piece:
+            if reading is None:
+                reading = self._readings[sent] = self._watch.open(self._parts[sent])
+            super().feed(piece, sent=sent)
+        elif reading is not None:
+            self._readings[sent] = None
+            reading.close()
 
 
 def plain(watch: Watch, hand_over: HandOver) -> Stream:

@@ -2,9 +2,13 @@
 
     Part ──► Watch.open ──► Reading.feed* ──► close
                                │ undo the content coding, at most a few SLICE_BYTES at a time
+                               │ join what came: JOIN_BYTES, or all that is there when `settle` or `close` says so
                                ▼
                             Guarded (core.inspecting) ──► findings ─► recorded ─► on_finding: go on | Blocked
                                                           faults ───► recorded ─► on_failure: go on | Blocked
+
+Joining is what makes a peer that sends single bytes cheap: an inspector looks at its window again in every call. Where
+`prompt`, whoever feeds must call `settle` before anything that was fed goes on; else it may take its time.
 
 An inspector may compute for CALL_LIMIT_S in one call and for PART_LIMIT_S on one part. That is the process's own time,
 not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted.
@@ -27,6 +31,7 @@ from mitmsec.engine.seams import Recorder
 
 CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
+JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
 INSPECTOR_FAILED = "inspector_failed"
 
@@ -55,6 +60,8 @@ class Watch:
         recorder: Recorder,
     ) -> None:
         self._flow, self._decision, self._on_failure, self._recorder = flow, decision, on_failure, recorder
+        self.unread: dict[Reading, None] = {}
+        """Readings that hold content which no inspector has been asked about."""
         self._inspectors = [inspectors[name] for name in decision.inspect if name in inspectors]
         for name in decision.inspect:
             if name not in inspectors:
@@ -67,6 +74,16 @@ class Watch:
     def blocks(self) -> bool:
         """Whether a finding ends the flow."""
         return self._decision.on_finding is OnFinding.BLOCK
+
+    @property
+    def prompt(self) -> bool:
+        """Whether what inspectors say can end the flow, so that they must be asked before anything goes on."""
+        return self.blocks or self._on_failure is OnFailure.CLOSED
+
+    def settle(self) -> None:
+        """Have everything read that was fed. Raises Blocked."""
+        while self.unread:
+            next(iter(self.unread)).settle()
 
     def open(self, part: Part, codings: str = "") -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
@@ -113,6 +130,8 @@ class Reading:
         self._watch = watch
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
+        self._pieces: list[bytes] = []
+        self._size_bytes = 0
 
     def decode(self, codings: str) -> None:
         """What is fed from now on travels under these content codings."""
@@ -133,13 +152,30 @@ class Reading:
 
     def close(self) -> None:
         """The part is complete."""
+        self.settle()
         if self._guarded is not None:
             guarded, self._guarded = self._guarded, None
             self._ask(guarded.close)
 
+    def settle(self) -> None:
+        """Ask about what was fed."""
+        if self._pieces:
+            del self._watch.unread[self]
+            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
+            self._size_bytes = 0
+            if self._guarded is not None:
+                self._ask(self._guarded.feed, data)
+
     def _pass(self, piece: bytes) -> None:
-        if self._guarded is not None:
-            self._ask(self._guarded.feed, piece)
+        if self._guarded is None:
+            return
+        if not self._pieces:
+            self._watch.unread[self] = None
+        self._pieces.append(piece)
+        self._size_bytes += len(piece)
+        if self._size_bytes >= JOIN_BYTES:
+            self.settle()
 
     def _ask(self, method: Callable[..., Inspected], *words: bytes) -> None:
         try:
@@ -151,6 +187,7 @@ class Reading:
             self._watch.told(inspected)
 
     def _give_up(self, error: Exception) -> None:
+        self.settle()  # what could be decoded counts
         self._guarded = None
         self._watch.failed(NOT_INSPECTED, str(error))
 

@@ -1,7 +1,8 @@
 """WebSocket frames (RFC 6455) read beside the traffic: what travels is relayed as it came, this is a copy to look at.
 
 Payloads come out in order and in pieces, unmasked and inflated (permessage-deflate, RFC 7692), so that no message is
-ever held as a whole. Three outcomes: pieces, nothing yet, `BadFrames`.
+ever held as a whole. Three outcomes: pieces, nothing yet, `BadFrames`. The end of a message is told: what stands at
+its end is certain then, and not only with the next message.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Frames:
         self._in_bytes = self._out_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of text and binary messages. Raises BadFrames."""
+        """Pieces of text and binary messages, b"" at the end of each message. Raises BadFrames."""
         self._buffer += data
         while True:
             if not self._left and not self._header():
@@ -93,10 +94,12 @@ class Frames:
         if not self._compressed:
             if data:
                 yield data
-            return
-        yield from self._inflated(data + _TAIL if ends else data)
-        if ends and self._no_takeover:
-            self._inflate = None
+        else:
+            yield from self._inflated(data + _TAIL if ends else data)
+            if ends and self._no_takeover:
+                self._inflate = None
+        if ends:
+            yield b""
 
     def _inflated(self, data: bytes) -> Iterator[bytes]:
         if self._inflate is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import resource
 import socket
@@ -11,13 +12,17 @@ from typing import Any
 
 import pytest
 import trustme
+from engine_h2 import Origin
 from engine_world import NAME, Pages, Word, connected, curl, origin, server_context, trusting, world
+from OpenSSL import SSL
 
 from mitmsec.audit.event import Outcome
-from mitmsec.core.inspection import Inspection, Part
+from mitmsec.core.inspection import Inspection, Part, PartKind
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import OnFailure, OnFinding
+from mitmsec.engine import dialogue
 from mitmsec.engine.dialogue import SNIFF_S
+from mitmsec.engine.leg import LEAST_CHUNK_BYTES, Leg
 
 
 def test_a_request_is_recorded_without_its_query_values(tmp_path: Path) -> None:
@@ -590,5 +595,175 @@ def test_whatever_fails_while_the_origin_is_reached_again_is_a_fault(
             await asyncio.sleep(0.05)
             writer.write(f"GET /again HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
             assert (await made.end()).outcome == Outcome.FAULT
+
+    asyncio.run(main())
+
+
+# --- who takes too much -----------------------------------------------------------------------------------------------
+class Calls(Word):
+    """Counts calls that feed."""
+
+    calls = 0
+
+    def open(self, part: Part) -> Any:
+        reading: Any = super().open(part)
+        feed = reading.feed
+
+        def counted(data: bytes) -> Any:
+            self.calls += part.kind is PartKind.BODY and part.sent
+            return feed(data)
+
+        reading.feed = counted
+        return reading
+
+
+@pytest.mark.parametrize("on_finding", list(OnFinding))
+def test_a_body_of_tiny_chunks_costs_few_calls_of_an_inspector(tmp_path: Path, on_finding: OnFinding) -> None:
+    async def main() -> None:
+        word, pages = Calls(), Pages()
+        async with (
+            origin(pages, None) as port,
+            world(tmp_path, port, inspectors=[word], on_finding=on_finding, kind=Plaintext.HTTP) as made,
+        ):
+            reader, writer = await connected(made, None)
+            writer.write(f"POST / HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            writer.write(b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")
+            assert await asyncio.wait_for(reader.readuntil(b"for /"), 20)
+            assert word.content("body", sent=True) == [b"x" * 20_000]
+            assert word.calls < 200
+            assert pages.requests[0][2] == b"x" * 20_000
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("after", [b"", b"broken"])
+def test_nothing_of_a_turn_goes_on_before_inspectors_have_read_it(tmp_path: Path, after: bytes) -> None:
+    """Nor when the same turn brings the end of the flow, as a broken chunk does."""
+
+    async def main() -> None:
+        got = bytearray()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(1000):
+                got.extend(data)
+
+        async with (
+            origin(serve, None) as port,
+            world(tmp_path, port, inspectors=[Word()], on_finding=OnFinding.BLOCK, kind=Plaintext.HTTP) as made,
+        ):
+            _, writer = await connected(made, None)
+            writer.write(f"POST / HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            writer.write(b"3\r\nSEC\r\n3\r\nRET\r\n" + after)
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            assert b"SEC" not in got
+
+    asyncio.run(main())
+
+
+def test_an_alert_about_a_stream_that_falls_silent_comes_all_the_same(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(echo, server_context(ca, alpn=())) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()]) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path, alpn=()))
+            writer.write(b"no HTTP, a SECRET\r\n")
+            await reader.readuntil(b"\n")
+            async with asyncio.timeout(10):
+                while len(made.recorder.findings) < 2:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_a_client_that_makes_us_answer_and_reads_nothing_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialogue, "QUEUE_LIMIT_BYTES", 1 << 14)
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(Origin(), server_context(ca, alpn=("h2",))) as port,
+            world(tmp_path, port, [ca], client_send_buffer_bytes=4096) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path, alpn=("h2",)))
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            writer.write(b"\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678" * 19_000)
+            end = await made.end()
+            assert (end.outcome, end.reset) == (Outcome.MALFORMED, True)
+            assert [(seen.what, seen.detail) for seen in made.recorder.faults] == [("flood", "client")]
+            del reader
+
+    asyncio.run(main())
+
+
+def test_a_leg_whose_bytes_are_dear_is_read_less_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialogue, "TURN_S", -1.0)
+
+    async def main() -> None:
+        paced: list[int] = []
+        pace = Leg.pace
+
+        def seen(leg: Leg, *, slower: bool) -> None:
+            pace(leg, slower=slower)
+            paced.append(leg.chunk_bytes)
+
+        monkeypatch.setattr(Leg, "pace", seen)
+        async with origin(Pages(), None) as port, world(tmp_path, port, kind=Plaintext.HTTP) as made:
+            assert len((await curl(made, tmp_path, path="/bytes/100000"))[1]) == 100_000
+        assert min(paced) == LEAST_CHUNK_BYTES
+
+    asyncio.run(main())
+
+
+# --- the client's end -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_client_that_says_close_notify_after_its_request_still_gets_its_answer(tmp_path: Path, is_last: bool) -> None:
+    """Over TLS an end of one direction is an alert (RFC 8446 §6.1), with or without a FIN behind it."""
+
+    async def main() -> None:
+        ca = trustme.CA()
+        asked = asyncio.Event()
+        may_answer = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await may_answer.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello")
+            await writer.drain()
+            await reader.read()
+
+        def ask() -> bytes:
+            context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+            raw = socket.create_connection(("127.0.0.1", made.port), timeout=10)
+            raw.settimeout(None)
+            client = SSL.Connection(context, raw)
+            client.set_tlsext_host_name(NAME.encode())
+            client.set_connect_state()
+            client.do_handshake()
+            client.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
+            client.shutdown()
+            if is_last:
+                raw.shutdown(socket.SHUT_WR)
+            got = b""
+            with contextlib.suppress(SSL.ZeroReturnError, SSL.SysCallError):
+                while data := client.recv(1000):
+                    got += data
+            raw.close()
+            return got
+
+        async with origin(serve, server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
+            answer = asyncio.create_task(asyncio.to_thread(ask))
+            await asyncio.wait_for(asked.wait(), 10)
+            await asyncio.sleep(0.1)  # the client's end has come, and must not end anything
+            may_answer.set()
+            assert (await asyncio.wait_for(answer, 10)).endswith(b"hello")
+            end = await made.end()
+            assert (end.outcome, end.error) == (Outcome.COMPLETED, "")
 
     asyncio.run(main())

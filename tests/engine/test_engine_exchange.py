@@ -110,8 +110,20 @@ def test_a_finding_in_the_head_is_a_page_that_names_the_rule() -> None:
 def test_a_finding_in_a_body_raises() -> None:
     made, _ = exchange(on_finding=OnFinding.BLOCK)
     made.begin(b"POST", b"/", "HTTP/1.1", [b"a.test"], (), has_body=True)
+    made.request_body(b"a SECRET")
     with pytest.raises(Blocked):
-        made.request_body(b"a SECRET")
+        made.request_body(b"")
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_trailers_are_read_as_headers_are(sent: bool) -> None:
+    word = Word()
+    made, recorder = exchange(on_finding=OnFinding.BLOCK, inspector=word)
+    made.begin(b"POST", b"/", "HTTP/1.1", [b"a.test"], (), has_body=True)
+    with pytest.raises(Blocked):
+        made.trailers([(b"x-key", b"a SECRET")], sent=sent)
+    assert word.content("headers", sent=sent)[-1] == b"x-key: a SECRET\r\n"
+    assert len(recorder.findings) == 1
 
 
 class AtTheEnd:

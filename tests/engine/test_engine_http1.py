@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 import trustme
-from engine_world import NAME, Pages, connected, curl, origin, server_context, trusting, world
+from engine_world import NAME, Pages, Word, connected, curl, origin, server_context, trusting, world
+from h11._receivebuffer import ReceiveBuffer
+from mitmproxy.connection import Server
+from mitmproxy.http import Request
+from mitmproxy.proxy import events
+from mitmproxy.proxy.context import Context
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import Plaintext
+from mitmsec.core.model import Endpoint, OnFinding
+from mitmsec.engine import http1, pages
+from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.http1 import HEAD_LIMIT_BYTES
 
 
@@ -34,6 +43,10 @@ def test_a_malformed_request_goes_nowhere(tmp_path: Path, head: str) -> None:
             reader, writer = await connected(made, trusting(tmp_path))
             writer.write(head.encode("latin-1"))
             assert (await reader.readline()).split()[1] in {b"400", b"431"}
+            page = await asyncio.wait_for(reader.read(), 10)
+            assert b"Connection: flow-1\n" in page
+            assert b"html" not in page
+            assert b"mitmproxy" not in page
             writer.close()
             assert (await made.end()).outcome == Outcome.MALFORMED
             assert pages.requests == []
@@ -154,3 +167,121 @@ def test_a_client_that_sends_its_end_gets_its_answer(tmp_path: Path) -> None:
             assert (end.outcome, end.error) == (Outcome.COMPLETED, "")
 
     asyncio.run(main())
+
+
+TRAILERS = b"4\r\nbody\r\n0\r\nX-End: %b\r\nContent-Length: 3\r\nHost: evil.test\r\n\r\n"
+
+
+async def _trailing(reader: asyncio.StreamReader) -> bytes:
+    """A chunked message as it came, from its first chunk to the end of its trailers."""
+    return await asyncio.wait_for(reader.readuntil(b"0\r\n"), 10) + await reader.readuntil(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("pipelined", [False, True])
+def test_trailers_pass_both_ways_and_are_inspected(tmp_path: Path, pipelined: bool) -> None:
+    """But for those that a lenient reader would take for the message's framing or address."""
+    got: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            got.append(await _trailing(reader))
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + TRAILERS % b"down")
+
+    async def main() -> None:
+        ca, word = trustme.CA(), Word()
+        async with origin(serve, server_context(ca)) as port, world(tmp_path, port, [ca], inspectors=[word]) as made:
+            reader, writer = await connected(made, trusting(tmp_path))
+            request = (
+                f"POST / HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n".encode() + TRAILERS % b"up"
+            )
+            writer.write(request * (1 + pipelined))
+            for number in range(2):
+                await reader.readuntil(b"\r\n\r\n")
+                assert await _trailing(reader) == b"4\r\nbody\r\n0\r\nX-End: down\r\n\r\n"
+                if not number and not pipelined:
+                    writer.write(request)
+            assert got == [b"4\r\nbody\r\n0\r\nX-End: up\r\n\r\n"] * 2
+            assert word.content("headers", sent=True)[1::2] == [b"X-End: up\r\n"] * 2
+            assert word.content("headers", sent=False)[1::2] == [b"X-End: down\r\n"] * 2
+            assert [seen.what for seen in made.recorder.faults] == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_a_finding_in_trailers_breaks_the_message_off(tmp_path: Path, way: str) -> None:
+    got = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(TRAILERS % (b"SECRET" if way == "down" else b"fine"))
+        while data := await reader.read(1000):
+            got.extend(data)
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(serve, server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()], on_finding=OnFinding.BLOCK) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path))
+            head = f"POST / HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            writer.write(head.encode() + TRAILERS % (b"SECRET" if way == "up" else b"fine"))
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            answered = b""
+            with contextlib.suppress(ConnectionError):
+                answered = await asyncio.wait_for(reader.read(), 10)
+            assert b"SECRET" not in got + answered
+            assert [seen.finding.location for seen in made.recorder.findings] == [
+                "request.headers" if way == "up" else "response.headers"
+            ]
+
+    asyncio.run(main())
+
+
+# --- costs ------------------------------------------------------------------------------------------------------------
+class Buffer(ReceiveBuffer):
+    """Counts the bytes that are copied out of it by looking."""
+
+    looked_bytes = 0
+
+    def __bytes__(self) -> bytes:
+        Buffer.looked_bytes += len(self)
+        return super().__bytes__()
+
+
+def _context() -> Context:
+    context = Embedded().context(Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=2), 0.0)
+    context.server = Server(address=("192.0.2.2", 2))
+    return context
+
+
+def _told(side: http1.Front | http1.Back, *pieces: bytes) -> int:
+    """What looking at `pieces` copied; none of it means anything yet."""
+    side.buf, Buffer.looked_bytes = Buffer(), 0
+    for piece in pieces:
+        assert not list(side.handle_event(events.DataReceived(side.conn, piece)))
+    return Buffer.looked_bytes
+
+
+def test_empty_lines_before_a_request_cost_what_they_weigh() -> None:
+    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"))
+    list(side.handle_event(events.Start()))
+    size = 1 << 16
+    assert _told(side, b"\r\n" * (size // 2)) <= 2 * size
+    assert len(side.buf) == 0
+    assert _told(side, *[b"\r", b"\n"] * 100, b"GET / HT") <= 1000
+    assert bytes(side.buf) == b"GET / HT"
+    assert _told(side, *[b"x"] * 10_000) < 1000
+
+
+def test_interim_answers_cost_what_they_weigh() -> None:
+    side = http1.Back(_context())
+    list(side.handle_event(events.Start()))
+    side.request, side.stream_id = Request.make("GET", "http://a.test/"), 1
+    interim = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"
+    assert _told(side, interim * 1000) <= 2 * len(interim * 1000)
+    assert len(side.buf) == 0
+    assert _told(side, *(interim[at : at + 1] for at in range(len(interim))), b"HTTP/1.1 2") < len(interim) ** 2
+    assert bytes(side.buf) == b"HTTP/1.1 2"

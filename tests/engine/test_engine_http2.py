@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
+import h2.config
+import h2.connection
 import pytest
 import trustme
 from engine_h2 import Client, Origin, get
 from engine_world import NAME, Word, World, connected, curl, origin, server_context, trusting, world
+from mitmproxy.proxy.layers.http._events import RequestData
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.model import OnFinding
-from mitmsec.engine import http2
+from mitmsec.engine import frames, http2
 
 
 async def client(made: World, tmp_path: Path) -> Client:
@@ -165,7 +169,7 @@ def test_a_stream_that_nobody_takes_holds_only_itself_back(tmp_path: Path) -> No
             while server.sent_bytes != before or not server.sent_bytes:
                 before = server.sent_bytes
                 await asyncio.sleep(0.1)
-            assert server.sent_bytes <= http2.WINDOW_BYTES + http2.BACKLOG_BYTES + (1 << 17)
+            assert server.sent_bytes <= frames.WINDOW_BYTES + http2.BACKLOG_BYTES + (1 << 17)
             assert slow not in asking.ended
 
     asyncio.run(main())
@@ -179,6 +183,273 @@ def test_a_stream_that_is_taken_arrives_whole(tmp_path: Path, size: int) -> None
             status, out, err = await curl(made, tmp_path, "--http2", path=f"/bytes/{size or 1}")
             assert (status, len(out), err) == (0, size or 1, "")
             assert made.recorder.requests[0].response_bytes == (size or 1)
+
+    asyncio.run(main())
+
+
+async def settled(count: Callable[[], int]) -> int:
+    """`count` once it has not changed for a while."""
+    before, now = -1, 0
+    while now != before or not now:
+        before = now
+        await asyncio.sleep(0.3)
+        now = count()
+    return now
+
+
+def test_what_a_client_does_not_take_of_all_streams_is_bounded(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            asking.connection.increment_flow_control_window(1 << 30)
+            asking.takes = False
+            streams = [asking.request(get("/bytes/100000000", NAME)) for _ in range(40)]
+            listening = asyncio.create_task(asking.until_ended(*streams))
+            passed = await settled(lambda: server.sent_bytes)
+            taken = sum(map(len, asking.bodies.values()))
+            assert taken > 1 << 16
+            assert passed - taken <= frames.CONNECTION_WINDOW_BYTES + http2.HELD_BYTES + (1 << 18)
+            listening.cancel()
+
+    asyncio.run(main())
+
+
+class Choosy(Origin):
+    """Takes one stream at a time, and never answers it."""
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.local_settings.max_concurrent_streams = 1
+        connection.local_settings.acknowledge()
+        connection.initiate_connection()
+        writer.write(connection.data_to_send())
+        while data := await reader.read(65536):
+            connection.receive_data(data)
+            writer.write(connection.data_to_send())
+
+
+def upload(asking: Client, stream: int) -> int:
+    """Send as much as may be sent."""
+    sent = 0
+    while room := min(asking.connection.local_flow_control_window(stream), asking.connection.max_outbound_frame_size):
+        asking.connection.send_data(stream, bytes(room))
+        sent += room
+    asking.flush()
+    return sent
+
+
+def test_what_waits_for_the_origin_to_take_another_stream_is_bounded_and_goes_with_a_reset(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with origin(Choosy(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            first = asking.request(get("/", NAME))
+            listening = asyncio.create_task(asking.until_ended(first))
+            await asyncio.sleep(0.2)
+            stream = asking.connection.get_next_available_stream_id()
+            asking.connection.send_headers(stream, [(":method", "POST"), *get("/up", NAME)[1:]])
+            sent = 0
+            for _ in range(30):
+                sent += upload(asking, stream)
+                await asyncio.sleep(0.02)
+            assert (1 << 16) < sent <= frames.WINDOW_BYTES + 2 * http2.BACKLOG_BYTES
+            (back,) = alive(http2.Back, made)
+            assert list(back.stream_queue) == [stream]
+            asking.connection.reset_stream(stream)
+            asking.flush()
+            async with asyncio.timeout(10):
+                while back.stream_queue:
+                    await asyncio.sleep(0.01)
+            listening.cancel()
+
+    asyncio.run(main())
+
+
+def alive[T](kind: type[T], made: World) -> list[T]:
+    """The connections of the only flow there is."""
+    (task,) = made.engine._flows.values()
+    conversation = task.get_coro().cr_frame.f_locals["conversation"]  # type: ignore[union-attr]
+    return [side for side in conversation._dialogue._layer.connections.values() if isinstance(side, kind)]
+
+
+def test_a_connection_forgets_streams_that_are_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http2, "REMEMBERED_STREAMS", 10)
+
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            for number in range(40):
+                stream = asking.request(get(f"/{number}", NAME))
+                await asking.until_ended(stream)
+                assert asking.bodies[stream] == f"you asked for /{number}".encode()
+            (back,), (front,) = alive(http2.Back, made), alive(http2.Front, made)
+            assert max(len(front.streams), len(back.streams)) <= 12
+            assert max(len(back.our_stream_id), len(back.their_stream_id)) <= 12
+            gone = [number for number in range(1, 40, 2) if number not in back.our_stream_id]
+            assert gone
+            monkeypatch.setattr(http2, "REMEMBERED_STREAMS", 1000)
+            assert list(back.handle_event(RequestData(gone[0], b"too late"))) == []
+            assert gone[0] not in back.our_stream_id
+
+    asyncio.run(main())
+
+
+def test_as_many_streams_as_may_be_open_can_begin_before_the_origin_has_said_anything(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            streams = [asking.request(get(f"/{number}", NAME)) for number in range(100)]
+            await asking.until_ended(*streams)
+            assert {asking.headers[stream][":status"] for stream in streams} == {"200"}
+
+    asyncio.run(main())
+
+
+# --- floods -----------------------------------------------------------------------------------------------------------
+PING = b"\x00\x00\x08\x06\x00\x00\x00\x00\x0012345678"
+FLOODS = {
+    "ping": PING,
+    "settings": b"\x00\x00\x00\x04\x00\x00\x00\x00\x00",
+    "reset": b"\x00\x00\x04\x03\x00\x00\x00\x00\x01\x00\x00\x00\x08",
+    "window": b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x01",
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_client_that_floods_is_ended_and_the_others_go_on(tmp_path: Path, name: str) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with origin(Origin(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            other, asking = await client(made, tmp_path), await client(made, tmp_path)
+            await asking.until_ended(asking.request(get("/", NAME)))
+            asking._writer.write(FLOODS[name] * 30_000)
+            end = await made.end()
+            assert (end.outcome, end.error) == (Outcome.MALFORMED, "the client broke HTTP")
+            assert [(seen.what, seen.detail) for seen in made.recorder.faults] == [
+                ("malformed_request", "a flood of HTTP/2 frames")
+            ]
+            await other.until_ended(other.request(get("/", NAME)))
+
+    asyncio.run(main())
+
+
+def test_requests_that_are_reset_at_once_are_a_flood(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with origin(Choosy(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            with contextlib.suppress(ConnectionError):
+                for _ in range(2_000):
+                    asking.connection.reset_stream(asking.request(get("/", NAME)))
+                    asking.flush()
+                    await asking._writer.drain()
+            assert (await made.end()).outcome == Outcome.MALFORMED
+            assert "a flood of HTTP/2 frames" in [seen.detail for seen in made.recorder.faults]
+
+    asyncio.run(main())
+
+
+def test_an_origin_that_floods_loses_its_connection(tmp_path: Path) -> None:
+    class Flooding(Origin):
+        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+            connection.initiate_connection()
+            writer.write(connection.data_to_send() + PING * 30_000)
+            await reader.read(-1)
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with origin(Flooding(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            stream = asking.request(get("/", NAME))
+            await asking.until_ended(stream)
+            assert stream not in asking.headers
+
+    asyncio.run(main())
+
+
+# --- trailers and pages -----------------------------------------------------------------------------------------------
+def test_trailers_are_inspected(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca, word = trustme.CA(), Word()
+        async with (
+            origin(Origin(), server_context(ca, alpn=("h2",))) as port,
+            world(tmp_path, port, [ca], inspectors=[word]) as made,
+        ):
+            asking = await client(made, tmp_path)
+            stream = asking.connection.get_next_available_stream_id()
+            asking.connection.send_headers(stream, [(":method", "POST"), *get("/trailers", NAME)[1:]])
+            asking.connection.send_data(stream, b"a body")
+            asking.connection.send_headers(stream, [("x-more", "a SECRET")], end_stream=True)
+            asking.flush()
+            await asking.until_ended(stream)
+            assert asking.trailers[stream] == {"x-end": "yes"}
+            assert word.content("headers", sent=True)[1:] == [b"x-more: a SECRET\r\n"]
+            assert word.content("headers", sent=False)[1:] == [b"x-end: yes\r\n"]
+            assert [seen.finding.location for seen in made.recorder.findings] == ["request.headers"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("length", [None, "6"], ids=["streamed", "held"])
+def test_a_finding_in_a_requests_trailers_keeps_the_request_from_being_complete(
+    tmp_path: Path, length: str | None
+) -> None:
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with (
+            origin(server, server_context(ca, alpn=("h2",))) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()], on_finding=OnFinding.BLOCK) as made,
+        ):
+            asking = await client(made, tmp_path)
+            stream = asking.connection.get_next_available_stream_id()
+            head = [(":method", "POST"), *get("/up", NAME)[1:], *([("content-length", length)] if length else [])]
+            asking.connection.send_headers(stream, head)
+            asking.connection.send_data(stream, b"a body")
+            asking.connection.send_headers(stream, [("x-more", "a SECRET")], end_stream=True)
+            asking.flush()
+            if length:
+                await asking.until_ended(stream)
+                assert asking.headers[stream][":status"] == "403"
+            else:
+                assert (await made.end()).outcome == Outcome.BLOCKED
+            assert server.requests == []
+
+    asyncio.run(main())
+
+
+def test_a_finding_in_an_answers_trailers_breaks_it_off(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(Origin(), server_context(ca, alpn=("h2",))) as port,
+            world(tmp_path, port, [ca], inspectors=[Word(word=b"x-end: yes")], on_finding=OnFinding.BLOCK) as made,
+        ):
+            asking = await client(made, tmp_path)
+            stream = asking.request(get("/trailers", NAME))
+            with contextlib.suppress(ConnectionError):
+                await asking.until_ended(stream)
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            assert stream not in asking.trailers
+
+    asyncio.run(main())
+
+
+def test_what_mitmproxy_refuses_gets_a_page_of_ours(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = await client(made, tmp_path)
+            lengths = [("content-length", "0"), ("content-length", "0")]
+            bad = asking.request([*get("/", NAME), *lengths])
+            await asking.until_ended(bad)
+            assert asking.headers[bad][":status"] == "400"
+            assert asking.headers[bad]["content-type"] == "text/plain; charset=utf-8"
+            assert b"Connection: flow-1\n" in asking.bodies[bad]
+            assert server.requests == []
 
     asyncio.run(main())
 

@@ -175,5 +175,8 @@ def test_writing_to_a_peer_that_has_gone_is_found_out_by_reading() -> None:
         ended = asyncio.Event()
         leg.listen(lambda _: None, ended.set)
         await asyncio.wait_for(ended.wait(), 10)
+        assert leg.ended
+        assert isinstance(leg.error, ConnectionError)
+        assert leg.queued == 0
 
     over_tcp(test)

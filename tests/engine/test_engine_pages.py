@@ -9,6 +9,8 @@ def test_each_page_names_the_connection_and_says_what_it_is() -> None:
     for page, status in (
         (pages.misdirected("flow-1"), 421),
         (pages.malformed("flow-1", "Because"), 400),
+        (pages.unreadable("flow-1"), 400),
+        (pages.too_large("flow-1"), 431),
         (pages.blocked("flow-1", "a rule", "keywords: a word"), 403),
     ):
         assert page.status == status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.extensions import PerMessageDeflate
 
 from mitmsec.audit.event import Outcome
-from mitmsec.core.model import OnFinding
+from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.model import Finding, OnFinding
 
 
 class Peer:
@@ -80,8 +82,8 @@ def test_messages_pass_and_are_read(tmp_path: Path, deflate: bool) -> None:
             for text in ("hello", "the secret", "again " * 1000):
                 peer.send(wsproto.events.TextMessage(data=text))
                 assert await peer.message() == text.upper()
-            assert word.content("stream", sent=True) == [b"hellothe secret" + b"again " * 1000]
-            assert word.content("stream", sent=False) == [b"HELLOTHE SECRET" + b"AGAIN " * 1000]
+            assert word.content("stream", sent=True) == [b"hello", b"the secret", b"again " * 1000]
+            assert word.content("stream", sent=False) == [b"HELLO", b"THE SECRET", b"AGAIN " * 1000]
             assert [seen.finding.location for seen in made.recorder.findings] == ["response.stream"]
             assert [(seen.status, seen.url) for seen in made.recorder.requests] == [(101, f"https://{NAME}:{port}/ws")]
             peer.writer.close()
@@ -99,6 +101,45 @@ def test_a_finding_in_a_message_breaks_the_connection_off(tmp_path: Path) -> Non
         ):
             peer = await opened(made, tmp_path, deflate=False)
             peer.send(wsproto.events.TextMessage(data="a SECRET"))
+            assert (await made.end()).outcome == Outcome.BLOCKED
+
+    asyncio.run(main())
+
+
+class AtTheEnd(Word):
+    """Is certain only once the part is over, as a whole word at its end is."""
+
+    def open(self, part: Part) -> Any:
+        return _AtTheEnd(super().open(part)) if part.kind is PartKind.STREAM else None
+
+
+class _AtTheEnd:
+    def __init__(self, reading: Any) -> None:
+        self._reading, self._data = reading, b""
+
+    def feed(self, data: bytes) -> Sequence[Finding]:
+        self._data += data
+        return ()
+
+    def close(self) -> Any:
+        return self._reading.feed(self._data)
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+def test_what_stands_at_the_end_of_a_message_is_found_with_its_last_frame(tmp_path: Path, deflate: bool) -> None:
+    """Not with the next message: there may be none, and this one has to be stopped."""
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(serve(deflate=deflate), server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[AtTheEnd()], on_finding=OnFinding.BLOCK) as made,
+        ):
+            peer = await opened(made, tmp_path, deflate=deflate)
+            peer.send(wsproto.events.TextMessage(data="fine"))
+            assert await peer.message() == "FINE"
+            peer.send(wsproto.events.TextMessage(data="the SEC", message_finished=False))
+            peer.send(wsproto.events.TextMessage(data="RET"))
             assert (await made.end()).outcome == Outcome.BLOCKED
 
     asyncio.run(main())
@@ -144,6 +185,8 @@ def test_another_upgrade_is_read_as_plain_bytes(tmp_path: Path) -> None:
             reader, writer = await connected(made, trusting(tmp_path))
             writer.write(f"GET / HTTP/1.1\r\nHost: {NAME}\r\nUpgrade: other\r\nConnection: upgrade\r\n\r\n".encode())
             assert await reader.readuntil(b"hello")
-            assert word.content("stream", sent=False) == [b"hello"]
+            async with asyncio.timeout(5):  # an alert may take its time
+                while word.content("stream", sent=False) != [b"hello"]:
+                    await asyncio.sleep(0.01)
 
     asyncio.run(main())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import random
+from typing import Any
 
 import pytest
 from engine_world import DECISION, Recorder, Word
@@ -43,12 +46,73 @@ def test_a_finding_is_told_once_whatever_the_slices(codings: str) -> None:
     assert (seen.flow, seen.verdict) == ("flow-1", OnFinding.ALERT)
 
 
+class Counts(Word):
+    """Counts calls."""
+
+    calls = 0
+
+    def open(self, part: Part) -> Any:
+        reading: Any = super().open(part)
+        feed = reading.feed
+
+        def counted(data: bytes) -> Any:
+            self.calls += 1
+            return feed(data)
+
+        reading.feed = counted
+        return reading
+
+
+def test_pieces_are_joined_before_an_inspector_is_asked() -> None:
+    word, recorder = Counts(), recorder_of()
+    decision = Decision(action=DECISION.action, rule="r", reason="r", inspect=("word",))
+    made = Watch("flow-1", decision, {"word": word}, OnFailure.OPEN, recorder)
+    reading = made.open(PART)
+    assert reading is not None
+    for _ in range(10_000):
+        reading.feed(b"x")
+    assert (word.calls, bool(made.unread)) == (0, True)
+    made.settle()
+    assert (word.calls, bool(made.unread)) == (1, False)
+    for _ in range(3 * (watching.JOIN_BYTES // 100 + 1)):
+        reading.feed(b"x" * 100)
+    assert word.calls == 4
+    reading.close()
+    assert len(word.content("body", sent=True)[0]) == 10_000 + 3 * (watching.JOIN_BYTES // 100 + 1) * 100
+
+
+def test_what_was_decoded_counts_when_the_rest_cannot_be() -> None:
+    recorder = recorder_of()
+    reading = watch(recorder, on_finding=OnFinding.ALERT).open(PART, "gzip")
+    assert reading is not None
+    packed = gzip.compress(b"the SECRET" + random.Random(1).randbytes(5000))
+    reading.feed(packed[:2000])
+    reading.feed(b"\xff" * 5000)
+    assert [seen.verdict for seen in recorder.findings] == [OnFinding.ALERT]
+    assert [seen.what for seen in recorder.faults] == ["not_inspected"]
+
+
+@pytest.mark.parametrize(
+    ("on_finding", "on_failure", "prompt"),
+    [
+        (OnFinding.ALERT, OnFailure.OPEN, False),
+        (OnFinding.BLOCK, OnFailure.OPEN, True),
+        (OnFinding.ALERT, OnFailure.CLOSED, True),
+    ],
+)
+def test_inspectors_may_take_their_time_only_where_nothing_ends_the_flow(
+    on_finding: OnFinding, on_failure: OnFailure, prompt: bool
+) -> None:
+    assert watch(recorder_of(), on_finding=on_finding, on_failure=on_failure).prompt is prompt
+
+
 def test_block_raises_after_recording() -> None:
     recorder = recorder_of()
     reading = watch(recorder, on_finding=OnFinding.BLOCK).open(PART)
     assert reading is not None
+    reading.feed(b"SECRET")
     with pytest.raises(Blocked) as caught:
-        reading.feed(b"SECRET")
+        reading.close()
     assert caught.value.finding is not None
     assert len(recorder.findings) == 1
 
