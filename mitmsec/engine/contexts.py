@@ -14,6 +14,7 @@ from typing import Any
 
 from OpenSSL import SSL, crypto
 
+from mitmsec.audit.event import SecretsSeen
 from mitmsec.core.messages import Flaw
 from mitmsec.engine import openssl
 from mitmsec.engine.openssl import LeafKey, TlsSession
@@ -128,6 +129,16 @@ def client_session(context: SSL.Context, alpn: bytes) -> TlsSession:
     session.wanted_alpn = alpn
     connection.set_accept_state()
     return session
+
+
+def log_keys(record: Callable[[SecretsSeen], None]) -> KeyLog:
+    """A key log for the clients' legs (NSS format), each line under the flow that it opens."""
+
+    def log(session: TlsSession, line: bytes) -> None:
+        if session.owner is not None:
+            record(SecretsSeen(flow=session.owner, lines=line.rstrip(b"\n") + b"\n"))
+
+    return log
 
 
 def _note(connection: SSL.Connection, _certificate: object, error: int, _depth: int, fine: int) -> bool:

@@ -17,13 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy.context import Context
 
-from mitmsec.audit.event import BytesSeen, FaultSeen, Outcome, SecretsSeen
+from mitmsec.audit.event import BytesSeen, FaultSeen, Outcome
 from mitmsec.core import clienthello
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
 from mitmsec.core.messages import (
@@ -41,6 +40,7 @@ from mitmsec.engine.contexts import client_session
 from mitmsec.engine.dialogue import Dialogue
 from mitmsec.engine.leg import Leg
 from mitmsec.engine.openssl import TlsFailed, TlsSession
+from mitmsec.engine.resumption import Place, Resumption
 from mitmsec.engine.seams import Refused
 from mitmsec.engine.side import Ended, Side, faulty
 from mitmsec.engine.watch import Blocked, Watch
@@ -73,6 +73,7 @@ class Conversation:
         self._hello: ClientHello | None = None
         self._dialogue: Dialogue | None = None
         self._relief: asyncio.Task[None] | None = None
+        self._resumption: Resumption | None = None
         self._if_late = Outcome.CLIENT_CLOSED
 
     async def run(self) -> FlowEnded:
@@ -143,6 +144,8 @@ class Conversation:
             alpn=tuple(name.encode("latin-1") for name in hello.alpn) if alpn is None else alpn,
             tls12=min((v for v in hello.versions if v >= TLS12 and v & 0x0F0F != 0x0A0A), default=TLS12) <= TLS12,
         )
+        place = Place(self._hand_over.owner, self._hand_over.name, self._hand_over.origin, hello.sni is not None)
+        resumption = self._engine.resumptions.begin(place, session, time.time())
         self._if_late = Outcome.ORIGIN_TIMEOUT
         try:
             while not session.handshake():
@@ -157,7 +160,11 @@ class Conversation:
         except OSError as error:
             raise Ended(Outcome.ORIGIN_RESET, f"TLS handshake: {error}", reset=True) from None
         leg.write(session.outgoing())
-        return session, self._judge(session)
+        not_after_s = self._judge(session)
+        if not_after_s is not None and self._facts_server is not None and self._facts_server.verified:
+            resumption.verified(session, not_after_s, time.time())
+            self._resumption = self._resumption or resumption
+        return session, not_after_s
 
     def _origin_failed(self, error: TlsFailed) -> Ended:
         """A handshake that the origin broke off, or that broke on what it sent; the client hears it as an alert."""
@@ -184,6 +191,7 @@ class Conversation:
             alpn=session.alpn.decode("latin-1") or None,
             certificate_sha256=certificate[0] if certificate else None,
             verified=defect is None,
+            resumed=True if session.resumed else None,
             error=defect.text if defect is not None else None,
         )
         if defect is not None and self._hand_over.decision.upstream is Upstream.BLOCK:
@@ -276,6 +284,8 @@ class Conversation:
         )
         self._dialogue.start(is_http=_is_http(front))
         ended = await self._dialogue.ended
+        if self._resumption is not None and back is not None:
+            self._resumption.finish(back, time.time())
         rejected = ended.outcome is Outcome.CLIENT_REJECTED
         if rejected or (ended.outcome is Outcome.COMPLETED and not self._dialogue.was_heard and self._mirrors_flaw):
             return self._rejected(str(ended) or "closed by the client once it had seen the certificate")
@@ -367,16 +377,6 @@ class Conversation:
             tls=facts,
             reset=ended.reset,
         )
-
-
-def log_keys(record: Callable[[SecretsSeen], None]) -> Callable[[TlsSession, bytes], None]:
-    """A key log for the clients' legs (NSS format), each line under the flow that it opens."""
-
-    def log(session: TlsSession, line: bytes) -> None:
-        if session.owner is not None:
-            record(SecretsSeen(flow=session.owner, lines=line.rstrip(b"\n") + b"\n"))
-
-    return log
 
 
 def _describe(connection: Connection, session: TlsSession) -> None:

@@ -39,6 +39,15 @@ class MitmsecMode(mode_specs.ProxyMode):  # type: ignore[no-untyped-call]
             raise ValueError("the mode takes no arguments")
 
 
+class _FlowContext(Context):
+    """A context whose forks do not make a server only to replace it."""
+
+    def fork(self) -> Context:
+        fork = _FlowContext.__new__(_FlowContext)
+        fork.client, fork.options, fork.server, fork.layers = self.client, self.options, self.server, self.layers.copy()
+        return fork
+
+
 class Embedded:
     """mitmproxy as this process uses it."""
 
@@ -54,6 +63,8 @@ class Embedded:
             rawtcp=True,
             websocket=False,  # upgraded connections are relayed as they are and read beside it
         )
+        values = {name: getattr(self.options, name) for name in self.options.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
+        vars(self.options).update(values)  # settled: else mitmproxy copies a value whenever it is read
 
     def context(self, client: Endpoint, origin: Endpoint, started_s: float) -> Context:
         """The context of a flow whose client is connected."""
@@ -64,4 +75,4 @@ class Embedded:
             proxy_mode=self._mode,
             state=ConnectionState.OPEN,
         )
-        return Context(connection, self.options)
+        return _FlowContext(connection, self.options)

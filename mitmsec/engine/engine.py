@@ -7,9 +7,10 @@ import gc
 import socket
 
 from mitmsec.core.messages import FlowEnded, HandOver
-from mitmsec.engine.contexts import Leaves, OriginContext
-from mitmsec.engine.conversation import Conversation, log_keys
+from mitmsec.engine.contexts import Leaves, OriginContext, log_keys
+from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
+from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.engine.side import faulty
 
@@ -25,6 +26,7 @@ class Engine:
         self.origins = OriginContext(collaborators.roots_pem)
         on_key_log = log_keys(collaborators.recorder.record) if settings.capture else None
         self.leaves = Leaves(collaborators.certifier, on_key_log=on_key_log)
+        self.resumptions = Resumptions()
         self._flows: dict[str, asyncio.Task[None]] = {}
 
     def settle(self) -> None:

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -27,6 +28,7 @@ _SIZE_BYTES = 1 << 16
 _BUFFER: Any = _ffi.new("char[]", _SIZE_BYTES)  # one loop, one thread: nobody else is between a read and its copy
 _VIEW: Any = _ffi.buffer(_BUFFER, _SIZE_BYTES)
 _HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+CERTIFICATES_LIMIT = 256  # origins' certificates that need not be read again
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
@@ -42,6 +44,7 @@ class TlsSession:
     """One side of one TLS connection, without a socket."""
 
     __slots__ = (
+        "_begun",
         "_connection",
         "_finished",
         "_from",
@@ -57,6 +60,7 @@ class TlsSession:
         raw: Any = connection
         self._connection = connection
         self._ssl, self._into, self._from = raw._ssl, raw._into_ssl, raw._from_ssl
+        self._begun: SSL.Session | None = None  # as the handshake left it
         self._finished = False  # we have sent ours
         self.closed = False  # the peer has sent close_notify
         self.verify_errors: list[int] = []  # X509_V_ERR_…, filled while the origin's certificate is checked
@@ -80,6 +84,24 @@ class TlsSession:
         except SSL.Error as error:
             raise _failed(error) from None
         return True
+
+    def offer(self, session: SSL.Session) -> None:
+        """Before the handshake: have the server resume `session` if it likes."""
+        self._connection.set_session(session)
+
+    def expect_ticket(self) -> None:
+        """After the handshake: from here on a new session is one that the server has sent a ticket for."""
+        if self.version == "TLSv1.3":
+            self._begun = self._connection.get_session()
+
+    def ticket(self) -> SSL.Session | None:
+        """The session of the last ticket since `expect_ticket` (RFC 8446 §4.6.1)."""
+        if self._begun is None:
+            return None
+        session = self._connection.get_session()
+        raw: Any = session
+        before: Any = self._begun
+        return session if raw is not None and raw._session != before._session else None
 
     def outgoing(self) -> bytes:
         """Ciphertext for the peer; b"" where there is none."""
@@ -161,7 +183,12 @@ class TlsSession:
         certificate = self._connection.get_peer_certificate()
         if certificate is None:
             return None
-        return certificate.digest("sha256").decode().replace(":", "").lower(), not_after_s(certificate)
+        return _print_and_end(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+
+
+@lru_cache(CERTIFICATES_LIMIT)
+def _print_and_end(der: bytes) -> tuple[str, int]:
+    return hashlib.sha256(der).hexdigest(), not_after_s(certificate(der))
 
 
 def expect_peer(connection: SSL.Connection, name: str) -> None:

@@ -29,21 +29,24 @@ class Side:
         self.over = False  # the peer has said that it sends nothing more
 
     def flush(self) -> None:
-        if not self.pending:
-            return
-        data = self.pending[0] if len(self.pending) == 1 else b"".join(self.pending)
-        self.pending.clear()
-        if self.session is not None:
-            self.session.write(data)
-            data = self.session.outgoing()
-        self.leg.write(data)
+        if self.pending:
+            self.leg.write(self._sealed())
 
     def say_goodbye(self) -> None:
-        """What is pending, and close_notify."""
-        self.flush()
+        """What is pending, and close_notify with it."""
+        data = self._sealed()
         if self.session is not None:
             self.session.close_notify()
-            self.leg.write(self.session.outgoing())
+            data += self.session.outgoing()
+        self.leg.write(data)
+
+    def _sealed(self) -> bytes:
+        data = self.pending[0] if len(self.pending) == 1 else b"".join(self.pending)
+        self.pending.clear()
+        if self.session is None or not data:
+            return data
+        self.session.write(data)
+        return self.session.outgoing()
 
     def forget(self) -> None:
         """Let the session's memory go now."""

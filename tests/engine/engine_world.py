@@ -142,6 +142,7 @@ class World:
         self.decision = DECISION
         self.name = NAME
         self.kind = Plaintext.TLS
+        self.owner = ""
         self.port = 0
         self.ends: asyncio.Queue[FlowEnded] = asyncio.Queue()
         self.connects = 0
@@ -171,6 +172,7 @@ class World:
                 origin=self.origin,
                 client=Endpoint(address=address, port=port),
                 decision=self.decision,
+                owner=self.owner,
             ),
             client,
             origin,
@@ -226,6 +228,7 @@ async def world(
     capture: bool = False,
     kind: Plaintext = Plaintext.TLS,
     deadline_s: float = 20.0,
+    client_send_buffer_bytes: int | None = None,
 ) -> AsyncIterator[World]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
     (tmp_path / "root.pem").write_text(mint.root_pem)
@@ -251,6 +254,8 @@ async def world(
         upstream=upstream,
     )
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    if client_send_buffer_bytes is not None:  # what is accepted inherits it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, client_send_buffer_bytes)
     listener.setblocking(False)
     made.port = listener.getsockname()[1]
     accepting = asyncio.get_running_loop().create_task(made.accept(listener))

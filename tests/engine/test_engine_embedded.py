@@ -27,6 +27,23 @@ def test_a_context_knows_both_ends_and_our_mode() -> None:
     assert not context.options.websocket
 
 
+def test_a_fork_knows_what_its_context_knows_and_has_layers_of_its_own() -> None:
+    endpoint = Endpoint(address="192.0.2.1", port=1)
+    context = Embedded().context(endpoint, endpoint, time.time())
+    fork = context.fork().fork()
+    assert (fork.client, fork.server, fork.options) == (context.client, context.server, context.options)
+    assert vars(fork).keys() == vars(context).keys()
+    assert fork.layers is not context.layers
+
+
+def test_options_are_settled() -> None:
+    """mitmproxy would copy each value deeply whenever a layer reads it."""
+    made = Embedded()
+    assert made.options.rawtcp is True
+    assert made.options.body_size_limit is None
+    assert set(made.options.keys()) <= vars(made.options).keys()  # type: ignore[no-untyped-call]
+
+
 def test_another_mitmproxy_than_was_tested_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version, "VERSION", "13.0.0")
     with pytest.raises(RuntimeError, match=r"13\.0\.0"):

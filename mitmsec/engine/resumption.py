@@ -1,0 +1,91 @@
+"""TLS sessions with origins that are taken up again, so that a program's next connection needs no full handshake.
+
+    handshake in full, certificate verified ── the origin's ticket ──► kept for this owner, name and origin
+    the same program connects there again ◄── taken, once ── resumed: same certificate, same verdict, new DH secret
+
+What is kept was verified by this process against the roots that it still has, and is good until the certificate ends
+or KEEP_S after that verification, whatever was resumed in between. A ticket serves once (RFC 8446 §C.4) and only the
+process that it was made for: an origin that links connections by it learns no more than from the program itself.
+TLS 1.3 only, where a resumed session has a secret of its own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from OpenSSL import SSL
+
+from mitmsec.core.model import Endpoint
+from mitmsec.engine.openssl import TlsSession
+
+KEEP_S = 3600.0
+EACH_LIMIT = 16  # tickets for one program and origin: about as many as it opens connections at once
+PLACES_LIMIT = 256
+
+
+class Place(NamedTuple):
+    """Who speaks to whom. No session is taken up in another place than where it began."""
+
+    owner: str
+    name: str
+    origin: Endpoint
+    sni: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    session: SSL.Session
+    until_s: float
+
+
+class Resumptions:
+    """All that one worker keeps. Bounded: what was used least recently is dropped."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Place, deque[_Kept]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(len(kept) for kept in self._kept.values())
+
+    def begin(self, place: Place, session: TlsSession, now_s: float) -> Resumption:
+        """Before the handshake: offer the origin what was kept for `place`. Without an owner, nothing is or will be."""
+        return Resumption(self, place, self._offered(place, session, now_s))
+
+    def _offered(self, place: Place, session: TlsSession, now_s: float) -> float:
+        kept = self._kept.get(place)
+        while kept:
+            newest = kept.pop()
+            if now_s < newest.until_s:
+                session.offer(newest.session)
+                return newest.until_s
+        self._kept.pop(place, None)
+        return now_s
+
+    def keep(self, place: Place, session: SSL.Session, until_s: float) -> None:
+        self._kept.setdefault(place, deque(maxlen=EACH_LIMIT)).append(_Kept(session, until_s))
+        self._kept.move_to_end(place)
+        while len(self._kept) > PLACES_LIMIT:
+            self._kept.popitem(last=False)
+
+
+class Resumption:
+    """One connection's part in it."""
+
+    __slots__ = ("_all", "_place", "_until_s")
+
+    def __init__(self, resumptions: Resumptions, place: Place, until_s: float) -> None:
+        self._all, self._place, self._until_s = resumptions, place, until_s
+
+    def verified(self, session: TlsSession, not_after_s: int, now_s: float) -> None:
+        """After the handshake, if the origin's certificate has no defect."""
+        session.expect_ticket()
+        if not session.resumed:
+            self._until_s = min(now_s + KEEP_S, float(not_after_s))
+
+    def finish(self, session: TlsSession, now_s: float) -> None:
+        """At the end: keep the origin's last ticket, if it sent any."""
+        ticket = session.ticket()
+        if ticket is not None and self._place.owner and now_s < self._until_s:
+            self._all.keep(self._place, ticket, self._until_s)
