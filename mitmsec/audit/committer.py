@@ -11,6 +11,7 @@ events; then the producers' own windows fill, and they say so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import traceback
@@ -21,7 +22,7 @@ from mitmsec.audit.envelope import Draft
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.store import LogUnwritable, Store
 
-LINGER_S = 0.002
+LINGER_S = 0.02  # events that come close together share a sync and their index pages; `drained` does not wait for it
 RETRY_S = 0.5
 GATHERED_LIMIT = 4096
 
@@ -43,7 +44,7 @@ class Committer:
         self._store = store
         self._settled, self._on_committed, self._on_recovered = settled, on_committed, on_recovered
         self._gathered: list[Draft] = []
-        self._work, self._idle = asyncio.Event(), asyncio.Event()
+        self._work, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, "log")
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -69,6 +70,7 @@ class Committer:
 
     async def drained(self) -> None:
         """Return once everything added is on disk and acknowledged."""
+        self._hurry.set()
         await self._idle.wait()
 
     async def close(self) -> int:
@@ -82,7 +84,7 @@ class Committer:
     async def _run(self) -> None:
         while True:
             await self._work.wait()
-            await asyncio.sleep(LINGER_S)
+            await self._linger()
             self._work.clear()
             batch, self._gathered = self._gathered, []
             settled = self._settled()
@@ -96,6 +98,12 @@ class Committer:
             self._on_committed(batch)
             if not self._work.is_set():
                 self._idle.set()
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._hurry.wait()
+        self._hurry.clear()
 
     async def _append(self, batch: Sequence[Draft]) -> None:
         tries, why = 0, ""
