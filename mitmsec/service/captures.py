@@ -1,4 +1,5 @@
-"""The capture files of the sessions that asked for one. A file that fails ends that capture, never the log."""
+"""The capture files of the sessions that asked for one. A file that fails ends that capture, never the log; a flow
+that cannot stand in a file is left out, and said, and the others go on."""
 
 from __future__ import annotations
 
@@ -7,22 +8,32 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from mitmsec.audit.event import BytesSeen
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, Outcome
 from mitmsec.audit.flows import Flow
 from mitmsec.capture.writer import CaptureFailed, CaptureWriter
 from mitmsec.core.model import Endpoint, Process
+
+RESETS = frozenset({Outcome.BLOCKED, Outcome.CUT, Outcome.FAULT, Outcome.ORIGIN_RESET})  # as the program saw it
 
 
 class Sink(Protocol):
     """What a capture file takes. Every method may raise CaptureFailed."""
 
     def open_flow(
-        self, flow: str, process: Process, local: Endpoint, remote: Endpoint, time_ns: int, comment: str = ""
+        self,
+        flow: str,
+        process: Process,
+        local: Endpoint,
+        remote: Endpoint,
+        time_ns: int,
+        comment: str = "",
+        *,
+        host: str | None = None,
     ) -> None: ...
 
     def data(self, flow: str, sent: bool, data: bytes, time_ns: int) -> None: ...
 
-    def end_flow(self, flow: str, time_ns: int) -> None: ...
+    def end_flow(self, flow: str, time_ns: int, *, reset: bool = False, comment: str = "") -> None: ...
 
     def secrets(self, lines: bytes) -> None: ...
 
@@ -34,12 +45,15 @@ class Sink(Protocol):
 
 
 class Captures:
-    """One sink a session. `on_failed(session, why)` is called once for a capture that had to be given up."""
+    """One sink a session. `on_failed(session, why)` is called once for a capture that had to be given up,
+    `on_left_out(session, flow, why)` once for a flow that is not in it."""
 
-    def __init__(self, on_failed: Callable[[str, str], None]) -> None:
-        self._on_failed = on_failed
+    def __init__(
+        self, on_failed: Callable[[str, str], None], on_left_out: Callable[[str, str, str], None] | None = None
+    ) -> None:
+        self._on_failed, self._on_left_out = on_failed, on_left_out
         self._sinks: dict[str, Sink] = {}
-        self._open: dict[str, set[str]] = {}  # session → flows that the file knows
+        self._open: dict[str, set[str]] = {}  # session → flows that the file knows, or was offered in vain
 
     def open(self, session: str, descriptor: int, command: str) -> None:
         """Flows of `session` go into the file `descriptor`, which is owned from now on."""
@@ -65,8 +79,14 @@ class Captures:
             return
         about = seen if flow is None else flow
         if about.process is not None and about.local is not None and about.remote is not None:
-            sink.open_flow(seen.flow, about.process, about.local, about.remote, time_ns, f"flow: {seen.flow}")
             self._open[session].add(seen.flow)
+            host = None if flow is None else flow.host
+            said = f"flow: {seen.flow}"
+            try:
+                sink.open_flow(seen.flow, about.process, about.local, about.remote, time_ns, said, host=host)
+            except ValueError as error:  # its pieces count as dropped, in the file's statistics
+                if self._on_left_out is not None:
+                    self._on_left_out(session, seen.flow, str(error))
 
     def secrets(self, session: str, lines: bytes) -> None:
         self._guarded(session, lambda sink: sink.secrets(lines))
@@ -75,9 +95,12 @@ class Captures:
         """Pieces that the producer had to give up."""
         self._guarded(session, lambda sink: sink.lost(pieces))
 
-    def ended(self, session: str, flow: str, time_ns: int) -> None:
-        self._open.get(session, set()).discard(flow)
-        self._guarded(session, lambda sink: sink.end_flow(flow, time_ns))
+    def ended(self, session: str, seen: ConnectionSeen, time_ns: int) -> None:
+        """The gate's last word on a flow: how it ended stands with its closing packet."""
+        self._open.get(session, set()).discard(seen.flow)
+        said = f"action: {seen.action}\nrule: {seen.rule}\noutcome: {seen.outcome}"
+        reset = seen.outcome in RESETS
+        self._guarded(session, lambda sink: sink.end_flow(seen.flow, time_ns, reset=reset, comment=said))
 
     def tick(self, time_ns: int) -> None:
         """Time goes on, though nothing may come."""

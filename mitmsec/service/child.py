@@ -4,7 +4,8 @@
                 ── messages ───────► Program.told            (ModulesQuestion is answered here)
                 ── end of file ────► Program.stop ──► exit 0
 
-A child never outlives its supervisor by more than its own `stop`, and needs no signal to end.
+A child never outlives its supervisor by more than its own `stop`, and needs no signal to end. Once it
+serves it starts no program and no process: the kernel denies it both. (Before that, the signer forks to make a CA.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from mitmsec.channel import Channel, close_all
 from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Ready
+from mitmsec.service import seccomp
 
 PR_SET_DUMPABLE = 4
 
@@ -43,10 +45,10 @@ def main(accepts: Sequence[type[Message]], program: Callable[[Channel], Program]
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no core dump by our own uid
     control = Channel(socket.socket(fileno=int(sys.argv[1])), [*accepts, ModulesQuestion])
-    asyncio.run(_serve(control, program))
+    asyncio.run(_serve(control, program, seccomp.seal))
 
 
-async def _serve(control: Channel, make: Callable[[Channel], Program]) -> None:
+async def _serve(control: Channel, make: Callable[[Channel], Program], seal: Callable[[], None]) -> None:
     inbox: asyncio.Queue[tuple[Any, list[int]] | None] = asyncio.Queue()
     control.attach(
         asyncio.get_running_loop(),
@@ -62,7 +64,9 @@ async def _serve(control: Channel, make: Callable[[Channel], Program]) -> None:
                 control.send(ModulesAnswer(modules=tuple(sorted(sys.modules))))
             elif program is None:
                 program = make(control)
-                control.send(await program.start(message, fds) or Ready())
+                answer = await program.start(message, fds) or Ready()
+                seal()
+                control.send(answer)
             else:
                 program.told(message, fds)
     finally:

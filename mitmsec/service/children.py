@@ -12,6 +12,7 @@ from typing import Any
 from mitmsec import channel
 from mitmsec.channel import Channel
 from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Role
+from mitmsec.service.childlog import ChildOutput
 from mitmsec.service.jail import Jail, spawn
 
 START_DEADLINE_S = 20.0
@@ -22,16 +23,28 @@ class ChildFailed(Exception):
 
 
 class ChildProcess:
-    """One running child. `on_message` hears what it says after its first answer; `on_exit` hears its end, once."""
+    """One running child. `on_message` hears what it says after its first answer; `watch` tells of its end.
 
-    def __init__(self, jail: Jail, log: int, accepts: Sequence[type[Message]]) -> None:
+    What it writes to stdout and stderr goes to `log`, a line at a time and within bounds.
+    """
+
+    def __init__(self, jail: Jail, log: Callable[[str], None], accepts: Sequence[type[Message]]) -> None:
         ours, theirs = channel.pair()
+        reading, writing = os.pipe()
         self.role: Role = jail.role
-        self.pid = spawn(jail, theirs.fileno(), log)
-        theirs.close()
+        try:
+            self.pid = spawn(jail, theirs.fileno(), writing)
+        except OSError:
+            os.close(reading)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(writing)
+        self._output = ChildOutput(reading, f"{self.role} {self.pid}", log, asyncio.get_running_loop())
         self.channel = Channel(ours, [*accepts, ModulesAnswer])
         self.on_message: Callable[[Any, list[int]], None] = _ignore
-        self.on_exit: Callable[[int], None] = lambda status: None
+        self._on_exit: Callable[[int], None] = _unheard
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._modules: list[asyncio.Future[tuple[str, ...]]] = []
@@ -39,6 +52,20 @@ class ChildProcess:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._pidfd, self._reap)
         self.channel.attach(loop, self._heard, lambda: None)
+
+    def watch(self, on_exit: Callable[[int], None]) -> None:
+        """`on_exit` hears the end with its status, once, also if it has come already; nobody else does any more."""
+        self._on_exit = on_exit
+        if self.ended.done():
+            asyncio.get_running_loop().call_soon(self._tell_end)
+
+    def unwatch(self) -> None:
+        """The end is nobody's news."""
+        self._on_exit = _unheard
+
+    def _tell_end(self) -> None:
+        on_exit, self._on_exit = self._on_exit, _unheard
+        on_exit(self.ended.result())
 
     def start(self, settings: Message, *fds: int) -> Awaitable[Any]:
         """Send the settings now; awaiting the result gives the child's first answer. Raises ChildFailed."""
@@ -65,7 +92,7 @@ class ChildProcess:
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
         """Close the control channel, which ends the child; kill what does not end in time."""
-        self.on_exit = lambda status: None
+        self.unwatch()
         self.channel.close()
         if not await self._over(grace_s):
             self.kill()
@@ -95,8 +122,13 @@ class ChildProcess:
         self._pidfd = -1
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         self.channel.close()
+        self._output.close()
         self.ended.set_result(status)
-        self.on_exit(status)
+        self._tell_end()
+
+
+def _unheard(status: int) -> None:
+    """Nobody wants to know."""
 
 
 def _ignore(message: object, fds: list[int]) -> None:

@@ -13,11 +13,15 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from mitmsec.core.messages import Message
+
+ROWS_LIMIT = 40  # sessions in an answer: three texts of a kibibyte or less, and some forty bytes for each process
 
 
 class OpenRun(Message, frozen=True):
@@ -79,15 +83,38 @@ class StatusQuestion(Message, frozen=True):
 
 
 class StatusAnswer(Message, frozen=True):
-    """Who runs: (session, command, cgroup) and (role, pid, session)."""
+    """Who runs: (session, command, cgroup) and (role, pid, session); `left_out` rows did not fit into a packet."""
 
+    supervisor: int  # its pid
     sessions: tuple[tuple[str, str, str], ...]
     processes: tuple[tuple[str, int, str], ...]
-    modules: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    left_out: int = 0
 
 
-FROM_RUN: tuple[type[Message], ...] = (OpenRun, CommandEnded, StatusQuestion)
-FROM_SUPERVISOR: tuple[type[Message], ...] = (RunOpened, Refused, RunClosed, StatusAnswer)
+class ModulesOf(Message, frozen=True):
+    """Which modules has the process `pid`, the supervisor's own or a child's, loaded?"""
+
+    pid: int
+
+
+class Modules(Message, frozen=True):
+    """Empty when there is no such process."""
+
+    pid: int
+    modules: tuple[str, ...]
+
+
+FROM_RUN: tuple[type[Message], ...] = (OpenRun, CommandEnded, StatusQuestion, ModulesOf)
+FROM_SUPERVISOR: tuple[type[Message], ...] = (RunOpened, Refused, RunClosed, StatusAnswer, Modules)
+
+
+def status_answer(
+    supervisor: int, sessions: Sequence[tuple[str, str, str]], processes: Sequence[tuple[str, int, str]]
+) -> StatusAnswer:
+    """An answer that fits into a packet, however many run."""
+    answer = StatusAnswer(supervisor, tuple(sessions[:ROWS_LIMIT]), tuple(processes[: 8 * ROWS_LIMIT]))
+    left_out = len(sessions) + len(processes) - len(answer.sessions) - len(answer.processes)
+    return msgspec.structs.replace(answer, left_out=left_out)
 
 
 def listen(path: Path, gid: int) -> socket.socket:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
 import time
 
-from mitmsec.audit.event import ConnectionSeen, Outcome
-from mitmsec.core.model import Action, Process
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
-from mitmsec_redirect.records import Missed
 
 BACKLOG = 4096
-RELEASE_TRIES = 50  # for children that fork while they are moved
-
-
-def refused_quic(missed: Missed, process: Process, session: str) -> ConnectionSeen:
-    """The event of a refused QUIC attempt: the program falls back to TCP."""
-    return ConnectionSeen(
-        flow=f"{session}-quic-{time.time_ns():x}",
-        process=process,
-        protocol="quic",
-        local=missed.remote.of("::" if missed.remote.is_v6 else "0.0.0.0", 0),  # noqa: S104 - not bound yet
-        remote=missed.remote,
-        action=Action.BLOCK,
-        rule="defaults",
-        reason='quic = "refuse": the program is to fall back to TCP',
-        bytes_sent=0,
-        bytes_received=0,
-        duration_ms=0,
-        outcome=Outcome.BLOCKED,
-    )
+RELEASE_TRIES, RELEASE_PAUSE_S = 50, 0.01  # for children that fork while they are moved
 
 
 def listeners() -> list[socket.socket]:
@@ -55,17 +35,36 @@ def _listener(family: socket.AddressFamily, address: str) -> socket.socket:
 
 
 def release(cgroup: SessionCgroup, home: str | None) -> int:
-    """Move what still runs in `cgroup` to the cgroup `home` (a path below the cgroup2 root) and remove it."""
+    """Move what still runs in `cgroup` to the cgroup `home` (a path below the cgroup2 root) and remove it.
+
+    The number of processes that were moved. Pauses between its tries: not for an event loop.
+    """
+    survivors = len(cgroup.pids())
+    for _ in range(RELEASE_TRIES):
+        if move_out(cgroup, home):
+            break
+        time.sleep(RELEASE_PAUSE_S)
+    return survivors
+
+
+async def release_beside(cgroup: SessionCgroup, home: str | None) -> int:
+    """As `release`, and others have their turn meanwhile."""
+    survivors = len(cgroup.pids())
+    for _ in range(RELEASE_TRIES):
+        if move_out(cgroup, home):
+            break
+        await asyncio.sleep(RELEASE_PAUSE_S)
+    return survivors
+
+
+def move_out(cgroup: SessionCgroup, home: str | None) -> bool:
+    """One try: True when the cgroup has gone. False: somebody forked meanwhile, or the kernel still clears up."""
     root = cgroup2_root()
     target = root / home.lstrip("/") if home else root
-    survivors = cgroup.pids()
-    for _ in range(RELEASE_TRIES):
-        for pid in cgroup.pids():
-            with contextlib.suppress(OSError):  # it has just ended
-                (target / "cgroup.procs").write_text(f"{pid}\n")
-        if cgroup.remove():
-            break
-    return len(survivors)
+    for pid in cgroup.pids():
+        with contextlib.suppress(OSError):  # it has just ended
+            (target / "cgroup.procs").write_text(f"{pid}\n")
+    return cgroup.remove()
 
 
 def read_all(descriptor: int) -> bytes:

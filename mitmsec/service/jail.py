@@ -1,18 +1,22 @@
 """Where a child process lives: a root of its own with nothing in it but the interpreter, our code and its own folder.
 
-    supervisor ── fork ──► child: own network (or the run's), private mounts
+    supervisor ── fork ──► child: first process of its own pid namespace; own network (or the run's), private mounts
                                   tmpfs as the new root
                                     /usr /lib …            read-only, from the machine
                                     interpreter, packages  read-only, at the paths they have outside
                                     STATE/<its folder>     writable, where the role has one
                                   pivot_root; the old root is gone
                                   no capability, no group, own uid, no new privileges
-                                  no connect, bind, listen, io_uring, ptrace … (all but the gate)
+                                  no io_uring, ptrace, mount …; all but the gate: no connect, bind, listen, bpf
                                   exec python -m mitmsec.service.<role> <control descriptor>
 
 Paths stay what they are, so a checkout below a home folder that nobody else may enter works: the new root has folders
 of the same names that anybody may pass, and only what is bound below them. There is no /proc, so what another process
-does is invisible; the only descriptors are the control channel and the log.
+does is invisible; the only descriptors are the control channel, /dev/null and the pipe that stdout and stderr go to.
+
+All workers share one user, and a user's processes may signal each other and change each other's limits. In a pid
+namespace of its own a child has a name for nobody but itself and its threads. It is process 1 there: a signal that it
+has no handler for is ignored unless the supervisor sends SIGKILL or SIGSTOP, and what it started ends with it.
 """
 
 from __future__ import annotations
@@ -56,26 +60,42 @@ class Jail(Value, frozen=True):
     folder: str | None = None  # the only writable place
 
 
-def spawn(jail: Jail, control: int, log: int) -> int:
-    """Start `jail.role` as a child process and return its pid. `control` and `log` are inherited, nothing else.
+def spawn(jail: Jail, control: int, output: int) -> int:
+    """Start `jail.role` as a child process and return its pid, as it is here. Nothing but `control` and `output`
+    (for stdout and stderr) is inherited.
 
-    Call from a single-threaded process. A failure before exec is written to `log` and ends the child with status 120.
+    A failure before exec, or of exec itself, is written to `output` and ends the child with status 120.
     """
-    code = code_paths()
-    pid = os.fork()
+    code, python = code_paths(), interpreter()  # in the new root nothing could be resolved
+    pid = _fork_apart()
     if pid:
         return pid
     try:
-        _become(jail, control, log, code)
+        _become(jail, control, output, code, python)
     except BaseException as error:
-        os.write(log, f"mitmsec {jail.role}: could not start: {error!r}\n".encode())
+        os.write(2, f"could not start: {error!r}\n".encode())
     finally:
         os._exit(120)
 
 
+def _fork_apart() -> int:
+    """As os.fork(), but the child is the first process of a new pid namespace. Ours stays what it is."""
+    ours = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    os.unshare(os.CLONE_NEWPID)  # for children only
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid:
+            os.setns(ours, os.CLONE_NEWPID)
+            os.close(ours)
+    return pid
+
+
 def code_paths() -> tuple[str, ...]:
     """Folders and files that an interpreter needs to run our packages, wherever they are installed."""
-    wanted = {os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix, os.path.realpath(sys.executable)}
+    wanted = {os.path.realpath(sys.base_prefix), sys.base_prefix, os.path.realpath(sys.executable)}
+    wanted |= {os.path.realpath(sys.prefix), sys.prefix}
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.origin is not None:
@@ -99,10 +119,11 @@ def _mapped_files() -> set[str]:
     return {fields[5] for line in lines if len(fields := line.split(maxsplit=5)) == 6 and ".so" in fields[5]}
 
 
-def _become(jail: Jail, control: int, log: int, code: Sequence[str]) -> NoReturn:
+def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: str) -> NoReturn:
     os.setsid()
-    for target in (0, 1, 2):
-        os.dup2(log, target)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    for target in (1, 2):
+        os.dup2(output, target)
     os.set_inheritable(control, True)
     if jail.network is None:
         os.unshare(os.CLONE_NEWNET)
@@ -117,13 +138,22 @@ def _become(jail: Jail, control: int, log: int, code: Sequence[str]) -> NoReturn
         _bind(jail.folder, jail.mountpoint, writable=True)
     _enter(jail.mountpoint)
     _drop(jail.account)
-    if jail.role is not Role.GATE:  # the gate accepts and dials; nobody else has business with a network
-        seccomp.apply()
-    optimise = ["-O"] if jail.role is Role.WORKER else []  # the engine's type checks cost a third of a request
-    arguments = [sys.executable, *optimise, "-P", "-s", "-m", f"mitmsec.service.{jail.role}", str(control)]
+    seccomp.apply(network=jail.role is Role.GATE)  # it accepts and dials; nobody else has business with a network
+    arguments = [python, "-P", "-s", *_program(jail.role), str(control)]
     os.closerange(3, control)
     os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-    os.execve(sys.executable, arguments, _environment())
+    os.execve(python, arguments, _environment())
+
+
+def interpreter() -> str:
+    """Ours, by a path that passes through nothing but what is bound: links on the way to its folder are not there."""
+    folder, name = os.path.split(sys.executable)  # the name itself may be a link: a virtual environment is found by it
+    return os.path.join(os.path.realpath(folder), name)
+
+
+def _program(role: Role) -> list[str]:
+    optimise = ["-O"] if role is Role.WORKER else []  # the engine's type checks cost a third of a request
+    return [*optimise, "-m", f"mitmsec.service.{role}"]
 
 
 def _environment() -> dict[str, str]:

@@ -73,7 +73,10 @@ class Recorder:
         self._flushes: set[str] = set()
         self._counts: Counter[tuple[str, Kind]] = Counter()
         self._intake = Intake()
-        self._captures = Captures(lambda session, why: self._fault("capture_failed", why, session=session))
+        self._captures = Captures(
+            lambda session, why: self._fault("capture_failed", why, session=session),
+            lambda session, flow, why: self._fault("capture_incomplete", f"flow {flow}: {why}", session=session),
+        )
         self._changed = asyncio.Event()
         self._committer: Committer
         self._ticking: asyncio.Task[None]
@@ -178,7 +181,7 @@ class Recorder:
         """What an event means for the capture file."""
         match seen:
             case ConnectionSeen() if seen.outcome is not Outcome.OPEN:
-                self._captures.ended(inlet.source.session, seen.flow, time.time_ns())
+                self._captures.ended(inlet.source.session, seen, time.time_ns())
             case FaultSeen() if seen.what == CAPTURE_LOST:
                 self._captures.lost(inlet.source.session, seen.count)
 

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -27,14 +28,17 @@ from mitmsec.channel import Channel
 from mitmsec.core.model import Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control
-from mitmsec.service.state import State
+from mitmsec.service.state import State, StateRefused
 
 START_DEADLINE_S = 45.0
 CLOSE_DEADLINE_S = 60.0
 JOIN_TRIES = 3
 BUSY_PAUSE_S = 0.2
 WORKERS_LIMIT = 4
+KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
+HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
+SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 
 
 class CannotRun(Exception):
@@ -131,11 +135,29 @@ def plan_policy(text: str | None) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def open_result(path: str, caller: Caller) -> int:
+    """The file `path`, made if there is none and left as it is otherwise, to be written with the caller's rights.
+
+    Where everybody may make files, one that somebody else laid there, or a link, is not taken. Raises OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    with acting_as(caller):
+        if not os.stat(os.path.dirname(path) or ".").st_mode & stat.S_IWOTH:
+            return os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    if os.fstat(descriptor).st_uid in (0, caller.uid):
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(errno.EPERM, "somebody else's file, in a folder that everybody may write to", path)
+
+
 # -- the supervisor ------------------------------------------------------------------------------------------------
 def join(state: State) -> Channel:
     """A channel to the supervisor of `state`, started if none listens. Raises CannotRun."""
     try:
         state.make()
+    except StateRefused as error:
+        raise CannotRun(error.reason, error.remedy, 2) from None
     except OSError as error:
         raise CannotRun(
             f"--state: {state.folder} cannot be used: {error.strerror}", "name a folder that root can write", 2
@@ -203,6 +225,7 @@ class Run:
         answer = None
         for _ in range(JOIN_TRIES):  # the supervisor may be ending with its last run just when we ask
             self._channel = join(self._state)
+            self._empty_capture()
             if (answer := self._asked(order, *fds, timeout_s=START_DEADLINE_S)) is not None:
                 break
             self._channel.close()
@@ -215,6 +238,11 @@ class Run:
         self.session = answer.session
         return answer
 
+    def _empty_capture(self) -> None:
+        """What an earlier run captured goes only now, when nothing but the run itself can fail any more."""
+        if self._capture is not None and stat.S_ISREG(os.fstat(self._capture.fileno()).st_mode):
+            os.ftruncate(self._capture.fileno(), 0)
+
     def _asked(self, message: Any, *fds: int, timeout_s: float | None) -> Any:
         try:
             received = self._channel.exchange(message, *fds, timeout_s=timeout_s)
@@ -224,7 +252,18 @@ class Run:
 
     def command(self, opened: control.RunOpened, environ: Mapping[str, str]) -> int:
         """Run the command to its end and return its status as a shell would. Raises CannotRun if it cannot start."""
-        pid, error = _fork(self._plan, opened.cgroup, environ)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)  # what comes from now on is for the command
+        try:
+            return self._started(opened, environ, before)
+        finally:
+            for number in KEYBOARD:
+                signal.signal(number, signal.SIG_IGN)  # and what was still pending goes
+            while signal.sigtimedwait(HEARD, 0) is not None:
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _started(self, opened: control.RunOpened, environ: Mapping[str, str], mask: set[int]) -> int:
+        pid, error = _fork(self._plan, opened.cgroup, environ, mask)
         if error is not None:
             os.waitpid(pid, 0)
             status = 127 if error == errno.ENOENT else 126
@@ -265,8 +304,11 @@ class Run:
         return ""
 
 
-def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str]) -> tuple[int, int | None]:
-    """The command's process, in the cgroup before its first instruction, as the caller's user; or why exec failed."""
+def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str], mask: set[int]) -> tuple[int, int | None]:
+    """The command's process, in the cgroup before its first instruction, as the caller's user; or why exec failed.
+
+    Called with the signals HEARD blocked; the command gets `mask` and every action as it would be without us.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()  # closed by a successful exec
@@ -286,6 +328,9 @@ def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str]) -> tuple[int, int
             environ = {**environ, "HOME": caller.home, "USER": caller.name, "LOGNAME": caller.name}
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, the command may not
             signal.signal(number, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _execute(plan, environ)
     except OSError as error:
         os.write(writing, str(error.errno).encode())
@@ -306,20 +351,21 @@ def _execute(plan: Plan, environ: Mapping[str, str]) -> None:
 def _wait(pid: int) -> int:
     """Wait as a shell would: signals sent to us go on to the command, its stop is our stop, its status our result.
 
-    Keyboard signals reach the command by themselves, since it is in our process group: we only survive them.
+    Called with the signals HEARD blocked. What the keyboard sends reaches the command by itself, since it is in our
+    process group; what it sent us itself, as to the whole group, it has had too.
     """
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    for number in FORWARDED:
-        signal.signal(number, lambda number, frame: _pass_on(pid, number))
     while True:
-        _, status = os.waitpid(pid, os.WUNTRACED)
-        if os.WIFSTOPPED(status):
-            if _is_stopped(pid):  # the terminal may have continued both of us already
-                os.kill(os.getpid(), signal.SIGSTOP)
-                _pass_on(pid, signal.SIGCONT)
-            continue
-        return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        ended, status = os.waitpid(pid, os.WUNTRACED | os.WNOHANG)
+        if not ended:
+            told = signal.sigwaitinfo(HEARD)
+            is_keyboards = told.si_signo in KEYBOARD and told.si_code == SI_KERNEL
+            if told.si_signo != signal.SIGCHLD and not is_keyboards and told.si_pid != pid:
+                _pass_on(pid, told.si_signo)
+        elif not os.WIFSTOPPED(status):
+            return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        elif _is_stopped(pid):  # the terminal may have continued both of us already
+            os.kill(os.getpid(), signal.SIGSTOP)
+            _pass_on(pid, signal.SIGCONT)
 
 
 def _is_stopped(pid: int) -> bool:

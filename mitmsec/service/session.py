@@ -12,10 +12,10 @@ are all built anew (`rebuild`); the listeners stay open, and until the new gate'
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import socket
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -31,6 +31,7 @@ from mitmsec.core.messages import (
     Role,
     Whose,
     WhoseAnswer,
+    WorkerHangs,
     WorkerSettings,
     WorkerUp,
 )
@@ -39,26 +40,28 @@ from mitmsec.core.policy import Policy
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.control import OpenRun
-from mitmsec.service.ground import listeners, read_all, refused_quic, release
+from mitmsec.service.ground import listeners, read_all, release_beside
 from mitmsec.service.jail import Jail
+from mitmsec.service.missed import events
+from mitmsec.service.owners import decides_by_hash, hashed
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.processes import ProcessTable
-from mitmsec_redirect.records import Missed, Reason
+from mitmsec_redirect.processes import Owner, ProcessTable
+from mitmsec_redirect.records import Missed
 
 MISSED_PERIOD_S = 0.1
 DRAIN_GRACE_S = 2.0
-RESTART_PAUSE_S = 0.2
-RESTARTS_LIMIT = 5  # a worker that dies this often within a minute is left dead
+RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
+RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
 
 
 class Shared(Protocol):
     """What a session needs of its supervisor."""
 
     state: State
-    log: int
+    log: Callable[[str], None]
     processes: ProcessTable
 
     def record(self, seen: Seen) -> None: ...
@@ -74,6 +77,7 @@ class Session:
         self._network, self._policy_fd, self._roots_fd = fds[:3]
         self.capture_fd = fds[3] if order.capture else None
         self.policy = msgspec.json.decode(read_all(self._policy_fd), type=Policy)
+        self._decides_by_hash = decides_by_hash(self.policy)
         self.folder = shared.state.session_folder(name)
         self.cgroup: SessionCgroup | None = None
         self.hook: ConnectHook | None = None
@@ -159,12 +163,12 @@ class Session:
             answer = await gate.start(settings, *fds)
         if not isinstance(answer, Ready):
             raise ChildFailed(f"the gate answered {answer!r}")
-        gate.on_exit = self._gate_exited
+        gate.watch(self._gate_exited)
         await asyncio.gather(*(self._start_worker(number) for number in range(self.order.workers)))
 
     def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
         jail = Jail(role=role, account=account_of(role), mountpoint=str(self.shared.state.jail), network=network)
-        return ChildProcess(jail, self.shared.log, [Ready, Fault, Whose, Drained])
+        return ChildProcess(jail, self.shared.log, [Ready, Fault, Whose, WorkerHangs, Drained])
 
     async def _start_worker(self, number: int) -> None:
         worker = self.workers[number] = self._spawn(Role.WORKER)
@@ -179,8 +183,12 @@ class Session:
         )
         with gate_end, worker_end, recorder, signer:
             fds = (worker_end.fileno(), signer.fileno(), recorder.fileno(), self._roots_fd, self._policy_fd)
-            await worker.start(settings, *fds)
-            worker.on_exit = lambda status: self._worker_exited(number, status)
+            try:
+                await worker.start(settings, *fds)
+            except ChildFailed:
+                worker.kill()
+                raise
+            worker.watch(lambda status: self._worker_exited(number, status))
             if self.gate is not None:
                 self.gate.channel.send(WorkerUp(worker=number), gate_end.fileno())
 
@@ -189,14 +197,25 @@ class Session:
         close_all(fds)
         match message:
             case Whose(number=number, pid=pid, uid=uid, comm=comm, connected_ns=connected_ns):
-                process = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
-                gate.channel.send(WhoseAnswer(number=number, process=process))
+                owner = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
+                if owner.sha256 is None:
+                    gate.channel.send(WhoseAnswer(number=number, process=owner.process))
+                else:
+                    self._later(self._answer_hashed(gate, number, owner))
+            case WorkerHangs(worker=number) if number in self.workers:
+                self.workers[number].kill()  # the gate has recorded why; its exit is told like any other
             case Drained(cut=cut):
                 self.cut += cut
             case Fault(what=what, detail=detail):
                 self._fault(what, detail)
             case _:
                 pass
+
+    async def _answer_hashed(self, gate: ChildProcess, number: int, owner: Owner) -> None:
+        """Nobody but this connection waits for its program's hash. Without an answer the gate follows `on_failure`."""
+        process = await hashed(owner, must_have=self._decides_by_hash)
+        if process is not None and not gate.ended.done():
+            gate.channel.send(WhoseAnswer(number=number, process=process))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
         self.shared.record(
@@ -216,22 +235,25 @@ class Session:
 
     async def _replace(self, number: int) -> None:
         now = time.monotonic()
-        self._restarts = [moment for moment in self._restarts if now - moment < 60] + [now]
+        self._restarts = [moment for moment in self._restarts if now - moment < RESTARTS_S] + [now]
         if len(self._restarts) > RESTARTS_LIMIT:
-            self._fault("worker_left_dead", f"worker {number} died too often; the supervisor's log says why")
-            return
+            self._fault("worker_left_dead", f"worker {number}, for a minute; the supervisor's log says why they die")
+            await asyncio.sleep(RESTARTS_S)
         await asyncio.sleep(RESTART_PAUSE_S)
         async with self._building:
             if number in self.workers and self.workers[number].ended.done():  # else a rebuild has replaced it
-                with contextlib.suppress(ChildFailed, OSError):
+                try:
                     await self._start_worker(number)
+                except (ChildFailed, OSError) as error:
+                    self._fault("worker_not_started", f"worker {number}: {error}")
+                    self._later(self._replace(number))
 
     def silence(self) -> None:
         """Follow `on_failure` at once: the gate goes, so that no heartbeat of its own says otherwise."""
         if self.hook is not None:
             self.hook.stall()
         if self.gate is not None:
-            self.gate.on_exit = lambda status: None
+            self.gate.unwatch()
             self.gate.kill()
 
     async def rebuild(self) -> None:
@@ -241,7 +263,7 @@ class Session:
                 return
             self.silence()
             for child in (*self.workers.values(), *([self.gate] if self.gate else [])):
-                child.on_exit = lambda status: None
+                child.unwatch()
                 child.kill()
                 await child.ended
             self.workers.clear()
@@ -249,13 +271,18 @@ class Session:
                 await self._build()
             except (ChildFailed, OSError) as error:
                 self._fault("rebuild_failed", str(error))
+                self._later(self._rebuild_later())
+
+    async def _rebuild_later(self) -> None:
+        await asyncio.sleep(REBUILD_PAUSE_S)
+        await self.rebuild()
 
     async def abandon(self) -> None:
         """End as a killed supervisor would: the pinned hook stays and denies until the command has ended."""
         self._closing = True
         self.silence()
         for child in self.workers.values():
-            child.on_exit = lambda status: None
+            child.unwatch()
             child.kill()
 
     async def _collect_missed(self) -> None:
@@ -265,23 +292,17 @@ class Session:
 
     def _record_missed(self) -> None:
         """What the hook saw and could not or must not divert."""
-        for missed in self.hook.missed() if self.hook is not None else ():
-            process = self.shared.processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns)
-            if missed.reason is Reason.QUIC_REFUSED:
-                self.shared.record(refused_quic(missed, process, self.name))
-            else:
-                self._missed(missed, process)
+        if self.hook is not None:
+            for event in events(self.hook.missed(), self._who_missed, self.name):
+                self.shared.record(event)
 
-    def _missed(self, missed: Missed, process: Process) -> None:
-        self.shared.record(
-            FaultSeen(
-                what=missed.reason,
-                detail=f"{process.exe or missed.comm} to {missed.remote}",
-                failed="closed" if missed.denied else "open",
-                session=self.name,
-                pid=missed.pid,
-            )
-        )
+    def _who_missed(self, missed: Missed) -> Process:
+        return self.shared.processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns).process
+
+    def _record_lost(self) -> None:
+        """What came faster than it was collected: the hook's queue was full, its counters are exact."""
+        for reason, count in self.hook.lost().items() if self.hook is not None else ():
+            self._fault(reason, "more attempts than were collected", count=count)
 
     def _later(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -311,13 +332,14 @@ class Session:
         for task in (*self._tasks, *([self._watch] if self._watch else [])):
             task.cancel()
         if self.hook is not None:
-            self._record_missed()
             self.hook.detach()
+            self._record_missed()
+            self._record_lost()
         if self.gate is not None and not self.gate.ended.done():
             await self._drain(self.gate)
         children = [*self.workers.values(), *([self.gate] if self.gate else [])]
         await asyncio.gather(*(child.stop() for child in children))
-        survivors = release(self.cgroup, home) if self.cgroup is not None else 0
+        survivors = await release_beside(self.cgroup, home) if self.cgroup is not None else 0
         if self.hook is not None:
             asyncio.get_running_loop().remove_reader(self.hook.routes_fd)
             self.hook.close()

@@ -1,26 +1,41 @@
-"""The state directory: who owns which folder, and where things lie.
+"""The state directory: who owns which folder, where things lie, and that nobody else can have laid them there.
 
 STATE/            root 0711
   ca/             signer   0700   issuing key and certificates
   log/            recorder 0750   the audit log; group `mitmsec` may read
   run/            root 0711       control socket, lock, supervisor's log, one folder a run
+
+What exists already is taken over only if it is a real folder, not a link, of the right owner, that nobody else may
+write to; and only below folders that nobody but root could exchange it in. Otherwise whoever made it could have put
+links, keys or a log there, and root would write through them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import secrets
+import stat
 from pathlib import Path
 
 from mitmsec.core.messages import Role
-from mitmsec.service.accounts import account_of, readers_gid
+from mitmsec.service.accounts import FIRST_UID, account_of, readers_gid
 
 DEFAULT = Path("/var/lib/mitmsec")
 
 
 class StateBusy(Exception):
     """Another supervisor holds this state directory."""
+
+
+class StateRefused(Exception):
+    """What lies there must not be used: `reason` says why, `remedy` what to do next."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.reason, self.remedy = reason, remedy
 
 
 class State:
@@ -38,8 +53,11 @@ class State:
         self.supervisor_log = self.run / "supervisor.log"
 
     def make(self) -> None:
-        """Create what is missing and put owners and modes right. Needs root. Raises OSError."""
+        """Create what is missing and put owners and modes right. Needs root. Raises OSError, StateRefused."""
         signer, recorder = account_of(Role.SIGNER), account_of(Role.RECORDER)
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        _check_way(self.folder)
+        _check_content(self.folder)
         for path, uid, gid, mode in (
             (self.folder, 0, 0, 0o711),
             (self.run, 0, 0, 0o711),
@@ -47,9 +65,7 @@ class State:
             (self.ca, signer.uid, signer.gid, 0o700),
             (self.log, recorder.uid, readers_gid() or recorder.gid, 0o2750),
         ):
-            path.mkdir(parents=True, exist_ok=True)
-            os.chown(path, uid, gid, follow_symlinks=False)
-            path.chmod(mode)
+            _adopt(path, uid, gid, mode)
 
     def identity(self) -> str:
         """A short name that stands in cgroups and pins of this state, the same as long as the folder lives."""
@@ -65,10 +81,59 @@ class State:
 
     def hold(self) -> int:
         """Take the supervisor's lock; the descriptor holds it. Raises StateBusy."""
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             raise StateBusy(str(self.folder)) from None
         return descriptor
+
+
+def _adopt(path: Path, uid: int, gid: int, mode: int) -> None:
+    """Make the folder `path`, or take it over from `uid` or root."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise _refused(path, "is not a folder, or is a symbolic link to one") from None
+        raise
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid not in (0, uid, *range(FIRST_UID, FIRST_UID + 4)):
+            raise _refused(path, f"belongs to user {found.st_uid}")
+        if _others_may_write(found):
+            raise _refused(path, f"may be written to by others (mode {stat.S_IMODE(found.st_mode):04o})")
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _check_way(folder: Path) -> None:
+    """Nobody else can exchange `folder` for another one: not in its parent, nor in any folder above."""
+    ours = {0, int(caller) if (caller := os.environ.get("SUDO_UID", "")).isdigit() else 0}
+    real = Path(os.path.realpath(folder.parent))
+    for parent in dict.fromkeys((folder.parent, *folder.parent.parents, real, *real.parents)):
+        found = os.stat(parent)
+        if found.st_uid not in ours:
+            raise _refused(parent, f"belongs to user {found.st_uid}, who could put another folder in place of {folder}")
+        if _others_may_write(found) and not found.st_mode & stat.S_ISVTX:
+            raise _refused(parent, f"may be written to by others, who could put another folder in place of {folder}")
+
+
+def _check_content(folder: Path) -> None:
+    """A folder that holds other things is somebody's mistake: its mode and owner are not ours to change."""
+    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    if names and not names & {"run", "log", "ca"}:
+        raise _refused(folder, f"is not a state directory: it holds {min(names)}")
+
+
+def _others_may_write(found: os.stat_result) -> bool:
+    return bool(found.st_mode & 0o002) or bool(found.st_mode & 0o020 and found.st_gid != 0)
+
+
+def _refused(path: Path, why: str) -> StateRefused:
+    return StateRefused(f"--state: {path} {why}", "name a new folder, in one that only root may write to")

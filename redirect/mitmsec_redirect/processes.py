@@ -1,18 +1,18 @@
 """Who a pid is: read from /proc while the process lives, and remembered as long as it is still the same program.
 
-A pid alone names nobody: it is reused, and exec() gives the same pid and start time another program. So what is
-remembered is keyed by pid and start time, and holds only while /proc/PID/exe is still the same file; hashes are
-remembered by that file's identity (device, inode, size, times) and are read through /proc/PID/exe, which is the program
-that runs even if another file has its name by now.
+A pid alone names nobody: it is reused, and exec() gives the same pid and start time another program. So the folder
+/proc/PID of a process that was read is kept open: through that descriptor the kernel answers about this process or,
+once it has ended, not at all, whoever has its pid by then. One stat of `exe` below it is all that a connection of a
+remembered process costs; what is remembered holds while that is still the same file. The executable is hashed through
+/proc/PID/exe, which is the program that runs even if another file has its name by now (see mitmsec_redirect.hashes).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pwd
 import time
-from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,35 +20,27 @@ from pathlib import Path
 import msgspec
 
 from mitmsec.core.model import Confidence, ParentProcess, Process
+from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, identity_of
 
-PROCESSES_LIMIT = 4096
-HASH_LIMIT_BYTES = 256 << 20  # a larger executable has no sha256 on record
-HASHES_LIMIT = 1024
+PROCESSES_LIMIT = 256  # each holds a descriptor
+USERS_LIMIT = 1024
+USER_S = 60.0  # how long a user's name is remembered
 START_TIME_SLACK_S = 0.05  # start times have a resolution of one clock tick, mostly 0.01 s
 DELETED = " (deleted)"
 
-type FileIdentity = tuple[int, int, int, int, int]
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come."""
 
-class Remembered[K, V](OrderedDict[K, V]):
-    """At most `limit` values; those used least recently are dropped."""
+    process: Process
+    sha256: Future[str | None] | None = None
 
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def find(self, key: K) -> V | None:
-        value = self.get(key)
-        if value is not None:
-            self.move_to_end(key)
-        return value
-
-    def keep(self, key: K, value: V) -> V:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._limit:
-            self.popitem(last=False)
-        return value
+    def hashed(self) -> Process:
+        """The process with its hash; call once that is done."""
+        if self.sha256 is None:
+            return self.process
+        return msgspec.structs.replace(self.process, sha256=self.sha256.result())
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,98 +51,204 @@ class Status:
     start_ticks: int  # since boot
 
 
-class ProcessTable:
-    """Processes by pid. Not thread-safe; hashing a large executable, the first time, takes tenths of a second."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A process that was read."""
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
-        self._proc = proc
+    folder: int
+    identity: FileIdentity
+    started_s: float  # since boot
+    owner: Owner
+
+
+class ProcessTable:
+    """Processes by pid. Not thread-safe; nothing here waits for a hash."""
+
+    def __init__(self, proc: Path = Path("/proc"), hashes: ExecutableHashes | None = None) -> None:
+        self._proc = str(proc)
+        self._hashes = hashes or ExecutableHashes()
         self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._known: Remembered[tuple[int, int], tuple[FileIdentity | None, Process]] = Remembered(PROCESSES_LIMIT)
-        self._hashes: Remembered[FileIdentity, str] = Remembered(HASHES_LIMIT)
+        self._known: dict[int, _Known] = {}  # least recently used first
+        self._users: Remembered[int, tuple[float, str]] = Remembered(USERS_LIMIT)
 
-    def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Process:
+    def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
         """The process that the kernel named at connect(), as far as it can still be read.
 
         Confidence.KERNEL: it was read while it lived. INFERRED: it has gone, or (with `connected_ns`, CLOCK_MONOTONIC)
         another process has its pid by now; then only pid, `comm` and the user are known.
         """
-        gone = Process(pid=pid, name=comm or None, user=user_name(uid), confidence=Confidence.INFERRED)
-        before = self._status(pid)
-        if before is None or (connected_ns is not None and self._started_after(before, connected_ns)):
-            return gone
-        process = self._process(pid, before)
-        after = self._status(pid)
-        if after is None and process.exe is None:
-            return gone  # it ended while it was read
-        if after is not None and after.start_ticks != before.start_ticks:
-            return gone  # and somebody else has its pid
-        return msgspec.structs.replace(process, user=user_name(uid))
+        user = self._user(uid)
+        known = self._remembered(pid)
+        if known is None:
+            owner, started_s = self._read(pid, user)
+        else:
+            owner, started_s = known.owner, known.started_s
+        if owner is None or (connected_ns is not None and self._is_later(started_s, connected_ns)):
+            return Owner(Process(pid=pid, name=comm or None, user=user, confidence=Confidence.INFERRED))
+        if owner.process.user != user:
+            return Owner(msgspec.structs.replace(owner.process, user=user), owner.sha256)
+        return owner
 
-    def _started_after(self, status: Status, connected_ns: int) -> bool:
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for pid in list(self._known):
+            self._forget(pid)
+
+    def _is_later(self, started_s: float, connected_ns: int) -> bool:
         slept_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
-        return status.start_ticks / self._ticks_per_s > connected_ns / 1e9 + slept_s + START_TIME_SLACK_S
+        return started_s > connected_ns / 1e9 + slept_s + START_TIME_SLACK_S
 
-    def _process(self, pid: int, status: Status) -> Process:
-        identity = self._identity(pid)
-        known = self._known.find((pid, status.start_ticks))
-        if known is not None and known[0] == identity:
-            return known[1]
+    # -- remembered ----------------------------------------------------------------------------------------------------
+    def _remembered(self, pid: int) -> _Known | None:
+        """What is known of `pid` if that is still the same process and the same program."""
+        known = self._known.pop(pid, None)
+        if known is None:
+            return None
+        try:
+            is_same = identity_of(os.stat("exe", dir_fd=known.folder)) == known.identity
+        except OSError:  # it has ended
+            is_same = False
+        if not is_same:
+            os.close(known.folder)
+            return None
+        if known.owner.sha256 is not None and (owner := _settled(known.owner)) is not known.owner:
+            known = _Known(known.folder, known.identity, known.started_s, owner)
+        self._known[pid] = known
+        return known
+
+    def _keep(self, pid: int, known: _Known) -> None:
+        self._known[pid] = known
+        if len(self._known) > PROCESSES_LIMIT:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, pid: int) -> None:
+        os.close(self._known.pop(pid).folder)
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+    def _read(self, pid: int, user: str) -> tuple[Owner | None, float]:
+        """The process that has `pid` now and when it started; None when there is none."""
+        try:
+            folder = os.open(f"{self._proc}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            return None, 0.0
+        keep = False
+        try:
+            if (status := _status(folder)) is None:
+                return None, 0.0
+            started_s = status.start_ticks / self._ticks_per_s
+            identity, owner = self._process(pid, user, folder, status, started_s)
+            if identity is None and _status(folder) is None:
+                return None, 0.0  # it ended while it was read
+            if identity is not None and identity == _identity(folder):  # else: right for now, but not to be kept
+                keep = True
+                self._keep(pid, _Known(folder, identity, started_s, owner))
+            return owner, started_s
+        finally:
+            if not keep:
+                os.close(folder)
+
+    def _process(
+        self, pid: int, user: str, folder: int, status: Status, started_s: float
+    ) -> tuple[FileIdentity | None, Owner]:
+        identity = _identity(folder)
         process = Process(
             pid=pid,
-            started=rfc3339(self._boot_s + status.start_ticks / self._ticks_per_s),
-            exe=self._exe(pid),
-            name=self._comm(pid),
-            sha256=self._sha256(pid, identity),
-            parent=ParentProcess(pid=status.parent, exe=self._exe(status.parent)) if status.parent else None,
+            started=rfc3339(self._boot_s + started_s),
+            exe=_exe(folder),
+            name=_comm(folder),
+            parent=ParentProcess(pid=status.parent, exe=self._exe_of(status.parent)) if status.parent else None,
             confidence=Confidence.KERNEL,
+            user=user,
         )
-        if self._identity(pid) == identity:  # else it called exec() meanwhile: right for now, but not to be kept
-            self._known.keep((pid, status.start_ticks), (identity, process))
-        return process
+        return identity, _settled(Owner(process, self._sha256(folder, identity)))
 
-    def _status(self, pid: int) -> Status | None:
-        """proc_pid_stat(5): the second field is in parentheses and may itself hold any character."""
-        try:
-            fields = (self._proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
-            return Status(parent=int(fields[1]), start_ticks=int(fields[19]))
-        except (OSError, IndexError, ValueError):
-            return None
-
-    def _comm(self, pid: int) -> str | None:
-        try:
-            return (self._proc / str(pid) / "comm").read_bytes().removesuffix(b"\n").decode(errors="replace")
-        except OSError:
-            return None
-
-    def _exe(self, pid: int) -> str | None:
-        """The path that the executable had at exec(); a deleted file's path without the kernel's remark."""
-        link = self._proc / str(pid) / "exe"
-        try:
-            path = os.readlink(link)
-        except OSError:
-            return None
-        return path if not path.endswith(DELETED) or _is_same_file(link, path) else path.removesuffix(DELETED)
-
-    def _identity(self, pid: int) -> FileIdentity | None:
-        try:
-            return _identity_of(os.stat(self._proc / str(pid) / "exe"))
-        except OSError:
-            return None
-
-    def _sha256(self, pid: int, identity: FileIdentity | None) -> str | None:
+    def _sha256(self, folder: int, identity: FileIdentity | None) -> Future[str | None] | None:
         if identity is None:
             return None
-        if (known := self._hashes.find(identity)) is not None:
+        if (known := self._hashes.known(identity)) is not None:
             return known
-        if identity[2] > HASH_LIMIT_BYTES:  # a sparse file of terabytes must not hold up everybody else's answer
-            return None
         try:
-            with open(self._proc / str(pid) / "exe", "rb") as file:
-                opened = _identity_of(os.fstat(file.fileno()))
-                return self._hashes.keep(opened, hashlib.file_digest(file, "sha256").hexdigest())
+            return self._hashes.begin(os.open("exe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder))
+        except OSError:
+            return _unhashed()
+
+    def _exe_of(self, pid: int) -> str | None:
+        try:
+            folder = os.open(f"{self._proc}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             return None
+        try:
+            return _exe(folder)
+        finally:
+            os.close(folder)
+
+    def _user(self, uid: int) -> str:
+        known = self._users.get(uid)
+        now_s = time.monotonic()
+        if known is None or known[0] < now_s:
+            known = self._users.keep(uid, (now_s + USER_S, user_name(uid)))
+        return known[1]
+
+
+def _settled(owner: Owner) -> Owner:
+    """`owner` without the Future, if that has brought a hash."""
+    if owner.sha256 is None or not owner.sha256.done() or owner.sha256.result() is None:
+        return owner
+    return Owner(owner.hashed())
+
+
+def _unhashed() -> Future[str | None]:
+    result: Future[str | None] = Future()
+    result.set_result(None)
+    return result
+
+
+def _status(folder: int) -> Status | None:
+    """proc_pid_stat(5): the second field is in parentheses and may itself hold any character."""
+    try:
+        fields = _content(folder, "stat").rpartition(b")")[2].split()
+        return Status(parent=int(fields[1]), start_ticks=int(fields[19]))
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _comm(folder: int) -> str | None:
+    try:
+        return _content(folder, "comm").removesuffix(b"\n").decode(errors="replace")
+    except OSError:
+        return None
+
+
+def _content(folder: int, name: str) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+
+
+def _exe(folder: int) -> str | None:
+    """The path that the executable had at exec(); a deleted file's path without the kernel's remark."""
+    try:
+        path = os.readlink("exe", dir_fd=folder)
+    except OSError:
+        return None
+    return path if not path.endswith(DELETED) or _is_same_file(folder, path) else path.removesuffix(DELETED)
+
+
+def _identity(folder: int) -> FileIdentity | None:
+    try:
+        return identity_of(os.stat("exe", dir_fd=folder))
+    except OSError:
+        return None
+
+
+def _is_same_file(folder: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
+    except OSError:
+        return False
 
 
 def user_name(uid: int) -> str:
@@ -165,14 +263,3 @@ def rfc3339(unix_s: float) -> str:
     """UTC, to the hundredth of a second, which is what the kernel knows about a start."""
     whole = datetime.fromtimestamp(unix_s, UTC)
     return f"{whole:%Y-%m-%dT%H:%M:%S}.{whole.microsecond // 10_000:02d}Z"
-
-
-def _identity_of(status: os.stat_result) -> FileIdentity:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _is_same_file(one: Path, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

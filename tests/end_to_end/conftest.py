@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mitmsec.channel import Channel
+from mitmsec.core.messages import Message
 from mitmsec.service import control
 from mitmsec_certs.origin_pki import origin_pki
 
@@ -232,10 +233,15 @@ def mitmsec(network: Network) -> Iterator[Mitmsec]:
 
 def status_of(mitmsec: Mitmsec) -> control.StatusAnswer:
     """What the supervisor says of its sessions and processes."""
+    return asked(mitmsec, control.StatusQuestion())  # type: ignore[no-any-return]
+
+
+def asked(mitmsec: Mitmsec, question: Message) -> Any:
+    """The supervisor's answer."""
     channel = Channel(control.connect(mitmsec.state / "run" / "control.sock"), control.FROM_SUPERVISOR)
     try:
-        answer = channel.exchange(control.StatusQuestion(), timeout_s=60)
+        answer = channel.exchange(question, timeout_s=60)
     finally:
         channel.close()
     assert answer is not None
-    return answer[0]  # type: ignore[no-any-return]
+    return answer[0]

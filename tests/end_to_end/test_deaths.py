@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -59,7 +62,7 @@ class Client:
 
     def pid_of(self, role: str) -> int:
         if role == "supervisor":
-            return self.status().modules[0][0]
+            return self.status().supervisor
         return next(pid for name, pid, _ in self.status().processes if name == role)
 
     def end(self) -> tuple[str, str]:
@@ -92,6 +95,13 @@ def until_replaced(client: Client, role: str, victim: int, within_s: float = 20)
         time.sleep(0.05)
 
 
+def until_recorded(mitmsec: Mitmsec, within_s: float = 10) -> None:
+    deadline = time.monotonic() + within_s
+    while not mitmsec.of_kind("request"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 OURS, ITS_OWN = "mitmsec issuing", "Test Origins nginx"
 
 
@@ -102,6 +112,7 @@ def test_a_killed_process_is_replaced_and_nothing_slips_through(
 ) -> None:
     with client(mitmsec, on_failure) as program:
         assert OURS in program.tries()
+        until_recorded(mitmsec)
         victim = program.pid_of(role)
         os.kill(victim, signal.SIGKILL)
         said = [program.tries() for _ in range(5)]
@@ -232,3 +243,61 @@ def test_three_deaths_at_once_are_mended(origin: Network, mitmsec: Mitmsec) -> N
         assert roles == ["gate", "recorder", "signer", "worker", "worker"][: 3 + roles.count("worker")]
         program.end()
     assert_verified(mitmsec)
+
+
+def test_a_flood_of_missed_connections_is_few_events(origin: Network, mitmsec: Mitmsec) -> None:
+    """QUIC to one place a thousand times: some events, and their counts add up."""
+    script = (
+        "import socket\n"
+        "for _ in range(1000):\n"
+        "    s = socket.socket(type=socket.SOCK_DGRAM)\n"
+        "    try: s.connect(('203.0.113.10', 443))\n"
+        "    except OSError: pass\n"
+        "    s.close()\n"
+    )
+    assert mitmsec.run("--", sys.executable, "-c", script).returncode == 0
+    refused = [event for event in mitmsec.of_kind("connection") if event["protocol"] == "quic"]
+    assert 1 <= len(refused) <= 100
+    counts = [int(found[1]) for event in refused if (found := re.search(r"\((\d+) attempts\)", event["reason"]))]
+    lost = sum(event["count"] for event in mitmsec.of_kind("fault") if event["what"] == "quic_refused")
+    assert sum(counts) + (len(refused) - len(counts)) + lost == 1000
+
+
+def test_a_worker_that_hangs_is_ended_and_replaced(origin: Network, mitmsec: Mitmsec) -> None:
+    """The gate says that it takes nothing; a stopped process stands in for one that is busy for ever."""
+    with client(mitmsec, "open") as program:
+        assert OURS in program.tries()
+        stuck = [pid for role, pid, _ in program.status().processes if role == "worker"]
+        for pid in stuck:
+            os.kill(pid, signal.SIGSTOP)
+        deadline = time.monotonic() + 40
+        while {pid for role, pid, _ in program.status().processes if role == "worker"} & set(stuck):
+            assert time.monotonic() < deadline
+            program.tries()
+        until(program, OURS)
+        program.end()
+    assert {"worker_hangs", "worker_died"} <= {event["what"] for event in mitmsec.of_kind("fault")}
+
+
+def test_a_worker_that_ends_by_itself_while_its_run_lives_is_a_death_too(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "closed") as program:
+        assert OURS in program.tries()
+        victim = program.pid_of("worker")
+        hang_up_on(victim)
+        until_replaced(program, "worker", victim)
+        until(program, OURS)
+        program.end()
+    details = [event["detail"] for event in mitmsec.of_kind("fault") if event["what"] == "worker_died"]
+    assert [detail.rpartition(", ")[2] for detail in details] == ["status 0"]
+
+
+def hang_up_on(pid: int) -> None:
+    """End the channel of a child to its supervisor, whose descriptor is its argument: it leaves in order."""
+    pidfd_getfd = 438  # the same number everywhere
+    number = int(Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").rpartition(b"\0")[2])
+    pidfd = os.pidfd_open(pid)
+    fd = ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, pidfd, number, 0)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    with socket.socket(fileno=fd) as channel:
+        channel.shutdown(socket.SHUT_RDWR)
+    os.close(pidfd)

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import MITMSEC, Mitmsec, Network, status_of
 
+from mitmsec.service.state import State
+
 pytestmark = pytest.mark.root
 
 
@@ -54,6 +56,95 @@ def test_a_signal_reaches_the_command_and_its_death_is_told(network: Network, mi
     run.communicate()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_that_only_we_were_sent_reaches_the_command(
+    network: Network, mitmsec: Mitmsec, number: signal.Signals
+) -> None:
+    """As by kill(1), which knows our pid and not the command's."""
+    script = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *a: sys.exit(7))\n"
+        "print('up', flush=True)\n"
+        "while True: time.sleep(60)\n"
+    )
+    run = mitmsec.start("--", sys.executable, "-c", script)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    run.send_signal(number)
+    assert run.wait(20) == 7
+    run.communicate()
+
+
+def test_an_interrupt_before_the_command_starts_is_130_and_destroys_nothing(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """A supervisor that never comes stands in for any slow start."""
+    report, capture = tmp_path / "report.json", tmp_path / "capture.pcapng"
+    report.write_text("an earlier report")
+    capture.write_text("an earlier capture")
+    state = State(mitmsec.state)
+    state.make()
+    lock = state.hold()
+    run = mitmsec.start("--report", str(report), "--capture", str(capture), "--", "touch", str(tmp_path / "started"))
+    try:
+        _until(lambda: state.supervisor_log.exists() and "pid" in state.supervisor_log.read_text())
+        assert report.read_text() == "an earlier report"
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=20)
+    finally:
+        run.kill()
+        os.close(lock)
+    assert run.returncode == 130
+    assert "Traceback" not in errors
+    told = json.loads(report.read_text())
+    assert (told["status"], told["status_of"]) == (130, "mitmsec")
+    assert capture.read_text() == "an earlier capture"
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("option", ["--report", "--capture"])
+def test_a_wrong_policy_leaves_earlier_results_alone(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path, option: str
+) -> None:
+    earlier = tmp_path / "capture"
+    earlier.write_text("earlier")
+    done = mitmsec.run("--policy", mitmsec.policy("x = 1\n"), option, str(earlier), "--", "true")
+    assert done.returncode == 2
+    assert earlier.read_text() == "earlier" or json.loads(earlier.read_text())["status"] == 2
+
+
+@pytest.mark.parametrize("option", ["--report", "--capture"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_others_laid_in_a_folder_for_everybody_is_not_written_to(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path, option: str, kind: str
+) -> None:
+    shared, victim = tmp_path / "shared", tmp_path / "victim"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    victim.write_text("precious")
+    laid = shared / "result"
+    if kind == "link":
+        laid.symlink_to(victim)
+    else:
+        laid.write_text("precious")
+        os.chown(laid, 1000, 1000)
+    done = mitmsec.run(option, str(laid), "--", "touch", str(tmp_path / "started"))
+    assert done.returncode == 2, done.stderr
+    assert str(laid) in done.stderr
+    assert (victim.read_text(), laid.read_text()) == ("precious", "precious")
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_state_directory_of_somebody_else_is_refused(network: Network, mitmsec: Mitmsec) -> None:
+    mitmsec.state.mkdir()
+    os.chown(mitmsec.state, 1000, 1000)
+    done = mitmsec.run("--", "true")
+    assert done.returncode == 2
+    assert "belongs to user 1000" in done.stderr
+    assert "only root" in done.stderr
+    mitmsec.state.rmdir()
+
+
 def test_the_report_says_whose_status_it_was(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     mitmsec.run("--report", str(report), "--", "sh", "-c", "exit 3")
@@ -74,9 +165,12 @@ def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) 
     """On a terminal: the interrupt ends the command, the suspension suspends both and `fg` continues both."""
     script = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, lambda *a: (print('interrupted', flush=True), sys.exit(7)))\n"
+        "seen = []\n"
+        "signal.signal(signal.SIGINT, lambda *a: (seen.append(1), print('interrupted', flush=True)))\n"
         "print('up', flush=True)\n"
-        "while True: time.sleep(0.1)\n"
+        "while not seen: time.sleep(0.1)\n"
+        "time.sleep(0.5)\n"
+        "sys.exit(6 + len(seen))\n"
     )
     controller, terminal = pty.openpty()
     run = subprocess.Popen(
@@ -92,7 +186,7 @@ def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) 
     seen = _read_until(controller, "up")
     os.write(controller, b"\x03")
     seen += _read_until(controller, "interrupted")
-    assert run.wait(20) == 7, seen
+    assert run.wait(20) == 7, seen  # once, though we had it as well
     os.close(controller)
 
 

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Mitmsec, Network
+from conftest import Mitmsec, Network, asked
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from test_deaths import client
 
+from mitmsec.service import control
 from mitmsec_redirect import bpf
 
 pytestmark = pytest.mark.root
@@ -51,7 +52,7 @@ def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitm
         needles = spellings(key)
         status = program.status()
         found = {role: holds(pid, needles) for role, pid, _ in status.processes}
-        found |= {"supervisor": holds(status.modules[0][0], needles), "front-end": holds(program.run.pid, needles)}
+        found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(program.run.pid, needles)}
         program.end()
     assert found == {"signer": True} | dict.fromkeys(("recorder", "gate", "worker", "supervisor", "front-end"), False)
 
@@ -73,10 +74,11 @@ def test_each_process_has_loaded_only_what_its_row_allows(origin: Network, mitms
     with client(mitmsec, "open") as program:
         assert "mitmsec issuing" in program.tries()
         status = program.status()
+        roles = {pid: role for role, pid, _ in status.processes} | {status.supervisor: "supervisor"}
+        loaded = {pid: asked(mitmsec, control.ModulesOf(pid)).modules for pid in roles}
         program.end()
-    roles = {pid: role for role, pid, _ in status.processes} | {status.modules[0][0]: "supervisor"}
-    assert {roles[pid] for pid, _ in status.modules} == set(ELSEWHERE)
-    for pid, modules in status.modules:
+    assert set(roles.values()) == set(ELSEWHERE)
+    for pid, modules in loaded.items():
         assert len(modules) > 50
         theirs = tuple(ELSEWHERE[roles[pid]].split())
         wrong = [name for name in modules if name in theirs or name.startswith(tuple(f"{one}." for one in theirs))]

@@ -9,14 +9,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from mitmsec.core.model import Confidence
+from mitmsec.core.model import Confidence, Process
 from mitmsec_redirect import processes
-from mitmsec_redirect.processes import ProcessTable, Remembered
+from mitmsec_redirect.hashes import ExecutableHashes
+from mitmsec_redirect.processes import ProcessTable
+
+
+def whose(table: ProcessTable, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Process:
+    """The process, with the hash that came of it."""
+    owner = table.whose(pid, uid, comm, connected_ns)
+    if owner.sha256 is not None:
+        owner.sha256.result(timeout=20)
+    return owner.hashed()
+
 
 CAT = shutil.which("cat") or ""
 
@@ -34,7 +45,7 @@ def child(copy: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_living_process_is_read(child: subprocess.Popen[bytes], copy: Path) -> None:
-    process = ProcessTable().whose(child.pid, os.getuid(), "program")
+    process = whose(ProcessTable(), child.pid, os.getuid(), "program")
     assert process.confidence is Confidence.KERNEL
     assert (process.pid, process.exe, process.name) == (child.pid, str(copy), "program")
     assert process.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
@@ -49,7 +60,7 @@ def test_a_living_process_is_read(child: subprocess.Popen[bytes], copy: Path) ->
 def test_a_process_that_has_gone_is_inferred() -> None:
     done = subprocess.Popen([CAT], stdin=subprocess.DEVNULL)
     done.wait()
-    process = ProcessTable().whose(done.pid, 4_000_000, "cat")
+    process = whose(ProcessTable(), done.pid, 4_000_000, "cat")
     assert (process.confidence, process.name, process.exe, process.user) == (
         Confidence.INFERRED,
         "cat",
@@ -60,14 +71,14 @@ def test_a_process_that_has_gone_is_inferred() -> None:
 
 def test_a_process_that_began_after_the_connection_is_somebody_else(child: subprocess.Popen[bytes]) -> None:
     table, now = ProcessTable(), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-    assert table.whose(child.pid, 0, "x", now).confidence is Confidence.KERNEL
-    assert table.whose(child.pid, 0, "x", now - 3600 * 10**9).confidence is Confidence.INFERRED
+    assert whose(table, child.pid, 0, "x", now).confidence is Confidence.KERNEL
+    assert whose(table, child.pid, 0, "x", now - 3600 * 10**9).confidence is Confidence.INFERRED
 
 
 def test_a_deleted_executable_keeps_its_path_and_hash(child: subprocess.Popen[bytes], copy: Path) -> None:
     expected = hashlib.sha256(copy.read_bytes()).hexdigest()
     copy.unlink()
-    process = ProcessTable().whose(child.pid, 0, "program")
+    process = whose(ProcessTable(), child.pid, 0, "program")
     assert (process.exe, process.sha256) == (str(copy), expected)
 
 
@@ -77,11 +88,11 @@ def test_exec_makes_another_program_of_the_same_process() -> None:
     assert child.stdin is not None
     assert child.stdout is not None
     table = ProcessTable()
-    while (before := table.whose(child.pid, 0, "")).exe != os.path.realpath(sys.executable):
+    while (before := whose(table, child.pid, 0, "")).exe != os.path.realpath(sys.executable):
         os.sched_yield()
     child.stdin.write(b"\n")
     child.stdin.flush()
-    while (after := table.whose(child.pid, 0, "")).exe != os.path.realpath(CAT):
+    while (after := whose(table, child.pid, 0, "")).exe != os.path.realpath(CAT):
         os.sched_yield()
     child.communicate()
     assert (after.pid, after.started) == (before.pid, before.started)
@@ -89,28 +100,110 @@ def test_exec_makes_another_program_of_the_same_process() -> None:
     assert after.sha256 == hashlib.sha256(Path(CAT).read_bytes()).hexdigest()
 
 
-def test_a_remembered_process_is_read_again_when_its_executable_changed(child: subprocess.Popen[bytes]) -> None:
+def test_what_is_remembered_costs_one_look_and_is_the_same(
+    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = ProcessTable()
-    first = table.whose(child.pid, 0, "x")
-    ((key, (_, known)),) = table._known.items()
-    table._known[key] = ((0, 0, 0, 0, 0), known)
-    assert table.whose(child.pid, 0, "x") == first
-    assert table._known[key][0] != (0, 0, 0, 0, 0)
+    first = whose(table, child.pid, 0, "x")
+    assert whose(table, child.pid, 0, "x") == first
+    monkeypatch.setattr(processes.os, "open", None)
+    monkeypatch.setattr(processes.pwd, "getpwuid", None)
+    assert whose(table, child.pid, 0, "x") == first
 
 
-def test_a_hash_is_made_once_for_a_file(child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pid_that_is_used_again_is_somebody_else(child: subprocess.Popen[bytes], copy: Path) -> None:
+    """The same number, the same program, another process: as if the pid had come round."""
     table = ProcessTable()
-    first = table.whose(child.pid, 0, "x")
-    table._known.clear()
-    monkeypatch.setattr(processes.hashlib, "file_digest", None)
-    assert table.whose(child.pid, 0, "x") == first
+    first = whose(table, child.pid, 0, "x")
+    other = subprocess.Popen([copy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    whose(table, other.pid, 0, "x")
+    other.communicate()
+    table._known[child.pid], stale = table._known[other.pid], table._known[child.pid]
+    del table._known[other.pid]
+    again = whose(table, child.pid, 0, "x")
+    assert again == first
+    assert table._known[child.pid].folder != stale.folder
+    os.close(stale.folder)
+
+
+def test_a_remembered_process_that_has_ended_is_inferred(copy: Path) -> None:
+    other = subprocess.Popen([copy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    table = ProcessTable()
+    assert whose(table, other.pid, 0, "program").confidence is Confidence.KERNEL
+    other.communicate()
+    assert whose(table, other.pid, 0, "program").confidence is Confidence.INFERRED
+    assert table._known == {}
+
+
+def test_who_asks_with_another_user_gets_that_users_name(child: subprocess.Popen[bytes]) -> None:
+    """The uid is the kernel's word at connect(); a program may have changed it since."""
+    table = ProcessTable()
+    assert [whose(table, child.pid, uid, "x").user for uid in (4_000_000, 0, 4_000_001)] == [
+        "4000000",
+        processes.user_name(0),
+        "4000001",
+    ]
+
+
+def test_a_hash_that_is_still_to_come_holds_nothing_up(child: subprocess.Popen[bytes], copy: Path) -> None:
+    class Slow(ExecutableHashes):
+        def begin(self, descriptor: int) -> Future[str | None]:
+            os.close(descriptor)
+            return pending
+
+        def known(self, identity: object) -> None:
+            return None
+
+    pending: Future[str | None] = Future()
+    table = ProcessTable(hashes=Slow())
+    for _ in range(2):
+        owner = table.whose(child.pid, 0, "x")
+        assert (owner.process.exe, owner.process.sha256) == (str(copy), None)
+        assert owner.sha256 is pending
+    pending.set_result("f" * 64)
+    owner = table.whose(child.pid, 0, "x")
+    assert (owner.process.sha256, owner.sha256) == ("f" * 64, None)
+
+
+def test_a_hash_that_cannot_be_had_is_never_taken_for_none(child: subprocess.Popen[bytes]) -> None:
+    """Whoever decides by it can tell: something was to come, and nothing came."""
+
+    class Vain(ExecutableHashes):
+        def begin(self, descriptor: int) -> Future[str | None]:
+            os.close(descriptor)
+            failed: Future[str | None] = Future()
+            failed.set_result(None)
+            return failed
+
+    table = ProcessTable(hashes=Vain())
+    for _ in range(2):
+        owner = table.whose(child.pid, 0, "x")
+        assert owner.sha256 is not None
+        assert owner.sha256.result() is None
+
+
+def test_no_more_processes_are_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PROCESSES_LIMIT", 2)
+    running = [subprocess.Popen([CAT], stdin=subprocess.PIPE) for _ in range(4)]
+    try:
+        table = ProcessTable()
+        before = len(os.listdir("/proc/self/fd"))
+        for process in running:
+            whose(table, process.pid, 0, "x")
+        assert list(table._known) == [process.pid for process in running[2:]]
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+        table.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        for process in running:
+            process.communicate()
 
 
 def test_a_process_without_an_executable_is_still_named(tmp_path: Path) -> None:
     folder = tmp_path / "7"
     folder.mkdir()
     (folder / "stat").write_text("7 (a) b) S 0 " + "0 " * 17 + "500 0\n")
-    process = ProcessTable(tmp_path).whose(7, 0, "kthread")
+    process = whose(ProcessTable(tmp_path), 7, 0, "kthread")
     assert (process.exe, process.sha256, process.parent) == (None, None, None)
     assert process.started is not None
 
@@ -119,23 +212,4 @@ def test_a_process_without_an_executable_is_still_named(tmp_path: Path) -> None:
 def test_a_stat_that_makes_no_sense_is_a_process_that_has_gone(tmp_path: Path, stat: str) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "stat").write_text(stat)
-    assert ProcessTable(tmp_path).whose(7, 0, "x").confidence is Confidence.INFERRED
-
-
-def test_no_more_is_remembered_than_the_limit() -> None:
-    table: Remembered[int, int] = Remembered(2)
-    for number in (1, 2):
-        table.keep(number, number)
-    assert table.find(1) == 1
-    table.keep(3, 3)
-    assert list(table) == [1, 3]
-
-
-def test_an_executable_too_large_to_hash_in_time_has_no_hash(
-    child: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or a sparse file of terabytes would hold up the answers about everybody else."""
-    monkeypatch.setattr(processes, "HASH_LIMIT_BYTES", 100)
-    process = ProcessTable().whose(child.pid, 0, "x")
-    assert process.exe is not None
-    assert (process.sha256, process.confidence) == (None, Confidence.KERNEL)
+    assert whose(ProcessTable(tmp_path), 7, 0, "x").confidence is Confidence.INFERRED

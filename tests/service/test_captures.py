@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 
+import pytest
 from audit_events import CURL
 
-from mitmsec.audit.event import BytesSeen
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, Outcome
 from mitmsec.audit.flows import Flow
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Action, Endpoint
 from mitmsec.service.captures import Captures
 
 LOCAL, REMOTE = Endpoint.of("127.0.0.1", 40000), Endpoint.of("192.0.2.7", 443)
@@ -18,6 +20,23 @@ NOW_NS = 1_762_000_000_000_000_000
 
 def first(flow: str, data: bytes = b"") -> BytesSeen:
     return BytesSeen(flow=flow, sent=True, data=data, process=CURL, local=LOCAL, remote=REMOTE)
+
+
+def over(flow: str, outcome: Outcome = Outcome.COMPLETED) -> ConnectionSeen:
+    return ConnectionSeen(
+        flow=flow,
+        process=CURL,
+        protocol="tls",
+        local=LOCAL,
+        remote=REMOTE,
+        action=Action.CAPTURE,
+        rule="kept for the works council",
+        reason="",
+        bytes_sent=0,
+        bytes_received=0,
+        duration_ms=0,
+        outcome=outcome,
+    )
 
 
 def opened(captures: Captures, session: str, path: Path) -> None:
@@ -30,7 +49,7 @@ def test_each_session_has_its_own_file(tmp_path: Path) -> None:
     for session in ("run-1", "run-2"):
         opened(captures, session, tmp_path / session)
         captures.piece(session, first(f"flow-of-{session}", f"payload of {session}".encode()), NOW_NS)
-        captures.ended(session, f"flow-of-{session}", NOW_NS)
+        captures.ended(session, over(f"flow-of-{session}"), NOW_NS)
     captures.tick(NOW_NS + 10**9)
     captures.close("run-1")
     one = (tmp_path / "run-1").read_bytes()
@@ -47,7 +66,7 @@ def test_a_session_without_a_file_takes_everything_and_keeps_nothing() -> None:
     captures.piece("run-1", first("flow-1"), NOW_NS)
     captures.secrets("run-1", b"keys")
     captures.lost("run-1", 1)
-    captures.ended("run-1", "flow-1", NOW_NS)
+    captures.ended("run-1", over("flow-1"), NOW_NS)
     captures.close("run-1")
     assert failures == []
 
@@ -99,3 +118,58 @@ def test_a_capture_whose_reader_goes_away_is_told_once() -> None:
     captures.piece("run-1", first("flow-2", b"payload"), NOW_NS)
     captures.close_all()
     assert failures == ["run-1"]
+
+
+def test_a_flow_that_cannot_stand_in_the_file_is_left_out_alone_and_said_once(tmp_path: Path) -> None:
+    failures: list[str] = []
+    left_out: list[tuple[str, str]] = []
+    captures = Captures(
+        lambda session, why: failures.append(session), lambda session, flow, why: left_out.append((session, flow))
+    )
+    opened(captures, "run-1", tmp_path / "file")
+    nowhere = BytesSeen(
+        flow="flow-0", sent=True, data=b"lost", process=CURL, local=LOCAL, remote=Endpoint(address="nowhere", port=1)
+    )
+    for _ in range(2):
+        captures.piece("run-1", nowhere, NOW_NS)
+    captures.piece("run-1", first("flow-1", b"payload"), NOW_NS)
+    captures.close_all()
+    assert (failures, left_out) == ([], [("run-1", "flow-0")])
+    assert b"payload" in (tmp_path / "file").read_bytes()
+    assert b"lost" not in (tmp_path / "file").read_bytes()
+
+
+def test_the_file_says_the_host_what_was_decided_and_how_it_ended(tmp_path: Path) -> None:
+    captures = Captures(lambda session, why: None)
+    opened(captures, "run-1", tmp_path / "file")
+    flow = Flow("flow-1", "run-1", 0, CURL, "a.example", LOCAL, REMOTE)
+    captures.piece("run-1", BytesSeen(flow="flow-1", sent=True, data=b"x"), NOW_NS, flow)
+    captures.ended("run-1", over("flow-1", Outcome.BLOCKED), NOW_NS)
+    captures.close_all()
+    data = (tmp_path / "file").read_bytes()
+    assert b"a.example" in data
+    assert b"action: capture\nrule: kept for the works council\noutcome: blocked" in data
+
+
+@pytest.mark.parametrize(("outcome", "flag"), [(Outcome.CUT, 0x04), (Outcome.COMPLETED, 0x01)])
+def test_who_was_reset_sees_a_reset(tmp_path: Path, outcome: Outcome, flag: int) -> None:
+    """In the TCP flags of the closing packet, the last that has a TCP header from us to the origin or back."""
+    captures = Captures(lambda session, why: None)
+    opened(captures, "run-1", tmp_path / "file")
+    captures.piece("run-1", first("flow-1", b"x"), NOW_NS)
+    captures.ended("run-1", over("flow-1", outcome), NOW_NS)
+    captures.close_all()
+    flags = {packet[33] & 0x05 for packet in packets((tmp_path / "file").read_bytes())}
+    assert flags - {0} == {flag}
+
+
+def packets(data: bytes) -> list[bytes]:
+    """The enhanced packets' contents (draft-ietf-opsawg-pcapng, 4.3)."""
+    found, at = [], 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        if kind == 6:
+            (length,) = struct.unpack_from("<I", data, at + 20)
+            found.append(data[at + 28 : at + 28 + length])
+        at += size
+    return found

@@ -36,7 +36,9 @@ def serve(said: list[Message], answers: int) -> tuple[list[object], list[object]
         ours, theirs = pair()
         supervisor = Channel(ours, [Ready, ModulesAnswer])
         control = Channel(theirs, [RecorderSettings, Drain, ModulesQuestion])
-        serving = asyncio.create_task(child._serve(control, lambda control: Diary(lines)))
+        serving = asyncio.create_task(
+            child._serve(control, lambda control: Diary(lines), lambda: lines.append("sealed"))
+        )
 
         def answered(message: object, fds: list[int]) -> None:
             heard.append(message)
@@ -55,7 +57,7 @@ def serve(said: list[Message], answers: int) -> tuple[list[object], list[object]
 def test_settings_come_first_and_the_end_stops_it() -> None:
     settings, drain = RecorderSettings(folder="/x"), Drain(grace_s=1.0)
     lines, heard = serve([settings, drain, ModulesQuestion()], answers=2)
-    assert lines == [settings, drain, "stopped"]
+    assert lines == [settings, "sealed", drain, "stopped"]
     assert heard[0] == Ready()
 
 

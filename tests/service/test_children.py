@@ -29,14 +29,14 @@ def state(tmp_path: Path) -> State:
 
 def signer(state: State) -> ChildProcess:
     jail = Jail(role=Role.SIGNER, account=account_of(Role.SIGNER), mountpoint=str(state.jail), folder=str(state.ca))
-    return ChildProcess(jail, 2, [Ready, SignerReady])
+    return ChildProcess(jail, print, [Ready, SignerReady])
 
 
 def test_a_killed_child_is_told_once_with_its_status(state: State) -> None:
     async def story() -> list[int]:
         process = signer(state)
         told: list[int] = []
-        process.on_exit = told.append
+        process.watch(told.append)
         with pair()[0] as recorder:
             await process.start(SignerSettings(folder=str(state.ca)), recorder.fileno())
         process.kill()
@@ -60,5 +60,37 @@ def test_a_child_that_stays_silent_is_given_up(state: State, monkeypatch: pytest
             await process.start(RecorderSettings(folder="/x"))
         await process.stop(grace_s=0.1)  # what does not end by itself is killed
         assert process.ended.result() == -signal.SIGKILL
+
+    asyncio.run(story())
+
+
+def test_an_end_that_came_before_anybody_watched_is_told_whatever_the_status(state: State) -> None:
+    """A worker that leaves in order, status 0, while its run lives, is as gone as a killed one."""
+
+    async def story() -> list[int]:
+        process = signer(state)
+        told: list[int] = []
+        with pair()[0] as recorder:
+            await process.start(SignerSettings(folder=str(state.ca)), recorder.fileno())
+        process.channel.close()
+        assert await process.ended == 0
+        process.watch(told.append)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return told
+
+    assert asyncio.run(story()) == [0]
+
+
+def test_what_a_child_says_stands_in_the_log_under_its_name(state: State) -> None:
+    async def story() -> None:
+        jail = Jail(
+            role=Role.RECORDER, account=account_of(Role.RECORDER), mountpoint=str(state.jail), folder="/nowhere"
+        )
+        lines: list[str] = []
+        process = ChildProcess(jail, lines.append, [Ready])
+        with pytest.raises(ChildFailed):
+            await process.start(RecorderSettings(folder="/nowhere"))
+        assert any(line.startswith(f"recorder {process.pid}: ") and "/nowhere" in line for line in lines)
 
     asyncio.run(story())

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.channel import Channel
+from mitmsec.channel import PACKET_LIMIT_BYTES, Channel
+from mitmsec.core.messages import encode
 from mitmsec.service import control
 
 
@@ -30,3 +31,13 @@ def test_it_is_reached_below_a_path_longer_than_a_socket_address(tmp_path: Path)
 def test_where_nobody_listens_connecting_fails(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         control.connect(tmp_path / "control.sock")
+
+
+def test_an_answer_fits_into_a_packet_however_many_run() -> None:
+    """A thousand runs of 64 workers, with the longest names that an order may carry."""
+    sessions = [(f"{number:08x}", "p" * 1024, "c" * 1024) for number in range(1000)]
+    processes = [("recorder", 4_000_000 + number, "deadbeef") for number in range(64_000)]
+    answer = control.status_answer(1, sessions, processes)
+    assert len(encode(answer)) < PACKET_LIMIT_BYTES
+    assert answer.left_out == 65_000 - len(answer.sessions) - len(answer.processes)
+    assert control.status_answer(1, sessions[:2], processes[:130]).left_out == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from mitmsec.channel import pair
-from mitmsec.core.messages import Ready, RecorderSettings, Role, SignerReady, SignerSettings
+from mitmsec.core.messages import Fault, Message, Ready, RecorderSettings, Role, SignerReady, SignerSettings
+from mitmsec.service import jail as jails
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.jail import Jail, code_paths, outermost
@@ -29,7 +31,7 @@ def state() -> Iterator[State]:
 
 def spawn(state: State, role: Role, folder: Path | None = None) -> ChildProcess:
     jail = Jail(role=role, account=account_of(role), mountpoint=str(state.jail), folder=str(folder) if folder else None)
-    return ChildProcess(jail, 2, [Ready, SignerReady])
+    return ChildProcess(jail, print, [Ready, SignerReady])
 
 
 @pytest.mark.root
@@ -63,6 +65,91 @@ def test_a_jailed_signer_is_nobody_sees_nothing_and_ends_with_its_channel(state:
     asyncio.run(story())
 
 
+# Stands in for the recorder: tries what one child may do to another, and answers with what came of it.
+ASSAILANT = """
+import ctypes, errno, os, resource, signal, sys
+from mitmsec.service import child
+from mitmsec.core.messages import Fault, SignerSettings
+class Assailant:
+    def __init__(self, control): pass
+    async def start(self, settings, fds):
+        victim, said = int(settings.folder), []
+        for name, attempt in (
+            ("kill", lambda: os.kill(victim, signal.SIGKILL)),
+            ("all", lambda: os.kill(-1, signal.SIGKILL)),
+            ("limit", lambda: resource.prlimit(victim, resource.RLIMIT_CPU, (1, 1))),
+            ("nice", lambda: os.setpriority(os.PRIO_USER, os.getuid(), 19)),
+            ("open", lambda: os.pidfd_open(victim)),
+        ):
+            try: attempt(); said.append(name + " done")
+            except OSError as error: said.append(name + " " + errno.errorcode[error.errno])
+        said.append(f"pid {os.getpid()}")
+        return Fault(what="tried", detail=", ".join(said))
+    def told(self, message, fds): pass
+    async def stop(self): pass
+"""
+
+
+@pytest.mark.root
+def test_a_child_cannot_signal_or_limit_another_one_of_its_own_user(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of one role, as two runs' workers are: neither has a name for the other."""
+
+    async def story() -> None:
+        accepts: list[type[Message]] = [Ready, SignerReady, Fault]
+        account = account_of(Role.SIGNER)
+        jail = Jail(role=Role.SIGNER, account=account, mountpoint=str(state.jail), folder=str(state.ca))
+        victim = ChildProcess(jail, print, accepts)
+        ours, theirs = pair()
+        with ours, theirs:
+            await victim.start(SignerSettings(folder=str(state.ca)), theirs.fileno())
+            code = ASSAILANT + "child.main([SignerSettings], Assailant)"
+            monkeypatch.setattr(jails, "_program", lambda role: ["-c", code])
+            assailant = ChildProcess(jail, print, accepts)
+            said = await assailant.start(SignerSettings(folder=str(victim.pid)))
+            assert isinstance(said, Fault)
+            assert said.detail == "kill ESRCH, all ESRCH, limit ESRCH, nice done, open EPERM, pid 1"
+            assert os.getpriority(os.PRIO_PROCESS, victim.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+            assert len(await victim.modules()) > 50
+            await asyncio.gather(victim.stop(), assailant.stop())
+
+    asyncio.run(story())
+
+
+@pytest.mark.root
+def test_a_childs_descriptors_are_its_channel_and_a_pipe(state: State) -> None:
+    """It holds no descriptor of the log, so it can neither fill nor change it."""
+
+    async def story() -> None:
+        signer = spawn(state, Role.SIGNER, state.ca)
+        ours, theirs = pair()
+        with ours, theirs:
+            await signer.start(SignerSettings(folder=str(state.ca)), theirs.fileno())
+            links = {int(entry.name): os.readlink(entry) for entry in Path(f"/proc/{signer.pid}/fd").iterdir()}
+            assert links[0] == "/dev/null"
+            assert links[1] == links[2]
+            assert links[1].startswith("pipe:")
+            assert not [link for link in links.values() if str(state.folder) in link]
+            await signer.stop()
+
+    asyncio.run(story())
+
+
+@pytest.mark.root
+def test_no_namespace_is_left_changed_in_who_spawns(state: State) -> None:
+    async def story() -> None:
+        before = os.stat("/proc/self/ns/pid_for_children")
+        signer = spawn(state, Role.SIGNER, state.ca)
+        after = os.stat("/proc/self/ns/pid_for_children")
+        assert (before.st_dev, before.st_ino) == (after.st_dev, after.st_ino)
+        assert os.stat(f"/proc/{signer.pid}/ns/pid").st_ino != before.st_ino
+        signer.kill()
+        await signer.ended
+
+    asyncio.run(story())
+
+
 @pytest.mark.root
 def test_a_child_that_cannot_start_says_so(state: State) -> None:
     async def story() -> None:
@@ -71,6 +158,39 @@ def test_a_child_that_cannot_start_says_so(state: State) -> None:
             await recorder.start(RecorderSettings(folder="/nowhere"))
 
     asyncio.run(story())
+
+
+@pytest.mark.root
+def test_an_interpreter_called_by_a_roundabout_path_is_found(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(Path(sys.executable).parent)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "link" / Path(sys.executable).name))
+
+    async def story() -> None:
+        signer = spawn(state, Role.SIGNER, state.ca)
+        ours, theirs = pair()
+        with ours, theirs:
+            assert isinstance(await signer.start(SignerSettings(folder=str(state.ca)), theirs.fileno()), SignerReady)
+            await signer.stop()
+
+    asyncio.run(story())
+
+
+@pytest.mark.root
+def test_a_child_without_an_interpreter_says_so(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its descriptors are closed by then, but for those that it speaks through."""
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+    async def story() -> None:
+        signer = spawn(state, Role.SIGNER, state.ca)
+        with pytest.raises(ChildFailed, match="120"):
+            await signer.start(SignerSettings(folder=str(state.ca)))
+
+    asyncio.run(story())
+    assert "could not start: FileNotFoundError" in capfd.readouterr().out
 
 
 def test_nothing_is_bound_twice() -> None:

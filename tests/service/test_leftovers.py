@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.service import leftovers
+from mitmsec.service import ground, leftovers
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.cgroup import SessionCgroup
@@ -60,3 +61,36 @@ def test_cleaning_removes_pins_and_their_mount_and_keeps_the_log_unless_told(sta
     assert not state.log.exists()
     assert not state.ca.exists()
     os.makedirs(state.log, exist_ok=True)
+
+
+class Stubborn(SessionCgroup):
+    """A cgroup that the kernel still clears up: gone at the third try."""
+
+    tries = 0
+
+    def remove(self) -> bool:
+        self.tries += 1
+        return self.tries == 3 and super().remove()
+
+
+def test_a_cgroup_that_does_not_go_at_once_is_given_time_and_nobody_is_held_up(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cgroup = Stubborn(left_behind(state, "slow").path)
+    turns = 0
+
+    async def story() -> None:
+        nonlocal turns
+        releasing = asyncio.create_task(ground.release_beside(cgroup, None))
+        while not releasing.done():
+            turns += 1
+            await asyncio.sleep(0)
+        await releasing
+
+    asyncio.run(story())
+    assert (cgroup.tries, cgroup.path.exists()) == (3, False)
+    assert turns > 3
+    paused: list[float] = []
+    monkeypatch.setattr(ground.time, "sleep", paused.append)
+    ground.release(Stubborn(left_behind(state, "again").path), None)
+    assert len(paused) == 2

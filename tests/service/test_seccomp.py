@@ -83,9 +83,69 @@ def test_with_it_no_way_leads_out_and_what_is_needed_still_works() -> None:
     assert jailed["contact"] == "0"
 
 
+# Runs as a child: the gate's filter, a map in its hand, and what it tries.
+GATE = """
+import ctypes, errno, os, socket, sys, threading
+from mitmsec.service import seccomp
+from mitmsec_redirect.bpf import Map, MapKind
+table = Map.create(MapKind.HASH, 4, 4, 8, "mitmsec_test")
+ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
+seccomp.apply(network=True)
+seccomp.seal()
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0: raise OSError(ctypes.get_errno(), str(number))
+def listening():
+    listener = socket.socket(); listener.bind(("127.0.0.1", 0)); listener.listen()
+    client = socket.create_connection(listener.getsockname()); listener.accept()
+def datagram(): socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
+def maps(): table.update(b"1234", b"5678"); assert table.lookup(b"1234") == b"5678" and table.delete(b"1234")
+def new_map():
+    try: Map.create(MapKind.HASH, 4, 4, 8, "mitmsec_other")
+    except Exception as error: raise OSError(errno.EPERM, "bpf") from error
+def program(): os.execv("/bin/true", ["/bin/true"])
+def process(): pid = os.fork(); pid or os._exit(0); os.waitpid(pid, 0)
+def thread(): t = threading.Thread(target=lambda: None); t.start(); t.join()
+def trace(): call(101, 0, 0, 0, 0)
+def peeking(): call(310, os.getpid(), 0, 0, 0, 0, 0)
+def ring(): call(425, 1, bytes(200))
+def mounting(): call(165, 0, 0, 0, 0, 0)
+def keys(): call(250, 0, 0, 0, 0, 0)
+def faults(): call(323, 0)
+def kexec(): call(246, 0, 0, 0, 0)
+def module(): call(313, 0, 0, 0)
+def performance(): call(298, 0, 0, 0, 0, 0)
+def namespace(): os.unshare(os.CLONE_NEWUSER)
+def entering(): call(308, 0, 0)
+for attempt in (listening, datagram, maps, thread, new_map, program, process, trace, peeking, ring, mounting, keys,
+                faults, kexec, module, performance, namespace, entering):
+    try: attempt(); print(attempt.__name__, "ok")
+    except OSError as error: print(attempt.__name__, errno.errorcode.get(error.errno, error.errno))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="calls by their numbers on x86_64")
+def test_a_gate_keeps_the_network_and_its_maps_and_nothing_else() -> None:
+    done = subprocess.run([sys.executable, "-c", GATE], capture_output=True, text=True, check=False)
+    ends = dict(line.split() for line in done.stdout.splitlines())
+    assert done.returncode == 0, done.stderr
+    assert {name for name, end in ends.items() if end == "ok"} == {"listening", "datagram", "maps", "thread"}
+    assert set(ends.values()) == {"ok", "EPERM"}
+    assert len(ends) == 18
+
+
+PROGRAMS = {
+    "jailed": seccomp.program,
+    "gate": lambda machine: seccomp.program(machine, network=True),
+    "sealed": seccomp.sealing,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
 @pytest.mark.parametrize("machine", sorted(seccomp.AUDIT_ARCH))
-def test_every_jump_of_the_program_stays_inside(machine: str) -> None:
-    code = seccomp.program(machine)
+def test_every_jump_of_the_program_stays_inside(machine: str, name: str) -> None:
+    code = PROGRAMS[name](machine)
     steps = [code[at : at + 8] for at in range(0, len(code), 8)]
     assert all(at + 1 + max(step[2], step[3]) < len(steps) for at, step in enumerate(steps) if step[0] != 6)
     assert seccomp.DENIED[machine].keys() == seccomp.DENIED["x86_64"].keys()
@@ -99,5 +159,7 @@ def test_the_numbers_are_this_machines() -> None:
         pytest.skip("no kernel headers for x86_64 here")
     with open(paths[0]) as file:
         known = dict(line.split()[1:3] for line in file if line.startswith("#define __NR_"))
-    ours = seccomp.DENIED["x86_64"] | seccomp.WEIGHED["x86_64"]
-    assert {name: int(known[f"__NR_{name}"]) for name in ours} == dict(ours)
+    ours: dict[str, int] = {}
+    for table in (seccomp.DENIED, seccomp.NETWORK, seccomp.PROGRAMS, seccomp.WEIGHED):
+        ours |= table["x86_64"]
+    assert {name: int(known[f"__NR_{name}"]) for name in ours} == ours

@@ -10,12 +10,12 @@ import pytest
 
 from mitmsec.core.messages import Role
 from mitmsec.service.accounts import account_of
-from mitmsec.service.state import State, StateBusy
+from mitmsec.service.state import State, StateBusy, StateRefused
 
 
 @pytest.mark.root
 def test_folders_belong_to_whom_they_should_whatever_they_were(tmp_path: Path) -> None:
-    (tmp_path / "state" / "ca").mkdir(parents=True, mode=0o777)
+    (tmp_path / "state" / "ca").mkdir(parents=True, mode=0o755)
     state = State(tmp_path / "state")
     state.make()
     state.make()
@@ -48,3 +48,86 @@ def test_one_supervisor_holds_it(tmp_path: Path) -> None:
         State(tmp_path).hold()
     os.close(lock)
     os.close(State(tmp_path).hold())
+
+
+def made(tmp_path: Path) -> State:
+    state = State(tmp_path / "state")
+    state.make()
+    return state
+
+
+def refused(state: State) -> str:
+    with pytest.raises(StateRefused) as caught:
+        state.make()
+    assert "only root" in caught.value.remedy
+    return caught.value.reason
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["", "run", "ca", "log", "run/jail"])
+def test_a_link_is_never_followed(tmp_path: Path, name: str) -> None:
+    state = made(tmp_path)
+    target = tmp_path / "victim"
+    target.mkdir(mode=0o755)
+    path = state.folder / name
+    path.rename(tmp_path / "old")
+    path.symlink_to(target)
+    if name == "":  # what lies behind the link looks right
+        (target / "run").mkdir()
+    assert "symbolic link" in refused(state)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["", "run", "ca", "log", "run/jail"])
+def test_what_belongs_to_somebody_else_is_refused(tmp_path: Path, name: str) -> None:
+    state = made(tmp_path)
+    os.chown(state.folder / name, 1000, 1000)
+    assert "belongs to user 1000" in refused(state)
+    assert (state.folder / name).stat().st_uid == 1000
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("mode", "gid"), [(0o777, 0), (0o702, 0), (0o770, 1000), (0o1777, 0)])
+@pytest.mark.parametrize("name", ["", "run", "ca", "log"])
+def test_what_others_may_write_to_is_refused(tmp_path: Path, name: str, mode: int, gid: int) -> None:
+    state = made(tmp_path)
+    os.chown(state.folder / name, 0, gid)
+    (state.folder / name).chmod(mode)
+    assert "written to by others" in refused(state)
+
+
+@pytest.mark.root
+def test_a_file_in_a_folders_place_is_refused(tmp_path: Path) -> None:
+    state = made(tmp_path)
+    state.ca.rmdir()
+    state.ca.write_text("")
+    assert "not a folder" in refused(state)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("uid", "mode", "why"), [(1000, 0o755, "belongs to user 1000"), (0, 0o777, "by others")])
+def test_a_folder_in_which_others_could_exchange_it_is_refused(tmp_path: Path, uid: int, mode: int, why: str) -> None:
+    (tmp_path / "home" / "deep").mkdir(parents=True)
+    os.chown(tmp_path / "home", uid, uid)
+    (tmp_path / "home").chmod(mode)
+    state = State(tmp_path / "home" / "deep" / "state")
+    assert why in refused(state)
+    assert not state.folder.exists()
+
+
+@pytest.mark.root
+def test_the_home_of_who_called_sudo_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").mkdir()
+    os.chown(tmp_path / "home", 1000, 1000)
+    monkeypatch.setenv("SUDO_UID", "1000")
+    State(tmp_path / "home" / "state").make()
+
+
+@pytest.mark.root
+def test_a_folder_with_other_things_in_it_keeps_its_mode(tmp_path: Path) -> None:
+    """`--state /etc` would otherwise close it for everybody."""
+    (tmp_path / "state").mkdir(mode=0o755)
+    (tmp_path / "state" / "passwd").write_text("")
+    assert "not a state directory: it holds passwd" in refused(State(tmp_path / "state"))
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o755

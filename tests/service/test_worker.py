@@ -32,6 +32,7 @@ from mitmsec.core.messages import (
     Plaintext,
     Ready,
     Role,
+    Taken,
     UpstreamQuestion,
     WorkerSettings,
 )
@@ -56,7 +57,7 @@ class Around:
         self.root_pem = keystore.root_pem
         self._mint, self._now_s = Mint(keystore.authority), int(time.time())
         self.control, control = self._end([Ready, Fault, ModulesAnswer], "control")
-        self.gate, gate = self._end([UpstreamQuestion, FlowEnded], "gate")
+        self.gate, gate = self._end([Taken, UpstreamQuestion, FlowEnded], "gate")
         self.signer, signer = self._end([MintQuestion], None)
         self.recorder, recorder = self._end(list(PERMITTED[Role.WORKER]), None)
         memory = os.memfd_create("roots")
@@ -189,6 +190,7 @@ def test_a_flow_through_a_process_of_its_own(tmp_path: Path) -> None:
                 made.settle(inspectors=(("keywords", ("confidential",)),))
                 assert await made.heard("control") == Ready()
                 client = hand(made, remote, inspect=("keywords",))
+                assert await made.heard("gate") == Taken(flow="flow-1")
                 head = f"GET /a?b=confidential HTTP/1.1\r\nHost: {NAME}\r\n\r\n"
                 answer = await asyncio.to_thread(asks, client, made.root_pem, head)
                 assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -259,7 +261,7 @@ def test_an_inspector_that_cannot_be_made_is_a_fault_of_the_flow_that_wants_it(t
                 assert await made.heard("control") == Ready()
                 client = hand(made, remote, inspect=("no such",))
                 await asyncio.to_thread(asks, client, made.root_pem, f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n")
-                await made.heard("gate")
+                assert isinstance([await made.heard("gate") for _ in range(2)][1], FlowEnded)
                 assert {event.what for event in made.events if hasattr(event, "what")} == {
                     "inspector_unusable", "not_inspected",
                 }  # fmt: skip
@@ -278,7 +280,7 @@ def test_the_inspectors_come_with_the_policy(tmp_path: Path) -> None:
                 client = hand(made, remote, inspect=("keywords",))
                 head = f"GET /a?b=confidential HTTP/1.1\r\nHost: {NAME}\r\n\r\n"
                 await asyncio.to_thread(asks, client, made.root_pem, head)
-                await made.heard("gate")
+                assert isinstance([await made.heard("gate") for _ in range(2)][1], FlowEnded)
                 assert any(isinstance(event, FindingSeen) for event in made.events)
 
     asyncio.run(main())

@@ -1,0 +1,216 @@
+"""Signer and recorder: the two children that all runs of a supervisor share, and what puts things right when one dies.
+
+recorder dies ─► every run's gate is silenced (the hooks follow `on_failure`) ─► new recorder, new signer ─┐
+signer dies   ─► the same                                                     ─► new signer ──────────────┤
+                                                                every run: capture told anew, `rebuild` ◄─┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from mitmsec import channel
+from mitmsec.audit.event import CaSeen, FaultSeen, Seen
+from mitmsec.audit.producer import Producer
+from mitmsec.channel import close_all
+from mitmsec.core.messages import (
+    CaptureOpen,
+    Fault,
+    ProducerUp,
+    Ready,
+    RecorderSettings,
+    Role,
+    SessionFlush,
+    SessionFlushed,
+    SignerReady,
+    SignerSettings,
+)
+from mitmsec.service.accounts import account_of
+from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.jail import Jail
+from mitmsec.service.session import Session
+from mitmsec.service.state import State
+from mitmsec_redirect.processes import ProcessTable
+
+FLUSH_DEADLINE_S = 15.0
+RECORDER_GRACE_S = 25.0  # more than it takes itself for its producers and the disk
+
+
+class Backbone:
+    """What the runs in `sessions` stand on (mitmsec.service.session.Shared). One loop, one thread."""
+
+    def __init__(self, state: State, log: Callable[[str], None]) -> None:
+        self.state, self.log = state, log
+        self.processes = ProcessTable()
+        self.sessions: dict[str, Session] = {}
+        self.root_pem = ""
+        self._producer: Producer | None = None
+        self._recorder: ChildProcess | None = None
+        self._signer: ChildProcess | None = None
+        self._flushes: dict[str, asyncio.Future[SessionFlushed]] = {}
+        self._stopping = False
+        self._mending: set[asyncio.Task[None]] = set()
+        self._mending_lock = asyncio.Lock()
+
+    # -- begin and end -------------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Raises ChildFailed with what the operator should know."""
+        await asyncio.gather(self._start_recorder(), self._start_signer())
+
+    def _start_recorder(self) -> Awaitable[None]:
+        """Spawned and told its settings now, so that producers may be introduced; ready when awaited."""
+        recorder = self._recorder = self._spawn(Role.RECORDER, self.state.log)
+        ready = recorder.start(RecorderSettings(folder=str(self.state.log)))
+        self._producer = Producer(self.recorder_channel(Role.SUPERVISOR, ""), asyncio.get_running_loop())
+
+        async def finish() -> None:
+            await ready
+            recorder.on_message = self._recorder_said
+            recorder.watch(lambda status: self._died(Role.RECORDER, status))
+
+        return finish()
+
+    async def _start_signer(self) -> None:
+        signer = self._signer = self._spawn(Role.SIGNER, self.state.ca)
+        with self.recorder_channel(Role.SIGNER, "") as recorder:
+            ready = signer.start(SignerSettings(folder=str(self.state.ca)), recorder.fileno())
+        answer = await ready
+        if isinstance(answer, Fault):
+            raise ChildFailed(f"{answer.what}: {answer.detail}")
+        assert isinstance(answer, SignerReady)
+        signer.watch(lambda status: self._died(Role.SIGNER, status))
+        self.root_pem = answer.root_pem
+        if answer.created:
+            self.record(
+                CaSeen(operation="created", subject=answer.subject, sha256=answer.sha256, not_after=answer.not_after)
+            )
+
+    def _spawn(self, role: Role, folder: Path) -> ChildProcess:
+        jail = Jail(role=role, account=account_of(role), mountpoint=str(self.state.jail), folder=str(folder))
+        return ChildProcess(jail, self.log, [Ready, SignerReady, SessionFlushed, Fault])
+
+    async def stop(self) -> None:
+        """End signer and recorder; every event is committed."""
+        self._stopping = True
+        for task in self._mending:
+            task.cancel()
+        if self._signer is not None:
+            await self._signer.stop()
+        if self._producer is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_DEADLINE_S):
+                    await self._producer.flushed()
+            self._producer.close()
+        if self._recorder is not None:
+            await self._recorder.stop(grace_s=RECORDER_GRACE_S)
+        self.processes.close()
+
+    @property
+    def children(self) -> list[ChildProcess]:
+        """Signer and recorder, as far as they run."""
+        return [child for child in (self._recorder, self._signer) if child is not None]
+
+    # -- what a session asks for ---------------------------------------------------------------------------------------
+    def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket:
+        """The producer's end of a new channel to the recorder, which knows it as `role` of `session`."""
+        return _introduce(self._recorder, ProducerUp(role=role, session=session, worker=worker))
+
+    def signer_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket:
+        return _introduce(self._signer, ProducerUp(role=role, session=session, worker=worker))
+
+    def record(self, seen: Seen) -> None:
+        if self._producer is not None:
+            self._producer.record(seen)
+
+    def open_capture(self, session: Session) -> None:
+        """Tell the recorder, and after its death the next one, where the session's packets go."""
+        if session.capture_fd is not None and self._recorder is not None:
+            order = CaptureOpen(session=session.name, command=session.order.program)
+            self._recorder.channel.send(order, session.capture_fd)
+
+    async def flush(self, session: str) -> SessionFlushed | None:
+        """The counts once everything of `session` is on disk; None if the recorder does not confirm it."""
+        if self._recorder is None or self._producer is None or self._recorder.ended.done():
+            return None
+        waiting: asyncio.Future[SessionFlushed] = asyncio.get_running_loop().create_future()
+        self._flushes[session] = waiting
+        try:
+            async with asyncio.timeout(FLUSH_DEADLINE_S):
+                await self._producer.flushed()
+                self._recorder.channel.send(SessionFlush(session=session))
+                await asyncio.wait((waiting,))
+                return None if waiting.cancelled() else waiting.result()
+        except TimeoutError:
+            print(f"the recorder did not confirm the events of run {session}", file=sys.stderr)
+            return None
+        finally:
+            self._flushes.pop(session, None)
+
+    def _recorder_said(self, message: object, fds: list[int]) -> None:
+        close_all(fds)
+        if isinstance(message, SessionFlushed) and (waiting := self._flushes.pop(message.session, None)):
+            if not waiting.done():
+                waiting.set_result(message)
+        elif isinstance(message, Fault):
+            print(f"recorder: {message.what}: {message.detail}", file=sys.stderr)
+
+    # -- deaths --------------------------------------------------------------------------------------------------------
+    def _died(self, role: Role, status: int) -> None:
+        if self._stopping:
+            return
+        print(f"the {role} ended with status {status}", file=sys.stderr)
+        for session in self.sessions.values():
+            session.silence()
+        for waiting in self._flushes.values():
+            waiting.cancel()
+        self._flushes.clear()
+        task = asyncio.create_task(self._mend(role, status))
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _mend(self, role: Role, status: int) -> None:
+        """A new recorder means a new signer too (its channel to the recorder is gone); then every session anew."""
+        async with self._mending_lock:
+            try:
+                if role is Role.RECORDER and _has_ended(self._recorder):
+                    if self._signer is not None:
+                        await self._signer.stop()
+                    await self._start_recorder()
+                if _has_ended(self._signer):
+                    await self._start_signer()
+            except (ChildFailed, OSError) as error:
+                print(f"the {role} could not be replaced: {error}", file=sys.stderr)
+                return
+            for session in list(self.sessions.values()):
+                fault = FaultSeen(
+                    what=f"{role}_died",
+                    detail=f"status {status}",
+                    failed=session.policy.on_failure,
+                    session=session.name,
+                )
+                self.record(fault)
+                self.open_capture(session)
+                await session.rebuild()
+
+    async def mended(self) -> None:
+        """Until nothing is being put right."""
+        if self._mending:
+            await asyncio.wait(set(self._mending))
+
+
+def _has_ended(child: ChildProcess | None) -> bool:
+    return child is None or child.ended.done()
+
+
+def _introduce(to: ChildProcess | None, message: ProducerUp) -> socket.socket:
+    if to is None:
+        raise ChildFailed("the recorder or signer is not running")
+    ours, theirs = channel.pair()
+    with theirs:
+        to.channel.send(message, theirs.fileno())
+    return ours

@@ -1,0 +1,51 @@
+"""However many attempts the hook saw, what is recorded of them is little and adds up."""
+
+from __future__ import annotations
+
+from mitmsec.audit.event import ConnectionSeen, FaultSeen
+from mitmsec.core.model import Endpoint, Process, Transport
+from mitmsec.service.missed import EVENTS_LIMIT, events
+from mitmsec_redirect.records import Missed, Reason
+
+
+def missed(reason: Reason, pid: int = 7, port: int = 443, *, denied: bool = False) -> Missed:
+    remote = Endpoint.of("192.0.2.7", port)
+    return Missed(reason, Transport.UDP, remote, pid, 0, "curl", at_ns=1, netns=1, denied=denied)
+
+
+def whose(one: Missed) -> Process:
+    return Process(pid=one.pid, exe="/usr/bin/curl")
+
+
+def test_the_same_attempt_is_one_event_with_its_count() -> None:
+    asked: list[int] = []
+
+    def who(one: Missed) -> Process:
+        asked.append(one.pid)
+        return whose(one)
+
+    found = events(
+        [missed(Reason.LINK_LOCAL)] * 1000 + [missed(Reason.LINK_LOCAL, pid=8)],
+        who,
+        "run-1",
+    )
+    assert [(event.count, event.pid) for event in found if isinstance(event, FaultSeen)] == [(1000, 7), (1, 8)]
+    assert asked == [7, 8]
+
+
+def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:
+    flood = [missed(Reason.GATE_STALLED, port=port, denied=True) for port in range(1, 1001)]
+    found = [event for event in events(flood, whose, "run-1") if isinstance(event, FaultSeen)]
+    assert len(found) == EVENTS_LIMIT + 1
+    assert sum(event.count for event in found) == 1000
+    assert {(event.what, event.failed, event.session) for event in found} == {("gate_stalled", "closed", "run-1")}
+
+
+def test_refused_quic_is_a_blocked_connection_that_says_how_often() -> None:
+    (event,) = events([missed(Reason.QUIC_REFUSED)] * 3, whose, "run-1")
+    assert isinstance(event, ConnectionSeen)
+    assert (event.protocol, event.outcome, event.process.exe) == ("quic", "blocked", "/usr/bin/curl")
+    assert "(3 attempts)" in event.reason
+    (once,) = events([missed(Reason.QUIC_REFUSED)], whose, "run-1")
+    assert isinstance(once, ConnectionSeen)
+    assert "attempts" not in once.reason
