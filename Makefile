@@ -35,18 +35,19 @@ bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; instal
 clean: ## remove what this file made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
-$(BIN)/python: tools/python
+$(BIN)/.made: tools/python
 	@echo "setting up .venv" >&2
 	@python=$$(tools/python) && umask 022 && { $$python -m venv .venv 2>/dev/null || \
 	  { tools/packages ensurepip-of-$$python:python3-venv && $$python -m venv .venv; }; }
+	@touch $@
 
-$(BIN)/.run: $(BIN)/python requirements/linux.txt pyproject.toml
+$(BIN)/.run: $(BIN)/.made requirements/linux.txt pyproject.toml
 	@echo "installing what mitmsec needs" >&2
 	@umask 022 && $(PIP) --require-hashes -r requirements/linux.txt && $(PIP) --no-deps --no-build-isolation -e .
 	@umask 022 && $(COMPILE)
 	@touch $@
 
-$(BIN)/.dev: $(BIN)/python requirements/dev.txt pyproject.toml
+$(BIN)/.dev: $(BIN)/.made requirements/dev.txt pyproject.toml
 	@echo "installing what mitmsec and its tests need" >&2
 	@umask 022 && $(PIP) --require-hashes -r requirements/dev.txt && $(PIP) --no-deps --no-build-isolation -e .
 	@umask 022 && $(COMPILE)

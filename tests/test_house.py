@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {  # package → where it lies, where its tests lie
@@ -31,6 +32,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
+    "mitmsec/service/backbone.py": "composition root; tests/end_to_end/test_deaths.py",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
@@ -38,12 +40,9 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
-    "mitmsec/service/supervisor.py": "composition root; tests/end_to_end",
 }
 # Files beyond LINES_USUAL, and why they are one thing.
-LONG: dict[str, str] = {
-    "mitmsec/service/supervisor.py": "one life: two children, the runs, and what puts them right when one dies",
-}
+LONG: dict[str, str] = {}
 
 # Written apart so that this file does not name them itself.
 REGISTRY_HOSTS = [r"\.".join(host) for host in (
@@ -218,6 +217,33 @@ def test_no_registry_host_and_no_path_of_a_developers_machine_is_committed() -> 
             if hit := pattern.search(line):
                 found.append(f"{named(path)}:{number}: {hit[0].decode()}")
     assert_none("found", found)
+
+
+def test_hooks_before_a_commit_are_local_and_run_what_make_lint_runs() -> None:
+    """No hook comes from elsewhere: each is a tool of the locked .venv, called as the Makefile calls it."""
+    text = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert "://" not in text
+    linted = (ROOT / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    (source,) = yaml.safe_load(text)["repos"]
+    assert source["repo"] == "local"
+    assert {hook["language"] for hook in source["hooks"]} == {"system"}
+    entries = [hook["entry"].split() for hook in source["hooks"]]
+    tools = [Path(entry[0]) for entry in entries]
+    assert_none("not in .venv/bin", (str(tool) for tool in tools if tool.parent != Path(".venv/bin")))
+    beside = Path(sys.executable).parent
+    assert_none("not installed", (tool.name for tool in tools if not (beside / tool.name).exists()))
+    calls = [
+        " ".join([tool.name, *(word for word in entry[1:2] if word.isalpha())])
+        for tool, entry in zip(tools, entries, strict=True)
+    ]
+    assert_none("not in `make lint`", (call for call in calls if f"$(BIN)/{call}" not in linted))
+    assert len(calls) == len(re.findall(r"\$\(BIN\)/(?!\.)", linted))
+    checked = subprocess.run(
+        [beside / "pre-commit", "validate-config", str(ROOT / ".pre-commit-config.yaml")],
+        capture_output=True,
+        text=True,
+    )
+    assert checked.returncode == 0, checked.stdout
 
 
 REQUIREMENTS = sorted((ROOT / "requirements").glob("*.txt"))
