@@ -7,7 +7,6 @@ text ─ tomllib ─► tables ─ policyfile ─► values ─ contradiction �
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,16 +16,15 @@ from mitmsec.core.model import Action, OnFailure, Quic, Upstream
 from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
 from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
 from mitmsec.core.toml_lines import index
-from mitmsec.core.toml_table import LATER, ConfigError, Notes, Table
+from mitmsec.core.toml_syntax import complaint
+from mitmsec.core.toml_table import LATER, ConfigError, Notes, Table, kind_of
 
 __all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
 
 KNOWN_INSPECTORS = ("keywords",)
 LATER_QUIC = ("decrypt",)
 LATER_UNPROVEN_NAME = ("block", "decrypt")
-
-_SYNTAX_LINE = re.compile(r" \(at line ([0-9]+), column [0-9]+\)$")
-_SYNTAX_END = re.compile(r" \(at end of document\)$")
+BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 
 
 type Unusable = Callable[[str, tuple[str, ...]], str | None]
@@ -55,18 +53,24 @@ def load_policy_and_text(
 ) -> tuple[Policy, str]:
     """As load_policy, with exactly the text that the policy was made of (for its hash)."""
     text = _text(path)
-    read_list = lambda name: (path.parent / name).read_text(encoding="utf-8")  # noqa: E731
+    read_list = lambda name: _utf8(path.parent / name)  # noqa: E731
     return parse_policy(text, file=str(path), read_list=read_list, inspectors=inspectors, unusable=unusable), text
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return _utf8(path)
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise PolicyErrors((_whole(str(path), line, "is not UTF-8 text"),)) from error
-    except OSError as error:
-        raise PolicyErrors((_whole(str(path), 1, f"cannot be read: {error.strerror or error}"),)) from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise PolicyErrors((_whole(str(path), 0, f"cannot be read: {why}"),)) from error
+
+
+def _utf8(path: Path) -> str:
+    """Every byte of the file as it is, line ends too: the text's hash is the file's."""
+    return path.read_bytes().decode("utf-8")
 
 
 def parse_policy(
@@ -80,13 +84,11 @@ def parse_policy(
     """The policy that `text` is. Raises PolicyErrors with all errors.
 
     `file` stands in the errors. `read_list` gives the text of a file that the policy names, as it is written there
-    (relative to the policy file); what it raises as OSError or UnicodeDecodeError becomes an error of the policy.
+    (relative to the policy file); what it raises as OSError or ValueError becomes an error of the policy.
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
     """
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyErrors((_syntax(file, text, str(error)),)) from error
+    text = text.removeprefix(BYTE_ORDER_MARK)
+    document = _document(text, file)
     notes = Notes(file, index(text))
     context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable)
     policy = _policy(Table(document, (), notes), context)
@@ -124,9 +126,9 @@ def _policy(root: Table, context: Context) -> Policy:
 def _version(root: Table) -> None:
     version = root.raw("version")
     if version is None:
-        root.note(f"missing: write version = {LANGUAGE_VERSION}", "version")
+        root.note(f"is missing: write version = {LANGUAGE_VERSION}", "version")
     elif version != LANGUAGE_VERSION or isinstance(version, bool):
-        root.note(f"only version {LANGUAGE_VERSION} of the language is known", "version")
+        root.note(f"only version = {LANGUAGE_VERSION} is known here, not {kind_of(version)}", "version")
 
 
 def _unproven_name(defaults: Table) -> None:
@@ -142,7 +144,7 @@ def _upstream_roots(defaults: Table, context: Context) -> tuple[str, ...]:
     for place, name in files:
         lines = context.lines_of(defaults, name, "upstream_roots", place)
         if lines and not any("BEGIN CERTIFICATE" in line for _, line in lines):
-            defaults.note(f"{name} holds no PEM certificate", "upstream_roots", place)
+            defaults.note(f"{name} holds no certificate in PEM form", "upstream_roots", place)
     return tuple(name for _, name in files)
 
 
@@ -167,10 +169,21 @@ def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) ->
         notes.add(("rule", found.rule or 0, found.key), found.message)
 
 
-def _syntax(file: str, text: str, message: str) -> ConfigError:
-    if at := _SYNTAX_LINE.search(message):
-        return _whole(file, int(at[1]), f"not valid TOML: {message[: at.start()]}")
-    return _whole(file, text.rstrip().count("\n") + 1, f"not valid TOML: {_SYNTAX_END.sub(', at the end', message)}")
+def _document(text: str, file: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line, column, words = complaint(str(error))
+        where = f"column {column}" if line else "at the end"
+        raise PolicyErrors(
+            (_whole(file, line or text.rstrip().count("\n") + 1, f"not valid TOML, {where}: {words}"),)
+        ) from error
+    except RecursionError as error:
+        raise PolicyErrors(
+            (_whole(file, 1, "not a policy: lists or tables lie too deep inside each other"),)
+        ) from error
+    except ValueError as error:  # a number beyond what Python reads at once
+        raise PolicyErrors((_whole(file, 1, "not a policy: a number has thousands of digits"),)) from error
 
 
 def _whole(file: str, line: int, message: str) -> ConfigError:

@@ -54,3 +54,32 @@ def test_shell_completion_names_the_commands() -> None:
     program = str(Path(sys.executable).parent / "mitmsec")
     done = subprocess.run([program], capture_output=True, text=True, env=environment, check=False)
     assert "policy" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("polcy", "there is no command 'polcy'; did you mean 'policy'?"),
+        ("docter", "did you mean 'doctor'?"),
+        ("xyzzy", "there are audit, clean, demo, doctor, policy, run"),
+    ],
+)
+def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) -> None:
+    shown = CliRunner().invoke(cli, [word])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert says in shown.stderr
+
+
+def test_a_misspelt_command_of_a_group_is_answered_too() -> None:
+    shown = CliRunner().invoke(cli, ["audit", "lst"])
+    assert shown.exit_code == 2
+    assert "'list'" in shown.stderr
+
+
+@pytest.mark.parametrize("group", [[], ["audit"], ["policy"]], ids=lambda group: " ".join(group) or "mitmsec")
+def test_no_summary_of_a_command_is_cut_at_80_columns(group: list[str]) -> None:
+    shown = CliRunner().invoke(cli, [*group, "--help"], terminal_width=80)
+    listed = shown.stdout.partition("Commands:\n")[2]
+    assert listed
+    assert "..." not in listed
+    assert max(map(len, shown.stdout.splitlines())) <= 80

@@ -60,11 +60,15 @@ def parse(text: str) -> Policy:
     return parse_policy(text, file="p.toml", read_list=read_list)
 
 
-def errors(text: str) -> list[str]:
+def broken(text: str) -> tuple[ConfigError, ...]:
     with pytest.raises(PolicyErrors) as caught:
         parse(text)
     assert str(caught.value) == "\n".join(str(error) for error in caught.value.errors)
-    return [str(error) for error in caught.value.errors]
+    return caught.value.errors
+
+
+def errors(text: str) -> list[str]:
+    return [str(error) for error in broken(text)]
 
 
 def test_a_whole_policy() -> None:
@@ -81,7 +85,7 @@ def test_the_shortest_policy_is_the_default_one() -> None:
 
 
 def test_all_errors_come_at_once_in_the_order_of_the_file() -> None:
-    found = errors(
+    found = broken(
         """version = 2
 colour = 1
 [defaults]
@@ -106,29 +110,30 @@ name = "late"
 action = "block"
 """
     )
-    assert [line.split(": ", 2)[0:2] for line in found] == [
-        ["p.toml:1", "version"],
-        ["p.toml:2", "colour"],
-        ["p.toml:4", "defaults.action"],
-        ["p.toml:5", "defaults.quic"],
-        ["p.toml:6", "defaults.unproven_name"],
-        ["p.toml:7", "defaults.upstream_roots[0]"],
-        ["p.toml:7", "defaults.upstream_roots[1]"],
-        ["p.toml:11", "rule[0].on_finding"],
-        ["p.toml:13", "rule[0].port[1]"],
-        ["p.toml:15", "rule[1].name"],
-        ["p.toml:21", "rule[3].name"],
+    assert [(error.line, error.key, error.name) for error in found] == [
+        (1, "version", ""),
+        (2, "colour", ""),
+        (4, "defaults.action", ""),
+        (5, "defaults.quic", ""),
+        (6, "defaults.unproven_name", ""),
+        (7, "defaults.upstream_roots[0]", ""),
+        (7, "defaults.upstream_roots[1]", ""),
+        (11, "rule[0].on_finding", "r"),
+        (13, "rule[0].port[1]", "r"),
+        (15, "rule[1].name", "r"),
+        (21, "rule[3].name", "late"),
     ]
+    assert str(found[8]) == 'p.toml:13: rule "r": port[1]: the range 9-1 is empty'
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "p.toml:1: version: missing: write version = 1"),
-        ("version = true", "p.toml:1: version: only version 1 of the language is known"),
+        ("", "p.toml:1: version: is missing: write version = 1"),
+        ("version = true", "p.toml:1: version: only version = 1 is known here, not true"),
         ("version = 1\n[defaults]\nunproven_name = 'x'", 'p.toml:3: defaults.unproven_name: "x" is not one of allow'),
-        ("version = 1\n\na = = 2", "p.toml:3: not valid TOML: Invalid value"),
-        ("version = 1\na = [1,\n\n", "p.toml:2: not valid TOML: Invalid value, at the end"),
+        ("version = 1\n\na = = 2", "p.toml:3: not valid TOML, column 5: a value is missing here"),
+        ("version = 1\na = [1,\n\n", "p.toml:2: not valid TOML, at the end: a value is missing here"),
         (
             'version = 1\n[inspector.keywords]\nwords=["x"]\n[defaults]\naction="bypass"\ninspect=["keywords"]',
             "p.toml:6: defaults.inspect: nothing is decrypted",
@@ -183,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_an_error_like_any_other(tmp_path: Path) -
     with pytest.raises(PolicyErrors) as missing:
         load_policy(path)
     assert missing.value.errors == (
-        ConfigError(file=str(path), line=1, key="", message="cannot be read: No such file or directory"),
+        ConfigError(file=str(path), line=0, key="", message="cannot be read: No such file or directory"),
     )
     path.write_bytes(b"version = 1\n# \xff")
     with pytest.raises(PolicyErrors) as binary:
@@ -194,3 +199,38 @@ def test_a_file_that_cannot_be_read_is_an_error_like_any_other(tmp_path: Path) -
 def test_a_thousand_rules_are_checked() -> None:
     rules = "".join(f'[[rule]]\nname = "{n}"\naction = "block"\nhost = ["*.h{n}.example"]\n' for n in range(1000))
     assert len(parse("version = 1\n" + rules).rules) == 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("version = 1\na = " + "9" * 5000, "p.toml:1: not a policy: a number has thousands of digits"),
+        ("version = 1\na = " + "[" * 5000, "p.toml:"),
+        (
+            'version = 1\n[inspector.keywords]\nlists = ["a\\u0000b"]',
+            "p.toml:3: inspector.keywords.lists[0]: cannot read a\0b: ",
+        ),
+    ],
+    ids=["digits", "depth", "no file name"],
+)
+def test_what_python_itself_gives_up_on_is_an_error_of_the_policy(text: str, says: str) -> None:
+    def read(name: str) -> str:
+        return Path(name).read_text()
+
+    with pytest.raises(PolicyErrors) as caught:
+        parse_policy(text, file="p.toml", read_list=read)
+    (error,) = caught.value.errors
+    assert str(error).startswith(says)
+
+
+def test_line_ends_and_a_byte_order_mark_of_other_systems_change_nothing_but_the_text(tmp_path: Path) -> None:
+    """The text that is hashed is the file's, byte for byte."""
+    path = tmp_path / "p.toml"
+    path.write_bytes(b"\xef\xbb\xbfversion = 1\r\n[defaults]\r\naction = 'bypass'\r\n")
+    policy, text = load_policy_and_text(path)
+    assert policy.action is Action.BYPASS
+    assert text.encode() == path.read_bytes()
+    path.write_bytes(path.read_bytes() + b"colour = 1\r\n")
+    with pytest.raises(PolicyErrors) as caught:
+        load_policy(path)
+    assert [error.line for error in caught.value.errors] == [4]

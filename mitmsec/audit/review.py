@@ -8,10 +8,12 @@ the log's own owner, so that reading as root leaves nothing behind that the reco
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -22,7 +24,7 @@ import sqlite_utils
 from mitmsec.audit import chain
 from mitmsec.audit.chain import Broken, Entry, Head, Verified
 from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
-from mitmsec.audit.event import Kind
+from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.model import Action
 
@@ -35,6 +37,10 @@ class NoLog(Exception):
     """There is no readable log here; the message says why and what helps."""
 
 
+class Unreadable(Exception):
+    """A row, or the file, is no longer what a recorder writes; `verify` says from where on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which events: those that meet every criterion that is not None."""
@@ -43,6 +49,9 @@ class Filter:
     app: str | None = None  # part of the executable's path, or a glob over all of it
     host: str | None = None  # a name and what is below it, or a glob
     action: Action | None = None
+    outcome: Outcome | None = None
+    rule: str | None = None  # a rule's name, or a glob over it
+    session: str | None = None  # the run
     since: datetime | None = None
     until: datetime | None = None
     text: str | None = None  # anywhere in a value, whatever its case
@@ -79,27 +88,36 @@ class Review:
     def _matching(self, wanted: Filter, order: str) -> Iterator[Fields]:
         where, values = _conditions(wanted)
         text = None if wanted.text is None else wanted.text.casefold()
-        for row in self._db.query(
-            f"SELECT envelope FROM events WHERE {where} ORDER BY seq {order}",  # noqa: S608
-            values,
-        ):
+        for row in self._rows(f"SELECT envelope FROM events WHERE {where} ORDER BY seq {order}", values):  # noqa: S608
             event = _parsed(row["envelope"])
-            if text is None or _says(event, text):
+            if _meets(event, wanted) and (text is None or _says(event, text)):
                 yield event
+
+    def _rows(self, sql: str, values: Sequence[str] = ()) -> Iterator[Fields]:
+        try:
+            yield from self._db.query(sql, values)
+        except sqlite3.Error as error:
+            raise Unreadable(f"the log cannot be read: {error}") from error
 
     def event(self, which: str) -> Fields | None:
         """The event of this id, or of this number; of several with one id, the newest."""
         numeric = which.isascii() and which.isdecimal() and len(which) < 19
         for column in ("seq", "id") if numeric else ("id",):
             sql = f"SELECT envelope FROM events WHERE {column} = ? ORDER BY seq DESC LIMIT 1"  # noqa: S608
-            for row in self._db.query(sql, [which]):
+            for row in self._rows(sql, [which]):
                 return _parsed(row["envelope"])
         return None
 
     def of_connection(self, connection: str) -> list[Fields]:
         """Everything that was recorded about one connection, oldest first."""
-        rows = self._db.query("SELECT envelope FROM events WHERE connection = ? ORDER BY seq", [connection])
+        rows = self._rows("SELECT envelope FROM events WHERE connection = ? ORDER BY seq", [connection])
         return [_parsed(row["envelope"]) for row in rows]
+
+    def counts(self, session: str, since: datetime) -> dict[str, int]:
+        """Connections of one run that have ended, by action. Looks at what was recorded from `since` on only."""
+        wanted = Filter(kind=Kind.CONNECTION, session=session, since=since)
+        ended = (event for event in self.events(wanted) if event.get("id") == event.get("connection"))
+        return dict(Counter(str(event.get("action")) for event in ended))
 
     def size(self) -> int:
         """How many events the log has."""
@@ -108,7 +126,7 @@ class Review:
     def stats(self) -> list[Fields]:
         """Connections by program and action: how many, bytes each way, and the newest."""
         return list(
-            self._db.query(
+            self._rows(
                 """
                 SELECT app, action, count(*) AS connections, max(time) AS newest,
                        sum(json_extract(envelope, '$.bytes.sent')) AS sent,
@@ -186,6 +204,8 @@ def _conditions(wanted: Filter) -> tuple[str, list[str]]:
     parts: list[tuple[str, str]] = []
     if wanted.kind is not None:
         parts.append(("kind = ?", wanted.kind.value))
+    elif wanted.outcome is not None or wanted.rule is not None:
+        parts.append(("kind = ?", Kind.CONNECTION.value))  # only they have either
     if wanted.action is not None:
         parts.append(("action = ?", wanted.action.value))
     if wanted.since is not None:
@@ -217,8 +237,24 @@ def _stamp(instant: datetime) -> str:
 
 
 def _parsed(envelope: str) -> Fields:
-    event: Fields = msgspec.json.decode(envelope)
+    try:
+        event: Fields = msgspec.json.decode(envelope)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"an event is no longer what was written: {error}") from error
     return event
+
+
+def _meets(event: Fields, wanted: Filter) -> bool:
+    """The criteria for which the log has no search column."""
+    return (
+        (wanted.session is None or event.get("session") == wanted.session)
+        and (wanted.outcome is None or event.get("outcome") == wanted.outcome)
+        and (wanted.rule is None or _is_rule(event.get("rule"), wanted.rule))
+    )
+
+
+def _is_rule(rule: object, wanted: str) -> bool:
+    return isinstance(rule, str) and (rule == wanted or (_is_glob(wanted) and fnmatchcase(rule, wanted)))
 
 
 def _says(value: object, text: str) -> bool:

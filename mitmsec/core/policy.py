@@ -66,12 +66,12 @@ class Policy(Value, frozen=True, dict=True):
     def decided_by(self, rule: Rule | None) -> Decision:
         """What `rule` says, or the defaults (None)."""
         if rule is None:
-            rule = Rule(name=DEFAULTS, action=self.action, reason="no rule matched")
+            rule = Rule(name=DEFAULTS, action=self.action, reason="no rule matched; [defaults] decide")
         inspect = self.inspect if rule.inspect is None else rule.inspect
         return Decision(
             action=rule.action,
             rule=rule.name,
-            reason=rule.reason or f"the policy says so for {subject(rule)}",
+            reason=rule.reason or f'rule "{rule.name}" takes {subject(rule)}',
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
             upstream=self.upstream,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from mitmsec.core.model import Action, OnFinding
-from mitmsec.core.names import written_name
+from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.selector import is_path
-from mitmsec.core.toml_table import ConfigError, Notes, Table
+from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 
 LATER_APPLICATION = ("container", "pid", "service", "signer")
 LATER_RULE = ("alpn", "category", "direction", "ja4", "page", "protocol", "user")
@@ -41,8 +41,11 @@ class Context:
         """The lines of a list file without comments, with their numbers; an error at `key` if it can't be read."""
         try:
             text = self.read_list(file)
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else "is not UTF-8 text"
+        except UnicodeDecodeError:
+            table.note(f"cannot read {file}: it is not UTF-8 text", *key)
+            return []
+        except (OSError, ValueError) as error:  # ValueError: no file can have this name
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             table.note(f"cannot read {file}: {why}", *key)
             return []
         lines = [line.partition("#")[0].strip() for line in text.removeprefix("\ufeff").splitlines()]
@@ -54,6 +57,7 @@ def unique_name(table: Table, names: dict[str, int]) -> str:
     name = table.text("name", required=True)
     if name is None:
         return ""
+    table.notes.named(table.path, name)
     if name in names:
         table.note(f'the name "{name}" is taken since line {names[name]}', "name")
         return ""
@@ -164,10 +168,20 @@ def _hosts(table: Table, context: Context) -> tuple[str, ...]:
             try:
                 patterns[wildcard + written_name(text.removeprefix("*."))] = None
             except ValueError as error:
-                table.note(f'{error}; wanted: "name", "*.suffix" or "@file"', "host", place)
+                table.note(f"{error}; {_host_meant(text)}", "host", place)
     if "host" in table and not patterns and len(context.notes.errors) == before:
         table.note("the lists hold no names, so this rule can never match", "host")
     return tuple(patterns)
+
+
+def _host_meant(text: str) -> str:
+    if not text.strip("*."):
+        return "for every host leave host out"
+    bare = text.partition("://")[2] or text
+    name = bare.partition("/")[0].partition(":")[0].lstrip("*.")
+    if name != text and parse_name(name):
+        return f'did you mean "{name}", or "*.{name}" for what is below it?'
+    return 'wanted: "name", "*.suffix" or "@file"'
 
 
 def _host_list(table: Table, place: int, file: str, context: Context) -> tuple[str, ...]:
@@ -196,13 +210,13 @@ def _port_range(table: Table, place: int, value: object) -> tuple[int, int] | No
     elif isinstance(value, str) and (written := _PORT_RANGE.fullmatch(value.strip())):
         low, high = int(written[1]), int(written[2])
     else:
-        table.note('a port is a number or a range like "8000-8999"', "port", place)
+        table.note(f'a port is a number or a range like "8000-8999", not {kind_of(value)}', "port", place)
         return None
     if low > high:
         table.note(f"the range {low}-{high} is empty", "port", place)
         return None
     if not 1 <= low <= high <= PORT_MAX:
-        table.note(f"ports are within 1-{PORT_MAX}", "port", place)
+        table.note(f"{value} is not within 1-{PORT_MAX}", "port", place)
         return None
     return low, high
 
@@ -216,19 +230,34 @@ def _addresses(table: Table) -> tuple[str, ...]:
 def _network(table: Table, place: int, text: str) -> str | None:
     try:
         network = ipaddress.ip_network(text)
-    except ValueError as error:
-        table.note(f"{error}", "address", place)
+    except ValueError:
+        table.note(_no_network(text), "address", place)
         return None
-    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped is not None:
-        table.note("IPv4-mapped addresses are seen as IPv4: write the IPv4 network", "address", place)
+    if isinstance(network, ipaddress.IPv6Network):
+        if network.network_address.ipv4_mapped is not None:
+            table.note("IPv4-mapped addresses are seen as IPv4: write the IPv4 network", "address", place)
+        if network.network_address.scope_id is not None:
+            table.note(f'"{text}" names an interface: write the address without %…', "address", place)
     return str(network)
+
+
+def _no_network(text: str) -> str:
+    """What is wrong with `text`, and what was probably meant."""
+    try:
+        around = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        if parse_name(text):
+            return f'"{text}" is a name, not an address; names stand under host'
+        return f'"{text}" is neither an IP address nor a network like "10.0.0.0/8"'
+    address = text.partition("/")[0]
+    return f'"{text}" is an address inside a network: write "{around}" for the network, "{address}" for the address'
 
 
 # --- [[test]] ---------------------------------------------------------------------------------------------------------
 def read_test(table: Table, context: Context) -> PolicyTest:
     application = table.text("application", required=True) or "?"
     if not is_path(application):
-        table.note("the path of a program is wanted", "application")
+        table.note(f'the path of a program is wanted, such as "/usr/bin/{application}"', "application")
     rule = table.text("rule")
     if rule is not None and rule != DEFAULTS and rule not in context.rules:
         table.note(f'no rule is called "{rule}"', "rule")
@@ -261,7 +290,7 @@ def _test_port(table: Table) -> int:
         return 443
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= PORT_MAX:
         return value
-    table.note(f"a port is a number within 1-{PORT_MAX}", "port")
+    table.note(f"a port is a number within 1-{PORT_MAX}, not {kind_of(value)}", "port")
     return 443
 
 
@@ -269,6 +298,6 @@ def _test_address(table: Table) -> str:
     text = table.text("address")
     try:
         return "" if text is None else ipaddress.ip_address(text).compressed
-    except ValueError as error:
-        table.note(str(error), "address")
+    except ValueError:
+        table.note(f'"{text}" is not an IP address', "address")
         return ""

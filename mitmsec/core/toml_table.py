@@ -17,15 +17,24 @@ LATER = "not supported by this version"
 
 
 class ConfigError(Value, frozen=True, order=True):
-    """One thing that is wrong, and where. `line` counts from 1; `key` is empty where the file has no keys."""
+    """One thing that is wrong, and where.
+
+    `line` counts from 1; 0 where there is no text to count in. `key` is empty where the file has no keys. `name` is
+    that of the rule or application, where it has one.
+    """
 
     file: str
     line: int
     key: str
     message: str
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.key}{': ' if self.key else ''}{self.message}"
+        """As editors expect it; people know a rule by its name, not by its number."""
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        section, _, key = self.key.partition(".")
+        parts = (f'{section.partition("[")[0]} "{self.name}"', key) if self.name else (self.key,)
+        return ": ".join(part for part in (where, *parts, self.message) if part)
 
 
 class Notes:
@@ -34,10 +43,18 @@ class Notes:
     def __init__(self, file: str, lines: LineIndex) -> None:
         self._file = file
         self._lines = lines
+        self._names: dict[KeyPath, str] = {}
         self.errors: list[ConfigError] = []
 
     def add(self, path: KeyPath, message: str) -> None:
-        self.errors.append(ConfigError(file=self._file, line=self.line(path), key=key_text(path), message=message))
+        name = self._names.get(path[:2], "")
+        self.errors.append(
+            ConfigError(file=self._file, line=self.line(path), key=key_text(path), message=message, name=name)
+        )
+
+    def named(self, path: KeyPath, name: str) -> None:
+        """From here on errors of the table at `path` (an item of an array of tables) say this name."""
+        self._names[path] = name
 
     def line(self, path: KeyPath) -> int:
         return self._lines.line(path)
@@ -75,10 +92,10 @@ class Table:
         value = self.raw(key)
         if value is None:
             if required:
-                self.note("missing", key)
+                self.note("is missing", key)
             return None
         if not isinstance(value, str) or not value.strip():
-            self.note(f"a text is wanted, not {_kind(value)}", key)
+            self.note(f"a text is wanted, not {kind_of(value)}", key)
             return None
         return value
 
@@ -87,7 +104,7 @@ class Table:
         items = list(self.items(key, may_be_empty=may_be_empty))
         for place, value in items:
             if not isinstance(value, str) or not value.strip():
-                self.note(f"a text is wanted, not {_kind(value)}", key, place)
+                self.note(f"a text is wanted, not {kind_of(value)}", key, place)
         return tuple((place, value) for place, value in items if isinstance(value, str) and value.strip())
 
     def items(self, key: str, *, may_be_empty: bool = False) -> Iterator[tuple[int, object]]:
@@ -98,12 +115,12 @@ class Table:
                 self.note("an empty list can never match; leave the key out", key)
             yield from enumerate(value)
         elif value is not None:
-            self.note(f"a list is wanted, not {_kind(value)}", key)
+            self.note(f"a list is wanted, not {kind_of(value)}", key)
 
     def flag(self, key: str) -> bool:
         value = self.raw(key)
         if value is not None and not isinstance(value, bool):
-            self.note(f"true or false is wanted, not {_kind(value)}", key)
+            self.note(f"true or false is wanted, not {kind_of(value)}", key)
         return value is True
 
     def choice[E: StrEnum](self, key: str, of: type[E], default: E | None, later: Collection[str] = ()) -> E | None:
@@ -126,19 +143,19 @@ class Table:
         if value is None:
             return
         if not isinstance(value, list):
-            self.note(f"write [[{key}]]: there can be several", key)
+            self.note(f"write [[{key}]], with two brackets: there can be several", key)
             return
         for place, item in enumerate(value):
             if isinstance(item, dict):
                 yield Table(item, (*self.path, key, place), self.notes)
             else:
-                self.note(f"a table is wanted, not {_kind(item)}", key, place)
+                self.note(f"a table is wanted, not {kind_of(item)}", key, place)
 
     def table(self, key: str) -> Table:
         """A table inside this one; empty where absent."""
         value = self.raw(key)
         if value is not None and not isinstance(value, dict):
-            self.note(f"a table is wanted, not {_kind(value)}: write [{key_text((*self.path, key))}]", key)
+            self.note(f"a table is wanted, not {kind_of(value)}: write [{key_text((*self.path, key))}]", key)
         return Table(value if isinstance(value, dict) else {}, (*self.path, key), self.notes)
 
     def keys(self) -> tuple[str, ...]:
@@ -156,7 +173,8 @@ def _meant(word: str, known: Collection[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else ""
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What stands there, in words."""
     match value:
         case bool():
             return "true" if value else "false"

@@ -8,23 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
+from rich.console import RenderableType
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from mitmsec.audit import review
 from mitmsec.audit.chain import Broken, Head, Verified
-from mitmsec.audit.event import Kind
-from mitmsec.audit.review import Filter, NoLog, Review
+from mitmsec.audit.event import Kind, Outcome
+from mitmsec.audit.review import Filter, NoLog, Review, Unreadable
 from mitmsec.core.model import Action
-from mitmsec.service.audit_table import console, shown, size, table_of, tree_of
+from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, json_option, state_option
 from mitmsec.service.state import State
+from mitmsec.service.terminal import console, shown, tell
 
 SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
+ENUMS = {"kind": Kind, "action": Action, "outcome": Outcome}
+KINDS_HELP = f"Only events of this kind: {', '.join(Kind)}."
+OUTCOMES_HELP = f"How the connection ended: {', '.join(Outcome)}."
 
 UNPROVEN = (
     "Without a head that was kept elsewhere, this cannot exclude that events were cut off at the end, or that the log "
@@ -54,48 +60,35 @@ def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head
 
 @click.group()
 def audit() -> None:
-    """Review what was recorded, and verify that the record is whole."""
+    """Review what was recorded; verify that it is whole."""
 
 
 @audit.command("list")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), help="Only events of this kind.")
+@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), metavar="KIND", help=KINDS_HELP)
 @click.option("--app", metavar="TEXT|GLOB", help="Part of the executable's path, or a glob over all of it.")
 @click.option("--host", metavar="NAME|GLOB", help="A host and what is below it, an address, or a glob.")
 @click.option(
     "--action", type=click.Choice([action.value for action in Action]), help="What was done to the connection."
 )
+@click.option("--rule", metavar="NAME|GLOB", help="Connections that this rule of the policy decided.")
+@click.option("--outcome", type=click.Choice([end.value for end in Outcome]), metavar="OUTCOME", help=OUTCOMES_HELP)
+@click.option("--session", metavar="ID", help="One run, by the `session` that stands in each of its events.")
 @click.option("--since", callback=_instant, metavar="TIME", help="RFC 3339, or a span before now: 10m, 2h, 3d.")
 @click.option("--until", callback=_instant, metavar="TIME", help="As --since.")
-@click.option("--text", help="Anywhere in an event's values, whatever its case.")
+@click.option("--text", metavar="TEXT", help="Anywhere in an event's values, whatever its case.")
 @click.option(
-    "--limit", type=click.IntRange(min=1), help=f"The newest so many. [default: {SHOWN_EVENTS}; with --json all]"
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"The newest N that match. Default: {SHOWN_EVENTS}; with --json all.",
 )
 @json_option
 @state_option
 @debug_option
-def list_events(
-    kind: str | None,
-    app: str | None,
-    host: str | None,
-    action: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    text: str | None,
-    limit: int | None,
-    as_json: bool,
-    state_folder: Path,
-) -> None:
-    """Show events, the newest last."""
-    wanted = Filter(
-        kind=Kind(kind) if kind else None,
-        app=app,
-        host=host,
-        action=Action(action) if action else None,
-        since=since,
-        until=until,
-        text=text,
-        limit=limit if limit or as_json else SHOWN_EVENTS,
-    )
+def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **criteria: Any) -> None:
+    """Show events, the newest last. An event must meet every filter that is given."""
+    criteria |= {key: of(value) for key, of in ENUMS.items() if (value := criteria[key])}
+    wanted = Filter(**criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
     with _log(state_folder) as log:
         if as_json:
             for event in log.events(wanted):
@@ -106,7 +99,7 @@ def list_events(
         if not events:
             click.echo("no event matches", err=True)
         else:
-            out.print(table_of(events, out.width))
+            tell(out, table_of(events, out.width))
         if limit is None and len(events) == SHOWN_EVENTS:
             click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more", err=True)
 
@@ -117,7 +110,10 @@ def list_events(
 @state_option
 @debug_option
 def show(which: str, as_json: bool, state_folder: Path) -> None:
-    """Show everything about one event, and for a connection what was recorded on it."""
+    """Show one event, whole.
+
+    For a connection also what was recorded on it. NUMBER is what `audit list` shows first; ID is the event's own.
+    """
     with _log(state_folder) as log:
         event = log.event(which)
         if event is None:
@@ -125,12 +121,12 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
         if as_json:
             return _print_json(event)
         out = console()
-        out.print(tree_of(event))
+        parts: list[RenderableType] = [tree_of(event)]
         if event.get("kind") == Kind.CONNECTION and isinstance(event.get("connection"), str):
             others = [other for other in log.of_connection(event["connection"]) if other.get("seq") != event.get("seq")]
             if others:
-                out.print(Text("\non this connection", style="bold"))
-                out.print(table_of(others, out.width))
+                parts += [Text("\non this connection", style="bold"), table_of(others, out.width)]
+        tell(out, *parts)
 
 
 @audit.command()
@@ -139,7 +135,10 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 @state_option
 @debug_option
 def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
-    """Recompute the log's hash chain. Status 1 if the log is not what was written."""
+    """Say whether the log is what was written.
+
+    Recomputes its hash chain. Exit status 1 if it is not whole.
+    """
     with _log(state_folder) as log, _progress(log, quiet=as_json) as told:
         result = log.verify(kept, told)
     if as_json:
@@ -176,7 +175,7 @@ def stats(as_json: bool, state_folder: Path) -> None:
     for row in rows:
         cells = (row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"]))
         table.add_row(*(Text(shown(cell)) for cell in cells))
-    console().print(table)
+    tell(console(), table)
 
 
 @contextmanager
@@ -190,6 +189,8 @@ def _log(folder: Path) -> Iterator[Review]:
             "root may read it: try sudo" if is_denied else "--state (or MITMSEC_STATE) names another state directory"
         )
         fail(str(error), remedy, EXIT_NOT_SO)
+    except Unreadable as error:
+        fail(str(error), "`mitmsec audit verify` says from which event on the log is not what was written", EXIT_NOT_SO)
 
 
 @contextmanager

@@ -1,45 +1,45 @@
-"""How events look to people. Whatever a peer sent is shown so that it can neither move the cursor nor pose as ours."""
+"""How events look to people. Whatever a peer sent is shown so that it can neither move the cursor nor pose as ours.
+
+    wide     # time app pid action what protocol rule outcome sent/received        one line an event
+    narrow   # time app action what outcome                                        and, where there is more,
+                     pid 28568 · tls · rule "no trackers" · 733 sent, 2.2k received      a second line under it
+
+Nothing that an auditor needs is dropped for want of room: what does not fit beside stands below.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.cells import cell_len
 from rich.text import Text
 from rich.tree import Tree
 
-WIDTH_WITHOUT_TERMINAL = 160
-MEDIUM, WIDE, FULL = 100, 120, 150  # columns from which the pid and bytes, the rule, the date have room
+from mitmsec.service.terminal import shown
+
+WIDE = 140  # columns from which one line has room for everything
 
 ACTION_STYLES = {"block": "red", "bypass": "cyan", "capture": "yellow", "decrypt": "green"}
 GOOD_OUTCOMES = frozenset({"completed", "open"})
 
+# The order in which `show` tells an event; what is not named here follows by its name.
+FIRST_KEYS = (
+    *("seq", "id", "time", "kind", "producer", "session", "connection"),
+    *("operation", "what", "subject", "path", "rules", "names", "detail", "command", "status"),
+    *("process", "pid", "started", "exe", "name", "sha256", "user", "parent"),
+    *("direction", "protocol", "local", "remote", "asked", "address", "port", "host"),
+    *("action", "rule", "reason", "outcome", "error", "bytes", "sent", "received", "duration_ms"),
+    *("method", "url", "http_version", "request_bytes", "response_bytes", "content_type"),
+    *("detector", "severity", "verdict", "summary", "evidence", "location", "confidence"),
+    *("tls", "client", "server", "version", "cipher", "sni", "alpn"),
+)
+_RANK = {key: rank for rank, key in enumerate(FIRST_KEYS)}
+
 Event = Mapping[str, Any]
-
-
-def console(*, stderr: bool = False) -> Console:
-    """A console for people; where there is no terminal, lines are long enough to be searched."""
-    made = Console(stderr=stderr, highlight=False)
-    if not made.is_terminal and "COLUMNS" not in os.environ:
-        made.width = WIDTH_WITHOUT_TERMINAL
-    return made
-
-
-def shown(value: object) -> str:
-    """`value` with everything that is not printable escaped."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,53 +48,70 @@ class Column:
 
     name: str
     cap: int | None = None  # cells wide at most
-    from_width: int = 0  # shown on terminals of so many columns
-    justify: Literal["left", "right"] = "left"
+    is_right: bool = False
+    share: int = 0
 
 
-COLUMNS = (
-    Column("#", 9, justify="right"),
-    Column("time", 19),
-    Column("app", 16),
-    Column("pid", 7, MEDIUM, "right"),
-    Column("action", 11),
-    Column("what"),
-    Column("protocol", 9),
-    Column("rule", None, WIDE),
-    Column("outcome", 18),
-    Column("sent/received", 13, MEDIUM, "right"),
+_NUMBER, _APP, _ACTION = Column("#", 9, is_right=True), Column("app", 16), Column("action", 11)
+_WHAT, _OUTCOME = Column("what", share=3), Column("outcome", 18)
+WIDE_COLUMNS = (
+    *(_NUMBER, Column("time", 19), _APP, Column("pid", 7, is_right=True), _ACTION, _WHAT),
+    *(Column("protocol", 9), Column("rule", share=1), _OUTCOME, Column("sent/received", 13, is_right=True)),
 )
+NARROW_COLUMNS = (_NUMBER, Column("time", 8), _APP, _ACTION, _WHAT, _OUTCOME)
 
 
-def table_of(events: Iterable[Event], width: int) -> Table:
-    """One row an event, for a terminal of `width` columns."""
-    rows = [_cells(event, width) for event in events]
-    wanted = [column.from_width <= width for column in COLUMNS]
-    longest_of = [
-        max([len(column.name), *(row[index].cell_len for row in rows)]) for index, column in enumerate(COLUMNS)
-    ]
-    shares = [longest for longest, shows in zip(longest_of, wanted, strict=True) if shows]
-    is_tight = sum(shares) + len(shares) > width  # then the columns without a cap give way, and nothing else
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), expand=is_tight)
-    for index, column in enumerate(COLUMNS):
-        if not wanted[index]:
-            continue
-        longest = longest_of[index]
-        table.add_column(
-            column.name,
-            justify=column.justify,
-            no_wrap=True,
-            overflow="ellipsis",
-            width=None if column.cap is None else min(longest, column.cap),
-            ratio=None if column.cap is not None or not is_tight else (3 if column.name == "what" else 1),
-        )
-    for row in rows:
-        table.add_row(*(cell for cell, shows in zip(row, wanted, strict=True) if shows))
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One event in words. `rule` holds what else there is to say of an event that no rule decided."""
+
+    number: Text
+    when: datetime | None
+    time: str
+    app: str
+    pid: str
+    action: Text
+    what: Text
+    protocol: str = ""
+    rule: str = ""
+    outcome: Text = field(default_factory=Text)
+    sent_bytes: int | None = None
+    received_bytes: int | None = None
+    is_ruled: bool = False
+
+    def wide(self) -> list[Text]:
+        """One cell for each of WIDE_COLUMNS."""
+        volume = "" if self.sent_bytes is None else f"{size(self.sent_bytes)}/{size(self.received_bytes or 0)}"
+        time = self.time if self.when is None else f"{self.when:%Y-%m-%d %H:%M:%S}"
+        cells = [Text(time), Text(self.app), Text(self.pid), self.action, self.what, Text(self.protocol)]
+        return [self.number, *cells, Text(self.rule), self.outcome, Text(volume)]
+
+    def narrow(self) -> list[Text]:
+        """One cell for each of NARROW_COLUMNS."""
+        time = self.time if self.when is None else f"{self.when:%H:%M:%S}"
+        return [self.number, Text(time), Text(self.app), self.action, self.what, self.outcome]
+
+    def below(self) -> list[str]:
+        """What `narrow` leaves out."""
+        rule = f'rule "{self.rule}"' if self.is_ruled else self.rule
+        volume = ""
+        if self.sent_bytes is not None:
+            volume = f"{size(self.sent_bytes)} sent, {size(self.received_bytes or 0)} received"
+        pid = f"pid {self.pid}" if self.pid else ""
+        return [part for part in (pid, self.protocol, rule, volume) if part]
+
+
+def table_of(events: Iterable[Event], width: int) -> Text:
+    """The events as lines of at most `width` cells, without spaces at their ends."""
+    rows = [_row(event) for event in events]
+    lines = _wide(rows, width) if width >= WIDE else _narrow(rows, width)
+    table = Text("\n", no_wrap=True, overflow="ignore").join(lines)
+    table.no_wrap, table.overflow = True, "ignore"
     return table
 
 
 def tree_of(event: Event) -> Tree:
-    """Everything that one event says."""
+    """Everything that one event says, what it is about first."""
     tree = Tree(Text(f"{event.get('kind')} {shown(event.get('id'))}", style="bold"))
     _grow(tree, event)
     return tree
@@ -109,72 +126,138 @@ def size(count_bytes: int) -> str:
     return f"{number:.1f}{unit}" if unit and number < 9.95 else f"{number:.0f}{unit}"
 
 
-def _cells(event: Event, width: int) -> list[Text]:
-    """One cell for each of COLUMNS."""
+# --- lines ------------------------------------------------------------------------------------------------------------
+def _wide(rows: Sequence[Row], width: int) -> Iterator[Text]:
+    cells = [row.wide() for row in rows]
+    widths = _widths(WIDE_COLUMNS, cells, width)
+    yield _header(WIDE_COLUMNS, widths)
+    for row in cells:
+        yield _line(WIDE_COLUMNS, widths, row)
+
+
+def _narrow(rows: Sequence[Row], width: int) -> Iterator[Text]:
+    cells = [row.narrow() for row in rows]
+    widths = _widths(NARROW_COLUMNS, cells, width)
+    indent = widths[0] + widths[1] + 2  # under the app
+    yield _header(NARROW_COLUMNS, widths)
+    day = ""
+    for row, line in zip(rows, cells, strict=True):
+        if row.when is not None and (today := f"{row.when:%Y-%m-%d %Z}") != day:
+            day = today
+            yield Text(" " * (widths[0] + 1) + day, style="bold")
+        yield _line(NARROW_COLUMNS, widths, line)
+        for more in _packed(row.below(), width - indent):
+            below = Text(" " * indent + more, style="dim")
+            below.truncate(width, overflow="ellipsis")
+            yield below
+
+
+def _packed(parts: Sequence[str], width: int) -> list[str]:
+    """The parts in as few lines of `width` cells as they need; one that is too long for any has a line alone."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and cell_len(longer := f"{lines[-1]} · {part}") <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: int) -> list[int]:
+    """As wide as the longest cell, or the cap; if that is too much, the columns without a cap give way."""
+    longest = [max([len(column.name), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
+    widths = [min(need, column.cap or need) for need, column in zip(longest, columns, strict=True)]
+    fixed = sum(wide for wide, column in zip(widths, columns, strict=True) if not column.share)
+    room = width - fixed - (len(columns) - 1)
+    flexible = [place for place, column in enumerate(columns) if column.share]
+    if sum(widths[place] for place in flexible) > room:
+        shares = sum(columns[place].share for place in flexible)
+        for place in flexible:
+            widths[place] = max(1, room * columns[place].share // shares)
+    return widths
+
+
+def _header(columns: Sequence[Column], widths: Sequence[int]) -> Text:
+    return _line(columns, widths, [Text(column.name, style="bold") for column in columns])
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[Text]) -> Text:
+    """Cells beside each other; what is behind the last one that says something is its room, too."""
+    last = max((place for place, cell in enumerate(cells) if cell.plain), default=0)
+    line = Text()
+    for place in range(last + 1):
+        cell, wide = cells[place].copy(), widths[place]
+        cell.truncate(wide if place < last else sum(widths[place:]) + len(widths) - 1 - place, overflow="ellipsis")
+        gap = " " * (wide - cell.cell_len)
+        line.append(" " if place else "")
+        line.append_text(Text.assemble(gap, cell) if columns[place].is_right else Text.assemble(cell, gap))
+    line.rstrip()
+    return line
+
+
+# --- events in words --------------------------------------------------------------------------------------------------
+def _row(event: Event) -> Row:
     process = event.get("process") or {}
-    action, what, protocol, rule, outcome, volume = _by_kind(event)
-    return [
-        Text(str(event.get("seq", "")), style="dim"),
-        Text(_time(event, width)),
-        Text(shown(_app(process))),
-        Text(str(process.get("pid", ""))),
-        action,
-        what,
-        Text(shown(protocol)),
-        Text(shown(rule)),
-        outcome,
-        Text(volume),
-    ]
+    when = _when(event)
+    action, what, more = _by_kind(event)
+    return Row(
+        number=Text(str(event.get("seq", "")), style="dim"),
+        when=when,
+        time="" if when else shown(event.get("time")),
+        app=shown(_app(process)),
+        pid=str(process.get("pid", "")),
+        action=action,
+        what=what,
+        **more,
+    )
 
 
-def _rules(number: object) -> str:
-    return f"{number} rule" if number == 1 else f"{number} rules"
-
-
-def _by_kind(event: Event) -> tuple[Text, Text, str, str, Text, str]:
-    """Action, what, protocol, rule, outcome and bytes of one event."""
+def _by_kind(event: Event) -> tuple[Text, Text, dict[str, Any]]:
+    """Action and what happened, and those of Row's other fields that this kind of event has."""
     match event.get("kind"):
         case "connection":
             return _connection(event)
         case "request":
-            status = event.get("status")
-            return (
-                Text("  request", style="dim"),
-                Text(shown(f"{event.get('method', '')} {event.get('url', '')}")),
-                str(event.get("http_version", "")),
-                str(event.get("content_type") or ""),
-                Text("no answer" if status is None else str(status)),
-                _volume(event.get("request_bytes", 0), event.get("response_bytes", 0)),
-            )
+            return _request(event)
         case "finding":
-            return (
-                Text("  finding", style="bold magenta"),
-                Text(shown(f"{event.get('detector', '')}: {event.get('summary', '')}"), style="magenta"),
-                str(event.get("severity", "")),
-                str(event.get("location", "")),
-                Text(shown(event.get("verdict", "")), style="magenta"),
-                "",
-            )
+            what = f"{event.get('detector', '')}: {event.get('summary', '')}"
+            verdict = Text(shown(event.get("verdict", "")), style="magenta")
+            more = {"protocol": shown(event.get("severity", "")), "rule": shown(event.get("location", ""))}
+            return Text("  finding", style="bold magenta"), Text(shown(what), "magenta"), {**more, "outcome": verdict}
         case kind:
             style = "red" if kind == "fault" else "dim"
-            return Text(shown(kind), style=style), Text(shown(_sentence(event)), style=style), "", "", Text(""), ""
+            return Text(shown(kind), style=style), Text(shown(_sentence(event)), style=style), {}
 
 
-def _connection(event: Event) -> tuple[Text, Text, str, str, Text, str]:
+def _connection(event: Event) -> tuple[Text, Text, dict[str, Any]]:
     action, outcome = str(event.get("action", "")), str(event.get("outcome", ""))
     volume = event.get("bytes") or {}
-    return (
-        Text(shown(action), style=ACTION_STYLES.get(action, "")),
-        Text(shown(_destination(event))),
-        str(event.get("protocol", "")),
-        str(event.get("rule", "")),
-        Text(shown(outcome), style="" if outcome in GOOD_OUTCOMES else "red"),
-        _volume(volume.get("sent", 0), volume.get("received", 0)),
-    )
+    more = {
+        "protocol": shown(event.get("protocol", "")),
+        "rule": shown(event.get("rule", "")),
+        "is_ruled": bool(event.get("rule")),
+        "outcome": Text(shown(outcome), style="" if outcome in GOOD_OUTCOMES else "red"),
+        "sent_bytes": volume.get("sent", 0),
+        "received_bytes": volume.get("received", 0),
+    }
+    return Text(shown(action), style=ACTION_STYLES.get(action, "")), Text(shown(_destination(event))), more
 
 
-def _volume(sent_bytes: int, received_bytes: int) -> str:
-    return f"{size(sent_bytes)}/{size(received_bytes)}"
+def _request(event: Event) -> tuple[Text, Text, dict[str, Any]]:
+    status = event.get("status")
+    more = {
+        "protocol": shown(event.get("http_version", "")),
+        "rule": shown(event.get("content_type") or ""),
+        "outcome": Text("no answer" if status is None else str(status)),
+        "sent_bytes": event.get("request_bytes", 0),
+        "received_bytes": event.get("response_bytes", 0),
+    }
+    what = f"{event.get('method', '')} {event.get('url', '')}"
+    return Text("  request", style="dim"), Text(shown(what)), more
+
+
+def _rules(number: object) -> str:
+    return f"{number} rule" if number == 1 else f"{number} rules"
 
 
 def _destination(event: Event) -> str:
@@ -208,23 +291,23 @@ def _app(process: Event) -> str:
     return PurePosixPath(exe).name if exe else str(process.get("name") or "")
 
 
-def _time(event: Event, width: int) -> str:
+def _when(event: Event) -> datetime | None:
+    """In the local time zone; None for what is no time."""
     try:
-        local = datetime.fromisoformat(str(event.get("time"))).astimezone()
+        return datetime.fromisoformat(str(event.get("time"))).astimezone()
     except ValueError:
-        return shown(event.get("time"))
-    return local.strftime("%Y-%m-%d %H:%M:%S" if width >= FULL else "%H:%M:%S")
+        return None
 
 
 def _grow(tree: Tree, value: Event) -> None:
-    for key, item in value.items():
-        match item:
-            case dict():
-                _grow(tree.add(Text(shown(key), style="cyan")), item)
-            case list():
+    for key in sorted(value, key=lambda key: (_RANK.get(key, len(_RANK)), key)):
+        match value[key]:
+            case dict() as inner:
+                _grow(tree.add(Text(shown(key), style="cyan")), inner)
+            case list() as items:
                 branch = tree.add(Text(shown(key), style="cyan"))
-                for part in item:
+                for part in items:
                     branch.add(Text(shown(part)))
-            case _:
+            case item:
                 text = "–" if item is None else shown(item)
                 tree.add(Text.assemble((f"{shown(key)}: ", "cyan"), (text, "dim" if item is None else "")))

@@ -22,10 +22,10 @@ ENDING_S = 5.0  # for a supervisor whose last run has just returned
 @debug_option
 @click.option("--purge", is_flag=True, help="Remove the log and the CA's keys too. There is no way back.")
 def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
-    """Remove what dead owners left: hooks, cgroups, sockets.
+    """Remove what killed runs left in the kernel.
 
-    The log and the keys stay unless --purge. A run that is alive is not touched. Exit status 1 if something could not
-    be removed.
+    Hooks, cgroups, mounts and sockets go, and a second look proves it. The log and the keys stay unless --purge. A run
+    that is alive is not touched. Exit status 1 if something could not be removed.
     """
     from mitmsec.service import leftovers
 

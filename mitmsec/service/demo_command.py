@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from textwrap import indent
 from typing import IO, Any
 
 import click
@@ -28,7 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mitmsec.service.demo_tour import ADDRESSES, POLICY, STEPS, TOUR, Evidence, Step
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, need_root
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, need_root, program
+from mitmsec.service.terminal import console, shown, tell
 
 PIPED_COLUMNS = 120
 CLONE_FLAGS = os.CLONE_NEWNET | os.CLONE_NEWNS if hasattr(os, "CLONE_NEWNET") else 0
@@ -38,9 +37,10 @@ CLONE_FLAGS = os.CLONE_NEWNET | os.CLONE_NEWNS if hasattr(os, "CLONE_NEWNET") el
 @debug_option
 @click.option("--keep", is_flag=True, help="Keep the folder with the log and the capture file, and say where it is.")
 def demo(*, keep: bool) -> None:
-    """Take a tour: decrypt, bypass, block, capture and a finding, on origins of its own.
+    """Take a tour on origins of its own, in seconds.
 
-    Offline, in a private network; nothing on this machine is changed. Exit status 0 only if all of it happened.
+    It shows decrypt, bypass, block, capture and a finding: offline, in a private network; nothing on this machine is
+    changed. Exit status 0 only if all of it happened.
     """
     need_root("demo")
     for tool in ("curl", "ip", "mount"):
@@ -49,7 +49,7 @@ def demo(*, keep: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-demo-"))
     folder.chmod(0o755)
     try:
-        passed = _tour(folder, Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_COLUMNS))
+        passed = _tour(folder, console(width_in_pipe=PIPED_COLUMNS))
     finally:
         if keep:
             click.echo(f"kept: {folder}", err=True)
@@ -58,18 +58,18 @@ def demo(*, keep: bool) -> None:
     sys.exit(0 if passed else EXIT_NOT_SO)
 
 
-def _tour(folder: Path, console: Console) -> bool:
+def _tour(folder: Path, out: Console) -> bool:
     began = time.monotonic()
-    console.print("\n[bold]mitmsec[/] [dim]· see, govern and prove what a program sends[/]\n")
-    console.print("The policy that governs this tour:\n")
-    console.print(Padding(Syntax(POLICY.rstrip(), "toml", background_color="default", theme="ansi_dark"), (0, 4)))
+    policy = Syntax(POLICY.rstrip(), "toml", background_color="default", theme="ansi_dark")
+    tell(out, "\n[bold]mitmsec[/] [dim]· see, govern and prove what a program sends[/]\n")
+    tell(out, "The policy that governs this tour:\n", Padding(policy, (0, 4)))
     _own_network(folder)
     (folder / "policy.toml").write_text(POLICY)
     (folder / "tour.sh").write_text(TOUR)
-    with console.status("starting origins"):
+    with out.status("starting origins"):
         origins = _origins(folder)
     try:
-        with console.status("curl and Python are on tour, diverted in the kernel"):
+        with out.status("curl and Python are on tour, diverted in the kernel"):
             status, evidence = _run(folder)
             evidence.contacts = _contacts(folder)
     finally:
@@ -78,15 +78,13 @@ def _tour(folder: Path, console: Console) -> bool:
     if status != 0:
         fail("the tour's run failed", f"its status was {status}; try --keep and read run/supervisor.log", EXIT_NOT_SO)
     results = [(step, step.check(evidence)) for step in STEPS]
-    _show_steps(console, results)
-    verified = _show_audit(folder, console)
+    _show_steps(out, results)
+    verified = _show_audit(folder, out)
     passed = verified and all(problem is None for _, problem in results)
     seconds = time.monotonic() - began
     word = "[green]All of it happened[/]" if passed else "[red]Not all of it happened[/]"
-    console.print(f"\n{word}, in {seconds:.0f} s. Nothing of it is left on this machine.")
-    program = shlex.quote(os.path.relpath(sys.argv[0])) if os.path.exists(sys.argv[0]) else "mitmsec"
-    console.print(f"Next: {program} run -- curl https://…", style="dim", highlight=False)
-    console.print(f"      {program} audit list\n", style="dim", highlight=False)
+    tell(out, f"\n{word}, in {seconds:.0f} s. Nothing of it is left on this machine.")
+    tell(out, Text(f"Next: {program()} run -- curl https://…\n      {program()} audit list\n", style="dim"))
     return passed
 
 
@@ -177,22 +175,25 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in listed.stdout.splitlines()]
 
 
-def _show_steps(console: Console, results: Sequence[tuple[Step, str | None]]) -> None:
-    console.print("\nWhat happened:\n")
+def _show_steps(out: Console, results: Sequence[tuple[Step, str | None]]) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for step, problem in results:
         mark = "[green]✔[/]" if problem is None else "[red]✘[/]"
-        said = f"[dim]{step.shown}[/]" if problem is None else f"[red]{problem}[/]"
-        table.add_row(mark, f"[bold]{step.name}[/]", step.told, said)
-    console.print(Padding(table, (0, 4)))
+        said = Text(step.shown, "dim") if problem is None else Text(shown(problem), "red")
+        table.add_row(mark, Text(step.name, "bold"), step.told, said)
+    tell(out, "\nWhat happened:\n", Padding(table, (0, 4)))
 
 
-def _show_audit(folder: Path, console: Console) -> bool:
-    console.print("\nWhat an auditor sees [dim](mitmsec audit list)[/]:\n")
-    columns = str(console.width - 2)
-    listed = _mitmsec("audit", "list", "--state", str(folder / "state"), COLUMNS=columns)
-    console.print(Text(indent(listed.stdout.rstrip(), "  ")), soft_wrap=True)
-    verify = _mitmsec("audit", "verify", "--state", str(folder / "state"), COLUMNS=str(console.width - 4))
-    console.print("\nIs the log intact [dim](mitmsec audit verify)[/]?\n")
-    console.print(Text(indent(verify.stdout.rstrip(), "    ")), soft_wrap=True)
-    return verify.returncode == 0
+def _show_audit(folder: Path, out: Console) -> bool:
+    tell(out, "\nWhat an auditor sees [dim](mitmsec audit list)[/]:\n")
+    _show(folder, out, "list", indent=2)
+    tell(out, "\nIs the log intact [dim](mitmsec audit verify)[/]?\n")
+    return _show(folder, out, "verify", indent=4) == 0
+
+
+def _show(folder: Path, out: Console, question: str, *, indent: int) -> int:
+    """What `mitmsec audit QUESTION` prints, and its exit status."""
+    asked = _mitmsec("audit", question, "--state", str(folder / "state"), COLUMNS=str(out.width - indent))
+    for line in asked.stdout.splitlines():
+        click.echo(f"{'':{indent}}{line}".rstrip())
+    return asked.returncode

@@ -1,23 +1,31 @@
-"""`mitmsec doctor`: what works on this machine, and why not."""
+"""`mitmsec doctor`: what works on this machine, and why not. A cause is told once; the last line says what to do."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option
+from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option, program
+from mitmsec.service.terminal import console, shown, tell
+
+if TYPE_CHECKING:
+    from mitmsec_redirect.probe import Check
+
+PRIVILEGE = "privilege"  # the check without which the others cannot be told
 
 
 @click.command()
 @json_option
 @debug_option
 def doctor(*, as_json: bool) -> None:
-    """Say what works on this machine and what to do about what doesn't.
+    """Say what works on this machine, and what to do.
 
     Exit status 3 if `mitmsec run` cannot work here.
     """
@@ -28,12 +36,41 @@ def doctor(*, as_json: bool) -> None:
         for check in found:
             click.echo(json.dumps(msgspec.to_builtins(check)))
     else:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for check in found:
-            mark = "[green]works[/]" if check.ok else "[red]missing[/]"
-            table.add_row(mark, check.name, check.detail)
-            if not check.ok:
-                table.add_row("", "", f"[bold]{check.remedy}[/]")
-        Console().print(table)
+        tell(console(), _table(found), Text("\n" + _closing(found), style="bold"))
     if not all(check.ok for check in found):
         sys.exit(EXIT_PRIVILEGE)
+
+
+def _lacks_privilege(found: Sequence[Check]) -> bool:
+    return any(check.name == PRIVILEGE and not check.ok for check in found)
+
+
+def _table(found: Sequence[Check]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    told: dict[tuple[str, str], str] = {}
+    unknowable = _lacks_privilege(found)
+    for check in found:
+        cause = (check.detail, check.remedy)
+        if check.ok:
+            table.add_row(Text("works", "green"), check.name, Text(shown(check.detail)))
+        elif unknowable and check.name != PRIVILEGE:
+            table.add_row(Text("unknown", "yellow"), check.name, Text("only root can find out", "dim"))
+        elif cause in told:
+            table.add_row(Text("missing", "red"), check.name, Text(f"for the same reason as {told[cause]}", "dim"))
+        else:
+            told[cause] = check.name
+            table.add_row(Text("missing", "red"), check.name, Text(shown(check.detail)))
+            if check.remedy and not unknowable:
+                table.add_row("", "", Text(check.remedy, "bold"))
+    return table
+
+
+def _closing(found: Sequence[Check]) -> str:
+    if _lacks_privilege(found):
+        return f"mitmsec run needs root. Look again with: sudo {program()} doctor"
+    missing = [check for check in found if not check.ok]
+    if not missing:
+        return f"Everything works. Next: {program()} run -- CMD"
+    causes = len({(check.detail, check.remedy) for check in missing})
+    first = missing[0].remedy or f"mend {missing[0].name}"
+    return f"mitmsec run cannot work here{'' if causes == 1 else f', for {causes} reasons'}. First: {first}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,8 +57,18 @@ def fail(error: str, remedy: str, status: int) -> NoReturn:
 def need_root(what: str) -> None:
     """End with status 3 unless we are root."""
     if os.geteuid() != 0:
-        words = " ".join(["sudo", sys.argv[0], *sys.argv[1:]])
-        fail(f"{what} needs root", f"try: {words}", EXIT_PRIVILEGE)
+        fail(f"{what} needs root", f"try: sudo {program()} {shlex.join(sys.argv[1:])}", EXIT_PRIVILEGE)
+
+
+def program() -> str:
+    """How mitmsec was called, for a line that a person can copy into a shell."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m mitmsec"
+    if not called.exists():
+        return "mitmsec"
+    here = os.path.relpath(called)
+    return shlex.quote(str(called) if here.startswith("..") else here)
 
 
 def open_state(folder: Path) -> State:

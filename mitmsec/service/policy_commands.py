@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -17,8 +20,9 @@ from mitmsec.core.model import Decision, Endpoint, ParentProcess, Process
 from mitmsec.core.names import is_address, written_name
 from mitmsec.core.policy import Policy
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
-from mitmsec.service.audit_table import console
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, json_option
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
+from mitmsec.service.policy_starter import STARTER
+from mitmsec.service.terminal import console, shown, tell
 from mitmsec_addons.registry import build
 
 POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
@@ -46,13 +50,53 @@ class IpAddress(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
             return Endpoint.of(value, 0).address
-        except ValueError as error:
-            self.fail(str(error))
+        except ValueError:
+            self.fail(f'"{value}" is not an IP address; a name is given with --host')
+
+
+class ProgramPath(click.ParamType[str]):
+    """The whole path of a program, of this machine or another. A lone name is looked for here, as a shell does."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value.startswith(("/", "\\")) or value[1:3] in (":\\", ":/"):
+            return str(value)
+        found: str | None = shutil.which(value)
+        if found is None:
+            self.fail(f'no program "{value}" is found here; give its whole path, such as /usr/bin/curl')
+        path = os.path.realpath(found)  # what the kernel calls it, and so what rules are asked about
+        click.echo(f"{value} is {path} here", err=True)
+        return path
 
 
 @click.group()
 def policy() -> None:
-    """Check a policy file, explain its decisions, run the tests inside it."""
+    """Write, check, explain and test a policy file."""
+
+
+@policy.command()
+@click.argument("file", metavar="[F]", required=False, type=click.Path(path_type=Path))
+@debug_option
+def init(file: Path | None) -> None:
+    """Write a commented policy to start from, to F or to stdout.
+
+    F must not exist yet.
+    """
+    if file is None:
+        click.echo(STARTER, nl=False)
+        return
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(STARTER)
+    except FileExistsError:
+        fail(
+            f"{file} exists already", "name a file that does not, or look at it with `mitmsec policy check`", EXIT_USAGE
+        )
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        fail(f"{file} cannot be written: {why}", "name a file in a folder that you may write to", EXIT_USAGE)
+    click.echo(f"{file}: written; change it, then `mitmsec policy check {file}`")
 
 
 @policy.command()
@@ -60,7 +104,10 @@ def policy() -> None:
 @json_option
 @debug_option
 def check(file: Path, as_json: bool) -> None:
-    """Say whether F is valid. Status 2 with every error, its line and key, if it is not."""
+    """Say whether F is valid, and every error if it is not.
+
+    Errors come with file, line and key, and exit status 2.
+    """
     loaded = _loaded(file, as_json=as_json)
     if as_json:
         return _print_json({"valid": True, "file": str(file), **_counts(loaded)})
@@ -74,13 +121,13 @@ def check(file: Path, as_json: bool) -> None:
 
 @policy.command("explain")
 @POLICY_FILE
-@click.option("--app", required=True, metavar="P", help="The program's path.")
-@click.option("--host", type=HostName(), metavar="H", help="The name the program shows; without it, it shows none.")
-@click.option("--port", type=click.IntRange(1, 65535), default=443, show_default=True, metavar="N", help="The port.")
-@click.option("--address", type=IpAddress(), metavar="A", help="Where it connects to.")
+@click.option("--app", type=ProgramPath(), required=True, metavar="P", help="The program: its path, or its name here.")
+@click.option("--host", type=HostName(), metavar="H", help="The name it asks for. Without: it shows none.")
+@click.option("--port", type=click.IntRange(1, 65535), default=443, metavar="N", help="The port. Default: 443.")
+@click.option("--address", type=IpAddress(), metavar="A", help="The address it connects to.")
 @click.option("--user", metavar="U", help="Whom the program runs as.")
-@click.option("--sha256", metavar="HEX", help="Of the program.")
-@click.option("--parent", metavar="P", help="The path of the program that started it.")
+@click.option("--sha256", metavar="HEX", help="The hash of the program.")
+@click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
 @json_option
 @debug_option
 def explain_decision(
@@ -94,7 +141,7 @@ def explain_decision(
     parent: str | None,
     as_json: bool,
 ) -> None:
-    """Say which rule of F decides one connection, and why the others do not."""
+    """Say which rule of F decides a connection, and why."""
     process = Process(
         pid=0,
         exe=app,
@@ -117,7 +164,10 @@ def explain_decision(
 @json_option
 @debug_option
 def run_policy_tests(file: Path, as_json: bool) -> None:
-    """Run the [[test]] blocks of F. Status 1 if one fails."""
+    """Run the [[test]] blocks of F.
+
+    Exit status 1 if one fails.
+    """
     loaded = _loaded(file, as_json=as_json)
     outcomes = run_tests(loaded)
     failed = [outcome for outcome in outcomes if not outcome.passed]
@@ -126,9 +176,9 @@ def run_policy_tests(file: Path, as_json: bool) -> None:
             _print_json(_outcome_json(outcome))
     else:
         for outcome in failed:
-            click.echo(f"{file}:{outcome.test.line}: {_flow(outcome)}", err=True)
-            click.echo(f"  expected: {outcome.expected}\n  got:      {outcome.got}", err=True)
-            click.echo(f"  reason:   {outcome.decision.reason}", err=True)
+            click.echo(f"{file}:{outcome.test.line}: {shown(_flow(outcome))}", err=True)
+            click.echo(f"  expected: {shown(outcome.expected)}\n  got:      {shown(outcome.got)}", err=True)
+            click.echo(f"  reason:   {shown(outcome.decision.reason)}", err=True)
         click.echo(f"{file}: {len(outcomes) - len(failed)} of {len(outcomes)} tests passed")
     if not outcomes:
         click.echo(f"mitmsec: {file} has no [[test]]", err=True)
@@ -167,7 +217,7 @@ def _tell_errors(errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
         if as_json:
             _print_json({"valid": False, **msgspec.to_builtins(error)})
         else:
-            click.echo(str(error), err=True)
+            click.echo(shown(error), err=True)
     if not as_json:
         click.echo(f"mitmsec: {len(errors)} error{'s' if len(errors) > 1 else ''} in the policy", err=True)
 
@@ -177,16 +227,17 @@ def _counts(loaded: Policy) -> dict[str, int]:
 
 
 def _tell(story: Explanation) -> None:
-    out = console()
     decision = story.decision
-    out.print(Text.assemble((decision.action.value, "bold"), f' by rule "{decision.rule}": {decision.reason}'))
-    for line in _details(decision):
-        out.print(Text(line))
+    by = f'rule "{shown(decision.rule)}"' if any(tried.decided for tried in story.tried) else "[defaults]"
+    parts: list[RenderableType] = [
+        Text.assemble((decision.action.value, "bold"), f" by {by}: {shown(decision.reason)}")
+    ]
+    parts += [Text(line) for line in _details(decision)]
     when = "when the first bytes show the name" if story.needs_name else "at connect: no name could change it"
-    out.print(Text(f"decided {when}", style="dim"))
+    parts.append(Text(f"decided {when}", style="dim"))
     if story.tried:
-        out.print()
-        out.print(_table(story.tried))
+        parts += ["", _table(story.tried)]
+    tell(console(), *parts)
 
 
 def _details(decision: Decision) -> list[str]:
@@ -203,9 +254,12 @@ def _table(tried: tuple[Tried, ...]) -> Table:
         verdict = "decides" if rule.decided else "too late" if rule.accepts else "no"
         style = "bold green" if rule.decided else "" if rule.accepts else "dim"
         why = Text("\n").join(
-            Text(f"{'+' if condition.holds else '-'} {condition.key}: {condition.why}") for condition in rule.conditions
+            Text(f"{'+' if condition.holds else '-'} {condition.key}: {shown(condition.why)}")
+            for condition in rule.conditions
         )
-        table.add_row(Text(verdict, style), Text(rule.rule, style), why if rule.conditions else Text("no conditions"))
+        table.add_row(
+            Text(verdict, style), Text(shown(rule.rule), style), why if rule.conditions else Text("no conditions")
+        )
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,11 +29,15 @@ from mitmsec.service.run import (
     Run,
     acting_as,
     find_executable,
+    open_result,
     plan_policy,
 )
+from mitmsec.service.run_summary import is_wanted, tell_summary
 from mitmsec.service.state import State
 from mitmsec_certs.bundle import BadBundle, Bundle, roots_as_used
 from mitmsec_certs.truststore.environment import CommandTrust, command_trust
+
+EXIT_INTERRUPTED = 130  # as a shell says it of SIGINT
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -45,6 +50,7 @@ from mitmsec_certs.truststore.environment import CommandTrust, command_trust
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: one a core, at most 4.")
 @click.option("--wait", is_flag=True, help="Stay until the last child of CMD has ended.")
 @click.option("--java", is_flag=True, help="Tell Java of the CA too (its runtime prints a line to stderr).")
+@click.option("--summary/--no-summary", default=None, help="One line on stderr at the end. Default: on a terminal.")
 @click.argument("command", nargs=-1, required=True, metavar="[--] CMD [ARG]...")
 def run(
     state_folder: Path,
@@ -57,6 +63,7 @@ def run(
     *,
     wait: bool,
     java: bool,
+    summary: bool | None,
 ) -> None:
     """Run CMD with its connections, and its children's, diverted.
 
@@ -68,6 +75,8 @@ def run(
     with _reporting(report_file, command, user, environ) as sink:
         plan = _plan(environ, policy_file, user, workers, command, wait=wait, java=java)
         _run(plan, State(state_folder), environ, capture_file, sink)
+        if is_wanted(summary):
+            tell_summary(sink.report, State(state_folder))
     sys.exit(sink.report.status)
 
 
@@ -84,6 +93,8 @@ class _Sink:
 
     def write(self) -> None:
         if self._file is not None:
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                os.ftruncate(self._file.fileno(), 0)  # only now: an earlier report is better than half of one
             self._file.write(json.dumps(msgspec.to_builtins(self.report), indent=2) + "\n")
 
 
@@ -95,12 +106,16 @@ def _reporting(
     with contextlib.ExitStack() as stack:
         file = None
         if path is not None:
-            with acting_as(_caller(environ, user)), _complaining("--report", path):
-                file = stack.enter_context(open(path, "w", encoding="utf-8"))
+            with _complaining("--report", path):
+                descriptor = open_result(path, _caller(environ, user))
+                file = stack.enter_context(open(descriptor, "w", encoding="utf-8", closefd=True))
         sink = _Sink(file, command)
         stack.callback(sink.write)
         try:
             yield sink
+        except KeyboardInterrupt:
+            sink.ours(EXIT_INTERRUPTED, "interrupted before the command started")
+            sys.exit(EXIT_INTERRUPTED)
         except CannotRun as error:
             sink.ours(error.status, error.error)
             fail(error.error, error.remedy, error.status)
@@ -166,9 +181,9 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
         capture = None
         with acting_as(plan.caller):
             bundle = _roots(environ)
-            if capture_path is not None:
-                with _complaining("--capture", capture_path):
-                    capture = stack.enter_context(open(capture_path, "wb"))
+        if capture_path is not None:
+            with _complaining("--capture", capture_path):
+                capture = stack.enter_context(open(open_result(capture_path, plan.caller), "wb"))
         one = Run(state, plan, bundle.pem, capture)
         opened = one.open()
         status = None

@@ -17,7 +17,7 @@ from audit_events import connection, draft, finding, log_of, request
 
 from mitmsec.audit.chain import Broken, Head, Verified
 from mitmsec.audit.event import FaultSeen, Kind, Outcome
-from mitmsec.audit.review import Filter, NoLog, Review, opened, parse_time
+from mitmsec.audit.review import Filter, NoLog, Review, Unreadable, opened, parse_time
 from mitmsec.audit.store import FILE_NAME, Store
 from mitmsec.core.model import Action, Process
 
@@ -56,6 +56,13 @@ def at(second: int) -> datetime:
     [
         (Filter(), [0, 1, 2, 3, 4, 5, 6]),
         (Filter(limit=2), [5, 6]),
+        (Filter(outcome=Outcome.BLOCKED), [5]),
+        (Filter(outcome=Outcome.OPEN), [0]),
+        (Filter(rule="defaults", limit=2), [4, 5]),
+        (Filter(rule="[d]efault?"), [0, 3, 4, 5]),
+        (Filter(rule="default"), []),
+        (Filter(session="run-1", kind=Kind.FAULT), [6]),
+        (Filter(session="run-2"), []),
         (Filter(limit=99), [0, 1, 2, 3, 4, 5, 6]),
         (Filter(kind=Kind.CONNECTION), [0, 3, 4, 5]),
         (Filter(kind=Kind.CONNECTION, limit=1), [5]),
@@ -350,3 +357,22 @@ def test_a_log_in_a_folder_that_may_only_be_read_is_read_where_it_lies(common_fo
     done = subprocess.run([sys.executable, "-c", code, str(common_folder)], capture_output=True)
     store.close()
     assert b"NoLog" in done.stderr
+
+
+def test_a_runs_connections_are_counted_once_each_by_action(log: Review) -> None:
+    """The event that a long connection has while it lives does not count."""
+    assert log.counts("run-1", at(0)) == {"decrypt": 1, "bypass": 1, "block": 1}
+    assert log.counts("run-1", at(5)) == {"block": 1}
+    assert log.counts("run-2", at(0)) == {}
+
+
+def test_an_event_that_is_no_json_any_more_is_told_as_such(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as conn:
+        conn.execute("UPDATE events SET envelope = '{' WHERE seq = 5")
+    with opened(folder) as log:
+        with pytest.raises(Unreadable, match="no longer what was written"):
+            list(log.events(Filter()))
+        with pytest.raises(Unreadable, match="no longer what was written"):
+            log.event("5")
+        with pytest.raises(Unreadable, match="cannot be read"):
+            log.stats()

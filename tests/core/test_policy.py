@@ -17,7 +17,7 @@ SSH = Rule(name="ssh", action=Action.CAPTURE, port=((22, 22),))
 
 def test_the_default_policy_decrypts_everything_at_once() -> None:
     decision = DEFAULT_POLICY.at_connect(policies.CURL, WEB)
-    assert decision == Decision(action=Action.DECRYPT, rule="defaults", reason="no rule matched")
+    assert decision == Decision(action=Action.DECRYPT, rule="defaults", reason="no rule matched; [defaults] decide")
     assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, name="a.example", alpn=("h2",), ja4="t") == decision
     settings = (DEFAULT_POLICY.on_failure, DEFAULT_POLICY.quic, DEFAULT_POLICY.upstream)
     assert settings == (OnFailure.OPEN, Quic.REFUSE, Upstream.MIRROR)
@@ -79,7 +79,7 @@ def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> N
     policy = Policy(rules=(BANKS, SSH))
     assert policy.at_hello(policies.CURL, WEB, name="a.bank.example").reason == "agreement 4.2"
     reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), name=None).reason
-    assert reason == "the policy says so for connections, port 22"
+    assert reason == 'rule "ssh" takes connections, port 22'
 
 
 @pytest.mark.parametrize(

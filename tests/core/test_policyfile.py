@@ -81,22 +81,36 @@ def test_a_whole_rule() -> None:
         ('name = "defaults"', 'name: "defaults" stands for'),
         ('action = "deny"', 'action: "deny" is not one of'),
         ('application = ["nobody"]', 'application[0]: no [[application]] is called "nobody"'),
-        ('host = ["a b"]', "host[0]: 'a b' is not a host name; wanted"),
-        ('host = ["*"]', "host[0]: '*' is not a host name"),
-        ('host = ["*.*.a"]', "host[0]: '*.a' is not a host name"),
-        ('host = ["10.0.0.1"]', "host[0]: '10.0.0.1' is an IP address; write it under `address`"),
+        ('host = ["a b"]', 'host[0]: "a b" is not a host name; wanted'),
+        ('host = ["*"]', 'host[0]: "*" is not a host name; for every host leave host out'),
+        (
+            'host = ["https://a.example:8443/x"]',
+            'host[0]: "https://a.example:8443/x" is not a host name; did you mean "a.example"',
+        ),
+        (
+            'host = [".a.example"]',
+            'host[0]: ".a.example" is not a host name; did you mean "a.example", or "*.a.example"',
+        ),
+        ('host = ["*.*.a"]', 'host[0]: "*.a" is not a host name'),
+        ('host = ["10.0.0.1"]', 'host[0]: "10.0.0.1" is an IP address; those stand under address'),
         ('host = ["@none.txt"]', "host[0]: cannot read none.txt: No such file or directory"),
-        ('host = ["@strange"]', "host[0]: cannot read strange: is not UTF-8 text"),
+        ('host = ["@strange"]', "host[0]: cannot read strange: no number"),
         ('host = ["@empty.txt"]', "host: the lists hold no names, so this rule can never match"),
-        ('host = ["@bad.txt"]', "bad.txt: '*.bad.example' is not a host name"),
+        ('host = ["@bad.txt"]', 'bad.txt: "*.bad.example" is not a host name'),
         ("host = []", "host: an empty list can never match"),
         ("port = [true]", "port[0]: a port is a number or a range"),
-        ('port = ["x"]', "port[0]: a port is a number or a range"),
+        ('port = ["x"]', 'port[0]: a port is a number or a range like "8000-8999", not the text "x"'),
         ('port = ["9-1"]', "port[0]: the range 9-1 is empty"),
-        ("port = [0]", "port[0]: ports are within 1-65535"),
-        ('port = ["1-70000"]', "port[0]: ports are within 1-65535"),
+        ("port = [0]", "port[0]: 0 is not within 1-65535"),
+        ('port = ["1-70000"]', "port[0]: 1-70000 is not within 1-65535"),
         ("port = 443", "port: a list is wanted"),
-        ('address = ["10.0.0.1/8"]', "address[0]: 10.0.0.1/8 has host bits set"),
+        (
+            'address = ["10.0.0.1/8"]',
+            'address[0]: "10.0.0.1/8" is an address inside a network: write "10.0.0.0/8" for the network, "10.0.0.1"',
+        ),
+        ('address = ["10.0.0.0/33"]', 'address[0]: "10.0.0.0/33" is neither an IP address nor a network like'),
+        ('address = ["a.example"]', 'address[0]: "a.example" is a name, not an address; names stand under host'),
+        ('address = ["fe80::1%eth0"]', 'address[0]: "fe80::1%eth0" names an interface'),
         ('address = ["::ffff:10.0.0.0/104"]', "address[0]: IPv4-mapped addresses are seen as IPv4"),
         ('on_finding = "redact"', 'on_finding: "redact" is not supported by this version'),
         ('inspect = ["secrets"]', 'inspect[0]: no inspector is called "secrets"; there are: keywords, other'),
@@ -117,7 +131,7 @@ def test_mistakes_in_a_rule(line: str, says: str) -> None:
 def test_a_rule_needs_a_name_and_an_action() -> None:
     table, context = opened("")
     read_rule(table, context)
-    assert messages(context) == ["name: missing", "action: missing"]
+    assert messages(context) == ["name: is missing", "action: is missing"]
 
 
 def test_a_list_is_read_once_and_its_own_errors_have_its_own_lines() -> None:
@@ -149,7 +163,7 @@ def test_inspectors_take_words_and_lists_of_words() -> None:
     assert context.words == {"keywords": ("Adler", "b", "Projekt X"), "other": ()}
     assert messages(context) == [
         "keywords.lists[1]: cannot read none.txt: No such file or directory",
-        "keywords.lists[2]: cannot read binary: is not UTF-8 text",
+        "keywords.lists[2]: cannot read binary: it is not UTF-8 text",
         "other.colour: unknown key",
         "secrets: no inspector has this name; there are: keywords, other",
     ]
@@ -208,12 +222,12 @@ def test_a_whole_test() -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ('application = "curl"', "application: the path of a program is wanted"),
+        ('application = "curl"', 'application: the path of a program is wanted, such as "/usr/bin/curl"'),
         ('rule = "nobody"', 'rule: no rule is called "nobody"'),
-        ('host = "10.0.0.1"', "host: '10.0.0.1' is an IP address"),
-        ("port = true", "port: a port is a number within 1-65535"),
-        ("port = 0", "port: a port is a number within 1-65535"),
-        ('address = "x"', "address: 'x' does not appear to be"),
+        ('host = "10.0.0.1"', 'host: "10.0.0.1" is an IP address'),
+        ("port = true", "port: a port is a number within 1-65535, not "),
+        ("port = 0", "port: a port is a number within 1-65535, not "),
+        ('address = "x"', 'address: "x" is not an IP address'),
         ('protocol = "tls"', "protocol: not supported by this version"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
     ],

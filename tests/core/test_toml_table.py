@@ -81,7 +81,7 @@ def test_words_are_of_the_list_or_for_later_or_wrong() -> None:
         '1:a:"blok" is not one of block, bypass, capture, decrypt; did you mean "block"?',
         '2:b:"redact" is not supported by this version',
         "3:c:a text is wanted, not the number 1",
-        "1:d:missing",
+        "1:d:is missing",
         '4:e:"xyz" is not one of block, bypass, capture, decrypt',
     ]
 
@@ -94,7 +94,7 @@ def test_tables_and_flags_of_other_types() -> None:
     assert notes(read) == [
         "1:a:a table is wanted, not the number 1: write [a]",
         "2:b[0]:a table is wanted, not the number 1",
-        "4:d:write [[d]]: there can be several",
+        "4:d:write [[d]], with two brackets: there can be several",
         '3:c:true or false is wanted, not the text "x"',
     ]
 
@@ -114,3 +114,19 @@ def test_an_error_reads_as_editors_expect() -> None:
     assert key_text(("rule", 2, "port", 0)) == "rule[2].port[0]"
     assert str(ConfigError(file="f", line=3, key="a.b", message="wrong")) == "f:3: a.b: wrong"
     assert str(ConfigError(file="f", line=3, key="", message="wrong")) == "f:3: wrong"
+    assert str(ConfigError(file="f", line=0, key="", message="wrong")) == "f: wrong"
+
+
+def test_a_rule_that_has_a_name_is_called_by_it() -> None:
+    read = table('[[rule]]\nname = "banks"\nport = 1')
+    (rule,) = read.tables("rule")
+    rule.note("before its name is known", "port")
+    rule.notes.named(rule.path, "banks")
+    rule.note("wrong", "port", 0)
+    rule.note("says nothing")
+    assert [str(error) for error in read.notes.errors] == [
+        "f.toml:3: rule[0].port: before its name is known",
+        'f.toml:3: rule "banks": port[0]: wrong',
+        'f.toml:1: rule "banks": says nothing',
+    ]
+    assert [error.key for error in read.notes.errors] == ["rule[0].port", "rule[0].port[0]", "rule[0]"]

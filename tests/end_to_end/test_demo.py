@@ -24,6 +24,8 @@ def test_the_tour_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert "All of it happened" in done.stdout
     for word in ("decrypt", "bypass", "block", "capture", "finding", "whole: 13 events"):
         assert word in done.stdout
+    assert "\x1b" not in done.stdout
+    assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
     (kept,) = tmp_path.iterdir()
     identity = (kept / "state" / "run" / "identity").read_text().strip()
     assert list(Path("/sys/fs/cgroup").rglob(f"mitmsec-{identity}-*")) == []

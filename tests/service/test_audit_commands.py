@@ -13,7 +13,7 @@ import pytest
 from audit_events import connection, finding, log_of, request
 from click.testing import CliRunner, Result
 
-from mitmsec.audit.event import FaultSeen, Outcome, ServiceSeen
+from mitmsec.audit.event import FaultSeen, Kind, Outcome, ServiceSeen
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.model import Action
 from mitmsec.service.audit_commands import audit
@@ -61,6 +61,14 @@ def test_json_is_one_event_a_line_and_nothing_else(state: Path) -> None:
         (["--until", "2026-11-03T10:00:01Z"], [0]),
         (["--text", "v1/ITEMS"], [1]),
         (["--limit", "2"], [4, 5]),
+        (["--outcome", "blocked"], [4]),
+        (["--outcome", "cut"], []),
+        (["--rule", "defaults"], [3, 4]),
+        (["--rule", "def*"], [3, 4]),
+        (["--rule", "def"], []),
+        (["--session", "run-1", "--kind", "finding"], [2]),
+        (["--session", "run"], []),
+        (["--kind", "request", "--outcome", "blocked"], []),
         (["--host", "nowhere.example"], []),
     ],
     ids=lambda value: " ".join(map(str, value)),
@@ -74,7 +82,21 @@ def test_the_table_fits_the_terminal_and_says_what_happened(state: Path, columns
     result = mitmsec(state, "list", columns=columns)
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= columns
-    for word in ("decrypt", "block", "curl", "bank.example:443", "GET https", "keywords", "stranger", "run_started"):
+    assert "\x1b" not in result.stdout
+    assert [line for line in result.stdout.splitlines() if line != line.rstrip()] == []
+    for word in (
+        "4711",
+        "defaults",
+        "4.5k",
+        "decrypt",
+        "block",
+        "curl",
+        "bank.example:443",
+        "GET https",
+        "keywords",
+        "stranger",
+        "run_started",
+    ):
         assert word in result.stdout
 
 
@@ -193,3 +215,27 @@ def test_the_lines_of_json_are_what_the_head_stands_for(state: Path) -> None:
     for line in mitmsec(state, "list", "--json").stdout_bytes.splitlines():
         head = hashlib.sha256(b"\x01" + head + hashlib.sha256(b"\x00" + line).digest()).digest()
     assert lines(mitmsec(state, "verify", "--json"))[0]["head"] == f"6:{head.hex()}"
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", "flow-1"], ["list", "--session", "run-1"]])
+def test_a_log_that_was_spoilt_is_no_fault_of_ours(state: Path, words: list[str]) -> None:
+    tamper(state, "UPDATE events SET envelope = 'no event' WHERE seq = 4")
+    result = mitmsec(state, *words)
+    assert result.exit_code == 1
+    assert "no longer what was written" in result.stderr
+    assert "audit verify" in result.stderr
+
+
+def test_stats_of_a_log_that_was_spoilt_point_to_verify(state: Path) -> None:
+    tamper(state, "UPDATE events SET envelope = 'no event' WHERE seq = 4")
+    result = mitmsec(state, "stats")
+    assert result.exit_code == 1
+    assert "audit verify" in result.stderr
+
+
+def test_every_kind_and_outcome_is_named_in_help_and_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/audit.md").read_text()
+    told = " ".join(CliRunner().invoke(audit, ["list", "--help"]).stdout.split())
+    for word in (*Kind, *Outcome):
+        assert f"`{word}`" in page
+        assert word in told

@@ -26,3 +26,42 @@ def test_what_is_missing_comes_with_its_remedy_and_status_3(monkeypatch: pytest.
 def test_where_all_works_the_status_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "checks", lambda: FOUND[:1])
     assert CliRunner().invoke(cli, ["doctor"]).exit_code == 0
+
+
+def doctor(monkeypatch: pytest.MonkeyPatch, *found: Check) -> list[str]:
+    monkeypatch.setattr(probe, "checks", lambda: list(found))
+    return CliRunner().invoke(cli, ["doctor"]).stdout.splitlines()
+
+
+def test_without_root_the_one_cause_is_told_once_and_the_last_line_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = doctor(
+        monkeypatch,
+        Check(name="privilege", ok=False, detail="this is user 7, not root", remedy="Run it as root."),
+        Check(name="bpf", ok=False, detail="not permitted", remedy="Run as root, with CAP_BPF."),
+        Check(name="cgroup2", ok=False, detail="no cgroup", remedy="Run as root where cgroup2 is mounted."),
+        Check(name="loopback", ok=True, detail="lo is up"),
+    )
+    assert [line.split()[:2] for line in lines[:4]] == [
+        ["missing", "privilege"], ["unknown", "bpf"], ["unknown", "cgroup2"], ["works", "loopback"],
+    ]  # fmt: skip
+    assert len(lines) == 6
+    assert sum("Run as root" in line for line in lines) == 0
+    assert lines[-1].startswith("mitmsec run needs root. Look again with: sudo ")
+
+
+def test_the_same_reason_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = {"ok": False, "detail": "no cgroup", "remedy": "mount cgroup2"}
+    lines = doctor(monkeypatch, FOUND[0], Check(name="cgroup2", **same), Check(name="connect hook", **same))  # type: ignore[arg-type]
+    assert sum("no cgroup" in line for line in lines) == 1
+    assert any("connect hook" in line and "for the same reason as cgroup2" in line for line in lines)
+    assert lines[-1] == "mitmsec run cannot work here. First: mount cgroup2"
+
+
+def test_where_all_works_the_last_line_says_what_is_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor(monkeypatch, FOUND[0])[-1].endswith("run -- CMD")
+
+
+def test_lines_end_where_their_words_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [line for line in doctor(monkeypatch, *FOUND) if line != line.rstrip()] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def test_errors_as_json_are_objects_on_stdout(bad: Path) -> None:
 def test_one_error_is_one_error(tmp_path: Path) -> None:
     result = run("check", tmp_path / "none.toml")
     assert result.exit_code == 2
-    assert "none.toml:1: cannot be read: No such file or directory" in result.stderr
+    assert "none.toml: cannot be read: No such file or directory" in result.stderr
     assert "1 error in" in result.stderr
 
 
@@ -123,7 +124,7 @@ def test_explain_of_an_inspected_flow_that_is_decided_at_connect(good: Path) -> 
 def test_explain_of_an_empty_policy_and_of_a_rule_without_conditions(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
     path.write_text("version = 1")
-    assert 'decrypt by rule "defaults": no rule matched' in run("explain", path, "--app", "/x").stdout
+    assert "decrypt by [defaults]: no rule matched" in run("explain", path, "--app", "/x").stdout
     path.write_text('version = 1\n[[rule]]\nname = "all"\naction = "block"')
     assert "no conditions" in run("explain", path, "--app", "/x").stdout
 
@@ -143,7 +144,7 @@ def test_explain_as_json(good: Path) -> None:
     [
         ("--host", "192.0.2.1", "give it with --address"),
         ("--host", "a b", "is not a host name"),
-        ("--address", "a.example", "does not appear to be"),
+        ("--address", "a.example", "is not an IP address; a name is given with --host"),
         ("--port", "0", "range"),
     ],
 )
@@ -177,7 +178,7 @@ def test_tests_as_json(good: Path) -> None:
     first, second = objects(result)
     assert first["passed"]
     assert not second["passed"]
-    assert second["got"] == {"action": "decrypt", "rule": "defaults", "reason": "no rule matched"}
+    assert second["got"] == {"action": "decrypt", "rule": "defaults", "reason": "no rule matched; [defaults] decide"}
 
 
 def test_a_file_without_tests_says_so(tmp_path: Path) -> None:
@@ -205,3 +206,73 @@ def test_words_that_the_inspector_refuses_are_an_error_of_the_policy(tmp_path: P
     assert shown.exit_code == 2
     assert f"{file}:3" in shown.stderr
     assert "'x'" in shown.stderr
+
+
+def test_init_writes_a_policy_that_checks_and_whose_tests_pass(tmp_path: Path) -> None:
+    path = tmp_path / "new.toml"
+    assert "written" in run("init", path).stdout
+    checked = run("check", path)
+    assert (checked.exit_code, checked.stderr) == (0, "")
+    assert "3 of 3 tests passed" in run("test", path).stdout
+    assert run("init").stdout == path.read_text()
+
+
+def test_init_never_writes_over_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    result = run("init", path)
+    assert (result.exit_code, path.read_text()) == (2, "mine")
+    assert "exists already" in result.stderr
+    missing = run("init", tmp_path / "none" / "p.toml")
+    assert missing.exit_code == 2
+    assert "cannot be written: No such file or directory" in missing.stderr
+
+
+def test_a_program_may_be_asked_about_by_the_name_that_a_shell_would_find(
+    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rules see the path that the kernel knows, so a link is followed, and what was found is said."""
+    (tmp_path / "real").write_text("#!/bin/sh\n")
+    (tmp_path / "real").chmod(0o755)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = run("explain", good, "--app", "link")
+    assert result.exit_code == 0
+    assert f"- application: {tmp_path}/real is none of browsers" in result.stdout
+    assert f"link is {os.path.realpath(tmp_path)}/real here" in result.stderr
+
+
+@pytest.mark.parametrize("path", ["/no/such/program", "C:\\Program Files\\x.exe", "c:/x.exe"])
+def test_a_whole_path_is_asked_about_as_it_is(good: Path, path: str) -> None:
+    result = run("explain", good, "--app", path)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert f"- application: {path} is none of browsers" in result.stdout
+
+
+@pytest.mark.parametrize("option", ["--app", "--parent"])
+def test_a_program_that_is_not_found_here_needs_its_whole_path(good: Path, option: str) -> None:
+    result = run("explain", good, *(["--app", "/x"] if option == "--parent" else []), option, "no-such-program")
+    assert result.exit_code == 2
+    assert 'no program "no-such-program" is found here; give its whole path' in result.stderr
+
+
+def test_a_policy_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('version = 1\n[[rule]]\nname = "\\u001b[2J"\naction = "block"\nport = ["\\u001b[1m"]\n')
+    result = run("check", path)
+    assert result.exit_code == 2
+    assert 'rule "\\x1b[2J": port[0]' in result.stderr
+    path.write_text('version = 1\n[[rule]]\nname = "\\u001b[2J"\naction = "block"\nreason = "\\u001b[1m"\n')
+    told = run("explain", path, "--app", "/x")
+    assert told.exit_code == 0
+    assert told.stdout.startswith('block by rule "\\x1b[2J": \\x1b[1m')
+    path.write_text(path.read_text() + '[[test]]\napplication = "/\\u001b[2m"\nexpect = "bypass"\n')
+    failed = run("test", path)
+    assert "/\\x1b[2m to a host" in failed.stderr
+    assert 'got:      block by "\\x1b[2J"' in failed.stderr
+    assert "reason:   \\x1b[1m" in failed.stderr
+
+
+def test_explain_ends_no_line_in_spaces(good: Path) -> None:
+    lines = run("explain", good, "--app", "/usr/bin/curl").stdout.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []

@@ -1,0 +1,96 @@
+"""The line at the end of a run: true, one line, and never in the way."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from audit_events import connection, log_of
+
+from mitmsec.core.model import Action
+from mitmsec.service.run import Report
+from mitmsec.service.run_summary import is_wanted, summary, tell_summary
+from mitmsec.service.state import DEFAULT, State
+
+REPORT = Report(
+    session="run-1",
+    command=("curl",),
+    status=0,
+    status_of="command",
+    started="2026-11-03T10:00:00Z",
+    duration_s=1.0,
+    connections=3,
+    findings=1,
+)
+
+
+def changed(**fields: object) -> Report:
+    return Report(**({name: getattr(REPORT, name) for name in REPORT.__struct_fields__} | fields))
+
+
+@pytest.mark.parametrize(
+    ("report", "counts", "line"),
+    [
+        (
+            REPORT,
+            {"decrypt": 1, "block": 2},
+            "3 connections (1 decrypted, 2 blocked), 1 finding; see mitmsec audit list --session run-1",
+        ),
+        (changed(connections=1, findings=0), {}, "1 connection, no findings; see mitmsec audit list --session run-1"),
+        (changed(connections=0, faults=2), {}, "no connections, 1 finding, 2 faults; see mitmsec audit list"),
+        (changed(connections=0, findings=0), {}, "no connection was seen"),
+    ],
+)
+def test_the_line_says_what_became_of_the_connections_and_how_to_see_them(
+    monkeypatch: pytest.MonkeyPatch, report: Report, counts: dict[str, int], line: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gone"])
+    assert summary(report, counts, State(DEFAULT)).startswith(f"mitmsec: {line}")
+    assert "\n" not in summary(report, counts, State(DEFAULT))
+
+
+def test_another_state_directory_is_named_so_that_the_command_can_be_copied() -> None:
+    assert summary(REPORT, {}, State(Path("/a b"))).endswith("--session run-1 --state '/a b'")
+
+
+def test_the_counts_are_what_the_log_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log").mkdir()
+    log_of(tmp_path / "log", [connection("a"), connection("b", action=Action.BYPASS), connection("c")])
+    tell_summary(REPORT, State(tmp_path))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("mitmsec: 3 connections (2 decrypted, 1 bypassed), 1 finding; see ")
+
+
+def test_without_a_log_the_line_is_shorter_and_after_an_error_there_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_summary(REPORT, State(tmp_path))
+    assert capsys.readouterr().err.startswith("mitmsec: 3 connections, 1 finding; see ")
+    tell_summary(changed(error="the supervisor ended"), State(tmp_path))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_is_gone_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    tell_summary(REPORT, State(tmp_path))
+
+
+def test_it_is_for_terminals_or_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert is_wanted(None)
+    assert not is_wanted(False)
+    for nobody in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stderr", nobody)
+        assert not is_wanted(None)
+        assert is_wanted(True)
