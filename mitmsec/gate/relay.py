@@ -19,6 +19,9 @@ from mitmsec.gate.splice import Pipe, Pipes
 
 COPY_SIZE_BYTES = 65536
 ROUNDS = 8  # fills of one direction before other flows have their turn
+BULK_BYTES = 16384  # a turn that moves less is no part of a bulk transfer
+BULK_TURNS = 16  # in a row: from then on more is let gather before it is moved
+GATHER_S = 0.001
 
 
 class Tee(Protocol):
@@ -68,6 +71,8 @@ class Course:
     def __init__(self, relay: Relay, source: socket.socket, sink: socket.socket, sent: bool) -> None:
         self._relay, self._source, self._sink, self._sent = relay, source, sink, sent
         self._buffer: Pipe | Copy | None = None
+        self._bulk_turns = 0
+        self._gathering: asyncio.TimerHandle | None = None
         self.moved_bytes = 0
         self.over = False
 
@@ -76,18 +81,29 @@ class Course:
         self._relay.loop.add_reader(self._source, self.move)
 
     def stop(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
         self._relay.loop.remove_reader(self._source)
         self._relay.loop.remove_writer(self._sink)
         self._let_go()
 
     def move(self) -> None:
         """Fill and drain until the source has no more, the sink takes no more, or others want their turn."""
+        before = self.moved_bytes
         try:
             for _ in range(ROUNDS):
                 if not self._round():
                     break
         except Unrecorded:
-            self._relay.end(Ending.UNRECORDED)
+            return self._relay.end(Ending.UNRECORDED)
+        self._bulk_turns = self._bulk_turns + 1 if self.moved_bytes - before >= BULK_BYTES else 0
+        if self._bulk_turns >= BULK_TURNS and self._buffer is None and not self.over and not self._relay.ended:
+            self._gather()
+
+    def _gather(self) -> None:
+        """A turn costs the same for many bytes as for few: in a bulk transfer, wait a moment for many."""
+        self._relay.loop.remove_reader(self._source)
+        self._gathering = self._relay.loop.call_later(GATHER_S, self._resume)
 
     def _round(self) -> bool:
         """Whether there may be more to do at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from gate_house import WAIT_S, on_loop, pair_over_loopback, wait_reset
 
+from mitmsec.gate import relay
 from mitmsec.gate.refuse import reset
 from mitmsec.gate.relay import Relay
 from mitmsec.gate.signals import Ending
@@ -205,3 +207,46 @@ async def test_a_tee_without_room_pauses_the_flow_until_it_has_some() -> None:
         for _ in range(10):
             await asyncio.sleep(0)
         assert bytes(tape.kept[True]) == b"x"
+
+
+async def until_nothing_passes(line: Line) -> int:
+    """Send and receive in bulk until the relay moves nothing more; how much was sent."""
+    sent, stuck = 0, 0
+    while stuck < 50:  # rounds of the loop in a row in which not one byte came out
+        with contextlib.suppress(BlockingIOError):  # what was sent waits in the relay
+            sent += line.client.send(MIXED[:65536])
+        await asyncio.sleep(0.002 if stuck else 0)
+        try:
+            line.server.recv(1 << 20)
+            stuck = 0
+        except BlockingIOError:
+            stuck += 1
+    return sent
+
+
+@pytest.mark.parametrize("make", lines(), ids=["splice", "no pipe", "tee"])
+def test_only_bulk_is_let_gather_and_an_end_does_not_wait_for_it(
+    make: Callable[[], Line], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "GATHER_S", 3600)  # what is gathered is never seen again in this test
+
+    async def scenario() -> None:
+        async with make() as line:
+            for _ in range(100):  # many turns, none of them large
+                line.client.send(b"question")
+                assert await asyncio.wait_for(line.loop.sock_recv(line.server, 8), WAIT_S) == b"question"
+            assert await until_nothing_passes(line) > line.relay.sent_bytes >= relay.BULK_BYTES * relay.BULK_TURNS
+            line.server.send(b"small things pass the other way")
+            assert await asyncio.wait_for(line.loop.sock_recv(line.client, 64), WAIT_S)
+            reset(line.server)
+            assert await line.ending() is Ending.ORIGIN_RESET
+
+    asyncio.run(scenario())
+
+
+@on_loop
+async def test_what_gathered_is_moved_a_moment_later() -> None:
+    async with Line(Pipes(), None) as line:
+        sending = asyncio.ensure_future(line.send(line.client, MIXED * 8))
+        assert await line.receive(line.server) == MIXED * 8
+        await sending
