@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from html import escape
 
@@ -15,30 +16,34 @@ _PANELS = (
     (Metric.BULK, "bulk MB/s"),
 )
 _LEFT, _WIDTH, _BAR, _GAP, _HEAD = 170, 520, 16, 6, 34
-_LEAST = 0.005
+_LEAST = 0.002
+_CAPTION_LETTERS, _CAPTION_LINE = 128, 15
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 _OURS, _PEER, _DIRECT, _INK, _GRID = "#1f6feb", "#8c959f", "#57606a", "#24292f", "#d0d7de"
-_TICKS = (0.01, 0.03, 0.1, 0.3, 1.0)
+_TICKS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def svg(rows: Sequence[Row], caption: str) -> str:
     """A panel a metric, a bar a variant; variants without the figure say so."""
     direct = next((row for row in rows if row.variant == "direct"), None)
     panel_height = _HEAD + len(rows) * (_BAR + _GAP) + 14
-    height = panel_height * len(_PANELS) + 40
+    caption_lines = textwrap.wrap(caption, _CAPTION_LETTERS)
+    drawn = panel_height * len(_PANELS) + 20
+    height = drawn + len(caption_lines) * _CAPTION_LINE
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_LEFT + _WIDTH + 80} {height}" {_FONT} fill="{_INK}">',
         f'<rect width="100%" height="100%" fill="#ffffff"/><title>{escape(caption)}</title>',
     ]
     for number, (metric, title) in enumerate(_PANELS):
         parts += _panel(rows, direct, metric, title, number * panel_height)
-    parts.append(f'<text x="10" y="{height - 14}" font-size="11">{escape(caption)}</text></svg>')
-    return "\n".join(parts) + "\n"
+    for number, line in enumerate(caption_lines):
+        parts.append(f'<text x="10" y="{drawn + number * _CAPTION_LINE}" font-size="11">{escape(line)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def _panel(rows: Sequence[Row], direct: Row | None, metric: Metric, title: str, top: int) -> list[str]:
     bottom = top + _HEAD + len(rows) * (_BAR + _GAP)
-    parts = [f'<text x="10" y="{top + 20}" font-weight="600">{escape(title)}, share of direct</text>']
+    parts = [f'<text x="10" y="{top + 20}" font-weight="600">{escape(title)}, share of direct, logarithmic</text>']
     for tick in _TICKS:
         x = _LEFT + _length(tick)
         parts.append(f'<path d="M{x:.1f} {top + _HEAD - 4}V{bottom}" stroke="{_GRID}"/>')
@@ -57,7 +62,7 @@ def _bar(row: Row, share: float | None, y: int) -> list[str]:
     return [
         name,
         f'<rect x="{_LEFT}" y="{y}" width="{length:.1f}" height="{_BAR}" fill="{colour}"/>',
-        f'<text x="{_LEFT + length + 5:.1f}" y="{y + 12}" font-size="10">{share:.3g}</text>',
+        f'<text x="{_LEFT + length + 5:.1f}" y="{y + 12}" font-size="10">{share:.2g}</text>',
     ]
 
 

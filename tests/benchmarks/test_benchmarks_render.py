@@ -59,3 +59,11 @@ def test_the_plot_is_well_formed_and_longer_bars_mean_larger_shares():
 
 def test_the_plot_says_what_was_not_measured():
     assert svg(ROWS, "").count("not measured") == 4
+
+
+def test_a_long_caption_is_broken_into_lines_that_fit():
+    drawn = ET.fromstring(svg(ROWS, "a machine of many words " * 20))
+    texts = [text for text in drawn.iter("{http://www.w3.org/2000/svg}text") if "machine" in (text.text or "")]
+    height = float(drawn.attrib["viewBox"].split()[3])
+    assert len(texts) > 2
+    assert all(len(text.text or "") <= 128 and float(text.attrib["y"]) < height for text in texts)
