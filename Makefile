@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test wheel lint format bench clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -19,6 +19,10 @@ test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for wha
 	@tools/packages $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/pytest -q
+
+wheel: $(BIN)/.dev ## the suite against the built wheel, in an environment of its own; PYTHON names another Python
+	@tools/packages $(TEST_PACKAGES)
+	@tools/wheel-test
 
 lint: $(BIN)/.dev ## style, types, dependency rules
 	@$(BIN)/ruff check .

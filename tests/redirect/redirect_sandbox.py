@@ -43,9 +43,12 @@ for line in sys.stdin:
         told = {"error": errno.errorcode.get(error.errno, str(error))}
     print(json.dumps(told), flush=True)
 """
+# no link-local addresses: the kernel would add them, and their routes, some time after a test began
 LINKS = """
 link set lo up
 link add va type veth peer name vb
+link set va addrgenmode none
+link set vb addrgenmode none
 addr add 10.77.0.1/24 dev va
 addr add fd77::1/64 dev va nodad
 link set va up
