@@ -37,6 +37,7 @@ CLIENT, GATE = Endpoint(address="127.0.0.1", port=40000), Endpoint(address="127.
 REMOTE, OTHER = Endpoint(address="192.0.2.1", port=443), Endpoint(address="192.0.2.2", port=443)
 ORIGIN = Origin(remote=REMOTE, pid=8, uid=1000, comm="curl")
 CURL = Process(pid=8, exe="/usr/bin/curl", name="curl", confidence=Confidence.KERNEL)
+UNREAD = Process(pid=8, name="curl", user="joe", confidence=Confidence.INFERRED)
 NEVER = SetDeadline(None)
 TLS = hello(server_name(b"a.test"), alpn(b"h2"))
 HTTP = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n"
@@ -81,10 +82,10 @@ class Stage:
         )
         self.play = Playbook(self.flow.told)
 
-    def owned(self) -> Playbook:
+    def owned(self, process: Process = CURL) -> Playbook:
         """Up to the moment where the owner is known; what follows from that is due."""
         self.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(self.terms.owner_deadline_s) << Ask(ORIGIN)
-        return self.play >> OwnerKnown(CURL)
+        return self.play >> OwnerKnown(process)
 
     def waiting(self) -> Playbook:
         """Nothing decided yet: the first bytes are awaited."""

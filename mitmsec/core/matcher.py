@@ -50,6 +50,8 @@ class Destination(NamedTuple):
 class _Applying(NamedTuple):
     """The rules, by number and in order, whose `application` holds for one program."""
 
+    is_sure: bool  # of no rule's application it is unknown whether it holds
+
     named: tuple[int, ...]  # those with a host condition
     unnamed: tuple[int, ...]
     all: frozenset[int]
@@ -92,13 +94,17 @@ class Matcher:
         before = self._reaches(applying.named, remote)
         return found, before is None or (found is not None and found < before)
 
+    def can_judge(self, process: Process) -> bool:
+        """Whether everything about `process` is known that a rule asks: else another rule might have come first."""
+        return self._applying(process).is_sure
+
     def _reaches(self, numbers: Iterable[int], remote: Endpoint) -> int | None:
         address = parse_address(remote.address)
         return next((n for n in numbers if self._destinations[n].accepts(remote.port, address)), None)
 
     def _applying(self, process: Process) -> _Applying:
         parent = process.parent.exe if process.parent else None
-        key = (process.exe, process.name, process.user, process.sha256, parent)
+        key = (process.exe, process.name, process.user, process.sha256, parent, process.confidence)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:
@@ -114,6 +120,7 @@ class Matcher:
             if not rule.application or not accepted.isdisjoint(rule.application)
         ]
         return _Applying(
+            is_sure=all(program.can_judge(process) for program in self._programs.values()),
             named=tuple(number for number in numbers if self._rules[number].host),
             unnamed=tuple(number for number in numbers if not self._rules[number].host),
             all=frozenset(numbers),

@@ -43,6 +43,14 @@ class Policy(Value, frozen=True, dict=True):
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What each configured inspector looks for."""
 
+    def can_judge(self, process: Process) -> bool:
+        """Whether everything is known about `process` that its rules ask.
+
+        Where it is not, the two questions below answer as if a rule that asks for the unknown did not apply. Who is to
+        act on that must not: the rule may be the one that says bypass or block.
+        """
+        return self._matcher.can_judge(process)
+
     def at_connect(self, process: Process, remote: Endpoint) -> Decision | None:
         """The decision if it is the same whatever name will be seen; None where the gate must wait for a name."""
         number, settled = self._matcher.first_whatever_name(process, remote)

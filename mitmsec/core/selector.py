@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from mitmsec.core.model import Process
+from mitmsec.core.model import Confidence, Process
 from mitmsec.core.names import parents
 from mitmsec.core.rules import Application
 
@@ -62,23 +62,40 @@ class Program:
 
     def accepts(self, process: Process) -> bool:
         """What could not be read of `process` (None) fulfils no criterion."""
+        return all(self._answers(process))
+
+    def can_judge(self, process: Process) -> bool:
+        """Whether `accepts` is the truth. False: what was read fulfils its criteria, and some could not be read."""
+        answers = list(self._answers(process))
+        return False in answers or None not in answers
+
+    def _answers(self, process: Process) -> Iterator[bool | None]:
+        """Of each criterion that is given; None: not known."""
         mine = self._application
-        return (
-            (not mine.path or self._has_path(process))
-            and (not mine.process_name or _any_glob(mine.process_name, process.name))
-            and (not mine.user or process.user in mine.user)
-            and (not mine.sha256 or process.sha256 in mine.sha256)
-        )
+        if mine.path:
+            yield self._path_answer(process)
+        if mine.process_name:
+            yield _any_glob(mine.process_name, process.name)
+        if mine.user:
+            yield None if process.user is None else process.user in mine.user
+        if mine.sha256:
+            yield None if process.sha256 is None else process.sha256 in mine.sha256
 
-    def _has_path(self, process: Process) -> bool:
+    def _path_answer(self, process: Process) -> bool | None:
         mine = self._application
-        if _any_glob(mine.path, process.exe):
-            return True
-        return mine.children and process.parent is not None and _any_glob(mine.path, process.parent.exe)
+        own = _any_glob(mine.path, process.exe)
+        if own or not mine.children:
+            return own
+        if process.parent is not None:
+            inherited = _any_glob(mine.path, process.parent.exe)
+        else:  # none at all, if it was read: the first process, or one whose parent is in another pid namespace
+            inherited = False if process.confidence is Confidence.KERNEL else None
+        return True if inherited else None if None in (own, inherited) else False
 
 
-def _any_glob(globs: Sequence[str], text: str | None) -> bool:
-    return text is not None and any(path_matches(glob, text) for glob in globs)
+def _any_glob(globs: Sequence[str], text: str | None) -> bool | None:
+    """None: `text` is not known."""
+    return None if text is None else any(path_matches(glob, text) for glob in globs)
 
 
 @lru_cache(maxsize=4096)

@@ -121,6 +121,8 @@ class Flow:
         self.about.process = process
         if not self._health.recording and self._terms.on_failure is OnFailure.CLOSED:
             return self._refuse_ours("recorder_gone")
+        if not self._policy.can_judge(process):
+            return self._not_judged("owner_unread", "what the policy asks about its program could not be read")
         self.state = State.FIRST
         self.about.decision = self._policy.at_connect(process, self.about.remote)
         self._early = self.about.decision.action if self.about.decision is not None else None
@@ -213,12 +215,16 @@ class Flow:
 
     def _owner_unknown(self) -> Commands:
         """Open: a policy that asks for applications has no answer; another one's is the same for every process."""
+        if self._terms.on_failure is OnFailure.CLOSED or any(rule.application for rule in self._policy.rules):
+            return self._not_judged("owner_unknown", "whose it is stayed unknown")
+        return [s.Report("owner_unknown", OnFailure.OPEN), *self._owned(self.about.process)]
+
+    def _not_judged(self, what: str, reason: str) -> Commands:
+        """A rule that asks for the program may be the one that says block, or bypass."""
         if self._terms.on_failure is OnFailure.CLOSED:
-            return self._refuse_ours("owner_unknown")
-        report = s.Report("owner_unknown", OnFailure.OPEN)
-        if any(rule.application for rule in self._policy.rules):
-            return [report, *self._let_through("owner_unknown", "whose it is stayed unknown")]
-        return [report, *self._owned(self.about.process)]
+            self.about.decision = Decision(action=Action.BLOCK, rule=CANNOT_DECIDE, reason=reason)
+            return self._refuse_ours(what)
+        return [s.Report(what, OnFailure.OPEN, reason), *self._let_through(what, reason)]
 
     def _first_deadline(self) -> Commands:
         if self._dialling is Dialling.FAILED:
@@ -237,12 +243,11 @@ class Flow:
 
     def _others(self) -> tuple[Endpoint, ...]:
         """Further addresses of the name, of which the policy says exactly the same."""
-        first = self.about.first
-        if first is None or first.hello is None or first.name is None:
+        first, decision = self.about.first, self.about.decision
+        if first is None or first.hello is None or first.name is None or decision is None:
             return ()
-        assert self.about.decision is not None
-        others = self._names.others(first.name, self.about.remote, self.about.decision.action)
-        return tuple(other for other in others if self._at_hello(first, other) == self.about.decision)
+        others = self._names.others(first.name, self.about.remote, decision.action)
+        return tuple(other for other in others if self._at_hello(first, other) == decision)
 
     def _dialled(self, remote: Endpoint) -> Commands:
         self._dialling, self.about.remote = Dialling.DONE, remote
@@ -271,27 +276,22 @@ class Flow:
                 return self._carry(decision.action)
             case Dialling.NOT:
                 return self._dial((self.about.remote, *self._others()))
-            case Dialling.TRYING:
-                others = self._others()
-                return self._dial(others) if others else []
-            case Dialling.FAILED:
-                others = self._others()
-                return self._dial(others) if others else self._give_up()
+            case Dialling.TRYING | Dialling.FAILED as state:
+                if others := self._others():
+                    return self._dial(others)
+                return [] if state is Dialling.TRYING else self._give_up()
             case _:
                 assert_never(self._dialling)
 
     def _block(self) -> Commands:
         assert self.about.decision is not None
-        answer: AnyCommand = s.Reset()
-        if self.about.protocol in WITH_PAGE:
-            answer = s.Page(self.about.decision.rule, self.about.decision.reason)
-        return self._end(Outcome.BLOCKED, answer)
+        page = s.Page(self.about.decision.rule, self.about.decision.reason)
+        return self._end(Outcome.BLOCKED, page if self.about.protocol in WITH_PAGE else s.Reset())
 
     def _carry(self, action: Action) -> Commands:
-        if action is not Action.DECRYPT:  # the program itself asks for the proof
-            self._remember()
         if action is Action.DECRYPT:
             return self._staff() if self.about.plaintext is not None else self._unreadable()
+        self._remember()  # the program itself asks for the proof
         return self._relay(tee=action is Action.CAPTURE and self._terms.capture)
 
     def _remember(self) -> None:

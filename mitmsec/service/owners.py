@@ -1,8 +1,8 @@
 """Whose a connection is, as the gate is told: at once, or when the executable's hash is there.
 
-A policy that selects by hash must not be answered without one: if it cannot be had, nothing is answered, and the gate
-does what `on_failure` says. Any other policy decides the same with or without; then the hash is only for the record,
-and a large executable's is waited for HASH_WAIT_S at its first connection.
+A policy that selects by hash cannot decide without one: then it is waited for, and if it cannot be had, the gate does
+what `on_failure` says. Any other policy decides the same with or without; then the hash is only for the record, and a
+large executable's is waited for HASH_WAIT_S at its first connection.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ def decides_by_hash(policy: Policy) -> bool:
     return any(application.sha256 for application in policy.applications)
 
 
-async def hashed(owner: Owner, *, must_have: bool) -> Process | None:
-    """The process as it is to be told to the gate. None: with `must_have`, its hash could not be had."""
+async def hashed(owner: Owner, *, must_have: bool) -> Process:
+    """The process as it is to be told to the gate, its hash too if that comes in time; with `must_have`, ever."""
     if owner.sha256 is None:
         return owner.process
     try:
         async with asyncio.timeout(None if must_have else HASH_WAIT_S):
-            found = await asyncio.shield(asyncio.wrap_future(owner.sha256))
+            await asyncio.shield(asyncio.wrap_future(owner.sha256))
     except TimeoutError:
         return owner.process
-    return owner.hashed() if found is not None or not must_have else None
+    return owner.hashed()

@@ -212,9 +212,9 @@ class Session:
                 pass
 
     async def _answer_hashed(self, gate: ChildProcess, number: int, owner: Owner) -> None:
-        """Nobody but this connection waits for its program's hash. Without an answer the gate follows `on_failure`."""
+        """Nobody but this connection waits for its program's hash."""
         process = await hashed(owner, must_have=self._decides_by_hash)
-        if process is not None and not gate.ended.done():
+        if not gate.ended.done():
             gate.channel.send(WhoseAnswer(number=number, process=process))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:

@@ -75,8 +75,8 @@ class ProcessTable:
     def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
         """The process that the kernel named at connect(), as far as it can still be read.
 
-        Confidence.KERNEL: it was read while it lived. INFERRED: it has gone, or (with `connected_ns`, CLOCK_MONOTONIC)
-        another process has its pid by now; then only pid, `comm` and the user are known.
+        Confidence.KERNEL: it was read while it lived. INFERRED: it has ended, or (with `connected_ns`, CLOCK_MONOTONIC)
+        another process has its pid by now; then little more than pid, `comm` and the user is known.
         """
         user = self._user(uid)
         known = self._remembered(pid)
@@ -152,13 +152,14 @@ class ProcessTable:
         self, pid: int, user: str, folder: int, status: Status, started_s: float
     ) -> tuple[FileIdentity | None, Owner]:
         identity = _identity(folder)
+        exe = _exe(folder)
         process = Process(
             pid=pid,
             started=rfc3339(self._boot_s + started_s),
-            exe=_exe(folder),
+            exe=exe,
             name=_comm(folder),
             parent=ParentProcess(pid=status.parent, exe=self._exe_of(status.parent)) if status.parent else None,
-            confidence=Confidence.KERNEL,
+            confidence=Confidence.KERNEL if exe is not None else Confidence.INFERRED,  # ended, not yet reaped
             user=user,
         )
         return identity, _settled(Owner(process, self._sha256(folder, identity)))

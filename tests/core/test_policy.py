@@ -6,6 +6,7 @@ import msgspec
 import policies
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, OnFinding, Process, Quic, Upstream
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
@@ -29,6 +30,25 @@ def test_an_early_answer_is_never_another_answer(
 ) -> None:
     early = policy.at_connect(process, remote)
     assert early in (None, policy.at_hello(process, remote, name=name))
+
+
+@given(policies.policies, st.sampled_from([policies.FIREFOX, policies.HELPER]), st.data(), policies.endpoints)
+def test_what_is_judged_without_knowing_all_of_a_program_is_judged_as_with_it(
+    policy: Policy, whole: Process, data: st.DataObject, remote: Endpoint
+) -> None:
+    unread = data.draw(st.sets(st.sampled_from(["exe", "name", "user", "sha256", "parent"])))
+    partly = msgspec.structs.replace(whole, **dict.fromkeys(unread))
+    name = data.draw(policies.names)
+    if policy.can_judge(partly):
+        assert policy.at_connect(partly, remote) == policy.at_connect(whole, remote)
+        assert policy.at_hello(partly, remote, name=name) == policy.at_hello(whole, remote, name=name)
+
+
+def test_a_policy_that_asks_for_no_program_can_judge_any() -> None:
+    assert Policy(rules=(Rule(name="r", host=("a.example",), action=Action.BLOCK),)).can_judge(policies.UNKNOWN)
+    asking = Policy(rules=(Rule(name="r", application=("/bin/x",), action=Action.BLOCK),))
+    assert not asking.can_judge(policies.UNKNOWN)
+    assert asking.can_judge(policies.CURL)
 
 
 @given(policies.policies)

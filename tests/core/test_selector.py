@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 from itertools import product
 
+import msgspec
 import policies
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.model import Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import (
     Program,
@@ -94,6 +95,41 @@ def test_globs_covering_globs(wide: str, narrow: str, covers: bool) -> None:
 def test_programs(application: Application, accepted: list[Process]) -> None:
     program = Program(application)
     assert [process for process in policies.PROCESSES if program.accepts(process)] == accepted
+
+
+READ = Process(pid=1, exe="/bin/x", name="x", user="joe", sha256="cd" * 32, confidence=Confidence.KERNEL)
+UNREAD_PATH = msgspec.structs.replace(READ, exe=None, confidence=Confidence.INFERRED)
+
+
+@pytest.mark.parametrize(
+    ("application", "process", "can_judge"),
+    [
+        (Application(name="x", path=("/a",)), READ, True),
+        (Application(name="x", path=("/a",)), UNREAD_PATH, False),
+        (Application(name="x", user=("joe",)), UNREAD_PATH, True),  # it is not asked for the path
+        (Application(name="x", user=("ann",), path=("/a",)), UNREAD_PATH, True),  # it is not hers, whatever its path
+        (Application(name="x", user=("joe",), path=("/a",)), UNREAD_PATH, False),
+        (Application(name="x", user=("joe",)), msgspec.structs.replace(READ, user=None), False),
+        (Application(name="x", process_name=("y",)), msgspec.structs.replace(READ, name=None), False),
+        (Application(name="x", sha256=("ab" * 32,)), msgspec.structs.replace(READ, sha256=None), False),
+        (Application(name="x", path=("/a",), children=True), READ, True),  # it was read, and has no parent
+        (Application(name="x", path=("/bin/x",), children=True), UNREAD_PATH, False),
+        (
+            Application(name="x", path=("/a",), children=True),
+            msgspec.structs.replace(READ, parent=ParentProcess(pid=2)),
+            False,
+        ),
+        (
+            Application(name="x", path=("/a",), children=True),
+            msgspec.structs.replace(UNREAD_PATH, parent=ParentProcess(pid=2, exe="/a")),
+            True,  # its parent is enough
+        ),
+    ],
+)
+def test_what_can_be_judged_of_a_program_that_was_not_read_in_full(
+    application: Application, process: Process, can_judge: bool
+) -> None:
+    assert Program(application).can_judge(process) is can_judge
 
 
 def test_an_entry_of_a_rule_is_a_path_or_a_known_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -298,3 +299,51 @@ def test_a_long_connection_is_recorded_when_it_is_still_alive(origin: Network, m
         program.end()
     ended = [event for event in mitmsec.of_kind("connection") if event["id"] == alive[0]["connection"]]
     assert len(ended) == 1
+
+
+CONNECTED_BY_ONE_THAT_ENDS = """
+import os, select, socket, ssl
+trust = ssl.create_default_context()
+for _ in range(12):
+    s = socket.socket()
+    s.setblocking(False)
+    child = os.fork()
+    if not child:
+        s.connect_ex(("203.0.113.10", 443))
+        os._exit(0)
+    os.waitpid(child, 0)
+    select.select([], [s], [], 5)
+    s.settimeout(10)
+    try:
+        with trust.wrap_socket(s, server_hostname="origin.test") as tls:
+            tls.sendall(b"GET /hello HTTP/1.1\\r\\nHost: origin.test\\r\\nConnection: close\\r\\n\\r\\n")
+            print(dict(x[0] for x in tls.getpeercert()["issuer"])["commonName"], flush=True)
+    except OSError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("asked", ["path", "sha256"])
+@pytest.mark.parametrize(("on_failure", "action"), [("open", "bypass"), ("closed", "block")])
+def test_who_ends_before_it_can_be_read_does_not_escape_the_rule_about_its_program(
+    origin: Network, mitmsec: Mitmsec, on_failure: str, action: str, asked: str
+) -> None:
+    """The connection outlives it: it was made on a socket that its parent has too."""
+    python = Path(sys.executable).resolve()
+    value = python if asked == "path" else hashlib.sha256(python.read_bytes()).hexdigest()
+    policy = mitmsec.policy(
+        f'[defaults]\non_failure = "{on_failure}"\n'
+        f'[[application]]\nname = "python"\n{asked} = ["{value}"]\n'
+        f'[[rule]]\nname = "private"\napplication = ["python"]\naction = "{action}"\n'
+    )
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-c", CONNECTED_BY_ONE_THAT_ENDS)
+    assert done.returncode == 0, done.stderr
+    seen = mitmsec.of_kind("connection")
+    assert len(seen) == len(done.stdout.split("\n")) - 1 == 12
+    assert mitmsec.of_kind("request") == []
+    if on_failure == "open":
+        assert {event["action"] for event in seen} == {"bypass"}
+        assert not any(line.startswith("mitmsec") for line in done.stdout.splitlines())
+    else:
+        assert {event["outcome"] for event in seen} <= {"blocked", "fault"}
+        assert not any("Error" not in line for line in done.stdout.splitlines())

@@ -17,6 +17,7 @@ from gate_stage import (
     REMOTE,
     SSH,
     TLS,
+    UNREAD,
     Stage,
     ended,
 )
@@ -68,7 +69,7 @@ def test_an_owner_who_stays_unknown_is_reset_where_failures_close() -> None:
     stage = Stage()
     stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report("owner_unknown", OnFailure.CLOSED)
-    seen = ended(stage.play, Reset(), Outcome.FAULT, error="owner_unknown")
+    seen = ended(stage.play, Reset(), Outcome.FAULT, error="owner_unknown", action=Action.BLOCK, rule="on_failure")
     assert (seen.process.pid, seen.process.name, seen.process.confidence) == (8, "curl", Confidence.INFERRED)
 
 
@@ -82,10 +83,33 @@ def test_an_owner_who_stays_unknown_is_decided_by_the_kernels_word_where_failure
 def test_an_unknown_owner_is_bypassed_with_a_fault_where_applications_are_asked_for_and_failures_open() -> None:
     stage = Stage(on_failure=OnFailure.OPEN, application=True)
     stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
-    stage.play >> Deadline() << Report("owner_unknown", OnFailure.OPEN) << NEVER << Dial((REMOTE,))
+    report = Report("owner_unknown", OnFailure.OPEN, "whose it is stayed unknown")
+    stage.play >> Deadline() << report << NEVER << Dial((REMOTE,))
     stage.play >> Dialled(REMOTE) << Relay(False)
     stage.play >> RelayEnded(Ending.ORDERLY, 1, 1)
     ended(stage.play, Close(), Outcome.FAULT, error="owner_unknown", action=Action.BYPASS)
+
+
+def test_a_program_that_could_not_be_read_is_not_judged_by_rules_that_ask_for_it_where_failures_close() -> None:
+    stage = Stage(application=True)
+    stage.owned(UNREAD) << Report("owner_unread", OnFailure.CLOSED)
+    ended(
+        stage.play, Reset(), Outcome.FAULT, process=UNREAD, error="owner_unread", action=Action.BLOCK, rule="on_failure"
+    )
+
+
+def test_a_program_that_could_not_be_read_is_never_decrypted_for_it_where_failures_open() -> None:
+    stage = Stage(on_failure=OnFailure.OPEN, application=True)
+    why = "what the policy asks about its program could not be read"
+    stage.owned(UNREAD) << Report("owner_unread", OnFailure.OPEN, why) << NEVER << Dial((REMOTE,))
+    stage.play >> Dialled(REMOTE) << Relay(False)
+    stage.play >> RelayEnded(Ending.ORDERLY, 1, 1)
+    ended(stage.play, Close(), Outcome.FAULT, error="owner_unread", action=Action.BYPASS, rule="on_failure")
+
+
+def test_a_program_that_could_not_be_read_is_judged_by_rules_that_do_not_ask_for_it() -> None:
+    stage = Stage(Action.BYPASS)
+    stage.owned(UNREAD) << NEVER << Dial((REMOTE,)) << Peek(1)
 
 
 def test_nothing_is_let_through_unrecorded_where_failures_close() -> None:

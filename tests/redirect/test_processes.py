@@ -69,6 +69,14 @@ def test_a_process_that_has_gone_is_inferred() -> None:
     )
 
 
+def test_a_process_that_has_ended_and_is_not_yet_reaped_is_inferred() -> None:
+    done = subprocess.Popen([CAT], stdin=subprocess.DEVNULL)
+    os.waitid(os.P_PID, done.pid, os.WEXITED | os.WNOWAIT)
+    process = whose(ProcessTable(), done.pid, 0, "cat")
+    assert (process.confidence, process.name, process.exe) == (Confidence.INFERRED, "cat", None)
+    done.wait()
+
+
 def test_a_process_that_began_after_the_connection_is_somebody_else(child: subprocess.Popen[bytes]) -> None:
     table, now = ProcessTable(), time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     assert whose(table, child.pid, 0, "x", now).confidence is Confidence.KERNEL
