@@ -2,6 +2,7 @@
 
 recorder dies ─► every run's gate is silenced (the hooks follow `on_failure`) ─► new recorder, new signer ─┐
 signer dies   ─► the same                                                     ─► new signer ──────────────┤
+                                   (again and again, until it works)
                                                                 every run: capture told anew, `rebuild` ◄─┘
 """
 
@@ -13,6 +14,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from mitmsec import channel
 from mitmsec.audit.event import CaSeen, FaultSeen, Seen
@@ -38,6 +40,8 @@ from mitmsec.service.state import State
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
+REPLACE_PAUSE_S = 2.0
+MENDED_DEADLINE_S = 25.0  # a run's end waits no longer for what cannot be replaced
 RECORDER_GRACE_S = 25.0  # more than it takes itself for its producers and the disk
 
 
@@ -69,7 +73,7 @@ class Backbone:
         self._producer = Producer(self.recorder_channel(Role.SUPERVISOR, ""), asyncio.get_running_loop())
 
         async def finish() -> None:
-            await ready
+            await _ready(recorder, ready)
             recorder.on_message = self._recorder_said
             recorder.watch(lambda status: self._died(Role.RECORDER, status))
 
@@ -79,9 +83,7 @@ class Backbone:
         signer = self._signer = self._spawn(Role.SIGNER, self.state.ca)
         with self.recorder_channel(Role.SIGNER, "") as recorder:
             ready = signer.start(SignerSettings(folder=str(self.state.ca)), recorder.fileno())
-        answer = await ready
-        if isinstance(answer, Fault):
-            raise ChildFailed(f"{answer.what}: {answer.detail}")
+        answer = await _ready(signer, ready)
         assert isinstance(answer, SignerReady)
         signer.watch(lambda status: self._died(Role.SIGNER, status))
         self.root_pem = answer.root_pem
@@ -176,31 +178,51 @@ class Backbone:
     async def _mend(self, role: Role, status: int) -> None:
         """A new recorder means a new signer too (its channel to the recorder is gone); then every session anew."""
         async with self._mending_lock:
-            try:
-                if role is Role.RECORDER and _has_ended(self._recorder):
-                    if self._signer is not None:
-                        await self._signer.stop()
-                    await self._start_recorder()
-                if _has_ended(self._signer):
-                    await self._start_signer()
-            except (ChildFailed, OSError) as error:
-                print(f"the {role} could not be replaced: {error}", file=sys.stderr)
-                return
+            while (why := await self._replace()) is not None:
+                print(f"the {role} could not be replaced: {why!r}", file=sys.stderr)
+                self._fault(f"{role}_not_replaced", why)
+                await asyncio.sleep(REPLACE_PAUSE_S)
+            self._fault(f"{role}_died", f"status {status}")
             for session in list(self.sessions.values()):
-                fault = FaultSeen(
-                    what=f"{role}_died",
-                    detail=f"status {status}",
-                    failed=session.policy.on_failure,
-                    session=session.name,
-                )
-                self.record(fault)
                 self.open_capture(session)
                 await session.rebuild()
 
+    async def _replace(self) -> str | None:
+        """Start what has ended; why that failed, if it did."""
+        try:
+            if _has_ended(self._recorder):
+                if self._signer is not None:
+                    await self._signer.stop()
+                await self._start_recorder()
+            if _has_ended(self._signer):
+                await self._start_signer()
+        except (ChildFailed, OSError) as error:
+            return str(error)
+        return None
+
+    def _fault(self, what: str, detail: str) -> None:
+        """It went the way that each run's own policy says."""
+        for session in self.sessions.values():
+            failed = session.policy.on_failure
+            self.record(FaultSeen(what=what, detail=detail, failed=failed, session=session.name))
+
     async def mended(self) -> None:
-        """Until nothing is being put right."""
+        """Until nothing is being put right, or for MENDED_DEADLINE_S."""
         if self._mending:
-            await asyncio.wait(set(self._mending))
+            await asyncio.wait(set(self._mending), timeout=MENDED_DEADLINE_S)
+
+
+async def _ready(child: ChildProcess, answer: Awaitable[Any]) -> object:
+    """The child's first answer. Raises ChildFailed; then the child has ended."""
+    try:
+        said = await answer
+        if isinstance(said, Fault):
+            raise ChildFailed(f"{said.what}: {said.detail}")
+        return said
+    except ChildFailed:
+        child.kill()
+        await child.ended
+        raise
 
 
 def _has_ended(child: ChildProcess | None) -> bool:

@@ -230,6 +230,29 @@ def test_a_supervisor_that_is_told_to_end_keeps_a_closed_command_closed(origin: 
         program.end()
 
 
+def test_a_signer_that_cannot_be_replaced_is_tried_again_until_it_can(origin: Network, mitmsec: Mitmsec) -> None:
+    key = mitmsec.state / "ca" / "issuing.key"
+    with client(mitmsec, "closed") as program:
+        assert OURS in program.tries()
+        kept = key.read_bytes()
+        key.write_bytes(b"no key")
+        os.kill(program.pid_of("signer"), signal.SIGKILL)
+        until_fault(mitmsec, "signer_not_replaced")
+        assert OURS not in program.tries()
+        key.write_bytes(kept)
+        until(program, OURS)
+        program.end()
+    assert "signer_died" in [event["what"] for event in mitmsec.of_kind("fault")]
+    assert_verified(mitmsec)
+
+
+def until_fault(mitmsec: Mitmsec, what: str, within_s: float = 20) -> None:
+    deadline = time.monotonic() + within_s
+    while what not in (seen := [event["what"] for event in mitmsec.of_kind("fault")]):
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.1)
+
+
 def test_three_deaths_at_once_are_mended(origin: Network, mitmsec: Mitmsec) -> None:
     with client(mitmsec, "open") as program:
         assert OURS in program.tries()
