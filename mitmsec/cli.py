@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import signal
 import sys
 import traceback
-from collections.abc import Iterable
-from difflib import get_close_matches
+from typing import Any
 
 import click
 
 from mitmsec import __version__
+from mitmsec.service.groups import Group
+from mitmsec.service.stdout import Unwritable, told_apart
+
+EXIT_MACHINE, EXIT_FAULT = 3, 125
+EXIT_NO_READER = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else EXIT_MACHINE
 
 COMMANDS = {
     "audit": "mitmsec.service.audit_commands:audit",
@@ -22,7 +28,7 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command only when it is asked for: `run` starts without the auditor's libraries."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -35,18 +41,18 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but with what was probably meant: click itself knows only commands that are imported."""
-        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"there is no command {args[0]!r}{_meant(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but a socket of ours that breaks is not taken for a reader that has gone."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise Broken(str(error)) from error
+            raise
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
-    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(sorted(known))}"
+class Broken(Exception):
+    """Something of ours that is written to, other than stdout, is broken."""
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -63,13 +69,19 @@ def main() -> None:
     """Run the command line: errors to stderr in one line, never a traceback unless --debug asks for it."""
     debug = "--debug" in sys.argv[1 : sys.argv.index("--") if "--" in sys.argv else None]
     try:
-        cli.main(prog_name="mitmsec")
+        with told_apart():
+            cli.main(prog_name="mitmsec")
+    except Unwritable as error:
+        if error.reader_has_gone:
+            sys.exit(EXIT_NO_READER)
+        click.echo(f"mitmsec: {error}\n  what was written is not complete: make room, or send it elsewhere", err=True)
+        sys.exit(EXIT_MACHINE)
     except Exception as error:
         if debug:
             traceback.print_exc()
         else:
             click.echo(f"mitmsec: {error}\n  this is a fault of mitmsec; --debug shows where", err=True)
-        sys.exit(125)
+        sys.exit(EXIT_FAULT)
 
 
 if __name__ == "__main__":

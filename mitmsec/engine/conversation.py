@@ -286,10 +286,13 @@ class Conversation:
         ended = await self._dialogue.ended
         if self._resumption is not None and back is not None:
             self._resumption.finish(back, time.time())
-        rejected = ended.outcome is Outcome.CLIENT_REJECTED
-        if rejected or (ended.outcome is Outcome.COMPLETED and not self._dialogue.was_heard and self._mirrors_flaw):
-            return self._rejected(str(ended) or "closed by the client once it had seen the certificate")
-        return ended
+        if ended.outcome is Outcome.CLIENT_REJECTED:
+            return self._rejected(str(ended))
+        if front is None or self._dialogue.was_heard or ended.outcome is not Outcome.COMPLETED:
+            return ended
+        if ended.reset and not self._dialogue.was_answered:  # those of GnuTLS look only after the handshake
+            return self._rejected("reset by the client, which had said nothing since it saw the certificate")
+        return self._rejected(str(ended) or "closed by the client once it had seen it") if self._mirrors_flaw else ended
 
     def _server(self, session: TlsSession | None) -> Server:
         origin = self._hand_over.origin
@@ -390,8 +393,7 @@ def _is_http(front: TlsSession | None) -> bool | None:
     """None where only the first bytes can tell."""
     if front is None:
         return True
-    alpn = front.alpn
-    return None if not alpn else alpn == b"h2" or alpn in HTTP1_PROTOCOLS
+    return None if not front.alpn else front.alpn == b"h2" or front.alpn in HTTP1_PROTOCOLS
 
 
 def _ignore(_data: bytes) -> None:

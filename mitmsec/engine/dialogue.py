@@ -70,6 +70,8 @@ class Dialogue:
         self._ending: Ended | None = None
         self.was_heard = False
         """The client has said something inside TLS: it took the certificate."""
+        self.was_answered = False
+        """The origin has said something inside TLS."""
         self.ended: asyncio.Future[Ended] = loop.create_future()
 
     def start(self, *, is_http: bool | None) -> None:
@@ -151,6 +153,7 @@ class Dialogue:
             return self._tls_failed(side, error)
         if plain:
             self.was_heard = self.was_heard or side is self._front
+            self.was_answered = self.was_answered or side is not self._front
             self._dispatch(events.DataReceived(side.connection, plain))
         if session.closed:
             self._side_over(side)

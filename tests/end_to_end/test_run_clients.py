@@ -122,9 +122,17 @@ def test_java_trusts_with_its_option(origin: Network, mitmsec: Mitmsec, tmp_path
     assert (done.returncode, done.stdout) == (0, "hello over HTTP/1.1\n"), done.stderr
 
 
-def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(origin: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--", "curl", "-sS", "--cacert", str(origin.root_pem), "https://origin.test/hello")
-    assert done.returncode == 60, done.stderr
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [(("curl", "-sS", "--cacert", "{roots}"), 60), (("wget", "-qO-"), 5)],
+    ids=["curl with roots of its own", "wget, which does not listen to its environment"],
+)
+def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(
+    origin: Network, mitmsec: Mitmsec, client: tuple[str, ...], status: int
+) -> None:
+    words = [word.format(roots=origin.root_pem) for word in client]
+    done = mitmsec.run("--", *words, "https://origin.test/hello")
+    assert done.returncode == status, done.stderr
     (connection,) = mitmsec.of_kind("connection")
     assert connection["outcome"] == "client_rejected"
     assert mitmsec.of_kind("request") == []

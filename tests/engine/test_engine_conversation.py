@@ -165,6 +165,34 @@ def test_a_client_that_pins_is_told_apart(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def reset(writer: asyncio.StreamWriter) -> None:
+    sock: socket.socket = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("greeting", [b"", b"220 here\r\n"])
+def test_a_client_that_looks_at_the_certificate_after_the_handshake_is_told_apart(
+    tmp_path: Path, greeting: bytes
+) -> None:
+    """It resets without a word, unless it was greeted first: then it has seen more than a certificate."""
+
+    async def main() -> None:
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(greeting)
+            await reader.read()
+
+        ca = trustme.CA()
+        async with origin(greet, server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
+            reader, writer = await connected(made, trusting(tmp_path, alpn=()))
+            assert await reader.read(len(greeting)) == greeting
+            reset(writer)
+            end = await made.end()
+            assert end.outcome == (Outcome.COMPLETED if greeting else Outcome.CLIENT_REJECTED)
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_tls12_is_used_only_where_the_client_offers_it(tmp_path: Path, strict: bool) -> None:
     """An origin of TLS 1.2 is reached by a client that would reach it, and by no other."""
@@ -375,10 +403,10 @@ def test_the_clients_reset_is_no_fault_of_ours(tmp_path: Path) -> None:
     async def main() -> None:
         ca = trustme.CA()
         async with origin(Pages(), server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
-            _, writer = await connected(made, trusting(tmp_path))
-            sock: socket.socket = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-            writer.transport.abort()
+            reader, writer = await connected(made, trusting(tmp_path))
+            writer.write(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
+            assert await reader.read(1)
+            reset(writer)
             assert (await made.end()).outcome == Outcome.COMPLETED
             assert made.recorder.faults == []
 
