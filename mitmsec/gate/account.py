@@ -68,7 +68,9 @@ def _limited_facts[Facts: (TlsClientFacts, TlsServerFacts)](facts: Facts) -> Fac
 
 
 def _told_apart(process: Process) -> str:
-    """A text that no two processes share, nor one before and after exec(); none where the process is not known."""
+    """A text that no two processes share, nor one before and after exec() of another program; none where the process
+    is not known.
+    """
     if process.confidence is not Confidence.KERNEL or process.started is None:
         return ""
     return f"{process.pid} {process.started} {process.user} {process.exe}"

@@ -94,11 +94,11 @@ class Crew:
         self._staff_waiting()
 
     def staff(self, member: Member) -> None:
-        """Tell `member` its worker: the one with the fewest flows. Without any, tell that, and the worker later."""
+        """Tell `member` its worker: the one with the fewest flows. Without any, tell that, once, and it later."""
         able = [worker for worker in self._workers.values() if self._is_able(worker)]
         if able:
             member.tell(Staffed(min(able, key=lambda worker: len(worker.flows)).number))
-        else:
+        elif member.id not in self._waiting:
             self._waiting[member.id] = member
             member.tell(Unstaffed())
 
@@ -119,7 +119,11 @@ class Crew:
         if worker is None:
             return member.tell(WorkerDied())
         worker.flows[member.id] = member
-        self._send(worker, message, client_fd, origin_fd)
+        try:
+            self._send(worker, message, client_fd, origin_fd)
+        except OSError:  # no descriptor to be had: the worker never hears of the flow
+            worker.flows.pop(member.id, None)
+            raise
         worker.handed(member.id, self._awake_s)
 
     def answer(self, number: int, answer: UpstreamAnswer, *fds: int) -> None:
@@ -143,9 +147,11 @@ class Crew:
         return worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
 
     def _staff_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for member in waiting.values():
-            self.staff(member)
+        for member in list(self._waiting.values()):
+            if not any(map(self._is_able, self._workers.values())):
+                return
+            if self._waiting.pop(member.id, None) is not None:  # else it was parted meanwhile
+                self.staff(member)
 
     def _send(self, worker: Worker, message: HandOver | UpstreamAnswer, *fds: int) -> None:
         try:

@@ -19,6 +19,7 @@ from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.refuse import reset
 
 FURTHER_LIMIT = 8  # of one flow, beyond the one it was handed over with
+FURTHER_PLENTY = 32  # in all: beyond it, a flow gets one, so that a few flows cannot take them all
 FURTHER_IN_ALL_LIMIT = 64  # a flow's own two descriptors are counted with the flow; these are not
 LEAVE_S = 35.0  # an honest worker's leg is closed after 32 s at most, see mitmsec.engine.leg
 LEAVING_LIMIT = 128  # beyond it, the oldest is shut down early
@@ -46,7 +47,8 @@ class Loans:
     def lend(self, flow: str, sock: socket.socket) -> bool:
         """Keep `sock`, which is ours from now on, while `flow`'s worker has it. False: too many, `sock` is closed."""
         lent = self._lent.setdefault(flow, set())
-        if lent and (len(lent) > FURTHER_LIMIT or self._further >= FURTHER_IN_ALL_LIMIT):
+        limit = FURTHER_LIMIT if self._further < FURTHER_PLENTY else 1
+        if lent and (len(lent) > limit or self._further >= FURTHER_IN_ALL_LIMIT):
             sock.close()
             return False
         self._further += bool(lent)

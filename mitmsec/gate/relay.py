@@ -20,8 +20,9 @@ from mitmsec.gate.splice import Pipe, Pipes
 COPY_SIZE_BYTES = 65536
 ROUNDS = 8  # fills of one direction before other flows have their turn
 BULK_BYTES = 16384  # a turn that moves less is no part of a bulk transfer
-BULK_TURNS = 16  # in a row: from then on more is let gather before it is moved
+BULK_TURNS = 16  # in a row, and nothing the other way: from then on more is let gather before it is moved
 GATHER_S = 0.001
+LAST_WORDS_LIMIT_BYTES = 8 << 20  # more than sockets hold
 
 
 class Tee(Protocol):
@@ -71,7 +72,7 @@ class Course:
     def __init__(self, relay: Relay, source: socket.socket, sink: socket.socket, sent: bool) -> None:
         self._relay, self._source, self._sink, self._sent = relay, source, sink, sent
         self._buffer: Pipe | Copy | None = None
-        self._bulk_turns = 0
+        self.bulk_turns = 0
         self._gathering: asyncio.TimerHandle | None = None
         self.moved_bytes = 0
         self.over = False
@@ -96,14 +97,21 @@ class Course:
                     break
         except Unrecorded:
             return self._relay.end(Ending.UNRECORDED)
-        self._bulk_turns = self._bulk_turns + 1 if self.moved_bytes - before >= BULK_BYTES else 0
-        if self._bulk_turns >= BULK_TURNS and self._buffer is None and not self.over and not self._relay.ended:
+        moved = self.moved_bytes - before
+        if moved:
+            self._relay.other(self).bulk_turns = 0  # question and answer: who waits for an answer must not wait for us
+        self.bulk_turns = self.bulk_turns + 1 if moved >= BULK_BYTES else 0
+        if self.bulk_turns >= BULK_TURNS:
             self._gather()
 
     def _gather(self) -> None:
-        """A turn costs the same for many bytes as for few: in a bulk transfer, wait a moment for many."""
-        self._relay.loop.remove_reader(self._source)
-        self._gathering = self._relay.loop.call_later(GATHER_S, self._resume)
+        """A turn costs the same for many bytes as for few: in a bulk transfer, wait a moment for many.
+
+        Only where nothing else is waited for, neither the sink nor the tee, so that one thing resumes at a time.
+        """
+        if self._relay.tee is None and self._buffer is None and not self.over and not self._relay.ended:
+            self._relay.loop.remove_reader(self._source)
+            self._gathering = self._relay.loop.call_later(GATHER_S, self._resume)
 
     def _round(self) -> bool:
         """Whether there may be more to do at once."""
@@ -170,11 +178,10 @@ class Course:
 
     def last_words(self) -> None:
         """Pass on what can be passed on without waiting."""
-        with contextlib.suppress(OSError, Unrecorded):
-            buffer = self._buffer = self._buffer or self._new_buffer()
-            if not buffer.held_bytes:
-                buffer.fill(self._source)
-            while buffer.held_bytes:
+        limit = self.moved_bytes + LAST_WORDS_LIMIT_BYTES
+        buffer = self._buffer = self._buffer or self._new_buffer()
+        with contextlib.suppress(OSError, Unrecorded):  # there is no more, or it is not taken
+            while self.moved_bytes < limit and (buffer.held_bytes or buffer.fill(self._source)):
                 self.moved_bytes += buffer.drain(self._sink)
 
 
@@ -215,6 +222,10 @@ class Relay:
         self.ended = True
         self._out.stop()
         self._in.stop()
+
+    def other(self, course: Course) -> Course:
+        """The other direction."""
+        return self._in if course is self._out else self._out
 
     def course_over(self) -> None:
         if self._out.over and self._in.over:

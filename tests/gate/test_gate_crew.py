@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import Any
@@ -243,9 +244,48 @@ async def test_a_quiet_worker_gets_no_new_flows_until_it_speaks() -> None:
     late = Member("l")
     bench.crew.staff(late)
     assert await late.next() == Unstaffed()
+    bench.crew.staff(late)
+    assert late.told.empty()  # it waits already, and its deadline is not to begin anew
     worker.send(Taken(flow="f"))
     assert await late.next() == Staffed(0)
     bench.close()
+
+
+def test_room_for_one_is_given_to_the_one_that_has_waited_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        waiting = [Member(f"w{number}") for number in range(3)]
+        for member in waiting:
+            bench.crew.staff(member)
+            assert await member.next() == Unstaffed()
+        room = iter([True, True])  # for the first: asked by `_staff_waiting`, and by `staff`
+        monkeypatch.setattr(Crew, "_is_able", lambda self, worker: next(room, False))
+        bench.up(0)
+        assert await waiting[0].next() == Staffed(0)
+        assert all(member.told.empty() for member in waiting)
+        bench.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_flow_that_could_not_be_handed_over_is_not_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        bench = Bench()
+        bench.up(0)
+
+        def no_descriptors(self: Channel, message: object, *fds: int) -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        monkeypatch.setattr(Channel, "send", no_descriptors)
+        with pytest.raises(OSError, match="too many"):
+            bench.hand(0, Member("f"))
+        worker = bench.crew._workers[0]
+        bench.crew.part(0, "f")
+        assert not worker.flows
+        assert not worker.parted
+        bench.close()
+
+    asyncio.run(scenario())
 
 
 @on_loop

@@ -129,7 +129,10 @@ def test_of_too_many_that_leave_the_oldest_is_shut_early(monkeypatch: pytest.Mon
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("name", "limit", "flows"), [("FURTHER_LIMIT", 1, "fff"), ("FURTHER_IN_ALL_LIMIT", 1, "ffgg")])
+@pytest.mark.parametrize(
+    ("name", "limit", "flows"),
+    [("FURTHER_LIMIT", 1, "fff"), ("FURTHER_IN_ALL_LIMIT", 1, "ffgg"), ("FURTHER_PLENTY", 2, "fffggg")],
+)
 def test_further_sockets_are_limited_for_a_flow_and_in_all(
     name: str, limit: int, flows: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -224,21 +224,96 @@ async def until_nothing_passes(line: Line) -> int:
     return sent
 
 
-@pytest.mark.parametrize("make", lines(), ids=["splice", "no pipe", "tee"])
-def test_only_bulk_is_let_gather_and_an_end_does_not_wait_for_it(
+async def converse(line: Line, question_bytes: int, answer_bytes: int, times: int) -> None:
+    for _ in range(times):
+        for source, sink, size in (
+            (line.client, line.server, question_bytes),
+            (line.server, line.client, answer_bytes),
+        ):
+            source.send(MIXED[:size])
+            got = 0
+            while got < size:
+                got += len(await asyncio.wait_for(line.loop.sock_recv(sink, size), WAIT_S))
+
+
+@pytest.mark.parametrize("make", lines()[:2], ids=["splice", "no pipe"])
+def test_bulk_is_let_gather_and_an_end_does_not_wait_for_it(
     make: Callable[[], Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(relay, "GATHER_S", 3600)  # what is gathered is never seen again in this test
 
     async def scenario() -> None:
         async with make() as line:
-            for _ in range(100):  # many turns, none of them large
-                line.client.send(b"question")
-                assert await asyncio.wait_for(line.loop.sock_recv(line.server, 8), WAIT_S) == b"question"
             assert await until_nothing_passes(line) > line.relay.sent_bytes >= relay.BULK_BYTES * relay.BULK_TURNS
             line.server.send(b"small things pass the other way")
             assert await asyncio.wait_for(line.loop.sock_recv(line.client, 64), WAIT_S)
             reset(line.server)
+            assert await line.ending() is Ending.ORIGIN_RESET
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("question_bytes", "answer_bytes"), [(10, 10), (100, 40_000), (40_000, 40_000)])
+def test_question_and_answer_never_gather(
+    question_bytes: int, answer_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "GATHER_S", 3600)
+
+    async def scenario() -> None:
+        async with Line(Pipes(), None) as line:
+            await converse(line, question_bytes, answer_bytes, times=100)
+
+    asyncio.run(scenario())
+
+
+def test_what_the_tee_takes_arrives_whole_however_often_it_is_full_and_the_sink_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One thing resumes at a time: the sink, or the tee; gathering would be a third."""
+    monkeypatch.setattr(relay, "BULK_TURNS", 1)
+
+    class Moody(Tape):
+        calls = 0
+
+        def wait(self, resume: Callable[[], None]) -> bool:
+            self.calls += 1
+            if is_full := self.calls % 3 == 0:
+                asyncio.get_running_loop().call_soon(resume)
+            return is_full
+
+    async def scenario() -> None:
+        async with Line(Pipes(), Moody()) as line:
+            sending = asyncio.ensure_future(line.send(line.client, MIXED * 4))
+            line.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+            arrived = bytearray()
+            while piece := await asyncio.wait_for(line.loop.sock_recv(line.server, 16384), WAIT_S):
+                arrived += piece
+                await asyncio.sleep(0.002 if len(arrived) % 5 == 0 else 0)
+            assert arrived == MIXED * 4
+            await sending
+            assert line.tee is not None
+            assert bytes(line.tee.kept[True]) == MIXED * 4
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("make", lines(), ids=["splice", "no pipe", "tee"])
+def test_all_that_an_origin_said_before_it_left_is_passed_on(make: Callable[[], Line]) -> None:
+    """Far more than one buffer: the client's direction breaks first, and ends the relay."""
+
+    async def scenario() -> None:
+        async with make() as line:
+            said = MIXED[: 1 << 20]
+            line.client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            for sock in (line.near, line.server):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+            line.far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            sent = 0
+            with contextlib.suppress(BlockingIOError):
+                while sent < len(said):
+                    sent += line.server.send(said[sent:])
+            line.relay.broken(line.far)
+            assert line.relay.received_bytes == sent > 4 * 65536
             assert await line.ending() is Ending.ORIGIN_RESET
 
     asyncio.run(scenario())
