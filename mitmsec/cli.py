@@ -7,7 +7,7 @@ import importlib
 import signal
 import sys
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -74,14 +74,21 @@ def main() -> None:
     except Unwritable as error:
         if error.reader_has_gone:
             sys.exit(EXIT_NO_READER)
-        click.echo(f"mitmsec: {error}\n  what was written is not complete: make room, or send it elsewhere", err=True)
-        sys.exit(EXIT_MACHINE)
+        _end(f"mitmsec: {error}\n  what was written is not complete: make room, or send it elsewhere", EXIT_MACHINE)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        else:
-            click.echo(f"mitmsec: {error}\n  this is a fault of mitmsec; --debug shows where", err=True)
-        sys.exit(EXIT_FAULT)
+            sys.exit(EXIT_FAULT)
+        _end(f"mitmsec: {error}\n  this is a fault of mitmsec; --debug shows where", EXIT_FAULT)
+
+
+def _end(words: str, status: int) -> NoReturn:
+    """Say it and end; where stderr's reader has gone too, that is how we end."""
+    try:
+        click.echo(words, err=True)
+    except OSError as error:
+        status = EXIT_NO_READER if error.errno == errno.EPIPE else status
+    sys.exit(status)
 
 
 if __name__ == "__main__":

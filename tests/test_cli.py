@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 from click.testing import CliRunner
 
 from mitmsec import __version__
-from mitmsec.cli import COMMANDS, cli
+from mitmsec.cli import COMMANDS, cli, main
+from mitmsec.service import doctor_command, policy_commands
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -44,6 +47,73 @@ def test_a_fault_of_ours_is_one_line_unless_debug(tmp_path: Path, option: list[s
     assert done.stderr.startswith("mitmsec: ") or traced
 
 
+MITMSEC = [sys.executable, "-m", "mitmsec"]
+WRITES_MUCH = [[*MITMSEC, "policy", "init"], [*MITMSEC, "--help"], [*MITMSEC, "policy", "init", "--help"]]
+
+
+@pytest.mark.parametrize("command", WRITES_MUCH, ids=" ".join)
+def test_output_to_a_full_disk_is_the_machines_fault(command: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "mitmsec: stdout: no space left on device"
+    assert "Traceback" not in done.stderr
+    assert "fault of mitmsec" not in done.stderr
+
+
+@pytest.mark.parametrize("command", WRITES_MUCH, ids=" ".join)
+def test_a_reader_that_has_gone_ends_us_quietly_as_sigpipe_would(command: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_broken_socket_of_our_own_is_a_fault_and_no_reader_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(doctor_command, "_table", broken)
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 125
+    assert "Broken pipe" in capsys.readouterr().err
+    monkeypatch.setattr(policy_commands, "STARTER", None)  # another fault, within a group
+    monkeypatch.setattr(policy_commands.click, "echo", broken)  # and stderr's reader has gone, too
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "policy", "init"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 141
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [["run", "--", "true"], ["clean"], ["audit", "list"], ["audit", "verify", "--json"]])
+def test_who_is_not_root_is_told_so_whatever_exists_already(tmp_path: Path, words: list[str]) -> None:
+    """The state directory is there, and closed: nobody named it, so nobody is told that the option is wrong."""
+    state = tmp_path / "state"
+    for folder in ("run", "log"):
+        (state / folder).mkdir(parents=True)
+    (state / "log" / "audit.db").touch()
+    for path, mode in ((state / "log", 0o700), (state / "run", 0o711), (state, 0o711)):
+        path.chmod(mode)
+        os.chown(path, 64_990, 64_990)
+    done = subprocess.run(
+        ["unshare", "--user", *MITMSEC, *words],  # in there nobody is root, and may only what others may
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"MITMSEC_STATE": str(state)},
+    )
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert f"sudo MITMSEC_STATE={state} " in done.stderr
+    assert " ".join(words) in done.stderr
+    assert "--state" not in done.stderr
+
+
 def test_shell_completion_names_the_commands() -> None:
     environment = {
         "_MITMSEC_COMPLETE": "bash_complete",
@@ -70,10 +140,18 @@ def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) 
     assert says in shown.stderr
 
 
-def test_a_misspelt_command_of_a_group_is_answered_too() -> None:
-    shown = CliRunner().invoke(cli, ["audit", "lst"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["audit", "lst"], "there is no command 'lst'; did you mean 'list'?"),
+        (["audit", "export"], "there is no command 'export'; there are list, show, stats, verify"),
+        (["policy", "xyzzy"], "there are check, explain, init, test"),
+    ],
+)
+def test_a_misspelt_command_of_a_group_is_answered_too(words: list[str], says: str) -> None:
+    shown = CliRunner().invoke(cli, words)
     assert shown.exit_code == 2
-    assert "'list'" in shown.stderr
+    assert says in shown.stderr
 
 
 @pytest.mark.parametrize("group", [[], ["audit"], ["policy"]], ids=lambda group: " ".join(group) or "mitmsec")

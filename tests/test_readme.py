@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
@@ -41,6 +42,20 @@ def test_a_command_can_be_copied_as_it_stands(line: str) -> None:
         assert inner is not None, name
         command, context = inner, click.Context(inner, parent=context)  # type: ignore[assignment]
     command.make_context(command.name, words)
+
+
+def test_without_a_python_that_fits_it_says_where_one_comes_from(tmp_path: Path) -> None:
+    """As on Debian 12, whose `python3` is too old."""
+    (old := tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    tool = Path(__file__).parents[1] / "tools" / "python"
+    done = subprocess.run(
+        ["/bin/sh", str(tool)], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    for way in ("Debian 13", "`uv python install 3.13`", "`pyenv install 3.13`", "make demo PYTHON="):
+        assert way in done.stderr
+    assert "make demo PYTHON=/path/to/python" in README
 
 
 def test_the_tour_tells_of_the_steps_that_the_demo_takes() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,12 +56,14 @@ class LocalFiles:
     """Files with the rights of this process. Nothing but regular files, and not more than `FILE_LIMIT_BYTES`."""
 
     def read(self, path: str) -> bytes:
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, "there is no such file", path)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"not a regular file: {path}")
+            raise OSError(errno.EINVAL, "not a regular file", path)
         with open(path, "rb") as file:
             data = file.read(FILE_LIMIT_BYTES + 1)
         if len(data) > FILE_LIMIT_BYTES:
-            raise OSError(f"more than {FILE_LIMIT_BYTES} bytes: {path}")
+            raise OSError(errno.EFBIG, f"more than {FILE_LIMIT_BYTES} bytes", path)
         return data
 
     def names(self, folder: str) -> Sequence[str]:

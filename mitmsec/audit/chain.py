@@ -74,13 +74,23 @@ class Broken:
     why: str
 
 
-def verify(entries: Iterable[Entry], kept: Head | None = None) -> Verified | Broken:
-    """Recompute the chain over all `entries`, in order, from the first; `kept` is a head that the log must have had."""
+@dataclass(frozen=True, slots=True)
+class Other:
+    """The chain fits, and it is not the one that the kept head was taken from: any of its events may differ."""
+
+    why: str
+
+
+def verify(entries: Iterable[Entry], kept: Head | None = None) -> Verified | Broken | Other:
+    """Recompute the chain over all `entries`, in order, from the first; `kept` is a head that the log must have had.
+
+    A `Broken` that begins at `kept.size` or later says of the events before `kept.size` that they are the kept ones.
+    """
     head = EMPTY
-    broken = _differs(head, kept)
+    other = _differs(head, kept)
     for entry in entries:
-        if broken is not None:
-            return broken
+        if other is not None:
+            return other
         if entry.seq != head.size:
             return Broken(head.size, f"missing: the next event in the log is {entry.seq}")
         head = head.after(entry.envelope)
@@ -88,15 +98,15 @@ def verify(entries: Iterable[Entry], kept: Head | None = None) -> Verified | Bro
             return Broken(entry.seq, "changed: its hash does not follow from the events before it")
         if entry.flaw:
             return Broken(entry.seq, entry.flaw)
-        broken = _differs(head, kept)
-    if broken is not None:
-        return broken
+        other = _differs(head, kept)
+    if other is not None:
+        return other
     if kept is not None and kept.size > head.size:
-        return Broken(head.size, f"missing: the log ends here, but it had {kept.size} events when the head was kept")
+        return Other(f"it ends after {head.size} events, and had {kept.size} when the head was kept")
     return Verified(head)
 
 
-def _differs(head: Head, kept: Head | None) -> Broken | None:
+def _differs(head: Head, kept: Head | None) -> Other | None:
     if kept is None or kept.size != head.size or kept.hash == head.hash:
         return None
-    return Broken(max(head.size - 1, 0), f"the first {head.size} events are not those that the kept head stands for")
+    return Other(f"its first {head.size} events are not those that the head stands for")

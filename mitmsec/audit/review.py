@@ -22,7 +22,7 @@ import msgspec
 import sqlite_utils
 
 from mitmsec.audit import chain
-from mitmsec.audit.chain import Broken, Entry, Head, Verified
+from mitmsec.audit.chain import Broken, Entry, Head, Other, Verified
 from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.store import FILE_NAME
@@ -35,6 +35,10 @@ GLOB_SIGNS = frozenset("*?[")
 
 class NoLog(Exception):
     """There is no readable log here; the message says why and what helps."""
+
+
+class Denied(NoLog):
+    """The log is not for this user; nothing is known of it."""
 
 
 class Unreadable(Exception):
@@ -113,11 +117,11 @@ class Review:
         rows = self._rows("SELECT envelope FROM events WHERE connection = ? ORDER BY seq", [connection])
         return [_parsed(row["envelope"]) for row in rows]
 
-    def counts(self, session: str, since: datetime) -> dict[str, int]:
-        """Connections of one run that have ended, by action. Looks at what was recorded from `since` on only."""
+    def counts(self, session: str, since: datetime) -> dict[tuple[str, str], int]:
+        """Connections of one run that have ended, by action and outcome. Looks at what was recorded from `since` on."""
         wanted = Filter(kind=Kind.CONNECTION, session=session, since=since)
         ended = (event for event in self.events(wanted) if event.get("id") == event.get("connection"))
-        return dict(Counter(str(event.get("action")) for event in ended))
+        return dict(Counter((str(event.get("action")), str(event.get("outcome"))) for event in ended))
 
     def size(self) -> int:
         """How many events the log has."""
@@ -137,7 +141,9 @@ class Review:
             )
         )
 
-    def verify(self, kept: Head | None = None, told: Callable[[int], None] = lambda seq: None) -> Verified | Broken:
+    def verify(
+        self, kept: Head | None = None, told: Callable[[int], None] = lambda seq: None
+    ) -> Verified | Broken | Other:
         """Recompute the whole chain, and compare every search column with the envelope it was made from.
 
         `kept` is a head that the log must have had. `told(seq)` is called now and then, for a progress bar.
@@ -165,7 +171,7 @@ class Review:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Review]:
-    """The log in `folder`, for reading. Raises NoLog."""
+    """The log in `folder`, for reading. Raises NoLog, Denied."""
     path = folder / FILE_NAME
     try:
         conn = _connected(path)
@@ -179,8 +185,12 @@ def opened(folder: Path) -> Iterator[Review]:
 
 
 def _connected(path: Path) -> sqlite3.Connection:
-    if not path.exists():
-        raise NoLog(f"there is no log at {path}: nothing has been recorded under this state directory yet")
+    try:
+        path.open("rb").close()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NoLog(f"there is no log at {path}: nothing has been recorded under this state directory yet") from None
+    except PermissionError:
+        raise Denied(f"the log {path} is not for you to read") from None
     try:
         return _asked(path, "mode=ro")
     except sqlite3.OperationalError:

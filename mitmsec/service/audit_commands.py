@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import click
@@ -18,12 +18,22 @@ from rich.table import Table
 from rich.text import Text
 
 from mitmsec.audit import review
-from mitmsec.audit.chain import Broken, Head, Verified
+from mitmsec.audit.chain import Broken, Head, Other, Verified
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.review import Filter, NoLog, Review, Unreadable
+from mitmsec.audit.review import Denied, Filter, NoLog, Review, Unreadable
 from mitmsec.core.model import Action
+from mitmsec.service.accounts import READERS_GROUP, readers_gid
 from mitmsec.service.audit_table import size, table_of, tree_of
-from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, json_option, state_option
+from mitmsec.service.groups import Group
+from mitmsec.service.options import (
+    EXIT_NOT_SO,
+    EXIT_PRIVILEGE,
+    as_root,
+    debug_option,
+    fail,
+    json_option,
+    state_option,
+)
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 
@@ -40,6 +50,8 @@ UNPROVEN = (
 PROVEN = (
     "The first {size} events are those that the kept head stands for. What came after it is only known to be whole."
 )
+OTHER = "any of its events may differ from those that the head stands for; nothing in this log can be relied on"
+COPY = "keep a copy of STATE/log as it is now"
 
 
 def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
@@ -58,7 +70,7 @@ def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head
         raise click.BadParameter(f"{value!r} is not SIZE:HASH, as `audit verify` prints it after head:") from error
 
 
-@click.group()
+@click.group(cls=Group)
 def audit() -> None:
     """Review what was recorded; verify that it is whole."""
 
@@ -143,16 +155,19 @@ def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
         result = log.verify(kept, told)
     if as_json:
         _print_json(_verification(result, kept))
-    elif isinstance(result, Verified):
-        _tell_verified(result, kept)
-    if isinstance(result, Broken):
-        if not as_json:
+        sys.exit(0 if isinstance(result, Verified) else EXIT_NOT_SO)
+    match result:
+        case Verified():
+            _tell_verified(result, kept)
+        case Broken():
             fail(
                 f"the log is NOT whole, from event {result.seq} on: {result.why}",
-                "keep a copy of STATE/log as it is now; what stands before that event is still what was written",
+                f"{COPY}; {_before(result, kept)}",
                 EXIT_NOT_SO,
             )
-        sys.exit(EXIT_NOT_SO)
+        case Other():
+            what = f"this is NOT the log that the kept head was taken from: {result.why}"
+            fail(what, f"{COPY}; {OTHER}", EXIT_NOT_SO)
 
 
 @audit.command()
@@ -183,14 +198,18 @@ def _log(folder: Path) -> Iterator[Review]:
     try:
         with review.opened(State(folder).log) as log:
             yield log
+    except Denied as error:
+        fail(str(error), f"{_who_may_read()}; try: {as_root()}", EXIT_PRIVILEGE)
     except NoLog as error:
-        is_denied = os.geteuid() != 0 and "denied" in str(error).lower()
-        remedy = (
-            "root may read it: try sudo" if is_denied else "--state (or MITMSEC_STATE) names another state directory"
-        )
-        fail(str(error), remedy, EXIT_NOT_SO)
+        fail(str(error), "--state (or MITMSEC_STATE) names another state directory", EXIT_NOT_SO)
     except Unreadable as error:
         fail(str(error), "`mitmsec audit verify` says from which event on the log is not what was written", EXIT_NOT_SO)
+
+
+def _who_may_read() -> str:
+    if readers_gid():
+        return f"root may, and the members of group {READERS_GROUP}"
+    return f"root may, and the members of a group {READERS_GROUP}, which this machine does not have"
 
 
 @contextmanager
@@ -205,21 +224,41 @@ def _progress(log: Review, *, quiet: bool) -> Iterator[Callable[[int], None]]:
 
 def _tell_verified(result: Verified, kept: Head | None) -> None:
     out = console()
-    out.print(Text.assemble(("whole", "bold green"), f": {result.head.size} events, each follows from the one before"))
-    out.print(Text(f"head: {result.head}"), soft_wrap=True)
-    out.print(Text(UNPROVEN if kept is None else PROVEN.format(size=kept.size), style="dim"))
+    limits = fill(UNPROVEN if kept is None else PROVEN.format(size=kept.size), out.width)
+    whole = Text.assemble(("whole", "bold green"), f": {result.head.size} events, each follows from the one before")
+    tell(out, whole)
+    click.echo(f"head: {result.head}")  # one word to copy, however narrow it is here
+    tell(out, Text(limits, style="dim"))
 
 
-def _verification(result: Verified | Broken, kept: Head | None) -> dict[str, object]:
-    if isinstance(result, Broken):
-        return {"verified": False, "seq": result.seq, "why": result.why}
-    return {
-        "verified": True,
-        "size": result.head.size,
-        "head": str(result.head),
-        "kept": None if kept is None else str(kept),
-        "cannot_exclude": ["truncation", "rewriting"] if kept is None else [],
-    }
+def _before(broken: Broken, kept: Head | None) -> str:
+    """What can still be said of the events before the one from which on the log is not whole."""
+    if broken.seq == 0:
+        return "nothing stands before that event"
+    proven = kept.size if kept is not None and kept.size <= broken.seq else 0
+    known = f"the first {proven} events are those that the kept head stands for" if proven else ""
+    if proven == broken.seq:
+        return known
+    chained = "what stands before that event is still what was written, as far as the chain shows"
+    return f"{known}, and {chained}" if known else chained
+
+
+def _verification(result: Verified | Broken | Other, kept: Head | None) -> dict[str, object]:
+    """`kept_head`: whether the log had the kept head; None where there is none, or the chain breaks before it."""
+    match result:
+        case Broken(seq=seq, why=why):
+            had_it = True if kept is not None and kept.size <= seq else None
+            return {"verified": False, "seq": seq, "why": why, "kept_head": had_it}
+        case Other(why=why):
+            return {"verified": False, "seq": None, "why": why, "kept_head": False}
+        case Verified(head=head):
+            return {
+                "verified": True,
+                "size": head.size,
+                "head": str(head),
+                "kept": None if kept is None else str(kept),
+                "cannot_exclude": ["truncation", "rewriting"] if kept is None else [],
+            }
 
 
 def _print_json(value: object) -> None:

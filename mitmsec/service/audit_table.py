@@ -1,8 +1,10 @@
 """How events look to people. Whatever a peer sent is shown so that it can neither move the cursor nor pose as ours.
 
-    wide     # time app pid action what protocol rule outcome sent/received        one line an event
+    wide     # time app pid action what protocol detail outcome sent/received      one line an event
     narrow   # time app action what outcome                                        and, where there is more,
                      pid 28568 · tls · rule "no trackers" · 733 sent, 2.2k received      a second line under it
+    slim     # time action what                                                    where that is not in one line,
+                     blocked · curl · pid 28568 · tls …                            it goes on in the next
 
 Nothing that an auditor needs is dropped for want of room: what does not fit beside stands below.
 """
@@ -22,6 +24,8 @@ from rich.tree import Tree
 from mitmsec.service.terminal import shown
 
 WIDE = 140  # columns from which one line has room for everything
+SLIM = 80  # columns below which the second line has to hold the program and the outcome, too
+WHAT_LINES = 3  # of a slim table, for what happened
 
 ACTION_STYLES = {"block": "red", "bypass": "cyan", "capture": "yellow", "decrypt": "green"}
 GOOD_OUTCOMES = frozenset({"completed", "open"})
@@ -53,17 +57,18 @@ class Column:
 
 
 _NUMBER, _APP, _ACTION = Column("#", 9, is_right=True), Column("app", 16), Column("action", 11)
-_WHAT, _OUTCOME = Column("what", share=3), Column("outcome", 18)
+_WHAT, _OUTCOME = Column("what", share=5), Column("outcome", 18)
 WIDE_COLUMNS = (
     *(_NUMBER, Column("time", 19), _APP, Column("pid", 7, is_right=True), _ACTION, _WHAT),
-    *(Column("protocol", 9), Column("rule", share=1), _OUTCOME, Column("sent/received", 13, is_right=True)),
+    *(Column("protocol", 9), Column("detail", share=3), _OUTCOME, Column("sent/received", 13, is_right=True)),
 )
 NARROW_COLUMNS = (_NUMBER, Column("time", 8), _APP, _ACTION, _WHAT, _OUTCOME)
+SLIM_COLUMNS = (_NUMBER, Column("time", 8), _ACTION, _WHAT)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event in words. `rule` holds what else there is to say of an event that no rule decided."""
+    """One event in words. `detail` is what there is to say of its kind: the rule, the type, the place."""
 
     number: Text
     when: datetime | None
@@ -73,38 +78,42 @@ class Row:
     action: Text
     what: Text
     protocol: str = ""
-    rule: str = ""
+    detail: str = ""
     outcome: Text = field(default_factory=Text)
     sent_bytes: int | None = None
     received_bytes: int | None = None
-    is_ruled: bool = False
 
     def wide(self) -> list[Text]:
         """One cell for each of WIDE_COLUMNS."""
         volume = "" if self.sent_bytes is None else f"{size(self.sent_bytes)}/{size(self.received_bytes or 0)}"
         time = self.time if self.when is None else f"{self.when:%Y-%m-%d %H:%M:%S}"
         cells = [Text(time), Text(self.app), Text(self.pid), self.action, self.what, Text(self.protocol)]
-        return [self.number, *cells, Text(self.rule), self.outcome, Text(volume)]
+        return [self.number, *cells, Text(self.detail), self.outcome, Text(volume)]
 
     def narrow(self) -> list[Text]:
         """One cell for each of NARROW_COLUMNS."""
-        time = self.time if self.when is None else f"{self.when:%H:%M:%S}"
-        return [self.number, Text(time), Text(self.app), self.action, self.what, self.outcome]
+        number, time, action, what = self.slim()
+        return [number, time, Text(self.app), action, what, self.outcome]
 
-    def below(self) -> list[str]:
-        """What `narrow` leaves out."""
-        rule = f'rule "{self.rule}"' if self.is_ruled else self.rule
+    def slim(self) -> list[Text]:
+        """One cell for each of SLIM_COLUMNS."""
+        time = self.time if self.when is None else f"{self.when:%H:%M:%S}"
+        return [self.number, Text(time), self.action, self.what]
+
+    def below(self, *, is_slim: bool) -> list[str]:
+        """What `narrow`, or `slim`, leaves out."""
         volume = ""
         if self.sent_bytes is not None:
             volume = f"{size(self.sent_bytes)} sent, {size(self.received_bytes or 0)} received"
         pid = f"pid {self.pid}" if self.pid else ""
-        return [part for part in (pid, self.protocol, rule, volume) if part]
+        first = [self.outcome.plain, self.app] if is_slim else []
+        return [part for part in (*first, pid, self.protocol, self.detail, volume) if part]
 
 
 def table_of(events: Iterable[Event], width: int) -> Text:
     """The events as lines of at most `width` cells, without spaces at their ends."""
     rows = [_row(event) for event in events]
-    lines = _wide(rows, width) if width >= WIDE else _narrow(rows, width)
+    lines = _wide(rows, width) if width >= WIDE else _narrow(rows, width, is_slim=width < SLIM)
     table = Text("\n", no_wrap=True, overflow="ignore").join(lines)
     table.no_wrap, table.overflow = True, "ignore"
     return table
@@ -135,21 +144,40 @@ def _wide(rows: Sequence[Row], width: int) -> Iterator[Text]:
         yield _line(WIDE_COLUMNS, widths, row)
 
 
-def _narrow(rows: Sequence[Row], width: int) -> Iterator[Text]:
-    cells = [row.narrow() for row in rows]
-    widths = _widths(NARROW_COLUMNS, cells, width)
-    indent = widths[0] + widths[1] + 2  # under the app
-    yield _header(NARROW_COLUMNS, widths)
+def _narrow(rows: Sequence[Row], width: int, *, is_slim: bool) -> Iterator[Text]:
+    columns = SLIM_COLUMNS if is_slim else NARROW_COLUMNS
+    cells = [row.slim() if is_slim else row.narrow() for row in rows]
+    widths = _widths(columns, cells, width)
+    indent = widths[0] + widths[1] + 2  # under the app, or the action
+    yield _header(columns, widths)
     day = ""
     for row, line in zip(rows, cells, strict=True):
         if row.when is not None and (today := f"{row.when:%Y-%m-%d %Z}") != day:
             day = today
             yield Text(" " * (widths[0] + 1) + day, style="bold")
-        yield _line(NARROW_COLUMNS, widths, line)
-        for more in _packed(row.below(), width - indent):
+        if is_slim:
+            yield from _folded(columns, widths, line)
+        else:
+            yield _line(columns, widths, line)
+        for more in _packed(row.below(is_slim=is_slim), width - indent):
             below = Text(" " * indent + more, style="dim")
             below.truncate(width, overflow="ellipsis")
             yield below
+
+
+def _folded(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[Text]) -> Iterator[Text]:
+    """As `_line`, and what does not fit into the last column goes on below it."""
+    *before, rest = cells
+    for number in range(WHAT_LINES):
+        room = widths[-1]
+        while number < WHAT_LINES - 1 and rest[:room].cell_len > widths[-1]:
+            room -= 1
+        if number == WHAT_LINES - 1:
+            room = len(rest)
+        yield _line(columns, widths, [*(before if number == 0 else [Text()] * len(before)), rest[:room]])
+        rest = rest[room:]
+        if not rest.plain:
+            return
 
 
 def _packed(parts: Sequence[str], width: int) -> list[str]:
@@ -170,10 +198,11 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[Text]], width: in
     fixed = sum(wide for wide, column in zip(widths, columns, strict=True) if not column.share)
     room = width - fixed - (len(columns) - 1)
     flexible = [place for place, column in enumerate(columns) if column.share]
-    if sum(widths[place] for place in flexible) > room:
-        shares = sum(columns[place].share for place in flexible)
-        for place in flexible:
-            widths[place] = max(1, room * columns[place].share // shares)
+    shares = sum(columns[place].share for place in flexible)
+    for place in sorted(flexible, key=lambda place: widths[place] / columns[place].share):
+        share = columns[place].share
+        widths[place] = min(widths[place], max(1, room * share // shares))  # what it does not need is the others'
+        room, shares = room - widths[place], shares - share
     return widths
 
 
@@ -222,8 +251,9 @@ def _by_kind(event: Event) -> tuple[Text, Text, dict[str, Any]]:
         case "finding":
             what = f"{event.get('detector', '')}: {event.get('summary', '')}"
             verdict = Text(shown(event.get("verdict", "")), style="magenta")
-            more = {"protocol": shown(event.get("severity", "")), "rule": shown(event.get("location", ""))}
-            return Text("  finding", style="bold magenta"), Text(shown(what), "magenta"), {**more, "outcome": verdict}
+            detail = " · ".join(shown(event[key]) for key in ("severity", "location") if event.get(key))
+            more = {"detail": detail, "outcome": verdict}
+            return Text("  finding", style="bold magenta"), Text(shown(what), "magenta"), more
         case kind:
             style = "red" if kind == "fault" else "dim"
             return Text(shown(kind), style=style), Text(shown(_sentence(event)), style=style), {}
@@ -234,8 +264,7 @@ def _connection(event: Event) -> tuple[Text, Text, dict[str, Any]]:
     volume = event.get("bytes") or {}
     more = {
         "protocol": shown(event.get("protocol", "")),
-        "rule": shown(event.get("rule", "")),
-        "is_ruled": bool(event.get("rule")),
+        "detail": f'rule "{shown(event["rule"])}"' if event.get("rule") else "",
         "outcome": Text(shown(outcome), style="" if outcome in GOOD_OUTCOMES else "red"),
         "sent_bytes": volume.get("sent", 0),
         "received_bytes": volume.get("received", 0),
@@ -247,7 +276,7 @@ def _request(event: Event) -> tuple[Text, Text, dict[str, Any]]:
     status = event.get("status")
     more = {
         "protocol": shown(event.get("http_version", "")),
-        "rule": shown(event.get("content_type") or ""),
+        "detail": shown(event.get("content_type") or ""),
         "outcome": Text("no answer" if status is None else str(status)),
         "sent_bytes": event.get("request_bytes", 0),
         "received_bytes": event.get("response_bytes", 0),

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from mitmsec.channel import Channel, ChannelBroken
+from mitmsec.service import control
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, need_root, state_option
 from mitmsec.service.state import State, StateBusy
+from mitmsec.service.terminal import shown
+
+if TYPE_CHECKING:
+    from mitmsec.service.leftovers import Removed
 
 ENDING_S = 5.0  # for a supervisor whose last run has just returned
+SILENT_S = 0.3  # of them without a word
+ASKED_S = 2.0  # for its answer
+PIDS_TOLD = 3
 
 
 @click.command()
@@ -34,7 +44,7 @@ def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
     if not state.run.is_dir():
         click.echo(f"nothing to clean: {state.folder} holds nothing of mitmsec", err=True)
         if as_json:
-            click.echo(json.dumps({"removed": 0, "left": []}))
+            _tell_count(0, [])
         return
     lock = _lock(state)
     try:
@@ -47,29 +57,60 @@ def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
     if left:
         fail(f"still there: {', '.join(left)}", "the lines above say why", EXIT_NOT_SO)
     if as_json:
-        click.echo(json.dumps({"removed": len(removed), "left": left}))
+        _tell_count(sum(1 for item in removed if not item.kept), left)
     else:
         click.echo("nothing of mitmsec is left in the kernel" + ("" if removed else "; nothing had to be removed"))
 
 
+def _tell_count(removed: int, left: list[str]) -> None:
+    click.echo(msgspec.json.encode({"removed": removed, "left": left}))
+
+
 def _lock(state: State) -> int:
     """The state's lock; a supervisor that is just ending is waited for."""
-    deadline = time.monotonic() + ENDING_S
+    began = time.monotonic()
+    is_told = False
     while True:
         try:
             return state.hold()
         except StateBusy:
-            if time.monotonic() > deadline:
-                fail(
-                    f"a run is alive under {state.folder}", "end it first; `clean` never touches the living", EXIT_USAGE
-                )
+            waited_s = time.monotonic() - began
+            if waited_s > ENDING_S:
+                what = f"alive under {state.folder}: {_alive(state)}"
+                fail(what, "end it first; `clean` never touches the living", EXIT_USAGE)
+            if waited_s > SILENT_S and not is_told:
+                is_told = True
+                click.echo(f"mitmsec: waiting, {ENDING_S:.0f} s at most, for the end of {_alive(state)}", err=True)
             time.sleep(0.05)
 
 
-def _tell(item: msgspec.Struct, *, as_json: bool) -> None:
-    fields = msgspec.to_builtins(item)
+def _alive(state: State) -> str:
+    """Who holds the lock: its runs by session, command and pids, as its supervisor says."""
+    answer = None
+    with contextlib.suppress(OSError, TimeoutError, ChannelBroken):
+        channel = Channel(control.connect(state.control), control.FROM_SUPERVISOR)
+        try:
+            answer = channel.exchange(control.StatusQuestion(), timeout_s=ASKED_S)
+        finally:
+            channel.close()
+    status = answer[0] if answer is not None else None
+    if not isinstance(status, control.StatusAnswer):
+        return "a supervisor that does not answer"
+    runs = [_run(*row) for row in status.sessions]
+    return ", ".join(runs) if runs else f"a supervisor that is ending, pid {status.supervisor}"
+
+
+def _run(session: str, command: str, cgroup: str) -> str:
+    pids = ""
+    with contextlib.suppress(OSError):
+        pids = ", ".join((Path(cgroup) / "cgroup.procs").read_text().split()[:PIDS_TOLD])
+    return f"run {session} ({shown(command)}{f', pid {pids}' if pids else ', ending'})"
+
+
+def _tell(item: Removed, *, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(fields))
+        click.echo(msgspec.json.encode(item))
         return
-    problem = f" could not be removed: {fields['problem']}" if fields["problem"] else " removed"
-    click.echo(f"{fields['what']:>14}  {fields['name']}{problem}")
+    became = f"could not be removed: {item.problem}" if item.problem else "removed"
+    became = f"stays: {item.kept}" if item.kept else became
+    click.echo(f"{item.what:>14}  {item.name} {became}")

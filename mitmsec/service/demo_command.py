@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,17 +49,19 @@ def demo(*, keep: bool) -> None:
             fail(f"the demo needs {tool}", "on Debian: apt-get install curl iproute2 mount", EXIT_PRIVILEGE)
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-demo-"))
     folder.chmod(0o755)
+    is_told = False
     try:
-        passed = _tour(folder, console(width_in_pipe=PIPED_COLUMNS))
+        passed = _tour(folder, console(width_in_pipe=PIPED_COLUMNS), keep=keep)
+        is_told = True
     finally:
-        if keep:
-            click.echo(f"kept: {folder}", err=True)
-        else:
+        if not keep:
             shutil.rmtree(folder, ignore_errors=True)
+        elif not is_told:
+            click.echo(f"kept: {folder}", err=True)
     sys.exit(0 if passed else EXIT_NOT_SO)
 
 
-def _tour(folder: Path, out: Console) -> bool:
+def _tour(folder: Path, out: Console, *, keep: bool) -> bool:
     began = time.monotonic()
     policy = Syntax(POLICY.rstrip(), "toml", background_color="default", theme="ansi_dark")
     tell(out, "\n[bold]mitmsec[/] [dim]· see, govern and prove what a program sends[/]\n")
@@ -83,8 +86,11 @@ def _tour(folder: Path, out: Console) -> bool:
     passed = verified and all(problem is None for _, problem in results)
     seconds = time.monotonic() - began
     word = "[green]All of it happened[/]" if passed else "[red]Not all of it happened[/]"
-    tell(out, f"\n{word}, in {seconds:.0f} s. Nothing of it is left on this machine.")
-    tell(out, Text(f"Next: {program()} run -- curl https://…\n      {program()} audit list\n", style="dim"))
+    left = f"What --keep keeps is in {folder}; nothing else of it" if keep else "Nothing of it"
+    out.print(f"\n{word}, in {seconds:.0f} s. {left} is left on this machine.", soft_wrap=True)
+    here = f" --state {shlex.quote(str(folder / 'state'))}" if keep else ""
+    after = f"Next: {program()} run -- curl https://…\n      {program()} audit list{here}\n"
+    out.print(Text(after, style="dim"), soft_wrap=True)  # to be copied: no line of it is broken
     return passed
 
 

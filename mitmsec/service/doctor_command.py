@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -34,7 +33,7 @@ def doctor(*, as_json: bool) -> None:
     found = checks()
     if as_json:
         for check in found:
-            click.echo(json.dumps(msgspec.to_builtins(check)))
+            click.echo(msgspec.json.encode(check))
     else:
         tell(console(), _table(found), Text("\n" + _closing(found), style="bold"))
     if not all(check.ok for check in found):

@@ -1,7 +1,9 @@
 """What dead owners left behind, found by name and removed: cgroups, pinned hooks, run folders.
 
 `reap` runs at each start and takes only what nobody needs any more: while a command of a dead supervisor lives and its
-policy says `closed`, its hook stays and keeps denying. `clean` is an order: everything goes, the network opens.
+policy says `closed`, its hook stays and keeps denying. `clean` is an order: everything goes, the network opens. Only a
+folder whose roots a living process was told of stays as long as that lives, for it could verify nobody any more; with
+`purge` it goes, too.
 """
 
 from __future__ import annotations
@@ -11,33 +13,37 @@ import shutil
 from pathlib import Path
 
 from mitmsec.core.model import Value
+from mitmsec.service import survivors
 from mitmsec.service.ground import release
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.cgroup import SessionCgroup, leftovers
 from mitmsec_redirect.connect_hook import reap as unpin
 
+PIDS_TOLD = 3
+
 
 class Removed(Value, frozen=True):
-    """One thing that was removed, or could not be."""
+    """One thing that was removed, or could not be, or must not be yet."""
 
     what: str  # cgroup | hook | folder | mount | log
     name: str
     problem: str = ""
+    kept: str = ""  # for whom it stays
 
 
 def reap(state: State) -> list[Removed]:
     """Remove the remains of runs whose command has ended. Call with the state's lock held."""
-    return [done for cgroup in _ours(state) if not cgroup.is_populated() for done in _remove(state, cgroup)]
+    busy = {_session(cgroup) for cgroup in _ours(state) if cgroup.is_populated()}
+    done = [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
+    return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
 
 
 def clean(state: State, *, purge: bool) -> list[Removed]:
     """Remove the remains of all runs; with `purge` the log and keys too. Call with the state's lock held."""
     removed = [done for cgroup in _ours(state) for done in _remove(state, cgroup)]
     removed += [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in _folders(state.bpf)]
-    for folder in _folders(state.run):
-        if folder not in (state.jail, state.bpf):
-            removed.append(_attempt("folder", folder.name, lambda folder=folder: shutil.rmtree(folder)))
+    removed += [_drop(folder, purge=purge) for folder in _runs(state)]
     if bpffs.is_mounted(state.bpf):
         removed.append(_attempt("mount", str(state.bpf), lambda: bpffs.unmount(state.bpf)))
     state.control.unlink(missing_ok=True)
@@ -52,15 +58,36 @@ def _ours(state: State) -> list[SessionCgroup]:
     return leftovers(state.identity())
 
 
+def _session(cgroup: SessionCgroup) -> str:
+    return cgroup.path.name.rpartition("-")[2]
+
+
 def _remove(state: State, cgroup: SessionCgroup) -> list[Removed]:
-    session = cgroup.path.name.rpartition("-")[2]
+    """The hook and the cgroup. Who lived in it is noted, for the folder's sake."""
+    session = _session(cgroup)
     removed = []
     if (pins := state.bpf / session).is_dir():
         removed.append(_attempt("hook", session, lambda: unpin(pins)))
+    if (folder := state.session_folder(session)).is_dir() and cgroup.is_populated():
+        survivors.note(folder, cgroup.pids())
     removed.append(_attempt("cgroup", cgroup.path.name, lambda: release(cgroup, None)))
-    if (folder := state.session_folder(session)).is_dir():
-        removed.append(_attempt("folder", session, lambda: shutil.rmtree(folder)))
     return removed
+
+
+def _runs(state: State) -> list[Path]:
+    return [folder for folder in _folders(state.run) if folder not in (state.jail, state.bpf)]
+
+
+def _drop(folder: Path, *, purge: bool = False) -> Removed:
+    """The folder of a run that has ended, unless somebody still reads in it."""
+    if not purge and (living := survivors.living(folder)):
+        return Removed(what="folder", name=folder.name, kept=f"its roots are those of {_processes(living)}, alive")
+    return _attempt("folder", folder.name, lambda: shutil.rmtree(folder))
+
+
+def _processes(pids: list[int]) -> str:
+    more = f" and {len(pids) - PIDS_TOLD} more" if len(pids) > PIDS_TOLD else ""
+    return f"{'process' if len(pids) == 1 else 'processes'} {', '.join(map(str, pids[:PIDS_TOLD]))}{more}"
 
 
 def _folders(folder: Path) -> list[Path]:

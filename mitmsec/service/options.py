@@ -23,7 +23,7 @@ def state_option[Command: Callable[..., Any]](command: Command) -> Command:
     return click.option(
         "--state",
         "state_folder",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=click.Path(file_okay=False, readable=False, path_type=Path),  # root's own; who may not is told by us
         envvar="MITMSEC_STATE",
         default=DEFAULT,
         show_default=True,
@@ -57,7 +57,13 @@ def fail(error: str, remedy: str, status: int) -> NoReturn:
 def need_root(what: str) -> None:
     """End with status 3 unless we are root."""
     if os.geteuid() != 0:
-        fail(f"{what} needs root", f"try: sudo {program()} {shlex.join(sys.argv[1:])}", EXIT_PRIVILEGE)
+        fail(f"{what} needs root", f"try: {as_root()}", EXIT_PRIVILEGE)
+
+
+def as_root() -> str:
+    """This command line once more, as root, to be copied into a shell: sudo clears the environment."""
+    state = f"MITMSEC_STATE={shlex.quote(os.environ['MITMSEC_STATE'])} " if "MITMSEC_STATE" in os.environ else ""
+    return f"sudo {state}{program()} {shlex.join(sys.argv[1:])}"
 
 
 def program() -> str:

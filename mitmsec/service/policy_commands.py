@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ from mitmsec.core.model import Decision, Endpoint, ParentProcess, Process
 from mitmsec.core.names import is_address, written_name
 from mitmsec.core.policy import Policy
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
+from mitmsec.service.groups import Group
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, program
 from mitmsec.service.policy_starter import STARTER
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec_addons.registry import build
@@ -70,7 +72,7 @@ class ProgramPath(click.ParamType[str]):
         return path
 
 
-@click.group()
+@click.group(cls=Group)
 def policy() -> None:
     """Write, check, explain and test a policy file."""
 
@@ -156,7 +158,7 @@ def explain_decision(
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
         return _print_json({"kind": "decision", "needs_name": story.needs_name, **msgspec.to_builtins(story.decision)})
-    _tell(story)
+    _tell(story, host)
 
 
 @policy.command("test")
@@ -195,7 +197,7 @@ def _loaded_and_text(file: Path, *, as_json: bool) -> tuple[Policy, str]:
     try:
         return load_policy_and_text(file, unusable=_unusable)
     except PolicyErrors as errors:
-        _tell_errors(errors.errors, as_json=as_json)
+        _tell_errors(file, errors.errors, as_json=as_json)
         sys.exit(EXIT_USAGE)
 
 
@@ -212,32 +214,41 @@ def loaded_with_text(file: Path) -> tuple[Policy, str]:
     return _loaded_and_text(file, as_json=False)
 
 
-def _tell_errors(errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
+def _tell_errors(file: Path, errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
     for error in errors:
         if as_json:
             _print_json({"valid": False, **msgspec.to_builtins(error)})
         else:
             click.echo(shown(error), err=True)
     if not as_json:
-        click.echo(f"mitmsec: {len(errors)} error{'s' if len(errors) > 1 else ''} in the policy", err=True)
+        these = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        again = f"{program()} policy check {shlex.quote(str(file))}"
+        click.echo(f"mitmsec: {these} in the policy\n  mend it, then look again: {again}", err=True)
 
 
 def _counts(loaded: Policy) -> dict[str, int]:
     return {"applications": len(loaded.applications), "rules": len(loaded.rules), "tests": len(loaded.tests)}
 
 
-def _tell(story: Explanation) -> None:
+def _tell(story: Explanation, host: str | None) -> None:
     decision = story.decision
     by = f'rule "{shown(decision.rule)}"' if any(tried.decided for tried in story.tried) else "[defaults]"
     parts: list[RenderableType] = [
         Text.assemble((decision.action.value, "bold"), f" by {by}: {shown(decision.reason)}")
     ]
     parts += [Text(line) for line in _details(decision)]
-    when = "when the first bytes show the name" if story.needs_name else "at connect: no name could change it"
-    parts.append(Text(f"decided {when}", style="dim"))
+    parts.append(Text(f"decided {_when(story, host)}", style="dim"))
     if story.tried:
         parts += ["", _table(story.tried)]
     tell(console(), *parts)
+
+
+def _when(story: Explanation, host: str | None) -> str:
+    if not story.needs_name:
+        return "at connect: no name could change it"
+    if host is None:
+        return "when the first bytes show no name; a name could change it: add --host"
+    return "when the first bytes show the name"
 
 
 def _details(decision: Decision) -> list[str]:

@@ -25,7 +25,7 @@ from typing import IO, Any
 import msgspec
 
 from mitmsec.channel import Channel
-from mitmsec.core.model import Value
+from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control
 from mitmsec.service.state import State, StateRefused
@@ -39,6 +39,7 @@ KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
+_WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
 
 
 class CannotRun(Exception):
@@ -98,6 +99,8 @@ def find_executable(command: str, environ: Mapping[str, str], caller: Caller) ->
             path = os.path.abspath(os.path.join(folder, command))
             if os.path.isfile(path) and os.access(path, os.X_OK, effective_ids=True):
                 return path
+        if os.path.sep in command and os.path.isdir(command):
+            raise CannotRun(f"{command}: is a directory", "give the path of a program", 126)
         if os.path.sep in command and os.path.exists(command):
             raise CannotRun(f"{command}: not executable", f"check its permissions: chmod +x {command}", 126)
     raise CannotRun(f"{command}: command not found", "check the spelling, or give the path of the program", 127)
@@ -298,7 +301,10 @@ class Run:
 
     def _doubt(self, counts: control.RunClosed | None) -> str:
         if counts is None:
-            return f"the supervisor ended before the run did; read {self._state.supervisor_log}"
+            return (
+                f"the supervisor ended before the run did, killed unless {self._state.supervisor_log} says why; "
+                f"connections from then on were {_WENT[self._plan.policy.on_failure]}"
+            )
         if not counts.committed:
             return f"the recorder did not confirm that every event is on disk; read {self._state.supervisor_log}"
         return ""

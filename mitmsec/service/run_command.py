@@ -32,7 +32,7 @@ from mitmsec.service.run import (
     open_result,
     plan_policy,
 )
-from mitmsec.service.run_summary import is_wanted, tell_summary
+from mitmsec.service.run_summary import is_wanted, say, tell_summary, tell_survivors
 from mitmsec.service.state import State
 from mitmsec_certs.bundle import BadBundle, Bundle, roots_as_used
 from mitmsec_certs.truststore.environment import CommandTrust, command_trust
@@ -152,15 +152,13 @@ def _plan(
     java: bool,
 ) -> Plan:
     caller = _caller(environ, user)
-    if caller.uid == 0:
-        click.echo("mitmsec: the command runs as root; --user chooses another user", err=True)
     policy, text = _policy(policy_file, caller)
     return Plan(
         command=command,
         executable=find_executable(command[0], environ, caller),
         caller=caller,
         policy=policy,
-        policy_file=policy_file or "(built in: decrypt everything)",
+        policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
         policy_sha256=plan_policy(text),
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         wait=wait,
@@ -176,6 +174,12 @@ def _policy(path: str | None, caller: Caller) -> tuple[Policy, str | None]:
     return loaded, text
 
 
+def _whole_path(policy_file: str) -> str:
+    """What stands in the log: where the text came from, seen from anywhere. A pipe has no such path."""
+    real = os.path.realpath(policy_file)
+    return real if os.path.isfile(real) else os.path.abspath(policy_file)
+
+
 def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | None, sink: _Sink) -> None:
     with contextlib.ExitStack() as stack:
         capture = None
@@ -189,11 +193,14 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
         status = None
         try:
             told = _tell_environment(environ, bundle, opened, plan)
+            if plan.caller.uid == 0:
+                say("mitmsec: the command runs as root; --user chooses another user")
             status = one.command(opened, told)
         finally:
             sink.report = one.close(status)
         if sink.report.error:
-            click.echo(f"mitmsec: {sink.report.error}", err=True)
+            say(f"mitmsec: {sink.report.error}")
+        tell_survivors(sink.report)
 
 
 def _roots(environ: Mapping[str, str]) -> Bundle:

@@ -1,7 +1,8 @@
-"""The line that a person sees when a run has ended: what became of its connections, and how to see them.
+"""What a person sees when a run has ended: what became of its connections, and how to see them.
 
-It goes to stderr, and only where stderr is a terminal or the line was asked for: a pipe holds the command's own bytes
-and no others. Nothing here may change how the run ended.
+The line goes to stderr, and only where stderr is a terminal or the line was asked for: a pipe holds the command's own
+bytes and no others. What must not pass unnoticed, children that live on, is said in a pipe, too. Nothing here may
+change how the run ended.
 """
 
 from __future__ import annotations
@@ -9,15 +10,21 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from typing import assert_never
 
+from mitmsec.audit.event import Outcome
 from mitmsec.core.model import Action
 from mitmsec.service.options import program
 from mitmsec.service.run import Report
 from mitmsec.service.state import DEFAULT, State
 
 DONE = {Action.DECRYPT: "decrypted", Action.BYPASS: "bypassed", Action.BLOCK: "blocked", Action.CAPTURE: "captured"}
+LEFT = "left by the program"
+CUT = "cut"
+BY_A_FINDING = "stopped by a finding"
 
 
 def is_wanted(asked: bool | None) -> bool:
@@ -25,28 +32,92 @@ def is_wanted(asked: bool | None) -> bool:
     return asked if asked is not None else sys.stderr is not None and sys.stderr.isatty()
 
 
+def tell_survivors(report: Report) -> None:
+    """Say that children of the command live on, unseen from now on."""
+    if report.survivors:
+        lives = "lives" if report.survivors == 1 else "live"
+        count = _number(report.survivors, "process", "es")
+        say(f"mitmsec: {count} {lives} on, no longer diverted; --wait stays with them")
+
+
 def tell_summary(report: Report, state: State) -> None:
     """Write the line. What cannot be counted or written is left out: the run is over and its status stands."""
-    if report.error:  # which has been told; the counts are not known then
-        return
-    with contextlib.suppress(OSError, ValueError):
-        sys.stderr.write(summary(report, _counts(report, state), state) + "\n")
-        sys.stderr.flush()
+    if not report.error:  # else that has been told, and the counts are not known
+        say(summary(report, _counts(report, state), state))
 
 
-def summary(report: Report, counts: Mapping[str, int], state: State) -> str:
-    """One line. `counts` is how many connections had which action."""
-    parts = ", ".join(f"{counts[action]} {done}" for action, done in DONE.items() if counts.get(action))
-    total = _number(report.connections, "connection") + (f" ({parts})" if parts else "")
-    said = [total, _number(report.findings, "finding")]
-    said += [_number(report.faults, "fault")] if report.faults else []
-    if not report.connections and not report.faults:
+def summary(report: Report, counts: Mapping[tuple[str, str], int], state: State) -> str:
+    """One line. `counts` is how many connections had which action and outcome; empty where that is not known."""
+    connections = sum(counts.values()) or report.connections
+    if not connections and not report.faults:
         return "mitmsec: no connection was seen"
+    total = _number(connections, "connection") + (f": {', '.join(_became(counts))}" if counts else "")
+    said = [_number(report.findings, "finding")] + ([_number(report.faults, "fault")] if report.faults else [])
     where = "" if state.folder == DEFAULT else f" --state {shlex.quote(str(state.folder))}"
-    return f"mitmsec: {', '.join(said)}; see {program()} audit list --session {report.session}{where}"
+    return f"mitmsec: {total}; {', '.join(said)}; see {program()} audit list --session {report.session}{where}"
 
 
-def _counts(report: Report, state: State) -> dict[str, int]:
+def _became(counts: Mapping[tuple[str, str], int]) -> list[str]:
+    """What was done, then what failed: `2 decrypted`, `1 failed (decrypt: the origin reset it)`."""
+    done: Counter[str] = Counter()
+    failed: Counter[str] = Counter()
+    for (action, outcome), count in counts.items():
+        word, cause = _end(action, outcome)
+        done[word] += 0 if cause else count
+        failed[cause] += count if cause else 0
+    order = [*DONE.values(), BY_A_FINDING, LEFT, CUT]
+    parts = [f"{done[word]} {word}" for word in sorted(+done, key=order.index)]
+    if causes := sorted(+failed):
+        told = [f"{failed[cause]} {cause}" if len(causes) > 1 else cause for cause in causes]
+        parts.append(f"{failed.total()} failed ({'; '.join(told)})")
+    return parts
+
+
+def _end(action: str, outcome: str) -> tuple[str, str]:
+    """What was done with a connection, or what was tried and why it failed."""
+    try:
+        tried, ended = Action(action), Outcome(outcome)
+    except ValueError:  # an event of a later version
+        return "", f"{action}: {outcome}"
+    done = DONE[tried]
+    match ended:
+        case Outcome.COMPLETED | Outcome.OPEN:
+            return done, ""
+        case Outcome.BLOCKED:
+            return (done if tried is Action.BLOCK else BY_A_FINDING), ""
+        case Outcome.CLIENT_CLOSED:
+            return LEFT, ""
+        case Outcome.CUT:
+            return CUT, ""
+        case (
+            Outcome.CLIENT_REJECTED
+            | Outcome.FAULT
+            | Outcome.MALFORMED
+            | Outcome.ORIGIN_CERTIFICATE
+            | Outcome.ORIGIN_REFUSED
+            | Outcome.ORIGIN_RESET
+            | Outcome.ORIGIN_TIMEOUT
+            | Outcome.ORIGIN_UNREACHABLE
+            | Outcome.STRANGER
+        ):
+            return "", f"{tried.value}: {WHY[ended]}"
+    assert_never(ended)
+
+
+WHY = {
+    Outcome.CLIENT_REJECTED: "the program did not accept our certificate",
+    Outcome.FAULT: "a fault of mitmsec",
+    Outcome.MALFORMED: "no TLS or HTTP that can be read",
+    Outcome.ORIGIN_CERTIFICATE: "the origin's certificate is not valid",
+    Outcome.ORIGIN_REFUSED: "the origin refused",
+    Outcome.ORIGIN_RESET: "the origin reset it",
+    Outcome.ORIGIN_TIMEOUT: "the origin did not answer",
+    Outcome.ORIGIN_UNREACHABLE: "the origin cannot be reached",
+    Outcome.STRANGER: "no hook had diverted it",
+}
+
+
+def _counts(report: Report, state: State) -> dict[tuple[str, str], int]:
     from mitmsec.audit import review
 
     with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
@@ -54,5 +125,12 @@ def _counts(report: Report, state: State) -> dict[str, int]:
     return {}
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
+def say(line: str) -> None:
+    """Write `line` to stderr; where that has gone, the run goes on all the same."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody is there to read it
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count or 'no'} {what}{'' if count == 1 else plural}"

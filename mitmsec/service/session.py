@@ -45,6 +45,7 @@ from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
 from mitmsec.service.owners import decides_by_hash, hashed
 from mitmsec.service.state import State
+from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
@@ -115,7 +116,7 @@ class Session:
                 session=self.name,
                 user=user,
                 command=(self.order.program,),
-                detail=f"{self.order.arguments} arguments",
+                detail=f"{self.order.arguments} argument{'' if self.order.arguments == 1 else 's'}",
             )
         )
         await self._build()
@@ -339,6 +340,7 @@ class Session:
             await self._drain(self.gate)
         children = [*self.workers.values(), *([self.gate] if self.gate else [])]
         await asyncio.gather(*(child.stop() for child in children))
+        living = self.cgroup.pids() if self.cgroup is not None else []
         survivors = await release_beside(self.cgroup, home) if self.cgroup is not None else 0
         if self.hook is not None:
             asyncio.get_running_loop().remove_reader(self.hook.routes_fd)
@@ -348,7 +350,10 @@ class Session:
         close_all([self._network, self._policy_fd, self._roots_fd])
         if self.capture_fd is not None:
             close_all([self.capture_fd])
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if survivors:
+            note(self.folder, living)  # they were told of the roots in it
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
 
     async def _drain(self, gate: ChildProcess) -> None:

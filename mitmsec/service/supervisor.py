@@ -160,7 +160,8 @@ class Supervisor:
     async def _end_once(self, session: Session, home: str | None, status: int | None) -> control.RunClosed:
         await self.backbone.mended()
         survivors = await session.close(home=home)
-        detail = f"{survivors} processes live on, no longer diverted" if survivors else ""
+        live = "process lives" if survivors == 1 else "processes live"
+        detail = f"{survivors} {live} on, no longer diverted" if survivors else ""
         self.backbone.record(
             ServiceSeen(
                 operation="run_ended",

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from audit_events import connection, draft, finding, log_of, request
 
-from mitmsec.audit.chain import Broken, Head, Verified
+from mitmsec.audit.chain import Broken, Head, Other, Verified
 from mitmsec.audit.event import FaultSeen, Kind, Outcome
 from mitmsec.audit.review import Filter, NoLog, Review, Unreadable, opened, parse_time
 from mitmsec.audit.store import FILE_NAME, Store
@@ -150,7 +150,7 @@ def tampered(folder: Path, *scripts: str) -> None:
             conn.executescript(script)
 
 
-def verified(folder: Path, kept: Head | None = None) -> Verified | Broken:
+def verified(folder: Path, kept: Head | None = None) -> Verified | Broken | Other:
     with opened(folder) as log:
         return log.verify(kept)
 
@@ -234,9 +234,9 @@ def test_a_log_cut_at_its_end_is_only_found_with_a_kept_head(folder: Path) -> No
     assert isinstance(result, Verified)
     tampered(folder, "DELETE FROM events WHERE seq >= 5")
     assert isinstance(verified(folder), Verified)
-    broken = verified(folder, result.head)
-    assert isinstance(broken, Broken)
-    assert broken.seq == 5
+    other = verified(folder, result.head)
+    assert isinstance(other, Other)
+    assert other.why == "it ends after 5 events, and had 7 when the head was kept"
 
 
 def test_a_damaged_page_is_reported_and_not_raised(tmp_path: Path) -> None:
@@ -361,8 +361,9 @@ def test_a_log_in_a_folder_that_may_only_be_read_is_read_where_it_lies(common_fo
 
 def test_a_runs_connections_are_counted_once_each_by_action(log: Review) -> None:
     """The event that a long connection has while it lives does not count."""
-    assert log.counts("run-1", at(0)) == {"decrypt": 1, "bypass": 1, "block": 1}
-    assert log.counts("run-1", at(5)) == {"block": 1}
+    ended = {("decrypt", "completed"): 1, ("bypass", "completed"): 1, ("block", "blocked"): 1}
+    assert log.counts("run-1", at(0)) == ended
+    assert log.counts("run-1", at(5)) == {("block", "blocked"): 1}
     assert log.counts("run-2", at(0)) == {}
 
 

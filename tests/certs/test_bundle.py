@@ -178,9 +178,15 @@ def test_local_files_are_regular_and_of_a_sane_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "huge.pem").touch()
     os.truncate(tmp_path / "huge.pem", FILE_LIMIT_BYTES + 1)
-    for name in ("pipe", "huge.pem", "missing.pem"):
-        with pytest.raises(BadBundle, match=name):
+    wrong = {
+        "pipe": "not a regular file",
+        "huge.pem": f"more than {FILE_LIMIT_BYTES} bytes",
+        "missing.pem": "there is no such file",
+    }
+    for name, why in wrong.items():
+        with pytest.raises(BadBundle) as refused:
             roots_as_used({"SSL_CERT_FILE": str(tmp_path / name)})
+        assert str(refused.value) == f"SSL_CERT_FILE: {tmp_path / name}: {why}"
     with pytest.raises(BadBundle, match="zero"):
         roots_as_used({"SSL_CERT_FILE": "/dev/zero"})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -27,11 +28,16 @@ def test_the_tour_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
     (kept,) = tmp_path.iterdir()
+    assert f"What --keep keeps is in {kept}; nothing else of it is left on this machine.\n" in done.stdout
+    next_one = next(line for line in done.stdout.splitlines() if "audit list --state" in line)
+    assert len(subprocess.run(shlex.split(next_one), capture_output=True, check=True).stdout) > 1000
     identity = (kept / "state" / "run" / "identity").read_text().strip()
     assert list(Path("/sys/fs/cgroup").rglob(f"mitmsec-{identity}-*")) == []
     assert not processes_of(kept)
     again = subprocess.run([*MITMSEC, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert again.returncode == 0
+    assert "Nothing of it is left on this machine.\n" in again.stdout
+    assert "--state" not in again.stdout.partition("Next:")[2]
     assert list(tmp_path.iterdir()) == [kept]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import MITMSEC, Mitmsec, Network, status_of
 
+from mitmsec.service import survivors
 from mitmsec.service.state import State
 
 pytestmark = pytest.mark.root
@@ -28,7 +29,11 @@ def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec
 
 @pytest.mark.parametrize(
     ("command", "status", "said"),
-    [("no-such-command-here", 127, "not found"), ("./plain-text", 126, "not executable")],
+    [
+        ("no-such-command-here", 127, "not found"),
+        ("./plain-text", 126, "not executable"),
+        ("./", 126, ": is a directory\n"),
+    ],
 )
 def test_what_cannot_be_run_ends_as_env_would(
     network: Network, mitmsec: Mitmsec, tmp_path: Path, command: str, status: int, said: str
@@ -38,6 +43,27 @@ def test_what_cannot_be_run_ends_as_env_would(
     assert done.returncode == status
     assert said in done.stderr
     assert not mitmsec.state.exists()
+
+
+def test_that_the_command_runs_as_root_is_the_only_word_beside_its_own(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", "sh", "-c", "echo out; echo err >&2")
+    assert (done.stdout, done.stderr) == (
+        "out\n",
+        "mitmsec: the command runs as root; --user chooses another user\nerr\n",
+    )
+    assert mitmsec.run("--user", "nobody", "--", "sh", "-c", "echo err >&2").stderr == "err\n"
+
+
+def test_the_policys_whole_path_stands_in_the_log(network: Network, mitmsec: Mitmsec) -> None:
+    """A relative one, and one through a link, would mean something else tomorrow."""
+    policy = Path(mitmsec.policy(""))
+    (link := policy.with_name("link.toml")).symlink_to(policy)
+    for given in (policy.name, link.name):
+        run = [*MITMSEC, "run", "--state", str(mitmsec.state), "--policy", given, "--", "true"]
+        subprocess.run(network.inside("sh", "-c", 'cd "$0" && exec "$@"', str(policy.parent), *run), check=True)
+    assert mitmsec.run("--policy", "/dev/stdin", "--", "true", input="version = 1\n").returncode == 0
+    paths = [event["path"] for event in mitmsec.of_kind("policy")]
+    assert paths == [os.path.realpath(policy)] * 2 + ["/dev/stdin"]
 
 
 def test_a_script_without_interpreter_line_is_the_shells(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
@@ -228,6 +254,7 @@ def test_a_wrong_policy_starts_nothing_and_names_every_error(network: Network, m
     done = mitmsec.run("--policy", policy, "--", "touch", str(mitmsec.state.parent / "started"))
     assert done.returncode == 2
     assert f"{policy}:4" in done.stderr
+    assert "runs as root" not in done.stderr  # first things first
     assert "hots" in done.stderr
     assert not (mitmsec.state.parent / "started").exists()
     assert not mitmsec.state.exists()
@@ -255,11 +282,34 @@ def test_children_that_live_on_are_no_longer_diverted(network: Network, mitmsec:
     done = mitmsec.run("--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
     pid = int(done.stdout)
     try:
+        assert done.stderr.endswith("mitmsec: 1 process lives on, no longer diverted; --wait stays with them\n")
         assert "mitmsec-" not in Path(f"/proc/{pid}/cgroup").read_text()
         ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
-        assert "1 process" in ended[0]["detail"]
+        assert ended[0]["detail"] == "1 process lives on, no longer diverted"
     finally:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_children_that_live_on_keep_the_roots_that_their_environment_names(
+    origin: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """Undiverted they meet the origin's own certificate, and verify it; when they have ended, the next start tidies."""
+    os.mkfifo(tmp_path / "go")
+    daemon = (
+        f"read line <{tmp_path}/go; curl -sS https://origin.test/hello >{tmp_path}/said 2>&1; echo $? >{tmp_path}/done"
+    )
+    done = mitmsec.run("--", "sh", "-c", f"({daemon}) >/dev/null 2>&1 & echo $SSL_CERT_FILE")
+    roots = Path(done.stdout.strip())
+    assert mitmsec.run("--", "true").returncode == 0  # a start, and an end, in between
+    cleaned = subprocess.run([*MITMSEC, "clean", "--state", str(mitmsec.state)], capture_output=True, text=True)
+    assert f"{roots.parent.name} stays: its roots are those of process" in cleaned.stdout
+    assert roots.exists()
+    (tmp_path / "go").write_text("\n")
+    _until(lambda: (tmp_path / "done").exists() and (tmp_path / "done").read_text() == "0\n")
+    assert (tmp_path / "said").read_text().startswith("hello over ")
+    _until(lambda: not survivors.living(roots.parent))
+    assert mitmsec.run("--", "true").returncode == 0
+    assert not roots.parent.exists()
 
 
 def test_a_program_whose_interpreter_is_missing_never_started(

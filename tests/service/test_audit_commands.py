@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 from mitmsec.audit.event import FaultSeen, Kind, Outcome, ServiceSeen
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.model import Action
+from mitmsec.service import audit_commands
 from mitmsec.service.audit_commands import audit
 
 SEEN = [
@@ -177,7 +180,90 @@ def test_verify_against_a_kept_head_finds_a_log_that_was_cut(state: Path) -> Non
     assert mitmsec(state, "verify").exit_code == 0
     cut = mitmsec(state, "verify", "--head", told["head"])
     assert cut.exit_code == 1
-    assert "NOT whole, from event 5" in cut.stderr
+    assert "NOT the log that the kept head was taken from: it ends after 5 events, and had 6" in cut.stderr
+    assert NO_RELIANCE in cut.stderr
+
+
+NO_RELIANCE = "any of its events may differ from those that the head stands for; nothing in this log can be relied on"
+
+
+def test_a_head_of_another_log_says_nothing_for_any_event_of_this_one(state: Path, tmp_path: Path) -> None:
+    """However alike their sizes: no event is shared, so none is called what was written."""
+    other = tmp_path / "other"
+    (other / "log").mkdir(parents=True)
+    log_of(other / "log", [connection(f"other-{number}") for number in range(9)])
+    (told,) = lines(mitmsec(other, "verify", "--json"))
+    head_of_5 = _head_of(other, 5)
+    for head in (told["head"], head_of_5):
+        result = mitmsec(state, "verify", "--head", head)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "this is NOT the log that the kept head was taken from" in result.stderr
+        assert NO_RELIANCE in result.stderr
+        assert "still what was written" not in result.stderr
+        result = mitmsec(state, "verify", "--json", "--head", head)
+        assert result.exit_code == 1
+        assert json.loads(result.stdout) | {"why": ""} == {
+            "verified": False,
+            "seq": None,
+            "why": "",
+            "kept_head": False,
+        }
+
+
+def _head_of(state: Path, size: int) -> str:
+    head = hashlib.sha256(b"").digest()
+    for line in mitmsec(state, "list", "--json").stdout_bytes.splitlines()[:size]:
+        head = hashlib.sha256(b"\x01" + head + hashlib.sha256(b"\x00" + line).digest()).digest()
+    return f"{size}:{head.hex()}"
+
+
+@pytest.mark.parametrize(
+    ("size", "says", "kept"),
+    [
+        (None, "now; what stands before that event is still what was written, as far as the chain shows\n", None),
+        (2, "now; the first 2 events are those that the kept head stands for, and what stands before", True),
+        (4, "now; the first 4 events are those that the kept head stands for\n", True),
+        (6, "now; what stands before that event is still what was written, as far as the chain shows\n", None),
+    ],
+)
+def test_a_broken_chain_says_no_more_of_what_stands_before_than_it_shows(
+    state: Path, size: int | None, says: str, kept: bool | None
+) -> None:
+    head = [] if size is None else ["--head", _head_of(state, size)]
+    tamper(state, "UPDATE events SET envelope = replace(envelope, 'bank', 'cafe') WHERE seq = 4")
+    result = mitmsec(state, "verify", *head)
+    assert result.exit_code == 1
+    assert "NOT whole, from event 4 on" in result.stderr
+    assert says in result.stderr
+    assert json.loads(mitmsec(state, "verify", "--json", *head).stdout)["kept_head"] is kept
+
+
+def test_where_the_first_event_is_broken_nothing_stands_before(state: Path) -> None:
+    tamper(state, "DELETE FROM events WHERE seq = 0")
+    assert "nothing stands before that event" in mitmsec(state, "verify").stderr
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 160])
+def test_verify_wraps_its_words_and_never_its_head(state: Path, columns: int) -> None:
+    told = mitmsec(state, "verify", columns=columns).stdout.splitlines()
+    assert [line for line in told if line != line.rstrip()] == []
+    (head,) = [line for line in told if line.startswith("head:")]
+    assert re.fullmatch(r"head: 6:[0-9a-f]{64}", head)
+    assert max(len(line) for line in told if line != head) <= columns
+
+
+@pytest.mark.parametrize("gid", [0, 77])
+def test_who_may_not_read_is_told_who_may(state: Path, monkeypatch: pytest.MonkeyPatch, gid: int) -> None:
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(audit_commands, "readers_gid", lambda: gid)
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "audit", "list"])
+    result = mitmsec(state, "list")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "root may, and the members of " + ("group mitmsec;" if gid else "a group mitmsec, which") in result.stderr
+    assert re.search(r"try: sudo .*mitmsec audit list\n", result.stderr)
 
 
 def test_verify_names_the_first_event_that_was_changed(state: Path) -> None:

@@ -6,12 +6,12 @@ import io
 import time
 
 import pytest
-from audit_events import connection, draft, request
+from audit_events import connection, draft, finding, request
 from rich.cells import cell_len
 from rich.console import Console
 
 from mitmsec.audit.envelope import Fields, sealed
-from mitmsec.audit.event import CaSeen, CertificateSeen, FaultSeen, PolicySeen, Seen, ServiceSeen
+from mitmsec.audit.event import CaSeen, CertificateSeen, FaultSeen, Outcome, PolicySeen, Seen, ServiceSeen
 from mitmsec.core.model import Process
 from mitmsec.service.audit_table import FIRST_KEYS, size, table_of, tree_of
 
@@ -125,7 +125,48 @@ def test_rule_pid_and_bytes_of_a_connection_are_shown_at_every_width(width: int)
     assert all(word in text for word in ("4711", "banks stay private", "120", "4.5k", "completed", "2026-11-03"))
     lines = text.splitlines()
     assert [line for line in lines if line != line.rstrip() or len(line) > width] == []
-    assert len(lines) == (2 if width >= 140 else 4 if width >= 80 else 5)  # header; one line, or the day and more
+    assert len(lines) == (2 if width >= 140 else 4 if width >= 80 else 6)  # header; one line, or the day and more
+
+
+LONG = "https://files.eu-central-1.storage.example/v1/items"
+
+
+@pytest.mark.parametrize("width", [40, 60, 79])
+def test_where_lines_are_very_short_the_host_is_still_read(width: int) -> None:
+    """What happened goes on in the next line; who did it and how it ended stand below."""
+    refused = event(connection(host="a-rather-long-name.shop.example", outcome=Outcome.ORIGIN_CERTIFICATE))
+    text = rendered(refused, event(request(url=LONG)), width=width)
+    head, *lines = text.splitlines()
+    rows = [line[head.index("what") :] for line in lines]
+    assert "a-rather-long-name.shop.example:443" in "".join(rows)
+    assert "origin_certificate · curl" in text
+    assert "200 · curl · pid 4711" in text
+    assert "GET https://files.eu-central-1.storage.example/" in "".join(rows)
+    assert all(cell_len(line) <= width and line == line.rstrip() for line in text.splitlines())
+
+
+def test_what_is_endless_has_three_short_lines() -> None:
+    lines = rendered(event(request(url="https://a.example/" + "漢x" * 400)), width=60).splitlines()
+    assert [cell_len(line) <= 60 for line in lines] == [True] * len(lines)
+    assert sum("漢" in line for line in lines) == 3
+    assert lines[4].endswith("…")
+
+
+@pytest.mark.parametrize("width", [140, 160, 200])
+def test_a_wide_tables_cells_are_what_their_headers_say(width: int) -> None:
+    text = rendered(event(connection()), event(request()), event(finding()), width=width)
+    head, *rows = text.splitlines()
+    assert "rule" not in head
+    where, until = head.index("detail"), head.index("outcome")
+    assert [row[where:until].strip()[:15] for row in rows] == ['rule "defaults"', "application/jso", "high · request."]
+    where, until = head.index("protocol"), head.index("detail")
+    assert [row[where:until].strip() for row in rows] == ["tls", "HTTP/2", ""]
+
+
+def test_what_one_column_does_not_need_is_the_others() -> None:
+    text = rendered(event(connection()), event(request(url=LONG + "/" + "x" * 60)), width=160)
+    assert 'rule "defaults" ' in text
+    assert f"GET {LONG}" in text
 
 
 def test_where_lines_are_short_each_new_day_says_its_date_once(monkeypatch: pytest.MonkeyPatch) -> None:

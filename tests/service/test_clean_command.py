@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from mitmsec.cli import cli
-from mitmsec.service import clean_command
+from mitmsec.core.messages import encode
+from mitmsec.service import clean_command, control, survivors
 from mitmsec.service.state import State
 
 pytestmark = pytest.mark.root
@@ -29,8 +33,70 @@ def test_a_living_run_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(cli, ["clean", "--state", str(tmp_path), "--purge"])
     os.close(lock)
     assert done.exit_code == 2
-    assert "alive" in done.stderr
+    assert f"alive under {tmp_path}: a supervisor that does not answer\n" in done.stderr
     assert state.log.exists()
+
+
+def answering(state: State, monkeypatch: pytest.MonkeyPatch, *sessions: tuple[str, str, str]) -> Result:
+    """`clean`, while a supervisor holds the state and says that these are its sessions."""
+    monkeypatch.setattr(clean_command, "ENDING_S", 0.6)
+    listener = control.listen(state.control, 0)
+    listener.setblocking(True)
+
+    def answers() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                sock.recv(4096)
+                sock.send(encode(control.status_answer(77, sessions, ())))
+                sock.close()
+
+    thread = threading.Thread(target=answers, daemon=True)
+    thread.start()
+    lock = state.hold()
+    try:
+        return CliRunner().invoke(cli, ["clean", "--state", str(state.folder)])
+    finally:
+        os.close(lock)
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_it_says_what_it_waits_for_by_session_program_and_pid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(tmp_path / "state")
+    state.make()
+    (tmp_path / "cgroup.procs").write_text("4711\n4712\n")
+    runs = ("ab12", "/bin/\x1bx", str(tmp_path)), ("cd34", "/bin/y", "/no/cgroup")
+    done = answering(state, monkeypatch, *runs)
+    what = "run ab12 (/bin/\\x1bx, pid 4711, 4712), run cd34 (/bin/y, ending)"
+    assert done.exit_code == 2
+    waits, fails, remedy = done.stderr.splitlines()
+    assert waits == f"mitmsec: waiting, 1 s at most, for the end of {what}"
+    assert fails == f"mitmsec: alive under {state.folder}: {what}"
+    assert "end it first" in remedy
+
+
+def test_a_supervisor_without_runs_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = State(tmp_path / "state")
+    state.make()
+    assert "a supervisor that is ending, pid 77" in answering(state, monkeypatch).stderr
+
+
+def test_the_roots_of_the_living_stay_until_they_are_to_be_purged(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    state.make()
+    (folder := state.session_folder("abc")).mkdir()
+    survivors.note(folder, [os.getpid()])
+    kept = CliRunner().invoke(cli, ["clean", "--state", str(tmp_path)])
+    assert kept.exit_code == 0
+    assert f"folder  abc stays: its roots are those of process {os.getpid()}, alive\n" in kept.stdout
+    as_json = CliRunner().invoke(cli, ["clean", "--state", str(tmp_path), "--json"]).stdout.splitlines()
+    assert '{"removed":0,"left":[]}' in as_json
+    assert folder.exists()
+    purged = CliRunner().invoke(cli, ["clean", "--state", str(tmp_path), "--purge"])
+    assert "abc removed" in purged.stdout
+    assert not folder.exists()
 
 
 def test_what_was_left_is_named_and_gone(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def test_what_is_missing_comes_with_its_remedy_and_status_3(monkeypatch: pytest.
     assert shown.exit_code == 3
     assert "do this" in shown.output
     as_json = CliRunner().invoke(cli, ["doctor", "--json"])
+    assert as_json.stdout.startswith('{"name":"privilege","ok":true,')
     assert [json.loads(line)["name"] for line in as_json.stdout.splitlines()] == ["privilege", "bpf"]
 
 

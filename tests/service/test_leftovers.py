@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.service import ground, leftovers
+from mitmsec.service import ground, leftovers, survivors
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.cgroup import SessionCgroup
@@ -47,6 +47,46 @@ def test_reaping_takes_the_empty_and_leaves_what_still_runs(state: State) -> Non
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_the_folder_of_a_run_stays_as_long_as_somebody_who_was_told_of_it_lives(state: State) -> None:
+    folders = {name: state.session_folder(name) for name in ("ended", "noted", "named")}
+    for folder in folders.values():
+        folder.mkdir()
+    noted = subprocess.Popen(["sleep", "60"])
+    named = subprocess.Popen(["sleep", "60"], env=os.environ | {"SSL_CERT_FILE": f"{folders['named']}/roots.pem"})
+    try:
+        survivors.note(folders["noted"], [noted.pid])
+        done = {one.name: one for one in leftovers.reap(state)}
+        assert (done["ended"].kept, folders["ended"].exists()) == ("", False)
+        assert done["noted"].kept == f"its roots are those of process {noted.pid}, alive"
+        assert done["named"].kept == f"its roots are those of process {named.pid}, alive"
+        assert folders["noted"].exists()
+        assert folders["named"].exists()
+    finally:
+        for process in (noted, named):
+            process.kill()
+            process.wait()
+    leftovers.reap(state)
+    assert not folders["noted"].exists()
+    assert not folders["named"].exists()
+
+
+def test_who_is_cleaned_out_of_its_cgroup_keeps_the_roots(state: State) -> None:
+    busy = left_behind(state, "busy")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        busy.put(sleeper.pid)
+        kept = [one.name for one in leftovers.clean(state, purge=False) if one.kept]
+        assert (kept, state.session_folder("busy").exists(), busy.path.exists()) == (["busy"], True, False)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_many_pids_are_told_in_few_words() -> None:
+    assert leftovers._processes([1]) == "process 1"
+    assert leftovers._processes([1, 2, 3, 4, 5]) == "processes 1, 2, 3 and 2 more"
 
 
 def test_cleaning_removes_pins_and_their_mount_and_keeps_the_log_unless_told(state: State) -> None:

@@ -103,6 +103,8 @@ def test_one_error_is_one_error(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "none.toml: cannot be read: No such file or directory" in result.stderr
     assert "1 error in" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("  mend it, then look again: ")
+    assert result.stderr.endswith(f"policy check {tmp_path}/none.toml\n")
 
 
 def test_explain_tells_the_decision_and_every_rule(good: Path) -> None:
@@ -112,6 +114,20 @@ def test_explain_tells_the_decision_and_every_rule(good: Path) -> None:
     assert "when the first bytes show the name" in result.stdout
     assert "+ host: a.bank.example is within *.bank.example" in result.stdout
     assert "too late" in result.stdout
+
+
+def test_explain_without_a_name_says_what_it_answers_and_how_to_ask_for_more(good: Path) -> None:
+    told = run("explain", good, "--app", "/usr/lib/firefox/firefox").stdout
+    assert told.startswith('decrypt by rule "inspected"')
+    assert "decided when the first bytes show no name; a name could change it: add --host\n" in told
+
+
+def test_the_example_of_the_documentation_checks_and_its_tests_pass(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/policy.md").read_text()
+    example = tmp_path / "policy.toml"
+    example.write_text(page.partition("```toml\n")[2].partition("```")[0])
+    assert run("check", example).exit_code == 0
+    assert "1 of 1 tests passed" in run("test", example).stdout
 
 
 def test_explain_of_an_inspected_flow_that_is_decided_at_connect(good: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from audit_events import connection, log_of
 
+from mitmsec.audit.event import Outcome
 from mitmsec.core.model import Action
 from mitmsec.service.run import Report
-from mitmsec.service.run_summary import is_wanted, summary, tell_summary
+from mitmsec.service.run_summary import DONE, is_wanted, summary, tell_summary, tell_survivors
 from mitmsec.service.state import DEFAULT, State
 
+GOOD = (Outcome.COMPLETED, Outcome.OPEN)
 REPORT = Report(
     session="run-1",
     command=("curl",),
@@ -35,20 +37,63 @@ def changed(**fields: object) -> Report:
     [
         (
             REPORT,
-            {"decrypt": 1, "block": 2},
-            "3 connections (1 decrypted, 2 blocked), 1 finding; see mitmsec audit list --session run-1",
+            {("decrypt", "completed"): 1, ("block", "blocked"): 2},
+            "3 connections: 1 decrypted, 2 blocked; 1 finding; see mitmsec audit list --session run-1",
         ),
-        (changed(connections=1, findings=0), {}, "1 connection, no findings; see mitmsec audit list --session run-1"),
-        (changed(connections=0, faults=2), {}, "no connections, 1 finding, 2 faults; see mitmsec audit list"),
+        (changed(connections=1, findings=0), {}, "1 connection; no findings; see mitmsec audit list --session run-1"),
+        (changed(connections=0, faults=2), {}, "no connections; 1 finding, 2 faults; see mitmsec audit list"),
         (changed(connections=0, findings=0), {}, "no connection was seen"),
+        (changed(connections=2), {("bypass", "completed"): 1}, "1 connection: 1 bypassed; 1 finding; see "),
+        (
+            changed(connections=1, findings=0),
+            {("decrypt", "origin_certificate"): 1},
+            "1 connection: 1 failed (decrypt: the origin's certificate is not valid); no findings; see ",
+        ),
+        (
+            changed(connections=9, findings=0),
+            {
+                ("decrypt", "completed"): 1,
+                ("decrypt", "client_rejected"): 2,
+                ("decrypt", "blocked"): 1,
+                ("bypass", "origin_refused"): 1,
+                ("capture", "open"): 1,
+                ("decrypt", "client_closed"): 1,
+                ("bypass", "cut"): 1,
+                ("forward", "completed"): 1,
+            },
+            (
+                "9 connections: 1 decrypted, 1 captured, 1 stopped by a finding, 1 left by the program, 1 cut, "
+                "4 failed (1 bypass: the origin refused; 2 decrypt: the program did not accept our certificate; "
+                "1 forward: completed); no findings; see "
+            ),
+        ),
     ],
 )
 def test_the_line_says_what_became_of_the_connections_and_how_to_see_them(
-    monkeypatch: pytest.MonkeyPatch, report: Report, counts: dict[str, int], line: str
+    monkeypatch: pytest.MonkeyPatch, report: Report, counts: dict[tuple[str, str], int], line: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gone"])
     assert summary(report, counts, State(DEFAULT)).startswith(f"mitmsec: {line}")
     assert "\n" not in summary(report, counts, State(DEFAULT))
+
+
+@pytest.mark.parametrize("outcome", [end for end in Outcome if end not in GOOD])
+@pytest.mark.parametrize("action", Action)
+def test_no_outcome_but_the_good_ones_looks_like_success(action: Action, outcome: Outcome) -> None:
+    line = summary(REPORT, {(action.value, outcome.value): 3}, State(DEFAULT))
+    if (action, outcome) != (Action.BLOCK, Outcome.BLOCKED):
+        assert f"3 {DONE[action]}" not in line
+    assert "3 connections: 3 " in line
+
+
+def test_children_that_live_on_are_told_of_even_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_survivors(changed(survivors=1))
+    tell_survivors(changed(survivors=2))
+    tell_survivors(changed(survivors=0))
+    assert capsys.readouterr().err.splitlines() == [
+        "mitmsec: 1 process lives on, no longer diverted; --wait stays with them",
+        "mitmsec: 2 processes live on, no longer diverted; --wait stays with them",
+    ]
 
 
 def test_another_state_directory_is_named_so_that_the_command_can_be_copied() -> None:
@@ -61,14 +106,14 @@ def test_the_counts_are_what_the_log_holds(tmp_path: Path, capsys: pytest.Captur
     tell_summary(REPORT, State(tmp_path))
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("mitmsec: 3 connections (2 decrypted, 1 bypassed), 1 finding; see ")
+    assert said.err.startswith("mitmsec: 3 connections: 2 decrypted, 1 bypassed; 1 finding; see ")
 
 
 def test_without_a_log_the_line_is_shorter_and_after_an_error_there_is_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tell_summary(REPORT, State(tmp_path))
-    assert capsys.readouterr().err.startswith("mitmsec: 3 connections, 1 finding; see ")
+    assert capsys.readouterr().err.startswith("mitmsec: 3 connections; 1 finding; see ")
     tell_summary(changed(error="the supervisor ended"), State(tmp_path))
     assert capsys.readouterr().err == ""
 
@@ -78,8 +123,10 @@ def test_a_terminal_that_is_gone_changes_nothing(tmp_path: Path, monkeypatch: py
         def write(self, text: str) -> int:
             raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(sys, "stderr", Gone())
-    tell_summary(REPORT, State(tmp_path))
+    for nobody in (Gone(), None):
+        monkeypatch.setattr(sys, "stderr", nobody)
+        tell_summary(REPORT, State(tmp_path))
+        tell_survivors(changed(survivors=2))
 
 
 def test_it_is_for_terminals_or_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
