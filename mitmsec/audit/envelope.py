@@ -142,6 +142,11 @@ def event_id(seen: ConnectionSeen) -> str:
     return f"{seen.flow}.open" if seen.outcome is Outcome.OPEN else seen.flow
 
 
+def is_open(event: str) -> bool:
+    """Whether this is the id of a connection's event that was written while it lived."""
+    return event.endswith(".open")
+
+
 def _connection(seen: ConnectionSeen) -> Fields:
     plain = _plain(seen)
     fields = {

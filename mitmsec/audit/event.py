@@ -81,6 +81,7 @@ class ConnectionSeen(Seen, frozen=True):
     error: str = ""
     tls: TlsFacts | None = None
     direction: Direction = Direction.OUTBOUND
+    session: str = ""  # from the supervisor; a gate's is that of its channel
 
 
 class BytesSeen(Seen, frozen=True):

@@ -132,7 +132,7 @@ class Intake:
         session, number = source.session, ""
         match seen:
             case ConnectionSeen():
-                number = event_id(seen)
+                number, session = event_id(seen), session or seen.session
                 if seen.outcome is not Outcome.OPEN:
                     self.flows.ended(seen.flow, now_s)
             case CertificateSeen():

@@ -39,7 +39,11 @@ class LogFile:
     def _turn(self) -> None:
         os.replace(self._path, f"{self._path}.1")
         fresh = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        os.dup2(fresh, self._descriptor)
+        full = os.fstat(self._descriptor)
+        for descriptor in {1, 2, self._descriptor}:  # our own words go there, too
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(descriptor), full):
+                    os.dup2(fresh, descriptor)
         os.close(fresh)
 
 

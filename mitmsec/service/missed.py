@@ -1,7 +1,8 @@
 """What the hook saw and could not or must not divert, as events: one for each program and endpoint, with a count.
 
 A program may try a thousand times a second, and to a thousand places. What is the same within one collection is one
-event; beyond EVENTS_LIMIT different ones the rest of a reason is one event that says how many.
+event; beyond EVENTS_LIMIT different ones the rest of a reason is one event that says how many. What the policy refuses
+(QUIC) is a blocked connection; anything else is a fault.
 """
 
 from __future__ import annotations
@@ -22,6 +23,14 @@ def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session
     counts: Counter[tuple[int, Endpoint, Reason, bool]] = Counter()
     first: dict[tuple[int, Endpoint, Reason, bool], Missed] = {}
     rest: Counter[tuple[Reason, bool]] = Counter()
+    beyond: dict[Reason, Missed] = {}
+    known: dict[tuple[int, Reason], Process] = {}
+
+    def process(one: Missed) -> Process:
+        if (one.pid, one.reason) not in known:
+            known[one.pid, one.reason] = whose(one)
+        return known[one.pid, one.reason]
+
     for one in missed:
         key = (one.pid, one.remote, one.reason, one.denied)
         if key in first or len(first) < EVENTS_LIMIT:
@@ -29,18 +38,25 @@ def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session
             counts[key] += 1
         else:
             rest[one.reason, one.denied] += 1
-    found = [_event(one, counts[key], whose(one), session) for key, one in first.items()]
-    found += [
-        FaultSeen(
-            what=reason,
-            detail="more attempts, to other places or by other processes",
-            failed="closed" if denied else "open",
-            session=session,
-            count=count,
-        )
-        for (reason, denied), count in rest.items()
-    ]
+            beyond.setdefault(one.reason, one)
+    found = [_event(one, counts[key], process(one), session) for key, one in first.items()]
+    for (reason, denied), count in rest.items():
+        if reason is Reason.QUIC_REFUSED:
+            one = beyond[reason]
+            found.append(refused_quic(one, process(one), session, count, "to this and other places"))
+        else:
+            found.append(_rest(reason, count, session, denied=denied))
     return found
+
+
+def _rest(reason: Reason, count: int, session: str, *, denied: bool) -> FaultSeen:
+    return FaultSeen(
+        what=reason,
+        detail="more attempts, to other places or by other processes",
+        failed="closed" if denied else "open",
+        session=session,
+        count=count,
+    )
 
 
 def _event(missed: Missed, count: int, process: Process, session: str) -> Seen:
@@ -56,9 +72,10 @@ def _event(missed: Missed, count: int, process: Process, session: str) -> Seen:
     )
 
 
-def refused_quic(missed: Missed, process: Process, session: str, count: int) -> ConnectionSeen:
+def refused_quic(missed: Missed, process: Process, session: str, count: int, where: str = "") -> ConnectionSeen:
     """The event of refused QUIC attempts: the program falls back to TCP."""
-    often = f" ({count} attempts)" if count > 1 else ""
+    words = [f"{count} attempts"] * (count > 1) + [where] * bool(where)
+    often = f" ({', '.join(words)})" if words else ""
     return ConnectionSeen(
         flow=f"{session}-quic-{time.time_ns():x}",
         process=process,
@@ -72,4 +89,5 @@ def refused_quic(missed: Missed, process: Process, session: str, count: int) -> 
         bytes_received=0,
         duration_ms=0,
         outcome=Outcome.BLOCKED,
+        session=session,
     )

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from mitmsec.service.state import DEFAULT, State
+from mitmsec.service.terminal import shown
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -48,10 +49,15 @@ def debug_option[Command: Callable[..., Any]](command: Command) -> Command:
 
 def fail(error: str, remedy: str, status: int) -> NoReturn:
     """Say what happened and what to do next on stderr, and end with `status`."""
-    click.echo(f"mitmsec: {error}", err=True)
+    click.echo(f"mitmsec: {_told(error)}", err=True)
     if remedy:
-        click.echo(f"  {remedy}", err=True)
+        click.echo(f"  {_told(remedy)}", err=True)
     sys.exit(status)
+
+
+def _told(text: str) -> str:
+    """Names and words of others may stand in it; only the ends of lines are ours."""
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def need_root(what: str) -> None:

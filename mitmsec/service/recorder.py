@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mitmsec.audit.committer import Committer
-from mitmsec.audit.envelope import Draft, fields_of
+from mitmsec.audit.envelope import Draft, fields_of, is_open
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
 from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
@@ -258,7 +258,7 @@ class Recorder:
         return [(inlet, inlet.settled) for inlet in self._inlets]
 
     def _on_committed(self, drafts: Sequence[Draft]) -> None:
-        self._counts.update((draft.session, draft.kind) for draft in drafts if draft.session)
+        self._counts.update((draft.session, draft.kind) for draft in drafts if draft.session and not is_open(draft.id))
         self._resume()
         for session in list(self._flushes):
             if self._session_over(session):

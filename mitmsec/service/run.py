@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -38,6 +39,8 @@ WORKERS_LIMIT = 4
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
+SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+NUMBERS = ("connections", "requests", "findings", "faults", "cut", "survivors")
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 _WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
 
@@ -126,9 +129,10 @@ def acting_as(caller: Caller) -> Iterator[None]:
 
 def memory_file(name: str, content: bytes) -> int:
     """A descriptor of an anonymous file that nobody can open by name."""
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with os.fdopen(os.dup(descriptor), "wb") as file:
         file.write(content)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)  # whoever gets it reads what we wrote
     return descriptor
 
 
@@ -141,17 +145,20 @@ def plan_policy(text: str | None) -> str:
 def open_result(path: str, caller: Caller) -> int:
     """The file `path`, made if there is none and left as it is otherwise, to be written with the caller's rights.
 
-    Where everybody may make files, one that somebody else laid there, or a link, is not taken. Raises OSError.
+    It holds keys or arguments, so a new one is the caller's alone. In a folder that others may write to, one that
+    somebody else laid there, or a link, is not taken. Raises OSError.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # nobody waits for a reader of a FIFO
     with acting_as(caller):
-        if not os.stat(os.path.dirname(path) or ".").st_mode & stat.S_IWOTH:
-            return os.open(path, flags, 0o666)
-        descriptor = os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    if os.fstat(descriptor).st_uid in (0, caller.uid):
+        folder = os.stat(os.path.dirname(path) or ".")
+        ours = (0, caller.uid)
+        is_ours = folder.st_uid in ours and not folder.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
+        descriptor = os.open(path, flags if is_ours else flags | os.O_NOFOLLOW, 0o600)
+    os.set_blocking(descriptor, True)
+    if is_ours or os.fstat(descriptor).st_uid in ours:
         return descriptor
     os.close(descriptor)
-    raise PermissionError(errno.EPERM, "somebody else's file, in a folder that everybody may write to", path)
+    raise PermissionError(errno.EPERM, "somebody else's file, in a folder that others may write to", path)
 
 
 # -- the supervisor ------------------------------------------------------------------------------------------------
@@ -178,7 +185,7 @@ def join(state: State) -> Channel:
 def _start_supervisor(state: State) -> None:
     """Start one and wait until it serves; one that finds another alive ends at once. Raises CannotRun."""
     reading, writing = os.pipe()
-    with open(state.supervisor_log, "ab") as log, open(os.devnull, "rb") as nothing:
+    with open(state.supervisor_log, "ab", opener=_private) as log, open(os.devnull, "rb") as nothing:
         subprocess.Popen(
             [sys.executable, "-P", "-m", "mitmsec.service.supervisor", str(state.folder), str(writing)],
             stdin=nothing,
@@ -277,12 +284,18 @@ class Run:
 
     def close(self, status: int | None) -> Report:
         """Everything is committed afterwards, or the report's `error` says that it may not be."""
-        answer = self._asked(
-            control.CommandEnded(status=status, wait=self._plan.wait),
-            timeout_s=None if self._plan.wait else CLOSE_DEADLINE_S,
-        )
+        answer, left = None, ""
+        waits = self._plan.wait
+        for number in KEYBOARD if waits else ():
+            signal.signal(number, signal.default_int_handler)
+        try:
+            ended = control.CommandEnded(status=status, wait=waits)
+            answer = self._asked(ended, timeout_s=None if waits else CLOSE_DEADLINE_S)
+        except KeyboardInterrupt:
+            left = "not waited for to its end: the run goes on, diverted and recorded, until its last child has ended"
         self._channel.close()
         counts = answer if isinstance(answer, control.RunClosed) else None
+        numbers: dict[str, Any] = {name: getattr(counts, name, 0) for name in NUMBERS}
         return Report(
             session=self.session,
             command=self._plan.command,
@@ -290,13 +303,8 @@ class Run:
             status_of="command" if status is not None else "mitmsec",
             started=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started_s)),
             duration_s=round(time.time() - self._started_s, 3),
-            connections=counts.connections if counts else 0,
-            requests=counts.requests if counts else 0,
-            findings=counts.findings if counts else 0,
-            faults=counts.faults if counts else 0,
-            cut=counts.cut if counts else 0,
-            survivors=counts.survivors if counts else 0,
-            error=self._doubt(counts),
+            **numbers,
+            error=left or self._doubt(counts),
         )
 
     def _doubt(self, counts: control.RunClosed | None) -> str:
@@ -308,6 +316,10 @@ class Run:
         if not counts.committed:
             return f"the recorder did not confirm that every event is on disk; read {self._state.supervisor_log}"
         return ""
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str], mask: set[int]) -> tuple[int, int | None]:

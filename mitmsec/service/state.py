@@ -18,12 +18,14 @@ import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from mitmsec.core.messages import Role
 from mitmsec.service.accounts import FIRST_UID, account_of, readers_gid
 
 DEFAULT = Path("/var/lib/mitmsec")
+LINKS_LIMIT = 40  # as the kernel's own
 
 
 class StateBusy(Exception):
@@ -55,17 +57,28 @@ class State:
     def make(self) -> None:
         """Create what is missing and put owners and modes right. Needs root. Raises OSError, StateRefused."""
         signer, recorder = account_of(Role.SIGNER), account_of(Role.RECORDER)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        _check_way(self.folder)
-        _check_content(self.folder)
-        for path, uid, gid, mode in (
+        folders = (
             (self.folder, 0, 0, 0o711),
             (self.run, 0, 0, 0o711),
             (self.jail, 0, 0, 0o755),
             (self.ca, signer.uid, signer.gid, 0o700),
             (self.log, recorder.uid, readers_gid() or recorder.gid, 0o2750),
-        ):
+        )
+        _check_way(self.folder)  # everything is looked at before anything is changed
+        for path, uid, _, _ in folders:
+            with contextlib.suppress(FileNotFoundError):
+                os.close(_opened(path, uid))
+        self._check_content()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        for path, uid, gid, mode in folders:
             _adopt(path, uid, gid, mode)
+
+    def _check_content(self) -> None:
+        """A folder that holds other things is somebody's mistake, unless it has been a state already."""
+        names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
+        others = names - {self.run.name, self.log.name, self.ca.name}
+        if others and not (self.run / "identity").is_file():
+            raise _refused(self.folder, f"is not a state directory: it holds {min(others)}")
 
     def identity(self) -> str:
         """A short name that stands in cgroups and pins of this state, the same as long as the folder lives."""
@@ -94,6 +107,16 @@ def _adopt(path: Path, uid: int, gid: int, mode: int) -> None:
     """Make the folder `path`, or take it over from `uid` or root."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
+    descriptor = _opened(path, uid)
+    try:
+        os.fchown(descriptor, uid, gid)
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path, uid: int) -> int:
+    """A descriptor of the folder `path`, which may be taken over. Raises StateRefused, FileNotFoundError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -106,29 +129,48 @@ def _adopt(path: Path, uid: int, gid: int, mode: int) -> None:
             raise _refused(path, f"belongs to user {found.st_uid}")
         if _others_may_write(found):
             raise _refused(path, f"may be written to by others (mode {stat.S_IMODE(found.st_mode):04o})")
-        os.fchown(descriptor, uid, gid)
-        os.fchmod(descriptor, mode)
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _check_way(folder: Path) -> None:
-    """Nobody else can exchange `folder` for another one: not in its parent, nor in any folder above."""
+    """Nobody else can exchange `folder` for another one: no folder and no link on the way to it is theirs."""
     ours = {0, int(caller) if (caller := os.environ.get("SUDO_UID", "")).isdigit() else 0}
-    real = Path(os.path.realpath(folder.parent))
-    for parent in dict.fromkeys((folder.parent, *folder.parent.parents, real, *real.parents)):
-        found = os.stat(parent)
+    for step, found in _steps(folder.parent):
         if found.st_uid not in ours:
-            raise _refused(parent, f"belongs to user {found.st_uid}, who could put another folder in place of {folder}")
-        if _others_may_write(found) and not found.st_mode & stat.S_ISVTX:
-            raise _refused(parent, f"may be written to by others, who could put another folder in place of {folder}")
+            raise _refused(step, f"belongs to user {found.st_uid}, who could put another folder in place of {folder}")
+        is_link = stat.S_ISLNK(found.st_mode)  # whose mode says nothing
+        if not is_link and _others_may_write(found) and not found.st_mode & stat.S_ISVTX:
+            raise _refused(step, f"may be written to by others, who could put another folder in place of {folder}")
 
 
-def _check_content(folder: Path) -> None:
-    """A folder that holds other things is somebody's mistake: its mode and owner are not ours to change."""
-    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    if names and not names & {"run", "log", "ca"}:
-        raise _refused(folder, f"is not a state directory: it holds {min(names)}")
+def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Each folder and each link that the kernel passes on its way to `path`, as far as that exists."""
+    here, ahead, links = Path("/"), list(reversed(path.parts[1:])), 0
+    yield here, os.lstat(here)
+    while ahead:
+        part = ahead.pop()
+        if part == "..":
+            here = here.parent
+            continue
+        step = here / part
+        try:
+            found = os.lstat(step)
+        except FileNotFoundError:
+            return
+        yield step, found
+        if not stat.S_ISLNK(found.st_mode):
+            here = step
+            continue
+        links += 1
+        if links > LINKS_LIMIT:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        target = Path(os.readlink(step))
+        if target.is_absolute():
+            here = Path("/")
+        ahead += reversed(target.parts[1:] if target.is_absolute() else target.parts)
 
 
 def _others_may_write(found: os.stat_result) -> bool:

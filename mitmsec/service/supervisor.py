@@ -209,7 +209,10 @@ class Supervisor:
         """End signer and recorder; every event is committed."""
         await self.backbone.stop()
         with contextlib.suppress(OSError):  # pins of an earlier supervisor's command keep it
-            if bpffs.is_mounted(self.state.bpf) and not any(self.state.bpf.iterdir()):
+            kept = any(
+                entry.is_dir() for entry in self.state.bpf.iterdir()
+            )  # a new bpffs may hold files of the kernel's
+            if bpffs.is_mounted(self.state.bpf) and not kept:
                 bpffs.unmount(self.state.bpf)
 
 

@@ -179,11 +179,21 @@ class RouteMirror:
         return ROUTE_KEY.pack(ROUTE_KEY_FIXED_BITS + 8 * len(family.mapped) + prefix.length, self._cookie, address)
 
     def _write(self, answers: Mapping[bytes, bytes]) -> None:
-        """New and changed ones first: in between, no destination loses its answer."""
+        """New and changed ones first: in between, no destination loses its answer. In a full map, old ones first."""
+        try:
+            self._insert(answers)
+        except OSError:
+            self._remove_all_but(answers)
+            self._insert(answers)
+        self._remove_all_but(answers)
+
+    def _insert(self, answers: Mapping[bytes, bytes]) -> None:
         for key, value in answers.items():
             if self._known.get(key) != value:
                 self._routes.update(key, value)
                 self._known[key] = value
+
+    def _remove_all_but(self, answers: Mapping[bytes, bytes]) -> None:
         for key in [key for key in self._known if key not in answers]:
             self._routes.delete(key)
             del self._known[key]

@@ -255,6 +255,28 @@ def until_fault(mitmsec: Mitmsec, what: str, within_s: float = 20) -> None:
         time.sleep(0.1)
 
 
+def test_a_child_that_is_stopped_does_not_outlive_its_supervisor(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert OURS in program.tries()
+        children = [pid for _, pid, _ in program.status().processes]
+        for role in ("worker", "gate", "signer"):
+            os.kill(program.pid_of(role), signal.SIGSTOP)
+        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
+        for pid in children:
+            until_gone(pid)
+        program.end()
+
+
+def test_a_closed_run_that_ends_in_order_leaves_no_mount(origin: Network, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy('[defaults]\non_failure = "closed"\n')
+    done = mitmsec.run("--policy", policy, "--", "true")
+    assert done.returncode == 0, done.stderr
+    deadline = time.monotonic() + 20
+    while str(mitmsec.state) in Path("/proc/mounts").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_three_deaths_at_once_are_mended(origin: Network, mitmsec: Mitmsec) -> None:
     with client(mitmsec, "open") as program:
         assert OURS in program.tries()

@@ -290,6 +290,23 @@ def test_children_that_live_on_are_no_longer_diverted(network: Network, mitmsec:
         os.kill(pid, signal.SIGKILL)
 
 
+def test_waiting_for_the_last_child_can_be_given_up(network: Network, mitmsec: Mitmsec) -> None:
+    run = mitmsec.start("--wait", "--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
+    assert run.stdout is not None
+    pid = int(run.stdout.readline())
+    try:
+        until = time.monotonic() + 10
+        while run.poll() is None and time.monotonic() < until:  # the command itself may take a moment to end
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _, err = run.communicate(timeout=10)
+        assert "not waited for to its end" in err
+        assert run.returncode == 0
+        assert "mitmsec-" in Path(f"/proc/{pid}/cgroup").read_text()  # still diverted
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
 def test_children_that_live_on_keep_the_roots_that_their_environment_names(
     origin: Network, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:

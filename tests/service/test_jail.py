@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -191,6 +192,32 @@ def test_a_child_without_an_interpreter_says_so(
 
     asyncio.run(story())
     assert "could not start: FileNotFoundError" in capfd.readouterr().out
+
+
+NESTED = """
+import ctypes, os, sys
+from mitmsec.service import jail
+outside, root = sys.argv[1:]
+os.unshare(os.CLONE_NEWNS)
+jail._mount(None, "/", None, jail.MS_REC | jail.MS_PRIVATE)
+jail._mount("tmpfs", outside + "/share", "tmpfs", 0, "size=1m")
+jail._bind(outside, root, writable=False)
+for path in (root + outside, root + outside + "/share"):
+    try:
+        open(path + "/x", "w")
+        print("written")
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+@pytest.mark.root
+def test_what_is_mounted_below_what_is_bound_is_read_only_too(tmp_path: Path) -> None:
+    (tmp_path / "outside" / "share").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    command = [sys.executable, "-c", NESTED, str(tmp_path / "outside"), str(tmp_path / "root")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "Read-only file system\n" * 2
 
 
 def test_nothing_is_bound_twice() -> None:

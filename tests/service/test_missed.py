@@ -41,6 +41,21 @@ def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:
     assert {(event.what, event.failed, event.session) for event in found} == {("gate_stalled", "closed", "run-1")}
 
 
+def test_what_the_policy_refuses_is_no_fault_however_many_places_were_tried() -> None:
+    asked: list[int] = []
+
+    def who(one: Missed) -> Process:
+        asked.append(one.pid)
+        return whose(one)
+
+    found = events([missed(Reason.QUIC_REFUSED, port=port, denied=True) for port in range(1, 31)], who, "run-1")
+    connections = [event for event in found if isinstance(event, ConnectionSeen)]
+    assert len(connections) == len(found) == EVENTS_LIMIT + 1
+    assert "14 attempts, to this and other places" in connections[-1].reason
+    assert {event.session for event in connections} == {"run-1"}
+    assert asked == [7]
+
+
 def test_refused_quic_is_a_blocked_connection_that_says_how_often() -> None:
     (event,) = events([missed(Reason.QUIC_REFUSED)] * 3, whose, "run-1")
     assert isinstance(event, ConnectionSeen)

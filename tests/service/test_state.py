@@ -125,9 +125,66 @@ def test_the_home_of_who_called_sudo_will_do(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.root
-def test_a_folder_with_other_things_in_it_keeps_its_mode(tmp_path: Path) -> None:
-    """`--state /etc` would otherwise close it for everybody."""
-    (tmp_path / "state").mkdir(mode=0o755)
-    (tmp_path / "state" / "passwd").write_text("")
-    assert "not a state directory: it holds passwd" in refused(State(tmp_path / "state"))
-    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o755
+@pytest.mark.parametrize(
+    ("names", "why"),
+    [
+        (["passwd"], "not a state directory: it holds passwd"),
+        (["run", "etc", "home"], "not a state directory: it holds etc"),
+        (["log", "lib"], "not a state directory: it holds lib"),
+    ],
+    ids=["/etc", "/", "/var"],
+)
+def test_a_folder_with_other_things_in_it_keeps_its_mode(tmp_path: Path, names: list[str], why: str) -> None:
+    """`--state /` would otherwise close it for everybody."""
+    folder = tmp_path / "state"
+    for name in names:
+        (folder / name).mkdir(parents=True, mode=0o755)
+    folder.chmod(0o755)
+    assert why in refused(State(folder))
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())} == {0o755}
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+
+
+@pytest.mark.root
+def test_nothing_is_changed_before_all_has_been_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    folder.chmod(0o755)
+    (folder / "run").symlink_to(tmp_path)
+    assert "symbolic link" in refused(State(folder))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+@pytest.mark.root
+def test_a_state_in_which_somebody_keeps_a_file_goes_on(tmp_path: Path) -> None:
+    state = made(tmp_path)
+    state.identity()
+    (state.folder / "policy.toml").write_text("")
+    state.make()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("link", ["ours to theirs", "theirs"])
+def test_a_link_that_others_could_turn_elsewhere_is_refused(tmp_path: Path, link: str) -> None:
+    """In a folder for everybody: a user's link to a folder of root's, and one of root's to that."""
+    (tmp_path / "safe").mkdir(mode=0o755)
+    public = tmp_path / "public"
+    public.mkdir()
+    public.chmod(0o1777)
+    (public / "theirs").symlink_to(tmp_path / "safe")
+    os.lchown(public / "theirs", 1000, 1000)
+    (tmp_path / "ours to theirs").symlink_to("public/theirs")
+    way = tmp_path / link if link != "theirs" else public / "theirs"
+    assert "belongs to user 1000" in refused(State(way / "state"))
+    assert not list((tmp_path / "safe").iterdir())
+
+
+@pytest.mark.root
+def test_a_link_of_our_own_will_do_and_a_circle_of_them_ends(tmp_path: Path) -> None:
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "here").symlink_to("there/deep/..")
+    State(tmp_path / "here" / "state").make()
+    assert (tmp_path / "there" / "state" / "run").is_dir()
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(OSError, match="symbolic links"):
+        State(tmp_path / "circle" / "state").make()
