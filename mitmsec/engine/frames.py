@@ -121,6 +121,8 @@ class BoundedConnection(BufferedH2Connection):
         waiting = self.stream_buffers.get(stream_id)
         if waiting and len(waiting[-1].data) + len(data) <= JOIN_BYTES:
             waiting[-1] = SendH2Data(waiting[-1].data + data, end_stream)
+        elif data and self.local_flow_control_window(stream_id) <= 0:  # negative: the peer took credit back (§6.9.2)
+            self.stream_buffers[stream_id].append(SendH2Data(data, end_stream))
         else:
             super().send_data(stream_id, data, end_stream)
 

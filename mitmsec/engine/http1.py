@@ -37,7 +37,7 @@ CLIENT_CODES = frozenset({
 OnBroken = Callable[..., Page]
 """Told that a client broke the protocol; what the client may be told."""
 
-_EMPTY_LINES = re.compile(rb"(?:\r\n)+")
+_EMPTY_LINES = re.compile(rb"(?:\r?\n)+")
 _INTERIM = re.compile(rb"HTTP/1\.. 1(?!01)..", re.DOTALL)  # 1xx but 101
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _LAST_CHUNK = b"0\r\n\r\n"

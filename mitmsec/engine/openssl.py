@@ -40,6 +40,13 @@ class TlsFailed(Exception):
         self.alert = alert
 
 
+def size_bytes(session: SSL.Session) -> int:
+    """What `session` holds, the peer's certificates included."""
+    raw: Any = session
+    size: int = _lib.i2d_SSL_SESSION(raw._session, _ffi.NULL)
+    return size
+
+
 class TlsSession:
     """One side of one TLS connection, without a socket."""
 

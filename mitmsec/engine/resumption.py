@@ -18,11 +18,12 @@ from typing import NamedTuple
 from OpenSSL import SSL
 
 from mitmsec.core.model import Endpoint
-from mitmsec.engine.openssl import TlsSession
+from mitmsec.engine.openssl import TlsSession, size_bytes
 
 KEEP_S = 3600.0
-EACH_LIMIT = 16  # tickets for one program and origin: about as many as it opens connections at once
-PLACES_LIMIT = 256
+EACH_LIMIT = 4  # tickets for one program and origin: about as many as it opens connections at once
+PLACES_LIMIT = 128
+SIZE_LIMIT_BYTES = 16_384  # of one session, which holds the origin's whole chain: it sends as much of that as it likes
 
 
 class Place(NamedTuple):
@@ -87,5 +88,7 @@ class Resumption:
     def finish(self, session: TlsSession, now_s: float) -> None:
         """At the end: keep the origin's last ticket, if it sent any."""
         ticket = session.ticket()
-        if ticket is not None and self._place.owner and now_s < self._until_s:
+        if ticket is None or not self._place.owner or now_s >= self._until_s:
+            return
+        if size_bytes(ticket) <= SIZE_LIMIT_BYTES:
             self._all.keep(self._place, ticket, self._until_s)

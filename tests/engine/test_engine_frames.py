@@ -160,6 +160,25 @@ def test_small_pieces_that_wait_are_joined_and_arrive_in_order() -> None:
     assert ours.held_bytes == 0
 
 
+def test_credit_that_is_taken_back_is_waited_for() -> None:
+    """RFC 9113 §6.9.2: a smaller initial window makes the windows of streams negative."""
+    ours, theirs = pair(window_bytes=20_000)
+    stream = ask(theirs)
+    talk(ours, theirs)
+    ours.send_headers(stream, [(b":status", b"200")])
+    ours.send_data(stream, b"a" * 15_000)
+    theirs.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    heard = talk(ours, theirs)
+    ours.send_data(stream, b"b" * 1000)
+    ours.end_stream(stream)
+    assert ours.held_bytes == 1000
+    heard += talk(ours, theirs)
+    theirs.increment_flow_control_window(16_000, stream)
+    heard += talk(ours, theirs)
+    said = b"".join(event.data for event in heard if isinstance(event, h2.events.DataReceived))
+    assert said == b"a" * 15_000 + b"b" * 1000
+
+
 @pytest.mark.parametrize("who", ["ours", "theirs"])
 def test_trailers_that_wait_are_dropped_with_their_stream(who: str) -> None:
     ours, theirs = pair(window_bytes=0)

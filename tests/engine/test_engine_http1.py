@@ -276,6 +276,15 @@ def test_empty_lines_before_a_request_cost_what_they_weigh() -> None:
     assert _told(side, *[b"x"] * 10_000) < 1000
 
 
+@pytest.mark.parametrize("empty", [b"\n", b"\r\n\n", b"\n\r\n", b"\r\n\r\n"])
+def test_empty_lines_of_any_kind_before_a_request_are_skipped(empty: bytes) -> None:
+    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"))
+    list(side.handle_event(events.Start()))
+    said = list(side.handle_event(events.DataReceived(side.conn, empty + b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")))
+    assert said
+    assert side.request is not None
+
+
 def test_interim_answers_cost_what_they_weigh() -> None:
     side = http1.Back(_context())
     list(side.handle_event(events.Start()))

@@ -119,6 +119,14 @@ def test_what_was_not_verified_is_not_kept() -> None:
     assert len(program.kept) == 0
 
 
+def test_a_session_that_weighs_too_much_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An origin sends as long a chain as it likes, and the session holds it."""
+    monkeypatch.setattr(resumption, "SIZE_LIMIT_BYTES", 100)
+    program = Program()
+    program.connects()
+    assert len(program.kept) == 0
+
+
 def test_what_is_kept_is_bounded() -> None:
     program = Program()
     program.connects()
