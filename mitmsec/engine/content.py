@@ -39,7 +39,7 @@ def decoder(codings: str) -> Decoder:
     for step in steps:
         if step is not None:
             made = _Chain(made, _Bounded(step()))
-    return made
+    return _Bounded(made)  # all of them together, too: what they unfold each, they would unfold times each other
 
 
 class Identity:
@@ -60,7 +60,7 @@ class _Chain:
 
 
 class _Bounded:
-    """Counts what goes in and comes out of one step."""
+    """Counts what goes in and comes out."""
 
     def __init__(self, step: Decoder) -> None:
         self._step = step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import random
 import zlib
 from collections.abc import Callable
 
@@ -74,6 +75,16 @@ def test_a_bomb_is_given_up_before_it_has_grown(coding: str) -> None:
     with pytest.raises(Undecodable, match="expands"):
         grown.extend(len(piece) for piece in made.feed(bomb))
     assert sum(grown) <= FREE_BYTES + 200 * len(bomb) < 24 << 20
+
+
+def test_a_bomb_within_a_bomb_is_measured_by_what_travelled() -> None:
+    """Each step alone stays within its ratio: 200 times 200 would not."""
+    inner = gzip.compress(bytes(1 << 16) * 3 + random.Random(1).randbytes(1 << 10)) * 700
+    bomb = gzip.compress(inner)
+    grown: list[int] = []
+    with pytest.raises(Undecodable, match="expands"):
+        grown.extend(len(piece) for piece in decoder("gzip, gzip").feed(bomb))
+    assert sum(grown) <= FREE_BYTES + RATIO_LIMIT * len(bomb)
 
 
 @pytest.mark.parametrize("words", ["compress", "gzip, unknown", "gzip, gzip, gzip, gzip", "\x00"])
