@@ -16,6 +16,7 @@ from mitmsec.engine.content import FREE_BYTES, RATIO_LIMIT, SLICE_BYTES
 _CONTINUATION, _TEXT, _BINARY = 0, 1, 2
 _CONTROL_LIMIT_BYTES = 125
 _TAIL = b"\x00\x00\xff\xff"
+_EMPTY_END = b"\0" + _TAIL
 
 
 class BadFrames(Exception):
@@ -95,17 +96,19 @@ class Frames:
             if data:
                 yield data
         else:
-            yield from self._inflated(data + _TAIL if ends else data)
+            yield from self._inflated(data + _TAIL if ends else data, ends=ends)
             if ends and self._no_takeover:
                 self._inflate = None
         if ends:
             yield b""
 
-    def _inflated(self, data: bytes) -> Iterator[bytes]:
-        if self._inflate is None:
-            self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    def _inflated(self, data: bytes, *, ends: bool) -> Iterator[bytes]:
         self._in_bytes += len(data)
         while data:
+            if self._inflate is None:
+                if ends and data in (_TAIL, _EMPTY_END):  # what may follow a final block, or is an empty message
+                    return
+                self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
             try:
                 piece = self._inflate.decompress(data, SLICE_BYTES)
             except zlib.error as error:
@@ -116,9 +119,8 @@ class Frames:
             if piece:
                 yield piece
             data = self._inflate.unconsumed_tail
-            if self._inflate.eof:
-                self._inflate = None
-                return
+            if self._inflate.eof:  # more blocks may follow (RFC 7692 §7.2.3.5), and some receivers read them
+                data, self._inflate = self._inflate.unused_data, None
 
 
 def pair(extensions: str) -> tuple[Frames, Frames]:

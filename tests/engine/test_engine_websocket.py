@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import zlib
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,23 @@ def test_large_messages_come_in_pieces_before_they_are_complete() -> None:
 def test_bytes_that_are_no_frames(data: bytes) -> None:
     with pytest.raises(BadFrames):
         list(Frames().feed(data))
+
+
+@pytest.mark.parametrize("end", [b"", b"\0"])
+@pytest.mark.parametrize("split", range(40))
+def test_what_follows_a_final_block_is_read_too(split: int, end: bytes) -> None:
+    """RFC 7692 §7.2.3.5; and the next message is read as if nothing had been."""
+
+    def final(text: bytes) -> bytes:
+        packer = zlib.compressobj(wbits=-15)
+        return packer.compress(text) + packer.flush()
+
+    packer = zlib.compressobj(wbits=-15)
+    open_block = packer.compress(b"secret") + packer.flush(zlib.Z_SYNC_FLUSH)
+    payload = final(b"hello ") + open_block.removesuffix(b"\0\0\xff\xff")
+    frames = Frames(deflate=True)
+    wire = b"".join(bytes([0xC1, len(body)]) + body for body in (payload, final(b"again") + end, payload))
+    assert b"".join([*frames.feed(wire[:split]), *frames.feed(wire[split:])]) == b"hello secretagainhello secret"
 
 
 def test_a_bomb_is_given_up() -> None:
