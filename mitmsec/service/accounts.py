@@ -6,7 +6,6 @@ The range is documented in docs/processes.md so that an administrator can see at
 from __future__ import annotations
 
 import grp
-import os
 import pwd
 
 from mitmsec.core.messages import Role
@@ -41,22 +40,3 @@ def readers_gid() -> int:
         return grp.getgrnam(READERS_GROUP).gr_gid
     except KeyError:
         return 0
-
-
-def caller(environ: dict[str, str], *, user: str | None) -> tuple[int, int, str, str]:
-    """(uid, gid, name, home) that the command runs as: `user`, else who called sudo, else who calls.
-
-    Raises KeyError when `user` is unknown.
-    """
-    if user is not None:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        return entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir
-    uid = os.getuid()
-    if uid == 0 and environ.get("SUDO_UID", "").isdigit():
-        uid = int(environ["SUDO_UID"])
-    try:
-        entry = pwd.getpwuid(uid)
-    except KeyError:
-        gid = int(environ["SUDO_GID"]) if environ.get("SUDO_GID", "").isdigit() else uid
-        return uid, gid, str(uid), "/"
-    return entry.pw_uid, entry.pw_gid, entry.pw_name, entry.pw_dir

@@ -18,8 +18,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +28,7 @@ from mitmsec.channel import Channel
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control
+from mitmsec.service.caller import Caller, acting_as
 from mitmsec.service.state import State, StateRefused
 
 START_DEADLINE_S = 45.0
@@ -51,15 +51,6 @@ class CannotRun(Exception):
     def __init__(self, error: str, remedy: str, status: int) -> None:
         super().__init__(error)
         self.error, self.remedy, self.status = error, remedy, status
-
-
-class Caller(Value, frozen=True):
-    """Who the command runs as."""
-
-    uid: int
-    gid: int
-    name: str
-    home: str
 
 
 class Plan(Value, frozen=True):
@@ -109,24 +100,6 @@ def find_executable(command: str, environ: Mapping[str, str], caller: Caller) ->
     raise CannotRun(f"{command}: command not found", "check the spelling, or give the path of the program", 127)
 
 
-@contextmanager
-def acting_as(caller: Caller) -> Iterator[None]:
-    """Files opened in the body are opened with the caller's rights."""
-    if os.geteuid() != 0 or caller.uid == 0:
-        yield
-        return
-    groups = os.getgroups()
-    os.setgroups(os.getgrouplist(caller.name, caller.gid) if not caller.name.isdigit() else [caller.gid])
-    os.setegid(caller.gid)
-    os.seteuid(caller.uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
 def memory_file(name: str, content: bytes) -> int:
     """A descriptor of an anonymous file that nobody can open by name."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -140,25 +113,6 @@ def plan_policy(text: str | None) -> str:
     """The fingerprint of a policy that stands in the log: of its text, or of the built-in one."""
     content = text.encode() if text is not None else msgspec.json.encode(DEFAULT_POLICY)
     return hashlib.sha256(content).hexdigest()
-
-
-def open_result(path: str, caller: Caller) -> int:
-    """The file `path`, made if there is none and left as it is otherwise, to be written with the caller's rights.
-
-    It holds keys or arguments, so a new one is the caller's alone. In a folder that others may write to, one that
-    somebody else laid there, or a link, is not taken. Raises OSError.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # nobody waits for a reader of a FIFO
-    with acting_as(caller):
-        folder = os.stat(os.path.dirname(path) or ".")
-        ours = (0, caller.uid)
-        is_ours = folder.st_uid in ours and not folder.st_mode & (stat.S_IWOTH | stat.S_IWGRP)
-        descriptor = os.open(path, flags if is_ours else flags | os.O_NOFOLLOW, 0o600)
-    os.set_blocking(descriptor, True)
-    if is_ours or os.fstat(descriptor).st_uid in ours:
-        return descriptor
-    os.close(descriptor)
-    raise PermissionError(errno.EPERM, "somebody else's file, in a folder that others may write to", path)
 
 
 # -- the supervisor ------------------------------------------------------------------------------------------------

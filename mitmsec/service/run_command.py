@@ -17,19 +17,16 @@ import msgspec
 
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control
-from mitmsec.service.accounts import caller as who_calls
+from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_USAGE, debug_option, fail, need_root, state_option
 from mitmsec.service.policy_commands import loaded_with_text
 from mitmsec.service.run import (
     WORKERS_LIMIT,
-    Caller,
     CannotRun,
     Plan,
     Report,
     Run,
-    acting_as,
     find_executable,
-    open_result,
     plan_policy,
 )
 from mitmsec.service.run_summary import is_wanted, say, tell_summary, tell_survivors
@@ -135,10 +132,9 @@ def _complaining(option: str, path: str) -> Iterator[None]:
 
 def _caller(environ: Mapping[str, str], user: str | None) -> Caller:
     try:
-        uid, gid, name, home = who_calls(dict(environ), user=user)
+        return who_calls(environ, user=user)
     except KeyError:
         fail(f"--user: there is no user {user}", "give a name or a number that `id` knows", EXIT_USAGE)
-    return Caller(uid=uid, gid=gid, name=name, home=home)
 
 
 def _plan(
