@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 import msgspec
@@ -240,13 +241,15 @@ class Run:
         """Everything is committed afterwards, or the report's `error` says that it may not be."""
         answer, left = None, ""
         waits = self._plan.wait
-        for number in KEYBOARD if waits else ():
-            signal.signal(number, signal.default_int_handler)
         try:
+            for number in KEYBOARD if waits else ():
+                signal.signal(number, _interrupt_once)
             ended = control.CommandEnded(status=status, wait=waits)
             answer = self._asked(ended, timeout_s=None if waits else CLOSE_DEADLINE_S)
         except KeyboardInterrupt:
             left = "not waited for to its end: the run goes on, diverted and recorded, until its last child has ended"
+        for number in KEYBOARD:
+            signal.signal(number, signal.SIG_IGN)
         self._channel.close()
         counts = answer if isinstance(answer, control.RunClosed) else None
         numbers: dict[str, Any] = {name: getattr(counts, name, 0) for name in NUMBERS}
@@ -270,6 +273,13 @@ class Run:
         if not counts.committed:
             return f"the recorder did not confirm that every event is on disk; read {self._state.supervisor_log}"
         return ""
+
+
+def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
+    """What a second Ctrl-C would end is over in a moment, and tells the command's own status."""
+    for number in KEYBOARD:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _private(path: str, flags: int) -> int:
