@@ -126,6 +126,8 @@ STEPS: Mapping[str, Step] = {
     "single requests": single,
     "bulk": bulk,
 }
+TURNS: Mapping[str, int] = {"bulk": 5}
+"""How often a step is taken in each round, if not once: a download lasts a tenth of what another step does."""
 
 
 def _wrk(running: Running, plan: Plan, *options: str) -> tuple[Load, float]:

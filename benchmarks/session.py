@@ -82,8 +82,9 @@ class Session:
         for number in range(plan.rounds):
             for step, take in measure.STEPS.items():
                 self._say(f"round {number + 1}/{plan.rounds}: {step}")
-                for running in rotated(self._running, number):
-                    self._note(running, step, partial(take, running, plan))
+                for turn in range(measure.TURNS.get(step, 1)):
+                    for running in rotated(self._running, number + turn):
+                        self._note(running, step, partial(take, running, plan))
         for running in self._running:
             self._note(running, "memory", partial(measure.resident, running))
             if plan.huge and running.variant.name != "mitmdump local":
