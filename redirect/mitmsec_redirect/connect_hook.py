@@ -27,6 +27,7 @@ from mitmsec_redirect import bpf, netns, programs, records
 from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
 from mitmsec_redirect.routes import RouteMirror
+from mitmsec_redirect.steps import Selection
 
 ORIGINS_LIMIT = 65536  # connections that the gate has not yet asked about
 MISSED_LIMIT = 4096
@@ -71,12 +72,14 @@ class ConnectHook:
         quic: Quic,
         pin_folder: Path | None = None,
         netns_fd: int | None = None,
+        selection: Selection | None = None,
     ) -> ConnectHook:
         """Attach to the cgroup. From now on its sockets' connections go to the gate's listeners.
 
         `netns_cookies` are the namespaces with listeners on these ports; the routes of `netns_fd` (None: our own) are
-        mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. The gate has one second for its first
-        heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
+        mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. `selection`
+        narrows all this to the processes that it names; its map stays the caller's. The gate has one second for its
+        first heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         with ExitStack() as held:
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
@@ -90,7 +93,7 @@ class ConnectHook:
                 hook._pins = pin_folder
                 pin_folder.mkdir(mode=0o700)  # first: what is there already is not ours to reap
                 held.callback(reap, pin_folder)
-            hook._attach(str(cgroup_path), on_failure, quic)
+            hook._attach(str(cgroup_path), on_failure, quic, selection)
             hook._held = held.pop_all()
             return hook
 
@@ -102,9 +105,9 @@ class ConnectHook:
         self._held.callback(self._mirror.close)
         self._mirror.refresh()
 
-    def _attach(self, cgroup_path: str, on_failure: OnFailure, quic: Quic) -> None:
+    def _attach(self, cgroup_path: str, on_failure: OnFailure, quic: Quic, selection: Selection | None) -> None:
         fds = {name: one.fd for name, one in self._maps.items()}
-        code = programs.build(programs.Layout(**fds, on_failure=on_failure, quic=quic))
+        code = programs.build(programs.Layout(**fds, on_failure=on_failure, quic=quic, selection=selection))
         cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with ExitStack() as links:
             self._held.callback(os.close, cgroup)

@@ -2,6 +2,7 @@
 
 connect4/6, in this order; the first step that applies decides. Whatever is neither TCP nor UDP/443 passes at once:
 
+     the caller is not selected (a standing selection only) ─► pass
      describe the attempt
       ├─ UDP/443, and quic = refuse ─────────────────────────► EPERM            quic_refused
       │  forget what an earlier connect() of this socket left (it may have been disconnected since)
@@ -76,6 +77,7 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
     else:
         asm.jump("pass")
     asm.label("ours")
+    steps.unless_selected(asm, layout, "pass")
     steps.describe(asm, v6=v6)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_UDP, steps.because(Code.QUIC_REFUSED))
@@ -101,6 +103,7 @@ def sendmsg(layout: Layout, *, v6: bool) -> bytes:
     asm = Assembler()
     steps.begin(asm, v6=v6)
     steps.unless_quic(asm, "pass")
+    steps.unless_selected(asm, layout, "pass")
     steps.describe(asm, v6=v6)
     asm.jump(steps.because(Code.QUIC_REFUSED))
     steps.ends(asm, layout, (Code.QUIC_REFUSED,))

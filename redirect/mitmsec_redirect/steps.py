@@ -15,6 +15,7 @@ from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
 from mitmsec_redirect.records import AttemptFlag, Code, NamespaceFlag, RouteFlag, port_field, word
+from mitmsec_redirect.verdicts import Verdict
 
 R0, R1, R2, R3, R4, R6, R7, R8, R9, R10 = (Register(number) for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
 
@@ -42,6 +43,14 @@ ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """A standing selection: descriptor of the map of verdicts by process; with `everything`, whoever has none too."""
+
+    verdicts: int
+    everything: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
 
@@ -55,6 +64,7 @@ class Layout:
     settings: int
     on_failure: OnFailure
     quic: Quic
+    selection: Selection | None = None  # None: all that the cgroup holds
 
 
 # --- the attempt, as far as it is known -------------------------------------------------------------------------------
@@ -64,6 +74,26 @@ def begin(asm: Assembler, *, v6: bool) -> None:
     asm.jump_if(R2, Condition.NOT_EQUAL, AF_INET6 if v6 else AF_INET, "pass")  # the kernel is about to refuse it itself
     asm.load(R7, R6, SOCKET, Size.LONG)
     asm.load(R8, R6, USER_PORT)
+
+
+def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
+    """Under a standing selection on to `label` for whoever is not selected: one look-up, and nothing is written."""
+    if (selection := layout.selection) is None:
+        return
+    asm.call(Helper.PID_TGID)
+    asm.shift_right(R0, 32)
+    asm.store(R10, KEY, R0)
+    look_up(asm, selection.verdicts, KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, "selected" if selection.everything else label)
+    asm.load(R2, R0, 0)
+    asm.move(R3, R2)
+    asm.mask(R3, Verdict.OWN_TRAFFIC)
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, label)
+    if selection.everything:
+        asm.label("selected")
+        return
+    asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
+    asm.jump_if(R2, Condition.EQUAL, 0, label)
 
 
 def unless_quic(asm: Assembler, label: str) -> None:

@@ -22,6 +22,7 @@ from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.origins import Origin, OriginTable
 from mitmsec_redirect.records import Missed
 from mitmsec_redirect.sockdiag import CookieLookup
+from mitmsec_redirect.steps import Selection
 
 AGENT = """
 import errno, json, os, socket, sys
@@ -129,6 +130,7 @@ class Sandbox:
         quic: Quic = Quic.REFUSE,
         pin_folder: Path | None = None,
         v6: bool = True,
+        selection: Selection | None = None,
     ) -> ConnectHook:
         opened = ConnectHook.open(
             self.cgroup.path,
@@ -138,6 +140,7 @@ class Sandbox:
             on_failure=on_failure,
             quic=quic,
             pin_folder=pin_folder,
+            selection=selection,
         )
         self._held.callback(opened.close)
         return opened
