@@ -43,6 +43,7 @@ class Command(IntEnum):
     BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE = 21
     LINK_CREATE = 28
+    LINK_UPDATE = 29
     ENABLE_STATS = 32
     LINK_DETACH = 34
 
@@ -260,6 +261,11 @@ def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
         struct.pack("=IIII", program_fd, cgroup_fd, attach, 0),
         f"attach {attach.name.lower()} to the cgroup",
     )
+
+
+def replace_program(link_fd: int, program_fd: int) -> None:
+    """The link runs this program from now on; no connection meets neither or both."""
+    _call(Command.LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replace a link's program")
 
 
 def detach(link_fd: int) -> None:

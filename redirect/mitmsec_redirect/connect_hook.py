@@ -50,11 +50,13 @@ _FIRST = records.INDEX.pack(0)
 class ConnectHook:
     """The programs of one session, attached. Made by `open`; not thread-safe."""
 
-    def __init__(self, maps: Mapping[str, Map], held: ExitStack) -> None:
+    def __init__(self, maps: Mapping[str, Map], held: ExitStack, selection: Selection | None) -> None:
         self._maps = maps
         self._held = held  # descriptors, in the order in which they must go
         self._programs: dict[Attach, int] = {}
-        self._links: list[int] = []
+        self._links: dict[Attach, int] = {}
+        self._cgroup = -1
+        self._selection = selection
         self._pins: Path | None = None
         self._mirror: RouteMirror | None = None
         self._drained: dict[Reason, int] = {}
@@ -84,16 +86,14 @@ class ConnectHook:
         with ExitStack() as held:
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
             maps["truth"] = _truth(held)
-            hook = cls(maps, held)
+            hook = cls(maps, held, selection)
             for cookie in netns_cookies:
                 maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
             hook.set_port(port_v4, port_v6)
             hook._mirror_routes(netns_fd)
             if pin_folder is not None:
-                hook._pins = pin_folder
-                pin_folder.mkdir(mode=0o700)  # first: what is there already is not ours to reap
-                held.callback(reap, pin_folder)
-            hook._attach(str(cgroup_path), on_failure, quic, selection)
+                hook._pin(pin_folder)
+            hook._attach(str(cgroup_path), on_failure, quic)
             hook._held = held.pop_all()
             return hook
 
@@ -105,27 +105,66 @@ class ConnectHook:
         self._held.callback(self._mirror.close)
         self._mirror.refresh()
 
-    def _attach(self, cgroup_path: str, on_failure: OnFailure, quic: Quic, selection: Selection | None) -> None:
+    def _attach(self, cgroup_path: str, on_failure: OnFailure, quic: Quic) -> None:
+        self._cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._held.callback(os.close, self._cgroup)
+        self._held.callback(self._let_go)
+        self._put(on_failure, quic)
+
+    def _put(self, on_failure: OnFailure, quic: Quic) -> None:
+        """Each attach point runs the program that these terms want, or none."""
         fds = {name: one.fd for name, one in self._maps.items()}
-        code = programs.build(programs.Layout(**fds, on_failure=on_failure, quic=quic, selection=selection))
-        cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        with ExitStack() as links:
-            self._held.callback(os.close, cgroup)
-            for name, instructions in code.items():
-                program = bpf.load_program(instructions, Attach[name], f"mitmsec_{name.lower()}"[:15])
-                self._held.callback(os.close, program)
-                self._programs[Attach[name]] = program
+        layout = programs.Layout(**fds, on_failure=on_failure, quic=quic, selection=self._selection)
+        loaded: dict[Attach, int] = {}
+        try:
+            for name, code in programs.build(layout).items():
+                loaded[Attach[name]] = bpf.load_program(code, Attach[name], f"mitmsec_{name.lower()}"[:15])
+            wanted = set(loaded)
             # the names before the connections, so that no program ever sees the gate as its peer
-            for attach in sorted(self._programs, reverse=True):
-                link = bpf.attach_to_cgroup(self._programs[attach], cgroup, attach)
-                links.callback(os.close, link)
-                self._links.append(link)
-                if self._pins is not None:
-                    bpf.pin(link, str(self._pins / f"link_{attach.name.lower()}"))
-            if self._pins is not None:
-                for name, one in self._maps.items():
-                    bpf.pin(one.fd, str(self._pins / f"map_{name}"))
-            self._held.push(links.pop_all())
+            for attach in sorted(wanted, reverse=True):
+                self._put_one(attach, loaded[attach])
+                del loaded[attach]
+        finally:
+            for program in loaded.values():
+                os.close(program)
+        for attach in self._links.keys() - wanted:
+            self._take_away(attach)
+
+    def _put_one(self, attach: Attach, program: int) -> None:
+        if attach in self._links:
+            bpf.replace_program(self._links[attach], program)
+            os.close(self._programs[attach])
+        else:
+            self._links[attach] = bpf.attach_to_cgroup(program, self._cgroup, attach)
+            self._pin_link(attach)
+        self._programs[attach] = program
+
+    def _take_away(self, attach: Attach) -> None:
+        if self._pins is not None:
+            _link_pin(self._pins, attach).unlink()
+        bpf.detach(self._links[attach])
+        os.close(self._links.pop(attach))
+        os.close(self._programs.pop(attach))
+
+    def _let_go(self) -> None:
+        for descriptors in (self._links, self._programs):
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+            descriptors.clear()
+
+    def _pin(self, folder: Path) -> None:
+        """Everything stays as it is whatever becomes of us. The folder is new: what is there already is not ours."""
+        folder.mkdir(mode=0o700)
+        self._pins = folder
+        self._held.callback(reap, folder)
+        for name, one in self._maps.items():
+            bpf.pin(one.fd, str(folder / f"map_{name}"))
+        for attach in self._links:
+            self._pin_link(attach)
+
+    def _pin_link(self, attach: Attach) -> None:
+        if self._pins is not None:
+            bpf.pin(self._links[attach], str(_link_pin(self._pins, attach)))
 
     # -- for the gate --------------------------------------------------------------------------------------------------
     @property
@@ -145,6 +184,23 @@ class ConnectHook:
         self._maps["settings"].update(_FIRST, records.SETTINGS.pack(records.port_field(port_v4), six))
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         self._maps["heartbeat"].update(_FIRST, records.HEARTBEAT.pack(now))
+
+    def change(
+        self, *, on_failure: OnFailure, quic: Quic, everything: bool = False, pin_folder: Path | None = None
+    ) -> None:
+        """Other terms from now on: each program is exchanged in one step, and no connection meets none.
+
+        `everything` and `pin_folder` as in `open`; a hook that is no longer to stay closed loses its pins. Raises what
+        `open` raises; then some programs are the new ones, and all of them work.
+        """
+        if self._selection is not None:
+            self._selection = Selection(self._selection.verdicts, everything=everything)
+        self._put(on_failure, quic)
+        if pin_folder is None and self._pins is not None:
+            reap(self._pins, detach=False)
+            self._pins = None
+        elif pin_folder is not None and self._pins is None:
+            self._pin(pin_folder)
 
     def stall(self) -> None:
         """Follow `on_failure` from this moment, as if the gate had stopped long ago; its next heartbeat ends that."""
@@ -206,9 +262,9 @@ class ConnectHook:
     # -- its end -------------------------------------------------------------------------------------------------------
     def detach(self) -> None:
         """Divert nothing more, at once. Diverted connections live on, and their names stay true no longer."""
-        for link in self._links:
-            bpf.detach(link)
-        self._links.clear()
+        for attach in list(self._links):
+            bpf.detach(self._links[attach])
+            os.close(self._links.pop(attach))
 
     def close(self) -> None:
         """Let go of everything, pins included. Idempotent."""
@@ -225,17 +281,24 @@ class ConnectHook:
         self.close()
 
 
-def reap(pin_folder: Path) -> int:
-    """Remove what a hook has pinned under `pin_folder`, and the folder; what nobody else holds ends. How many pins."""
+def reap(pin_folder: Path, *, detach: bool = True) -> int:
+    """Remove what a hook has pinned under `pin_folder`, and the folder; how many pins.
+
+    Its programs end, whoever holds them, unless `detach` is false.
+    """
     removed = 0
     with contextlib.suppress(FileNotFoundError):
         for pin in sorted(pin_folder.iterdir(), key=lambda path: not path.name.startswith("link_")):
-            if pin.name.startswith("link_"):
+            if detach and pin.name.startswith("link_"):
                 _detach_pinned(pin)
             pin.unlink()
             removed += 1
         pin_folder.rmdir()
     return removed
+
+
+def _link_pin(folder: Path, attach: Attach) -> Path:
+    return folder / f"link_{attach.name.lower()}"
 
 
 def _detach_pinned(pin: Path) -> None:
