@@ -49,6 +49,7 @@ HALF = TLS[:50]
 class Colleagues:
     """Health, as the test wants it."""
 
+    off = False
     recording = True
     signing = True
 

@@ -1,6 +1,7 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
     supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
+                           Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
     supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
     supervisor ⇄ worker    WorkerSettings → · ← Ready
     supervisor ⇄ recorder  RecorderSettings, ProducerUp → · ← Ready
@@ -116,6 +117,7 @@ class GateSettings(Message, frozen=True):
     on_failure: OnFailure
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
+    off: bool = False  # the kill switch has been thrown
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
@@ -144,8 +146,41 @@ class Whose(Message, frozen=True):
 
 
 class WhoseAnswer(Message, frozen=True):
+    """Under a standing selection a process may turn out not to be `selected`: its connection is nobody's business."""
+
     number: int
     process: Process
+    selected: bool = True
+
+
+class Govern(Message, frozen=True):
+    """fds: policy (memfd). It and these terms hold for new flows; live ones keep what they were decided under."""
+
+    on_failure: OnFailure
+    workers: tuple[int, ...]  # those that new flows go to; the others end with their last flow
+
+
+class Governed(Message, frozen=True):
+    """The answer to `Govern`: every flow that is accepted from now on is decided under it."""
+
+
+class Switch(Message, frozen=True):
+    """The kill switch. Off: nothing is decrypted any more, and what is being decrypted is cut. Answered `Switched`."""
+
+    off: bool
+
+
+class Switched(Message, frozen=True):
+    cut: int  # decrypted flows that had to be cut
+
+
+class FlowsQuestion(Message, frozen=True):
+    """How many flows live?"""
+
+
+class FlowsAnswer(Message, frozen=True):
+    live: int
+    decrypted: int
 
 
 class Drain(Message, frozen=True):

@@ -10,6 +10,7 @@ from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
 
+UNSELECTED = Decision(action=Action.BYPASS, rule="selection", reason="its program is not selected")
 STRANGER = Decision(action=Action.BLOCK, rule="gate", reason="no connection of this run: its hook did not divert it")
 PLAINTEXT = {  # what workers read, but for a tunnel through a proxy
     Protocol.TLS: Plaintext.TLS,
@@ -81,7 +82,7 @@ class Account:
 
     __slots__ = (
         "asked", "began_s", "client", "decision", "done", "first", "flow", "malformed", "process", "protocol", "remote",
-        "tunnel",
+        "selected", "tunnel",
     )  # fmt: skip
 
     def __init__(self, flow: str) -> None:
@@ -91,6 +92,8 @@ class Account:
         self.asked = self.remote = NOWHERE
         """The origin: as asked for, and once it is connected, as connected."""
         self.process = Process(pid=0)
+        self.selected = True
+        """Whether any of this is to be recorded."""
         self.decision: Decision | None = None
         self.done: Action | None = None
         """Set where something else was done than decided."""

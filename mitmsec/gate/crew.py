@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 from mitmsec.channel import Channel, ChannelFull, close_all
@@ -53,6 +53,8 @@ class Worker:
         """Flows that it was handed and has not said anything of."""
         self.silent_since_s = 0.0
         """Its last word, or the first hand-over after a time in which none was untaken."""
+        self.retired = False
+        """It gets no new flows, and ends with its last one."""
         self.parted: set[str] = set()
         """Flows that the gate ended itself: the worker will still speak of them, once."""
 
@@ -92,6 +94,12 @@ class Crew:
         worker = self._workers[number] = Worker(number, channel)
         channel.attach(self._loop, lambda message, fds: self._said(worker, message, fds), lambda: self._died(worker))
         self._staff_waiting()
+
+    def keep_only(self, numbers: Collection[int]) -> None:
+        """New flows go to these workers only; the others may go once they have none."""
+        for worker in list(self._workers.values()):
+            worker.retired = worker.number not in numbers
+            self._leave_if_done(worker)
 
     def staff(self, member: Member) -> None:
         """Tell `member` its worker: the one with the fewest flows. Without any, tell that, once, and it later."""
@@ -137,6 +145,7 @@ class Crew:
         worker = self._workers.get(number)
         if worker is not None and worker.flows.pop(flow, None) is not None:
             worker.parted.add(flow)
+            self._loop.call_soon(self._leave_if_done, worker)
 
     def close(self) -> None:
         for worker in list(self._workers.values()):
@@ -144,7 +153,7 @@ class Crew:
         self._workers.clear()
 
     def _is_able(self, worker: Worker) -> bool:
-        return worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
+        return not worker.retired and worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
 
     def _staff_waiting(self) -> None:
         for member in list(self._waiting.values()):
@@ -152,6 +161,12 @@ class Crew:
                 return
             if self._waiting.pop(member.id, None) is not None:  # else it was parted meanwhile
                 self.staff(member)
+
+    def _leave_if_done(self, worker: Worker) -> None:
+        """It sees the end of its channel, and ends."""
+        if worker.retired and not worker.flows and self._workers.get(worker.number) is worker:
+            worker.channel.close()
+            del self._workers[worker.number]
 
     def _send(self, worker: Worker, message: HandOver | UpstreamAnswer, *fds: int) -> None:
         try:
@@ -173,6 +188,7 @@ class Crew:
                 if member is not None:
                     del worker.flows[message.flow]
                     member.tell(WorkerSaid(message))
+                    self._leave_if_done(worker)
                 elif message.flow in worker.parted:
                     worker.parted.discard(message.flow)
                 else:

@@ -25,13 +25,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
-from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, WITH_PAGE, Account
+from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, WITH_PAGE, Account
 from mitmsec.gate.claims import claims, is_connect
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -69,8 +71,10 @@ class Flow:
         match event:
             case s.Accepted():
                 return self._accepted(event)
-            case s.OwnerKnown(process=process):
-                return self._owned(process) if self.state is State.OWNER else []
+            case s.OwnerKnown(process=process, selected=selected):
+                if self.state is not State.OWNER:
+                    return []
+                return self._owned(process) if selected else self._pass_by(process)
             case s.FirstBytes(data=data, eof=eof):
                 return self._first_bytes(data, eof) if self._awaits_bytes else []
             case s.ClientGone():
@@ -129,6 +133,13 @@ class Flow:
         if self._early is None or self._early is Action.BLOCK:
             return [s.SetDeadline(self._terms.hello_deadline_s), s.Peek(1)]
         return [s.SetDeadline(None), *self._dial((self.about.remote,)), s.Peek(1)]
+
+    def _pass_by(self, process: Process) -> Commands:
+        """Joined as if the hook had let it go, whatever state we are in; nothing of it is kept."""
+        self.about.process, self.about.selected = process, False
+        self.about.decision, self.about.first = UNSELECTED, Sniffed(protocol=Protocol.TCP)
+        self.state = State.FIRST
+        return self._settled(UNSELECTED)
 
     # -- first bytes ---------------------------------------------------------------------------------------------------
     def _first_bytes(self, data: bytes, eof: bool) -> Commands:
@@ -289,10 +300,18 @@ class Flow:
         return self._end(Outcome.BLOCKED, page if self.about.protocol in WITH_PAGE else s.Reset())
 
     def _carry(self, action: Action) -> Commands:
+        if action is Action.DECRYPT and self._health.off:
+            return self._switched_off()
         if action is Action.DECRYPT:
             return self._staff() if self.about.plaintext is not None else self._unreadable()
         self._remember()  # the program itself asks for the proof
         return self._relay(tee=action is Action.CAPTURE and self._terms.capture)
+
+    def _switched_off(self) -> Commands:
+        assert self.about.decision is not None
+        reason = f"mitmsec is switched off; else decrypted: {self.about.decision.reason}"
+        self.about.decision, self.about.done = replace(self.about.decision, reason=reason), Action.BYPASS
+        return self._relay(tee=False)
 
     def _remember(self) -> None:
         """The origin is one that answers for the name."""
@@ -386,6 +405,8 @@ class Flow:
         return self._end(outcome, answer, sent=sent, received=received, error=error)
 
     def _long_lived(self, sent: int, received: int) -> Commands:
+        if not self.about.selected:
+            return []
         return [s.Record(self.about.seen(Outcome.OPEN, self._now_s, sent=sent, received=received))]
 
     def _end(
@@ -397,4 +418,5 @@ class Flow:
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:
         self.state = State.ENDED
-        return [s.SetDeadline(None), answer, s.Record(seen)]
+        record: Commands = [s.Record(seen)] if self.about.selected else []
+        return [s.SetDeadline(None), answer, *record]

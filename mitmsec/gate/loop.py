@@ -19,8 +19,8 @@ import resource
 import select
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from mitmsec.audit.event import Outcome
@@ -40,7 +40,7 @@ from mitmsec.gate.refuse import reset
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.splice import Pipes
 from mitmsec.gate.tee import Taps
-from mitmsec.gate.terms import Decides, Terms
+from mitmsec.gate.terms import Decides, State, Terms
 
 ACCEPT_BURST = 64  # connections before others have their turn
 BACKLOG_LIMIT = 4096  # of a listener: what arrives while it is taken has come after the end
@@ -79,6 +79,7 @@ class Colleagues:
 
     def __init__(self, recorder: Producer) -> None:
         self.signing = True
+        self.off = False
         self._recorder = recorder
         self._lost = 0  # events given up in earlier times of trouble
 
@@ -174,12 +175,32 @@ class Gate:
             listener.setblocking(False)
             self._loop.add_reader(listener, self._acceptable, listener)
 
-    def owner(self, number: int, process: Process) -> None:
+    def owner(self, number: int, process: Process, *, selected: bool = True) -> None:
         """The supervisor's answer to `ask`."""
         connection = self._asked.pop(number, None)
         if connection is not None:
             del self._asking[connection.id]
-            connection.tell(s.OwnerKnown(process))
+            connection.tell(s.OwnerKnown(process, selected))
+
+    def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
+        """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
+        self._terms = terms
+        self._taps.on_failure = terms.on_failure
+        self._means = replace(self._means, policy=policy, terms=terms)
+        self.crew.keep_only(workers)
+
+    def switch(self, *, off: bool) -> int:
+        """Off: nothing is decrypted from now on, and what is being decrypted is cut; the number of those."""
+        self._colleagues.off = off
+        live = [flow for flow in self._flows.values() if flow.flow.state in (State.HANDED, State.STAFF)] if off else []
+        for connection in live:
+            connection.cut(s.Cut("switched off"))
+        return len(live)
+
+    @property
+    def decrypted(self) -> int:
+        """Flows that a worker has."""
+        return sum(flow.flow.state is State.HANDED for flow in self._flows.values())
 
     async def drain(self, grace_s: float) -> int:
         """Accept what has arrived and nothing more, give live flows `grace_s` to end; the number that had to be cut."""

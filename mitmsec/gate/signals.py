@@ -56,9 +56,10 @@ class Accepted(Event, frozen=True):
 
 
 class OwnerKnown(Event, frozen=True):
-    """The answer to `Ask`."""
+    """The answer to `Ask`. Not `selected`: it was diverted before anybody knew that it should not be."""
 
     process: Process
+    selected: bool = True
 
 
 class FirstBytes(Event, frozen=True):

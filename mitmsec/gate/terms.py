@@ -46,6 +46,10 @@ class Health(Protocol):
     """Who is there to work with, now."""
 
     @property
+    def off(self) -> bool:
+        """The kill switch has been thrown: nothing is to be decrypted."""
+
+    @property
     def recording(self) -> bool:
         """What happens is put on record."""
 

@@ -22,15 +22,21 @@ from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.messages import (
     Drain,
     Drained,
+    FlowsAnswer,
+    FlowsQuestion,
     GateSettings,
+    Govern,
+    Governed,
     Message,
     Ready,
+    Switch,
+    Switched,
     Whose,
     WhoseAnswer,
     WorkerHangs,
     WorkerUp,
 )
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec.core.policy import Policy
 from mitmsec.gate.loop import Gate, Surroundings
 from mitmsec.gate.signals import Origin
@@ -43,6 +49,8 @@ from mitmsec_redirect.sockdiag import CookieLookup
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
 
 
+type Order = WorkerUp | WhoseAnswer | Govern | Switch | FlowsQuestion | Drain
+ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, Govern, Switch, FlowsQuestion, Drain)
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
 
@@ -80,6 +88,7 @@ class GateProgram:
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._gate: Gate | None = None
+        self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
@@ -101,19 +110,23 @@ class GateProgram:
             beat=Heartbeat(heartbeat_fd).beat,
             hangs=self._hangs,
         )
+        self._terms = Terms(
+            on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
+        )
         self._gate = Gate(
             [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
             around,
             policy,
-            Terms(on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s),
+            self._terms,
             session=settings.session,
             connect_deadline_s=settings.connect_deadline_s,
             heartbeat_s=settings.heartbeat_s,
         )
+        self._gate.switch(off=settings.off)
         self._gate.open()
         return Ready()
 
-    def told(self, message: WorkerUp | WhoseAnswer | Drain, fds: list[int]) -> None:
+    def told(self, message: Order, fds: list[int]) -> None:
         """A later message of the supervisor."""
         assert self._gate is not None
         match message:
@@ -121,8 +134,18 @@ class GateProgram:
                 self._gate.crew.up(worker, fds.pop())
             case WorkerUp():
                 pass
-            case WhoseAnswer(number=number, process=process):
-                self._gate.owner(number, process)
+            case WhoseAnswer(number=number, process=process, selected=selected):
+                self._gate.owner(number, process, selected=selected)
+            case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
+                policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
+                self._gate.govern(policy, msgspec.structs.replace(self._terms, on_failure=on_failure), workers)
+                self._control.send(Governed())
+            case Govern():
+                pass
+            case Switch(off=off):
+                self._control.send(Switched(cut=self._gate.switch(off=off)))
+            case FlowsQuestion():
+                self._control.send(FlowsAnswer(live=self._gate.live, decrypted=self._gate.decrypted))
             case Drain(grace_s=grace_s):
                 self._draining = self._draining or asyncio.create_task(self._drain(self._gate, grace_s))
             case _:
@@ -168,4 +191,4 @@ def _read(fd: int) -> bytes:
 
 
 if __name__ == "__main__":
-    child.main([GateSettings, WorkerUp, WhoseAnswer, Drain], GateProgram)
+    child.main([GateSettings, *ORDERS], GateProgram)
