@@ -63,6 +63,7 @@ class Helper(IntEnum):
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
     NETNS_COOKIE = 122  # 5.7
+    ANCESTOR_CGROUP_ID = 123  # 5.7
     SET_RETVAL = 187  # 5.18
 
 

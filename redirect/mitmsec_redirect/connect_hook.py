@@ -19,6 +19,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -194,7 +195,7 @@ class ConnectHook:
         `open` raises; then some programs are the new ones, and all of them work.
         """
         if self._selection is not None:
-            self._selection = Selection(self._selection.verdicts, everything=everything)
+            self._selection = replace(self._selection, everything=everything)
         self._put(on_failure, quic)
         if pin_folder is None and self._pins is not None:
             reap(self._pins, detach=False)

@@ -20,6 +20,7 @@ from mitmsec_redirect.verdicts import Verdict
 R0, R1, R2, R3, R4, R6, R7, R8, R9, R10 = (Register(number) for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
 
 STALL_NS = 1_000_000_000
+RUN_LEVEL = 1  # how deep below the cgroup2 root the cgroups of runs lie
 STORAGE_CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE
 
 # struct bpf_sock_addr
@@ -44,9 +45,13 @@ ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A standing selection: descriptor of the map of verdicts by process; with `everything`, whoever has none too."""
+    """A standing selection, over all cgroups: descriptors of its maps (see mitmsec_redirect.selected).
 
-    verdicts: int
+    With `everything`, whoever has no verdict is selected too.
+    """
+
+    verdicts: int  # by process
+    runs: int  # cgroups whose own hook diverts what is in them
     everything: bool
 
 
@@ -77,7 +82,7 @@ def begin(asm: Assembler, *, v6: bool) -> None:
 
 
 def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
-    """Under a standing selection on to `label` for whoever is not selected: one look-up, and nothing is written."""
+    """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
     if (selection := layout.selection) is None:
         return
     asm.call(Helper.PID_TGID)
@@ -91,9 +96,14 @@ def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
     asm.jump_if(R3, Condition.NOT_EQUAL, 0, label)
     if selection.everything:
         asm.label("selected")
-        return
-    asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
-    asm.jump_if(R2, Condition.EQUAL, 0, label)
+    else:
+        asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
+        asm.jump_if(R2, Condition.EQUAL, 0, label)
+    asm.move(R1, RUN_LEVEL)
+    asm.call(Helper.ANCESTOR_CGROUP_ID)
+    asm.store(R10, KEY, R0, Size.LONG)
+    look_up(asm, selection.runs, KEY)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, label)
 
 
 def unless_quic(asm: Assembler, label: str) -> None:

@@ -10,9 +10,7 @@ from redirect_sandbox import CONNECT_LOCAL, Origins, Sandbox, beat, stall
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import bpffs
-from mitmsec_redirect.bpf import Map, MapKind
-from mitmsec_redirect.steps import Selection
-from mitmsec_redirect.verdicts import PROCESS_KEY, VERDICT
+from mitmsec_redirect.selected import SelectedProcesses
 
 pytestmark = pytest.mark.root
 
@@ -52,8 +50,8 @@ def test_the_way_that_failures_go_changes_with_its_pins(sandbox: Sandbox, pins: 
 
 
 def test_everything_becomes_a_selection_and_ceases_to_be_one(sandbox: Sandbox) -> None:
-    verdicts = Map.create(MapKind.HASH, PROCESS_KEY.size, VERDICT.size, 16, "ms_selected")
-    hook, agent = sandbox.hook(selection=Selection(verdicts.fd, everything=False)), sandbox.agent()
+    verdicts = SelectedProcesses(limit=16)
+    hook, agent = sandbox.hook(selection=verdicts.selection(everything=False)), sandbox.agent()
     with Origins("10.77.0.1") as origin:
         code = f"s = socket.create_connection(('10.77.0.1', {origin.port}))"
         for everything, diverted in ((False, 0), (True, 1), (False, 1)):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
 from redirect_sandbox import V4, V6, Agent, Sandbox
 
-from mitmsec_redirect.bpf import Map, MapKind, enable_stats
+from mitmsec_redirect.bpf import enable_stats
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.steps import Selection
-from mitmsec_redirect.verdicts import PROCESS_KEY, VERDICT, Verdict
+from mitmsec_redirect.selected import SelectedProcesses
+from mitmsec_redirect.verdicts import Verdict
 
 pytestmark = pytest.mark.root
 
@@ -24,14 +25,14 @@ class Verdicts:
 
     def __init__(self, box: Sandbox, *, everything: bool = False) -> None:
         self.box = box
-        self.map = Map.create(MapKind.HASH, PROCESS_KEY.size, VERDICT.size, 1024, "ms_selected")
-        self.hook: ConnectHook = box.hook(selection=Selection(self.map.fd, everything=everything))
+        self.map = SelectedProcesses(limit=1024)
+        self.hook: ConnectHook = box.hook(selection=self.map.selection(everything=everything))
 
     def say(self, agent: Agent, verdict: Verdict) -> None:
-        self.map.update(PROCESS_KEY.pack(agent.pid), VERDICT.pack(verdict))
+        assert self.map.say(agent.pid, verdict)
 
     def withdraw(self, agent: Agent) -> None:
-        self.map.delete(PROCESS_KEY.pack(agent.pid))
+        self.map.withdraw(agent.pid)
 
     def is_diverted(self, agent: Agent) -> bool:
         """Whether a connection to a closed port is answered by the gate."""
@@ -103,6 +104,18 @@ def test_everything_is_a_selection_and_own_traffic_is_still_no_part_of_it(everyt
     assert everything.is_diverted(anybody)
 
 
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_what_a_run_diverts_is_not_diverted_again(sandbox: Sandbox, all_of_them: bool) -> None:
+    made = Verdicts(sandbox, everything=all_of_them)
+    agent = sandbox.agent()
+    made.say(agent, Verdict.SELECTED)
+    made.map.leave_out(sandbox.cgroup.path)
+    assert not made.is_diverted(agent)
+    made.map.take_in(sandbox.cgroup.path)
+    assert made.is_diverted(agent)
+    made.map.close()
+
+
 def test_ipv6_asks_the_same_map(verdicts: Verdicts) -> None:
     agent = verdicts.box.agent()
     verdicts.say(agent, Verdict.SELECTED)
@@ -139,8 +152,6 @@ def test_a_thread_is_selected_with_its_process(verdicts: Verdicts) -> None:
 
 def test_the_unselected_pay_one_look_up_for_each_connect(verdicts: Verdicts) -> None:
     """Told in docs/redirect.md: well below the microseconds that connect() itself takes."""
-    import os
-
     agent = verdicts.box.agent()
     statistics = enable_stats()
     try:

@@ -1,0 +1,71 @@
+"""What the connect hook asks under a standing selection: verdicts by process, and the cgroups of runs.
+
+A run has a hook of its own on its cgroup; what is in it is diverted there, and not a second time here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+
+from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.steps import Selection
+from mitmsec_redirect.verdicts import PROCESS_KEY, VERDICT, Verdict
+
+PROCESSES_LIMIT = 65536
+RUNS_LIMIT = 1024
+_CGROUP = struct.Struct("=Q")
+_PRESENT = struct.pack("=I", 1)
+
+
+class SelectedProcesses:
+    """Verdicts by pid, in the first pid namespace. Not thread-safe."""
+
+    def __init__(self, limit: int = PROCESSES_LIMIT) -> None:
+        self._map = Map.create(MapKind.HASH, PROCESS_KEY.size, VERDICT.size, limit, "ms_selected")
+        self._runs = Map.create(MapKind.HASH, _CGROUP.size, len(_PRESENT), RUNS_LIMIT, "ms_runs")
+
+    def selection(self, *, everything: bool) -> Selection:
+        """For `ConnectHook.open`."""
+        return Selection(self._map.fd, self._runs.fd, everything=everything)
+
+    def leave_out(self, cgroup: Path) -> None:
+        """What is in `cgroup`, directly below the cgroup2 root, is diverted by a hook of its own. Raises OSError."""
+        self._runs.update(_id_of(cgroup), _PRESENT)
+
+    def take_in(self, cgroup: Path) -> None:
+        """It is not any more; call before the cgroup is removed."""
+        self._runs.delete(_id_of(cgroup))
+
+    def say(self, pid: int, verdict: Verdict) -> bool:
+        """`verdict` holds for `pid` from its next connect() on. False: there is no room."""
+        try:
+            self._map.update(PROCESS_KEY.pack(pid), VERDICT.pack(verdict))
+        except OSError as error:
+            if error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM):
+                return False
+            raise
+        return True
+
+    def said(self, pid: int) -> Verdict | None:
+        value = self._map.lookup(PROCESS_KEY.pack(pid))
+        return None if value is None else Verdict(VERDICT.unpack(value)[0])
+
+    def withdraw(self, pid: int) -> None:
+        self._map.delete(PROCESS_KEY.pack(pid))
+
+    def pids(self) -> dict[int, Verdict]:
+        """All that is said now."""
+        found = {PROCESS_KEY.unpack(key)[0] for key in self._map.keys()}  # noqa: SIM118 - not a dictionary
+        return {pid: verdict for pid in sorted(found) if (verdict := self.said(pid)) is not None}
+
+    def close(self) -> None:
+        self._map.close()
+        self._runs.close()
+
+
+def _id_of(cgroup: Path) -> bytes:
+    """A cgroup's number is that of its folder."""
+    return _CGROUP.pack(os.stat(cgroup).st_ino)

@@ -1,0 +1,52 @@
+"""Which programs a policy selects at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from mitmsec.core.model import Confidence, Process
+from mitmsec.core.rules import Application
+from mitmsec.core.selection import Selection
+
+CURL = Process(pid=1, exe="/usr/bin/curl", name="curl", user="joe", confidence=Confidence.KERNEL)
+UNREAD = Process(pid=1, name="curl", user="joe", confidence=Confidence.INFERRED)
+
+
+def application(**criteria: tuple[str, ...]) -> Application:
+    return Application(name="a", **criteria)
+
+
+def test_no_application_selects_nobody() -> None:
+    nothing = Selection(())
+    assert nothing.is_empty
+    assert nothing.holds(CURL) is False
+    assert nothing.holds(UNREAD) is False
+
+
+@pytest.mark.parametrize("path", ["*", "/*"])
+def test_every_path_is_everything_whoever_it_is(path: str) -> None:
+    everything = Selection((application(path=("/opt/x", path)),))
+    assert everything.is_everything
+    assert everything.holds(UNREAD) is True
+
+
+@pytest.mark.parametrize("narrowed", [{"user": ("joe",)}, {"sha256": ("0" * 64,)}, {"process_name": ("curl",)}])
+def test_every_path_of_some_is_not_everything(narrowed: dict[str, tuple[str, ...]]) -> None:
+    assert not Selection((application(path=("*",), **narrowed),)).is_everything
+
+
+def test_any_application_is_enough() -> None:
+    some = Selection((application(path=("/opt/*",)), application(user=("joe",))))
+    assert not some.is_empty
+    assert some.holds(CURL) is True
+    assert some.holds(UNREAD) is True
+
+
+def test_who_fulfils_none_is_not_selected() -> None:
+    assert Selection((application(path=("/opt/*",)), application(user=("ann",)))).holds(CURL) is False
+
+
+def test_what_could_not_be_read_leaves_it_open() -> None:
+    some = Selection((application(path=("/opt/*",)), application(user=("ann",))))
+    assert some.holds(UNREAD) is None
+    assert Selection((application(path=("/opt/*",), user=("ann",)),)).holds(UNREAD) is False
