@@ -43,6 +43,7 @@ TESTED_ELSEWHERE = {
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {
+    "mitmsec/service/session.py": "one session's life from its first listener to its end",
     "mitmsec/gate/flow.py": "one state machine: its ladder is read from top to bottom",
 }
 

@@ -52,6 +52,7 @@ class Backbone:
         self.state, self.log = state, log
         self.processes = ProcessTable()
         self.sessions: dict[str, Session] = {}
+        self.off = False
         self.root_pem = ""
         self._producer: Producer | None = None
         self._recorder: ChildProcess | None = None
@@ -132,7 +133,7 @@ class Backbone:
     def open_capture(self, session: Session) -> None:
         """Tell the recorder, and after its death the next one, where the session's packets go."""
         if session.capture_fd is not None and self._recorder is not None:
-            order = CaptureOpen(session=session.name, command=session.order.program)
+            order = CaptureOpen(session=session.name, command=session.program)
             self._recorder.channel.send(order, session.capture_fd)
 
     async def flush(self, session: str) -> SessionFlushed | None:

@@ -4,8 +4,11 @@
         ◄── RunOpened | Refused
         ── CommandEnded(status) ──►        the hook comes off, flows drain, events are committed
         ◄── RunClosed
+    start, reload, off, stop ── StartService, ReloadService, SwitchService, StopService ──►
+        ◄── ServiceStarted, ServiceReloaded, ServiceSwitched, RunClosed | Refused
 
-The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log.
+The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log. Whoever else may open
+the socket is in the group that may read, and may ask for READING.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from mitmsec.core.messages import Message
+from mitmsec.core.model import OnFailure, Value
 
 ROWS_LIMIT = 40  # sessions in an answer: three texts of a kibibyte or less, and some forty bytes for each process
 
@@ -46,6 +50,53 @@ class RunOpened(Message, frozen=True):
     cgroup: str
     folder: str  # of this run; root's, everybody may read
     root_pem: str
+
+
+class StartService(Message, frozen=True):
+    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM).
+
+    The service lives until `StopService`; `bound` to this client, also only as long as that listens.
+    """
+
+    policy_file: str
+    policy_sha256: str
+    workers: int
+    bound: bool
+
+
+class ServiceStarted(Message, frozen=True):
+    """The hook is in place and a gate listens."""
+
+    session: str
+    root_pem: str
+
+
+class StopService(Message, frozen=True):
+    """Answered with RunClosed once nothing of the service is left, or Refused where there is none."""
+
+
+class ReloadService(Message, frozen=True):
+    """fds: policy (memfd, JSON), upstream roots (memfd, PEM). Live flows keep what they were decided under."""
+
+    policy_file: str
+    policy_sha256: str
+
+
+class ServiceReloaded(Message, frozen=True):
+    """Every connection from now on is decided under the new policy."""
+
+
+class SwitchService(Message, frozen=True):
+    """The kill switch: `off` or on again, for the service and every run."""
+
+    off: bool
+
+
+class ServiceSwitched(Message, frozen=True):
+    """It holds. `cut` decrypted connections had to be closed; `sessions` are those that it holds for."""
+
+    cut: int
+    sessions: int
 
 
 class Refused(Message, frozen=True):
@@ -82,6 +133,19 @@ class StatusQuestion(Message, frozen=True):
     pass
 
 
+class ServiceStatus(Value, frozen=True):
+    """The service, where there is one."""
+
+    session: str
+    backend: str
+    policy_file: str
+    policy_sha256: str
+    applications: tuple[str, ...]  # names, as many as fit
+    on_failure: OnFailure
+    started: str  # RFC 3339, UTC
+    faults: int
+
+
 class StatusAnswer(Message, frozen=True):
     """Who runs: (session, command, cgroup) and (role, pid, session); `left_out` rows did not fit into a packet."""
 
@@ -89,6 +153,9 @@ class StatusAnswer(Message, frozen=True):
     sessions: tuple[tuple[str, str, str], ...]
     processes: tuple[tuple[str, int, str], ...]
     left_out: int = 0
+    flows: tuple[tuple[str, int, int], ...] = ()  # session, live, of which decrypted
+    service: ServiceStatus | None = None
+    off: bool = False
 
 
 class ModulesOf(Message, frozen=True):
@@ -104,15 +171,48 @@ class Modules(Message, frozen=True):
     modules: tuple[str, ...]
 
 
-FROM_RUN: tuple[type[Message], ...] = (OpenRun, CommandEnded, StatusQuestion, ModulesOf)
-FROM_SUPERVISOR: tuple[type[Message], ...] = (RunOpened, Refused, RunClosed, StatusAnswer, Modules)
+READING: tuple[type[Message], ...] = (StatusQuestion,)
+"""What the group that may read may ask."""
+FROM_RUN: tuple[type[Message], ...] = (
+    *READING,
+    OpenRun,
+    CommandEnded,
+    ModulesOf,
+    StartService,
+    StopService,
+    ReloadService,
+    SwitchService,
+)
+FROM_SUPERVISOR: tuple[type[Message], ...] = (
+    RunOpened,
+    ServiceStarted,
+    ServiceReloaded,
+    ServiceSwitched,
+    Refused,
+    RunClosed,
+    StatusAnswer,
+    Modules,
+)
 
 
 def status_answer(
-    supervisor: int, sessions: Sequence[tuple[str, str, str]], processes: Sequence[tuple[str, int, str]]
+    supervisor: int,
+    sessions: Sequence[tuple[str, str, str]],
+    processes: Sequence[tuple[str, int, str]],
+    flows: Sequence[tuple[str, int, int]] = (),
+    service: ServiceStatus | None = None,
+    *,
+    off: bool = False,
 ) -> StatusAnswer:
     """An answer that fits into a packet, however many run."""
-    answer = StatusAnswer(supervisor, tuple(sessions[:ROWS_LIMIT]), tuple(processes[: 8 * ROWS_LIMIT]))
+    answer = StatusAnswer(
+        supervisor=supervisor,
+        sessions=tuple(sessions[:ROWS_LIMIT]),
+        processes=tuple(processes[: 8 * ROWS_LIMIT]),
+        flows=tuple(flows[:ROWS_LIMIT]),
+        service=service,
+        off=off,
+    )
     left_out = len(sessions) + len(processes) - len(answer.sessions) - len(answer.processes)
     return msgspec.structs.replace(answer, left_out=left_out)
 

@@ -1,21 +1,23 @@
-"""One run: its cgroup and hook, its gate and workers, from the first listener to the last committed event.
+"""One run, or the service: its hook, its gate and workers, from the first listener to the last committed event.
 
-        cgroup ── hook ──► listeners ── gate ──┬── worker 0 ─┐
+         scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
                     └── missed connections ──► faults
 
 A worker that dies is replaced alone. When the gate dies, or the signer or recorder of the supervisor, gate and workers
 are all built anew (`rebuild`); the listeners stay open, and until the new gate's first heartbeat the hook follows
-`on_failure`.
+`on_failure`. Another policy (`reload`) needs other workers: new flows go to new ones, the old end with their last flow.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import msgspec
@@ -26,9 +28,15 @@ from mitmsec.core.messages import (
     Drain,
     Drained,
     Fault,
+    FlowsAnswer,
+    FlowsQuestion,
     GateSettings,
+    Govern,
+    Governed,
     Ready,
     Role,
+    Switch,
+    Switched,
     Whose,
     WhoseAnswer,
     WorkerHangs,
@@ -38,23 +46,28 @@ from mitmsec.core.messages import (
 from mitmsec.core.model import OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service.accounts import account_of
+from mitmsec.service.answers import Answers
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.control import OpenRun
-from mitmsec.service.ground import listeners, read_all, release_beside
+from mitmsec.service.control import OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
 from mitmsec.service.owners import decides_by_hash, hashed
+from mitmsec.service.scopes import CommandScope, Scope, StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.processes import Owner, ProcessTable
+from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
 MISSED_PERIOD_S = 0.1
 DRAIN_GRACE_S = 2.0
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
+SERVICE = "(service)"
+NAMES_SHOWN, NAME_SHOWN = 32, 64  # of applications, and characters of each, in a status
+HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
 
 
@@ -64,6 +77,8 @@ class Shared(Protocol):
     state: State
     log: Callable[[str], None]
     processes: ProcessTable
+    off: bool
+    """The kill switch has been thrown."""
 
     def record(self, seen: Seen) -> None: ...
     def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
@@ -73,18 +88,23 @@ class Shared(Protocol):
 class Session:
     """Built by `open`; ended by `close`, which is idempotent and never leaves a hook, cgroup or process behind."""
 
-    def __init__(self, shared: Shared, name: str, order: OpenRun, fds: list[int]) -> None:
+    def __init__(self, shared: Shared, name: str, order: OpenRun | StartService, fds: list[int]) -> None:
         self.shared, self.name, self.order = shared, name, order
+        self.policy_order: OpenRun | StartService | ReloadService = order
+        self._since = rfc3339(time.time())
         self._network, self._policy_fd, self._roots_fd = fds[:3]
-        self.capture_fd = fds[3] if order.capture else None
+        self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
         self.policy = msgspec.json.decode(read_all(self._policy_fd), type=Policy)
         self._decides_by_hash = decides_by_hash(self.policy)
         self.folder = shared.state.session_folder(name)
-        self.cgroup: SessionCgroup | None = None
+        self.scope: Scope | None = None
         self.hook: ConnectHook | None = None
         self.gate: ChildProcess | None = None
         self.workers: dict[int, ChildProcess] = {}
-        self.cut = 0
+        self.cut = self.faults = 0
+        self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
+        self._numbers = itertools.count()
+        self._answers = Answers()
         self._listeners: list[socket.socket] = []
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,46 +117,80 @@ class Session:
         """Everything up to a gate that accepts. Raises ChildFailed, OSError or EbpfUnavailable; then call close."""
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
-        self.cgroup = SessionCgroup.create(self.shared.state.identity(), self.name)
+        scope = self.scope = self._scope()
         self._listeners = netns.inside(self._network, listeners)
-        self.hook = self._hook(self.cgroup)
+        self.hook = self._hook(scope)
         asyncio.get_running_loop().add_reader(self.hook.routes_fd, self.hook.refresh_routes)
+        self._record_policy(self.order)
+        self.shared.record(self._started(user))
+        await self._build()
+        self._watch = asyncio.create_task(self._collect_missed())
+
+    def _scope(self) -> Scope:
+        if isinstance(self.order, StartService):
+            return StandingScope(self.policy)
+        return CommandScope(SessionCgroup.create(self.shared.state.identity(), self.name))
+
+    def _record_policy(self, order: OpenRun | StartService | ReloadService) -> None:
         self.shared.record(
             PolicySeen(
                 session=self.name,
-                path=self.order.policy_file,
-                sha256=self.order.policy_sha256,
+                path=order.policy_file,
+                sha256=order.policy_sha256,
                 rules=len(self.policy.rules),
                 on_failure=self.policy.on_failure,
             )
         )
-        self.shared.record(
-            ServiceSeen(
-                operation="run_started",
-                session=self.name,
-                user=user,
-                command=(self.order.program,),
-                detail=f"{self.order.arguments} argument{'' if self.order.arguments == 1 else 's'}",
-            )
-        )
-        await self._build()
-        self._watch = asyncio.create_task(self._collect_missed())
 
-    def _hook(self, cgroup: SessionCgroup) -> ConnectHook:
-        pins = None
-        if self.policy.on_failure is OnFailure.CLOSED:
-            bpffs.mount(self.shared.state.bpf)
-            pins = self.shared.state.bpf / self.name
+    def _started(self, user: str) -> ServiceSeen:
+        order = self.order
+        if isinstance(order, StartService):
+            return ServiceSeen(operation="service_started", session=self.name, user=user)
+        arguments = f"{order.arguments} argument{'' if order.arguments == 1 else 's'}"
+        return ServiceSeen(
+            operation="run_started", session=self.name, user=user, command=(order.program,), detail=arguments
+        )
+
+    @property
+    def program(self) -> str:
+        """Whose session it is, for people."""
+        return self.order.program if isinstance(self.order, OpenRun) else SERVICE
+
+    @property
+    def is_service(self) -> bool:
+        return isinstance(self.order, StartService)
+
+    def service_status(self) -> ServiceStatus:
+        names = [application.name for application in self.policy.applications]
+        return ServiceStatus(
+            session=self.name,
+            backend="connect_hook",
+            policy_file=self.policy_order.policy_file,
+            policy_sha256=self.policy_order.policy_sha256,
+            applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
+            on_failure=self.policy.on_failure,
+            started=self._since,
+            faults=self.faults,
+        )
+
+    def _pins(self, policy: Policy) -> Path | None:
+        if policy.on_failure is OnFailure.OPEN:
+            return None
+        bpffs.mount(self.shared.state.bpf)
+        return self.shared.state.bpf / self.name
+
+    def _hook(self, scope: Scope) -> ConnectHook:
         ports = [listener.getsockname()[1] for listener in self._listeners]
         return ConnectHook.open(
-            cgroup.path,
+            scope.path,
             port_v4=ports[0],
             port_v6=ports[1] if len(ports) > 1 else None,
             netns_cookies={netns.cookie_of(self._listeners[0])},
             on_failure=self.policy.on_failure,
             quic=self.policy.quic,
-            pin_folder=pins,
+            pin_folder=self._pins(self.policy),
             netns_fd=self._network,
+            selection=scope.selection,
         )
 
     async def _build(self) -> None:
@@ -145,6 +199,8 @@ class Session:
         recorder = self.shared.recorder_channel(Role.GATE, self.name)
         signer = self.shared.signer_channel(Role.GATE, self.name)
         assert self.hook is not None
+        assert self.scope is not None
+        self.scope.own(gate.pid)
         fds = [
             self._policy_fd,
             self._listeners[0].fileno(),
@@ -158,18 +214,23 @@ class Session:
             session=self.name,
             on_failure=self.policy.on_failure,
             has_v6=len(self._listeners) > 1,
-            capture=self.order.capture,
+            capture=self.capture_fd is not None,
+            off=self.shared.off,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
         if not isinstance(answer, Ready):
             raise ChildFailed(f"the gate answered {answer!r}")
         gate.watch(self._gate_exited)
-        await asyncio.gather(*(self._start_worker(number) for number in range(self.order.workers)))
+        self._active = self._new_numbers()
+        await asyncio.gather(*(self._start_worker(number) for number in self._active))
+
+    def _new_numbers(self) -> tuple[int, ...]:
+        return tuple(itertools.islice(self._numbers, self.order.workers))
 
     def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
         jail = Jail(role=role, account=account_of(role), mountpoint=str(self.shared.state.jail), network=network)
-        return ChildProcess(jail, self.shared.log, [Ready, Fault, Whose, WorkerHangs, Drained])
+        return ChildProcess(jail, self.shared.log, HEARD)
 
     async def _start_worker(self, number: int) -> None:
         worker = self.workers[number] = self._spawn(Role.WORKER)
@@ -180,7 +241,7 @@ class Session:
             session=self.name,
             worker=number,
             on_failure=self.policy.on_failure,
-            capture=self.order.capture,
+            capture=self.capture_fd is not None,
         )
         with gate_end, worker_end, recorder, signer:
             fds = (worker_end.fileno(), signer.fileno(), recorder.fileno(), self._roots_fd, self._policy_fd)
@@ -200,13 +261,15 @@ class Session:
             case Whose(number=number, pid=pid, uid=uid, comm=comm, connected_ns=connected_ns):
                 owner = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
                 if owner.sha256 is None:
-                    gate.channel.send(WhoseAnswer(number=number, process=owner.process))
+                    self._answer(gate, number, owner.process)
                 else:
                     self._later(self._answer_hashed(gate, number, owner))
             case WorkerHangs(worker=number) if number in self.workers:
                 self.workers[number].kill()  # the gate has recorded why; its exit is told like any other
             case Drained(cut=cut):
                 self.cut += cut
+            case Governed() | Switched() | FlowsAnswer():
+                self._answers.heard(message)
             case Fault(what=what, detail=detail):
                 self._fault(what, detail)
             case _:
@@ -216,9 +279,14 @@ class Session:
         """Nobody but this connection waits for its program's hash."""
         process = await hashed(owner, must_have=self._decides_by_hash)
         if not gate.ended.done():
-            gate.channel.send(WhoseAnswer(number=number, process=process))
+            self._answer(gate, number, process)
+
+    def _answer(self, gate: ChildProcess, number: int, process: Process) -> None:
+        selected = self.scope is None or self.scope.selects(process)
+        gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
+        self.faults += count
         self.shared.record(
             FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
         )
@@ -231,6 +299,9 @@ class Session:
     def _worker_exited(self, number: int, status: int) -> None:
         if self._closing:
             return
+        if number not in self._active:  # its policy is not in force any more, and its last flow has ended
+            self.workers.pop(number, None)
+            return
         self.shared.record(FaultSeen(what="worker_died", detail=f"worker {number}, status {status}", session=self.name))
         self._later(self._replace(number))
 
@@ -242,13 +313,78 @@ class Session:
             await asyncio.sleep(RESTARTS_S)
         await asyncio.sleep(RESTART_PAUSE_S)
         async with self._building:
-            if number in self.workers and self.workers[number].ended.done():  # else a rebuild has replaced it
+            if number in self._active and self.workers[number].ended.done():  # else a rebuild has replaced it
                 try:
                     await self._start_worker(number)
                 except (ChildFailed, OSError) as error:
                     self._fault("worker_not_started", f"worker {number}: {error}")
                     self._later(self._replace(number))
 
+    # -- orders --------------------------------------------------------------------------------------------------------
+    async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
+        """The new policy for every connection from now on; it owns the descriptors then. Live flows keep the old one.
+
+        Raises ChildFailed, OSError, EbpfUnavailable; then the old one is in force as before.
+        """
+        async with self._building:
+            policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
+            before = (self.policy, self._policy_fd, self._roots_fd)
+            self.policy, self._policy_fd, self._roots_fd = policy, policy_fd, roots_fd
+            numbers = self._new_numbers()
+            try:
+                await asyncio.gather(*(self._start_worker(number) for number in numbers))
+                self._change_hook(policy)
+                await self._govern(policy, numbers)
+            except BaseException:
+                self.policy, self._policy_fd, self._roots_fd = before
+                self._change_hook(self.policy)
+                await self._dismiss(numbers)
+                raise
+            close_all(before[1:])
+            self._active, self._decides_by_hash = numbers, decides_by_hash(policy)
+            self.policy_order = order
+            self._record_policy(order)
+
+    def _change_hook(self, policy: Policy) -> None:
+        assert self.hook is not None
+        assert self.scope is not None
+        self.scope.govern(policy)
+        selection = self.scope.selection
+        self.hook.change(
+            on_failure=policy.on_failure,
+            quic=policy.quic,
+            everything=selection is not None and selection.everything,
+            pin_folder=self._pins(policy),
+        )
+
+    async def _govern(self, policy: Policy, numbers: tuple[int, ...]) -> None:
+        if self.gate is None:
+            raise ChildFailed("there is no gate")
+        order = Govern(on_failure=policy.on_failure, workers=numbers)
+        await self._answers.ask(self.gate, order, self._policy_fd, answer=Governed)
+
+    async def _dismiss(self, numbers: tuple[int, ...]) -> None:
+        for number in numbers:
+            if (worker := self.workers.pop(number, None)) is not None:
+                await worker.stop()
+
+    async def switch(self, *, off: bool) -> int:
+        """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
+        if self.gate is None or self.gate.ended.done():
+            return 0  # the next one is told as it starts
+        return (await self._answers.ask(self.gate, Switch(off=off), answer=Switched)).cut
+
+    async def flows(self) -> tuple[int, int]:
+        """How many live, and how many of those are decrypted; none where no gate answers."""
+        try:
+            if self.gate is not None and not self.gate.ended.done():
+                answer = await self._answers.ask(self.gate, FlowsQuestion(), answer=FlowsAnswer, deadline_s=1.0)
+                return answer.live, answer.decrypted
+        except ChildFailed:
+            pass
+        return 0, 0
+
+    # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
         """Follow `on_failure` at once: the gate goes, so that no heartbeat of its own says otherwise."""
         if self.hook is not None:
@@ -314,12 +450,12 @@ class Session:
     def must_stay_closed(self) -> bool:
         """Its command lives, and its policy says that what we cannot govern must not pass."""
         is_closed = self.policy.on_failure is OnFailure.CLOSED
-        return is_closed and self.cgroup is not None and self.cgroup.is_populated()
+        return is_closed and self.scope is not None and self.scope.is_populated()
 
     # -- end -----------------------------------------------------------------------------------------------------------
     async def until_empty(self) -> None:
         """Until no process of the command is left."""
-        while self.cgroup is not None and self.cgroup.is_populated():
+        while self.scope is not None and self.scope.is_populated():
             await asyncio.sleep(0.1)
 
     async def close(self, *, home: str | None) -> int:
@@ -340,11 +476,11 @@ class Session:
             await self._drain(self.gate)
         children = [*self.workers.values(), *([self.gate] if self.gate else [])]
         await asyncio.gather(*(child.stop() for child in children))
-        living = self.cgroup.pids() if self.cgroup is not None else []
-        survivors = await release_beside(self.cgroup, home) if self.cgroup is not None else 0
         if self.hook is not None:
             asyncio.get_running_loop().remove_reader(self.hook.routes_fd)
             self.hook.close()
+        living = self.scope.pids() if self.scope is not None else []
+        survivors = await self.scope.release(home) if self.scope is not None else 0
         for listener in self._listeners:
             listener.close()
         close_all([self._network, self._policy_fd, self._roots_fd])

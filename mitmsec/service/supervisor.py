@@ -1,8 +1,8 @@
-"""The supervisor: the only process with privilege. One a state directory, alive while a run is.
+"""The supervisor: the only process with privilege. One a state directory, alive while a run or the service is.
 
-It starts signer and recorder, opens a session for each run, answers whose a connection is, and puts right what dies.
-It never sees a byte of traffic and never holds a key. Started by `mitmsec run`; arguments: state directory, descriptor
-on which the first line says `ready` or what went wrong.
+It starts signer and recorder, opens a session for each run and for the service, answers whose a connection is, and puts
+right what dies. It never sees a byte of traffic and never holds a key. Started by `mitmsec run` or `mitmsec start`;
+arguments: state directory, descriptor on which the first line says `ready` or what went wrong.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ from mitmsec.service.backbone import Backbone
 from mitmsec.service.childlog import LogFile
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.leftovers import reap
+from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
 from mitmsec.service.state import State, StateBusy
 from mitmsec_redirect import bpffs
-from mitmsec_redirect.bpf import EbpfUnavailable
+from mitmsec_redirect.processes import user_name
 
 
 class Supervisor:
@@ -66,7 +67,7 @@ class Supervisor:
             if session.must_stay_closed:
                 await session.abandon()
             else:
-                await self._end(session, home=None, status=None)
+                await self.end(session, home=None, status=None)
 
     def _end_now(self) -> None:
         self._told_to_end = True
@@ -76,11 +77,7 @@ class Supervisor:
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             sock, _ = listener.accept()
-            pid, uid = control.peer(sock)
-            if uid != 0:
-                sock.close()
-                return
-            task = asyncio.create_task(self._client(sock, pid))
+            task = asyncio.create_task(self._client(sock, *control.peer(sock)))
             self._clients.add(task)
             task.add_done_callback(self._client_gone)
 
@@ -91,9 +88,9 @@ class Supervisor:
         if not self._clients and not self.sessions:
             self._idle.set()
 
-    async def _client(self, sock: socket.socket, pid: int) -> None:
+    async def _client(self, sock: socket.socket, pid: int, uid: int) -> None:
         inbox: asyncio.Queue[tuple[Any, list[int]] | None] = asyncio.Queue()
-        client = Channel(sock, control.FROM_RUN)
+        client = Channel(sock, control.FROM_RUN if uid == 0 else control.READING)
         client.attach(
             asyncio.get_running_loop(),
             lambda message, fds: inbox.put_nowait((message, fds)),
@@ -101,6 +98,7 @@ class Supervisor:
         )
         home = _cgroup_of(pid)
         session: Session | None = None
+        orders = ServiceOrders(self, user_name(uid))
         try:
             while (item := await inbox.get()) is not None:
                 message, fds = item
@@ -111,45 +109,54 @@ class Supervisor:
                         if wait:
                             await session.until_empty()
                         ending, session = session, None
-                        client.send(await self._end(ending, home=home, status=status))
+                        client.send(await self.end(ending, home=home, status=status))
                     case control.StatusQuestion():
-                        client.send(self._status())
+                        client.send(await self._status())
                     case control.ModulesOf(pid=of):
                         client.send(control.Modules(pid=of, modules=await self._modules(of)))
+                    case _ if orders.takes(message):
+                        client.send(await orders.answer(message, fds))
                     case _:
                         close_all(fds)
+            await orders.client_gone()
             if session is not None:  # the front-end is gone: what it promised the command still holds
                 await session.until_empty()
-                await self._end(session, home=home, status=None)
+                await self.end(session, home=home, status=None)
         finally:
             client.close()
 
     # -- runs ----------------------------------------------------------------------------------------------------------
-    async def _open(self, client: Channel, order: control.OpenRun, fds: list[int]) -> Session | None:
-        session = None
+    async def opened(self, order: control.OpenRun | control.StartService, fds: list[int], user: str) -> Session:
+        """A session that serves. Raises what went wrong, once nothing of it is left."""
+        session = Session(self.backbone, secrets.token_hex(4), order, fds)
+        self.sessions[session.name] = session
         try:
-            session = Session(self.backbone, secrets.token_hex(4), order, fds)
-            self.sessions[session.name] = session
             self.backbone.open_capture(session)
-            await session.open(order.user)
-        except Exception as error:
+            await session.open(user)
+        except Exception:
             traceback.print_exc()
-            if session is not None:
-                await self._end(session, home=None, status=None)
-            client.send(_refusal(error))
+            await self.end(session, home=None, status=None)
+            raise
+        return session
+
+    async def _open(self, client: Channel, order: control.OpenRun, fds: list[int]) -> Session | None:
+        try:
+            session = await self.opened(order, fds, order.user)
+        except Exception as error:
+            client.send(refusal(error))
             return None
-        assert session.cgroup is not None
+        assert session.scope is not None
         client.send(
             control.RunOpened(
                 session=session.name,
-                cgroup=str(session.cgroup.path),
+                cgroup=str(session.scope.path),
                 folder=str(session.folder),
                 root_pem=self.backbone.root_pem,
             )
         )
         return session
 
-    async def _end(self, session: Session, *, home: str | None, status: int | None) -> control.RunClosed:
+    async def end(self, session: Session, *, home: str | None, status: int | None) -> control.RunClosed:
         """End `session` once, whoever asks and however often; who asks and is cancelled does not stop it halfway."""
         task = self._ends.get(session.name)
         if task is None:
@@ -164,10 +171,10 @@ class Supervisor:
         detail = f"{survivors} {live} on, no longer diverted" if survivors else ""
         self.backbone.record(
             ServiceSeen(
-                operation="run_ended",
+                operation="service_stopped" if session.is_service else "run_ended",
                 session=session.name,
                 detail=detail,
-                command=(session.order.program,),
+                command=() if session.is_service else (session.program,),
                 status=status,
             )
         )
@@ -191,13 +198,14 @@ class Supervisor:
             rows += [(child, session.name) for child in (session.gate, *session.workers.values()) if child]
         return rows
 
-    def _status(self) -> control.StatusAnswer:
-        sessions = [
-            (session.name, session.order.program, str(session.cgroup.path if session.cgroup else ""))
-            for session in self.sessions.values()
-        ]
+    async def _status(self) -> control.StatusAnswer:
+        live = list(self.sessions.values())
+        flows = await asyncio.gather(*(session.flows() for session in live))
+        sessions = [(one.name, one.program, str(one.scope.path if one.scope else "")) for one in live]
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
-        return control.status_answer(os.getpid(), sessions, processes)
+        counts = [(session.name, *count) for session, count in zip(live, flows, strict=True)]
+        service = next((one.service_status() for one in live if one.is_service), None)
+        return control.status_answer(os.getpid(), sessions, processes, counts, service, off=self.backbone.off)
 
     async def _modules(self, pid: int) -> tuple[str, ...]:
         if pid == os.getpid():
@@ -223,14 +231,6 @@ def _cgroup_of(pid: int) -> str | None:
             if line.startswith("0::"):
                 return line[3:]
     return None
-
-
-def _refusal(error: Exception) -> control.Refused:
-    if isinstance(error, EbpfUnavailable):
-        return control.Refused(error=error.reason, remedy=error.remedy, status=3)
-    return control.Refused(
-        error=str(error), remedy="the supervisor's log in STATE/run/supervisor.log says more", status=125
-    )
 
 
 async def _main(state: State, ready: int) -> None:

@@ -31,13 +31,18 @@ class SelectedProcesses:
         """For `ConnectHook.open`."""
         return Selection(self._map.fd, self._runs.fd, everything=everything)
 
-    def leave_out(self, cgroup: Path) -> None:
-        """What is in `cgroup`, directly below the cgroup2 root, is diverted by a hook of its own. Raises OSError."""
-        self._runs.update(_id_of(cgroup), _PRESENT)
+    def leave_out(self, cgroup: Path) -> int:
+        """What is in `cgroup`, directly below the cgroup2 root, is diverted by a hook of its own.
 
-    def take_in(self, cgroup: Path) -> None:
-        """It is not any more; call before the cgroup is removed."""
-        self._runs.delete(_id_of(cgroup))
+        The cgroup's number, for `take_in`. Raises OSError.
+        """
+        number = os.stat(cgroup).st_ino  # a cgroup's number is that of its folder
+        self._runs.update(_CGROUP.pack(number), _PRESENT)
+        return number
+
+    def take_in(self, cgroup: int) -> None:
+        """It is not any more."""
+        self._runs.delete(_CGROUP.pack(cgroup))
 
     def say(self, pid: int, verdict: Verdict) -> bool:
         """`verdict` holds for `pid` from its next connect() on. False: there is no room."""
@@ -64,8 +69,3 @@ class SelectedProcesses:
     def close(self) -> None:
         self._map.close()
         self._runs.close()
-
-
-def _id_of(cgroup: Path) -> bytes:
-    """A cgroup's number is that of its folder."""
-    return _CGROUP.pack(os.stat(cgroup).st_ino)

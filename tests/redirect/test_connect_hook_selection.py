@@ -109,9 +109,9 @@ def test_what_a_run_diverts_is_not_diverted_again(sandbox: Sandbox, all_of_them:
     made = Verdicts(sandbox, everything=all_of_them)
     agent = sandbox.agent()
     made.say(agent, Verdict.SELECTED)
-    made.map.leave_out(sandbox.cgroup.path)
+    number = made.map.leave_out(sandbox.cgroup.path)
     assert not made.is_diverted(agent)
-    made.map.take_in(sandbox.cgroup.path)
+    made.map.take_in(number)
     assert made.is_diverted(agent)
     made.map.close()
 

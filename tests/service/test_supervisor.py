@@ -41,12 +41,12 @@ def test_a_run_that_is_being_ended_is_ended_once_though_who_asked_has_gone(
 
         monkeypatch.setattr(Supervisor, "_end_once", end_once)
         one, session = supervisor(tmp_path), SimpleNamespace(name="run-1")
-        client = asyncio.create_task(one._end(session, home=None, status=0))  # type: ignore[arg-type]
+        client = asyncio.create_task(one.end(session, home=None, status=0))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         client.cancel()
         await asyncio.wait((client,))
         goes_on.set()
-        return await one._end(session, home=None, status=None)  # type: ignore[arg-type]
+        return await one.end(session, home=None, status=None)  # type: ignore[arg-type]
 
     assert asyncio.run(story()) == CLOSED
     assert ended == ["begun", "run-1"]

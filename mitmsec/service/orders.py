@@ -1,0 +1,130 @@
+"""What one client of the control socket orders of the service, and its answers.
+
+StartService ──► ServiceStarted        one service a state; `bound` ones end with their client
+ReloadService ─► ServiceReloaded       a policy that cannot be taken up changes nothing
+SwitchService ─► ServiceSwitched       holds for every session, and for those that are opened later
+StopService ───► RunClosed
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from typing import Protocol, assert_never
+
+from mitmsec.audit.event import ServiceSeen
+from mitmsec.channel import close_all
+from mitmsec.core.messages import Message
+from mitmsec.service import control
+from mitmsec.service.backbone import Backbone
+from mitmsec.service.children import ChildFailed
+from mitmsec.service.session import Session
+from mitmsec_redirect.bpf import EbpfUnavailable
+
+type Order = control.StartService | control.StopService | control.ReloadService | control.SwitchService
+_FDS = {control.StartService: 3, control.ReloadService: 2, control.StopService: 0, control.SwitchService: 0}
+_NO_SERVICE = control.Refused(
+    error="no service runs on this state", remedy="start one: mitmsec start --policy FILE", status=1
+)
+
+
+class Sessions(Protocol):
+    """The supervisor, as far as orders need it."""
+
+    backbone: Backbone
+
+    async def opened(self, order: control.OpenRun | control.StartService, fds: list[int], user: str) -> Session: ...
+    async def end(self, session: Session, *, home: str | None, status: int | None) -> control.RunClosed: ...
+
+
+class ServiceOrders:
+    """One client's."""
+
+    def __init__(self, supervisor: Sessions, user: str) -> None:
+        self._supervisor, self._user = supervisor, user
+        self._bound: Session | None = None
+
+    def takes(self, message: object) -> bool:
+        return type(message) in _FDS
+
+    async def answer(self, order: Order, fds: list[int]) -> Message:
+        """What became of it; nothing of what fails is left."""
+        if len(fds) != _FDS[type(order)]:
+            close_all(fds)
+            return control.Refused(error="descriptors are missing", remedy="", status=125)
+        try:
+            return await self._answer(order, fds)
+        except Exception as error:
+            traceback.print_exc()
+            return refusal(error)
+
+    async def _answer(self, order: Order, fds: list[int]) -> Message:
+        match order:
+            case control.StartService():
+                return await self._start(order, fds)
+            case control.ReloadService():
+                return await self._reload(order, fds)
+            case control.SwitchService(off=off):
+                return await self._switch(off=off)
+            case control.StopService():
+                service = self._service()
+                return _NO_SERVICE if service is None else await self._supervisor.end(service, home=None, status=None)
+            case _:
+                assert_never(order)
+
+    async def client_gone(self) -> None:
+        """What was bound to the client ends."""
+        if self._bound is not None and self._service() is self._bound:
+            await self._supervisor.end(self._bound, home=None, status=None)
+
+    def _service(self) -> Session | None:
+        return next((one for one in self._sessions() if one.is_service), None)
+
+    def _sessions(self) -> Iterable[Session]:
+        return list(self._supervisor.backbone.sessions.values())
+
+    async def _start(self, order: control.StartService, fds: list[int]) -> Message:
+        if (running := self._service()) is not None:
+            close_all(fds)
+            return control.Refused(
+                error=f"the service runs already, under {running.policy_order.policy_file}",
+                remedy="mitmsec reload --policy FILE gives it another policy, mitmsec stop ends it",
+                status=1,
+            )
+        session = await self._supervisor.opened(order, fds, self._user)
+        self._bound = session if order.bound else None
+        return control.ServiceStarted(session=session.name, root_pem=self._supervisor.backbone.root_pem)
+
+    async def _reload(self, order: control.ReloadService, fds: list[int]) -> Message:
+        service = self._service()
+        if service is None:
+            close_all(fds)
+            return _NO_SERVICE
+        try:
+            await service.reload(order, *fds)
+        except BaseException:
+            close_all(fds)
+            raise
+        return control.ServiceReloaded()
+
+    async def _switch(self, *, off: bool) -> Message:
+        """First the word for whoever comes, then those who are there."""
+        backbone = self._supervisor.backbone
+        backbone.off = off
+        sessions = list(self._sessions())
+        cut = 0
+        for session in sessions:
+            cut += await session.switch(off=off)
+        detail = f"{cut} decrypted connection{'' if cut == 1 else 's'} cut" if off else ""
+        operation = "switched_off" if off else "switched_on"
+        backbone.record(ServiceSeen(operation=operation, user=self._user, detail=detail))
+        return control.ServiceSwitched(cut=cut, sessions=len(sessions))
+
+
+def refusal(error: Exception) -> control.Refused:
+    """What the caller is told of `error`: the machine's fault or ours."""
+    if isinstance(error, EbpfUnavailable):
+        return control.Refused(error=error.reason, remedy=error.remedy, status=3)
+    remedy = "the supervisor's log in STATE/run/supervisor.log says more"
+    what = str(error) if isinstance(error, ChildFailed | OSError) else f"{type(error).__name__}: {error}"
+    return control.Refused(error=what, remedy=remedy, status=125)
