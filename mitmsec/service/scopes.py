@@ -6,6 +6,7 @@ StandingScope   the cgroup2 root; the hook asks a map whom to divert, and the ga
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +14,12 @@ from mitmsec.core.model import Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.selection import Selection
 from mitmsec.service.ground import release_beside
+from mitmsec.service.owners import told
 from mitmsec_redirect import steps
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
+from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.running import RunningPrograms, Seen
 from mitmsec_redirect.selected import SelectedProcesses
 from mitmsec_redirect.verdicts import Verdict
 
@@ -37,6 +41,12 @@ class Scope(Protocol):
 
     def own(self, pid: int) -> None:
         """The process is one of ours: its traffic is own traffic."""
+
+    def look(self) -> None:
+        """Time has passed: see who has begun and who has ended."""
+
+    def leave_out(self, others: Collection[Path]) -> None:
+        """The cgroups of commands, whose own hooks divert what is in them; those that were named before and now."""
 
     def is_populated(self) -> bool:
         """Somebody is left for whom the network must stay closed, where the policy says closed."""
@@ -64,6 +74,12 @@ class CommandScope:
     def own(self, pid: int) -> None:
         """None of ours is in the cgroup."""
 
+    def look(self) -> None:
+        """The kernel knows who is in it."""
+
+    def leave_out(self, others: Collection[Path]) -> None:
+        """Its cgroup is nobody else's."""
+
     def is_populated(self) -> bool:
         return self._cgroup.is_populated()
 
@@ -77,16 +93,21 @@ class CommandScope:
 class StandingScope:
     """Whom the policy selects, in all cgroups."""
 
-    def __init__(self, policy: Policy, path: Path | None = None) -> None:
+    def __init__(self, policy: Policy, processes: ProcessTable) -> None:
         """Raises EbpfUnavailable, OSError."""
-        self.path = path or _whole_hierarchy()
-        self.processes = SelectedProcesses()
+        self.path = _whole_hierarchy()
+        self.selected = SelectedProcesses()
+        self._processes = processes
         self._selection = Selection(policy.applications)
+        self._running = RunningPrograms()
+        self._undecided: dict[int, Seen] = {}
+        self._own: set[int] = set()
+        self._left_out: dict[Path, int] = {}
+        self.look()
 
     @property
     def selection(self) -> steps.Selection:
-        # Nobody tells of programs as they start yet: who is unknown is diverted, and the gate asks `selects`.
-        return self.processes.selection(everything=True)
+        return self.selected.selection(everything=self._selection.is_everything)
 
     def selects(self, process: Process) -> bool:
         """Who cannot be judged counts as selected: what is done with them is then the policy's word on failures."""
@@ -94,9 +115,41 @@ class StandingScope:
 
     def govern(self, policy: Policy) -> None:
         self._selection = Selection(policy.applications)
+        self._running = RunningPrograms()
+        self._undecided.clear()
+        self.look()
 
     def own(self, pid: int) -> None:
-        self.processes.say(pid, Verdict.OWN_TRAFFIC)
+        self._own.add(pid)
+        self.selected.say(pid, Verdict.OWN_TRAFFIC)
+
+    def leave_out(self, others: Collection[Path]) -> None:
+        for path in self._left_out.keys() - set(others):
+            self.selected.take_in(self._left_out.pop(path))
+        for path in set(others) - self._left_out.keys():
+            self._left_out[path] = self.selected.leave_out(path)
+
+    def look(self) -> None:
+        changes = self._running.look()
+        for pid in changes.ended:
+            self._own.discard(pid)
+            self._undecided.pop(pid, None)
+            self.selected.withdraw(pid)
+        for pid, seen in {**self._undecided, **changes.begun}.items():
+            if pid not in self._own:
+                self._judge(pid, seen)
+
+    def _judge(self, pid: int, seen: Seen) -> None:
+        """A program whose hash decides is undecided until that is there."""
+        holds = self._selection.holds(told(self._processes.whose(pid, seen.uid, "")))
+        self._undecided.pop(pid, None)
+        if holds is None:
+            self._undecided[pid] = seen
+            self.selected.say(pid, Verdict.UNDECIDED)
+        elif holds:
+            self.selected.say(pid, Verdict.SELECTED)
+        else:
+            self.selected.withdraw(pid)
 
     def is_populated(self) -> bool:
         """An order to end the service is an order to let go of everybody."""
@@ -106,7 +159,7 @@ class StandingScope:
         return []
 
     async def release(self, home: str | None) -> int:
-        self.processes.close()
+        self.selected.close()
         return 0
 
 

@@ -128,7 +128,7 @@ class Session:
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
-            return StandingScope(self.policy)
+            return StandingScope(self.policy, self.shared.processes)
         return CommandScope(SessionCgroup.create(self.shared.state.identity(), self.name))
 
     def _record_policy(self, order: OpenRun | StartService | ReloadService) -> None:
@@ -425,6 +425,8 @@ class Session:
     async def _collect_missed(self) -> None:
         while True:
             self._record_missed()
+            if self.scope is not None:
+                self.scope.look()
             await asyncio.sleep(MISSED_PERIOD_S)
 
     def _record_missed(self) -> None:

@@ -18,6 +18,6 @@ class Verdict(IntFlag):
     """Bits of the word."""
 
     SELECTED = 1
-    UNDECIDED = 2  # nobody has judged its program yet: it is diverted, and the gate asks before it does anything
+    UNDECIDED = 2  # nobody has judged its program yet: diverted where that works, and the gate asks before all else
     OWN_TRAFFIC = 4  # ours, or diverted by a run already: never diverted, whatever else is said
     INHERITED = 8  # what it starts is what it is, whatever program that executes
