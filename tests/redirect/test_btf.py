@@ -219,6 +219,9 @@ def test_members_that_are_not_there_are_told() -> None:
     w.add(Kind.STRUCT, "outer", 4, count=7)
     with pytest.raises(MalformedBtf, match="cut off"):
         Btf(w.bytes())
+    w.types = w.types[:4]
+    with pytest.raises(MalformedBtf, match="cut off"):
+        Btf(w.bytes())
 
 
 def test_strings_end() -> None:
