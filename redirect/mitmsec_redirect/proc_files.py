@@ -14,6 +14,7 @@ from pathlib import Path
 
 DELETED = " (deleted)"
 CONTENT_BYTES = 4096
+CGROUP_BYTES = 1 << 17  # a path of PATH_MAX in each of a dozen hierarchies, and more
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENDED = frozenset(b"ZX")
 
@@ -79,16 +80,16 @@ def comm_of(folder: int) -> str | None:
 def cgroup_of(folder: int) -> str | None:
     """The whole text: a line for each hierarchy."""
     try:
-        return content(folder, "cgroup").decode(errors="surrogateescape")
+        return content(folder, "cgroup", CGROUP_BYTES).decode(errors="surrogateescape")
     except OSError:
         return None
 
 
-def content(folder: int, name: str) -> bytes:
-    """The first CONTENT_BYTES. Raises OSError."""
+def content(folder: int, name: str, limit_bytes: int = CONTENT_BYTES) -> bytes:
+    """The first part. Raises OSError."""
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
     try:
-        return os.read(descriptor, CONTENT_BYTES)
+        return os.read(descriptor, limit_bytes)
     finally:
         os.close(descriptor)
 
