@@ -42,7 +42,6 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
-    "redirect/mitmsec_redirect/verdicts.py": "types only; tests/redirect/test_selected.py uses them",
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {

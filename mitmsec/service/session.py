@@ -53,7 +53,8 @@ from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
 from mitmsec.service.owners import decides_by_hash, hashed
-from mitmsec.service.scopes import CommandScope, Scope, StandingScope
+from mitmsec.service.scopes import CommandScope, Scope
+from mitmsec.service.standing import StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns

@@ -46,13 +46,10 @@ ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A standing selection, over all cgroups: descriptors of its maps (see mitmsec_redirect.selected).
+    """A standing selection, over all cgroups. With `everything`, whoever has no verdict is selected too."""
 
-    With `everything`, whoever has no verdict is selected too.
-    """
-
-    verdicts: int  # by process
-    runs: int  # cgroups whose own hook diverts what is in them
+    verdicts: int  # descriptor of the map of entries by process (mitmsec_redirect.verdicts)
+    runs: int  # of the map of cgroups whose own hook diverts what is in them (mitmsec_redirect.runs)
     everything: bool
 
 
