@@ -47,9 +47,13 @@ _LOST = {"fork": Count.LOST_STARTED, "exec": Count.LOST_EXECUTED, "exit": Count.
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
-    """All processes that lived at `at_ns` (CLOCK_MONOTONIC), or ended while they were read."""
+    """All processes that lived when the scan began; whoever ended while it went on may be missing.
 
-    at_ns: int
+    Times are of CLOCK_MONOTONIC.
+    """
+
+    began_ns: int
+    ended_ns: int
     found: tuple[Found, ...]
     lost: int  # records since the last scan that will never be told
 
@@ -105,12 +109,18 @@ class Monitor:
     def drain(self) -> list[ProcessEvent | Scanned]:
         """What happened since the last call, in order; the first time, and after a loss, a scan is the last item."""
         events: list[ProcessEvent | Scanned] = [parse_process(record) for record in self._ring.drain()]
+        if self._is_scanned and not events:  # where something is lost, the ring was full
+            return []
         lost = self.lost
         if lost > self._told_lost or not self._is_scanned:
-            at_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-            events.append(Scanned(at_ns=at_ns, found=tuple(living()), lost=lost - self._told_lost))
+            events.append(self._scan(lost - self._told_lost))
             self._told_lost, self._is_scanned = lost, True
         return events
+
+    def _scan(self, lost: int) -> Scanned:
+        began_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        found = tuple(living())
+        return Scanned(began_ns, time.clock_gettime_ns(time.CLOCK_MONOTONIC), found, lost)
 
     @property
     def lost(self) -> int:

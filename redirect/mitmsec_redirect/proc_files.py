@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mitmsec_redirect.process_records import Executable
+
 DELETED = " (deleted)"
+MINOR_BITS = 20  # of a device number within the kernel
 CONTENT_BYTES = 4096
 CGROUP_BYTES = 1 << 17  # a path of PATH_MAX in each of a dozen hierarchies, and more
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -46,7 +49,7 @@ class Found:
     uid: int
     comm: str
     exe: ExePath
-    cgroup: str | None  # the text of /proc/PID/cgroup
+    executable: Executable | None
 
 
 def opened(pid: int, proc: str = "/proc") -> int | None:
@@ -109,6 +112,20 @@ def exe_of(folder: int) -> ExePath:
     return ExePath(path=path) if _is_on_our_mounts(folder) else ExePath(claimed=path)
 
 
+def executable_of(folder: int) -> Executable | None:
+    """By stat(): in some file systems (btrfs, overlay) its device is not what the kernel tells."""
+    try:
+        return file_of(os.stat("exe", dir_fd=folder))
+    except OSError:
+        return None
+
+
+def file_of(status: os.stat_result) -> Executable:
+    """The file as the kernel knows it, if its device is the file system's own."""
+    device = os.major(status.st_dev) << MINOR_BITS | os.minor(status.st_dev)
+    return Executable(device=device, inode=status.st_ino, ctime_ns=status.st_ctime_ns)
+
+
 def _leads_there(folder: int, path: str) -> bool:
     try:
         return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
@@ -154,7 +171,7 @@ def _found(pid: int, proc: str) -> Found | None:
             uid=os.stat(".", dir_fd=folder).st_uid,
             comm=comm_of(folder) or "",
             exe=exe_of(folder),
-            cgroup=cgroup_of(folder),
+            executable=executable_of(folder),
         )
     except OSError:
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mitmsec_redirect import proc_files
-from mitmsec_redirect.proc_files import ExePath, cgroup_of, comm_of, exe_of, living, opened, status_of
+from mitmsec_redirect.proc_files import ExePath, cgroup_of, comm_of, exe_of, file_of, living, opened, status_of
 
 CAT = os.path.realpath(shutil.which("cat") or "")
 
@@ -108,7 +108,7 @@ def test_the_living_are_found_with_what_they_run(program: Path) -> None:
         found = {one.pid: one for one in living()}
     (child,) = (one for one in found.values() if one.exe.path == str(program))
     assert (child.parent, child.uid, child.comm) == (os.getpid(), os.getuid(), "program")
-    assert child.cgroup == Path("/proc/self/cgroup").read_text()
+    assert child.executable == file_of(program.stat())
     assert zombie.pid not in found
     zombie.wait()
 
