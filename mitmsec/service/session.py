@@ -129,7 +129,7 @@ class Session:
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
-            return StandingScope(self.policy, self.shared.processes)
+            return StandingScope(self.policy)
         return CommandScope(SessionCgroup.create(self.shared.state.identity(), self.name))
 
     def _record_policy(self, order: OpenRun | StartService | ReloadService) -> None:
@@ -151,6 +151,10 @@ class Session:
         return ServiceSeen(
             operation="run_started", session=self.name, user=user, command=(order.program,), detail=arguments
         )
+
+    @property
+    def _processes(self) -> ProcessTable:
+        return (self.scope.processes if self.scope is not None else None) or self.shared.processes
 
     @property
     def program(self) -> str:
@@ -260,7 +264,7 @@ class Session:
         close_all(fds)
         match message:
             case Whose(number=number, pid=pid, uid=uid, comm=comm, connected_ns=connected_ns):
-                owner = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
+                owner = self._processes.whose(pid, uid, comm, connected_ns or None)
                 if owner.sha256 is None:
                     self._answer(gate, number, owner.process)
                 else:
@@ -437,7 +441,7 @@ class Session:
                 self.shared.record(event)
 
     def _who_missed(self, missed: Missed) -> Process:
-        return self.shared.processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns).process
+        return self._processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns).process
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""
