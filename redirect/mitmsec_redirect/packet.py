@@ -1,14 +1,14 @@
 """Where the addresses, ports and flags of one IP packet lie.
 
-A packet is whole when it comes from a WinDivert handle, so there are two outcomes: `Packet`, or `Malformed` with its flaw.
-No bytes raise. Lengths are believed only as far as they fit into each other:
+A packet is whole when it comes from a WinDivert handle, so there are two outcomes: `Packet`, or `Malformed` with its
+flaw. No bytes raise. Lengths are believed only as far as they fit into each other:
 
     buffer ──┬───────────┬────────────┬──────────────┬──────────┬─── end of the batch
              │ IP header │ extensions │ transport …  │  next    │
              └─ offset   └─ IHL       └─ transport   └─ offset + length
 
-IPv4 options and IPv6 extension headers are walked over, never read. A later fragment has no transport header: what stands
-where one would be is payload, so its ports are None.
+IPv4 options and IPv6 extension headers are walked over, never read. A later fragment has no transport header: what
+stands where one would be is payload, so its ports are None.
 """
 
 from __future__ import annotations
@@ -154,9 +154,9 @@ def _fragment(buffer: Buffer, at: int) -> Fragment:
 
 def _extension_size(kind: int, length_field: int) -> int:
     match kind:
-        case 44:
+        case _ if kind == FRAGMENT:
             return 8
-        case 51:
+        case _ if kind == AUTHENTICATION:
             return (length_field + 2) * 4
         case _:
             return (length_field + 1) * 8
