@@ -116,7 +116,7 @@ class FlowFilter(Value, frozen=True):
 
 
 def socket_filter(ports: Iterable[Ports] = (), limits: Limits = WINDIVERT) -> str:
-    """SOCKET layer, sniffed: who connects, to these remote ports if any are named (if too many, to those between too)."""
+    """SOCKET layer, sniffed: who connects, to these remote ports if any are named (if too many, to some more)."""
     runs = _merged(_runs(ports), min(limits.rules, (limits.tests - 1) // 2))
     return f"tcp and ({_any('remotePort', runs)})" if runs else "tcp"
 
