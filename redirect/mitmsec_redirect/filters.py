@@ -1,12 +1,12 @@
 """The filter strings of the `windivert` backend's handles, and what they match beyond what was asked for.
 
-A filter may hold 256 tests, and libebpfdivert lowers only 64 alternatives into the kernel: with one more, *all* packets
-come to user space to be judged. So a filter of many flows is widened, by as little as fits:
+A filter may hold 256 tests and 1,277 tokens, and libebpfdivert lowers only 64 alternatives into the kernel: with one
+more, *all* packets come to user space to be judged. So a filter of many flows is widened, by as little as fits:
 
-    FLOWS        (ip.DstAddr == 192.0.2.7 and (tcp.SrcPort == 40001)) or …   nothing else
+    FLOWS        (ip.DstAddr == 192.0.2.7 and tcp.SrcPort == 40001) or …     nothing else
     PORTS        tcp.SrcPort == 40001 or tcp.SrcPort == 40007 or …           whatever else goes out from these ports
     RANGES       (tcp.SrcPort >= 40001 and tcp.SrcPort <= 40007) or …        and from those between; smallest gaps first
-    EVERYTHING   tcp.SrcPort <= 49999 or tcp.SrcPort >= 52000                all but own traffic
+    EVERYTHING   tcp.SrcPort <= 49999 or tcp.SrcPort >= 52000                all but own traffic; only when asked for
 
 The same flows give the same text. Our own connections to origins come from a reserved range of local ports, which no
 filter that diverts matches, whatever its width. The language has neither negated groups nor lists.
@@ -25,7 +25,8 @@ from mitmsec.core.model import Transport, Value
 
 FRAGMENTS_TCP, FRAGMENTS_UDP = "(ip.Protocol == 6 and fragment)", "(ip.Protocol == 17 and fragment)"
 FRAGMENTS_V6 = "ipv6.NextHdr == 44"
-TESTS_LEAST, RULES_LEAST = 23, 15  # what the widest filter takes
+TESTS_LEAST, RULES_LEAST = 32, 15  # so that two ranges of TCP and two of UDP always fit
+TOKENS_MOST = 1_277  # of either compiler, parentheses included; ranges stay below it by their number of tests
 
 
 class Limits(Value, frozen=True):
@@ -137,15 +138,14 @@ def data_filter(terms: Iterable[Term], own: Own, limits: Limits = WINDIVERT) -> 
     rules, tests = limits.rules - 3, limits.tests - 5
     groups = _groups(kept)
     if _count(groups) <= rules and len(groups) + _tests(groups) <= tests:
-        return _data(_exact(groups, "Dst", "Src"), own, Width.FLOWS, kept)
+        exact = _data(_exact(groups, "Dst", "Src"), own, Width.FLOWS, kept)
+        if tokens(exact.text) <= TOKENS_MOST:
+            return exact
     runs = _runs_of(kept, Transport.TCP)
     if len(runs) <= rules and sum(map(_tests_of, runs)) <= tests:
         return _data([_any("tcp.SrcPort", runs)], own, Width.PORTS, ports=runs)
-    most = min(rules, tests // 2)
-    runs = _merged(runs, most, apart=own.upstream)
-    if len(runs) <= most:
-        return _data([_any("tcp.SrcPort", runs)], own, Width.RANGES, ports=runs)
-    return everything_filter(own)
+    runs = _merged(runs, min(rules, tests // 2), apart=own.upstream)
+    return _data([_any("tcp.SrcPort", runs)], own, Width.RANGES, ports=runs)
 
 
 def everything_filter(own: Own) -> FlowFilter:
@@ -160,23 +160,25 @@ def capture_filter(terms: Iterable[Term], own: Own, limits: Limits = WINDIVERT) 
     groups = _groups(kept)
     if 2 * _count(groups) <= rules and 2 * (len(groups) + _tests(groups)) <= tests:
         both = [*_exact(groups, "Dst", "Src"), *_exact(groups, "Src", "Dst")]
-        return FlowFilter(text=_or([*both, *_fragments(both)]), width=Width.FLOWS, terms=kept, ports=())
+        exact = FlowFilter(text=_or([*both, *_fragments(both)]), width=Width.FLOWS, terms=kept, ports=())
+        if tokens(exact.text) <= TOKENS_MOST:
+            return exact
     runs = {transport: found for transport in Transport if (found := _runs_of(kept, transport))}
     if 3 * _count(runs) <= rules and 3 * (1 + _tests(runs)) <= tests:
         return _capture(runs, Width.PORTS)
     most = min(rules // 3, (tests - 3) // 6) // len(runs)
-    runs = {
-        transport: _merged(found, most, apart=own.upstream if transport is Transport.TCP else None)
-        for transport, found in runs.items()
-    }
-    if all(len(found) <= most for found in runs.values()):
-        return _capture(runs, Width.RANGES)
-    return capture_everything_filter(own)
+    apart = {Transport.TCP: own.upstream}
+    return _capture({kind: _merged(found, most, apart.get(kind)) for kind, found in runs.items()}, Width.RANGES)
 
 
 def capture_everything_filter(own: Own) -> FlowFilter:
     """As `capture_filter`, for whatever flows."""
     return _capture({Transport.TCP: own.others(), Transport.UDP: (Ports(first=0, last=0xFFFF),)}, Width.EVERYTHING)
+
+
+def tokens(text: str) -> int:
+    """As the compiler counts them."""
+    return len(text.split()) + text.count("(") + text.count(")") + text.count("!")
 
 
 type _Runs = tuple[Ports, ...]
@@ -227,10 +229,11 @@ def _tests_of(run: Ports) -> int:
 
 def _exact(groups: dict[tuple[Transport, bytes], _Runs], address: str, port: str) -> list[str]:
     """One alternative for each far address: with it at the `address` end, and our ports at the `port` end."""
-    return [
-        f"({_address(address, remote)} and ({_any(f'{kind}.{port}Port', runs)}))"
-        for (kind, remote), runs in groups.items()
-    ]
+    found = []
+    for (kind, remote), runs in groups.items():
+        ports = _any(f"{kind}.{port}Port", runs)
+        found.append(f"({_address(address, remote)} and {f'({ports})' if len(runs) > 1 else ports})")
+    return found
 
 
 def _address(end: str, packed: bytes) -> str:
@@ -271,13 +274,12 @@ def _runs(ports: Iterable[Ports]) -> _Runs:
 
 
 def _merged(runs: _Runs, most: int, apart: Ports | None = None) -> _Runs:
-    """At most `most` ranges that cover `runs`, the smallest gaps filled; the gap that holds `apart` is never filled."""
+    """At most `most` ranges (two or more) that cover `runs`; smallest gaps are filled, never one that holds `apart`."""
     gaps = sorted(
         range(1, len(runs)),
         key=lambda at: (not _parts(runs[at - 1], runs[at], apart), runs[at - 1].last - runs[at].first),
     )
-    kept = {at for rank, at in enumerate(gaps) if rank < most - 1 or _parts(runs[at - 1], runs[at], apart)}
-    cuts = [0, *sorted(kept), len(runs)]
+    cuts = [0, *sorted(gaps[: most - 1]), len(runs)]
     return tuple(Ports(first=runs[a].first, last=runs[b - 1].last) for a, b in pairwise(cuts) if a < b)
 
 

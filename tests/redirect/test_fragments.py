@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import made_packets as made
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_packets import V4, V6
 
@@ -120,6 +120,7 @@ def test_fragments_that_overlap_pass_as_they_are() -> None:
     assert go(fragments, another_first, table) == (False, another_first, made.OUTBOUND_VALID)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(made.packets() | made.spoilt(), st.floats(0, 100)), max_size=12))
 def test_no_packets_raise_and_the_memory_stays_small(sent: list[tuple[bytes, float]]) -> None:
     fragments, table = Fragments(limit=3), table_of(V4)

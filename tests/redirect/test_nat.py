@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import made_packets as made
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_packets import V4, V6
 
@@ -81,6 +81,7 @@ def test_on_loopback_only_the_gates_port_is_put_in_and_the_packet_stays_outbound
     assert (flags, left) == ([made.OUTBOUND_VALID | LOOPBACK] * 2, [])
 
 
+@settings(deadline=None)
 @given(made.PORT, made.PORT, st.sampled_from([V4, V6]), st.binary(max_size=50))
 def test_a_checksum_that_was_right_is_exactly_what_a_computation_gives(
     client_port: int, origin_port: int, ends: tuple[bytes, bytes], data: bytes
@@ -181,6 +182,7 @@ def test_short_packets_at_the_end_of_a_batch_are_packets() -> None:
 BATCHES = st.lists(made.packets() | made.spoilt() | st.binary(max_size=70), max_size=6)
 
 
+@settings(deadline=None)
 @given(BATCHES, st.integers(0, 255))
 def test_no_batch_raises_and_what_is_left_is_unchanged(packets: list[bytes], flags: int) -> None:
     table = table_of(*(flow(ends, port) for ends in (V4, V6) for port in (40000, 40001)))
@@ -192,6 +194,7 @@ def test_no_batch_raises_and_what_is_left_is_unchanged(packets: list[bytes], fla
         assert after[offset : offset + size] == batch[offset : offset + size]
 
 
+@settings(deadline=None)
 @given(st.lists(made.packets(), max_size=5))
 def test_the_fast_way_and_the_slow_way_do_the_same(packets: list[bytes]) -> None:
     """For each packet that the fast way takes; of what it leaves, the slow way takes more."""
@@ -335,6 +338,7 @@ def test_a_flow_is_of_one_family_and_of_real_ports(client: bytes, origin: bytes,
         Flow(client=client, client_port=1, origin=origin, origin_port=port)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -7,7 +7,7 @@ import sys
 
 import made_packets as made
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_packets import V4, V6
 
@@ -166,6 +166,7 @@ def test_a_packet_is_found_at_its_offset_and_ends_where_told() -> None:
 ANYTHING = st.binary(max_size=120) | made.spoilt()
 
 
+@settings(deadline=None)
 @given(ANYTHING, st.integers(0, 40))
 def test_no_bytes_raise_and_what_parses_holds_together(data: bytes, offset: int) -> None:
     packet = parse(data, offset)
@@ -183,6 +184,7 @@ def test_no_bytes_raise_and_what_parses_holds_together(data: bytes, offset: int)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="libebpfdivert judges filters on Linux")
+@settings(deadline=None)
 @given(made.spoilt())
 def test_what_the_library_calls_tcp_is_tcp_with_the_same_ports(data: bytes) -> None:
     """WinDivert's own parser, which decides what a filter matches, is the reference. It alone reads cut-off packets."""
@@ -212,6 +214,7 @@ def test_every_real_packet_is_parsed() -> None:
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
+@settings(deadline=None)
 @given(st.lists(made.packets(), max_size=6), st.binary(max_size=9))
 def test_a_batch_is_walked_packet_by_packet(packets: list[bytes], after: bytes) -> None:
     batch = b"".join(packets)
@@ -220,6 +223,7 @@ def test_a_batch_is_walked_packet_by_packet(packets: list[bytes], after: bytes) 
     assert [view for *_, view in pieces] == [parse(packet) for packet in packets]
 
 
+@settings(deadline=None)
 @given(st.lists(ANYTHING, max_size=5).map(b"".join))
 def test_the_pieces_of_any_bytes_are_all_of_them(batch: bytes) -> None:
     at = 0
