@@ -11,21 +11,24 @@ more, *all* packets come to user space to be judged. So a filter of many flows i
 The same flows give the same text. Our own connections to origins come from a reserved range of local ports, which no
 filter that diverts matches, whatever its width. The language has neither negated groups nor lists.
 
-Later fragments have no ports, so filters of flows match fragments of TCP whatever their flow (and all of IPv6).
-`localPort`, `remoteAddr` and `fragment` alone would be shorter, but libebpfdivert does not lower them.
+Later fragments have no ports, so filters of flows match fragments whatever their flow; not with libebpfdivert: what it
+cannot lower (`fragment`, `loopback`, `ipv6.NextHdr`, most `localPort`) it widens to whole protocols.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
 
 from mitmsec.core.model import Transport, Value
 
-FRAGMENTS_TCP, FRAGMENTS_UDP = "(ip.Protocol == 6 and fragment)", "(ip.Protocol == 17 and fragment)"
+FRAGMENTS_V4 = {
+    Transport.TCP: "(ip.Protocol == 6 and fragment)",
+    Transport.UDP: "(ip.Protocol == 17 and fragment)",
+}
 FRAGMENTS_V6 = "ipv6.NextHdr == 44"
-TESTS_LEAST, RULES_LEAST = 32, 15  # so that two ranges of TCP and two of UDP always fit
+TESTS_LEAST, RULES_LEAST = 40, 15  # so that two ranges of TCP and two of UDP always fit
 TOKENS_MOST = 1_277  # of either compiler, parentheses included; ranges stay below it by their number of tests
 
 
@@ -37,14 +40,15 @@ class Limits(Value, frozen=True):
 
     tests: int
     rules: int
+    fragments_and_loopback: bool  # whether they can be told apart without taking whole protocols along
 
     def __post_init__(self) -> None:
         if self.tests < TESTS_LEAST or self.rules < RULES_LEAST:
             raise ValueError(f"no filter fits into {self.tests} tests and {self.rules} alternatives")
 
 
-WINDIVERT = Limits(tests=255, rules=255)
-EBPFDIVERT = Limits(tests=255, rules=64)
+WINDIVERT = Limits(tests=255, rules=255, fragments_and_loopback=True)
+EBPFDIVERT = Limits(tests=255, rules=64, fragments_and_loopback=False)
 
 
 class Ports(Value, frozen=True, order=True):
@@ -138,19 +142,19 @@ def data_filter(terms: Iterable[Term], own: Own, limits: Limits = WINDIVERT) -> 
     rules, tests = limits.rules - 3, limits.tests - 5
     groups = _groups(kept)
     if _count(groups) <= rules and len(groups) + _tests(groups) <= tests:
-        exact = _data(_exact(groups, "Dst", "Src"), own, Width.FLOWS, kept)
+        exact = _data(_exact(groups, "Dst", "Src"), own, limits, Width.FLOWS, kept)
         if tokens(exact.text) <= TOKENS_MOST:
             return exact
     runs = _runs_of(kept, Transport.TCP)
     if len(runs) <= rules and sum(map(_tests_of, runs)) <= tests:
-        return _data([_any("tcp.SrcPort", runs)], own, Width.PORTS, ports=runs)
+        return _data([_any("tcp.SrcPort", runs)], own, limits, Width.PORTS, ports=runs)
     runs = _merged(runs, min(rules, tests // 2), apart=own.upstream)
-    return _data([_any("tcp.SrcPort", runs)], own, Width.RANGES, ports=runs)
+    return _data([_any("tcp.SrcPort", runs)], own, limits, Width.RANGES, ports=runs)
 
 
-def everything_filter(own: Own) -> FlowFilter:
+def everything_filter(own: Own, limits: Limits = WINDIVERT) -> FlowFilter:
     """As `data_filter`, for whatever flows."""
-    return _data([_any("tcp.SrcPort", own.others())], own, Width.EVERYTHING, ports=own.others())
+    return _data([_any("tcp.SrcPort", own.others())], own, limits, Width.EVERYTHING, ports=own.others())
 
 
 def capture_filter(terms: Iterable[Term], own: Own, limits: Limits = WINDIVERT) -> FlowFilter:
@@ -158,22 +162,25 @@ def capture_filter(terms: Iterable[Term], own: Own, limits: Limits = WINDIVERT) 
     kept = _ours_left_out(terms, own)
     rules, tests = limits.rules - 3, limits.tests - 5
     groups = _groups(kept)
-    if 2 * _count(groups) <= rules and 2 * (len(groups) + _tests(groups)) <= tests:
-        both = [*_exact(groups, "Dst", "Src"), *_exact(groups, "Src", "Dst")]
-        exact = FlowFilter(text=_or([*both, *_fragments(both)]), width=Width.FLOWS, terms=kept, ports=())
+    if not groups:
+        return FlowFilter(text="false", width=Width.FLOWS, terms=kept, ports=())
+    if 3 * _count(groups) <= rules and 3 * (len(groups) + _tests(groups)) + 4 <= tests:
+        out, back = _or(_exact(groups, "Dst", "Src")), _or(_exact(groups, "Src", "Dst"))
+        exact = FlowFilter(text=_both_ways(out, back, limits), width=Width.FLOWS, terms=kept, ports=())
         if tokens(exact.text) <= TOKENS_MOST:
             return exact
     runs = {transport: found for transport in Transport if (found := _runs_of(kept, transport))}
-    if 3 * _count(runs) <= rules and 3 * (1 + _tests(runs)) <= tests:
-        return _capture(runs, Width.PORTS)
-    most = min(rules // 3, (tests - 3) // 6) // len(runs)
+    if 3 * _count(runs) <= rules and 3 * _tests(runs) + 4 <= tests:
+        return _capture(runs, limits, Width.PORTS)
+    most = min(rules // 3, (tests - 10) // 6) // len(runs)
     apart = {Transport.TCP: own.upstream}
-    return _capture({kind: _merged(found, most, apart.get(kind)) for kind, found in runs.items()}, Width.RANGES)
+    return _capture({kind: _merged(found, most, apart.get(kind)) for kind, found in runs.items()}, limits, Width.RANGES)
 
 
-def capture_everything_filter(own: Own) -> FlowFilter:
+def capture_everything_filter(own: Own, limits: Limits = WINDIVERT) -> FlowFilter:
     """As `capture_filter`, for whatever flows."""
-    return _capture({Transport.TCP: own.others(), Transport.UDP: (Ports(first=0, last=0xFFFF),)}, Width.EVERYTHING)
+    runs = {Transport.TCP: own.others(), Transport.UDP: (Ports(first=0, last=0xFFFF),)}
+    return _capture(runs, limits, Width.EVERYTHING)
 
 
 def tokens(text: str) -> int:
@@ -185,22 +192,36 @@ type _Runs = tuple[Ports, ...]
 
 
 def _data(
-    alternatives: Sequence[str], own: Own, width: Width, terms: frozenset[Term] = frozenset(), ports: _Runs = ()
+    alternatives: Sequence[str],
+    own: Own,
+    limits: Limits,
+    width: Width,
+    terms: frozenset[Term] = frozenset(),
+    ports: _Runs = (),
 ) -> FlowFilter:
     gate = f"tcp.SrcPort == {own.gate_port}"
-    text = f"outbound and ({_or([gate, *alternatives, FRAGMENTS_TCP, FRAGMENTS_V6])})"
+    text = f"outbound and ({_or([gate, *alternatives, *_fragments(limits, Transport.TCP)])})"
     return FlowFilter(text=text, width=width, terms=terms, ports=tuple((Transport.TCP, run) for run in ports))
 
 
-def _capture(runs: dict[Transport, _Runs], width: Width) -> FlowFilter:
+def _capture(runs: dict[Transport, _Runs], limits: Limits, width: Width) -> FlowFilter:
     out, back = (_or([_any(f"{kind}.{end}Port", found) for kind, found in runs.items()]) for end in ("Src", "Dst"))
-    ways = [f"(outbound and ({out}))", f"(inbound and ({back}))", f"(loopback and ({back}))"]
     ports = tuple((transport, run) for transport, found in runs.items() for run in found)
-    return FlowFilter(text=_or([*ways, *_fragments(ways)]), width=width, terms=frozenset(), ports=ports)
+    return FlowFilter(text=_both_ways(out, back, limits), width=width, terms=frozenset(), ports=ports)
 
 
-def _fragments(alternatives: Sequence[str]) -> tuple[str, ...]:
-    return (FRAGMENTS_TCP, FRAGMENTS_UDP, FRAGMENTS_V6) if alternatives else ()
+def _both_ways(out: str, back: str, limits: Limits) -> str:
+    """On loopback answers are outbound too."""
+    ways = [f"(outbound and ({out}))", f"(inbound and ({back}))"]
+    if limits.fragments_and_loopback:
+        ways.append(f"(outbound and loopback and ({back}))")
+    return _or([*ways, *_fragments(limits, *Transport)])
+
+
+def _fragments(limits: Limits, *transports: Transport) -> Iterator[str]:
+    if limits.fragments_and_loopback:
+        yield from (FRAGMENTS_V4[transport] for transport in transports)
+        yield FRAGMENTS_V6
 
 
 def _or(alternatives: Iterable[str]) -> str:

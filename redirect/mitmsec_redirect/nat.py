@@ -11,7 +11,10 @@ computes it at send.
 
 A *loopback* flow (WinDivert shows it as outbound only) stays as it is but for the gate's port: C:c ──► O:gate and back.
 
-PERFORMANCE
+
+Measured (one of 2 shared cores, 1,200-byte packets in batches of 255): the loop rewrites 0.9 million packets per CPU
+second and passes over 2 million of other flows; with libebpfdivert's receive and send, 103,000 to 119,000. Leaving every
+checksum to the library instead: 103,000 to 132,000, within the noise; but 9,200 against 10,000 for packets of 60,000.
 """
 
 from __future__ import annotations

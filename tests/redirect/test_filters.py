@@ -104,7 +104,7 @@ def test_ports_that_touch_or_overlap_are_one_range() -> None:
 
 def test_too_many_ports_are_joined_where_the_gaps_are_smallest() -> None:
     ports = [Ports(first=port, last=port) for port in (10, 20, 25, 100, 103)]
-    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST)
+    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST, fragments_and_loopback=True)
     assert socket_filter(ports, few).count("remotePort") == 5
     many = [Ports(first=port * 10, last=port * 10) for port in range(300)] + ports
     assert counted(socket_filter(many, few))[1] == 15
@@ -153,11 +153,11 @@ def test_a_filter_is_no_wider_than_it_must_be(count: int, step: int, limits: Lim
 @pytest.mark.parametrize(
     ("count", "transport", "limits", "width"),
     [
-        (30, Transport.UDP, EBPFDIVERT, Width.FLOWS),
-        (31, Transport.UDP, EBPFDIVERT, Width.RANGES),
-        (62, Transport.TCP, WINDIVERT, Width.FLOWS),
-        (63, Transport.TCP, WINDIVERT, Width.PORTS),
-        (85, Transport.TCP, WINDIVERT, Width.RANGES),
+        (20, Transport.UDP, EBPFDIVERT, Width.FLOWS),
+        (21, Transport.UDP, EBPFDIVERT, Width.RANGES),
+        (41, Transport.TCP, WINDIVERT, Width.FLOWS),
+        (42, Transport.TCP, WINDIVERT, Width.PORTS),
+        (83, Transport.TCP, WINDIVERT, Width.RANGES),
     ],
 )
 def test_capture_needs_more_for_each_flow(count: int, transport: Transport, limits: Limits, width: Width) -> None:
@@ -172,7 +172,7 @@ def test_capture_of_nothing_matches_nothing() -> None:
 
 
 def test_ranges_fill_the_smallest_gaps_and_never_the_one_with_our_own_ports() -> None:
-    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST)
+    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST, fragments_and_loopback=True)
     own = Own(gate_port=GATE, upstream=Ports(first=50_000, last=50_001))
     ports = [
         *range(1000, 7000, 1000),
@@ -200,7 +200,7 @@ def test_ranges_fill_the_smallest_gaps_and_never_the_one_with_our_own_ports() ->
 
 def test_with_the_least_room_capture_still_keeps_off_our_own_ports() -> None:
     """Ports on both sides of our own, TCP and UDP, and room for two ranges of each."""
-    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST)
+    few = Limits(tests=TESTS_LEAST, rules=RULES_LEAST, fragments_and_loopback=True)
     sides = [Term(local_port=port, remote=V4[1]) for port in (*range(1, 60, 2), *range(60_000, 60_060, 2))]
     made_for = capture_filter([*sides, *terms(40, transport=Transport.UDP)], OWN, few)
     assert made_for.width is Width.RANGES
@@ -243,7 +243,7 @@ def test_what_cannot_be_is_refused() -> None:
         Own(gate_port=50_000, upstream=OWN.upstream)
     for tests, rules in ((TESTS_LEAST - 1, 64), (255, RULES_LEAST - 1)):
         with pytest.raises(ValueError):
-            Limits(tests=tests, rules=rules)
+            Limits(tests=tests, rules=rules, fragments_and_loopback=True)
 
 
 def test_few_enough_tests_can_still_be_too_many_tokens() -> None:
@@ -254,8 +254,8 @@ def test_few_enough_tests_can_still_be_too_many_tokens() -> None:
     made_for = data_filter(pairs, OWN)
     assert made_for.width is Width.PORTS
     assert data_filter(pairs[:150], OWN).width is Width.FLOWS
-    assert capture_filter(pairs[:82], OWN).width is Width.PORTS
-    assert capture_filter(pairs[:78], OWN).width is Width.FLOWS
+    assert capture_filter(pairs[:54], OWN).width is Width.PORTS
+    assert capture_filter(pairs[:50], OWN).width is Width.FLOWS
 
 
 # --- whatever flows ---------------------------------------------------------------------------------------------------
@@ -264,7 +264,10 @@ OWNS = st.just(OWN) | st.tuples(made.PORT, PORTS).filter(lambda two: two[0] not 
     lambda two: Own(gate_port=two[0], upstream=two[1])
 )
 LIMITS = st.sampled_from([WINDIVERT, EBPFDIVERT]) | st.builds(
-    Limits, tests=st.integers(TESTS_LEAST, 255), rules=st.integers(RULES_LEAST, 255)
+    Limits,
+    tests=st.integers(TESTS_LEAST, 255),
+    rules=st.integers(RULES_LEAST, 255),
+    fragments_and_loopback=st.booleans(),
 )
 TERMS = st.builds(
     Term,
@@ -310,21 +313,21 @@ def test_every_filter_of_flows_compiles_and_fits(found: list[Term], own: Own, li
 
 
 # --- what they mean ---------------------------------------------------------------------------------------------------
-def is_fragment_of(packet: Packet, data: bytes, *protocols: int) -> bool:
+def is_fragment_of(limits: Limits, packet: Packet, data: bytes, *protocols: int) -> bool:
     if packet.version == 6:
-        return data[6] == 44
-    return packet.fragment is not None and packet.protocol in protocols
+        return limits.fragments_and_loopback and data[6] == 44
+    return limits.fragments_and_loopback and packet.fragment is not None and packet.protocol in protocols
 
 
 def has(made_for: FlowFilter, transport: Transport, port: int | None, remote: bytes) -> bool:
     return port is not None and made_for.covers(Term(local_port=port, remote=remote, transport=transport))
 
 
-def data_means(made_for: FlowFilter, own: Own, packet: Packet, data: bytes, *, outbound: bool) -> bool:
+def data_means(made_for: FlowFilter, own: Own, limits: Limits, packet: Packet, data: bytes, *, outbound: bool) -> bool:
     if not outbound:
         return False
     tcp = packet.protocol == made.TCP
-    return is_fragment_of(packet, data, made.TCP) or (
+    return is_fragment_of(limits, packet, data, made.TCP) or (
         tcp
         and (
             packet.source_port == own.gate_port or has(made_for, Transport.TCP, packet.source_port, packet.destination)
@@ -332,19 +335,19 @@ def data_means(made_for: FlowFilter, own: Own, packet: Packet, data: bytes, *, o
     )
 
 
-def capture_means(made_for: FlowFilter, packet: Packet, data: bytes, *, outbound: bool, loopback: bool) -> bool:
+def capture_means(
+    made_for: FlowFilter, limits: Limits, packet: Packet, data: bytes, *, outbound: bool, loopback: bool
+) -> bool:
     if made_for.text == "false":
         return False
-    if is_fragment_of(packet, data, made.TCP, made.UDP):
+    if is_fragment_of(limits, packet, data, made.TCP, made.UDP):
         return True
     if packet.protocol not in (made.TCP, made.UDP):
         return False
     transport = Transport.TCP if packet.protocol == made.TCP else Transport.UDP
     sent = has(made_for, transport, packet.source_port, packet.destination)
     received = has(made_for, transport, packet.destination_port, packet.source)
-    if made_for.width is Width.FLOWS:
-        return sent or received
-    return (outbound and sent) or ((loopback or not outbound) and received)
+    return (outbound and sent) or (((loopback and limits.fragments_and_loopback) or not outbound) and received)
 
 
 def matches(text: str, data: bytes, *, outbound: bool, loopback: bool) -> bool:
@@ -362,17 +365,17 @@ def test_the_library_matches_what_the_filter_says(
     found: list[Term] | None, own: Own, limits: Limits, packets: list[bytes], outbound: bool, loopback: bool
 ) -> None:
     """None: everything."""
-    diverted = everything_filter(own) if found is None else data_filter(found, own, limits)
-    captured = capture_everything_filter(own) if found is None else capture_filter(found, own, limits)
+    diverted = everything_filter(own, limits) if found is None else data_filter(found, own, limits)
+    captured = capture_everything_filter(own, limits) if found is None else capture_filter(found, own, limits)
     found = found or []
     for data in [*packets, *towards(found[:3])]:
         packet = parse(data)
         assert isinstance(packet, Packet)
         assert matches(diverted.text, data, outbound=outbound, loopback=loopback) == data_means(
-            diverted, own, packet, data, outbound=outbound
+            diverted, own, limits, packet, data, outbound=outbound
         )
         assert matches(captured.text, data, outbound=outbound, loopback=loopback) == capture_means(
-            captured, packet, data, outbound=outbound, loopback=loopback
+            captured, limits, packet, data, outbound=outbound, loopback=loopback
         )
 
 

@@ -145,7 +145,7 @@ def test_a_flow_that_is_matched_but_not_in_the_table_passes_untouched(far_end: N
     table = NatTable(gate_port=OWN.gate_port)
     table.add(flow)
     listener = socket.create_server(("", OWN.gate_port))
-    with listener, diverting(everything_filter(OWN).text, table) as way:
+    with listener, diverting(everything_filter(OWN, EBPFDIVERT).text, table) as way:
         connected(socket.AF_INET, 40_001, 10).close()
         with pytest.raises(TimeoutError):
             connected(socket.AF_INET, 40_002, 1)
@@ -158,9 +158,9 @@ def test_a_flow_that_is_matched_but_not_in_the_table_passes_untouched(far_end: N
     [
         (data_filter(terms(61), OWN, EBPFDIVERT), OWN.gate_port),
         (data_filter(terms(600), OWN, EBPFDIVERT), 10_002),
-        (capture_filter(terms(30), OWN, EBPFDIVERT), None),
+        (capture_filter(terms(20), OWN, EBPFDIVERT), None),
         (capture_filter(terms(60), OWN, EBPFDIVERT), 10_002),
-        (everything_filter(OWN), 40_000),
+        (everything_filter(OWN, EBPFDIVERT), 40_000),
     ],
     ids=["data-flows", "data-ranges", "capture-flows", "capture-ranges", "everything"],
 )
