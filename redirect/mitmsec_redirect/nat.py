@@ -12,7 +12,7 @@ computes it at send.
 A *loopback* flow (WinDivert shows it as outbound only) stays as it is but for the gate's port: C:c ──► O:gate and back.
 
 Measured (2 shared cores, packets of 1,200 bytes, batches of up to 255): the loop alone rewrites 0.9 million packets per
-CPU second; with libebpfdivert's receive and send, 126,000 to 135,000. Leaving every checksum to the library instead gives
+CPU second; with libebpfdivert's receive and send, 126,000 to 135,000. Leaving every checksum to the library gives
 134,000 to 139,000, but for packets of 60,000 bytes 8,800 against 9,900: therefore incremental.
 """
 
