@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable, GateGround
 from mitmsec_redirect.bpf import EbpfUnavailable
+from mitmsec_redirect.nftables import Nftables
 from mitmsec_redirect.replay import Replay
 
 
@@ -27,5 +28,6 @@ def test_each_backend_has_all_that_a_session_asks_for() -> None:
     """Their signatures are mypy's business: they inherit from the protocol."""
     asked = {name for name in vars(Backend) if not name.startswith("_")}
     assert {"owner", "missed", "stall", "detach", "close"} <= asked
-    assert asked <= set(vars(Replay)), "its own, not the protocol's empty one"
-    assert Replay.kind is BackendKind.REPLAY
+    for backend in (Nftables, Replay):
+        assert asked <= set(vars(backend)), "its own, not the protocol's empty one"
+    assert [backend.kind for backend in (Nftables, Replay)] == [BackendKind.NFTABLES, BackendKind.REPLAY]
