@@ -24,7 +24,7 @@ from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
-from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect import netns, nft, nft_rules
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable, GateGround, SocketOwner, Watched
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
@@ -38,8 +38,8 @@ from mitmsec_redirect.records import Missed, Reason
 from mitmsec_redirect.socket_owner import SocketOwners
 
 NFT_ROOT = Path("/sys/fs/cgroup")  # where nft looks for cgroups, whatever is mounted where
-MISSED_LIMIT = 4096  # in one collection
-OWNERS_LIMIT = 16  # looked up in one collection: each may take milliseconds
+MISSED_LIMIT = 1024  # in one collection, of which there are ten a second; the rest waits, or is counted only
+OWNERS_LIMIT = 8  # looked up in one collection: each may take milliseconds
 PROTOCOLS = (bytes([socket.IPPROTO_TCP]), bytes([socket.IPPROTO_UDP]))
 KERNEL_REMEDY = (
     "Use Linux 5.13 or later with CONFIG_NFT_SOCKET, CONFIG_NFT_REDIR, CONFIG_NFT_REJECT_INET, CONFIG_NFT_LOG and "
@@ -164,7 +164,7 @@ class Nftables(Backend):
             self._link.empty(self._terms.table, nft_rules.ALIVE)
 
     def owner(self, client: Endpoint, origin: Endpoint) -> SocketOwner:
-        """Whose the accepted connection from `client` is, that was going to `origin`. Raises OSError.
+        """Whose the accepted connection from `client` is, that was going to `origin`.
 
         Conntrack says which socket that is: where two connections from one local port would have become the same, it
         has given one of them another source port. Without conntrack's word the socket would be a guess: unknown.
@@ -174,11 +174,17 @@ class Nftables(Backend):
         gate = Endpoint(address="::1" if is_v6 else "127.0.0.1", port=port or 0)
         try:
             original = self._link.original(gate, client)
-        except NetlinkBroken:
+        except (OSError, NetlinkBroken):
             original = None
         if original is None or original[1] != origin:
             return SocketOwner("conntrack", Confidence.UNKNOWN)
-        return self._owners.owner(*original)
+        return self._owner(*original)
+
+    def _owner(self, local: Endpoint, remote: Endpoint, transport: Transport = Transport.TCP) -> SocketOwner:
+        try:
+            return self._owners.owner(local, remote, transport)
+        except OSError:  # the kernel cannot be asked
+            return SocketOwner("sock_diag", Confidence.UNKNOWN)
 
     def missed(self) -> list[Missed]:
         """What was not diverted since the last call, oldest first, and who did it as far as that can still be found."""
@@ -188,7 +194,7 @@ class Nftables(Backend):
             self._told[one.reason] = self._told.get(one.reason, 0) + 1
             ends = one.heading.source, one.heading.destination
             if ends not in owners and len(owners) < OWNERS_LIMIT:
-                owners[ends] = self._owners.owner(*ends, one.heading.transport)
+                owners[ends] = self._owner(*ends, one.heading.transport)
         return [self._missed(one, owners.get((one.heading.source, one.heading.destination))) for one in found]
 
     def _missed(self, logged: Logged, owner: SocketOwner | None) -> Missed:
@@ -223,9 +229,9 @@ class Nftables(Backend):
         return self._counts().get(nft_rules.DIVERTED, 0)
 
     def _counts(self) -> Mapping[str, int]:
-        """All counts so far; after the end, the last ones known."""
+        """All counts so far; where the kernel cannot be asked, and after the end, the last ones known."""
         if not self._closed:
-            with contextlib.suppress(FileNotFoundError, NetlinkBroken):
+            with contextlib.suppress(OSError, NetlinkBroken):
                 self._seen = self._link.counters(self._terms.table) or self._seen
         return self._added_up()
 

@@ -147,6 +147,39 @@ def test_an_owner_is_unknown_where_conntrack_says_otherwise(sandbox: Sandbox) ->
             assert backend.owner(client_, origin).confidence is Confidence.UNKNOWN
 
 
+def test_an_owner_is_unknown_when_the_kernel_cannot_be_asked(sandbox: Sandbox) -> None:
+    with diverting(sandbox) as backend:
+        agent = sandbox.agent()
+        beat(backend)
+        agent(f"s = connected({V4})")
+        backend._owners.close()
+        _, owner = accepted(sandbox, backend)
+        assert owner is not None
+        assert (owner.pid, owner.source, owner.confidence) == (0, "sock_diag", Confidence.UNKNOWN)
+        agent(QUIC_V4)
+        assert [(one.pid, one.confidence) for one in backend.missed()] == [(0, Confidence.UNKNOWN)]
+        backend._link.close()
+        assert backend.owner(origin_of(1), origin_of(2)).source == "conntrack"
+
+
+def test_a_flood_is_collected_in_bounded_pieces_and_counted_whole(sandbox: Sandbox) -> None:
+    with diverting(sandbox) as backend:
+        beat(backend)
+        sandbox.agent()("""
+            u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            for port in range(3000):
+                try: u.sendto(b'x', (f'203.0.113.{port % 200 + 1}', 443))
+                except PermissionError: pass
+        """)
+        found, pieces = [], 0
+        while piece := backend.missed():
+            found += piece
+            pieces += 1
+            assert len(piece) <= nftables.MISSED_LIMIT + 1
+        assert pieces > 1
+        assert len(found) + backend.lost().get(Reason.QUIC_REFUSED, 0) == 3000
+
+
 def origin_of(port: int) -> Endpoint:
     return Endpoint(address="10.77.0.1", port=port)
 
