@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git
 
-.PHONY: help demo test wheel lint format bench bench-attribution clean
+.PHONY: help demo test wheel lint format bench bench-attribution bench-redirect clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,6 +38,9 @@ bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; instal
 
 bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and score what is recorded of them (root; some minutes)
 	@$(BIN)/python -m benchmarks.attribution --report docs/attribution.md
+
+bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; under eight minutes)
+	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
 clean: ## remove what this file made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
