@@ -143,7 +143,8 @@ def _write(options: argparse.Namespace, scores: Mapping[str, Score]) -> None:
         facts = host.facts({})
         machine = f"{time.strftime('%Y-%m-%d', time.gmtime())}, Linux {facts.kernel}, {facts.cores} cores, "
         said = [f"{machine}Python {facts.python}, seed {options.seed}."]
-        said += [f"**{action}**\n\n```text\n{score.table(scored)}\n```" for action, scored in scores.items()]
+        for action, scored in scores.items():
+            said.append(f"**{action}**\n\n```text\n{score.table(scored, examples=0)}\n```")
         options.report.write_text(render.placed(options.report.read_text(), "\n\n".join(said)))
 
 

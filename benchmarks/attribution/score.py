@@ -157,8 +157,11 @@ def _course(label: Label) -> Course:
 _COLUMNS = (Verdict.RIGHT, Verdict.UNKNOWN, Verdict.WRONG, Verdict.MISSING, Verdict.NOT_RECORDED)
 
 
-def table(scored: Score) -> str:
-    """Per pattern: how many flows got which verdict, split by the confidence that the events gave themselves."""
+def table(scored: Score, *, examples: int = EXAMPLES) -> str:
+    """Per pattern: how many flows got which verdict, split by the confidence that the events gave themselves.
+
+    Below it what else is to be said, with so many examples of false claims, which name paths of this machine.
+    """
     patterns = sorted({pattern for pattern, _, _ in scored.counts})
     head = ["pattern", "flows", *(str(column) for column in _COLUMNS)]
     body = [[name, *_cells(scored.counts, {name})] for name in patterns]
@@ -166,7 +169,7 @@ def table(scored: Score) -> str:
     widths = [max(len(row[at]) for row in [head, *body]) for at in range(len(head))]
     lines = [_aligned(row, widths) for row in [head, *body]]
     lines.insert(1, "─" * len(lines[0]))
-    return "\n".join([*lines, "", *_remarks(scored)])
+    return "\n".join([*lines, "", *_remarks(scored, examples)])
 
 
 def _cells(counts: Counter[tuple[str, Verdict, str | None]], patterns: set[str]) -> list[str]:
@@ -191,13 +194,13 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     return row[0].ljust(first) + "".join(f"  {cell.rjust(width)}" for cell, width in zip(row[1:], rest, strict=True))
 
 
-def _remarks(scored: Score) -> Iterable[str]:
+def _remarks(scored: Score, examples: int) -> Iterable[str]:
     yield f"{100 * scored.right_share:.3f} % right of the flows within reach"
     if scored.lost:
         yield f"{len(scored.lost)} never reached the far end, the first: {sorted(scored.lost)[:EXAMPLES]}"
     if scored.unmade:
         yield f"{scored.unmade} of the plan were not made: a pid to be used again was taken, or the caller failed"
-    for each in scored.wrong()[:EXAMPLES]:
+    for each in scored.wrong()[:examples]:
         yield f"wrong ({each.confidence}): flow {each.label.flow}, {each.label.pattern}: {each.contradiction}"
     yield "holds" if not scored.faults else "fails: " + "; ".join(scored.faults)
 

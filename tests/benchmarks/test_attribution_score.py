@@ -137,7 +137,8 @@ def test_nothing_made_is_nothing_reached():
 def test_the_table_counts_by_pattern_verdict_and_confidence():
     labels = [label(1), label(2), label(3, Pattern.SERVER), label(4)]
     told = [event(1), event(2, exe="/usr/bin/bash")]
-    shown = table(score(labels, seen(1, 2, 3), told, TCP_OUT, planned=6))
+    scored = score(labels, seen(1, 2, 3), told, TCP_OUT, planned=6)
+    shown = table(scored)
     lines = shown.splitlines()
     cells = {line.split()[0]: line for line in lines if line}
     assert cells["brief"].split() == ["brief", "2", "1", "kernel", "–", "1", "kernel", "–", "–"]
@@ -147,6 +148,7 @@ def test_the_table_counts_by_pattern_verdict_and_confidence():
     assert "2 of the plan were not made: a pid to be used again was taken, or the caller failed" in lines
     assert "wrong (kernel): flow 2, brief: exe /usr/bin/bash, not /usr/bin/curl" in lines
     assert lines[-1].startswith("fails: 1 wrong at confidence kernel")
+    assert not [line for line in table(scored, examples=0).splitlines() if line.startswith("wrong")]
     assert table(one(event(7))).splitlines()[-1] == "holds"
 
 
