@@ -12,6 +12,7 @@ are all built anew (`rebuild`); the listeners stay open, and until the new gate'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import socket
@@ -23,7 +24,7 @@ from typing import Protocol
 import msgspec
 
 from mitmsec.audit.event import FaultSeen, PolicySeen, Seen, ServiceSeen
-from mitmsec.channel import close_all, pair
+from mitmsec.channel import ChannelFull, close_all, pair
 from mitmsec.core.messages import (
     Drain,
     Drained,
@@ -52,7 +53,7 @@ from mitmsec.service.control import OpenRun, ReloadService, ServiceStatus, Start
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
-from mitmsec.service.owners import decides_by_hash, hashed
+from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope, StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
@@ -95,7 +96,7 @@ class Session:
         self._network, self._policy_fd, self._roots_fd = fds[:3]
         self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
         self.policy = msgspec.json.decode(read_all(self._policy_fd), type=Policy)
-        self._decides_by_hash = decides_by_hash(self.policy)
+        self._owners = Owners(shared.processes.whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
         self.scope: Scope | None = None
         self.hook: ConnectHook | None = None
@@ -258,8 +259,8 @@ class Session:
     def _gate_said(self, gate: ChildProcess, message: object, fds: list[int]) -> None:
         close_all(fds)
         match message:
-            case Whose(number=number, pid=pid, uid=uid, comm=comm, connected_ns=connected_ns):
-                owner = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
+            case Whose(number=number):
+                owner = self._owners.of(message, message.connected_ns or None)
                 if owner.sha256 is None:
                     self._answer(gate, number, owner.process)
                 else:
@@ -277,13 +278,13 @@ class Session:
 
     async def _answer_hashed(self, gate: ChildProcess, number: int, owner: Owner) -> None:
         """Nobody but this connection waits for its program's hash."""
-        process = await hashed(owner, must_have=self._decides_by_hash)
-        if not gate.ended.done():
-            self._answer(gate, number, process)
+        self._answer(gate, number, await self._owners.hashed(owner))
 
     def _answer(self, gate: ChildProcess, number: int, process: Process) -> None:
+        """Whose the connection is. A gate that has not read thousands of answers hangs: see `_feel_pulse`."""
         selected = self.scope is None or self.scope.selects(process)
-        gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
+        with contextlib.suppress(ChannelFull):
+            gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
         self.faults += count
@@ -341,7 +342,7 @@ class Session:
                 await self._dismiss(numbers)
                 raise
             close_all(before[1:])
-            self._active, self._decides_by_hash = numbers, decides_by_hash(policy)
+            self._active, self._owners.must_have_hash = numbers, decides_by_hash(policy)
             self.policy_order = order
             self._record_policy(order)
 
@@ -436,7 +437,7 @@ class Session:
                 self.shared.record(event)
 
     def _who_missed(self, missed: Missed) -> Process:
-        return self.shared.processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns).process
+        return self._owners.of(missed, missed.at_ns).process
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""
