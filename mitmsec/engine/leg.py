@@ -8,7 +8,7 @@ descriptor alone tells the peer nothing:
 
     finish   the queue, then FIN; reading goes on
     close    as finish; then what still comes is drained for a moment (unread bytes would turn the end into a reset)
-    abort    a reset, when the last duplicate is closed
+    abort    a reset, when the last duplicate is closed. In a jail that takes the gate: see `abort`
 """
 
 from __future__ import annotations
@@ -250,7 +250,11 @@ class Leg:
         self._release()
 
     def abort(self) -> None:
-        """A reset for the peer. Idempotent."""
+        """A reset for the peer. Idempotent.
+
+        A worker's system call filter denies SO_LINGER, which would hold for the gate's duplicate as well; there the
+        gate resets, at once, when it hears `FlowEnded.reset`, or that the worker has died.
+        """
         if not self.closed:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

@@ -4,12 +4,13 @@ Why an empty network namespace is not enough: a socket that was passed in keeps 
 connect(AF_UNSPEC) followed by connect() would take it anywhere. So whoever gets sockets from others may not connect,
 bind, listen or accept; may not do so by TCP Fast Open (an address or MSG_FASTOPEN with a send), nor through io_uring,
 which no filter sees; and may not make namespaces, look into other processes, or load programs into the kernel.
+Nor may they set SO_LINGER: the sockets are the gate's as well, and it would have the gate's own close() wait.
 The gate accepts and dials, and reads and writes the maps that it was given: of bpf(2) it keeps that and nothing else.
 
 A filter is a list of steps over `struct seccomp_data` (Documentation/userspace-api/seccomp_filter.rst), classic BPF:
 
     other architecture, other ABI ─► kill      denied number ─► EPERM      clone3 ─► ENOSYS (the C library uses clone)
-    clone with CLONE_NEWUSER, send with an address or MSG_FASTOPEN ─► EPERM                   everything else ─► allow
+    clone with CLONE_NEWUSER, send with an address or MSG_FASTOPEN, SO_LINGER ─► EPERM        everything else ─► allow
 
 There are two, and the stricter answer counts: `apply` before Python is executed, `seal` when the child begins to serve,
 after which no program and no process can be started any more, only threads.
@@ -70,12 +71,15 @@ PROGRAMS: Mapping[str, Mapping[str, int]] = {  # once a child serves
 WEIGHED: Mapping[str, Mapping[str, int]] = {
     "x86_64": {
         "bpf": 321, "clone": 56, "clone3": 435, "sendmmsg": 307, "sendmsg": 46, "sendto": 44,
+        "setsockopt": 54,
     },
     "aarch64": {
         "bpf": 280, "clone": 220, "clone3": 435, "sendmmsg": 269, "sendmsg": 211, "sendto": 206,
+        "setsockopt": 208,
     },
 }  # fmt: skip
 CLONE_NEWUSER, CLONE_THREAD, MSG_FASTOPEN = 0x10000000, 0x10000, 0x20000000
+SOL_SOCKET, SO_LINGER = 1, 13
 MAP_COMMANDS = (1, 2, 3)  # of bpf(2): look up, update and delete an element of a map that one has
 
 ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000
@@ -98,6 +102,7 @@ def program(machine: str, *, network: bool = False) -> bytes:
         steps += _weigh(weighed["sendto"], [(3, MSG_FASTOPEN), (4, None)])
         steps += _weigh(weighed["sendmsg"], [(2, MSG_FASTOPEN)])
         steps += _weigh(weighed["sendmmsg"], [(3, MSG_FASTOPEN)])
+        steps += _never(weighed["setsockopt"], {1: SOL_SOCKET, 2: SO_LINGER})
     return b"".join([*steps, _return(ALLOW)])
 
 
@@ -163,6 +168,15 @@ def _weigh(number: int, arguments: Sequence[tuple[int, int | None]]) -> list[byt
                 _return(DENY | errno.EPERM),
             ]
     checks.append(_return(ALLOW))
+    return [_step(JUMP_EQUAL, number, skip_false=len(checks)), *checks]
+
+
+def _never(number: int, arguments: Mapping[int, int]) -> list[bytes]:
+    """For the call `number`: deny if all of these arguments, each an int, have these values."""
+    checks: list[bytes] = []
+    for index, value in arguments.items():
+        checks += [_load(ARGUMENTS + 8 * index), _unless(JUMP_EQUAL, value), _return(ALLOW)]
+    checks.append(_return(DENY | errno.EPERM))
     return [_step(JUMP_EQUAL, number, skip_false=len(checks)), *checks]
 
 

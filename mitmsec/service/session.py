@@ -54,12 +54,14 @@ from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
 from mitmsec.service.owners import Owners, decides_by_hash
+from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import CommandScope, Scope, StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
@@ -106,6 +108,7 @@ class Session:
         self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
         self._numbers = itertools.count()
         self._answers = Answers()
+        self._pulse: Pulse | None = None  # of a gate that serves
         self._listeners: list[socket.socket] = []
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -223,6 +226,7 @@ class Session:
         if not isinstance(answer, Ready):
             raise ChildFailed(f"the gate answered {answer!r}")
         gate.watch(self._gate_exited)
+        self._pulse = Pulse()
         self._active = self._new_numbers()
         await asyncio.gather(*(self._start_worker(number) for number in self._active))
 
@@ -292,7 +296,17 @@ class Session:
             FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
         )
 
+    def _feel_pulse(self) -> None:
+        """End a gate that hangs: its exit is told and mended like any other."""
+        if self.hook is None or self.gate is None or self._pulse is None:
+            return
+        if self._pulse.hangs(Heartbeat(self.hook.heartbeat_fd).last_ns, time.monotonic()):
+            self._pulse = None
+            self._fault("gate_hangs", f"no heartbeat for {HANGS_S:.0f} s")
+            self.gate.kill()
+
     def _gate_exited(self, status: int) -> None:
+        self._pulse = None
         if not self._closing:
             self._fault("gate_died", f"status {status}")
             self._later(self.rebuild())
@@ -388,6 +402,7 @@ class Session:
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
         """Follow `on_failure` at once: the gate goes, so that no heartbeat of its own says otherwise."""
+        self._pulse = None
         if self.hook is not None:
             self.hook.stall()
         if self.gate is not None:
@@ -428,6 +443,7 @@ class Session:
             self._record_missed()
             if self.scope is not None:
                 self.scope.look()
+            self._feel_pulse()
             await asyncio.sleep(MISSED_PERIOD_S)
 
     def _record_missed(self) -> None:

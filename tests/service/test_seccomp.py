@@ -33,11 +33,17 @@ def binding(): socket.socket().bind(("127.0.0.1", 0))
 def ring():
     if libc.syscall(425, 1, bytes(200)) < 0: raise OSError(ctypes.get_errno(), "io_uring")
 def namespace(): os.unshare(os.CLONE_NEWUSER)
+def lingering(): passed.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes((1, 0, 0, 0, 9, 0, 0, 0)))
+def lingering_by_a_wide_number():
+    if libc.syscall(54, passed.fileno(), ctypes.c_ulong(1 << 32 | 1), ctypes.c_ulong(1 << 32 | 13), bytes(8), 8) < 0:
+        raise OSError(ctypes.get_errno(), "setsockopt")
+def keeping_alive(): passed.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def another_thirteen(): passed.setsockopt(socket.IPPROTO_TCP, 13, b"cubic")
 def sending(): passed.send(b"still works")
 def thread(): t = threading.Thread(target=lambda: None); t.start(); t.join()
 def fork(): pid = os.fork(); pid or os._exit(0); os.waitpid(pid, 0)
 for attempt in (sending, thread, fork, unspecified, again, fast_open, fast_open_message, datagram, listening, binding,
-                ring, namespace):
+                ring, namespace, lingering, lingering_by_a_wide_number, keeping_alive, another_thirteen):
     try: attempt(); print(attempt.__name__, "ok")
     except OSError as error: print(attempt.__name__, errno.errorcode.get(error.errno, error.errno))
 """
@@ -78,7 +84,8 @@ def test_without_the_filter_a_passed_socket_goes_anywhere() -> None:
 
 def test_with_it_no_way_leads_out_and_what_is_needed_still_works() -> None:
     jailed = attempts("jailed")
-    assert {name for name, end in jailed.items() if end == "ok"} == {"sending", "thread", "fork"}
+    allowed = {"sending", "thread", "fork", "keeping_alive", "another_thirteen"}
+    assert {name for name, end in jailed.items() if end == "ok"} == allowed
     assert set(jailed.values()) == {"ok", "EPERM", "0"}
     assert jailed["contact"] == "0"
 
