@@ -8,7 +8,7 @@ descriptor alone tells the peer nothing:
 
     finish   the queue, then FIN; reading goes on
     close    as finish; then what still comes is drained for a moment (unread bytes would turn the end into a reset)
-    abort    a reset, when the last duplicate is closed. In a jail that takes the gate: see `abort`
+    abort    a reset, when the last duplicate is closed
 """
 
 from __future__ import annotations
@@ -252,8 +252,8 @@ class Leg:
     def abort(self) -> None:
         """A reset for the peer. Idempotent.
 
-        A worker's system call filter denies SO_LINGER, which would hold for the gate's duplicate as well; there the
-        gate resets, at once, when it hears `FlowEnded.reset`, or that the worker has died.
+        In a worker the call is denied, and the gate has made it already: it resets when it hears `FlowEnded.reset`, or
+        that the worker has died; if the gate itself has gone, our close does.
         """
         if not self.closed:
             with contextlib.suppress(OSError):

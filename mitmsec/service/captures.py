@@ -4,6 +4,7 @@ that cannot stand in a file is left out, and said, and the others go on."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable
 from typing import Protocol
@@ -14,6 +15,8 @@ from mitmsec.capture.writer import CaptureFailed, CaptureWriter
 from mitmsec.core.model import Endpoint, Process
 
 RESETS = frozenset({Outcome.BLOCKED, Outcome.CUT, Outcome.FAULT, Outcome.ORIGIN_RESET})  # as the program saw it
+
+PIPE_BYTES = 1 << 20  # what a pipe holds for a reader that is a moment late
 
 
 class Sink(Protocol):
@@ -41,6 +44,8 @@ class Sink(Protocol):
 
     def tick(self, time_ns: int) -> None: ...
 
+    def finish(self) -> bool: ...
+
     def close(self) -> None: ...
 
 
@@ -56,8 +61,14 @@ class Captures:
         self._open: dict[str, set[str]] = {}  # session → flows that the file knows, or was offered in vain
 
     def open(self, session: str, descriptor: int, command: str) -> None:
-        """Flows of `session` go into the file `descriptor`, which is owned from now on."""
+        """Flows of `session` go into the file `descriptor`, which is owned from now on.
+
+        It may be a pipe with any reader, and all runs share this process: so it must not block, whoever opened it.
+        """
         self.close(session)
+        os.set_blocking(descriptor, False)
+        with contextlib.suppress(OSError):  # no pipe, or as large as this user may have it
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             sink = CaptureWriter(os.fdopen(descriptor, "wb", buffering=0), command=command)
         except (CaptureFailed, OSError) as error:
@@ -106,6 +117,12 @@ class Captures:
         """Time goes on, though nothing may come."""
         for session in list(self._sinks):
             self._guarded(session, lambda sink: sink.tick(time_ns))
+
+    def is_complete(self, session: str) -> bool:
+        """Nothing more comes for the session's file; True once it has everything, or has failed. Needs `tick`."""
+        complete: list[bool] = []
+        self._guarded(session, lambda sink: complete.append(sink.finish()))
+        return all(complete)
 
     def close(self, session: str) -> None:
         """The session's file is complete. Idempotent."""

@@ -271,7 +271,9 @@ class Recorder:
     def _session_over(self, session: str) -> bool:
         alive = any(inlet.source.session == session for inlet in self._inlets)
         waiting = any(inlet.source.session == session for items in self._awaited.values() for _, inlet, _, _ in items)
-        return not (alive or waiting or self._committer.holds(session))
+        if alive or waiting or not self._captures.is_complete(session):
+            return False
+        return not self._committer.holds(session)  # which may be the fault of a capture that failed just now
 
     def _answer(self, session: str) -> None:
         self._captures.close(session)

@@ -143,6 +143,23 @@ async def test_a_worker_cannot_have_the_gate_wait_for_a_client_that_does_not_rea
 
 
 @on_loop
+async def test_when_gate_and_worker_have_died_nobody_takes_what_came_for_the_whole() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            message, (near, far) = await worker.next()
+            near.recv(1000)
+            house.gate._flows[message.flow]._client.close()  # as the kernel does it for a gate that was killed
+            near.close()
+            assert await asyncio.to_thread(wait_reset, client)
+            far.close()
+        worker.channel.close()
+
+
+@on_loop
 async def test_a_workers_death_resets_its_flows_and_new_ones_go_to_another() -> None:
     async with houses() as make, Server(silent) as origin:
         house = make(Action.DECRYPT)

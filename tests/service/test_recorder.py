@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
@@ -19,8 +20,9 @@ from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SecretsSe
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
-from mitmsec.core.messages import ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
+from mitmsec.core.messages import CaptureOpen, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
 from mitmsec.core.model import Endpoint
+from mitmsec.service.caller import Caller, open_result
 
 SETTINGS = "import mitmsec.service.recorder as r; r.{} = {}; r.child.main(r.ACCEPTS, r.Recorder)"
 LEAF = CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
@@ -386,4 +388,72 @@ def test_descriptors_that_no_message_asks_for_are_closed(tmp_path: Path) -> None
             assert (await child.inbox.get()).session == "run-9"
             assert len(os.listdir(f"/proc/{child.process.pid}/fd")) == before
 
+    run(scenario)
+
+
+def pieces(count: int) -> list[BytesSeen]:
+    local, remote = Endpoint.of("192.0.2.1", 40000), Endpoint.of("192.0.2.2", 443)
+    return [
+        BytesSeen(flow="flow-1", sent=True, data=bytes(60_000), process=CURL, local=local, remote=remote)
+        for _ in range(count)
+    ]
+
+
+def pipe_as_run_opens_it(path: Path) -> tuple[int, int]:
+    """A reader's end, and what `--capture` makes of the path."""
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return reading, open_result(str(path), Caller(uid=os.getuid(), gid=os.getgid(), name="root", home="/"))
+
+
+def test_a_capture_whose_reader_stops_ends_alone_and_holds_up_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reading, writing = pipe_as_run_opens_it(tmp_path / "fifo")
+        async with recorder(tmp_path / "log") as child:
+            child.control.send(CaptureOpen(session=SESSION, command="curl"), writing)
+            os.close(writing)
+            gate, other = child.producer(Role.GATE), child.producer(Role.GATE, session="run-2")
+            for piece in pieces(400):  # more than a pipe, and all that waits for it, can hold
+                gate.record(piece)
+                await gate.relieved()
+            other.record(FaultSeen(what="marker"))
+            await asyncio.wait_for(other.flushed(), 10)
+            await gate.flushed()
+            gate.close()
+            assert (await child.flush()).faults == 1
+            other.close()
+        os.close(reading)
+
+    (tmp_path / "log").mkdir()
+    run(scenario)
+    details = {event["what"]: event["detail"] for event in events(tmp_path / "log")}
+    assert "the reader does not keep up" in details["capture_failed"]
+
+
+def test_a_capture_whose_reader_is_late_is_whole_when_the_run_ends(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reading, writing = pipe_as_run_opens_it(tmp_path / "fifo")
+        async with recorder(tmp_path / "log") as child:
+            child.control.send(CaptureOpen(session=SESSION, command="curl"), writing)
+            os.close(writing)
+            gate = child.producer(Role.GATE)
+            for piece in pieces(100):
+                gate.record(piece)
+            await gate.flushed()
+            gate.close()
+            flushing = asyncio.create_task(child.flush())
+            await asyncio.sleep(0.5)
+            assert not flushing.done()
+            size_bytes = 0
+            while not flushing.done():
+                with contextlib.suppress(BlockingIOError):
+                    size_bytes += len(os.read(reading, 1 << 20))
+                await asyncio.sleep(0.01)
+            while piece_bytes := len(os.read(reading, 1 << 20)):
+                size_bytes += piece_bytes
+            assert (await flushing).faults == 0
+            assert size_bytes > 100 * 60_000
+        os.close(reading)
+
+    (tmp_path / "log").mkdir()
     run(scenario)
