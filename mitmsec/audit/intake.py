@@ -1,7 +1,8 @@
 """What becomes of each message of a producer: admitted as an event, kept aside, awaited, or refused.
 
 Pure: it joins and judges, and neither reads nor writes. The log trusts a producer with its own facts only. A worker is
-what an attacker gets, so it may speak of flows that its gate handed to it, and never name a process.
+what an attacker gets, so it may speak of flows that its gate handed to it, and never name a process; and what it says
+is `held` to what such an event can be, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ from mitmsec.audit.event import (
 )
 from mitmsec.audit.flows import Flow, Flows
 from mitmsec.core.messages import Role
+
+COUNT_LIMIT = 2**31
+BYTES_LIMIT = 2**53  # integers that every JSON reader takes
+STATUS_LIMIT = 999
+WORD_CHARACTERS, TEXT_CHARACTERS, URL_CHARACTERS = 64, 1024, 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,54 @@ class Refused:
     """Not this producer's to say."""
 
     what: str
+
+
+def held(source: Source, seen: Seen) -> Seen:
+    """`seen` within bounds: anybody's count, and a worker's texts, which end with an ellipsis where they are cut."""
+    if isinstance(seen, FaultSeen) and not 1 <= seen.count <= COUNT_LIMIT:
+        seen = replace(seen, count=_within(seen.count, 1, COUNT_LIMIT))
+    return _worker_held(seen) if source.role is Role.WORKER else seen
+
+
+def _worker_held(seen: Seen) -> Seen:
+    match seen:
+        case FaultSeen():
+            return replace(
+                seen,
+                what=_cut(seen.what, WORD_CHARACTERS),
+                detail=_cut(seen.detail, TEXT_CHARACTERS),
+                failed=None if seen.failed is None else _cut(seen.failed, WORD_CHARACTERS),
+            )
+        case RequestSeen():
+            return replace(
+                seen,
+                method=_cut(seen.method, WORD_CHARACTERS),
+                url=_cut(seen.url, URL_CHARACTERS),
+                http_version=_cut(seen.http_version, WORD_CHARACTERS),
+                status=None if seen.status is None else _within(seen.status, 0, STATUS_LIMIT),
+                request_bytes=_within(seen.request_bytes, 0, BYTES_LIMIT),
+                response_bytes=_within(seen.response_bytes, 0, BYTES_LIMIT),
+                content_type=None if seen.content_type is None else _cut(seen.content_type, TEXT_CHARACTERS),
+            )
+        case FindingSeen(finding=finding):
+            shorter = replace(
+                finding,
+                detector=_cut(finding.detector, WORD_CHARACTERS),
+                summary=_cut(finding.summary, TEXT_CHARACTERS),
+                evidence=_cut(finding.evidence, TEXT_CHARACTERS),
+                location=_cut(finding.location, TEXT_CHARACTERS),
+            )
+            return replace(seen, finding=shorter)
+        case _:
+            return seen
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def _within(number: int, least: int, most: int) -> int:
+    return min(max(number, least), most)
 
 
 Judgement = Admitted | Aside | Awaited | Refused

@@ -37,6 +37,7 @@ FLUSH_NS = 500_000_000
 LINGER_NS = 1_000_000_000
 BACKLOG_BYTES = 16 << 20
 PATIENCE_NS = 5_000_000_000
+DROPPED_LIMIT = 2**63  # the block has room for no more than twice that
 _SPREAD = 0x9E3779B1  # odd, so that n * _SPREAD modulo 2**32 repeats only after 2**32 flows
 
 
@@ -153,7 +154,7 @@ class CaptureWriter:
 
     def lost(self, pieces: int) -> None:
         """Count pieces of flows that never reached this writer; the file's statistics say so."""
-        self._dropped += pieces
+        self._dropped = min(self._dropped + max(pieces, 0), DROPPED_LIMIT)
 
     # -- the file ------------------------------------------------------------------------------------------------------
     def tick(self, time_ns: int) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -140,12 +141,14 @@ class Captures:
             return
         try:
             act(sink)
-        except (CaptureFailed, OSError, ValueError) as error:
+        except (CaptureFailed, OSError, ValueError, OverflowError, struct.error) as error:
             del self._sinks[session], self._open[session]
             _closed(sink)
             self._on_failed(session, str(error))
 
 
 def _closed(sink: Sink) -> None:
-    with contextlib.suppress(CaptureFailed, OSError):  # it has failed already, and that was told
+    with contextlib.suppress(
+        CaptureFailed, OSError, OverflowError, struct.error
+    ):  # it has failed already, and that was told
         sink.close()

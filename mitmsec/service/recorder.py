@@ -30,7 +30,7 @@ from mitmsec.audit.envelope import Draft, fields_of, is_open
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
 from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
-from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source
+from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
 from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
@@ -138,7 +138,7 @@ class Recorder:
         self._inlets.append(Inlet(sock, source, loop, self._on_message, self._on_malformed, self._on_end))
 
     def _on_message(self, inlet: Inlet, seen: Seen) -> None:
-        number = inlet.received - 1
+        number, seen = inlet.received - 1, held(inlet.source, seen)
         judged = self._judge(inlet, seen)
         if isinstance(judged, Awaited):
             self._read_gates(inlet.source.session)

@@ -354,6 +354,17 @@ def test_an_end_that_nobody_takes_is_a_failure() -> None:
     os.close(reading)
 
 
+@pytest.mark.parametrize("pieces", [-1, -(2**70), 2**70])
+def test_a_count_of_lost_pieces_that_no_file_can_hold_is_held(pieces: int) -> None:
+    file = Kept()
+    writer = CaptureWriter(file)
+    writer.lost(3)
+    writer.lost(pieces)
+    writer.lost(pieces)
+    writer.close()
+    assert blocks(file.content)[-1].option(5) == [struct.pack("<Q", 3 if pieces < 0 else 2**63)]
+
+
 def test_a_reader_that_has_gone_is_a_failure() -> None:
     reading, writing = os.pipe()
     os.close(reading)

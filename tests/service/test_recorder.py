@@ -457,3 +457,18 @@ def test_a_capture_whose_reader_is_late_is_whole_when_the_run_ends(tmp_path: Pat
 
     (tmp_path / "log").mkdir()
     run(scenario)
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, -(2**63)])
+def test_no_count_of_a_workers_ends_the_recorder(tmp_path: Path, count: int) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            child.capture(tmp_path / "capture.pcapng")
+            bare = child.socket(Role.WORKER, 0)
+            bare.send(encode(FaultSeen(what=CAPTURE_LOST, count=count)))
+            bare.close()
+            assert (await child.flush()).faults == 1
+            assert await child.end() == 0
+            assert child.errors() == ""
+
+    run(scenario)
