@@ -75,7 +75,7 @@ class Bench:
     def measure(self) -> None:
         """All rounds, then the connections in a row."""
         steps: dict[str, Callable[[Running], Figures]] = {
-            "bulk": self._bulk,
+            "downloads": self._bulk,
             "new connections": self._connections,
             "bulk, again": self._bulk,
             "connect()": self._connect,
