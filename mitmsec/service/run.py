@@ -66,6 +66,7 @@ class Plan(Value, frozen=True):
     workers: int
     wait: bool
     java: bool = False
+    upstream_roots: tuple[bytes, ...] = ()  # DER, beside those that the command would have used
 
 
 class Report(Value, frozen=True):

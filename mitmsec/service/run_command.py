@@ -15,11 +15,12 @@ from typing import IO
 import click
 import msgspec
 
-from mitmsec.core.policy import DEFAULT_POLICY, Policy
+from mitmsec.config import STDIN
+from mitmsec.core.policy import DEFAULT_POLICY
 from mitmsec.service import control
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_USAGE, debug_option, fail, need_root, state_option
-from mitmsec.service.policy_commands import loaded_with_text
+from mitmsec.service.policy_commands import Loaded, loaded_with_roots
 from mitmsec.service.run import (
     WORKERS_LIMIT,
     CannotRun,
@@ -148,26 +149,28 @@ def _plan(
     java: bool,
 ) -> Plan:
     caller = _caller(environ, user)
-    policy, text = _policy(policy_file, caller)
+    loaded = _policy(policy_file, caller)
     return Plan(
         command=command,
         executable=find_executable(command[0], environ, caller),
         caller=caller,
-        policy=policy,
+        policy=loaded.policy,
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
-        policy_sha256=plan_policy(text),
+        policy_sha256=plan_policy(loaded.text if policy_file else None),
+        upstream_roots=loaded.roots,
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         wait=wait,
         java=java,
     )
 
 
-def _policy(path: str | None, caller: Caller) -> tuple[Policy, str | None]:
+def _policy(path: str | None, caller: Caller) -> Loaded:
     if path is None:
-        return DEFAULT_POLICY, None
+        return Loaded(DEFAULT_POLICY, "", ())
+    if Path(path) == STDIN:
+        fail("--policy: standard input is the command's", "name a file, or <(…) in a shell that knows it", EXIT_USAGE)
     with acting_as(caller):
-        loaded, text = loaded_with_text(Path(path))
-    return loaded, text
+        return loaded_with_roots(Path(path))
 
 
 def _whole_path(policy_file: str) -> str:
@@ -184,7 +187,7 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
         if capture_path is not None:
             with _complaining("--capture", capture_path):
                 capture = stack.enter_context(open(open_result(capture_path, plan.caller), "wb"))
-        one = Run(state, plan, bundle.pem, capture)
+        one = Run(state, plan, bundle.adding(plan.upstream_roots).pem, capture)
         opened = one.open()
         status = None
         try:
