@@ -125,6 +125,8 @@ def test_a_table_that_was_cut_says_so(tmp_path: Path) -> None:
         ["list", "--since", "yesterday"],
         ["list", "--kind", "nothing"],
         ["list", "--limit", "0"],
+        ["list", "--host", ""],
+        ["list", "--app", " "],
         ["verify", "--head", "5:zz"],
         ["show"],
     ],
