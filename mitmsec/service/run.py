@@ -41,7 +41,8 @@ KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-NUMBERS = ("connections", "requests", "findings", "faults", "cut", "survivors")
+RECORDED = ("connections", "requests", "findings", "faults")  # the recorder's word
+SEEN = ("cut", "survivors")  # the supervisor's
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 _WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
 
@@ -78,12 +79,12 @@ class Report(Value, frozen=True):
     status_of: str  # "command" | "mitmsec"
     started: str
     duration_s: float
-    connections: int = 0
-    requests: int = 0
-    findings: int = 0
-    faults: int = 0
-    cut: int = 0
-    survivors: int = 0
+    connections: int | None = 0  # these: None where it is not known
+    requests: int | None = 0
+    findings: int | None = 0
+    faults: int | None = 0
+    cut: int | None = 0
+    survivors: int | None = 0
     error: str = ""
 
 
@@ -253,7 +254,8 @@ class Run:
             signal.signal(number, signal.SIG_IGN)
         self._channel.close()
         counts = answer if isinstance(answer, control.RunClosed) else None
-        numbers: dict[str, Any] = {name: getattr(counts, name, 0) for name in NUMBERS}
+        known = () if counts is None else (*RECORDED, *SEEN) if counts.committed else SEEN
+        numbers: dict[str, Any] = {name: getattr(counts, name) if name in known else None for name in RECORDED + SEEN}
         return Report(
             session=self.session,
             command=self._plan.command,
