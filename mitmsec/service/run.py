@@ -28,7 +28,7 @@ import msgspec
 from mitmsec.channel import Channel
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.service import control
+from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as
 from mitmsec.service.state import State, StateRefused
 
@@ -126,9 +126,9 @@ def join(state: State) -> Channel:
     except StateRefused as error:
         raise CannotRun(error.reason, error.remedy, 2) from None
     except OSError as error:
-        raise CannotRun(
-            f"--state: {state.folder} cannot be used: {error.strerror}", "name a folder that root can write", 2
-        ) from None
+        said = f"--state: {state.folder} cannot be used: {error.strerror}"
+        told = refusals.no_room(said, state) if error.errno in refusals.FULL else None
+        raise CannotRun(*told or refusals.of_machine(said, "name a folder that root can write", 2)) from None
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -158,11 +158,7 @@ def _start_supervisor(state: State) -> None:
     if said == "busy":
         time.sleep(BUSY_PAUSE_S)  # another one is starting or ending
     elif said != "ready":
-        raise CannotRun(
-            f"the supervisor could not start: {said or 'it ended without a word'}",
-            f"read {state.supervisor_log}; `mitmsec doctor` checks this machine",
-            125,
-        )
+        raise CannotRun(*refusals.of_start(said or "the supervisor ended without a word", state))
 
 
 # -- the run -------------------------------------------------------------------------------------------------------
@@ -198,6 +194,8 @@ class Run:
             self._channel.close()
         for descriptor in (network, policy, roots):
             os.close(descriptor)
+        if isinstance(answer, control.Refused) and answer.status == refusals.OURS:
+            raise CannotRun(*refusals.of_start(answer.error, self._state))
         if isinstance(answer, control.Refused):
             raise CannotRun(answer.error, answer.remedy, answer.status)
         if not isinstance(answer, control.RunOpened):

@@ -20,9 +20,9 @@ import msgspec
 from mitmsec.config import STDIN
 from mitmsec.core.model import Action
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.service import control
+from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
-from mitmsec.service.options import EXIT_USAGE, debug_option, fail, need_root, state_option
+from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
 from mitmsec.service.policy_commands import Loaded, loaded_with_roots
 from mitmsec.service.run import (
     WORKERS_LIMIT,
@@ -145,6 +145,11 @@ def _reporting(
         except CannotRun as error:
             sink.ours(error.status, error.error)
             fail(error.error, error.remedy, error.status)
+        except OSError as error:
+            if error.errno not in refusals.FULL:
+                raise
+            sink.ours(EXIT_PRIVILEGE, str(error))
+            fail(str(error), "make room: nothing was started", EXIT_PRIVILEGE)
         except SystemExit as ended:
             if ended.code != sink.report.status:
                 sink.ours(int(ended.code or 0), "wrong usage or an invalid policy; stderr says more")

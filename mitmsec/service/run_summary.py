@@ -8,7 +8,6 @@ change how the run ended.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -17,9 +16,9 @@ from typing import assert_never
 
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.core.model import Action
-from mitmsec.service.options import program
+from mitmsec.service.options import program, with_state
 from mitmsec.service.run import Report
-from mitmsec.service.state import DEFAULT, State
+from mitmsec.service.state import State
 
 DONE = {Action.DECRYPT: "decrypted", Action.BYPASS: "bypassed", Action.BLOCK: "blocked", Action.CAPTURE: "captured"}
 LEFT = "left by the program"
@@ -75,8 +74,8 @@ def summary(
     said = [_number(report.findings or 0, "finding")]
     said += [f"{_number(stopped, 'request')} stopped"] if stopped else []
     said += [_number(report.faults, "fault")] if report.faults else []
-    where = "" if state.folder == DEFAULT else f" --state {shlex.quote(str(state.folder))}"
-    return f"mitmsec: {total}; {', '.join(said)}; see {program()} audit list --session {report.session}{where}"
+    see = f"{program()} audit list --session {report.session}{with_state(state)}"
+    return f"mitmsec: {total}; {', '.join(said)}; see {see}"
 
 
 def _became(counts: Mapping[tuple[str, str], int]) -> list[str]:
