@@ -35,7 +35,7 @@ ADDRESS = "json_extract(envelope, '$.remote.address')"
 
 
 class NoLog(Exception):
-    """There is no readable log here; the message says why and what helps."""
+    """There is no log here that this user can read; the message says why."""
 
 
 class Denied(NoLog):
@@ -130,8 +130,8 @@ class Review:
         return sum(1 for _ in self.events(wanted))
 
     def size(self) -> int:
-        """How many events the log has."""
-        return int(next(self._db.query("SELECT count(*) AS size FROM events"))["size"])
+        """How many events the log has. Raises Unreadable."""
+        return int(next(self._rows("SELECT count(*) AS size FROM events"))["size"])
 
     def stats(self) -> list[Fields]:
         """Connections by program and action: how many, bytes each way, and the newest."""
@@ -177,12 +177,16 @@ class Review:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Review]:
-    """The log in `folder`, for reading. Raises NoLog, Denied."""
+    """The log in `folder`, for reading. Raises NoLog, Denied, Unreadable."""
     path = folder / FILE_NAME
     try:
         conn = _connected(path)
     except (sqlite3.Error, OSError) as error:
-        raise NoLog(f"the log {path} cannot be read: {error}") from error
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:  # the file is, its folder is not ours
+            raise NoLog(f"the log {path} cannot be read: {error}") from error
+        is_empty = path.is_file() and not path.stat().st_size
+        why = "it is empty: no recorder leaves a log like that" if is_empty else str(error)
+        raise Unreadable(f"the log {path} cannot be read: {why}") from error
     db = sqlite_utils.Database(conn, execute_plugins=False)  # no code of other distributions in here
     try:
         yield Review(db)

@@ -32,7 +32,9 @@ from mitmsec.service.options import (
     debug_option,
     fail,
     json_option,
+    program,
     state_option,
+    with_state,
 )
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
@@ -167,8 +169,13 @@ def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
 
     Recomputes its hash chain. Exit status 1 if it is not whole.
     """
-    with _log(state_folder) as log, _progress(log, quiet=as_json) as told:
-        result = log.verify(kept, told)
+    try:
+        with _log(state_folder, verifies=True) as log, _progress(log, quiet=as_json) as told:
+            result = log.verify(kept, told)
+    except Unreadable as error:
+        if as_json:
+            _print_json({"verified": False, "seq": None, "why": str(error), "kept_head": None})
+        fail(str(error), f"nothing in it can be verified; {COPY}", EXIT_NOT_SO)
     if as_json:
         _print_json(_verification(result, kept))
         sys.exit(0 if isinstance(result, Verified) else EXIT_NOT_SO)
@@ -210,7 +217,8 @@ def stats(as_json: bool, state_folder: Path) -> None:
 
 
 @contextmanager
-def _log(folder: Path) -> Iterator[Review]:
+def _log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
+    """`verifies`: what is wrong with the file is not for another command to say."""
     try:
         with review.opened(State(folder).log) as log:
             yield log
@@ -219,7 +227,10 @@ def _log(folder: Path) -> Iterator[Review]:
     except NoLog as error:
         fail(str(error), "--state (or MITMSEC_STATE) names another state directory", EXIT_NOT_SO)
     except Unreadable as error:
-        fail(str(error), "`mitmsec audit verify` says from which event on the log is not what was written", EXIT_NOT_SO)
+        if verifies:
+            raise
+        again = f"`{program()} audit verify{with_state(State(folder))}`"
+        fail(str(error), f"{again} says from which event on the log is not what was written", EXIT_NOT_SO)
 
 
 def _who_may_read() -> str:

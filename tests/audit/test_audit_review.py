@@ -270,7 +270,7 @@ def test_a_log_that_is_not_there_is_said_so_and_not_made(tmp_path: Path) -> None
 
 def test_a_file_that_is_no_log_is_said_so(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
-    with pytest.raises(NoLog, match="not a database"), opened(tmp_path):
+    with pytest.raises(Unreadable, match="not a database"), opened(tmp_path):
         pass
 
 
