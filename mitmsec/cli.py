@@ -23,8 +23,14 @@ COMMANDS = {
     "clean": "mitmsec.service.clean_command:clean",
     "demo": "mitmsec.service.demo_command:demo",
     "doctor": "mitmsec.service.doctor_command:doctor",
+    "off": "mitmsec.service.service_commands:off",
+    "on": "mitmsec.service.service_commands:on",
     "policy": "mitmsec.service.policy_commands:policy",
+    "reload": "mitmsec.service.service_commands:reload_policy",
     "run": "mitmsec.service.run_command:run",
+    "start": "mitmsec.service.service_commands:start",
+    "status": "mitmsec.service.service_commands:status",
+    "stop": "mitmsec.service.service_commands:stop",
 }
 
 

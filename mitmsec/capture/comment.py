@@ -13,11 +13,14 @@ def full(process: Process, said: str = "") -> str:
     """Everything about `process`, then `said`, which is the caller's own lines (action, rule, …)."""
     pairs = [
         ("process", process.exe or process.name or "unknown"),
+        ("claimed path", process.claimed_exe),
         ("pid", str(process.pid)),
         ("started", process.started),
         ("user", process.user),
         ("sha256", process.sha256),
         ("parent", _parent(process)),
+        ("unit", process.unit),
+        ("container", process.container),
         ("owner found by", f"{process.source} ({process.confidence.value})"),
     ]
     lines = [f"{key}: {one_line(value)}" for key, value in pairs if value is not None]

@@ -103,8 +103,9 @@ class Matcher:
         return next((n for n in numbers if self._destinations[n].accepts(remote.port, address)), None)
 
     def _applying(self, process: Process) -> _Applying:
-        parent = process.parent.exe if process.parent else None
-        key = (process.exe, process.name, process.user, process.sha256, parent, process.confidence)
+        parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
+        exe = (process.exe, process.claimed_exe is None)
+        key = (exe, process.name, process.user, process.sha256, parent, process.confidence)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:

@@ -67,7 +67,7 @@ class Direction(StrEnum):
 class Confidence(StrEnum):
     """How sure an attribution is, and by what. Never a guess presented as a fact."""
 
-    KERNEL = "kernel"  # the kernel named the process at connect() and it was read while it lived
+    KERNEL = "kernel"  # the kernel named it at connect(), and it was read alive, or recorded by the monitor
     TABLE = "table"  # found in a table of sockets afterwards
     INFERRED = "inferred"  # the kernel named the pid, but the process had gone before it could be read
     UNKNOWN = "unknown"
@@ -98,10 +98,12 @@ class Endpoint(Value, frozen=True, order=True, array_like=True):
 
 
 class ParentProcess(Value, frozen=True):
-    """The process that started another, as far as it could still be read."""
+    """The process that started another, as far as it could still be read, and its own parent in turn."""
 
     pid: int
     exe: str | None = None
+    claimed_exe: str | None = None
+    parent: ParentProcess | None = None
 
 
 class Process(Value, frozen=True):
@@ -109,11 +111,14 @@ class Process(Value, frozen=True):
 
     pid: int
     started: str | None = None  # RFC 3339, UTC
-    exe: str | None = None  # the kernel's path of the executable
+    exe: str | None = None  # the executable's path, where that is true on this machine
+    claimed_exe: str | None = None  # the path that the process itself sees, where that is not; never matched
     name: str | None = None
     sha256: str | None = None  # of the executable, hex
     user: str | None = None  # name, or the number as text
     parent: ParentProcess | None = None
+    unit: str | None = None  # systemd's; of a user's own manager behind its name: user@1000.service/app.service
+    container: str | None = None  # runtime:id, likewise
     source: str = "connect_hook"
     confidence: Confidence = Confidence.UNKNOWN
 

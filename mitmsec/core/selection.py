@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from mitmsec.core.model import Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import Program
@@ -17,13 +19,16 @@ EVERY_PATH = frozenset({"*", "/*"})
 class Selection:
     """What the applications of a policy select."""
 
-    __slots__ = ("_programs", "is_empty", "is_everything")
+    __slots__ = ("_heirs", "_programs", "is_by_path", "is_empty", "is_everything")
 
     def __init__(self, applications: Iterable[Application]) -> None:
         named = tuple(applications)
         self._programs = tuple(map(Program, named))
         self.is_empty = not named
         self.is_everything = any(map(_is_every_program, named))
+        self.is_by_path = not any(map(_asks_more_than_a_path, named))
+        """The path of its executable says whether a program is selected, for what it is itself."""
+        self._heirs = tuple(Program(replace(one, children=False)) for one in named if one.children)
 
     def holds(self, process: Process) -> bool | None:
         """Whether `process` is selected; None: it depends on what could not be read of it."""
@@ -31,7 +36,14 @@ class Selection:
             return True
         return False if all(program.can_judge(process) for program in self._programs) else None
 
+    def passes_on(self, process: Process) -> bool:
+        """Whether what `process` starts is selected with it."""
+        return any(program.accepts(process) for program in self._heirs)
+
 
 def _is_every_program(application: Application) -> bool:
-    narrowed = application.process_name or application.user or application.sha256
-    return not narrowed and bool(EVERY_PATH.intersection(application.path))
+    return not _asks_more_than_a_path(application) and bool(EVERY_PATH.intersection(application.path))
+
+
+def _asks_more_than_a_path(application: Application) -> bool:
+    return bool(application.process_name or application.user or application.sha256)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.names import parents
 from mitmsec.core.rules import Application
 
@@ -83,14 +83,19 @@ class Program:
 
     def _path_answer(self, process: Process) -> bool | None:
         mine = self._application
-        own = _any_glob(mine.path, process.exe)
+        own = _path_answer_of(mine.path, process)
         if own or not mine.children:
             return own
         if process.parent is not None:
-            inherited = _any_glob(mine.path, process.parent.exe)
+            inherited = _path_answer_of(mine.path, process.parent)
         else:  # none at all, if it was read: the first process, or one whose parent is in another pid namespace
             inherited = False if process.confidence is Confidence.KERNEL else None
         return True if inherited else None if None in (own, inherited) else False
+
+
+def _path_answer_of(globs: Sequence[str], process: Process | ParentProcess) -> bool | None:
+    """A path that is only claimed is none of this machine's: that is known, and is no match."""
+    return False if process.claimed_exe is not None else _any_glob(globs, process.exe)
 
 
 def _any_glob(globs: Sequence[str], text: str | None) -> bool | None:

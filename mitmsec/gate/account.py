@@ -74,7 +74,7 @@ def _told_apart(process: Process) -> str:
     """
     if process.confidence is not Confidence.KERNEL or process.started is None:
         return ""
-    return f"{process.pid} {process.started} {process.user} {process.exe}"
+    return f"{process.pid} {process.started} {process.user} {process.exe or process.claimed_exe}"
 
 
 class Account:

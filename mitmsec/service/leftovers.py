@@ -1,15 +1,16 @@
 """What dead owners left behind, found by name and removed: cgroups, pinned hooks, run folders.
 
 `reap` runs at each start and takes only what nobody needs any more: while a command of a dead supervisor lives and its
-policy says `closed`, its hook stays and keeps denying. `clean` is an order: everything goes, the network opens. Only a
-folder whose roots a living process was told of stays as long as that lives, for it could verify nobody any more; with
-`purge` it goes, too.
+policy says `closed`, its hook stays and keeps denying. A dead service's hook stays until the next one has taken over
+(`succeed`). `clean` is an order: everything goes, the network opens. Only a folder whose roots a living process was
+told of stays as long as that lives, for it could verify nobody any more; with `purge` it goes, too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from mitmsec.core.model import Value
@@ -37,6 +38,13 @@ def reap(state: State) -> list[Removed]:
     busy = {_session(cgroup) for cgroup in _ours(state) if cgroup.is_populated()}
     done = [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
     return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
+
+
+def succeed(state: State, live: Collection[str]) -> list[Removed]:
+    """Remove what a killed service has pinned, now that another one is at work: until then it denied for it."""
+    runs = {_session(cgroup) for cgroup in _ours(state)}
+    orphans = [pins for pins in _folders(state.bpf) if pins.name not in runs and pins.name not in live]
+    return [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in orphans]
 
 
 def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]:

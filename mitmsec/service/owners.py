@@ -21,6 +21,11 @@ def decides_by_hash(policy: Policy) -> bool:
     return any(application.sha256 for application in policy.applications)
 
 
+def told(owner: Owner) -> Process:
+    """The process as far as it is known now."""
+    return owner.hashed() if owner.sha256 is not None and owner.sha256.done() else owner.process
+
+
 async def hashed(owner: Owner, *, must_have: bool) -> Process:
     """The process as it is to be told to the gate, its hash too if that comes in time; with `must_have`, ever."""
     if owner.sha256 is None:

@@ -6,18 +6,15 @@ StandingScope   the cgroup2 root; the hook asks a map whom to divert, and the ga
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
 from mitmsec.core.model import Process
 from mitmsec.core.policy import Policy
-from mitmsec.core.selection import Selection
 from mitmsec.service.ground import release_beside
 from mitmsec_redirect import steps
-from mitmsec_redirect.bpf import EbpfUnavailable
-from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
-from mitmsec_redirect.selected import SelectedProcesses
-from mitmsec_redirect.verdicts import Verdict
+from mitmsec_redirect.cgroup import SessionCgroup
 
 
 class Scope(Protocol):
@@ -37,6 +34,12 @@ class Scope(Protocol):
 
     def own(self, pid: int) -> None:
         """The process is one of ours: its traffic is own traffic."""
+
+    def look(self) -> None:
+        """Time has passed: see whether those can be judged now who could not be before."""
+
+    def leave_out(self, others: Collection[Path]) -> None:
+        """The cgroups of commands, whose own hooks divert what is in them; those that were named before and now."""
 
     def is_populated(self) -> bool:
         """Somebody is left for whom the network must stay closed, where the policy says closed."""
@@ -64,6 +67,12 @@ class CommandScope:
     def own(self, pid: int) -> None:
         """None of ours is in the cgroup."""
 
+    def look(self) -> None:
+        """The kernel knows who is in it."""
+
+    def leave_out(self, others: Collection[Path]) -> None:
+        """Its cgroup is nobody else's."""
+
     def is_populated(self) -> bool:
         return self._cgroup.is_populated()
 
@@ -72,50 +81,3 @@ class CommandScope:
 
     async def release(self, home: str | None) -> int:
         return await release_beside(self._cgroup, home)
-
-
-class StandingScope:
-    """Whom the policy selects, in all cgroups."""
-
-    def __init__(self, policy: Policy, path: Path | None = None) -> None:
-        """Raises EbpfUnavailable, OSError."""
-        self.path = path or _whole_hierarchy()
-        self.processes = SelectedProcesses()
-        self._selection = Selection(policy.applications)
-
-    @property
-    def selection(self) -> steps.Selection:
-        # Nobody tells of programs as they start yet: who is unknown is diverted, and the gate asks `selects`.
-        return self.processes.selection(everything=True)
-
-    def selects(self, process: Process) -> bool:
-        """Who cannot be judged counts as selected: what is done with them is then the policy's word on failures."""
-        return self._selection.holds(process) is not False
-
-    def govern(self, policy: Policy) -> None:
-        self._selection = Selection(policy.applications)
-
-    def own(self, pid: int) -> None:
-        self.processes.say(pid, Verdict.OWN_TRAFFIC)
-
-    def is_populated(self) -> bool:
-        """An order to end the service is an order to let go of everybody."""
-        return False
-
-    def pids(self) -> list[int]:
-        return []
-
-    async def release(self, home: str | None) -> int:
-        self.processes.close()
-        return 0
-
-
-def _whole_hierarchy() -> Path:
-    """The root of all cgroups. Raises EbpfUnavailable where only a part of them is visible."""
-    root = cgroup2_root()
-    if (root / "cgroup.type").exists():  # every cgroup has this file but the root
-        raise EbpfUnavailable(
-            f"{root} is a part of the machine's cgroups only",
-            "Start the service outside of containers and cgroup namespaces; `mitmsec run` works here.",
-        )
-    return root

@@ -53,7 +53,8 @@ from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import events
 from mitmsec.service.owners import decides_by_hash, hashed
-from mitmsec.service.scopes import CommandScope, Scope, StandingScope
+from mitmsec.service.scopes import CommandScope, Scope
+from mitmsec.service.standing import StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
@@ -128,7 +129,7 @@ class Session:
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
-            return StandingScope(self.policy)
+            return StandingScope(self.policy, self.shared.processes)
         return CommandScope(SessionCgroup.create(self.shared.state.identity(), self.name))
 
     def _record_policy(self, order: OpenRun | StartService | ReloadService) -> None:
@@ -425,6 +426,8 @@ class Session:
     async def _collect_missed(self) -> None:
         while True:
             self._record_missed()
+            if self.scope is not None:
+                self.scope.look()
             await asyncio.sleep(MISSED_PERIOD_S)
 
     def _record_missed(self) -> None:

@@ -28,7 +28,7 @@ from mitmsec.service.accounts import readers_gid
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.childlog import LogFile
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.leftovers import reap
+from mitmsec.service.leftovers import reap, succeed
 from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
 from mitmsec.service.state import State, StateBusy
@@ -137,11 +137,22 @@ class Supervisor:
             unrecorded.begin(self.state, begun)
             self.backbone.open_capture(session)
             await session.open(user)
+            self._apart()
+            if session.is_service:
+                for gone in succeed(self.state, self.sessions):
+                    print(f"the hook of the service before, {gone.name}: {gone.problem or 'removed'}", file=sys.stderr)
         except Exception:
             traceback.print_exc()
             await self.end(session, home=None, status=None)
             raise
         return session
+
+    def _apart(self) -> None:
+        """What a run diverts, the service does not divert once more."""
+        live = [(session, session.scope) for session in self.sessions.values() if session.scope is not None]
+        commands = [scope.path for session, scope in live if not session.is_service]
+        for _, scope in live:
+            scope.leave_out(commands)
 
     async def _open(self, client: Channel, order: control.OpenRun, fds: list[int]) -> Session | None:
         try:
@@ -187,6 +198,7 @@ class Supervisor:
             unrecorded.end(self.state, session.name)
         counts = flushed or SessionFlushed(session=session.name)
         self.sessions.pop(session.name, None)
+        self._apart()
         return control.RunClosed(
             committed=flushed is not None,
             connections=counts.connections,

@@ -54,6 +54,7 @@ class Helper(IntEnum):
 
     MAP_LOOKUP = 1
     MAP_UPDATE = 2
+    MAP_DELETE = 3
     KTIME_NS = 5
     PID_TGID = 14
     UID_GID = 15
@@ -62,8 +63,11 @@ class Helper(IntEnum):
     MAP_PUSH = 87  # 4.20
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
+    PROBE_READ_KERNEL = 113  # 5.5
+    PROBE_READ_KERNEL_STR = 115  # 5.5
     NETNS_COOKIE = 122  # 5.7
     ANCESTOR_CGROUP_ID = 123  # 5.7
+    RINGBUF_OUTPUT = 130  # 5.8
     SET_RETVAL = 187  # 5.18
 
 
@@ -100,6 +104,10 @@ class Assembler:
         """Add `value` to the 8 bytes at `base`, as one operation."""
         self._emit(0xDB, base, value, 0, 0)
 
+    def exchange_if_r0(self, base: Register, value: Register) -> None:
+        """If the 8 bytes at `base` equal R0, they become `value`; either way R0 is what they were (Linux 5.12)."""
+        self._emit(0xDB, base, value, 0, 0xF1)
+
     # -- arithmetic ----------------------------------------------------------------------------------------------------
     def move(self, into: Register, value: Register | int) -> None:
         """A register, or a constant that is sign-extended to 64 bits."""
@@ -115,7 +123,13 @@ class Assembler:
     def point(self, into: Register, offset: int) -> None:
         """The address of the stack slot at `offset` from the frame pointer."""
         self.move(into, Register.R10)
-        self._emit(0x07, into, immediate=offset)
+        self.add(into, offset)
+
+    def add(self, into: Register, value: Register | int) -> None:
+        if isinstance(value, Register):
+            self._emit(0x0F, into, value)
+        else:
+            self._emit(0x07, into, immediate=value)
 
     def subtract(self, into: Register, value: Register) -> None:
         self._emit(0x1F, into, value)

@@ -22,10 +22,15 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
+PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
+PROG_TYPE_TRACING = 26
+TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
+UPDATE_NEW_ONLY = 1
 PROG_RUN_TIME_NS_OFFSET = 192  # in struct bpf_prog_info
-PROG_INFO_BYTES = 208
+PROG_INFO_BYTES = 216
+PROG_RUN_ANSWER_OFFSET = 4  # in the attributes of PROG_RUN
 
 
 class Command(IntEnum):
@@ -39,7 +44,9 @@ class Command(IntEnum):
     PROG_LOAD = 5
     OBJ_PIN = 6
     OBJ_GET = 7
+    PROG_RUN = 10
     OBJ_INFO = 15
+    RAW_TRACEPOINT_OPEN = 17
     BTF_LOAD = 18
     MAP_LOOKUP_AND_DELETE = 21
     LINK_CREATE = 28
@@ -53,10 +60,12 @@ class MapKind(IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
     QUEUE = 22
     SK_STORAGE = 24
+    RINGBUF = 27
 
 
 class Attach(IntEnum):
@@ -150,7 +159,7 @@ class Map:
         attr = struct.pack("=7I16s4I", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode(), 0, *types)
         return cls(_call(Command.MAP_CREATE, attr, f"create the map {name}"), key_bytes, value_bytes)
 
-    def _element(self, command: Command, key: bytes | None, value: bytes | None) -> int:
+    def _element(self, command: Command, key: bytes | None, value: bytes | None, flags: int = 0) -> int:
         if key is not None:
             if len(key) != self._key_bytes:
                 raise ValueError(f"a key of {self._key_bytes} bytes is needed, not {len(key)}")
@@ -161,7 +170,7 @@ class Map:
             ctypes.memmove(self._value, value, len(value))
         key_at = 0 if key is None else _address(self._key)
         value_at = 0 if command is Command.MAP_DELETE else _address(self._value)  # fields a command lacks must be zero
-        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, key_at, value_at, 0)
+        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, key_at, value_at, flags)
         return _call(command, self._attr, f"map {command.name}")
 
     def lookup(self, key: bytes) -> bytes | None:
@@ -175,6 +184,14 @@ class Map:
     def update(self, key: bytes, value: bytes) -> None:
         """Insert or replace. Raises OSError E2BIG/ENOSPC when the map is full."""
         self._element(Command.MAP_UPDATE, key, value)
+
+    def insert(self, key: bytes, value: bytes) -> bool:
+        """False, and nothing changes, when there is such a key. Raises OSError E2BIG when the map is full."""
+        try:
+            self._element(Command.MAP_UPDATE, key, value, UPDATE_NEW_ONLY)
+        except FileExistsError:
+            return False
+        return True
 
     def delete(self, key: bytes) -> bool:
         """False when there was no such key."""
@@ -221,26 +238,45 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
+    return _load(code, PROG_TYPE_CGROUP_SOCK_ADDR, attach, name)
+
+
+def load_tracing(code: bytes, btf_id: int, name: str) -> int:
+    """A program for a raw tracepoint, whose arguments have the types that the kernel's BTF gives them.
+
+    `btf_id` is that of `btf_trace_…`. Raises ProgramRejected.
+    """
+    return _load(code, PROG_TYPE_TRACING, TRACE_RAW_TRACEPOINT, name, btf_id)
+
+
+def load_runnable(code: bytes, name: str) -> int:
+    """A program that runs when `run` says so, and only then. Raises ProgramRejected."""
+    return _load(code, PROG_TYPE_RAW_TRACEPOINT, 0, name)
+
+
+def _load(code: bytes, kind: int, attach: int, name: str, btf_id: int = 0) -> int:
     try:
-        return _load(code, attach, name, None)
+        return _load_logged(code, kind, attach, name, btf_id, None)
     except EbpfUnavailable:
         raise
     except OSError as error:
         log = ctypes.create_string_buffer(VERIFIER_LOG_BYTES)
         try:
-            return _load(code, attach, name, log)
+            return _load_logged(code, kind, attach, name, btf_id, log)
         except OSError:
             text = log.value.decode(errors="replace")[-VERIFIER_LOG_TAIL:]
             raise ProgramRejected(error.errno, f"load the program {name}: {error.strerror}\n{text}") from error
 
 
-def _load(code: bytes, attach: Attach, name: str, log: ctypes.Array[ctypes.c_char] | None) -> int:
+def _load_logged(
+    code: bytes, kind: int, attach: int, name: str, btf_id: int, log: ctypes.Array[ctypes.c_char] | None
+) -> int:
     instructions = ctypes.create_string_buffer(code, len(code))
     licence = ctypes.create_string_buffer(b"GPL")
     log_fields = (1, len(log), _address(log)) if log is not None else (0, 0, 0)
     attr = struct.pack(
-        "=IIQQIIQII16sII",
-        PROG_TYPE_CGROUP_SOCK_ADDR,
+        "=IIQQIIQII16sII36xI",
+        kind,
         len(code) // 8,
         _address(instructions),
         _address(licence),
@@ -250,8 +286,24 @@ def _load(code: bytes, attach: Attach, name: str, log: ctypes.Array[ctypes.c_cha
         name.encode(),
         0,
         attach,
+        btf_id,
     )
     return _call(Command.PROG_LOAD, attr, f"load the program {name}")
+
+
+def attach_to_tracepoint(program_fd: int) -> int:
+    """A descriptor of the link of a program from `load_tracing`, which knows its tracepoint."""
+    return _call(Command.RAW_TRACEPOINT_OPEN, struct.pack("=QI", 0, program_fd), "attach to a tracepoint")
+
+
+def run(program_fd: int, *arguments: int) -> int:
+    """What a program from `load_runnable` answers; it runs on this processor, now (Linux 5.10)."""
+    context = ctypes.create_string_buffer(struct.pack(f"={len(arguments)}Q", *arguments), 8 * len(arguments))
+    attr = ctypes.create_string_buffer(ATTR_BYTES)
+    struct.pack_into("=II32xIIQ", attr, 0, program_fd, 0, len(context), 0, _address(context))
+    _call(Command.PROG_RUN, attr, "run a program")
+    answer: int = struct.unpack_from("=I", attr.raw, PROG_RUN_ANSWER_OFFSET)[0]
+    return answer
 
 
 def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
@@ -291,6 +343,7 @@ class RunCount:
 
     runs: int
     run_time_ns: int
+    skipped: int = 0  # not run because it was running on that processor already; always counted (Linux 5.12)
 
 
 def run_count(program_fd: int) -> RunCount:
@@ -298,8 +351,8 @@ def run_count(program_fd: int) -> RunCount:
     info = ctypes.create_string_buffer(PROG_INFO_BYTES)
     attr = struct.pack("=IIQ", program_fd, PROG_INFO_BYTES, _address(info))
     _call(Command.OBJ_INFO, attr, "read a program's counters")
-    run_time_ns, runs = struct.unpack_from("=QQ", info.raw, PROG_RUN_TIME_NS_OFFSET)
-    return RunCount(runs=runs, run_time_ns=run_time_ns)
+    run_time_ns, runs, skipped = struct.unpack_from("=QQQ", info.raw, PROG_RUN_TIME_NS_OFFSET)
+    return RunCount(runs=runs, run_time_ns=run_time_ns, skipped=skipped)
 
 
 def enable_stats() -> int:

@@ -1,10 +1,18 @@
-"""Who a pid is: read from /proc while the process lives, and remembered as long as it is still the same program.
+"""Who a pid is: read from /proc once, and remembered as long as it is still the same process and the same program.
 
 A pid alone names nobody: it is reused, and exec() gives the same pid and start time another program. So the folder
 /proc/PID of a process that was read is kept open: through that descriptor the kernel answers about this process or,
 once it has ended, not at all, whoever has its pid by then. One stat of `exe` below it is all that a connection of a
 remembered process costs; what is remembered holds while that is still the same file. The executable is hashed through
 /proc/PID/exe, which is the program that runs even if another file has its name by now (see mitmsec_redirect.hashes).
+
+With a process monitor there is also what the kernel told as it happened (`process_history`), and that decides:
+
+    pid, time of connect() ──► the life that had the pid then, its last program before ──┬─ /proc agrees ► what is read
+                                                                                         └─ else ► what was recorded
+
+so a process that lived a millisecond is known by what it executed, and one that has executed something else since is
+not taken for that. What is not certain (records were lost) is not told at all.
 """
 
 from __future__ import annotations
@@ -12,21 +20,32 @@ from __future__ import annotations
 import os
 import pwd
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import msgspec
 
 from mitmsec.core.model import Confidence, ParentProcess, Process
+from mitmsec_redirect import cgroup_path, proc_files
+from mitmsec_redirect.cgroup_ids import CgroupPaths
 from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, identity_of
+from mitmsec_redirect.monitor import Monitor, Scanned
+from mitmsec_redirect.proc_files import ExePath, Found, file_of
+from mitmsec_redirect.process_history import TICK_NS, Life, ProcessHistory, Program, Sighting
+from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent
 
 PROCESSES_LIMIT = 256  # each holds a descriptor
 USERS_LIMIT = 1024
 USER_S = 60.0  # how long a user's name is remembered
 START_TIME_SLACK_S = 0.05  # start times have a resolution of one clock tick, mostly 0.01 s
-DELETED = " (deleted)"
+ANCESTORS_LIMIT = 8  # the parent included
+NOT_KEPT = -1
+
+type Heard = Callable[[Sequence[ProcessEvent | Scanned]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,47 +63,72 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
-    """What /proc/PID/stat says."""
-
-    parent: int
-    start_ticks: int  # since boot
-
-
-@dataclass(frozen=True, slots=True)
 class _Known:
     """A process that was read."""
 
-    folder: int
-    identity: FileIdentity
-    started_s: float  # since boot
+    folder: int  # NOT_KEPT: closed again
+    identity: FileIdentity | None
+    start_ticks: int
     owner: Owner
 
 
 class ProcessTable:
-    """Processes by pid. Not thread-safe; nothing here waits for a hash."""
+    """Processes by pid. Not thread-safe; nothing here waits for a hash.
 
-    def __init__(self, proc: Path = Path("/proc"), hashes: ExecutableHashes | None = None) -> None:
+    The monitor, if there is one, stays its owner's; what it tells goes to `heard` too, once, in order.
+    """
+
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        hashes: ExecutableHashes | None = None,
+        monitor: Monitor | None = None,
+        heard: Heard | None = None,
+    ) -> None:
         self._proc = str(proc)
         self._hashes = hashes or ExecutableHashes()
-        self._ticks_per_s = os.sysconf("SC_CLK_TCK")
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._known: dict[int, _Known] = {}  # least recently used first
         self._users: Remembered[int, tuple[float, str]] = Remembered(USERS_LIMIT)
+        self._monitor = monitor
+        self._heard = heard
+        self._history = ProcessHistory()
+        self._cgroups = CgroupPaths()
+        self._our_mounts = os.stat("/proc/self/ns/mnt").st_ino
+
+    def refresh(self) -> None:
+        """Take what the monitor has to tell; call when its descriptor is readable. `whose` does so by itself."""
+        events = self._monitor.drain() if self._monitor is not None else []
+        for event in events:
+            if isinstance(event, Scanned):
+                sightings = [self._sighting(found, event.ended_ns) for found in event.found]
+                self._history.scanned(event.began_ns, event.ended_ns, sightings, has_lost=event.lost > 0)
+                continue
+            self._history.apply(event)
+            if not isinstance(event, ProcessEnded):
+                self._cgroups.path_of(event.cgroup)  # while it is there
+        if events and self._heard is not None:
+            self._heard(events)
 
     def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
-        """The process that the kernel named at connect(), as far as it can still be read.
+        """The process that the kernel named at connect() (at `connected_ns`, CLOCK_MONOTONIC; None: just now).
 
-        Confidence.KERNEL: it was read while it lived. INFERRED: it has ended, or (with `connected_ns`, CLOCK_MONOTONIC)
+        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed. INFERRED: neither, or
         another process has its pid by now; then little more than pid, `comm` and the user is known.
         """
         user = self._user(uid)
-        known = self._remembered(pid)
-        if known is None:
-            owner, started_s = self._read(pid, user)
+        known = self._remembered(pid) or self._read(pid, user)
+        self.refresh()
+        at_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if connected_ns is None else connected_ns
+        life = self._history.at(pid, at_ns)
+        owner: Owner | None
+        if life is None:
+            owner = None if known is None or self._is_later(known, at_ns) else known.owner
+        elif known is not None and _agrees(known, life, at_ns):
+            owner = self._with_parents(known.owner, life)
         else:
-            owner, started_s = known.owner, known.started_s
-        if owner is None or (connected_ns is not None and self._is_later(started_s, connected_ns)):
+            owner = self._recorded(life, at_ns, user)
+        if owner is None:
             return Owner(Process(pid=pid, name=comm or None, user=user, confidence=Confidence.INFERRED))
         if owner.process.user != user:
             return Owner(msgspec.structs.replace(owner.process, user=user), owner.sha256)
@@ -95,9 +139,81 @@ class ProcessTable:
         for pid in list(self._known):
             self._forget(pid)
 
-    def _is_later(self, started_s: float, connected_ns: int) -> bool:
+    def _is_later(self, known: _Known, connected_ns: int) -> bool:
         slept_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+        started_s = known.start_ticks / proc_files.TICKS_PER_S
         return started_s > connected_ns / 1e9 + slept_s + START_TIME_SLACK_S
+
+    # -- recorded ------------------------------------------------------------------------------------------------------
+    def _sighting(self, found: Found, at_ns: int) -> Sighting:
+        program = Program(
+            since_ns=at_ns,
+            comm=found.comm,
+            uid=found.uid,
+            path=found.exe.path or found.exe.claimed,
+            mount_namespace=self._our_mounts if found.exe.path is not None else 0,
+            executable=found.executable,
+            is_told=False,
+        )
+        return Sighting(pid=found.pid, start_ticks=found.start_ticks, parent=found.parent, program=program)
+
+    def _recorded(self, life: Life, at_ns: int, user: str) -> Owner | None:
+        """The process as it was then; None where that is not certain."""
+        program = life.program_at(at_ns)
+        if not self._history.is_certain(program, at_ns):
+            return None
+        exe = self._exe_of_program(program)
+        names = cgroup_path.names_of(self._cgroups.path_of(program.cgroup) or "")
+        started_ns = life.started_ns if life.started_ns is not None else life.start_ticks * TICK_NS
+        process = Process(
+            pid=life.pid,
+            started=rfc3339(self._boot_s + started_ns / 1e9),
+            exe=displayed(exe.path),
+            claimed_exe=displayed(exe.claimed),
+            name=program.comm,
+            user=user,
+            unit=displayed(names.unit),
+            container=displayed(names.container),
+            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,
+        )
+        return self._with_parents(_settled(Owner(process, self._sha256_of_file(exe, program))), life)
+
+    def _exe_of_program(self, program: Program) -> ExePath:
+        """Its path is true if it was meant in our mount namespace, or leads here to the same file."""
+        if program.path is None:
+            return ExePath()
+        if program.mount_namespace == self._our_mounts:
+            return ExePath(path=program.path)
+        try:
+            is_same = program.executable is not None and file_of(os.stat(program.path)) == program.executable
+        except (OSError, ValueError):
+            is_same = False
+        return ExePath(path=program.path) if is_same else ExePath(claimed=program.path)
+
+    def _sha256_of_file(self, exe: ExePath, program: Program) -> Future[str | None] | None:
+        """Of the file that the process executed, if it still lies where it did, unchanged."""
+        if program.executable is None:
+            return None
+        try:
+            descriptor = os.open(exe.path or "", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        except (OSError, ValueError):
+            return _unhashed()
+        if file_of(os.fstat(descriptor)) == program.executable:
+            return self._hashes.begin(descriptor)
+        os.close(descriptor)
+        return _unhashed()
+
+    def _with_parents(self, owner: Owner, life: Life) -> Owner:
+        """Parent and ancestors as they were when the process, the parent and so on started."""
+        known = islice(self._history.ancestors(life), ANCESTORS_LIMIT)
+        chain = [(parent.pid, self._exe_of_parent(program)) for parent, program in known]
+        if not chain and life.parent:
+            chain = [(life.parent, ExePath())]
+        return Owner(msgspec.structs.replace(owner.process, parent=_chained(chain)), owner.sha256)
+
+    def _exe_of_parent(self, program: Program) -> ExePath:
+        is_certain = self._history.is_certain(program, program.since_ns)
+        return self._exe_of_program(program) if is_certain else ExePath()
 
     # -- remembered ----------------------------------------------------------------------------------------------------
     def _remembered(self, pid: int) -> _Known | None:
@@ -113,7 +229,7 @@ class ProcessTable:
             os.close(known.folder)
             return None
         if known.owner.sha256 is not None and (owner := _settled(known.owner)) is not known.owner:
-            known = _Known(known.folder, known.identity, known.started_s, owner)
+            known = _Known(known.folder, known.identity, known.start_ticks, owner)
         self._known[pid] = known
         return known
 
@@ -126,43 +242,46 @@ class ProcessTable:
         os.close(self._known.pop(pid).folder)
 
     # -- read ----------------------------------------------------------------------------------------------------------
-    def _read(self, pid: int, user: str) -> tuple[Owner | None, float]:
-        """The process that has `pid` now and when it started; None when there is none."""
-        try:
-            folder = os.open(f"{self._proc}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return None, 0.0
+    def _read(self, pid: int, user: str) -> _Known | None:
+        """The process that has `pid` now; None when there is none."""
+        folder = proc_files.opened(pid, self._proc)
+        if folder is None:
+            return None
         keep = False
         try:
-            if (status := _status(folder)) is None:
-                return None, 0.0
-            started_s = status.start_ticks / self._ticks_per_s
-            identity, owner = self._process(pid, user, folder, status, started_s)
-            if identity is None and _status(folder) is None:
-                return None, 0.0  # it ended while it was read
-            if identity is not None and identity == _identity(folder):  # else: right for now, but not to be kept
-                keep = True
-                self._keep(pid, _Known(folder, identity, started_s, owner))
-            return owner, started_s
+            if (status := proc_files.status_of(folder)) is None:
+                return None
+            identity = _identity(folder)
+            owner = self._process(pid, user, folder, status, identity)
+            if identity is None and proc_files.status_of(folder) is None:
+                return None  # it ended while it was read
+            keep = identity is not None and identity == _identity(folder)  # else: right for now, but not to be kept
+            known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, owner)
+            if keep:
+                self._keep(pid, known)
+            return known
         finally:
             if not keep:
                 os.close(folder)
 
     def _process(
-        self, pid: int, user: str, folder: int, status: Status, started_s: float
-    ) -> tuple[FileIdentity | None, Owner]:
-        identity = _identity(folder)
-        exe = _exe(folder)
+        self, pid: int, user: str, folder: int, status: proc_files.Status, identity: FileIdentity | None
+    ) -> Owner:
+        exe = proc_files.exe_of(folder)
+        names = cgroup_path.names_of(cgroup_path.path_in(proc_files.cgroup_of(folder) or "") or "")
         process = Process(
             pid=pid,
-            started=rfc3339(self._boot_s + started_s),
-            exe=exe,
-            name=_comm(folder),
-            parent=ParentProcess(pid=status.parent, exe=self._exe_of(status.parent)) if status.parent else None,
-            confidence=Confidence.KERNEL if exe is not None else Confidence.INFERRED,  # ended, not yet reaped
+            started=rfc3339(self._boot_s + status.start_ticks / proc_files.TICKS_PER_S),
+            exe=displayed(exe.path),
+            claimed_exe=displayed(exe.claimed),
+            name=proc_files.comm_of(folder),
+            parent=self._parents(status.parent),
+            unit=displayed(names.unit),
+            container=displayed(names.container),
+            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,  # ended, not yet reaped
             user=user,
         )
-        return identity, _settled(Owner(process, self._sha256(folder, identity)))
+        return _settled(Owner(process, self._sha256(folder, identity)))
 
     def _sha256(self, folder: int, identity: FileIdentity | None) -> Future[str | None] | None:
         if identity is None:
@@ -174,15 +293,21 @@ class ProcessTable:
         except OSError:
             return _unhashed()
 
-    def _exe_of(self, pid: int) -> str | None:
-        try:
-            folder = os.open(f"{self._proc}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            return _exe(folder)
-        finally:
-            os.close(folder)
+    def _parents(self, pid: int) -> ParentProcess | None:
+        """The process `pid`, its parent and so on, as they are now."""
+        found: list[tuple[int, ExePath]] = []
+        while pid and len(found) < ANCESTORS_LIMIT:
+            folder = proc_files.opened(pid, self._proc)
+            if folder is None:
+                found.append((pid, ExePath()))
+                break
+            try:
+                found.append((pid, proc_files.exe_of(folder)))
+                status = proc_files.status_of(folder)
+            finally:
+                os.close(folder)
+            pid = status.parent if status is not None else 0
+        return _chained(found)
 
     def _user(self, uid: int) -> str:
         known = self._users.get(uid)
@@ -190,6 +315,22 @@ class ProcessTable:
         if known is None or known[0] < now_s:
             known = self._users.keep(uid, (now_s + USER_S, user_name(uid)))
         return known[1]
+
+
+def _agrees(known: _Known, life: Life, at_ns: int) -> bool:
+    """What was read is the life that is meant, and the program that it ran then."""
+    program = life.program_at(at_ns)
+    if known.start_ticks != life.start_ticks or program is not life.programs[-1]:
+        return False
+    return program.executable is None or (known.identity is not None and known.identity[1] == program.executable.inode)
+
+
+def _chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:
+    """The first, its parent the next, and so on."""
+    outer: ParentProcess | None = None
+    for pid, exe in reversed(processes):
+        outer = ParentProcess(pid=pid, exe=displayed(exe.path), claimed_exe=displayed(exe.claimed), parent=outer)
+    return outer
 
 
 def _settled(owner: Owner) -> Owner:
@@ -205,39 +346,6 @@ def _unhashed() -> Future[str | None]:
     return result
 
 
-def _status(folder: int) -> Status | None:
-    """proc_pid_stat(5): the second field is in parentheses and may itself hold any character."""
-    try:
-        fields = _content(folder, "stat").rpartition(b")")[2].split()
-        return Status(parent=int(fields[1]), start_ticks=int(fields[19]))
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def _comm(folder: int) -> str | None:
-    try:
-        return _content(folder, "comm").removesuffix(b"\n").decode(errors="replace")
-    except OSError:
-        return None
-
-
-def _content(folder: int, name: str) -> bytes:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        return os.read(descriptor, 4096)
-    finally:
-        os.close(descriptor)
-
-
-def _exe(folder: int) -> str | None:
-    """The path that the executable had at exec(); a deleted file's path without the kernel's remark."""
-    try:
-        path = os.readlink("exe", dir_fd=folder)
-    except OSError:
-        return None
-    return path if not path.endswith(DELETED) or _is_same_file(folder, path) else path.removesuffix(DELETED)
-
-
 def _identity(folder: int) -> FileIdentity | None:
     try:
         return identity_of(os.stat("exe", dir_fd=folder))
@@ -245,11 +353,9 @@ def _identity(folder: int) -> FileIdentity | None:
         return None
 
 
-def _is_same_file(folder: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
-    except OSError:
-        return False
+def displayed(path: str | None) -> str | None:
+    """As text that can be written: bytes of a name that are no UTF-8 become `\\xff`."""
+    return None if path is None else path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def user_name(uid: int) -> str:

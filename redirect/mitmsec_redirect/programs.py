@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mitmsec.core.model import Quic
-from mitmsec_redirect import records, steps
+from mitmsec_redirect import name_steps, records, route_steps, steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import Code
 from mitmsec_redirect.steps import (
@@ -91,7 +91,7 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
     steps.link_local(asm)
     steps.namespace(asm, layout)
     steps.own_listener(asm, layout)
-    steps.route(asm, layout)
+    route_steps.route(asm, layout)
     steps.heartbeat(asm, layout)
     steps.divert(asm, layout, v6=v6)
     steps.ends(asm, layout, tuple(Code)[1:])
@@ -113,8 +113,8 @@ def sendmsg(layout: Layout, *, v6: bool) -> bytes:
 def peer_name(layout: Layout, *, v6: bool) -> bytes:
     """getpeername(): the origin instead of the gate, for sockets that were diverted."""
     asm = Assembler()
-    steps.find_truth(asm, layout)
-    steps.answer(asm, records.TRUTH_REMOTE, v6=v6)
+    name_steps.find_truth(asm, layout)
+    name_steps.answer(asm, records.TRUTH_REMOTE, v6=v6)
     asm.load(R2, R0, records.TRUTH_PORT)
     asm.store(R6, USER_PORT, R2)
     asm.label("done")
@@ -125,14 +125,14 @@ def peer_name(layout: Layout, *, v6: bool) -> bytes:
 def socket_name(layout: Layout, *, v6: bool) -> bytes:
     """getsockname(): the address that the route to the origin would have chosen, where one is known."""
     asm = Assembler()
-    steps.find_truth(asm, layout)
+    name_steps.find_truth(asm, layout)
     asm.load(R2, R6, ADDRESS_V6 + 12 if v6 else ADDRESS_V4)
     asm.jump_if(R2, Condition.EQUAL, 0, "done")  # disconnected since: the wildcard is the truth
     asm.load(R2, R0, records.TRUTH_SOURCE, Size.LONG)
     asm.load(R3, R0, records.TRUTH_SOURCE + 8, Size.LONG)
     asm.merge(R2, R3)
     asm.jump_if(R2, Condition.EQUAL, 0, "done")
-    steps.answer(asm, records.TRUTH_SOURCE, v6=v6)
+    name_steps.answer(asm, records.TRUTH_SOURCE, v6=v6)
     asm.label("done")
     asm.exit(1)
     return asm.code()

@@ -4,7 +4,7 @@ Each function appends instructions. A step that does not apply falls through to 
 because(code), "pass", or, for names, "done". Registers in all steps: R6 the context, R7 the socket, R8 the port in
 network order, R9 the namespace's flags and, once those are used, the gate's port; R0–R5 are lost at each call.
 
-    stack, from the frame pointer:   0 ── ATTEMPT ── -88 ── KEY ── -96 ── BEAT ── -104 ── ROUTE_KEY ── -136
+    stack, from the frame pointer:  0 ─ ATTEMPT ─ -88 ─ KEY ─ -96 ─ BEAT ─ -104 ─ ROUTE_KEY ─ -136 ─ VERDICT ─ -144
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
-from mitmsec_redirect.records import AttemptFlag, Code, NamespaceFlag, RouteFlag, port_field, word
+from mitmsec_redirect.records import AttemptFlag, Code, port_field, word
 from mitmsec_redirect.verdicts import Verdict
 
 R0, R1, R2, R3, R4, R6, R7, R8, R9, R10 = (Register(number) for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
@@ -33,6 +33,7 @@ ATTEMPT = -88
 KEY = -96  # cookie or index
 BEAT = -104
 ROUTE_KEY = -136
+VERDICT = -144
 REMOTE, SOURCE, FLAGS = ATTEMPT + records.REMOTE, ATTEMPT + records.SOURCE, ATTEMPT + records.FLAGS
 
 AF_INET, AF_INET6 = 2, 10
@@ -45,13 +46,10 @@ ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A standing selection, over all cgroups: descriptors of its maps (see mitmsec_redirect.selected).
+    """A standing selection, over all cgroups. With `everything`, whoever has no verdict is selected too."""
 
-    With `everything`, whoever has no verdict is selected too.
-    """
-
-    verdicts: int  # by process
-    runs: int  # cgroups whose own hook diverts what is in them
+    verdicts: int  # descriptor of the map of entries by process (mitmsec_redirect.verdicts)
+    runs: int  # of the map of cgroups whose own hook diverts what is in them (mitmsec_redirect.runs)
     everything: bool
 
 
@@ -85,12 +83,14 @@ def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
     """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
     if (selection := layout.selection) is None:
         return
+    asm.store(R10, VERDICT, 0, Size.LONG)
     asm.call(Helper.PID_TGID)
     asm.shift_right(R0, 32)
     asm.store(R10, KEY, R0)
     look_up(asm, selection.verdicts, KEY)
     asm.jump_if(R0, Condition.EQUAL, 0, "selected" if selection.everything else label)
     asm.load(R2, R0, 0)
+    asm.store(R10, VERDICT, R2)
     asm.move(R3, R2)
     asm.mask(R3, Verdict.OWN_TRAFFIC)
     asm.jump_if(R3, Condition.NOT_EQUAL, 0, label)
@@ -236,59 +236,6 @@ def own_listener(asm: Assembler, layout: Layout) -> None:
     asm.label("not_own")
 
 
-def route(asm: Assembler, layout: Layout) -> None:
-    """Take the source from the mirror of the routes, or fail as the kernel would."""
-    asm.store(R10, ROUTE_KEY, records.ROUTE_KEY_FIXED_BITS + 128)
-    for offset, field in ((4, records.NAMESPACE), (12, records.REMOTE), (20, records.REMOTE + 8)):
-        asm.load(R2, R10, ATTEMPT + field)
-        asm.store(R10, ROUTE_KEY + offset, R2)
-        asm.load(R2, R10, ATTEMPT + field + 4)
-        asm.store(R10, ROUTE_KEY + offset + 4, R2)
-    look_up(asm, layout.routes, ROUTE_KEY)
-    asm.jump_if(R0, Condition.EQUAL, 0, "routed")
-    asm.load(R2, R10, FLAGS, Size.HALF)
-    asm.load(R1, R0, records.ROUTE_ERRNO)
-    asm.jump_if(R1, Condition.NOT_EQUAL, 0, "unroutable")
-    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "routed")  # the program chose its source itself
-    asm.load(R2, R0, records.ROUTE_FLAGS)
-    asm.jump_if(R2, Condition.NOT_EQUAL, RouteFlag.SOURCE_IS_REMOTE, "source")
-    asm.point(R0, REMOTE)
-    asm.label("source")
-    for index in range(0, 16, 4):
-        asm.load(R2, R0, index)
-        asm.store(R10, SOURCE + index, R2)
-    asm.jump("routed")
-    asm.label("unroutable")
-    believe_mirror(asm)
-    asm.move(R2, 0)
-    asm.subtract(R2, R1)
-    asm.move(R1, R2)
-    asm.call(Helper.SET_RETVAL)
-    asm.exit(0)
-    asm.label("routed")
-
-
-def believe_mirror(asm: Assembler) -> None:
-    """Go on to "routed" unless the mirror is exact for this socket. R2: the attempt's flags; keeps R1."""
-    asm.jump_if(R2, Condition.EQUAL, 0, "any_source")
-    asm.move(R3, R9)
-    asm.mask(R3, NamespaceFlag.SOURCE_MATTERS)
-    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "routed")
-    asm.label("any_source")
-    asm.load(R3, R7, MARK)  # rules may look at it, and the mirror was asked without one
-    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "routed")
-    asm.move(R4, NamespaceFlag.EXACT_V4)
-    asm.load(R3, R10, REMOTE, Size.LONG)
-    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "exact_v6")
-    asm.load(R3, R10, REMOTE + 8)
-    asm.jump_if_word(R3, Condition.EQUAL, MAPPED_WORD, "exact")
-    asm.label("exact_v6")
-    asm.move(R4, NamespaceFlag.EXACT_V6)
-    asm.label("exact")
-    asm.intersect(R4, R9)
-    asm.jump_if(R4, Condition.EQUAL, 0, "routed")
-
-
 def heartbeat(asm: Assembler, layout: Layout) -> None:
     """The beat is read before the clock, so a beat of the future is no race but a lie: it wraps and counts as old."""
     look_up_only(asm, layout.heartbeat, because(Code.GATE_STALLED))
@@ -370,9 +317,14 @@ def rewrite_v6(asm: Assembler) -> None:
 
 # --- the ends ---------------------------------------------------------------------------------------------------------
 def ends(asm: Assembler, layout: Layout, codes: tuple[Code, ...]) -> None:
+    """Whoever nobody has judged yet passes, and nothing is told: what fails here is not to fall on the unselected."""
     let_go = set(codes) - ALWAYS_DENIED if layout.on_failure is OnFailure.OPEN else set()
     for code in codes:
         asm.label(because(code))
+        if layout.selection is not None:
+            asm.load(R2, R10, VERDICT)
+            asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
+            asm.jump_if(R2, Condition.EQUAL, Verdict.UNDECIDED, "pass")
         asm.store(R10, ATTEMPT + records.REASON, code)
         count(asm, layout, code)
         asm.jump("let_go" if code in let_go else "deny")
@@ -405,23 +357,3 @@ def count(asm: Assembler, layout: Layout, code: Code) -> None:
     asm.move(R2, 1)
     asm.add_atomically(R0, R2)
     asm.label(f"counted_{code.name}")
-
-
-# --- getpeername and getsockname --------------------------------------------------------------------------------------
-def find_truth(asm: Assembler, layout: Layout) -> None:
-    """R0: what the socket remembers; on to "done" if it was not diverted."""
-    asm.move(R6, R1)
-    asm.load(R2, R6, SOCKET, Size.LONG)
-    asm.map(R1, layout.truth)
-    asm.move(R3, 0)
-    asm.move(R4, 0)
-    asm.call(Helper.SK_STORAGE_GET)
-    asm.jump_if(R0, Condition.EQUAL, 0, "done")
-
-
-def answer(asm: Assembler, field: int, *, v6: bool) -> None:
-    """IPv4 is the last word of the 16 bytes; a v4-mapped answer on an IPv6 socket is all four."""
-    words = ((ADDRESS_V6 + index, field + index) for index in range(0, 16, 4)) if v6 else ((ADDRESS_V4, field + 12),)
-    for target, source in words:
-        asm.load(R2, R0, source)
-        asm.store(R6, target, R2)

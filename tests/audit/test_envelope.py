@@ -77,7 +77,8 @@ def test_a_connection_has_the_promised_fields() -> None:
     assert event["producer"] == "gate"
     assert event["session"] == "run-1"
     assert event["process"]["exe"] == "/usr/bin/curl"
-    assert event["process"]["parent"] == {"pid": 4000, "exe": "/usr/bin/bash"}
+    parent = {"pid": 4000, "exe": "/usr/bin/bash", "claimed_exe": None, "parent": None}
+    assert event["process"]["parent"] == parent
     assert event["process"]["confidence"] == "kernel"
     assert event["direction"] == "outbound"
     assert event["local"] == {"address": "127.0.0.1", "port": 40000}

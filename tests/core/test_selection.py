@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selection import Selection
 
@@ -50,3 +50,16 @@ def test_what_could_not_be_read_leaves_it_open() -> None:
     some = Selection((application(path=("/opt/*",)), application(user=("ann",))))
     assert some.holds(UNREAD) is None
     assert Selection((application(path=("/opt/*",), user=("ann",)),)).holds(UNREAD) is False
+
+
+def test_children_are_passed_on_by_who_is_selected_for_itself() -> None:
+    some = Selection((Application(name="a", path=("/usr/bin/curl",), children=True), application(path=("/opt/*",))))
+    child = Process(pid=2, exe="/bin/sh", parent=ParentProcess(pid=1, exe="/usr/bin/curl"))
+    assert some.passes_on(CURL)
+    assert not some.passes_on(child)  # it has inherited, which is the kernel's to know
+    assert not some.passes_on(Process(pid=3, exe="/opt/x"))
+
+
+def test_what_only_a_path_decides() -> None:
+    assert Selection((application(path=("/opt/*",)),)).is_by_path
+    assert not Selection((application(path=("/opt/*",)), application(user=("joe",)))).is_by_path

@@ -194,3 +194,13 @@ def test_addresses() -> None:
     assert networks_cover(within, networks(["10.2.0.0/16", "2001:db8:1::/48"]))
     assert not networks_cover(within, networks(["0.0.0.0/0"]))
     assert not networks_cover(within, networks(["::a00:0/128"]))
+
+
+def test_a_path_that_is_only_claimed_is_never_matched_and_that_is_known() -> None:
+    """A mount namespace can show any program under any name."""
+    faker = Process(pid=1, claimed_exe="/usr/bin/curl", confidence=Confidence.KERNEL)
+    curl = Program(Application(name="curl", path=("/usr/bin/*",), children=True))
+    assert not curl.accepts(faker)
+    child = Process(pid=2, exe="/opt/x", parent=ParentProcess(pid=1, claimed_exe="/usr/bin/curl"))
+    assert not curl.accepts(child)
+    assert curl.can_judge(child)

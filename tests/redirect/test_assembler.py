@@ -22,6 +22,9 @@ def test_instructions_are_encoded_as_the_standard_says() -> None:
     asm.intersect(Register.R2, Register.R3)
     asm.shift_right(Register.R0, 32)
     asm.add_atomically(Register.R0, Register.R2)
+    asm.exchange_if_r0(Register.R1, Register.R8)
+    asm.add(Register.R2, -8)
+    asm.add(Register.R2, Register.R3)
     asm.map(Register.R1, 7)
     asm.call(Helper.KTIME_NS)
     asm.exit(1)
@@ -40,6 +43,9 @@ def test_instructions_are_encoded_as_the_standard_says() -> None:
         "5f32000000000000",
         "7700000020000000",
         "db20000000000000",
+        "db810000f1000000",
+        "07020000f8ffffff",
+        "0f32000000000000",
         "1811000007000000",
         "0000000000000000",
         "8500000005000000",

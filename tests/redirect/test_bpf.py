@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mitmsec_redirect import bpf, bpffs
-from mitmsec_redirect.assembler import Assembler, Register
+from mitmsec_redirect.assembler import Assembler, Register, Size
 from mitmsec_redirect.bpf import Attach, EbpfUnavailable, Map, MapKind, ProgramRejected
 
 
@@ -27,6 +27,37 @@ def test_a_hash_map_holds_what_it_is_told() -> None:
     assert made.delete(b"aaaa")
     assert not made.delete(b"aaaa")
     made.close()
+
+
+@pytest.mark.root
+def test_what_is_inserted_never_replaces() -> None:
+    made = Map.create(MapKind.HASH, 4, 8, 1, "ms_test")
+    assert made.insert(b"aaaa", b"12345678")
+    assert not made.insert(b"aaaa", b"87654321")
+    assert made.lookup(b"aaaa") == b"12345678"
+    with pytest.raises(OSError, match="MAP_UPDATE"):
+        made.insert(b"bbbb", b"12345678")
+    made.close()
+
+
+@pytest.mark.root
+def test_a_program_runs_on_demand_with_arguments_and_answers() -> None:
+    asm = Assembler()
+    asm.load(Register.R0, Register.R1, 8, Size.LONG)
+    asm.load(Register.R2, Register.R1, 0, Size.LONG)
+    asm.add(Register.R0, Register.R2)
+    asm._emit(0x95)
+    program = bpf.load_runnable(asm.code(), "ms_sum")
+    assert bpf.run(program, 40, 2) == 42
+    os.close(program)
+
+
+@pytest.mark.root
+def test_a_tracing_program_whose_types_are_others_is_rejected() -> None:
+    asm = Assembler()
+    asm.exit(0)
+    with pytest.raises((ProgramRejected, OSError)):
+        bpf.load_tracing(asm.code(), 1, "ms_bad")
 
 
 @pytest.mark.root

@@ -10,7 +10,9 @@ from redirect_sandbox import CONNECT_LOCAL, Origins, Sandbox, beat, stall
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import bpffs
-from mitmsec_redirect.selected import SelectedProcesses
+from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.runs import RunCgroups
+from mitmsec_redirect.steps import Selection
 
 pytestmark = pytest.mark.root
 
@@ -50,8 +52,8 @@ def test_the_way_that_failures_go_changes_with_its_pins(sandbox: Sandbox, pins: 
 
 
 def test_everything_becomes_a_selection_and_ceases_to_be_one(sandbox: Sandbox) -> None:
-    verdicts = SelectedProcesses(limit=16)
-    hook, agent = sandbox.hook(selection=verdicts.selection(everything=False)), sandbox.agent()
+    verdicts, runs = Map.create(MapKind.HASH, 4, 8, 16, "ms_selected"), RunCgroups()
+    hook, agent = sandbox.hook(selection=Selection(verdicts.fd, runs.fd, everything=False)), sandbox.agent()
     with Origins("10.77.0.1") as origin:
         code = f"s = socket.create_connection(('10.77.0.1', {origin.port}))"
         for everything, diverted in ((False, 0), (True, 1), (False, 1)):
@@ -59,6 +61,7 @@ def test_everything_becomes_a_selection_and_ceases_to_be_one(sandbox: Sandbox) -
             assert agent(code) == {"answer": None}
             assert hook.diverted == diverted
     verdicts.close()
+    runs.close()
 
 
 def test_no_connection_slips_by_while_terms_change(sandbox: Sandbox) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
+import time
 from collections.abc import Iterator
 
 import pytest
 from redirect_sandbox import V4, V6, Agent, Sandbox
 
-from mitmsec_redirect.bpf import enable_stats
+from mitmsec_redirect.bpf import Map, MapKind, enable_stats
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.selected import SelectedProcesses
-from mitmsec_redirect.verdicts import Verdict
+from mitmsec_redirect.runs import RunCgroups
+from mitmsec_redirect.steps import Selection
+from mitmsec_redirect.verdicts import Verdict, entry
 
 pytestmark = pytest.mark.root
 
@@ -25,14 +28,20 @@ class Verdicts:
 
     def __init__(self, box: Sandbox, *, everything: bool = False) -> None:
         self.box = box
-        self.map = SelectedProcesses(limit=1024)
-        self.hook: ConnectHook = box.hook(selection=self.map.selection(everything=everything))
+        self.map = Map.create(MapKind.HASH, 4, 8, 1024, "ms_selected")
+        self.runs = RunCgroups()
+        self.hook: ConnectHook = box.hook(selection=Selection(self.map.fd, self.runs.fd, everything=everything))
 
     def say(self, agent: Agent, verdict: Verdict) -> None:
-        assert self.map.say(agent.pid, verdict)
+        number = entry(time.clock_gettime_ns(time.CLOCK_MONOTONIC), verdict)
+        self.map.update(struct.pack("=I", agent.pid), struct.pack("=Q", number))
 
     def withdraw(self, agent: Agent) -> None:
-        self.map.withdraw(agent.pid)
+        self.map.delete(struct.pack("=I", agent.pid))
+
+    def close(self) -> None:
+        self.map.close()
+        self.runs.close()
 
     def is_diverted(self, agent: Agent) -> bool:
         """Whether a connection to a closed port is answered by the gate."""
@@ -47,14 +56,14 @@ class Verdicts:
 @pytest.fixture
 def verdicts(sandbox: Sandbox) -> Iterator[Verdicts]:
     made = Verdicts(sandbox)
-    with contextlib.closing(made.map):
+    with contextlib.closing(made):
         yield made
 
 
 @pytest.fixture
 def everything(sandbox: Sandbox) -> Iterator[Verdicts]:
     made = Verdicts(sandbox, everything=True)
-    with contextlib.closing(made.map):
+    with contextlib.closing(made):
         yield made
 
 
@@ -109,11 +118,11 @@ def test_what_a_run_diverts_is_not_diverted_again(sandbox: Sandbox, all_of_them:
     made = Verdicts(sandbox, everything=all_of_them)
     agent = sandbox.agent()
     made.say(agent, Verdict.SELECTED)
-    number = made.map.leave_out(sandbox.cgroup.path)
+    made.runs.are([sandbox.cgroup.path])
     assert not made.is_diverted(agent)
-    made.map.take_in(number)
+    made.runs.are([])
     assert made.is_diverted(agent)
-    made.map.close()
+    made.close()
 
 
 def test_ipv6_asks_the_same_map(verdicts: Verdicts) -> None:

@@ -1,0 +1,261 @@
+"""`mitmsec start`, `stop`, `reload`, `status`, `on` and `off`: the service, by its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import msgspec
+
+from mitmsec.channel import Channel, ChannelBroken
+from mitmsec.core.policy import Policy
+from mitmsec.core.selection import Selection
+from mitmsec.service import control
+from mitmsec.service.options import (
+    EXIT_FAULT,
+    EXIT_NOT_SO,
+    EXIT_PRIVILEGE,
+    EXIT_USAGE,
+    as_root,
+    debug_option,
+    fail,
+    json_option,
+    need_root,
+    program,
+    state_option,
+)
+from mitmsec.service.policy_commands import Loaded, loaded_with_roots
+from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
+from mitmsec.service.service_status import told
+from mitmsec.service.state import State
+from mitmsec.service.terminal import console, shown, tell
+from mitmsec_certs.bundle import roots_as_used
+
+POLICY_FILE = Path("/etc/mitmsec/policy.toml")
+ORDER_DEADLINE_S = 60.0
+ASKED_S = 5.0
+NO_SERVICE = "no service runs on this state"
+
+policy_option = click.option(
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    default=POLICY_FILE,
+    show_default=True,
+    metavar="FILE",
+    help="The policy, whose [[application]]s say which programs are selected.",
+)
+
+
+@click.command()
+@state_option
+@policy_option
+@debug_option
+@click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: one a core, at most 4.")
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, and stop the service then.")
+def start(state_folder: Path, policy_file: Path, workers: int | None, *, foreground: bool) -> None:
+    """Start the service, which diverts what the policy selects.
+
+    Programs that its [[application]]s name are diverted, whoever starts them and whenever. Those that run
+    already are selected too, from their next connection on. Returns once the service is at work.
+    """
+    need_root("start")
+    loaded = loaded_with_roots(policy_file)
+    _warn_of_selection(loaded.policy, policy_file)
+    channel = _joined(State(state_folder))
+    order = control.StartService(
+        policy_file=str(policy_file.resolve())[:1024],
+        policy_sha256=plan_policy(loaded.text),
+        workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
+        bound=foreground,
+    )
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if foreground else set()
+    network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    answer = _answer(channel, order, network, *_memory_files(loaded), deadline_s=START_DEADLINE_S)
+    if not isinstance(answer, control.ServiceStarted):
+        _refused(answer)
+    click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
+    click.echo(f"  {program()} status shows what it does; {program()} stop ends it", err=True)
+    if foreground:
+        _stay(channel, before)
+
+
+def _stay(channel: Channel, mask: set[Any]) -> None:
+    """Until somebody wants an end; then the service's own."""
+    told_by = signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    click.echo(f"mitmsec: stopping ({signal.Signals(told_by).name})", err=True)
+    _tell_stopped(_answer(channel, control.StopService(), deadline_s=ORDER_DEADLINE_S))
+
+
+@click.command()
+@state_option
+@debug_option
+def stop(state_folder: Path) -> None:
+    """End the service.
+
+    Nothing is diverted any more, live flows get two seconds, every event is committed.
+    """
+    need_root("stop")
+    channel = _connected(State(state_folder))
+    _tell_stopped(_answer(channel, control.StopService(), deadline_s=ORDER_DEADLINE_S))
+
+
+def _tell_stopped(answer: object) -> None:
+    if not isinstance(answer, control.RunClosed):
+        _refused(answer)
+    if not answer.committed:
+        fail("the recorder did not confirm that every event is on disk", "read the supervisor's log", EXIT_FAULT)
+    cut = f"; {answer.cut} had to be cut" if answer.cut else ""
+    click.echo(f"mitmsec: the service has stopped; {answer.connections} connections recorded{cut}", err=True)
+
+
+@click.command("reload")
+@state_option
+@policy_option
+@debug_option
+def reload_policy(state_folder: Path, policy_file: Path) -> None:
+    """Give the service another policy.
+
+    New connections are decided under it at once; live ones keep what they were decided under. A policy with errors
+    changes nothing.
+    """
+    need_root("reload")
+    loaded = loaded_with_roots(policy_file)
+    _warn_of_selection(loaded.policy, policy_file)
+    channel = _connected(State(state_folder))
+    order = control.ReloadService(policy_file=str(policy_file.resolve())[:1024], policy_sha256=plan_policy(loaded.text))
+    answer = _answer(channel, order, *_memory_files(loaded), deadline_s=ORDER_DEADLINE_S)
+    if not isinstance(answer, control.ServiceReloaded):
+        _refused(answer)
+    click.echo(f"mitmsec: new connections are decided under {shown(policy_file)}", err=True)
+
+
+@click.command()
+@state_option
+@debug_option
+def off(state_folder: Path) -> None:
+    """Throw the kill switch: decrypt nothing.
+
+    What would be decrypted is bypassed, and connections that are being decrypted are cut. Block and capture stay.
+    Holds for the service and for every run of this state, until `mitmsec on`.
+    """
+    _switch(State(state_folder), off=True)
+
+
+@click.command()
+@state_option
+@debug_option
+def on(state_folder: Path) -> None:
+    """Take the kill switch back.
+
+    New connections are decrypted again where the policy says so.
+    """
+    _switch(State(state_folder), off=False)
+
+
+def _switch(state: State, *, off: bool) -> None:
+    need_root("off" if off else "on")
+    answer = _answer(_connected(state), control.SwitchService(off=off), deadline_s=ORDER_DEADLINE_S)
+    if not isinstance(answer, control.ServiceSwitched):
+        _refused(answer)
+    what = f"nothing is decrypted any more; {answer.cut} connections were cut" if off else "decrypting goes on"
+    click.echo(f"mitmsec: {what}", err=True)
+
+
+@click.command()
+@state_option
+@json_option
+@debug_option
+def status(state_folder: Path, *, as_json: bool) -> None:
+    """Say what is at work.
+
+    The service, runs, live flows and processes.
+
+    Exit status 1 if neither service nor run is.
+    """
+    answer = _status(State(state_folder))
+    if as_json:
+        click.echo(msgspec.json.encode(answer if answer is not None else {"supervisor": None}))
+    elif answer is None:
+        click.echo("nothing of mitmsec is at work on this state")
+    else:
+        tell(console(), told(answer))
+    if answer is None:
+        sys.exit(EXIT_NOT_SO)
+
+
+def _status(state: State) -> control.StatusAnswer | None:
+    """None: nobody listens."""
+    try:
+        channel = Channel(control.connect(state.control), control.FROM_SUPERVISOR)
+    except PermissionError:
+        fail("only root and the group mitmsec may ask what is at work", f"try: {as_root()}", EXIT_PRIVILEGE)
+    except OSError:
+        return None
+    answer = _answer(channel, control.StatusQuestion(), deadline_s=ASKED_S)
+    if not isinstance(answer, control.StatusAnswer):
+        _refused(answer)
+    return answer
+
+
+# -- what they share ---------------------------------------------------------------------------------------------------
+def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
+    """A selection that selects nobody is a mistake, or will be one."""
+    if Selection(policy.applications).is_empty:
+        fail(
+            f"{policy_file} names no [[application]], so the service would select no program",
+            'name some, or all: [[application]] name = "everything", path = ["*"]',
+            EXIT_USAGE,
+        )
+    for application in policy.applications:
+        if application.path and not any(map(_may_exist, application.path)):
+            click.echo(f'mitmsec: application "{shown(application.name)}" names no file that is there', err=True)
+
+
+def _may_exist(glob: str) -> bool:
+    """A plain path that is a file, or a glob: who searches a whole tree to give a warning?"""
+    return any(char in glob for char in "*?") or Path(glob).is_file()
+
+
+def _memory_files(loaded: Loaded) -> tuple[int, int]:
+    """Policy and roots, for the supervisor. The roots are the system's, and those that the policy names."""
+    roots = roots_as_used({}).adding(loaded.roots).pem
+    return memory_file("policy", msgspec.json.encode(loaded.policy)), memory_file("roots", roots)
+
+
+def _joined(state: State) -> Channel:
+    try:
+        return join(state)
+    except CannotRun as error:
+        fail(error.error, error.remedy, error.status)
+
+
+def _connected(state: State) -> Channel:
+    try:
+        return Channel(control.connect(state.control), control.FROM_SUPERVISOR)
+    except OSError:
+        fail(NO_SERVICE, f"start one: {program()} start --policy FILE", EXIT_NOT_SO)
+
+
+def _answer(channel: Channel, message: Any, *fds: int, deadline_s: float) -> object:
+    """The supervisor's; None where it has none. The descriptors go."""
+    received = None
+    with contextlib.suppress(OSError, TimeoutError, ChannelBroken):
+        received = channel.exchange(message, *fds, timeout_s=deadline_s)
+    for descriptor in fds:
+        os.close(descriptor)
+    return received[0] if received is not None else None
+
+
+def _refused(answer: object) -> NoReturn:
+    if isinstance(answer, control.Refused):
+        fail(answer.error, answer.remedy, answer.status)
+    fail("the supervisor did not answer", "STATE/run/supervisor.log says more", EXIT_FAULT)

@@ -1,0 +1,261 @@
+"""BTF, the kernel's own description of its types: where in `struct X` the member a.b.c lies, and how long it is.
+
+    header │ types: name, info, size or type │ per kind: members, parameters, values … │ … │ strings
+
+A type's length follows from its kind and count alone, so one walk over the types finds where each begins; names are
+compared only when somebody asks. Ids count from 1; 0 is `void`. Documentation/bpf/btf.rst. The bytes come from the
+kernel or from a file, and nothing is believed: whatever they are, the answer is one of the two errors or a fact.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from struct import Struct
+
+_HEADER = Struct("=HBBIIIII")  # magic, version, flags, header length, types offset, length, strings offset, length
+MAGIC = 0xEB9F
+POINTER_BYTES = 8
+CHAIN_LIMIT = 32  # typedefs of typedefs, arrays of arrays
+NESTING_LIMIT = 16  # anonymous structs within anonymous structs
+MEMBERS_LIMIT = 100_000  # looked at for one question; the largest struct of Linux has some hundreds
+VARIABLE_SIZE = 1 << 32  # more than any type may have
+
+
+class Kind(IntEnum):
+    """The kinds of type, include/uapi/linux/btf.h."""
+
+    VOID = 0
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+# Words that follow a type's first three: so many, and so many for each of its `count`.
+_FIXED = {Kind.INT: 1, Kind.ARRAY: 3, Kind.VAR: 1, Kind.DECL_TAG: 1}
+_EACH = {Kind.STRUCT: 3, Kind.UNION: 3, Kind.ENUM: 2, Kind.FUNC_PROTO: 2, Kind.DATASEC: 3, Kind.ENUM64: 3}
+_ALIASES = frozenset({Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG})
+_SIZED = frozenset({Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.FLOAT, Kind.ENUM64})
+_HAS_MEMBERS = frozenset({Kind.STRUCT, Kind.UNION})
+
+
+class MalformedBtf(ValueError):
+    """The bytes are no BTF of this machine's byte order."""
+
+
+class NoSuchMember(LookupError):
+    """The types are well-formed, and have no single answer to the question."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a member lies from the start of the struct that was asked about, in bytes."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """One entry of a struct or union, in bits from the start of the outermost."""
+
+    bit: int
+    type: int
+    bits: int  # of a bitfield; 0: an ordinary member
+
+
+class Btf:
+    """Types that were read once. Raises MalformedBtf; each question may too, where it meets nonsense."""
+
+    def __init__(self, data: bytes) -> None:
+        types, self._strings = _sections(data)
+        self._words = array("I", types)
+        self._starts = _starts(self._words)
+
+    def member(self, struct: str, path: str) -> Member:
+        """The member `path` ("a.b.c"; what lies in anonymous structs and unions counts as the outer one's own).
+
+        Raises NoSuchMember: unknown, a bitfield, behind a pointer, or several structs of that name differ about it.
+        """
+        found = {self._walk(type_id, path) for type_id in self._named(struct, Kind.STRUCT)}
+        if len(found) > 1:
+            raise NoSuchMember(f"{path} of struct {struct} is ambiguous")
+        only = found.pop() if found else None
+        if only is None:
+            raise NoSuchMember(f"struct {struct} has no {path}")
+        return only
+
+    def typedef_id(self, name: str) -> int:
+        """The id of the type definition `name`. Raises NoSuchMember unless there is exactly one."""
+        found = self._named(name, Kind.TYPEDEF)
+        if len(found) != 1:
+            raise NoSuchMember(f"there are {len(found)} type definitions {name}")
+        return found[0]
+
+    # -- types ---------------------------------------------------------------------------------------------------------
+    def _start(self, type_id: int) -> int:
+        if not 0 < type_id < len(self._starts):
+            raise MalformedBtf(f"there is no type {type_id}")
+        return self._starts[type_id]
+
+    def _kind(self, type_id: int) -> Kind:
+        return Kind(self._words[self._start(type_id) + 1] >> 24 & 0x1F) if type_id else Kind.VOID
+
+    def _named(self, name: str, kind: Kind) -> list[int]:
+        """Ids of the types `name` of this kind."""
+        found = [type_id for at, ids in self._index.items() if self._is_named(at, name) for type_id in ids]
+        return [type_id for type_id in found if self._kind(type_id) is kind]
+
+    @cached_property
+    def _index(self) -> dict[int, list[int]]:
+        """Ids of structs and type definitions by where their name stands; made when first asked for."""
+        words, wanted = self._words, (Kind.STRUCT, Kind.TYPEDEF)
+        index: dict[int, list[int]] = {}
+        for type_id in range(1, len(self._starts)):
+            at = self._starts[type_id]
+            if words[at + 1] >> 24 & 0x1F in wanted:
+                index.setdefault(words[at], []).append(type_id)
+        return index
+
+    def _is_named(self, at: int, name: str) -> bool:
+        """The string at `at` is `name`."""
+        return self._strings.startswith(name.encode() + b"\0", at)
+
+    def _plain(self, type_id: int) -> int:
+        """The type behind its aliases and qualifiers."""
+        for _ in range(CHAIN_LIMIT):
+            if self._kind(type_id) not in _ALIASES:
+                return type_id
+            type_id = self._words[self._start(type_id) + 2]
+        raise MalformedBtf("a chain of type definitions does not end")
+
+    def _size(self, type_id: int) -> int:
+        count = 1
+        for _ in range(CHAIN_LIMIT):
+            type_id = self._plain(type_id)
+            kind, at = self._kind(type_id), self._start(type_id) if type_id else 0
+            if kind is Kind.PTR:
+                return count * POINTER_BYTES
+            if kind in _SIZED:
+                return count * self._words[at + 2]
+            if kind is not Kind.ARRAY:
+                raise MalformedBtf(f"a member is a {kind.name}")
+            count *= self._words[at + 5]
+            type_id = self._words[at + 3]
+            if count >= VARIABLE_SIZE:
+                break
+        raise MalformedBtf("an array is too large to be one")
+
+    # -- members -------------------------------------------------------------------------------------------------------
+    def _walk(self, type_id: int, path: str) -> Member | None:
+        bit = 0
+        budget = [MEMBERS_LIMIT]
+        for name in path.split("."):
+            type_id = self._plain(type_id)
+            if self._kind(type_id) not in _HAS_MEMBERS:
+                return None
+            field = self._field(type_id, name, budget, NESTING_LIMIT)
+            if field is None or field.bits or field.bit % 8:
+                return None
+            bit, type_id = bit + field.bit, field.type
+        plain = self._plain(type_id)
+        if self._kind(plain) is Kind.INT and self._is_bitfield(plain):
+            return None
+        return Member(offset=bit // 8, size=self._size(plain))
+
+    def _field(self, type_id: int, name: str, budget: list[int], depth: int) -> _Field | None:
+        """The member `name`, here or in anonymous members."""
+        anonymous: list[_Field] = []
+        for name_at, field in self._fields(type_id, budget):
+            if name and self._is_named(name_at, name):
+                return field
+            if not name_at:
+                anonymous.append(field)
+        for outer in anonymous:
+            inside = self._plain(outer.type)
+            if self._kind(inside) not in _HAS_MEMBERS:
+                continue
+            if not depth:
+                raise MalformedBtf("anonymous members lie too deep")
+            if (inner := self._field(inside, name, budget, depth - 1)) is not None:
+                return _Field(outer.bit + inner.bit, inner.type, inner.bits)
+        return None
+
+    def _fields(self, type_id: int, budget: list[int]) -> Iterator[tuple[int, _Field]]:
+        """Name and place of each member. In a struct with the flag, the offset's upper byte is a bitfield's width."""
+        at = self._start(type_id)
+        info = self._words[at + 1]
+        for index in range(at + 3, at + 3 + 3 * (info & 0xFFFF), 3):
+            budget[0] -= 1
+            if budget[0] < 0:
+                raise MalformedBtf("there are too many members")
+            name, member_type, place = self._words[index : index + 3]
+            flagged = info >> 31
+            yield name, _Field(place & 0xFFFFFF if flagged else place, member_type, place >> 24 if flagged else 0)
+
+    def _is_bitfield(self, type_id: int) -> bool:
+        """The old way to write one: an integer with fewer bits than its bytes hold, or that begins within them."""
+        at = self._start(type_id)
+        encoding = self._words[at + 3]
+        return encoding & 0xFF != self._words[at + 2] * 8 or encoding >> 16 & 0xFF != 0
+
+
+def _sections(data: bytes) -> tuple[bytes, bytes]:
+    """Types and strings."""
+    if len(data) < _HEADER.size:
+        raise MalformedBtf("shorter than a header")
+    magic, version, _, header, types_at, types_length, strings_at, strings_length = _HEADER.unpack_from(data)
+    if magic != MAGIC or version != 1:
+        raise MalformedBtf(f"not BTF version 1 of a {sys.byteorder}-endian machine")
+    types_at, strings_at = header + types_at, header + strings_at
+    if (
+        header < _HEADER.size
+        or types_length % 4
+        or max(types_at + types_length, strings_at + strings_length) > len(data)
+    ):
+        raise MalformedBtf("sections do not lie within the data")
+    strings = data[strings_at : strings_at + strings_length]
+    if not strings.startswith(b"\0") or not strings.endswith(b"\0"):
+        raise MalformedBtf("strings do not begin and end with zero")
+    return data[types_at : types_at + types_length], strings
+
+
+def _starts(words: array[int]) -> array[int]:
+    """Where each type begins, by id."""
+    fixed = [_FIXED.get(Kind(kind), 0) + 3 if kind in Kind else -1 for kind in range(32)]
+    each = [_EACH.get(Kind(kind), 0) if kind in Kind else 0 for kind in range(32)]
+    starts = array("I", [0])
+    at, end = 0, len(words)
+    try:
+        while at < end:
+            starts.append(at)
+            info = words[at + 1]
+            kind = info >> 24 & 0x1F
+            if fixed[kind] < 0 or not kind:
+                raise MalformedBtf(f"type {len(starts) - 1} is of the unknown kind {kind}")
+            at += fixed[kind] + each[kind] * (info & 0xFFFF)
+    except IndexError:
+        at = end + 1
+    if at != end:
+        raise MalformedBtf("the last type is cut off")
+    return starts

@@ -1,0 +1,179 @@
+"""What /proc tells of one process, read below an open folder /proc/PID: all of one process, or nothing.
+
+An executable's *path* is what the process itself sees, and a mount namespace of its own (any user can make one) shows
+it whatever files it likes under whatever names. So a path counts only if it leads us, here, to that very file, or if
+the file, deleted since, lies on a mount that is one of ours. Otherwise it is a claim.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mitmsec_redirect.process_records import Executable
+
+DELETED = " (deleted)"
+MINOR_BITS = 20  # of a device number within the kernel
+CONTENT_BYTES = 4096
+CGROUP_BYTES = 1 << 17  # a path of PATH_MAX in each of a dozen hierarchies, and more
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_ENDED = frozenset(b"ZX")
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What /proc/PID/stat says."""
+
+    parent: int
+    start_ticks: int  # since boot
+    is_ended: bool  # all of it, not only its first thread
+
+
+@dataclass(frozen=True, slots=True)
+class ExePath:
+    """Where an executable lies: `path` is true on this machine, `claimed` what the process sees where that is not."""
+
+    path: str | None = None
+    claimed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A process that lives."""
+
+    pid: int
+    parent: int
+    start_ticks: int
+    uid: int
+    comm: str
+    exe: ExePath
+    executable: Executable | None
+
+
+def opened(pid: int, proc: str = "/proc") -> int | None:
+    """A descriptor of the folder; None when there is no such process."""
+    try:
+        return os.open(f"{proc}/{pid}", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def status_of(folder: int) -> Status | None:
+    """proc_pid_stat(5): the second field is in parentheses and may itself hold any character."""
+    try:
+        fields = content(folder, "stat").rpartition(b")")[2].split()
+        return Status(
+            parent=int(fields[1]),
+            start_ticks=int(fields[19]),
+            is_ended=fields[0][0] in _ENDED and int(fields[17]) <= 1,
+        )
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def comm_of(folder: int) -> str | None:
+    try:
+        return content(folder, "comm").removesuffix(b"\n").decode(errors="replace")
+    except OSError:
+        return None
+
+
+def cgroup_of(folder: int) -> str | None:
+    """The whole text: a line for each hierarchy."""
+    try:
+        return content(folder, "cgroup", CGROUP_BYTES).decode(errors="surrogateescape")
+    except OSError:
+        return None
+
+
+def content(folder: int, name: str, limit_bytes: int = CONTENT_BYTES) -> bytes:
+    """The first part. Raises OSError."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        return os.read(descriptor, limit_bytes)
+    finally:
+        os.close(descriptor)
+
+
+# --- the executable's path --------------------------------------------------------------------------------------------
+def exe_of(folder: int) -> ExePath:
+    """Empty for a process that has ended, a thread of the kernel, a file without a name (memfd)."""
+    try:
+        path = os.readlink("exe", dir_fd=folder)
+    except OSError:
+        return ExePath()
+    if _leads_there(folder, path):
+        return ExePath(path=path)
+    if not path.endswith(DELETED):
+        return ExePath(claimed=path)
+    path = path.removesuffix(DELETED)
+    return ExePath(path=path) if _is_on_our_mounts(folder) else ExePath(claimed=path)
+
+
+def executable_of(folder: int) -> Executable | None:
+    """By stat(): in some file systems (btrfs, overlay) its device is not what the kernel tells."""
+    try:
+        return file_of(os.stat("exe", dir_fd=folder))
+    except OSError:
+        return None
+
+
+def file_of(status: os.stat_result) -> Executable:
+    """The file as the kernel knows it, if its device is the file system's own."""
+    device = os.major(status.st_dev) << MINOR_BITS | os.minor(status.st_dev)
+    return Executable(device=device, inode=status.st_ino, ctime_ns=status.st_ctime_ns)
+
+
+def _leads_there(folder: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_on_our_mounts(folder: int) -> bool:
+    """The mount that the executable was opened on is one of our namespace's."""
+    try:
+        file = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
+        mount = described[described.index("mnt_id:") + 1]
+    finally:
+        os.close(file)
+    with open("/proc/self/mountinfo") as mounts:
+        return any(line.partition(" ")[0] == mount for line in mounts)
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+def living(proc: str = "/proc") -> Iterator[Found]:
+    """Every process that has not ended, threads of the kernel included; whoever ends meanwhile may be missing."""
+    for name in os.listdir(proc):
+        if name.isdecimal() and (found := _found(int(name), proc)) is not None:
+            yield found
+
+
+def _found(pid: int, proc: str) -> Found | None:
+    folder = opened(pid, proc)
+    if folder is None:
+        return None
+    try:
+        status = status_of(folder)
+        if status is None or status.is_ended:
+            return None
+        return Found(
+            pid=pid,
+            parent=status.parent,
+            start_ticks=status.start_ticks,
+            uid=os.stat(".", dir_fd=folder).st_uid,
+            comm=comm_of(folder) or "",
+            exe=exe_of(folder),
+            executable=executable_of(folder),
+        )
+    except OSError:
+        return None
+    finally:
+        os.close(folder)

@@ -1,0 +1,97 @@
+"""Where the kernel that runs keeps what the process programs read, found by its own types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mitmsec_redirect.btf import Btf, NoSuchMember
+
+# Field → struct and member. Where Linux has renamed a member, the newest name is first.
+_PLACES: dict[str, tuple[tuple[str, str], ...]] = {
+    "task_tgid": (("task_struct", "tgid"),),
+    "task_pid": (("task_struct", "pid"),),
+    "task_leader": (("task_struct", "group_leader"),),
+    "task_parent": (("task_struct", "real_parent"),),
+    "task_start": (("task_struct", "start_boottime"),),
+    "task_cred": (("task_struct", "cred"),),
+    "task_signal": (("task_struct", "signal"),),
+    "task_comm": (("task_struct", "comm"),),
+    "task_mm": (("task_struct", "mm"),),
+    "task_css_set": (("task_struct", "cgroups"),),
+    "cred_uid": (("cred", "uid.val"),),
+    "signal_live": (("signal_struct", "live.counter"),),
+    "css_set_cgroup": (("css_set", "dfl_cgrp"),),
+    "cgroup_node": (("cgroup", "kn"),),
+    "node_id": (("kernfs_node", "id"),),
+    "mm_file": (("mm_struct", "exe_file"),),
+    "file_inode": (("file", "f_inode"),),
+    "file_mount": (("file", "f_path.mnt"),),
+    "file_dentry": (("file", "f_path.dentry"),),
+    "inode_super": (("inode", "i_sb"),),
+    "inode_number": (("inode", "i_ino"),),
+    "inode_ctime_s": (("inode", "i_ctime_sec"), ("inode", "__i_ctime.tv_sec"), ("inode", "i_ctime.tv_sec")),
+    "inode_ctime_ns": (("inode", "i_ctime_nsec"), ("inode", "__i_ctime.tv_nsec"), ("inode", "i_ctime.tv_nsec")),
+    "super_device": (("super_block", "s_dev"),),
+    "dentry_parent": (("dentry", "d_parent"),),
+    "dentry_name": (("dentry", "d_name.name"),),
+    "mount_parent": (("mount", "mnt_parent"),),
+    "mount_point": (("mount", "mnt_mountpoint"),),
+    "mount_inner": (("mount", "mnt"),),
+    "mount_root": (("mount", "mnt.mnt_root"),),
+    "mount_namespace": (("mount", "mnt_ns"),),
+    "namespace_number": (("mnt_namespace", "ns.inum"),),
+    "program_name": (("linux_binprm", "filename"),),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """Bytes from the start of each struct."""
+
+    task_tgid: int
+    task_pid: int
+    task_leader: int
+    task_parent: int
+    task_start: int
+    task_cred: int
+    task_signal: int
+    task_comm: int
+    task_mm: int
+    task_css_set: int
+    cred_uid: int
+    signal_live: int
+    css_set_cgroup: int
+    cgroup_node: int
+    node_id: int
+    mm_file: int
+    file_inode: int
+    file_mount: int
+    file_dentry: int
+    inode_super: int
+    inode_number: int
+    inode_ctime_s: int
+    inode_ctime_ns: int
+    super_device: int
+    dentry_parent: int
+    dentry_name: int
+    mount_parent: int
+    mount_point: int
+    mount_inner: int
+    mount_root: int
+    mount_namespace: int
+    namespace_number: int
+    program_name: int
+
+    @classmethod
+    def of(cls, types: Btf) -> Offsets:
+        """Raises NoSuchMember for a kernel that is built otherwise, MalformedBtf."""
+        return cls(**{field.name: _offset(types, _PLACES[field.name]) for field in fields(cls)})
+
+
+def _offset(types: Btf, places: tuple[tuple[str, str], ...]) -> int:
+    for struct, path in places[:-1]:
+        try:
+            return types.member(struct, path).offset
+        except NoSuchMember:
+            continue
+    return types.member(*places[-1]).offset

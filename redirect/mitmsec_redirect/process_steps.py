@@ -1,0 +1,308 @@
+"""The steps that the process programs are made of; in which order, and what for, stands in `process_programs`.
+
+Registers: R6 the task, R7 what a record is written to, R8 and R9 as each step says; R0–R5 are lost at each call.
+
+    stack, from the frame pointer:   0 ── HEAD ── -112 ── KEY ── -120 ── VALUE ── -128 ── walk ── -160
+
+Memory of the kernel is read through the types that the kernel itself declares (BTF): the verifier refuses a program
+whose offsets are not those of the running kernel, and a null pointer reads as zero. Only mounts and names, which lie
+behind arithmetic, are read with bpf_probe_read_kernel. A rename during the walk can mix an old and a new name, but only
+of folders that whoever renames them may write to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mitmsec_redirect import process_records as records
+from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
+from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.process_records import Count, RecordFlag, RecordKind
+from mitmsec_redirect.verdicts import PASSED_ON, STAMP_MASK, VERDICT_MASK, Verdict
+
+R0, R1, R2, R3, R4, R5, R6, R7, R8, R9, R10 = Register
+LONG = Size.LONG
+HEAD = -records.HEAD.size
+KEY = HEAD - 8
+VALUE = KEY - 8
+DENTRY, MOUNT, OTHER, NAME = VALUE - 8, VALUE - 16, VALUE - 24, VALUE - 32
+STEPS_LIMIT = 64  # names and mounts of one path
+CTIME_BITS = 0x7FFFFFFF  # the topmost says whether anybody has asked (Linux 6.13)
+
+
+@dataclass(frozen=True, slots=True)
+class Maps:
+    """Descriptors of the maps that the programs use."""
+
+    selected: int  # hash: pid → entry
+    executables: int  # hash: Executable → verdict
+    ring: int
+    counts: int  # array by Count
+    scratch: int  # one element for each processor
+
+
+# --- what is so -------------------------------------------------------------------------------------------------------
+def clear(asm: Assembler) -> None:
+    for offset in range(HEAD, 0, 8):
+        asm.store(R10, offset, 0, LONG)
+
+
+def describe(asm: Assembler, at: Offsets, kind: RecordKind) -> None:
+    """The head, without entry and executable. Keeps R8, R9."""
+    asm.store(R7, 0, kind)
+    asm.store(R7, records.FLAGS, 0)
+    asm.load(R2, R6, at.task_tgid)
+    asm.store(R7, records.PID, R2)
+    asm.store(R10, KEY, R2)
+    asm.load(R2, R6, at.task_parent, LONG)
+    asm.load(R3, R2, at.task_tgid)
+    asm.store(R7, records.PARENT, R3)
+    asm.load(R2, R2, at.task_leader, LONG)
+    asm.load(R2, R2, at.task_start, LONG)
+    asm.store(R7, records.PARENT_STARTED, R2, LONG)
+    asm.load(R2, R6, at.task_leader, LONG)
+    asm.load(R2, R2, at.task_start, LONG)
+    asm.store(R7, records.STARTED, R2, LONG)
+    asm.load(R2, R6, at.task_cred, LONG)
+    asm.load(R2, R2, at.cred_uid)
+    asm.store(R7, records.UID, R2)
+    asm.load(R2, R6, at.task_css_set, LONG)
+    asm.load(R2, R2, at.css_set_cgroup, LONG)
+    asm.load(R2, R2, at.cgroup_node, LONG)
+    asm.load(R2, R2, at.node_id, LONG)
+    asm.store(R7, records.CGROUP, R2, LONG)
+    for half in (0, 8):
+        asm.load(R2, R6, at.task_comm + half, LONG)
+        asm.store(R7, records.COMM + half, R2, LONG)
+    asm.call(Helper.KTIME_NS)
+    asm.store(R7, records.TIME, R0, LONG)
+
+
+def executable(asm: Assembler, at: Offsets) -> None:
+    """The key of the file that the task runs, zeros where there is none; the file is R3 then. Keeps R8, R9."""
+    for offset in range(records.DEVICE, records.COMM, 8):
+        asm.store(R7, offset, 0, LONG)
+    asm.load(R3, R6, at.task_mm, LONG)
+    asm.jump_if(R3, Condition.EQUAL, 0, "no_file")
+    asm.load(R3, R3, at.mm_file, LONG)
+    asm.jump_if(R3, Condition.EQUAL, 0, "no_file")
+    asm.load(R2, R3, at.file_inode, LONG)
+    for field, offset in ((records.INODE, at.inode_number), (records.CTIME_S, at.inode_ctime_s)):
+        asm.load(R4, R2, offset, LONG)
+        asm.store(R7, field, R4, LONG)
+    asm.load(R4, R2, at.inode_ctime_ns)
+    asm.mask(R4, CTIME_BITS)
+    asm.store(R7, records.CTIME_NS, R4)
+    asm.load(R2, R2, at.inode_super, LONG)
+    asm.load(R4, R2, at.super_device)
+    asm.store(R7, records.DEVICE, R4, LONG)
+    asm.label("no_file")
+
+
+# --- what becomes of the entry ----------------------------------------------------------------------------------------
+def find(asm: Assembler, maps: Maps, pid: Register) -> None:
+    """R0: the entry of `pid`, 0 if there is none. KEY stays the record's own pid."""
+    asm.store(R10, VALUE, pid)
+    asm.map(R1, maps.selected)
+    asm.point(R2, VALUE)
+    asm.call(Helper.MAP_LOOKUP)
+    asm.jump_if(R0, Condition.EQUAL, 0, "not_found")
+    asm.load(R0, R0, 0, LONG)
+    asm.label("not_found")
+
+
+def judge(asm: Assembler, maps: Maps) -> None:
+    """verdicts.at_exec. R8 the new verdict, R9 what was there before."""
+    asm.load(R2, R10, KEY)
+    find(asm, maps, R2)
+    asm.move(R9, R0)
+    asm.map(R1, maps.executables)
+    asm.move(R2, R7)
+    asm.add(R2, records.EXECUTABLE_AT)
+    asm.call(Helper.MAP_LOOKUP)
+    asm.move(R8, Verdict.UNDECIDED)
+    asm.jump_if(R0, Condition.EQUAL, 0, "unknown")
+    asm.load(R8, R0, 0)
+    asm.label("unknown")
+    asm.move(R1, R9)
+    asm.mask(R1, Verdict.INHERITS)
+    asm.jump_if(R1, Condition.NOT_EQUAL, 0, "inherits")
+    asm.mask(R9, Verdict.UNDECIDED)
+    asm.merge(R8, R9)
+    asm.jump("judged")
+    asm.label("inherits")
+    asm.mask(R8, VERDICT_MASK & ~Verdict.UNDECIDED)
+    asm.mask(R9, PASSED_ON)
+    asm.merge(R8, R9)
+    asm.move(R1, Verdict.INHERITED)
+    asm.merge(R8, R1)
+    asm.label("judged")
+    asm.load(R2, R7, records.TIME, LONG)
+    asm.move(R1, STAMP_MASK - (1 << 64))
+    asm.intersect(R2, R1)
+    asm.merge(R2, R8)
+    asm.store(R7, records.ENTRY, R2, LONG)
+    write_entry(asm, maps, if_none=R8)
+
+
+def write_entry(asm: Assembler, maps: Maps, *, if_none: Register) -> None:
+    """Make the record's entry that of KEY, or delete it where the register `if_none` is 0."""
+    asm.jump_if(if_none, Condition.EQUAL, 0, "no_entry")
+    asm.load(R2, R7, records.ENTRY, LONG)
+    asm.store(R10, VALUE, R2, LONG)
+    asm.map(R1, maps.selected)
+    asm.point(R2, KEY)
+    asm.point(R3, VALUE)
+    asm.move(R4, 0)
+    asm.call(Helper.MAP_UPDATE)
+    asm.jump_if(R0, Condition.EQUAL, 0, "entry_done")
+    asm.store(R7, records.FLAGS, RecordFlag.NO_ROOM)
+    count(asm, maps, Count.NO_ROOM)
+    asm.jump("entry_done")
+    asm.label("no_entry")
+    asm.store(R7, records.ENTRY, 0, LONG)
+    asm.map(R1, maps.selected)
+    asm.point(R2, KEY)
+    asm.call(Helper.MAP_DELETE)
+    asm.label("entry_done")
+
+
+# --- the path ---------------------------------------------------------------------------------------------------------
+def walk_path(asm: Assembler, at: Offsets) -> None:
+    """The names of the executable's path, leaf first, and the mount namespace in which that is meant."""
+    for offset in (records.MOUNT_NAMESPACE, records.NAME_BYTES):
+        asm.store(R7, offset, 0, LONG)
+    asm.load(R9, R6, at.task_mm, LONG)
+    asm.jump_if(R9, Condition.EQUAL, 0, "walked")
+    asm.load(R9, R9, at.mm_file, LONG)
+    asm.jump_if(R9, Condition.EQUAL, 0, "walked")
+    _read(asm, DENTRY, R9, at.file_dentry)
+    _read(asm, MOUNT, R9, at.file_mount)
+    asm.load(R2, R10, MOUNT, LONG)
+    asm.add(R2, -at.mount_inner)
+    asm.store(R10, MOUNT, R2, LONG)
+    _read_at(asm, OTHER, MOUNT, at.mount_namespace)
+    asm.load(R3, R10, OTHER, LONG)
+    asm.add(R3, at.namespace_number)
+    asm.move(R1, R7)
+    asm.add(R1, records.MOUNT_NAMESPACE)
+    asm.move(R2, 4)
+    asm.call(Helper.PROBE_READ_KERNEL)
+    asm.move(R8, 0)
+    asm.label("walk")
+    asm.jump_if(R8, Condition.EQUAL, STEPS_LIMIT, "cut")
+    asm.add(R8, 1)
+    _read_at(asm, OTHER, MOUNT, at.mount_root)
+    asm.load(R2, R10, OTHER, LONG)
+    asm.load(R3, R10, DENTRY, LONG)
+    asm.jump_if(R2, Condition.EQUAL, R3, "mount_root")
+    _component(asm, at)
+    asm.jump("walk")
+    asm.label("mount_root")
+    _read_at(asm, OTHER, MOUNT, at.mount_parent)
+    asm.load(R2, R10, OTHER, LONG)
+    asm.load(R3, R10, MOUNT, LONG)
+    asm.jump_if(R2, Condition.EQUAL, R3, "rooted")
+    _read_at(asm, DENTRY, MOUNT, at.mount_point)
+    asm.load(R2, R10, OTHER, LONG)
+    asm.store(R10, MOUNT, R2, LONG)
+    asm.jump("walk")
+    asm.label("cut")
+    _flag(asm, RecordFlag.CUT)
+    asm.jump("walked")
+    asm.label("rooted")
+    _flag(asm, RecordFlag.ROOTED)
+    asm.label("walked")
+
+
+def _component(asm: Assembler, at: Offsets) -> None:
+    """One name more, and up; "walked" where nothing is above (memfd), "cut" where there is no room."""
+    _read_at(asm, OTHER, DENTRY, at.dentry_parent)
+    asm.load(R2, R10, OTHER, LONG)
+    asm.load(R3, R10, DENTRY, LONG)
+    asm.jump_if(R2, Condition.EQUAL, R3, "walked")
+    _read_at(asm, VALUE, DENTRY, at.dentry_name)
+    asm.load(R9, R7, records.PATH_BYTES)
+    asm.jump_if(R9, Condition.ABOVE, records.PATH_LIMIT - records.NAME_LIMIT, "cut")
+    asm.move(R1, R7)
+    asm.add(R1, records.TEXT)
+    asm.add(R1, R9)
+    _read_text(asm, VALUE)
+    asm.jump_if(R0, Condition.ABOVE, records.NAME_LIMIT, "cut")  # below zero: could not be read
+    asm.add(R9, R0)
+    asm.store(R7, records.PATH_BYTES, R9)
+    asm.load(R2, R10, OTHER, LONG)
+    asm.store(R10, DENTRY, R2, LONG)
+
+
+def copy_name(asm: Assembler) -> None:
+    """What execve() was given, behind the path."""
+    asm.load(R9, R7, records.PATH_BYTES)
+    asm.jump_if(R9, Condition.ABOVE, records.PATH_LIMIT, "named")  # never, but the verifier cannot know
+    asm.move(R1, R7)
+    asm.add(R1, records.TEXT)
+    asm.add(R1, R9)
+    _read_text(asm, NAME)
+    asm.jump_if(R0, Condition.ABOVE, records.NAME_LIMIT, "named")
+    asm.store(R7, records.NAME_BYTES, R0)
+    asm.label("named")
+
+
+def _read(asm: Assembler, into: int, base: Register, offset: int) -> None:
+    """Eight bytes of the kernel's memory to our stack."""
+    asm.move(R3, base)
+    asm.add(R3, offset)
+    asm.point(R1, into)
+    asm.move(R2, 8)
+    asm.call(Helper.PROBE_READ_KERNEL)
+
+
+def _read_at(asm: Assembler, into: int, base: int, offset: int) -> None:
+    """The same, where the address stands on our stack."""
+    asm.load(R3, R10, base, LONG)
+    _read(asm, into, R3, offset)
+
+
+def _read_text(asm: Assembler, at: int) -> None:
+    """A string, whose address stands on our stack, to where R1 points; R0 its length with the zero."""
+    asm.move(R2, records.NAME_LIMIT)
+    asm.load(R3, R10, at, LONG)
+    asm.call(Helper.PROBE_READ_KERNEL_STR)
+
+
+def _flag(asm: Assembler, flag: RecordFlag) -> None:
+    asm.load(R2, R7, records.FLAGS)
+    asm.move(R1, flag)
+    asm.merge(R2, R1)
+    asm.store(R7, records.FLAGS, R2)
+
+
+# --- out --------------------------------------------------------------------------------------------------------------
+def output(asm: Assembler, maps: Maps, lost: Count, text: int | None) -> None:
+    """Copy the record to the ring: its head, or with `text` all of it."""
+    if text is None:
+        asm.move(R3, records.HEAD.size)
+    else:
+        asm.load(R3, R7, records.PATH_BYTES)
+        asm.jump_if(R3, Condition.ABOVE, records.PATH_LIMIT, "out")
+        asm.load(R2, R7, records.NAME_BYTES)
+        asm.jump_if(R2, Condition.ABOVE, records.NAME_LIMIT, "out")
+        asm.add(R3, R2)
+        asm.add(R3, text)
+    asm.map(R1, maps.ring)
+    asm.move(R2, R7)
+    asm.move(R4, 0)
+    asm.call(Helper.RINGBUF_OUTPUT)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")
+    count(asm, maps, lost)
+
+
+def count(asm: Assembler, maps: Maps, what: Count) -> None:
+    asm.store(R10, VALUE, what)
+    asm.map(R1, maps.counts)
+    asm.point(R2, VALUE)
+    asm.call(Helper.MAP_LOOKUP)
+    asm.jump_if(R0, Condition.EQUAL, 0, f"counted_{what.name}")
+    asm.move(R1, 1)
+    asm.add_atomically(R0, R1)
+    asm.label(f"counted_{what.name}")

@@ -1,0 +1,38 @@
+"""The cgroups of runs: each has a hook of its own, so that a standing selection leaves out what is in them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Collection
+from pathlib import Path
+
+from mitmsec_redirect.bpf import Map, MapKind
+
+RUNS_LIMIT = 1024
+_CGROUP = struct.Struct("=Q")
+_PRESENT = struct.pack("=I", 1)
+
+
+class RunCgroups:
+    """A map for `steps.Selection`. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._map = Map.create(MapKind.HASH, _CGROUP.size, len(_PRESENT), RUNS_LIMIT, "ms_runs")
+        self._numbers: dict[Path, bytes] = {}
+
+    @property
+    def fd(self) -> int:
+        return self._map.fd
+
+    def are(self, paths: Collection[Path]) -> None:
+        """These cgroups, which lie directly below the cgroup2 root, and no others. Raises OSError."""
+        for path in self._numbers.keys() - set(paths):
+            self._map.delete(self._numbers.pop(path))
+        for path in set(paths) - self._numbers.keys():
+            number = _CGROUP.pack(os.stat(path).st_ino)  # a cgroup's number is that of its folder
+            self._map.update(number, _PRESENT)
+            self._numbers[path] = number
+
+    def close(self) -> None:
+        self._map.close()

@@ -1,0 +1,262 @@
+"""The service: programs are selected by what they are, whoever starts them; in a network of our own, by real programs.
+
+Its hook is on all cgroups of the machine, so that every policy here selects only programs that this test made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MITMSEC, Mitmsec, Network, status_of
+
+pytestmark = pytest.mark.root
+
+KNOWN_S = 1.0  # for the supervisor to see a program that has started
+URL = "https://origin.test/hello"
+POLICY = """
+[defaults]
+action = "{action}"
+on_failure = "{on_failure}"
+[[application]]
+name = "ours"
+path = ["{path}"]
+"""
+
+
+class Service:
+    """The command line of the service, and a copy of curl that its policy selects."""
+
+    def __init__(self, mitmsec: Mitmsec, folder: Path) -> None:
+        self.mitmsec, self.folder = mitmsec, folder
+        self.curl = folder / "selected-curl"
+        shutil.copy("/usr/bin/curl", self.curl)
+
+    def policy(self, action: str = "bypass", on_failure: str = "open", path: str = "", more: str = "") -> str:
+        text = POLICY.format(action=action, on_failure=on_failure, path=path or self.curl)
+        return self.mitmsec.policy(text + more)
+
+    def call(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = self.mitmsec.command(arguments[0], "--state", str(self.mitmsec.state), *arguments[1:])
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=self.mitmsec.environment())
+        assert not check or done.returncode == 0, done.stderr
+        return done
+
+    def start(self, **policy: str) -> None:
+        said = self.call("start", "--policy", self.policy(**policy)).stderr
+        assert "the service is at work" in said
+
+    def fetch(self, program: Path | str = "", *options: str) -> subprocess.CompletedProcess[str]:
+        """By a program that has run for a second when it connects."""
+        command = self.mitmsec.network.inside(str(program or self.curl), "-sS", "--max-time", "20", *options, "-K", "-")
+        running = subprocess.Popen(
+            command, text=True, env=self.mitmsec.environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        time.sleep(KNOWN_S)
+        out, err = running.communicate(f"url = {URL}\n", timeout=60)
+        return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+    def connections(self) -> list[dict[str, Any]]:
+        return self.mitmsec.of_kind("connection")
+
+    def settled(self, count: int) -> list[dict[str, Any]]:
+        """The connections on record, once there are so many."""
+        until = time.monotonic() + 10
+        while len(found := self.connections()) < count and time.monotonic() < until:
+            time.sleep(0.1)
+        assert len(found) == count, found
+        return found
+
+
+@pytest.fixture
+def service(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Service]:
+    tmp_path.chmod(0o755)
+    made = Service(mitmsec, tmp_path)
+    yield made
+    made.call("stop", check=False)
+    until = time.monotonic() + 20
+    while (mitmsec.state / "run" / "control.sock").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def until(holds: Any, within_s: float = 10.0) -> Any:
+    end = time.monotonic() + within_s
+    while not (found := holds()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Service) -> None:
+    service.start()
+    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
+    assert service.fetch().stdout.startswith("hello")
+    status = json.loads(service.call("status", "--json").stdout)
+    assert (status["service"]["applications"], status["service"]["backend"]) == (["ours"], "connect_hook")
+    assert service.call("stop").stderr.startswith("mitmsec: the service has stopped; ")
+    (seen,) = service.connections()
+    assert (seen["process"]["exe"], seen["remote"]["host"], seen["action"]) == (
+        str(service.curl), "origin.test", "bypass",
+    )  # fmt: skip
+    operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
+    assert operations == ["service_started", "service_stopped"]
+    assert service.call("status", check=False).returncode == 1
+
+
+def test_a_program_that_runs_already_is_selected_from_its_next_connection_on(service: Service) -> None:
+    python = service.folder / "selected-python"
+    shutil.copy(os.path.realpath(sys.executable), python)
+    code = (
+        "import socket, sys\n"
+        "for line in sys.stdin: socket.create_connection(('origin.test', 443)).close(); print(flush=True)"
+    )
+    home = {"PYTHONHOME": sys.base_prefix}
+    running = subprocess.Popen(
+        service.mitmsec.network.inside(str(python), "-S", "-c", code),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | home,
+    )  # fmt: skip
+    assert running.stdin is not None
+    assert running.stdout is not None
+
+    def connect() -> None:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write("\n")
+        running.stdin.flush()
+        running.stdout.readline()
+
+    try:
+        connect()  # before: nobody sees it
+        service.start(path=str(python))
+        connect()
+        (seen,) = service.settled(1)
+        assert (seen["process"]["exe"], seen["process"]["pid"]) == (str(python), running.pid)
+        assert seen["process"]["confidence"] == "kernel"
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(service: Service) -> None:
+    """Everything in this network: the others follow on_failure, which is open, and nothing is decrypted."""
+    service.start(path="*")
+    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
+    seen = until(lambda: [one for one in service.connections() if one["remote"]["host"] == "origin.test"])
+    assert seen[0]["process"]["exe"] == "/usr/bin/curl"
+    ours = {pid for _, pid, _ in status_of(service.mitmsec).processes}
+    assert not ours & {one["process"]["pid"] for one in service.connections()}
+
+
+def test_a_run_beside_the_service_is_diverted_once_and_by_its_own_policy(service: Service) -> None:
+    service.start(action="block")
+    done = service.mitmsec.run("--", str(service.curl), "-sS", URL)
+    assert done.stdout.startswith("hello"), done.stderr
+    (seen,) = service.settled(1)
+    assert seen["action"] == "decrypt"
+
+
+def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) -> None:
+    service.start()
+    slow = subprocess.Popen(
+        service.mitmsec.network.inside(
+            str(service.curl), "-sS", "--limit-rate", "2M", "-o", "/dev/null", "-w", "%{size_download}", "-K", "-",
+        ),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
+    )  # fmt: skip
+    time.sleep(KNOWN_S)
+    assert slow.stdin is not None
+    slow.stdin.write("url = https://origin.test/megabytes\n")
+    slow.stdin.close()
+    slow.stdin = None
+    assert until(lambda: json.loads(service.call("status", "--json").stdout)["flows"][0][1])
+    said = service.call("reload", "--policy", service.policy("block")).stderr
+    assert "new connections are decided under" in said
+    refused = service.fetch()
+    assert refused.returncode == 35, refused
+    assert slow.communicate(timeout=60)[0] == str(8 << 20)
+    seen = service.settled(2)
+    assert {(one["action"], one["outcome"]) for one in seen} == {("block", "blocked"), ("bypass", "completed")}
+    assert len(service.mitmsec.of_kind("policy")) == 2
+
+
+def test_a_policy_with_errors_changes_nothing(service: Service) -> None:
+    service.start()
+    wrong = service.call("reload", "--policy", service.mitmsec.policy("[[rule]]\nname = 3\n"), check=False)
+    assert wrong.returncode == 2
+    nobody = service.call("reload", "--policy", service.mitmsec.policy(""), check=False)
+    assert nobody.returncode == 2
+    assert "names no [[application]]" in nobody.stderr
+    assert service.fetch().stdout.startswith("hello")
+    assert service.settled(1)[0]["action"] == "bypass"
+
+
+def test_the_kill_switch_stops_decrypting_within_a_second(service: Service) -> None:
+    service.start(action="decrypt")
+    assert service.fetch("", "-k").returncode == 0
+    assert until(lambda: service.mitmsec.of_kind("request"))
+    assert "nothing is decrypted any more" in service.call("off").stderr
+    requests = len(service.mitmsec.of_kind("request"))
+    assert service.fetch().stdout.startswith("hello")  # the origin's own certificate, which it trusts
+    assert len(service.mitmsec.of_kind("request")) == requests
+    assert "off: nothing is decrypted" in service.call("status").stdout
+    assert "decrypting goes on" in service.call("on").stderr
+    assert service.fetch().returncode == 60  # our certificate, which nobody has told it of
+    operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
+    assert operations == ["service_started", "switched_off", "switched_on"]
+
+
+@pytest.mark.parametrize("on_failure", ["open", "closed"])
+def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Service, on_failure: str) -> None:
+    service.start(on_failure=on_failure)
+    os.kill(status_of(service.mitmsec).supervisor, signal.SIGKILL)
+    time.sleep(1.2)
+    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")  # nobody else notices
+    if on_failure == "open":
+        assert service.fetch().stdout.startswith("hello")
+    service.start()  # takes over what is left
+    assert service.fetch().stdout.startswith("hello")
+    assert len(service.settled(1)) == 1
+    pins = service.mitmsec.state / "run" / "bpf"
+    assert not pins.exists() or not [one for one in pins.iterdir() if one.is_dir()]
+
+
+def test_a_second_service_is_refused_and_without_one_orders_are(service: Service) -> None:
+    service.start()
+    again = service.call("start", "--policy", service.policy(), check=False)
+    assert again.returncode == 1
+    assert "runs already" in again.stderr
+    service.call("stop")
+    for order in ("stop", "off", "on"):
+        assert service.call(order, check=False).returncode == 1
+
+
+def test_in_the_foreground_it_ends_with_its_terminal(service: Service) -> None:
+    command = service.mitmsec.command(
+        "start", "--state", str(service.mitmsec.state), "--foreground", "--policy", service.policy()
+    )
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=service.mitmsec.environment())
+    assert running.stderr is not None
+    assert "at work" in running.stderr.readline()
+    running.send_signal(signal.SIGTERM)
+    _, err = running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert "stopping (SIGTERM)" in err
+    assert [event["operation"] for event in service.mitmsec.of_kind("service")] == [
+        "service_started",
+        "service_stopped",
+    ]
+
+
+def test_help_says_what_each_order_does() -> None:
+    for order in ("start", "stop", "reload", "status", "on", "off"):
+        said = subprocess.run([*MITMSEC, order, "--help"], capture_output=True, text=True, check=True).stdout
+        assert "Usage: mitmsec" in said

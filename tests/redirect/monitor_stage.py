@@ -1,0 +1,107 @@
+"""A monitor for a test, what it has told so far, and ways to start processes that the standard library lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import struct
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mitmsec_redirect.monitor import Monitor, Scanned
+from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, ProcessExecuted, ProcessStarted
+
+SYS_CLONE, SYS_CLONE3 = (56, 435) if os.uname().machine == "x86_64" else (220, 435)
+CLONE_PARENT = 0x8000
+DEADLINE_S = 20
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stage:
+    """Collects events; a process is known by its pid, as long as that is not used twice within a test."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.events: list[ProcessEvent | Scanned] = []
+        self.drain()
+
+    def drain(self) -> None:
+        self.events += self.monitor.drain()
+
+    def of(self, pid: int) -> list[ProcessEvent]:
+        self.drain()
+        return [event for event in self.events if not isinstance(event, Scanned) and event.pid == pid]
+
+    def executed(self, pid: int) -> list[ProcessExecuted]:
+        return [event for event in self.of(pid) if isinstance(event, ProcessExecuted)]
+
+    def started(self, pid: int) -> ProcessStarted:
+        (only,) = (event for event in self.of(pid) if isinstance(event, ProcessStarted))
+        return only
+
+    def started_again(self, pid: int) -> ProcessStarted:
+        """The newest start of a pid that was used before."""
+        return [event for event in self.of(pid) if isinstance(event, ProcessStarted)][-1]
+
+    def events_of_forker(self, pid: int) -> list[ProcessStarted]:
+        """The forks that `pid` called."""
+        self.drain()
+        return [event for event in self.events if isinstance(event, ProcessStarted) and event.forker == pid]
+
+    def kinds(self, pid: int) -> str:
+        """What happened to `pid`, a letter each: started, executed, ended."""
+        letters = {ProcessStarted: "s", ProcessExecuted: "x", ProcessEnded: "e"}
+        return "".join(letters[type(event)] for event in self.of(pid))
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Drain until it does."""
+        ends = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert time.monotonic() < ends, "did not happen"
+            time.sleep(0.002)
+
+
+def spawn(*arguments: str | Path, **options: int) -> int:
+    """posix_spawn, by vfork."""
+    return os.posix_spawn(arguments[0], list(arguments), os.environ, **options)
+
+
+def run(*arguments: str | Path) -> int:
+    """Its pid, after it has ended well."""
+    pid = spawn(*arguments)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    return pid
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", code, *arguments]
+
+
+def forked(child: Callable[[], object]) -> int:
+    """A child that does this and ends, without exec()."""
+    pid = os.fork()
+    if not pid:
+        try:
+            child()
+        finally:
+            os._exit(0)
+    return pid
+
+
+def with_pid(pid: int, arguments: Sequence[str]) -> int:
+    """A child that has this very pid, which must be free (clone3(2), set_tid; Linux 5.5)."""
+    wanted = ctypes.c_int32(pid)
+    fields = (0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1)
+    attributes = ctypes.create_string_buffer(struct.pack("=10Q", *fields), 80)
+    got: int = _libc.syscall(SYS_CLONE3, attributes, 80)
+    if got == 0:
+        try:
+            os.execv(arguments[0], list(arguments))
+        finally:
+            os._exit(127)
+    if got < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return got

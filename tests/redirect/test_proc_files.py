@@ -1,0 +1,134 @@
+"""What /proc tells of one process; above all whether an executable's path is true on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mitmsec_redirect import proc_files
+from mitmsec_redirect.proc_files import ExePath, cgroup_of, comm_of, exe_of, file_of, living, opened, status_of
+
+CAT = os.path.realpath(shutil.which("cat") or "")
+
+
+@contextlib.contextmanager
+def folder_of(*command: str | Path) -> Iterator[int]:
+    """The folder of a process that waits for its input, once it runs the last word of `command`."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    folder = opened(child.pid)
+    assert folder is not None
+    ends = time.monotonic() + 20
+    while comm_of(folder) != Path(command[-1]).name[:15]:
+        assert time.monotonic() < ends
+        time.sleep(0.002)
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+        child.communicate()
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    return Path(shutil.copy(CAT, tmp_path / "program"))
+
+
+# --- paths ------------------------------------------------------------------------------------------------------------
+def test_an_ordinary_path_is_true(program: Path) -> None:
+    with folder_of(program) as folder:
+        assert exe_of(folder) == ExePath(path=str(program))
+
+
+def test_a_file_deleted_since_had_this_path(program: Path) -> None:
+    with folder_of(program) as folder:
+        program.unlink()
+        assert exe_of(folder) == ExePath(path=str(program))
+        shutil.copy(CAT, program)  # another file of that name does not change what runs
+        assert exe_of(folder) == ExePath(path=str(program))
+
+
+def test_a_name_that_ends_like_a_deleted_ones_is_a_name(program: Path) -> None:
+    named = program.rename(program.with_name("program (deleted)"))
+    with folder_of(named) as folder:
+        assert exe_of(folder) == ExePath(path=str(named))
+
+
+@pytest.mark.root
+def test_a_bind_mount_in_a_user_namespace_does_not_make_it_another_program(program: Path, tmp_path: Path) -> None:
+    """Any user can do this, and /proc/PID/exe then says /usr/bin/env of a program that is not."""
+    faked = os.path.realpath(shutil.which("env") or "")
+    script = f"mount --bind {program} {faked} && exec {faked}"
+    program.chmod(0o755)
+    with folder_of("/usr/bin/unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, faked) as folder:
+        assert os.readlink("exe", dir_fd=folder) == faked
+        assert exe_of(folder) == ExePath(claimed=faked)
+
+
+@pytest.mark.root
+def test_a_true_path_is_true_in_another_mount_namespace_too() -> None:
+    with folder_of("/usr/bin/unshare", "--mount", CAT) as folder:
+        assert exe_of(folder) == ExePath(path=CAT)
+
+
+@pytest.mark.root
+def test_a_deleted_file_on_a_foreign_mount_is_a_claim(tmp_path: Path) -> None:
+    """It lies on a file system that only the process has mounted, at a place that is somebody else's here."""
+    script = f"mount -t tmpfs x {tmp_path} && cp {CAT} {tmp_path}/gone && exec {tmp_path}/gone"
+    with folder_of("/usr/bin/unshare", "--mount", "sh", "-c", script, "gone") as folder:
+        os.unlink(f"root{tmp_path}/gone", dir_fd=folder)
+        assert os.readlink("exe", dir_fd=folder) == f"{tmp_path}/gone (deleted)"
+        assert exe_of(folder) == ExePath(claimed=f"{tmp_path}/gone")
+
+
+def test_who_has_ended_or_never_was_has_no_path() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    folder = opened(child.pid)
+    assert folder is not None
+    status = status_of(folder)
+    assert (exe_of(folder), status and status.is_ended) == (ExePath(), True)
+    child.wait()
+    assert (status_of(folder), comm_of(folder), cgroup_of(folder), exe_of(folder)) == (None, None, None, ExePath())
+    os.close(folder)
+    assert opened(child.pid) is None
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+def test_the_living_are_found_with_what_they_run(program: Path) -> None:
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    with folder_of(program):
+        found = {one.pid: one for one in living()}
+    (child,) = (one for one in found.values() if one.exe.path == str(program))
+    assert (child.parent, child.uid, child.comm) == (os.getpid(), os.getuid(), "program")
+    assert child.executable == file_of(program.stat())
+    assert zombie.pid not in found
+    zombie.wait()
+
+
+def test_a_table_that_is_half_there_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    for name in ("7", "8", "self"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) b) S 1 " + "0 " * 15 + "1 0 500 0\n")
+    (tmp_path / "8" / "stat").write_text("8 (x")
+    (found,) = living(str(tmp_path))
+    assert (found.pid, found.parent, found.start_ticks, found.comm, found.exe) == (7, 1, 500, "", ExePath())
+
+
+def test_whoever_goes_while_being_read_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) S 1 " + "0 " * 15 + "1 0 500 0\n")
+
+    def gone(folder: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(proc_files, "comm_of", gone)
+    assert list(living(str(tmp_path))) == []
+    assert list(living(str(tmp_path / "7"))) == []

@@ -1,0 +1,48 @@
+"""Each name that Linux has had for a member leads to its place."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from btf_writer import BtfWriter
+
+from mitmsec_redirect.btf import Btf, NoSuchMember
+from mitmsec_redirect.process_offsets import _PLACES, Offsets
+
+
+def kernel(choose: int) -> BtfWriter:
+    """A kernel with every member as a struct's own, under the name with this index, or the last that it has had."""
+    writer = BtfWriter()
+    eight = writer.integer(8)
+    members: dict[str, dict[str, int]] = {}
+    for number, places in enumerate(_PLACES.values()):
+        struct, path = places[min(choose, len(places) - 1)]
+        members.setdefault(struct, {})[path] = number * 64
+    for struct, paths in members.items():
+        outer: dict[str, list[tuple[str, int, int]]] = {}
+        for path, bit in paths.items():
+            first, _, rest = path.partition(".")
+            outer.setdefault(first, []).append((rest, eight, bit))
+        own = []
+        for first, inner in outer.items():
+            named = [member for member in inner if member[0]]
+            bit = 0 if named else inner[0][2]
+            own.append((first, writer.struct("", 8, *named) if named else eight, bit))
+        writer.struct(struct, 999, *own)
+    return writer
+
+
+@pytest.mark.parametrize("choose", [0, 1, 2])
+def test_members_are_found_by_any_name_they_have_had(choose: int) -> None:
+    found = Offsets.of(Btf(kernel(choose).bytes()))
+    numbers = {name: number * 8 for number, name in enumerate(_PLACES)}
+    differing = {field.name for field in fields(found) if getattr(found, field.name) != numbers[field.name]}
+    assert differing == {"mount_inner"}  # the struct around mount_root
+
+
+def test_a_kernel_that_lacks_one_is_told() -> None:
+    writer = BtfWriter()
+    writer.struct("task_struct", 8)
+    with pytest.raises(NoSuchMember, match="tgid"):
+        Offsets.of(Btf(writer.bytes()))

@@ -1,0 +1,169 @@
+"""Orders of the service, with a supervisor that is played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+
+from mitmsec.audit.event import ServiceSeen
+from mitmsec.core.messages import Message
+from mitmsec.service import control
+from mitmsec.service.children import ChildFailed
+from mitmsec.service.orders import ServiceOrders, refusal
+from mitmsec_redirect.bpf import EbpfUnavailable
+
+CLOSED = control.RunClosed(committed=True, connections=4, requests=0, findings=0, faults=0, cut=0, survivors=0)
+START = control.StartService(policy_file="/p.toml", policy_sha256="0", workers=1, bound=False)
+RELOAD = control.ReloadService(policy_file="/q.toml", policy_sha256="1")
+
+
+class Session:
+    """A session that does what it is told."""
+
+    def __init__(self, name: str, order: Any = START) -> None:
+        self.name, self.policy_order = name, order
+        self.is_service = isinstance(order, control.StartService)
+        self.fails: Exception | None = None
+        self.off = False
+
+    async def reload(self, order: control.ReloadService, *fds: int) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.policy_order = order
+        for descriptor in fds:
+            os.close(descriptor)
+
+    async def switch(self, *, off: bool) -> int:
+        self.off = off
+        return 2 if off else 0
+
+
+class Supervisor:
+    """Keeps sessions, and fails to open one where it is to."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.events: list[ServiceSeen] = []
+        self.off = False
+        self.root_pem = "PEM"
+        self.fails: Exception | None = None
+        self.backbone = self
+        self.ended: list[str] = []
+
+    def record(self, seen: ServiceSeen) -> None:
+        self.events.append(seen)
+
+    async def opened(self, order: Any, fds: list[int], user: str) -> Session:
+        for descriptor in fds:
+            os.close(descriptor)
+        if self.fails is not None:
+            raise self.fails
+        session = self.sessions["s"] = Session("s", order)
+        return session
+
+    async def end(self, session: Session, *, home: str | None, status: int | None) -> control.RunClosed:
+        self.ended.append(session.name)
+        del self.sessions[session.name]
+        return CLOSED
+
+
+class Client:
+    """One connection's orders."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.orders = ServiceOrders(supervisor, "root")  # type: ignore[arg-type]
+
+    def __call__(self, order: Any, descriptors: int | None = None) -> Message:
+        due = {control.StartService: 3, control.ReloadService: 2}.get(type(order), 0)
+        fds = [os.open("/dev/null", os.O_RDONLY) for _ in range(due if descriptors is None else descriptors)]
+        answer = asyncio.run(self.orders.answer(order, fds))
+        for descriptor in fds:
+            with pytest.raises(OSError):
+                os.fstat(descriptor)
+        return answer
+
+
+@pytest.fixture
+def supervisor() -> Supervisor:
+    return Supervisor()
+
+
+@pytest.fixture
+def client(supervisor: Supervisor) -> Client:
+    return Client(supervisor)
+
+
+def test_one_service_a_state(client: Client) -> None:
+    assert client(START) == control.ServiceStarted(session="s", root_pem="PEM")
+    again = client(START)
+    assert isinstance(again, control.Refused)
+    assert (again.error, again.status) == ("the service runs already, under /p.toml", 1)
+
+
+def test_reload_gives_another_policy_and_one_that_fails_changes_nothing(client: Client, supervisor: Supervisor) -> None:
+    client(START)
+    assert client(RELOAD) == control.ServiceReloaded()
+    supervisor.sessions["s"].fails = ChildFailed("the worker ended at start")
+    failed = client(control.ReloadService(policy_file="/r.toml", policy_sha256="2"))
+    assert isinstance(failed, control.Refused)
+    assert (failed.error, failed.status) == ("the worker ended at start", 125)
+    assert supervisor.sessions["s"].policy_order == RELOAD
+
+
+@pytest.mark.parametrize("order", [RELOAD, control.StopService()])
+def test_without_a_service_there_is_nothing_to_order(client: Client, order: Any) -> None:
+    answer = client(order)
+    assert isinstance(answer, control.Refused)
+    assert (answer.error, answer.status) == ("no service runs on this state", 1)
+
+
+def test_the_switch_holds_for_everybody_now_and_later_and_is_on_record(client: Client, supervisor: Supervisor) -> None:
+    supervisor.sessions = {name: Session(name, None) for name in ("r1", "r2")}
+    assert client(control.SwitchService(off=True)) == control.ServiceSwitched(cut=4, sessions=2)
+    assert supervisor.off
+    assert all(session.off for session in supervisor.sessions.values())
+    assert client(control.SwitchService(off=False)) == control.ServiceSwitched(cut=0, sessions=2)
+    assert [(event.operation, event.user, event.detail) for event in supervisor.events] == [
+        ("switched_off", "root", "4 decrypted connections cut"),
+        ("switched_on", "root", ""),
+    ]
+
+
+def test_stop_ends_it(client: Client, supervisor: Supervisor) -> None:
+    client(START)
+    assert client(control.StopService()) == CLOSED
+    assert supervisor.ended == ["s"]
+
+
+@pytest.mark.parametrize(("bound", "ended"), [(True, ["s"]), (False, [])])
+def test_what_is_bound_to_its_client_ends_with_it(
+    client: Client, supervisor: Supervisor, bound: bool, ended: list[str]
+) -> None:
+    client(control.StartService(policy_file="/p", policy_sha256="0", workers=1, bound=bound))
+    asyncio.run(client.orders.client_gone())
+    asyncio.run(client.orders.client_gone())
+    assert supervisor.ended == ended
+
+
+def test_an_order_without_its_descriptors_is_refused(client: Client) -> None:
+    answer = client(START, descriptors=1)
+    assert isinstance(answer, control.Refused)
+    assert answer.status == 125
+
+
+def test_a_service_that_cannot_start_says_whose_fault_that_is(client: Client, supervisor: Supervisor) -> None:
+    supervisor.fails = EbpfUnavailable("no cgroup2", "mount it")
+    assert client(START) == control.Refused(error="no cgroup2", remedy="mount it", status=3)
+
+
+def test_bugs_are_told_by_their_kind() -> None:
+    assert refusal(ValueError("x")).error == "ValueError: x"
+    assert refusal(OSError("disk")).error == "disk"
+
+
+def test_other_messages_are_not_orders(client: Client) -> None:
+    assert client.orders.takes(START)
+    assert not client.orders.takes(control.StatusQuestion())

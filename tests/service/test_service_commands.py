@@ -1,0 +1,61 @@
+"""Orders on the command line: what is wrong is told before anything starts. What they do is in tests/end_to_end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mitmsec.cli import cli
+
+pytestmark = pytest.mark.root
+APPLICATION = '[[application]]\nname = "a"\npath = ["{}"]\n'
+
+
+def said(*words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(words))
+    return result.exit_code, result.stderr
+
+
+@pytest.mark.parametrize("order", ["stop", "on", "off"])
+def test_without_a_service_the_next_step_is_told(tmp_path: Path, order: str) -> None:
+    status, err = said(order, "--state", str(tmp_path / "state"))
+    assert status == 1
+    assert "no service runs on this state\n" in err
+    assert "start --policy FILE" in err
+
+
+def test_reload_reads_the_policy_first(tmp_path: Path) -> None:
+    policy = tmp_path / "p.toml"
+    policy.write_text("version = 1\n" + APPLICATION.format("/usr/bin/curl"))
+    assert said("reload", "--state", str(tmp_path / "state"), "--policy", str(policy))[0] == 1
+    policy.write_text("version = 1\n[[rule]]\n")
+    assert said("reload", "--state", str(tmp_path / "state"), "--policy", str(policy))[0] == 2
+
+
+@pytest.mark.parametrize("order", ["start", "reload"])
+def test_a_policy_that_selects_nobody_is_refused_with_nothing_started(tmp_path: Path, order: str) -> None:
+    policy = tmp_path / "p.toml"
+    policy.write_text("version = 1\n")
+    status, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
+    assert status == 2
+    assert "names no [[application]], so the service would select no program" in err
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_path_that_is_not_there_is_warned_about(tmp_path: Path) -> None:
+    policy = tmp_path / "p.toml"
+    policy.write_text("version = 1\n" + APPLICATION.format("/nowhere/at-all"))
+    _, err = said("reload", "--state", str(tmp_path / "state"), "--policy", str(policy))
+    assert 'application "a" names no file that is there' in err
+    policy.write_text("version = 1\n" + APPLICATION.format("/nowhere/*"))
+    assert "no file that is there" not in said("reload", "--state", str(tmp_path / "s"), "--policy", str(policy))[1]
+
+
+def test_status_of_nothing_is_a_status(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["status", "--state", str(tmp_path / "state")])
+    assert result.exit_code == 1
+    assert result.stdout == "nothing of mitmsec is at work on this state\n"
+    result = CliRunner().invoke(cli, ["status", "--json", "--state", str(tmp_path / "state")])
+    assert result.stdout == '{"supervisor":null}\n'

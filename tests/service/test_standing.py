@@ -1,0 +1,204 @@
+"""Whom the service selects, by real programs of this machine; each policy here selects only what its test made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmsec.core.model import Process
+from mitmsec.core.policy import Application, Policy
+from mitmsec.service.standing import OURS, StandingScope
+from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.verdicts import Verdict, verdict_of
+
+pytestmark = pytest.mark.root
+SUPERVISOR = "read line && sh -c 'sleep 60 & echo $!; wait'"  # starts what starts something, when told
+
+
+def policy(**criteria: Any) -> Policy:
+    return Policy(applications=(Application(name="a", **criteria),))
+
+
+class Stage:
+    """A scope, and programs that are nobody else's."""
+
+    def __init__(
+        self, folder: Path, scope: StandingScope, supervisor: subprocess.Popen[bytes], held: contextlib.ExitStack
+    ) -> None:
+        self.folder, self.scope, self.supervisor, self._held = folder, scope, supervisor, held
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[Any]:
+        process = subprocess.Popen(command, **options)
+        self._held.callback(process.wait)
+        self._held.callback(process.kill)
+        return process
+
+    def executed(self, program: Path | str) -> int:
+        """The pid of a `program`, a cat, that has executed instructions."""
+        process = self.start(str(program), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        assert process.stdout.read(1) == b"\n"
+        return process.pid
+
+    def verdict(self, pid: int) -> Verdict:
+        return verdict_of(self.scope._monitor.entry_of(pid))
+
+    async def until(self, pid: int, verdict: Verdict) -> None:
+        async with asyncio.timeout(20):
+            while self.verdict(pid) != verdict:
+                self.scope.look()
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("cat", "sh", "sleep"):
+        shutil.copy(os.path.realpath(f"/usr/bin/{name}"), tmp_path / name)
+    return tmp_path
+
+
+def on_stage(folder: Path, governed: Policy, scenario: Callable[[Stage], Any]) -> None:
+    """`scenario` on a loop with a scope under `governed`, which is gone afterwards."""
+
+    async def play() -> None:
+        table = ProcessTable()
+        supervisor = subprocess.Popen(["/usr/bin/sh", "-c", SUPERVISOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        scope = StandingScope(governed, table, supervisor.pid)
+        try:
+            with contextlib.ExitStack() as held:
+                await scenario(Stage(folder, scope, supervisor, held))
+        finally:
+            supervisor.communicate()
+            await scope.release(None)
+            table.close()
+
+    asyncio.run(play())
+
+
+@pytest.fixture
+def running(folder: Path) -> Iterator[subprocess.Popen[Any]]:
+    process = subprocess.Popen([folder / "sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_who_runs_is_judged_at_once_and_again_under_another_policy(
+    folder: Path, running: subprocess.Popen[Any]
+) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert stage.verdict(running.pid) == Verdict.SELECTED
+        assert stage.verdict(stage.supervisor.pid) == OURS
+        assert not stage.scope.selection.everything
+        stage.scope.govern(policy(path=("/nowhere/*",)))
+        assert stage.verdict(running.pid) == Verdict(0)
+        stage.scope.govern(policy(path=("*",)))
+        assert stage.scope.selection.everything
+        assert stage.verdict(running.pid) == Verdict.SELECTED
+
+    on_stage(folder, policy(path=(str(folder / "sleep"),)), scenario)
+
+
+def test_a_named_file_is_selected_before_its_first_instruction(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        chosen, other = stage.executed(folder / "cat"), stage.executed("/usr/bin/cat")
+        assert stage.verdict(chosen) == Verdict.SELECTED  # though nobody has drained anything yet
+        assert stage.verdict(other) == Verdict.UNDECIDED
+        await stage.until(other, Verdict(0))
+
+    on_stage(folder, policy(path=(str(folder / "cat"),)), scenario)
+
+
+def test_a_file_that_was_judged_is_known_from_then_on(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        first = stage.executed(folder / "cat")
+        assert stage.verdict(first) == Verdict.UNDECIDED
+        await stage.until(first, Verdict.SELECTED)
+        assert stage.verdict(stage.executed(folder / "cat")) == Verdict.SELECTED
+        os.rename(folder / "cat", folder / "other")  # another path: nothing that was known of it holds any more
+        renamed = stage.executed(folder / "other")
+        assert stage.verdict(renamed) == Verdict.UNDECIDED
+        await stage.until(renamed, Verdict(0))
+
+    on_stage(folder, policy(path=(f"{folder}/ca*",)), scenario)
+
+
+def test_children_are_selected_with_their_parent_whatever_they_execute(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        shell = stage.start(
+            str(folder / "sh"), "-c", "sh -c 'sleep 60 & echo $!; wait' & wait", stdout=subprocess.PIPE, text=True
+        )
+        assert shell.stdout is not None
+        grandchild = int(await asyncio.to_thread(shell.stdout.readline))
+        try:
+            while os.readlink(f"/proc/{grandchild}/exe") != os.path.realpath("/usr/bin/sleep"):
+                await asyncio.sleep(0.01)
+            assert stage.verdict(grandchild) & (Verdict.SELECTED | Verdict.INHERITED) == (
+                Verdict.SELECTED | Verdict.INHERITED
+            )
+            assert stage.scope.selects(Process(pid=grandchild, exe="/usr/bin/sleep"))
+        finally:
+            os.kill(grandchild, 9)
+
+    on_stage(folder, policy(path=(str(folder / "sh"),), children=True), scenario)
+
+
+def test_a_program_is_undecided_until_its_hash_is_there(folder: Path) -> None:
+    with open(folder / "cat", "ab") as file:
+        file.write(os.urandom(64))  # nobody has hashed it yet
+    digest = hashlib.sha256((folder / "cat").read_bytes()).hexdigest()
+
+    async def scenario(stage: Stage) -> None:
+        pid = stage.executed(folder / "cat")
+        assert stage.verdict(pid) == Verdict.UNDECIDED
+        await stage.until(pid, Verdict.SELECTED)
+
+    on_stage(folder, policy(sha256=(digest,)), scenario)
+
+
+def test_what_we_start_is_ours_and_so_is_what_that_starts(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert stage.supervisor.stdin is not None
+        assert stage.supervisor.stdout is not None
+        stage.supervisor.stdin.write(b"\n")
+        stage.supervisor.stdin.flush()
+        child = int(await asyncio.to_thread(stage.supervisor.stdout.readline))
+        try:
+            assert stage.verdict(child) & OURS == OURS  # whatever else it is
+        finally:
+            os.kill(child, 9)
+
+    on_stage(folder, policy(path=("/usr/bin/sleep", os.path.realpath("/usr/bin/sh"))), scenario)
+
+
+def test_who_cannot_be_judged_counts_as_selected(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert stage.scope.selects(Process(pid=4_000_000))
+        assert not stage.scope.selects(Process(pid=4_000_000, exe="/usr/bin/curl"))
+
+    on_stage(folder, policy(path=("/opt/*",)), scenario)
+
+
+def test_a_thousand_programs_later_nothing_is_kept(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        await asyncio.to_thread(
+            subprocess.run, ["/usr/bin/sh", "-c", f"for n in $(seq 1000); do {folder}/sleep 0; done"], check=True
+        )
+        until = time.monotonic() + 20
+        while stage.scope._undecided and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        assert not stage.scope._undecided
+
+    on_stage(folder, policy(path=(f"{folder}/sl*",)), scenario)
