@@ -7,6 +7,11 @@ text ─ tomllib ─► tables ─ policyfile ─► values ─ contradiction �
 
 from __future__ import annotations
 
+import errno
+import os
+import select
+import stat
+import sys
 import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -25,14 +30,22 @@ KNOWN_INSPECTORS = ("keywords",)
 LATER_QUIC = ("decrypt",)
 LATER_UNPROVEN_NAME = ("block", "decrypt")
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
+STDIN = Path("-")
+PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another program's output
 
 
 type Unusable = Callable[[str, tuple[str, ...]], str | None]
+type NoRoots = Callable[[str, str], str | None]
 
 
 def nothing_unusable(name: str, words: tuple[str, ...]) -> str | None:
     """For callers that know no inspectors."""
     return None
+
+
+def no_certificate(name: str, pem: str) -> str | None:
+    """For callers that cannot look into certificates."""
+    return None if "-BEGIN CERTIFICATE-" in pem else f"{name}: no certificate in PEM form in it"
 
 
 class PolicyErrors(Exception):
@@ -49,12 +62,26 @@ def load_policy(path: Path, *, inspectors: Collection[str] = KNOWN_INSPECTORS) -
 
 
 def load_policy_and_text(
-    path: Path, *, inspectors: Collection[str] = KNOWN_INSPECTORS, unusable: Unusable = nothing_unusable
+    path: Path,
+    *,
+    inspectors: Collection[str] = KNOWN_INSPECTORS,
+    unusable: Unusable = nothing_unusable,
+    no_roots: NoRoots = no_certificate,
 ) -> tuple[Policy, str]:
-    """As load_policy, with exactly the text that the policy was made of (for its hash)."""
+    """As load_policy, with exactly the text that the policy was made of (for its hash).
+
+    `-` is standard input; what that names is looked for in the current folder.
+    """
     text = _text(path)
-    read_list = lambda name: _utf8(path.parent / name)  # noqa: E731
-    return parse_policy(text, file=str(path), read_list=read_list, inspectors=inspectors, unusable=unusable), text
+    policy = parse_policy(
+        text,
+        file="(standard input)" if path == STDIN else str(path),
+        read_list=lambda name: _utf8(path.parent / name),
+        inspectors=inspectors,
+        unusable=unusable,
+        no_roots=no_roots,
+    )
+    return policy, text
 
 
 def _text(path: Path) -> str:
@@ -70,7 +97,25 @@ def _text(path: Path) -> str:
 
 def _utf8(path: Path) -> str:
     """Every byte of the file as it is, line ends too: the text's hash is the file's."""
-    return path.read_bytes().decode("utf-8")
+    return _content(path).decode("utf-8")
+
+
+def _content(path: Path) -> bytes:
+    """Raises OSError, also for a pipe into which nobody writes: `open` would wait for somebody for ever."""
+    if path == STDIN:
+        return sys.stdin.buffer.read()
+    without_waiting = getattr(os, "O_NONBLOCK", 0)
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting)) as file:
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            _await(file.fileno())
+        return file.read()
+
+
+def _await(pipe: int) -> None:
+    """Until something can be read."""
+    if not select.select([pipe], [], [], PIPE_DEADLINE_S)[0]:
+        raise TimeoutError(errno.ETIMEDOUT, f"nothing came out of this pipe within {PIPE_DEADLINE_S:.0f} s")
+    os.set_blocking(pipe, True)
 
 
 def parse_policy(
@@ -80,24 +125,26 @@ def parse_policy(
     read_list: Callable[[str], str],
     inspectors: Collection[str] = KNOWN_INSPECTORS,
     unusable: Unusable = nothing_unusable,
+    no_roots: NoRoots = no_certificate,
 ) -> Policy:
     """The policy that `text` is. Raises PolicyErrors with all errors.
 
     `file` stands in the errors. `read_list` gives the text of a file that the policy names, as it is written there
     (relative to the policy file); what it raises as OSError or ValueError becomes an error of the policy.
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
+    `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     document = _document(text, file)
     notes = Notes(file, index(text))
     context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable)
-    policy = _policy(Table(document, (), notes), context)
+    policy = _policy(Table(document, (), notes), context, no_roots)
     if notes.errors:
         raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))
     return policy
 
 
-def _policy(root: Table, context: Context) -> Policy:
+def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
     """Sections in the order in which they need each other; the errors come out in the order of the file anyway."""
     _version(root)
     read_inspectors(root.table("inspector"), context)
@@ -109,7 +156,7 @@ def _policy(root: Table, context: Context) -> Policy:
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
         quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
         upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,
-        upstream_roots=_upstream_roots(defaults, context),
+        upstream_roots=_upstream_roots(defaults, context, no_roots),
         inspect=read_inspect(defaults, context) or (),
         applications=applications,
         rules=rules,
@@ -139,12 +186,12 @@ def _unproven_name(defaults: Table) -> None:
         defaults.note(f'"{word}" is not one of allow, {", ".join(LATER_UNPROVEN_NAME)}', "unproven_name")
 
 
-def _upstream_roots(defaults: Table, context: Context) -> tuple[str, ...]:
+def _upstream_roots(defaults: Table, context: Context, no_roots: NoRoots) -> tuple[str, ...]:
     files = defaults.texts("upstream_roots", may_be_empty=True)
     for place, name in files:
-        lines = context.lines_of(defaults, name, "upstream_roots", place)
-        if lines and not any("BEGIN CERTIFICATE" in line for _, line in lines):
-            defaults.note(f"{name} holds no certificate in PEM form", "upstream_roots", place)
+        text = context.text_of(defaults, name, "upstream_roots", place)
+        if text is not None and (why := no_roots(name, text)) is not None:
+            defaults.note(why, "upstream_roots", place)
     return tuple(name for _, name in files)
 
 
@@ -166,7 +213,7 @@ def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) ->
         for found in impossible_defaults(policy):
             notes.add(("defaults", found.key), found.message)
     for found in (*impossible_pairs(policy), *never_matching(policy, sound)):
-        notes.add(("rule", found.rule or 0, found.key), found.message)
+        notes.add(("rule", found.rule or 0, *([found.key] if found.key else [])), found.message)
 
 
 def _document(text: str, file: str) -> dict[str, object]:

@@ -161,3 +161,20 @@ def test_no_summary_of_a_command_is_cut_at_80_columns(group: list[str]) -> None:
     assert listed
     assert "..." not in listed
     assert max(map(len, shown.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["help"], []),
+        (["help", "audit"], ["audit"]),
+        (["help", "audit", "list"], ["audit", "list"]),
+        (["audit", "help"], ["audit"]),
+    ],
+)
+def test_who_asks_for_help_in_words_gets_it(words: list[str], asked: list[str]) -> None:
+    told = CliRunner().invoke(cli, words)
+    assert told.exit_code == 0
+    assert told.stdout == CliRunner().invoke(cli, [*asked, "--help"]).stdout
+    unknown = CliRunner().invoke(cli, ["help", "xyzzy"])
+    assert (unknown.exit_code, unknown.stdout) == (2, "")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitmsec import config
 from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
 from mitmsec.core.model import Action, OnFailure, Quic, Upstream
 from mitmsec.core.policy import Policy
@@ -121,9 +124,10 @@ action = "block"
         (11, "rule[0].on_finding", "r"),
         (13, "rule[0].port[1]", "r"),
         (15, "rule[1].name", "r"),
-        (21, "rule[3].name", "late"),
+        (20, "rule[3]", "late"),
     ]
     assert str(found[8]) == 'p.toml:13: rule "r": port[1]: the range 9-1 is empty'
+    assert str(found[10]).startswith('p.toml:20: rule "late": can never match: the earlier rule "all" takes every ')
 
 
 @pytest.mark.parametrize(
@@ -234,3 +238,19 @@ def test_line_ends_and_a_byte_order_mark_of_other_systems_change_nothing_but_the
     with pytest.raises(PolicyErrors) as caught:
         load_policy(path)
     assert [error.line for error in caught.value.errors] == [4]
+
+
+def test_a_pipe_that_nobody_writes_to_is_an_error_and_no_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(path := tmp_path / "pipe")
+    monkeypatch.setattr(config, "PIPE_DEADLINE_S", 0.05)
+    with pytest.raises(PolicyErrors, match="cannot be read: nothing came out of this pipe within"):
+        load_policy(path)
+
+
+def test_a_pipe_may_hold_the_policy_as_the_shells_process_substitution_does(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "pipe")
+    script = 'sleep 0.2; printf "version = 1\\n"; sleep 0.2; printf "[defaults]\\naction = \\"block\\"\\n"'
+    with subprocess.Popen(["sh", "-c", f"({script}) > '{path}'"]):
+        assert load_policy(path).action is Action.BLOCK

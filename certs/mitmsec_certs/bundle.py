@@ -6,7 +6,8 @@
 
 Never a runtime's own list (certifi): what the machine's owner distrusts must not come back through us. A file that the
 caller named must be right to the last block; in the system's list, and in folders, what cannot be read is left out and
-counted, as OpenSSL does. Standard library only, so that a process without `cryptography` can make bundles.
+counted, and a folder that is missing beside others gives nothing, as OpenSSL does. Standard library only, so that a
+process without `cryptography` can make bundles.
 """
 
 from __future__ import annotations
@@ -81,28 +82,37 @@ class Bundle(Value, frozen=True):
     def pem(self) -> bytes:
         return b"".join(map(_pem, self.roots))
 
+    def adding(self, roots: Iterable[bytes]) -> Bundle:
+        """This bundle and further roots (DER)."""
+        return Bundle(roots=_once([*self.roots, *roots]), sources=self.sources, skipped=self.skipped)
+
 
 def roots_as_used(environ: Mapping[str, str], files: Files | None = None) -> Bundle:
     """The roots that a command with `environ` would have used. Raises BadBundle."""
     files = files or LocalFiles()
-    file, folders = environ.get("SSL_CERT_FILE"), environ.get("SSL_CERT_DIR")
+    file = environ.get("SSL_CERT_FILE")
+    folders = [folder for folder in environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
     if not file and not folders:
         return _system(files)
-    roots: list[bytes] = []
-    skipped = 0
-    if file:
-        roots += named_file("SSL_CERT_FILE", file, files)
-    for folder in filter(None, (folders or "").split(os.pathsep)):
-        more, bad = _folder(folder, files)
+    roots = [*named_file("SSL_CERT_FILE", file, files)] if file else []
+    skipped, sources, missing = 0, [file] if file else [], []
+    for folder in folders:
+        try:
+            more, bad = _folder(folder, files)
+        except OSError as error:  # OpenSSL finds nothing in it, and looks in the next one
+            missing.append(f"{folder}: {error.strerror or error}")
+            continue
         roots += more
         skipped += bad
-    sources = [source for source in (file, *(folders or "").split(os.pathsep)) if source]
+        sources.append(folder)
+    if not sources:
+        raise BadBundle(f"SSL_CERT_DIR: {'; '.join(missing)}")
     return Bundle(roots=_once(roots), sources=tuple(sources), skipped=skipped)
 
 
 def with_root(bundle: Bundle, root_pem: str | bytes) -> bytes:
     """The bundle as PEM with our root, once. Raises BadBundle when `root_pem` is not exactly certificates."""
-    ours = _strict("our root", root_pem.encode() if isinstance(root_pem, str) else root_pem)
+    ours = all_certificates("our root", root_pem.encode() if isinstance(root_pem, str) else root_pem)
     return b"".join(map(_pem, _once([*bundle.roots, *ours])))
 
 
@@ -111,10 +121,22 @@ def certificates_in(pem: bytes) -> tuple[bytes, ...]:
     return tuple(der for der in _blocks(pem) if der is not None)
 
 
+def all_certificates(source: str, pem: bytes) -> tuple[bytes, ...]:
+    """The certificates (DER) of `pem`, every one in it. Raises BadBundle, naming `source`, for a broken one or none."""
+    roots: list[bytes] = []
+    for number, der in enumerate(_blocks(pem), 1):
+        if der is None:
+            raise BadBundle(f"{source}: block {number} is not a certificate that can be read")
+        roots.append(der)
+    if not roots:
+        raise BadBundle(f"{source}: no certificate in PEM form in it")
+    return tuple(roots)
+
+
 def named_file(variable: str, path: str, files: Files) -> tuple[bytes, ...]:
     """The certificates (DER) of the file that the caller's `variable` names. Raises BadBundle, naming both."""
     try:
-        return _strict(f"{variable}: {path}", files.read(path))
+        return all_certificates(f"{variable}: {path}", files.read(path))
     except OSError as error:
         raise BadBundle(f"{variable}: {path}: {error.strerror or error}") from None
 
@@ -133,11 +155,11 @@ def _system(files: Files) -> Bundle:
 
 
 def _folder(folder: str, files: Files) -> tuple[list[bytes], int]:
-    """Hashed names as OpenSSL looks them up; in a folder without any, whatever is called a certificate."""
-    try:
-        names = files.names(folder)
-    except OSError as error:
-        raise BadBundle(f"SSL_CERT_DIR: {folder}: {error.strerror or error}") from None
+    """Hashed names as OpenSSL looks them up; in a folder without any, whatever is called a certificate.
+
+    Raises OSError where the folder cannot be read.
+    """
+    names = files.names(folder)
     hashed = [name for name in names if _HASHED.fullmatch(name)]
     roots: list[bytes] = []
     bad = 0
@@ -153,17 +175,6 @@ def _folder(folder: str, files: Files) -> tuple[list[bytes], int]:
 
 
 # --- PEM (RFC 7468) ---------------------------------------------------------------------------------------------------
-def _strict(source: str, pem: bytes) -> tuple[bytes, ...]:
-    roots: list[bytes] = []
-    for number, der in enumerate(_blocks(pem), 1):
-        if der is None:
-            raise BadBundle(f"{source}: block {number} is not a certificate that can be read")
-        roots.append(der)
-    if not roots:
-        raise BadBundle(f"{source}: no certificate in PEM form in it")
-    return tuple(roots)
-
-
 def _blocks(pem: bytes) -> Iterator[bytes | None]:
     """Each certificate's DER, None for a block that is broken. Text between blocks, and other blocks, are skipped."""
     label: bytes | None = None

@@ -101,7 +101,7 @@ def fields_of(seen: Seen, owner: Process | None = None, host: str | None = None)
         case ConnectionSeen():
             return Kind.CONNECTION, _connection(seen)
         case RequestSeen():
-            return Kind.REQUEST, _owned(_renamed(_plain(seen)), owner, host)
+            return Kind.REQUEST, _owned(_without_none(_renamed(_plain(seen)), "outcome", "answered_by"), owner, host)
         case FindingSeen():
             return Kind.FINDING, _owned(_finding(seen), owner, host)
         case CertificateSeen():

@@ -45,6 +45,9 @@ class Outcome(StrEnum):
     STRANGER = "stranger"  # nobody's hook diverted it
 
 
+OURS = "mitmsec"  # who answered a request that did not go on
+
+
 class Seen(Message, frozen=True):
     """Base of what producers report to the recorder."""
 
@@ -97,7 +100,11 @@ class BytesSeen(Seen, frozen=True):
 
 # --- worker -----------------------------------------------------------------------------------------------------------
 class RequestSeen(Seen, frozen=True):
-    """One HTTP exchange. `url` carries no query values unless the policy asks for them."""
+    """One HTTP exchange. `url` carries no query values unless the policy asks for them.
+
+    `outcome` is `blocked` where a finding kept the request from its origin. `answered_by` is OURS where the answer is
+    not the origin's, but a page of ours that says why.
+    """
 
     flow: str
     method: str
@@ -107,6 +114,8 @@ class RequestSeen(Seen, frozen=True):
     request_bytes: int
     response_bytes: int
     content_type: str | None = None
+    outcome: Outcome | None = None
+    answered_by: str | None = None
 
 
 class FindingSeen(Seen, frozen=True):

@@ -26,15 +26,16 @@ from mitmsec.audit.chain import Broken, Entry, Head, Other, Verified
 from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.store import FILE_NAME
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, Endpoint
 
 TOLD_EVERY = 2048  # events
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 GLOB_SIGNS = frozenset("*?[")
+ADDRESS = "json_extract(envelope, '$.remote.address')"
 
 
 class NoLog(Exception):
-    """There is no readable log here; the message says why and what helps."""
+    """There is no log here that this user can read; the message says why."""
 
 
 class Denied(NoLog):
@@ -50,8 +51,8 @@ class Filter:
     """Which events: those that meet every criterion that is not None."""
 
     kind: Kind | None = None
-    app: str | None = None  # part of the executable's path, or a glob over all of it
-    host: str | None = None  # a name and what is below it, or a glob
+    app: str | None = None  # part of the executable's path, or a glob over all of it; whatever its case
+    host: str | None = None  # a name and what is below it, an address, or a glob over either
     action: Action | None = None
     outcome: Outcome | None = None
     rule: str | None = None  # a rule's name, or a glob over it
@@ -123,9 +124,14 @@ class Review:
         ended = (event for event in self.events(wanted) if event.get("id") == event.get("connection"))
         return dict(Counter((str(event.get("action")), str(event.get("outcome"))) for event in ended))
 
+    def stopped(self, session: str, since: datetime) -> int:
+        """Requests of one run that a finding stopped. Looks at what was recorded from `since` on."""
+        wanted = Filter(kind=Kind.REQUEST, session=session, since=since, outcome=Outcome.BLOCKED)
+        return sum(1 for _ in self.events(wanted))
+
     def size(self) -> int:
-        """How many events the log has."""
-        return int(next(self._db.query("SELECT count(*) AS size FROM events"))["size"])
+        """How many events the log has. Raises Unreadable."""
+        return int(next(self._rows("SELECT count(*) AS size FROM events"))["size"])
 
     def stats(self) -> list[Fields]:
         """Connections by program and action: how many, bytes each way, and the newest."""
@@ -171,12 +177,16 @@ class Review:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Review]:
-    """The log in `folder`, for reading. Raises NoLog, Denied."""
+    """The log in `folder`, for reading. Raises NoLog, Denied, Unreadable."""
     path = folder / FILE_NAME
     try:
         conn = _connected(path)
     except (sqlite3.Error, OSError) as error:
-        raise NoLog(f"the log {path} cannot be read: {error}") from error
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:  # the file is, its folder is not ours
+            raise NoLog(f"the log {path} cannot be read: {error}") from error
+        is_empty = path.is_file() and not path.stat().st_size
+        why = "it is empty: no recorder leaves a log like that" if is_empty else str(error)
+        raise Unreadable(f"the log {path} cannot be read: {why}") from error
     db = sqlite_utils.Database(conn, execute_plugins=False)  # no code of other distributions in here
     try:
         yield Review(db)
@@ -214,8 +224,8 @@ def _conditions(wanted: Filter) -> tuple[str, list[str]]:
     parts: list[tuple[str, str]] = []
     if wanted.kind is not None:
         parts.append(("kind = ?", wanted.kind.value))
-    elif wanted.outcome is not None or wanted.rule is not None:
-        parts.append(("kind = ?", Kind.CONNECTION.value))  # only they have either
+    elif wanted.rule is not None:
+        parts.append(("kind = ?", Kind.CONNECTION.value))  # only they have one
     if wanted.action is not None:
         parts.append(("action = ?", wanted.action.value))
     if wanted.since is not None:
@@ -223,14 +233,25 @@ def _conditions(wanted: Filter) -> tuple[str, list[str]]:
     if wanted.until is not None:
         parts.append(("time < ?", _stamp(wanted.until)))
     if wanted.app is not None:
-        parts.append(("app GLOB ?", wanted.app) if _is_glob(wanted.app) else ("instr(app, ?) > 0", wanted.app))
+        how = "lower(app) GLOB lower(?)" if _is_glob(wanted.app) else "instr(lower(app), lower(?)) > 0"
+        parts.append((how, wanted.app))
     if wanted.host is not None:
-        host = wanted.host.lower().lstrip(".")
-        parts.append(("host GLOB ?", host) if _is_glob(host) else ("'.' || host LIKE ? ESCAPE '\\'", _below(host)))
+        parts.append(_on_host(wanted.host.lower().lstrip(".")))
     if not parts:
         return "1", []
     conditions, values = zip(*parts, strict=True)
     return " AND ".join(conditions), list(values)
+
+
+def _on_host(host: str) -> tuple[str, str]:
+    """The search column holds the name where there is one; the address then stands in the envelope alone."""
+    if _is_glob(host):
+        return f"EXISTS (SELECT 1 FROM (SELECT host AS it UNION SELECT {ADDRESS}) WHERE it GLOB ?)", host  # noqa: S608
+    try:
+        address = Endpoint.of(host.strip("[]"), 0).address
+    except ValueError:
+        return "'.' || host LIKE ? ESCAPE '\\'", _below(host)
+    return f"? IN (host, {ADDRESS})", address
 
 
 def _is_glob(text: str) -> bool:

@@ -45,7 +45,7 @@ def events(db: sqlite_utils.Database) -> None:
 
 
 class LogDamaged(Exception):
-    """The end of the log on disk does not follow from what is before it; nothing can be appended to it."""
+    """What is on disk is no log, or its end does not follow from what is before it; nothing can be appended to it."""
 
 
 class LogUnwritable(Exception):
@@ -65,8 +65,10 @@ class Store:
                 self._db = _opened(self.path, unless_opened)
                 self.head = _last_head(self._db.conn)
                 unless_opened.pop_all()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise LogUnwritable(f"{self.path}: {error}") from error
+        except sqlite3.Error as error:  # no database, or one whose pages contradict each other
+            raise LogDamaged(f"{self.path}: {error}") from error
 
     def append(self, drafts: Sequence[Draft]) -> Head:
         """Number and append `drafts`, in order. They are on disk when this returns. Raises LogUnwritable."""

@@ -19,11 +19,11 @@ from mitmsec.core.selector import (
 
 
 class Contradiction(Value, frozen=True):
-    """`rule` is the rule's number, None for the defaults; `key` the key to blame."""
+    """`rule` is the rule's number, None for the defaults; `key` the key to blame, empty for the rule as a whole."""
 
     rule: int | None
-    key: str
     message: str
+    key: str = ""
 
 
 def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
@@ -62,7 +62,7 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
         shadow = next((policy.rules[n] for n in seen.candidates(rule) if _covers(policy.rules[n], rule)), None)
         if shadow is not None:
             why = f'can never match: the earlier rule "{shadow.name}" takes every connection that this one describes'
-            yield Contradiction(rule=number, key="name", message=why)
+            yield Contradiction(rule=number, message=why)
         seen.add(number, rule)
 
 

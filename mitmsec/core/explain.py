@@ -72,7 +72,25 @@ def _application(policy: Policy, rule: Rule, process: Process) -> Checked:
     for entry in rule.application:
         if Program.of(entry, policy.applications).accepts(process):
             return Checked(key="application", holds=True, why=f"{who} is one of {entry}")
-    return Checked(key="application", holds=False, why=f"{who} is none of {_listed(rule.application)}")
+    entries = tuple(entry + _lacks(policy, entry, process) for entry in rule.application)
+    return Checked(key="application", holds=False, why=f"{who} is none of {_listed(entries)}")
+
+
+def _lacks(policy: Policy, entry: str, process: Process) -> str:
+    """Which criteria of an application the program does not fulfil, where that is more than its path."""
+    answers = list(Program.of(entry, policy.applications).answers(process))
+    if [key for key, _ in answers] == ["path"]:
+        return ""
+    wants = next(application for application in policy.applications if application.name == entry)
+    has = {"path": process.exe, "process_name": process.name, "user": process.user, "sha256": process.sha256}
+    lacks = [_lack(key, has[key], getattr(wants, key)) for key, answer in answers if not answer]
+    return f" ({'; '.join(lacks)})"
+
+
+def _lack(key: str, has: str | None, wants: tuple[str, ...]) -> str:
+    if has is None:
+        return f"{key} is not known"
+    return f"{key} {has} is {'not' if len(wants) == 1 else 'none of'} {_listed(wants)}"
 
 
 def _host(rule: Rule, name: str | None) -> Checked:
@@ -87,7 +105,14 @@ def _host(rule: Rule, name: str | None) -> Checked:
 def _port(rule: Rule, port: int) -> Checked:
     holds = ports_accept(rule.port, port)
     among = _listed(tuple(port_text(*ports) for ports in rule.port))
-    return Checked(key="port", holds=holds, why=f"{port} is {'' if holds else 'not '}within {among}")
+    match rule.port:
+        case [(low, high)] if low == high:
+            why = f"it is {port}" if holds else f"{port} is not {among}"
+        case [_]:
+            why = f"{port} is {'' if holds else 'not '}within {among}"
+        case _:
+            why = f"{port} is {'one' if holds else 'none'} of {among}"
+    return Checked(key="port", holds=holds, why=why)
 
 
 def _address(rule: Rule, address: str) -> Checked:

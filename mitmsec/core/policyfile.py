@@ -37,17 +37,20 @@ class Context:
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each list file held
 
-    def lines_of(self, table: Table, file: str, *key: str | int) -> list[tuple[int, str]]:
-        """The lines of a list file without comments, with their numbers; an error at `key` if it can't be read."""
+    def text_of(self, table: Table, file: str, *key: str | int) -> str | None:
+        """What a file that the policy names holds; None, and an error at `key`, if it can't be read."""
         try:
-            text = self.read_list(file)
+            return self.read_list(file)
         except UnicodeDecodeError:
-            table.note(f"cannot read {file}: it is not UTF-8 text", *key)
-            return []
+            why = "it is not UTF-8 text"
         except (OSError, ValueError) as error:  # ValueError: no file can have this name
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            table.note(f"cannot read {file}: {why}", *key)
-            return []
+        table.note(f"cannot read {file}: {why}", *key)
+        return None
+
+    def lines_of(self, table: Table, file: str, *key: str | int) -> list[tuple[int, str]]:
+        """The lines of a list file without comments, with their numbers; an error at `key` if it can't be read."""
+        text = self.text_of(table, file, *key) or ""
         lines = [line.partition("#")[0].strip() for line in text.removeprefix("\ufeff").splitlines()]
         return [(number, line) for number, line in enumerate(lines, 1) if line]
 

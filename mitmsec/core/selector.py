@@ -62,24 +62,24 @@ class Program:
 
     def accepts(self, process: Process) -> bool:
         """What could not be read of `process` (None) fulfils no criterion."""
-        return all(self._answers(process))
+        return all(answer for _, answer in self.answers(process))
 
     def can_judge(self, process: Process) -> bool:
         """Whether `accepts` is the truth. False: what was read fulfils its criteria, and some could not be read."""
-        answers = list(self._answers(process))
+        answers = [answer for _, answer in self.answers(process)]
         return False in answers or None not in answers
 
-    def _answers(self, process: Process) -> Iterator[bool | None]:
-        """Of each criterion that is given; None: not known."""
+    def answers(self, process: Process) -> Iterator[tuple[str, bool | None]]:
+        """Each criterion that is given, by its key, and whether it holds; None: not known."""
         mine = self._application
         if mine.path:
-            yield self._path_answer(process)
+            yield "path", self._path_answer(process)
         if mine.process_name:
-            yield _any_glob(mine.process_name, process.name)
+            yield "process_name", _any_glob(mine.process_name, process.name)
         if mine.user:
-            yield None if process.user is None else process.user in mine.user
+            yield "user", None if process.user is None else process.user in mine.user
         if mine.sha256:
-            yield None if process.sha256 is None else process.sha256 in mine.sha256
+            yield "sha256", None if process.sha256 is None else process.sha256 in mine.sha256
 
     def _path_answer(self, process: Process) -> bool | None:
         mine = self._application

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 
-from mitmsec.audit.event import FaultSeen, RequestSeen
+from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
 from mitmsec.engine import authority, pages
@@ -35,7 +35,7 @@ class Exchange:
     """`hand_over` says what was decided for the connection that this exchange runs on."""
 
     __slots__ = (
-        "_content_type", "_finished", "_hand_over", "_host", "_method", "_on_finished", "_raw_target",
+        "_content_type", "_finished", "_hand_over", "_host", "_is_stopped", "_method", "_on_finished", "_raw_target",
         "_reading_request", "_reading_response", "_recorder", "_request_bytes", "_response_bytes", "_scheme",
         "_status", "_version", "_watch", "held", "refused",
     )  # fmt: skip
@@ -60,6 +60,7 @@ class Exchange:
         self._reading_response: Reading | None = None
         self._finished = False
         self.held = False  # the request's body is kept back until it has been inspected as a whole
+        self._is_stopped = False  # by a finding
         self.refused: Page | None = None
 
     # -- the request ---------------------------------------------------------------------------------------------------
@@ -161,6 +162,8 @@ class Exchange:
                 request_bytes=self._request_bytes,
                 response_bytes=self._response_bytes,
                 content_type=self._content_type,
+                outcome=Outcome.BLOCKED if self._is_stopped else None,
+                answered_by=None if self.refused is None else OURS,
             )
         )
         if self._on_finished is not None:
@@ -168,6 +171,7 @@ class Exchange:
 
     def page_for(self, blocked: Blocked) -> Page:
         """What tells the client of `blocked`; from now on the exchange is refused."""
+        self._is_stopped = True
         self.refused = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
         self._status = self.refused.status
         self._response_bytes = len(self.refused.body)

@@ -32,7 +32,9 @@ from mitmsec.service.options import (
     debug_option,
     fail,
     json_option,
+    program,
     state_option,
+    with_state,
 )
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
@@ -40,7 +42,7 @@ from mitmsec.service.terminal import console, shown, tell
 SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
 ENUMS = {"kind": Kind, "action": Action, "outcome": Outcome}
 KINDS_HELP = f"Only events of this kind: {', '.join(Kind)}."
-OUTCOMES_HELP = f"How the connection ended: {', '.join(Outcome)}."
+OUTCOMES_HELP = f"How the connection ended, or that a finding stopped the request: {', '.join(Outcome)}."
 
 UNPROVEN = (
     "Without a head that was kept elsewhere, this cannot exclude that events were cut off at the end, or that the log "
@@ -70,6 +72,13 @@ def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head
         raise click.BadParameter(f"{value!r} is not SIZE:HASH, as `audit verify` prints it after head:") from error
 
 
+def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Nothing is no criterion: a variable that is empty in a script must not show everything."""
+    if value is not None and not value.strip():
+        raise click.BadParameter("it is empty; leave the option out to see all")
+    return value
+
+
 @click.group(cls=Group)
 def audit() -> None:
     """Review what was recorded; verify that it is whole."""
@@ -77,17 +86,26 @@ def audit() -> None:
 
 @audit.command("list")
 @click.option("--kind", type=click.Choice([kind.value for kind in Kind]), metavar="KIND", help=KINDS_HELP)
-@click.option("--app", metavar="TEXT|GLOB", help="Part of the executable's path, or a glob over all of it.")
-@click.option("--host", metavar="NAME|GLOB", help="A host and what is below it, an address, or a glob.")
+@click.option(
+    "--app",
+    callback=_words,
+    metavar="TEXT|GLOB",
+    help="Part of the executable's path, or a glob over all of it; whatever the case.",
+)
+@click.option(
+    "--host", callback=_words, metavar="NAME|GLOB", help="A host and what is below it, an address, or a glob."
+)
 @click.option(
     "--action", type=click.Choice([action.value for action in Action]), help="What was done to the connection."
 )
-@click.option("--rule", metavar="NAME|GLOB", help="Connections that this rule of the policy decided.")
+@click.option("--rule", callback=_words, metavar="NAME|GLOB", help="Connections that this rule of the policy decided.")
 @click.option("--outcome", type=click.Choice([end.value for end in Outcome]), metavar="OUTCOME", help=OUTCOMES_HELP)
-@click.option("--session", metavar="ID", help="One run, by the `session` that stands in each of its events.")
+@click.option(
+    "--session", callback=_words, metavar="ID", help="One run, by the `session` that stands in each of its events."
+)
 @click.option("--since", callback=_instant, metavar="TIME", help="RFC 3339, or a span before now: 10m, 2h, 3d.")
 @click.option("--until", callback=_instant, metavar="TIME", help="As --since.")
-@click.option("--text", metavar="TEXT", help="Anywhere in an event's values, whatever its case.")
+@click.option("--text", callback=_words, metavar="TEXT", help="Anywhere in an event's values, whatever its case.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -151,8 +169,13 @@ def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
 
     Recomputes its hash chain. Exit status 1 if it is not whole.
     """
-    with _log(state_folder) as log, _progress(log, quiet=as_json) as told:
-        result = log.verify(kept, told)
+    try:
+        with _log(state_folder, verifies=True) as log, _progress(log, quiet=as_json) as told:
+            result = log.verify(kept, told)
+    except Unreadable as error:
+        if as_json:
+            _print_json({"verified": False, "seq": None, "why": str(error), "kept_head": None})
+        fail(str(error), f"nothing in it can be verified; {COPY}", EXIT_NOT_SO)
     if as_json:
         _print_json(_verification(result, kept))
         sys.exit(0 if isinstance(result, Verified) else EXIT_NOT_SO)
@@ -194,7 +217,8 @@ def stats(as_json: bool, state_folder: Path) -> None:
 
 
 @contextmanager
-def _log(folder: Path) -> Iterator[Review]:
+def _log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
+    """`verifies`: what is wrong with the file is not for another command to say."""
     try:
         with review.opened(State(folder).log) as log:
             yield log
@@ -203,7 +227,10 @@ def _log(folder: Path) -> Iterator[Review]:
     except NoLog as error:
         fail(str(error), "--state (or MITMSEC_STATE) names another state directory", EXIT_NOT_SO)
     except Unreadable as error:
-        fail(str(error), "`mitmsec audit verify` says from which event on the log is not what was written", EXIT_NOT_SO)
+        if verifies:
+            raise
+        again = f"`{program()} audit verify{with_state(State(folder))}`"
+        fail(str(error), f"{again} says from which event on the log is not what was written", EXIT_NOT_SO)
 
 
 def _who_may_read() -> str:

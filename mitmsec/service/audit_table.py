@@ -37,7 +37,7 @@ FIRST_KEYS = (
     *("process", "pid", "started", "exe", "name", "sha256", "user", "parent"),
     *("direction", "protocol", "local", "remote", "asked", "address", "port", "host"),
     *("action", "rule", "reason", "outcome", "error", "bytes", "sent", "received", "duration_ms"),
-    *("method", "url", "http_version", "request_bytes", "response_bytes", "content_type"),
+    *("method", "url", "answered_by", "http_version", "request_bytes", "response_bytes", "content_type"),
     *("detector", "severity", "verdict", "summary", "evidence", "location", "confidence"),
     *("tls", "client", "server", "version", "cipher", "sni", "alpn"),
 )
@@ -272,12 +272,18 @@ def _connection(event: Event) -> tuple[Text, Text, dict[str, Any]]:
     return Text(shown(action), style=ACTION_STYLES.get(action, "")), Text(shown(_destination(event))), more
 
 
+def _answer(event: Event) -> Text:
+    status, by = event.get("status"), event.get("answered_by")
+    if by:
+        return Text(f"{shown(status)} by {shown(by)}", style="red")
+    return Text("no answer" if status is None else str(status))
+
+
 def _request(event: Event) -> tuple[Text, Text, dict[str, Any]]:
-    status = event.get("status")
     more = {
         "protocol": shown(event.get("http_version", "")),
         "detail": shown(event.get("content_type") or ""),
-        "outcome": Text("no answer" if status is None else str(status)),
+        "outcome": _answer(event),
         "sent_bytes": event.get("request_bytes", 0),
         "received_bytes": event.get("response_bytes", 0),
     }
@@ -336,7 +342,12 @@ def _grow(tree: Tree, value: Event) -> None:
             case list() as items:
                 branch = tree.add(Text(shown(key), style="cyan"))
                 for part in items:
-                    branch.add(Text(shown(part)))
+                    branch.add(Text(_word(part)))
             case item:
-                text = "–" if item is None else shown(item)
+                text = "–" if item is None else _word(item)
                 tree.add(Text.assemble((f"{shown(key)}: ", "cyan"), (text, "dim" if item is None else "")))
+
+
+def _word(item: object) -> str:
+    """As JSON has it: who reads both looks for the same word."""
+    return str(item).lower() if isinstance(item, bool) else shown(item)

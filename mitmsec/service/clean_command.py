@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,10 @@ PIDS_TOLD = 3
 @state_option
 @json_option
 @debug_option
-@click.option("--purge", is_flag=True, help="Remove the log and the CA's keys too. There is no way back.")
-def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
+@click.option("--purge-ca", is_flag=True, help="Remove the CA too, and keep the log. The next run makes another CA.")
+@click.option("--purge", is_flag=True, help="Remove everything, the audit log too. There is no way back.")
+@click.option("--yes", is_flag=True, help="Do not ask before --purge, as a terminal is asked.")
+def clean(state_folder: Path, *, as_json: bool, purge_ca: bool, purge: bool, yes: bool) -> None:
     """Remove what killed runs left in the kernel.
 
     Hooks, cgroups, mounts and sockets go, and a second look proves it. The log and the keys stay unless --purge. A run
@@ -46,10 +49,14 @@ def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
         if as_json:
             _tell_count(0, [])
         return
+    if purge and not yes:
+        _ask(state)
     lock = _lock(state)
     try:
-        removed = leftovers.clean(state, purge=purge)
+        removed = leftovers.clean(state, purge=purge, purge_ca=purge_ca)
         left = leftovers.remaining(state)
+        if purge and not left:
+            removed += leftovers.vanish(state)
     finally:
         os.close(lock)
     for item in removed:
@@ -60,6 +67,15 @@ def clean(state_folder: Path, *, as_json: bool, purge: bool) -> None:
         _tell_count(sum(1 for item in removed if not item.kept), left)
     else:
         click.echo("nothing of mitmsec is left in the kernel" + ("" if removed else "; nothing had to be removed"))
+
+
+def _ask(state: State) -> None:
+    """The log is evidence. Where nobody is there to be asked, the order is enough."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        return
+    click.echo(f"This removes the audit log {state.log} and the CA {state.ca}; there is no way back.", err=True)
+    if not click.confirm("Remove them?", err=True):
+        fail("nothing was removed", "--purge-ca removes the CA alone, and keeps the log", EXIT_NOT_SO)
 
 
 def _tell_count(removed: int, left: list[str]) -> None:

@@ -26,14 +26,15 @@ PRIVILEGE = "privilege"  # the check without which the others cannot be told
 def doctor(*, as_json: bool) -> None:
     """Say what works on this machine, and what to do.
 
-    Exit status 3 if `mitmsec run` cannot work here.
+    As JSON, `ok` is null where only root can find out. Exit status 3 if `mitmsec run` cannot work here.
     """
     from mitmsec_redirect.probe import checks
 
     found = checks()
     if as_json:
         for check in found:
-            click.echo(msgspec.json.encode(check))
+            told = msgspec.to_builtins(check)
+            click.echo(msgspec.json.encode(told | {"ok": None} if _is_unknown(check, found) else told))
     else:
         tell(console(), _table(found), Text("\n" + _closing(found), style="bold"))
     if not all(check.ok for check in found):
@@ -44,6 +45,11 @@ def _lacks_privilege(found: Sequence[Check]) -> bool:
     return any(check.name == PRIVILEGE and not check.ok for check in found)
 
 
+def _is_unknown(check: Check, found: Sequence[Check]) -> bool:
+    """Only root can find out."""
+    return not check.ok and check.name != PRIVILEGE and _lacks_privilege(found)
+
+
 def _table(found: Sequence[Check]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     told: dict[tuple[str, str], str] = {}
@@ -52,7 +58,7 @@ def _table(found: Sequence[Check]) -> Table:
         cause = (check.detail, check.remedy)
         if check.ok:
             table.add_row(Text("works", "green"), check.name, Text(shown(check.detail)))
-        elif unknowable and check.name != PRIVILEGE:
+        elif _is_unknown(check, found):
             table.add_row(Text("unknown", "yellow"), check.name, Text("only root can find out", "dim"))
         elif cause in told:
             table.add_row(Text("missing", "red"), check.name, Text(f"for the same reason as {told[cause]}", "dim"))

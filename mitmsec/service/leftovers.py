@@ -27,7 +27,7 @@ PIDS_TOLD = 3
 class Removed(Value, frozen=True):
     """One thing that was removed, or could not be, or must not be yet."""
 
-    what: str  # cgroup | hook | folder | mount | log
+    what: str  # cgroup | hook | folder | mount | log | keys
     name: str
     problem: str = ""
     kept: str = ""  # for whom it stays
@@ -47,18 +47,31 @@ def succeed(state: State, live: Collection[str]) -> list[Removed]:
     return [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in orphans]
 
 
-def clean(state: State, *, purge: bool) -> list[Removed]:
-    """Remove the remains of all runs; with `purge` the log and keys too. Call with the state's lock held."""
+def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]:
+    """Remove the remains of all runs; with `purge` log and keys too, with `purge_ca` the keys.
+
+    Call with the state's lock held.
+    """
     removed = [done for cgroup in _ours(state) for done in _remove(state, cgroup)]
     removed += [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in _folders(state.bpf)]
     removed += [_drop(folder, purge=purge) for folder in _runs(state)]
     if bpffs.is_mounted(state.bpf):
         removed.append(_attempt("mount", str(state.bpf), lambda: bpffs.unmount(state.bpf)))
     state.control.unlink(missing_ok=True)
-    if purge:
-        for folder in (state.log, state.ca):
-            if folder.exists():
-                removed.append(_attempt("log and keys", str(folder), lambda folder=folder: shutil.rmtree(folder)))
+    for folder, what, goes in ((state.log, "log", purge), (state.ca, "keys", purge or purge_ca)):
+        if goes and folder.exists():
+            removed.append(_attempt(what, str(folder), lambda folder=folder: shutil.rmtree(folder)))
+    return removed
+
+
+def vanish(state: State) -> list[Removed]:
+    """What is left of a purged state: identity, supervisor's log, lock.
+
+    Call with the state's lock held, and with nothing `remaining`.
+    """
+    removed = [_attempt("folder", str(state.run), lambda: shutil.rmtree(state.run))]
+    with contextlib.suppress(OSError):  # somebody keeps other things in it
+        state.folder.rmdir()
     return removed
 
 

@@ -83,5 +83,10 @@ def program() -> str:
     return shlex.quote(str(called) if here.startswith("..") else here)
 
 
+def with_state(state: State) -> str:
+    """` --state DIR` where that is not the usual one, for a command line that a person can copy."""
+    return "" if state.folder == DEFAULT else f" --state {shlex.quote(str(state.folder))}"
+
+
 def open_state(folder: Path) -> State:
     return State(folder)

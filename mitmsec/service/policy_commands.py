@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import msgspec
@@ -26,8 +28,11 @@ from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail,
 from mitmsec.service.policy_starter import STARTER
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec_addons.registry import build
+from mitmsec_certs.bundle import BadBundle, all_certificates
 
 POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
+SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
+NOTES = "mitmsec.notes"
 
 
 class HostName(click.ParamType[str]):
@@ -68,8 +73,43 @@ class ProgramPath(click.ParamType[str]):
         if found is None:
             self.fail(f'no program "{value}" is found here; give its whole path, such as /usr/bin/curl')
         path = os.path.realpath(found)  # what the kernel calls it, and so what rules are asked about
-        click.echo(f"{value} is {path} here", err=True)
+        _note(ctx, f"{value} is {path} here")
         return path
+
+
+class UserName(click.ParamType[str]):
+    """Whom a program runs as, as rules are asked about it: the name, or the number where it has none."""
+
+    name = "user"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not value.strip():
+            self.fail("a user is wanted: a name, or the number of one that has none")
+        name = value if value.isdecimal() else None
+        with contextlib.suppress(ImportError, KeyError, OverflowError):  # who is known is only known on Unix
+            import pwd
+
+            name = (pwd.getpwuid(int(value)) if value.isdecimal() else pwd.getpwnam(value)).pw_name
+        if name is None:
+            _note(ctx, f'there is no user "{shown(value)}" here; this is what a machine that has one would do')
+        return name or str(value)
+
+
+class Sha256(click.ParamType[str]):
+    """A SHA-256 in hexadecimal digits; it comes out in lower case."""
+
+    name = "sha256"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not SHA256.fullmatch(value):
+            self.fail("64 hexadecimal digits are wanted, as sha256sum prints them")
+        return str(value).lower()
+
+
+def _note(ctx: click.Context | None, words: str) -> None:
+    """To be said once everything that was given is known to be right."""
+    if ctx is not None:
+        ctx.meta.setdefault(NOTES, []).append(words)
 
 
 @click.group(cls=Group)
@@ -108,7 +148,7 @@ def init(file: Path | None) -> None:
 def check(file: Path, as_json: bool) -> None:
     """Say whether F is valid, and every error if it is not.
 
-    Errors come with file, line and key, and exit status 2.
+    Errors come with file, line and key, and exit status 2. F may be -, for standard input.
     """
     loaded = _loaded(file, as_json=as_json)
     if as_json:
@@ -127,12 +167,14 @@ def check(file: Path, as_json: bool) -> None:
 @click.option("--host", type=HostName(), metavar="H", help="The name it asks for. Without: it shows none.")
 @click.option("--port", type=click.IntRange(1, 65535), default=443, metavar="N", help="The port. Default: 443.")
 @click.option("--address", type=IpAddress(), metavar="A", help="The address it connects to.")
-@click.option("--user", metavar="U", help="Whom the program runs as.")
-@click.option("--sha256", metavar="HEX", help="The hash of the program.")
+@click.option("--user", type=UserName(), metavar="U", help="Whom the program runs as.")
+@click.option("--sha256", type=Sha256(), metavar="HEX", help="The hash of the program.")
 @click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
 @json_option
 @debug_option
+@click.pass_context
 def explain_decision(
+    ctx: click.Context,
     file: Path,
     app: str,
     host: str | None,
@@ -144,16 +186,19 @@ def explain_decision(
     as_json: bool,
 ) -> None:
     """Say which rule of F decides a connection, and why."""
+    loaded = _loaded(file, as_json=as_json)
+    for words in ctx.meta.get(NOTES, []):
+        click.echo(words, err=True)
     process = Process(
         pid=0,
         exe=app,
         name=basename(app),
         user=user,
-        sha256=sha256.lower() if sha256 else None,
+        sha256=sha256,
         parent=ParentProcess(pid=0, exe=parent) if parent else None,
         source="question",
     )
-    story = explain(_loaded(file, as_json=as_json), process, Endpoint(address=address or "", port=port), host)
+    story = explain(loaded, process, Endpoint(address=address or "", port=port), host)
     if as_json:
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
@@ -188,14 +233,32 @@ def run_policy_tests(file: Path, as_json: bool) -> None:
         sys.exit(EXIT_NOT_SO)
 
 
+class Loaded(NamedTuple):
+    """A policy, the text that it is, and the certificates (DER) of its `upstream_roots`."""
+
+    policy: Policy
+    text: str
+    roots: tuple[bytes, ...]
+
+
 def _loaded(file: Path, *, as_json: bool) -> Policy:
     """The policy, or the end of the command with every error."""
-    return _loaded_and_text(file, as_json=as_json)[0]
+    return loaded_with_roots(file, as_json=as_json).policy
 
 
-def _loaded_and_text(file: Path, *, as_json: bool) -> tuple[Policy, str]:
+def loaded_with_roots(file: Path, *, as_json: bool = False) -> Loaded:
+    """What `file` and the files that it names hold, or the end of the command with every error."""
+    roots: list[bytes] = []
+
+    def no_roots(name: str, pem: str) -> str | None:
+        try:
+            roots.extend(all_certificates(name, pem.encode()))
+        except BadBundle as error:
+            return str(error)
+        return None
+
     try:
-        return load_policy_and_text(file, unusable=_unusable)
+        return Loaded(*load_policy_and_text(file, unusable=_unusable, no_roots=no_roots), tuple(roots))
     except PolicyErrors as errors:
         _tell_errors(file, errors.errors, as_json=as_json)
         sys.exit(EXIT_USAGE)
@@ -207,11 +270,6 @@ def _unusable(name: str, words: tuple[str, ...]) -> str | None:
     except ValueError as error:
         return str(error)
     return None
-
-
-def loaded_with_text(file: Path) -> tuple[Policy, str]:
-    """The policy and the text that it is, or the end of the command with every error on stderr."""
-    return _loaded_and_text(file, as_json=False)
 
 
 def _tell_errors(file: Path, errors: tuple[ConfigError, ...], *, as_json: bool) -> None:

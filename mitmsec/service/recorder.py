@@ -34,7 +34,16 @@ from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Refus
 from mitmsec.audit.producer import CAPTURE_LOST
 from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
-from mitmsec.core.messages import CaptureOpen, Message, ProducerUp, RecorderSettings, Role, SessionFlush, SessionFlushed
+from mitmsec.core.messages import (
+    CaptureOpen,
+    Fault,
+    Message,
+    ProducerUp,
+    RecorderSettings,
+    Role,
+    SessionFlush,
+    SessionFlushed,
+)
 from mitmsec.service import child
 from mitmsec.service.captures import Captures
 
@@ -77,26 +86,32 @@ class Recorder:
             lambda session, why: self._fault("capture_failed", why, session=session),
             lambda session, flow, why: self._fault("capture_incomplete", f"flow {flow}: {why}", session=session),
         )
+        self._is_open = False
         self._changed = asyncio.Event()
         self._committer: Committer
         self._ticking: asyncio.Task[None]
 
     # -- the supervisor ------------------------------------------------------------------------------------------------
     async def start(self, settings: Any, fds: list[int]) -> Message | None:
-        """Open or recover the log. Ends the process with a message if that cannot be."""
+        """Open or recover the log. The answer is a Fault if that cannot be, and nobody is listened to then."""
         close_all(fds)
         assert isinstance(settings, RecorderSettings)
         await _alone(Path(settings.folder))
         try:
             store = Store(Path(settings.folder))
-        except (LogDamaged, LogUnwritable) as error:
-            raise SystemExit(f"mitmsec recorder: {error}") from error
+        except LogDamaged as error:
+            return Fault(what="log_damaged", detail=str(error))
+        except LogUnwritable as error:
+            return Fault(what="log_unwritable", detail=str(error))
         self._committer = Committer(store, self._settled, self._on_committed, self._on_recovered)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self._is_open = True
         return None
 
     def told(self, message: Any, fds: list[int]) -> None:
         match message, fds:
+            case _ if not self._is_open:
+                close_all(fds)
             case ProducerUp(), [descriptor]:
                 source = Source(message.role, message.session, message.worker)
                 self._attach(socket.socket(fileno=descriptor), source)
@@ -111,6 +126,8 @@ class Recorder:
 
     async def stop(self) -> None:
         """Read every producer to its end, for a bounded time, and commit."""
+        if not self._is_open:
+            return
         self._ticking.cancel()
         await self._all_ended(DRAIN_S)
         for inlet in list(self._inlets):

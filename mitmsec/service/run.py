@@ -28,7 +28,7 @@ import msgspec
 from mitmsec.channel import Channel
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.service import control
+from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as
 from mitmsec.service.state import State, StateRefused
 
@@ -41,7 +41,8 @@ KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-NUMBERS = ("connections", "requests", "findings", "faults", "cut", "survivors")
+RECORDED = ("connections", "requests", "findings", "faults")  # the recorder's word
+SEEN = ("cut", "survivors")  # the supervisor's
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 _WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
 
@@ -66,6 +67,7 @@ class Plan(Value, frozen=True):
     workers: int
     wait: bool
     java: bool = False
+    upstream_roots: tuple[bytes, ...] = ()  # DER, beside those that the command would have used
 
 
 class Report(Value, frozen=True):
@@ -77,12 +79,12 @@ class Report(Value, frozen=True):
     status_of: str  # "command" | "mitmsec"
     started: str
     duration_s: float
-    connections: int = 0
-    requests: int = 0
-    findings: int = 0
-    faults: int = 0
-    cut: int = 0
-    survivors: int = 0
+    connections: int | None = 0  # these: None where it is not known
+    requests: int | None = 0
+    findings: int | None = 0
+    faults: int | None = 0
+    cut: int | None = 0
+    survivors: int | None = 0
     error: str = ""
 
 
@@ -124,9 +126,9 @@ def join(state: State) -> Channel:
     except StateRefused as error:
         raise CannotRun(error.reason, error.remedy, 2) from None
     except OSError as error:
-        raise CannotRun(
-            f"--state: {state.folder} cannot be used: {error.strerror}", "name a folder that root can write", 2
-        ) from None
+        said = f"--state: {state.folder} cannot be used: {error.strerror}"
+        told = refusals.no_room(said, state) if error.errno in refusals.FULL else None
+        raise CannotRun(*told or refusals.of_machine(said, "name a folder that root can write", 2)) from None
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -156,11 +158,7 @@ def _start_supervisor(state: State) -> None:
     if said == "busy":
         time.sleep(BUSY_PAUSE_S)  # another one is starting or ending
     elif said != "ready":
-        raise CannotRun(
-            f"the supervisor could not start: {said or 'it ended without a word'}",
-            f"read {state.supervisor_log}; `mitmsec doctor` checks this machine",
-            125,
-        )
+        raise CannotRun(*refusals.of_start(said or "the supervisor ended without a word", state))
 
 
 # -- the run -------------------------------------------------------------------------------------------------------
@@ -196,6 +194,8 @@ class Run:
             self._channel.close()
         for descriptor in (network, policy, roots):
             os.close(descriptor)
+        if isinstance(answer, control.Refused) and answer.status == refusals.OURS:
+            raise CannotRun(*refusals.of_start(answer.error, self._state))
         if isinstance(answer, control.Refused):
             raise CannotRun(answer.error, answer.remedy, answer.status)
         if not isinstance(answer, control.RunOpened):
@@ -252,7 +252,8 @@ class Run:
             signal.signal(number, signal.SIG_IGN)
         self._channel.close()
         counts = answer if isinstance(answer, control.RunClosed) else None
-        numbers: dict[str, Any] = {name: getattr(counts, name, 0) for name in NUMBERS}
+        known = () if counts is None else (*RECORDED, *SEEN) if counts.committed else SEEN
+        numbers: dict[str, Any] = {name: getattr(counts, name) if name in known else None for name in RECORDED + SEEN}
         return Report(
             session=self.session,
             command=self._plan.command,

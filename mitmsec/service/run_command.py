@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import IO
 
 import click
 import msgspec
 
+from mitmsec.config import STDIN
+from mitmsec.core.model import Action
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.service import control
+from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
-from mitmsec.service.options import EXIT_USAGE, debug_option, fail, need_root, state_option
-from mitmsec.service.policy_commands import loaded_with_text
+from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
+from mitmsec.service.policy_commands import Loaded, loaded_with_roots
 from mitmsec.service.run import (
     WORKERS_LIMIT,
     CannotRun,
@@ -29,7 +33,7 @@ from mitmsec.service.run import (
     find_executable,
     plan_policy,
 )
-from mitmsec.service.run_summary import is_wanted, say, tell_summary, tell_survivors
+from mitmsec.service.run_summary import capture_doubt, is_wanted, say, tell_summary, tell_survivors
 from mitmsec.service.state import State
 from mitmsec_certs.bundle import BadBundle, Bundle, roots_as_used
 from mitmsec_certs.truststore.environment import CommandTrust, command_trust
@@ -69,12 +73,31 @@ def run(
     """
     need_root("run")
     environ = dict(os.environ)
+    named = {"--policy": policy_file, "--capture": capture_file, "--report": report_file}
+    _tell_apart({option: path for option, path in named.items() if path is not None}, _caller(environ, user))
     with _reporting(report_file, command, user, environ) as sink:
         plan = _plan(environ, policy_file, user, workers, command, wait=wait, java=java)
         _run(plan, State(state_folder), environ, capture_file, sink)
         if is_wanted(summary):
-            tell_summary(sink.report, State(state_folder))
+            tell_summary(sink.report, State(state_folder), keeps=capture_file is not None)
     sys.exit(sink.report.status)
+
+
+def _tell_apart(files: Mapping[str, str], caller: Caller) -> None:
+    """One of them would be written over the other."""
+    with acting_as(caller):
+        same = next(((one, two) for one, two in combinations(files, 2) if _is_same(files[one], files[two])), None)
+    if same is not None:
+        one, two = same
+        fail(f"{one} and {two} are the same file: {files[two]}", "name another file for one of them", EXIT_USAGE)
+
+
+def _is_same(one: str, two: str) -> bool:
+    try:
+        found = os.stat(one)
+        return not stat.S_ISCHR(found.st_mode) and os.path.samestat(found, os.stat(two))  # both may go to /dev/null
+    except OSError:
+        return os.path.realpath(one) == os.path.realpath(two)
 
 
 class _Sink:
@@ -89,10 +112,16 @@ class _Sink:
         self.report = msgspec.structs.replace(self.report, status=status, status_of="mitmsec", error=error)
 
     def write(self) -> None:
-        if self._file is not None:
-            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-                os.ftruncate(self._file.fileno(), 0)  # only now: an earlier report is better than half of one
-            self._file.write(json.dumps(msgspec.to_builtins(self.report), indent=2) + "\n")
+        """Over an earlier report, unless all there is to tell is that the input was wrong."""
+        if self._file is None:
+            return
+        found = os.fstat(self._file.fileno())
+        is_wrong_input = not self.report.session and self.report.status == EXIT_USAGE
+        if stat.S_ISREG(found.st_mode):
+            if is_wrong_input and found.st_size:
+                return
+            os.ftruncate(self._file.fileno(), 0)  # only now: an earlier report is better than half of one
+        self._file.write(json.dumps(msgspec.to_builtins(self.report), indent=2) + "\n")
 
 
 @contextmanager
@@ -116,6 +145,11 @@ def _reporting(
         except CannotRun as error:
             sink.ours(error.status, error.error)
             fail(error.error, error.remedy, error.status)
+        except OSError as error:
+            if error.errno not in refusals.FULL:
+                raise
+            sink.ours(EXIT_PRIVILEGE, str(error))
+            fail(str(error), "make room: nothing was started", EXIT_PRIVILEGE)
         except SystemExit as ended:
             if ended.code != sink.report.status:
                 sink.ours(int(ended.code or 0), "wrong usage or an invalid policy; stderr says more")
@@ -148,26 +182,28 @@ def _plan(
     java: bool,
 ) -> Plan:
     caller = _caller(environ, user)
-    policy, text = _policy(policy_file, caller)
+    loaded = _policy(policy_file, caller)
     return Plan(
         command=command,
         executable=find_executable(command[0], environ, caller),
         caller=caller,
-        policy=policy,
+        policy=loaded.policy,
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
-        policy_sha256=plan_policy(text),
+        policy_sha256=plan_policy(loaded.text if policy_file else None),
+        upstream_roots=loaded.roots,
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         wait=wait,
         java=java,
     )
 
 
-def _policy(path: str | None, caller: Caller) -> tuple[Policy, str | None]:
+def _policy(path: str | None, caller: Caller) -> Loaded:
     if path is None:
-        return DEFAULT_POLICY, None
+        return Loaded(DEFAULT_POLICY, "", ())
+    if Path(path) == STDIN:
+        fail("--policy: standard input is the command's", "name a file, or <(…) in a shell that knows it", EXIT_USAGE)
     with acting_as(caller):
-        loaded, text = loaded_with_text(Path(path))
-    return loaded, text
+        return loaded_with_roots(Path(path))
 
 
 def _whole_path(policy_file: str) -> str:
@@ -182,21 +218,53 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
         with acting_as(plan.caller):
             bundle = _roots(environ)
         if capture_path is not None:
-            with _complaining("--capture", capture_path):
-                capture = stack.enter_context(open(open_result(capture_path, plan.caller), "wb"))
-        one = Run(state, plan, bundle.pem, capture)
+            capture = stack.enter_context(_capture_file(capture_path, plan.caller))
+        one = Run(state, plan, bundle.adding(plan.upstream_roots).pem, capture)
         opened = one.open()
         status = None
         try:
             told = _tell_environment(environ, bundle, opened, plan)
             if plan.caller.uid == 0:
                 say("mitmsec: the command runs as root; --user chooses another user")
+            if capture is None and _captures(plan.policy):
+                say("mitmsec: the policy captures connections, but without --capture nothing of them is kept")
             status = one.command(opened, told)
         finally:
             sink.report = one.close(status)
+        if capture is not None and (doubt := capture_doubt(sink.report, state)):
+            sink.report = msgspec.structs.replace(
+                sink.report, error="; ".join(filter(None, (sink.report.error, doubt)))
+            )
         if sink.report.error:
             say(f"mitmsec: {sink.report.error}")
         tell_survivors(sink.report)
+
+
+def _capture_file(path: str, caller: Caller) -> IO[bytes]:
+    """The file, ours alone as long as anybody of the run holds its descriptor."""
+    with _complaining("--capture", path):
+        file = os.fdopen(open_result(path, caller), "wb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            try:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                who = f"another run{_locker(os.fstat(file.fileno()).st_ino)}"
+                fail(f"--capture: {who} is writing {path}", "name another file, or wait for its end", EXIT_USAGE)
+        return file
+
+
+def _locker(inode: int) -> str:
+    """The process that has locked the file, as far as the kernel tells; the run may outlive it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if "FLOCK" in words and any(word.endswith(f":{inode}") for word in words):
+                return f" (pid {words[4]})"
+    return ""
+
+
+def _captures(policy: Policy) -> bool:
+    return Action.CAPTURE in (policy.action, *(rule.action for rule in policy.rules))
 
 
 def _roots(environ: Mapping[str, str]) -> Bundle:

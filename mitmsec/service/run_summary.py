@@ -8,23 +8,27 @@ change how the run ended.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import assert_never
 
-from mitmsec.audit.event import Outcome
+from mitmsec.audit.event import Kind, Outcome
 from mitmsec.core.model import Action
-from mitmsec.service.options import program
+from mitmsec.service.options import program, with_state
 from mitmsec.service.run import Report
-from mitmsec.service.state import DEFAULT, State
+from mitmsec.service.state import State
 
 DONE = {Action.DECRYPT: "decrypted", Action.BYPASS: "bypassed", Action.BLOCK: "blocked", Action.CAPTURE: "captured"}
 LEFT = "left by the program"
 CUT = "cut"
 BY_A_FINDING = "stopped by a finding"
+NOT_KEPT = (" captured", " relayed unread (kept only with --capture)")
+
+
+CAPTURE_FAILED = "capture_failed"
+CAPTURE_LACKS = {"capture_incomplete": "connection", "capture_lost": "piece"}  # faults, and what is not in the file
 
 
 def is_wanted(asked: bool | None) -> bool:
@@ -40,21 +44,38 @@ def tell_survivors(report: Report) -> None:
         say(f"mitmsec: {count} {lives} on, no longer diverted; --wait stays with them")
 
 
-def tell_summary(report: Report, state: State) -> None:
-    """Write the line. What cannot be counted or written is left out: the run is over and its status stands."""
-    if not report.error:  # else that has been told, and the counts are not known
-        say(summary(report, _counts(report, state), state))
+def tell_summary(report: Report, state: State, *, keeps: bool = False) -> None:
+    """Write the line. What cannot be counted or written is left out: the run is over and its status stands.
+
+    `keeps`: what was captured went to a file.
+    """
+    if report.connections is not None:  # else the report's error has been told
+        counts, stopped = _counts(report, state)
+        say(summary(report, counts, state, stopped=stopped, keeps=keeps))
 
 
-def summary(report: Report, counts: Mapping[tuple[str, str], int], state: State) -> str:
-    """One line. `counts` is how many connections had which action and outcome; empty where that is not known."""
-    connections = sum(counts.values()) or report.connections
+def summary(
+    report: Report,
+    counts: Mapping[tuple[str, str], int],
+    state: State,
+    *,
+    stopped: int = 0,
+    keeps: bool = True,
+) -> str:
+    """One line. `counts` is how many connections had which action and outcome; empty where that is not known.
+
+    `stopped` requests were answered by us because of a finding, on connections that went on.
+    """
+    connections = sum(counts.values()) or report.connections or 0
     if not connections and not report.faults:
         return "mitmsec: no connection was seen"
-    total = _number(connections, "connection") + (f": {', '.join(_became(counts))}" if counts else "")
-    said = [_number(report.findings, "finding")] + ([_number(report.faults, "fault")] if report.faults else [])
-    where = "" if state.folder == DEFAULT else f" --state {shlex.quote(str(state.folder))}"
-    return f"mitmsec: {total}; {', '.join(said)}; see {program()} audit list --session {report.session}{where}"
+    became = [part if keeps else part.replace(*NOT_KEPT) for part in _became(counts)]
+    total = _number(connections, "connection") + (f": {', '.join(became)}" if counts else "")
+    said = [_number(report.findings or 0, "finding")]
+    said += [f"{_number(stopped, 'request')} stopped"] if stopped else []
+    said += [_number(report.faults, "fault")] if report.faults else []
+    see = f"{program()} audit list --session {report.session}{with_state(state)}"
+    return f"mitmsec: {total}; {', '.join(said)}; see {see}"
 
 
 def _became(counts: Mapping[tuple[str, str], int]) -> list[str]:
@@ -117,12 +138,31 @@ WHY = {
 }
 
 
-def _counts(report: Report, state: State) -> dict[tuple[str, str], int]:
+def _counts(report: Report, state: State) -> tuple[dict[tuple[str, str], int], int]:
     from mitmsec.audit import review
 
+    since = datetime.fromisoformat(report.started)
     with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
-        return log.counts(report.session, datetime.fromisoformat(report.started))
-    return {}
+        return log.counts(report.session, since), log.stopped(report.session, since)
+    return {}, 0
+
+
+def capture_doubt(report: Report, state: State) -> str:
+    """What is missing in the run's capture file, as the log says; empty where nothing is."""
+    from mitmsec.audit import review
+
+    since = datetime.fromisoformat(report.started)
+    wanted = review.Filter(kind=Kind.FAULT, session=report.session, since=since)
+    with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
+        counts: Counter[str] = Counter()
+        for event in log.events(wanted):
+            if event.get("what") == CAPTURE_FAILED:
+                return f"the capture ended before the run did: {event.get('detail')}"
+            counts[str(event.get("what"))] += int(event.get("count", 1))
+        lacks = [_number(count, what) for key, what in CAPTURE_LACKS.items() if (count := counts[key])]
+        if lacks:
+            return f"the capture file is not complete: it lacks {' and '.join(lacks)}"
+    return ""
 
 
 def say(line: str) -> None:

@@ -29,7 +29,7 @@ from mitmsec.service.options import (
     program,
     state_option,
 )
-from mitmsec.service.policy_commands import loaded_with_text
+from mitmsec.service.policy_commands import Loaded, loaded_with_roots
 from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
@@ -65,18 +65,18 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, *, foregro
     already are selected too, from their next connection on. Returns once the service is at work.
     """
     need_root("start")
-    policy, text = loaded_with_text(policy_file)
-    _warn_of_selection(policy, policy_file)
+    loaded = loaded_with_roots(policy_file)
+    _warn_of_selection(loaded.policy, policy_file)
     channel = _joined(State(state_folder))
     order = control.StartService(
         policy_file=str(policy_file.resolve())[:1024],
-        policy_sha256=plan_policy(text),
+        policy_sha256=plan_policy(loaded.text),
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         bound=foreground,
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    answer = _answer(channel, order, network, *_memory_files(policy), deadline_s=START_DEADLINE_S)
+    answer = _answer(channel, order, network, *_memory_files(loaded), deadline_s=START_DEADLINE_S)
     if not isinstance(answer, control.ServiceStarted):
         _refused(answer)
     click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
@@ -128,11 +128,11 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
     changes nothing.
     """
     need_root("reload")
-    policy, text = loaded_with_text(policy_file)
-    _warn_of_selection(policy, policy_file)
+    loaded = loaded_with_roots(policy_file)
+    _warn_of_selection(loaded.policy, policy_file)
     channel = _connected(State(state_folder))
-    order = control.ReloadService(policy_file=str(policy_file.resolve())[:1024], policy_sha256=plan_policy(text))
-    answer = _answer(channel, order, *_memory_files(policy), deadline_s=ORDER_DEADLINE_S)
+    order = control.ReloadService(policy_file=str(policy_file.resolve())[:1024], policy_sha256=plan_policy(loaded.text))
+    answer = _answer(channel, order, *_memory_files(loaded), deadline_s=ORDER_DEADLINE_S)
     if not isinstance(answer, control.ServiceReloaded):
         _refused(answer)
     click.echo(f"mitmsec: new connections are decided under {shown(policy_file)}", err=True)
@@ -225,10 +225,10 @@ def _may_exist(glob: str) -> bool:
     return any(char in glob for char in "*?") or Path(glob).is_file()
 
 
-def _memory_files(policy: Policy) -> tuple[int, int]:
-    """Policy and roots, for the supervisor. The roots are the system's."""
-    roots = roots_as_used({}).pem
-    return memory_file("policy", msgspec.json.encode(policy)), memory_file("roots", roots)
+def _memory_files(loaded: Loaded) -> tuple[int, int]:
+    """Policy and roots, for the supervisor. The roots are the system's, and those that the policy names."""
+    roots = roots_as_used({}).adding(loaded.roots).pem
+    return memory_file("policy", msgspec.json.encode(loaded.policy)), memory_file("roots", roots)
 
 
 def _joined(state: State) -> Channel:

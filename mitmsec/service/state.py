@@ -47,6 +47,7 @@ class State:
         self.folder = folder.absolute()
         self.ca = self.folder / "ca"
         self.log = self.folder / "log"
+        self.log_file = self.log / "audit.db"
         self.run = self.folder / "run"
         self.jail = self.run / "jail"
         self.bpf = self.run / "bpf"
@@ -97,10 +98,19 @@ class State:
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(descriptor), os.stat(self.lock)):
+                raise BlockingIOError  # `clean --purge` has removed it meanwhile: who comes next holds another file
+        except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
             raise StateBusy(str(self.folder)) from None
         return descriptor
+
+    def log_was_emptied(self) -> bool:
+        """The log is empty although there is a CA: the first start, which made that, has recorded it."""
+        with contextlib.suppress(OSError):
+            files = (self.log_file, self.log_file.with_name(f"{self.log_file.name}-wal"))
+            return (self.ca / "root.pem").exists() and files[0].exists() and not any(map(_size_bytes, files))
+        return False
 
 
 def _adopt(path: Path, uid: int, gid: int, mode: int) -> None:
@@ -179,3 +189,7 @@ def _others_may_write(found: os.stat_result) -> bool:
 
 def _refused(path: Path, why: str) -> StateRefused:
     return StateRefused(f"--state: {path} {why}", "name a new folder, in one that only root may write to")
+
+
+def _size_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

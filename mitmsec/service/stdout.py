@@ -26,6 +26,16 @@ class Unwritable(Exception):
         self.reader_has_gone = error.errno == errno.EPIPE
 
 
+class _Closed(io.RawIOBase):
+    """Stands for a stdout that was closed before we began (`>&-`): what has nowhere to go is not written."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:
+        raise Unwritable(OSError(errno.EBADF, "it is closed"))
+
+
 class _Raw(io.FileIO):
     """The descriptor, without owning it."""
 
@@ -43,9 +53,17 @@ class _Raw(io.FileIO):
 def told_apart() -> Iterator[None]:
     """In the body, and when it ends, what stdout refuses raises `Unwritable`; what is left then goes nowhere.
 
-    A terminal stays as it is, and so does a stdout that is not the process's own or was closed from the start.
+    A terminal stays as it is, and so does a stdout that is not the process's own. One that was closed from the start
+    takes nothing.
     """
     before = sys.stdout
+    if before is None:  # its descriptor may be that of another file by now
+        sys.stdout = io.TextIOWrapper(_Closed(), "utf-8", write_through=True)
+        try:
+            yield
+        finally:
+            sys.stdout = before
+        return
     if not _is_the_process_own(before):
         yield
         return

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from mitmsec import __version__
-from mitmsec.audit.event import ServiceSeen
+from mitmsec.audit.event import FaultSeen, ServiceSeen
 from mitmsec.channel import Channel, close_all
 from mitmsec.core.messages import SessionFlushed
-from mitmsec.service import control
+from mitmsec.service import control, unrecorded
 from mitmsec.service.accounts import readers_gid
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.childlog import LogFile, OwnWords
@@ -131,6 +131,10 @@ class Supervisor:
         session = Session(self.backbone, secrets.token_hex(4), order, fds)
         self.sessions[session.name] = session
         try:
+            begun = unrecorded.Begun(
+                session=session.name, program=session.program, on_failure=session.policy.on_failure
+            )
+            unrecorded.begin(self.state, begun)
             self.backbone.open_capture(session)
             await session.open(user)
             self._apart()
@@ -190,6 +194,8 @@ class Supervisor:
             )
         )
         flushed = await self.backbone.flush(session.name)
+        if flushed is not None:
+            unrecorded.end(self.state, session.name)
         counts = flushed or SessionFlushed(session=session.name)
         self.sessions.pop(session.name, None)
         self._apart()
@@ -202,6 +208,16 @@ class Supervisor:
             cut=session.cut,
             survivors=survivors,
         )
+
+    def record_left(self) -> None:
+        """Whose end is on no record, because an earlier supervisor was killed."""
+        for begun in unrecorded.left(self.state):
+            detail = (
+                f"{begun.program or begun.session}: its supervisor ended before it did, and nothing more was recorded"
+            )
+            what = FaultSeen(what="session_unrecorded", detail=detail, failed=begun.on_failure, session=begun.session)
+            self.backbone.record(what)
+            unrecorded.end(self.state, begun.session)
 
     # -- what runs -----------------------------------------------------------------------------------------------------
     def _children(self) -> list[tuple[ChildProcess, str]]:
@@ -250,7 +266,10 @@ async def _main(state: State, ready: int, log: LogFile) -> None:
     listener = control.listen(state.control, readers_gid())
     try:
         reap(state)
+        if state.log_was_emptied():
+            raise ChildFailed(f"log_damaged: {state.log_file} is empty, but events have been recorded in it")
         await supervisor.backbone.start()
+        supervisor.record_left()
         os.write(ready, b"ready\n")
     except (ChildFailed, OSError) as error:
         os.write(ready, f"{error}\n".encode())

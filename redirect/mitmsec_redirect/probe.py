@@ -31,6 +31,14 @@ from mitmsec_redirect.connect_hook import ConnectHook
 KERNEL_FLOOR = (5, 19)
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1
+CAPABILITIES = {  # without any one of them `mitmsec run` was seen to fail
+    "CAP_CHOWN": 0,
+    "CAP_DAC_OVERRIDE": 1,
+    "CAP_FOWNER": 3,
+    "CAP_SETGID": 6,
+    "CAP_SETUID": 7,
+    "CAP_SYS_ADMIN": 21,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,7 @@ def checks() -> list[Check]:
 def _run() -> Iterator[Check]:
     probes: tuple[tuple[str, Callable[[], str], str], ...] = (
         ("privilege", _privilege, ""),
+        ("capabilities", _capabilities, ""),
         ("kernel", _kernel, ""),
         ("bpf", _bpf, ""),
         ("cgroup2", _cgroup2, ""),
@@ -84,6 +93,20 @@ def _privilege() -> str:
     if os.geteuid() != 0:
         raise Missing(f"this is user {os.geteuid()}, not root", "Run it as root: sudo mitmsec …")
     return "root"
+
+
+def _capabilities() -> str:
+    """Root without them cannot make a state directory, confine a child or mount anything."""
+    held = re.search(r"^CapEff:\s*([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    if lacks := lacking(int(held[1], 16) if held else 0):
+        remedy = "Run it with root's own capabilities; a container needs --privileged."
+        raise Missing(f"not held: {', '.join(lacks)}", remedy)
+    return "held"
+
+
+def lacking(effective: int) -> list[str]:
+    """The names of those that are needed and not in the set `effective`, a bit for each number."""
+    return [name for name, number in CAPABILITIES.items() if not effective & 1 << number]
 
 
 def _kernel() -> str:

@@ -12,11 +12,12 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
+import msgspec
 import pytest
 from audit_events import connection, draft, finding, log_of, request
 
 from mitmsec.audit.chain import Broken, Head, Other, Verified
-from mitmsec.audit.event import FaultSeen, Kind, Outcome
+from mitmsec.audit.event import OURS, FaultSeen, Kind, Outcome
 from mitmsec.audit.review import Filter, NoLog, Review, Unreadable, opened, parse_time
 from mitmsec.audit.store import FILE_NAME, Store
 from mitmsec.core.model import Action, Process
@@ -75,6 +76,12 @@ def at(second: int) -> datetime:
         (Filter(host="example"), []),
         (Filter(host="*example.com"), [0, 1, 2, 3, 5, 6]),
         (Filter(host="_xample.com"), []),
+        (Filter(host="192.0.2.7"), [0, 3, 4, 5]),
+        (Filter(host="192.0.2.*", action=Action.BLOCK), [5]),
+        (Filter(host="::ffff:192.0.2.7", limit=1), [5]),
+        (Filter(host="192.0.2.70"), []),
+        (Filter(app="CURL", kind=Kind.FINDING), [2]),
+        (Filter(app="/USR/bin/PY*"), [4]),
         (Filter(action=Action.BLOCK), [5]),
         (Filter(since=at(4)), [4, 5, 6]),
         (Filter(until=at(2)), [0, 1]),
@@ -263,7 +270,7 @@ def test_a_log_that_is_not_there_is_said_so_and_not_made(tmp_path: Path) -> None
 
 def test_a_file_that_is_no_log_is_said_so(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
-    with pytest.raises(NoLog, match="not a database"), opened(tmp_path):
+    with pytest.raises(Unreadable, match="not a database"), opened(tmp_path):
         pass
 
 
@@ -365,6 +372,14 @@ def test_a_runs_connections_are_counted_once_each_by_action(log: Review) -> None
     assert log.counts("run-1", at(0)) == ended
     assert log.counts("run-1", at(5)) == {("block", "blocked"): 1}
     assert log.counts("run-2", at(0)) == {}
+
+
+def test_requests_that_a_finding_stopped_are_found_and_counted(tmp_path: Path) -> None:
+    stopped = msgspec.structs.replace(request("flow-0"), status=403, outcome=Outcome.BLOCKED, answered_by=OURS)
+    log_of(tmp_path, [request("flow-0"), stopped, connection("flow-0"), connection("flow-1", outcome=Outcome.BLOCKED)])
+    with opened(tmp_path) as log:
+        assert [event["seq"] for event in log.events(Filter(outcome=Outcome.BLOCKED))] == [1, 3]
+        assert [log.stopped("run-1", at(0)), log.stopped("run-1", at(2)), log.stopped("run-2", at(0))] == [1, 0, 0]
 
 
 def test_an_event_that_is_no_json_any_more_is_told_as_such(folder: Path) -> None:

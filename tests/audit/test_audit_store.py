@@ -77,7 +77,7 @@ def test_a_folder_that_is_not_there_is_unwritable(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_log_is_unwritable(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
-    with pytest.raises(LogUnwritable, match="not a database"):
+    with pytest.raises(LogDamaged, match="not a database"):
         Store(tmp_path)
 
 

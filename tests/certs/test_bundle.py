@@ -130,6 +130,23 @@ def test_a_callers_file_or_folder_that_is_missing_is_named() -> None:
         roots_as_used({"SSL_CERT_DIR": "/gone"}, FakeFiles({}))
 
 
+def test_one_missing_folder_of_several_is_passed_over_as_openssl_does(pems: list[bytes]) -> None:
+    files = FakeFiles({"/corp.pem": pems[0], "/d/00000000.0": pems[1]})
+    found = roots_as_used({"SSL_CERT_DIR": "/gone:/d"}, files)
+    assert found == Bundle(roots=ders(pems[1]), sources=("/d",))
+    found = roots_as_used({"SSL_CERT_FILE": "/corp.pem", "SSL_CERT_DIR": "/gone"}, files)
+    assert found == Bundle(roots=ders(pems[0]), sources=("/corp.pem",))
+    with pytest.raises(BadBundle, match="SSL_CERT_DIR: /gone: No such file or directory; /lost: No such file"):
+        roots_as_used({"SSL_CERT_DIR": "/gone:/lost"}, files)
+
+
+def test_further_roots_are_added_once_and_in_order(pems: list[bytes]) -> None:
+    bundle = Bundle(roots=ders(pems[0]), sources=("/corp.pem",), skipped=1)
+    assert bundle.adding(ders(pems[1], pems[0])) == Bundle(
+        roots=ders(pems[0], pems[1]), sources=("/corp.pem",), skipped=1
+    )
+
+
 def test_a_broken_block_after_good_ones_is_found(pems: list[bytes]) -> None:
     cut = pems[1].replace(b"-----END CERTIFICATE-----\n", b"")
     for content in (pems[0] + BROKEN, pems[0] + cut + pems[2], pems[0] + cut):

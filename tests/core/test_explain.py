@@ -7,7 +7,7 @@ from hypothesis import given
 
 from mitmsec.core.explain import Checked, explain
 from mitmsec.core.model import Action, Endpoint, Process
-from mitmsec.core.policy import Policy, Rule
+from mitmsec.core.policy import Application, Policy, Rule
 
 
 @given(policies.policies, policies.processes, policies.endpoints, policies.names)
@@ -40,18 +40,49 @@ def test_each_condition_says_why() -> None:
     assert [(check.holds, check.why) for check in checked(policies.CURL, "198.51.100.1", 443, "x.test")] == [
         (False, "/usr/bin/curl is none of browsers, /x"),
         (False, f"x.test is not within {hosts}"),
-        (False, "443 is not within 22, 8000-8999"),
+        (False, "443 is none of 22, 8000-8999"),
         (False, "198.51.100.1 is not within 192.0.2.0/24"),
     ]
     assert [(check.holds, check.why) for check in checked(policies.FIREFOX, "192.0.2.9", 8080, "b.example")] == [
         (True, "/usr/lib/firefox/firefox is one of browsers"),
         (True, "b.example is within b.example (from a list)"),
-        (True, "8080 is within 22, 8000-8999"),
+        (True, "8080 is one of 22, 8000-8999"),
         (True, "192.0.2.9 is within 192.0.2.0/24"),
     ]
     assert [check.why for check in checked(policies.UNKNOWN, "", 22, None)] == [
         "a program whose path is not known is none of browsers, /x",
         "the flow shows no name",
-        "22 is within 22, 8000-8999",
+        "22 is one of 22, 8000-8999",
         "no address is given to compare with 192.0.2.0/24",
     ]
+
+
+def test_a_port_is_told_as_it_was_written() -> None:
+    def told(ports: tuple[int, int], port: int) -> str:
+        policy = Policy(rules=(Rule(name="r", action=Action.BLOCK, port=(ports,)),))
+        return explain(policy, policies.CURL, Endpoint(address="", port=port), None).tried[0].conditions[0].why
+
+    assert [told((80, 80), 443), told((80, 80), 80)] == ["443 is not 80", "it is 80"]
+    assert [told((80, 90), 443), told((80, 90), 85)] == ["443 is not within 80-90", "85 is within 80-90"]
+
+
+def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> None:
+    applications = (
+        Application(name="tool", path=("/usr/bin/*",), user=("joe", "ann"), sha256=("cd" * 32,)),
+        Application(name="mine", process_name=("wget",)),
+    )
+    rule = Rule(name="r", action=Action.BLOCK, application=("tool", "mine", "/x"))
+    policy = Policy(applications=applications, rules=(rule,))
+
+    def told(process: Process) -> str:
+        return explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why
+
+    assert told(policies.CURL) == (
+        "/usr/bin/curl is none of tool (user root is none of joe, ann; sha256 is not known), "
+        "mine (process_name curl is not wget), /x"
+    )
+    found = told(Process(pid=1, exe="/opt/curl", name="curl", user="joe", sha256="cd" * 32))
+    assert (
+        found
+        == "/opt/curl is none of tool (path /opt/curl is not /usr/bin/*), mine (process_name curl is not wget), /x"
+    )

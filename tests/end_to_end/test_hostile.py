@@ -262,15 +262,16 @@ def test_a_command_that_leaves_the_network_namespace_follows_on_failure(network:
 
 def test_quic_is_refused_and_recorded_so_that_clients_fall_back(network: Network, mitmsec: Mitmsec) -> None:
     script = (
-        "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+        "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "try: s.sendto(b'quic', ('203.0.113.20', 443)); print('sent')\nexcept OSError as error: print(error.errno)\n"
-        "s.sendto(b'dns', ('203.0.113.20', 53)); print('dns sent')\n"
+        "s.sendto(b'dns', ('203.0.113.20', 53)); print('dns sent', flush=True); time.sleep(0.5)\n"
     )
     done = mitmsec.run("--", sys.executable, "-c", script)
     assert done.stdout.splitlines()[1] == "dns sent"
     assert done.stdout.splitlines()[0] != "sent"
     (connection,) = mitmsec.of_kind("connection")
     assert (connection["protocol"], connection["action"], connection["outcome"]) == ("quic", "block", "blocked")
+    assert connection["process"]["exe"] == str(Path(sys.executable).resolve())
 
 
 def test_another_hosts_request_on_this_connection_is_misdirected(origin: Network, mitmsec: Mitmsec) -> None:

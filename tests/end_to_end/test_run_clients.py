@@ -160,3 +160,24 @@ def test_an_origin_on_loopback_is_an_origin(origin: Network, mitmsec: Mitmsec) -
     assert done.returncode == 0, done.stderr
     (request,) = mitmsec.of_kind("request")
     assert request["url"] == "https://127.0.0.1:8443/hello"
+
+
+def test_roots_that_the_policy_names_verify_origins_and_are_not_told_to_the_command(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
+    """An origin of a private CA, which the caller's own roots do not hold. Files lie beside the policy."""
+    environment = mitmsec.environment() | {"SSL_CERT_FILE": str(origin.folder / "bank.test.pem")}
+    command = ["--", "curl", "-sS", "https://origin.test/hello"]
+    assert mitmsec.run(*command, env=environment).returncode == 60
+    (mitmsec.state.parent / "private-ca.pem").write_bytes(origin.root_pem.read_bytes())
+    policy = mitmsec.policy('[defaults]\nupstream_roots = ["private-ca.pem"]\n')
+    decrypted = mitmsec.run("--policy", policy, *command, env=environment)
+    assert decrypted.stdout.startswith("hello over HTTP/2"), decrypted.stderr
+    *_, connection = mitmsec.of_kind("connection")
+    assert connection["tls"]["server"]["verified"] is True
+    bypassing = mitmsec.policy('[defaults]\naction = "bypass"\nupstream_roots = ["private-ca.pem"]\n')
+    assert mitmsec.run("--policy", bypassing, *command, env=environment).returncode == 60
+    (mitmsec.state.parent / "private-ca.pem").write_text("no certificate")
+    refused = mitmsec.run("--policy", policy, *command, env=environment)
+    assert refused.returncode == 2
+    assert f"{policy}:3: defaults.upstream_roots[0]: private-ca.pem: no certificate in PEM form in it" in refused.stderr

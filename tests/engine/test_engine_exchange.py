@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 from engine_world import DECISION, Recorder, Word
 
+from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
 from mitmsec.core.model import Decision, Endpoint, Finding, OnFailure, OnFinding, Severity
@@ -105,6 +106,20 @@ def test_a_finding_in_the_head_is_a_page_that_names_the_rule() -> None:
     assert b"no words" in page.body
     assert b"SECRET" not in page.body
     assert len(recorder.findings) == 1
+    made.finish()
+    assert (recorder.requests[0].outcome, recorder.requests[0].answered_by) == (Outcome.BLOCKED, "mitmsec")
+
+
+def test_whose_answer_it_is_stands_in_the_record() -> None:
+    misdirected, refused = exchange()
+    misdirected.begin(b"GET", b"/", "HTTP/1.1", [b"b.test"], (), has_body=False)
+    misdirected.finish()
+    assert [(seen.status, seen.outcome, seen.answered_by) for seen in refused.requests] == [(421, None, "mitmsec")]
+    made, recorder = exchange()
+    made.begin(b"GET", b"/", "HTTP/1.1", [b"a.test"], (), has_body=False)
+    made.response_begin(403, (), has_body=False)
+    made.finish()
+    assert [(seen.status, seen.outcome, seen.answered_by) for seen in recorder.requests] == [(403, None, None)]
 
 
 def test_a_finding_in_a_body_raises() -> None:

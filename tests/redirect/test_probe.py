@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -43,3 +45,17 @@ def test_a_user_without_privilege_learns_what_to_do(monkeypatch: pytest.MonkeyPa
     told = {check.name: check for check in probe.checks()}
     assert (told["privilege"].ok, told["privilege"].remedy) == (False, "Run it as root: sudo mitmsec …")
     assert (told["bpf"].ok, told["bpf"].detail, told["bpf"].remedy) == (False, "no", "do this")
+
+
+def test_capabilities_that_root_does_not_have_are_named() -> None:
+    everything = 0x1FFFFFFFFFF
+    assert probe.lacking(everything) == []
+    assert probe.lacking(everything & ~(1 << 7) & ~(1 << 21)) == ["CAP_SETUID", "CAP_SYS_ADMIN"]
+    assert probe.lacking(0) == list(probe.CAPABILITIES)
+
+
+@pytest.mark.root
+def test_root_without_a_capability_is_told_which() -> None:
+    code = "from mitmsec_redirect.probe import checks; print([c.detail for c in checks() if c.name == 'capabilities'])"
+    command = ["setpriv", "--bounding-set=-setuid", "--inh-caps=-setuid", sys.executable, "-c", code]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "['not held: CAP_SETUID']\n"

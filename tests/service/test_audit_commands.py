@@ -125,6 +125,8 @@ def test_a_table_that_was_cut_says_so(tmp_path: Path) -> None:
         ["list", "--since", "yesterday"],
         ["list", "--kind", "nothing"],
         ["list", "--limit", "0"],
+        ["list", "--host", ""],
+        ["list", "--app", " "],
         ["verify", "--head", "5:zz"],
         ["show"],
     ],
@@ -325,3 +327,21 @@ def test_every_kind_and_outcome_is_named_in_help_and_documented() -> None:
     for word in (*Kind, *Outcome):
         assert f"`{word}`" in page
         assert word in told
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"garbage" * 999, "file is not a database"), (b"", "it is empty")])
+def test_a_file_that_is_no_log_is_verified_as_such(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / FILE_NAME).write_bytes(content)
+    told = mitmsec(tmp_path, "verify")
+    assert (told.exit_code, told.stdout) == (1, "")
+    assert f"{FILE_NAME} cannot be read: {why}" in told.stderr
+    assert "keep a copy of" in told.stderr
+    result = mitmsec(tmp_path, "verify", "--json")
+    assert result.exit_code == 1
+    as_json = json.loads(result.stdout)
+    assert (as_json["verified"], as_json["seq"], as_json["kept_head"]) == (False, None, None)
+    assert why in as_json["why"]
+    listed = mitmsec(tmp_path, "list")
+    assert listed.exit_code == 1
+    assert f"audit verify --state {tmp_path}` says" in listed.stderr

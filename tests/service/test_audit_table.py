@@ -94,6 +94,19 @@ def test_a_request_that_was_not_answered_says_so() -> None:
     assert "no answer" in rendered(fields)
 
 
+def test_an_answer_of_ours_is_told_apart_from_an_origins() -> None:
+    assert "403 by mitmsec" in rendered(event(request()) | {"status": 403, "answered_by": "mitmsec"})
+    assert "by mitmsec" not in rendered(event(request()) | {"status": 403})
+
+
+def test_the_tree_has_the_words_of_json() -> None:
+    out = io.StringIO()
+    told = {"kind": "connection", "verified": True, "resumed": False, "list": [True, "x"], "none": None}
+    Console(file=out, width=100).print(tree_of(told))
+    lines = [line.strip("│├└─ ") for line in out.getvalue().splitlines()]
+    assert {"verified: true", "resumed: false", "true", "none: –"} <= set(lines)
+
+
 def test_the_tree_shows_lists_and_what_is_not_known() -> None:
     out = io.StringIO()
     leaf = CertificateSeen(flow="f", serial="1", names=("a.example", "b.example"), not_after="2026-12-01")

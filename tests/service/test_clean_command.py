@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -107,3 +110,40 @@ def test_what_was_left_is_named_and_gone(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "abc removed" in done.stdout
     assert not state.session_folder("abc").exists()
+
+
+def purged(state: State, answer: str, *words: str) -> tuple[int, str]:
+    """`clean --purge` on a terminal on which somebody answers: its status, and what stood there."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mitmsec", "clean", "--state", str(state.folder), "--purge", *words]
+    try:
+        with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as done:
+            os.write(ours, answer.encode())
+            _, errors = done.communicate(timeout=30)
+        return done.returncode, errors
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_on_a_terminal_a_purge_asks_first_and_then_leaves_nothing(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.make()
+    state.log_file.write_text("evidence")
+    status, said = purged(state, "n\n")
+    assert (status, state.log_file.read_text()) == (1, "evidence")
+    assert f"This removes the audit log {state.log}" in said
+    assert "--purge-ca removes the CA alone" in said
+    status, said = purged(state, "y\n")
+    assert (status, state.folder.exists()) == (0, False)
+    state.make()
+    assert (purged(state, "", "--yes")[0], state.folder.exists()) == (0, False)
+
+
+def test_the_ca_alone_can_go(tmp_path: Path) -> None:
+    state = State(tmp_path / "state")
+    state.make()
+    state.log_file.write_text("evidence")
+    done = CliRunner().invoke(cli, ["clean", "--state", str(state.folder), "--purge-ca"])
+    assert done.exit_code == 0
+    assert (state.ca.exists(), state.log_file.read_text()) == (False, "evidence")

@@ -66,3 +66,12 @@ def test_where_all_works_the_last_line_says_what_is_next(monkeypatch: pytest.Mon
 
 def test_lines_end_where_their_words_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line for line in doctor(monkeypatch, *FOUND) if line != line.rstrip()] == []
+
+
+def test_as_json_what_only_root_can_find_out_is_neither_so_nor_not_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [Check(name="privilege", ok=False, detail="user 7"), Check(name="bpf", ok=False, detail="not permitted")]
+    monkeypatch.setattr(probe, "checks", lambda: [*found, Check(name="loopback", ok=True, detail="up")])
+    told = [json.loads(line) for line in CliRunner().invoke(cli, ["doctor", "--json"]).stdout.splitlines()]
+    assert [check["ok"] for check in told] == [False, None, True]
+    monkeypatch.setattr(probe, "checks", lambda: found[1:])
+    assert json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["ok"] is False

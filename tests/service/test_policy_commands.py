@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-from mitmsec.service.policy_commands import loaded_with_text, policy
+from mitmsec.service.policy_commands import loaded_with_roots, policy
+from mitmsec_certs.bundle import certificates_in
+from mitmsec_certs.origin_pki import origin_pki
 
 GOOD = """version = 1
 [inspector.keywords]
@@ -146,7 +149,16 @@ def test_explain_of_an_empty_policy_and_of_a_rule_without_conditions(tmp_path: P
 
 
 def test_explain_as_json(good: Path) -> None:
-    words = ["--app", "/opt/x", "--parent", "/usr/lib/firefox/firefox", "--host", "a.bank.example", "--sha256", "AB"]
+    words = [
+        "--app",
+        "/opt/x",
+        "--parent",
+        "/usr/lib/firefox/firefox",
+        "--host",
+        "a.bank.example",
+        "--sha256",
+        "AB" * 32,
+    ]
     *rules, decision = objects(run("explain", good, *words, "--json"))
     assert [(rule["rule"], rule["accepts"], rule["decided"]) for rule in rules] == [
         ("banks", True, True),
@@ -162,6 +174,9 @@ def test_explain_as_json(good: Path) -> None:
         ("--host", "a b", "is not a host name"),
         ("--address", "a.example", "is not an IP address; a name is given with --host"),
         ("--port", "0", "range"),
+        ("--sha256", "zz", "64 hexadecimal digits are wanted"),
+        ("--sha256", "", "64 hexadecimal digits are wanted"),
+        ("--user", "", "a user is wanted"),
     ],
 )
 def test_explain_refuses_what_is_no_flow(good: Path, option: str, value: str, says: str) -> None:
@@ -206,12 +221,64 @@ def test_a_file_without_tests_says_so(tmp_path: Path) -> None:
 
 
 def test_other_commands_get_the_policy_with_its_text_or_end(good: Path, bad: Path) -> None:
-    loaded, text = loaded_with_text(good)
-    assert text == GOOD
-    assert [rule.name for rule in loaded.rules] == ["banks", "inspected"]
+    loaded = loaded_with_roots(good)
+    assert (loaded.text, loaded.roots) == (GOOD, ())
+    assert [rule.name for rule in loaded.policy.rules] == ["banks", "inspected"]
     with pytest.raises(SystemExit) as ended:
-        loaded_with_text(bad)
+        loaded_with_roots(bad)
     assert ended.value.code == 2
+
+
+def test_further_roots_are_read_beside_the_policy_and_each_file_must_hold_some(tmp_path: Path) -> None:
+    pki = origin_pki("Corp", ("a.example",), int(time.time()))
+    file = tmp_path / "p.toml"
+    (tmp_path / "corp.pem").write_bytes(b"# Corp\n" + pki.root)
+    file.write_text('version = 1\n[defaults]\nupstream_roots = ["corp.pem"]\n')
+    assert loaded_with_roots(file).roots == certificates_in(pki.root)
+    broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    (tmp_path / "broken.pem").write_bytes(pki.root + broken.encode())
+    (tmp_path / "none.pem").write_text("no certificate")
+    file.write_text('version = 1\n[defaults]\nupstream_roots = ["broken.pem",\n"none.pem",\n"gone.pem"]\n')
+    checked = run("check", file)
+    assert checked.exit_code == 2
+    assert checked.stderr.splitlines()[:3] == [
+        f"{file}:3: defaults.upstream_roots[0]: broken.pem: block 2 is not a certificate that can be read",
+        f"{file}:4: defaults.upstream_roots[1]: none.pem: no certificate in PEM form in it",
+        f"{file}:5: defaults.upstream_roots[2]: cannot read gone.pem: No such file or directory",
+    ]
+
+
+def test_a_policy_may_come_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it names is looked for in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts.txt").write_text("a.example\n")
+    text = 'version = 1\n[[rule]]\nname = "r"\naction = "block"\nhost = ["@hosts.txt"]\n'
+    assert "valid; applications: 0, rules: 1" in CliRunner().invoke(policy, ["check", "-"], input=text).stdout
+    wrong = CliRunner().invoke(policy, ["check", "-"], input="version = 2")
+    assert wrong.exit_code == 2
+    assert "(standard input):1: version: only version = 1 is known here" in wrong.stderr
+
+
+def test_what_was_found_out_about_the_question_is_told_once_everything_is_valid(good: Path, bad: Path) -> None:
+    for words in (["--port", "0", good], [bad]):
+        refused = run("explain", "--app", "sh", "--user", "no-such-user", *words)
+        assert refused.exit_code == 2
+        assert " is /" not in refused.stderr
+        assert "no-such-user" not in refused.stderr
+    told = run("explain", "--app", "sh", "--user", "no-such-user", good)
+    assert told.exit_code == 0
+    assert "sh is /" in told.stderr
+    assert 'there is no user "no-such-user" here' in told.stderr
+
+
+def test_a_users_number_is_the_name_that_rules_are_asked_about(tmp_path: Path) -> None:
+    file = tmp_path / "p.toml"
+    application = '[[application]]\nname = "roots"\nuser = ["root"]\n'
+    file.write_text(f'version = 1\n{application}[[rule]]\nname = "r"\napplication = ["roots"]\naction = "block"\n')
+    for user in ("root", "0"):
+        assert run("explain", file, "--app", "/x", "--user", user).stdout.startswith('block by rule "r"')
+    others = run("explain", file, "--app", "/x", "--user", "4294967294").stdout
+    assert "/x is none of roots (user 4294967294 is not root)" in others
 
 
 def test_words_that_the_inspector_refuses_are_an_error_of_the_policy(tmp_path: Path) -> None:

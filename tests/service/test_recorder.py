@@ -23,6 +23,7 @@ from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.messages import CaptureOpen, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
+from mitmsec.core.messages import Fault, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
 from mitmsec.core.model import Endpoint
 from mitmsec.service.caller import Caller, open_result
 
@@ -300,10 +301,11 @@ def test_a_log_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         child = RecorderChild(tmp_path)
-        assert await child.inbox.get() is None
-        assert await child.end() == 1
-        assert "not a database" in child.errors()
-        assert "Traceback" not in child.errors()
+        refused = await child.inbox.get()
+        assert isinstance(refused, Fault)
+        assert (refused.what, "not a database" in refused.detail) == ("log_damaged", True)
+        assert await child.end() == 0
+        assert child.errors() == ""
 
     run(scenario)
 

@@ -6,13 +6,14 @@ import io
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
-from audit_events import connection, log_of
+from audit_events import connection, log_of, request
 
-from mitmsec.audit.event import Outcome
+from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.model import Action
 from mitmsec.service.run import Report
-from mitmsec.service.run_summary import DONE, is_wanted, summary, tell_summary, tell_survivors
+from mitmsec.service.run_summary import DONE, capture_doubt, is_wanted, summary, tell_summary, tell_survivors
 from mitmsec.service.state import DEFAULT, State
 
 GOOD = (Outcome.COMPLETED, Outcome.OPEN)
@@ -114,8 +115,40 @@ def test_without_a_log_the_line_is_shorter_and_after_an_error_there_is_none(
 ) -> None:
     tell_summary(REPORT, State(tmp_path))
     assert capsys.readouterr().err.startswith("mitmsec: 3 connections; 1 finding; see ")
-    tell_summary(changed(error="the supervisor ended"), State(tmp_path))
+    tell_summary(changed(error="the supervisor ended", connections=None), State(tmp_path))
     assert capsys.readouterr().err == ""
+
+
+def test_what_was_only_relayed_does_not_look_as_if_it_had_been_kept() -> None:
+    counts = {("capture", "completed"): 2, ("decrypt", "completed"): 1}
+    assert ": 1 decrypted, 2 captured;" in summary(REPORT, counts, State(DEFAULT))
+    told = summary(REPORT, counts, State(DEFAULT), keeps=False)
+    assert ": 1 decrypted, 2 relayed unread (kept only with --capture);" in told
+
+
+def test_requests_that_a_finding_stopped_are_told_beside_their_connections(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "log").mkdir()
+    stopped = msgspec.structs.replace(request("a"), status=403, outcome=Outcome.BLOCKED, answered_by="mitmsec")
+    log_of(tmp_path / "log", [request("a"), stopped, connection("a")])
+    tell_summary(REPORT, State(tmp_path))
+    assert "mitmsec: 1 connection: 1 decrypted; 1 finding, 1 request stopped; see " in capsys.readouterr().err
+
+
+def test_what_a_capture_lacks_is_told_from_the_log(tmp_path: Path) -> None:
+    def doubt(*faults: FaultSeen) -> str:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        (folder / "log").mkdir(parents=True)
+        log_of(folder / "log", faults)
+        return capture_doubt(REPORT, State(folder))
+
+    assert doubt(FaultSeen(what="stranger")) == ""
+    assert capture_doubt(REPORT, State(tmp_path / "no log")) == ""
+    left_out, lost = FaultSeen(what="capture_incomplete"), FaultSeen(what="capture_lost", count=3)
+    assert doubt(left_out, lost, lost) == "the capture file is not complete: it lacks 1 connection and 6 pieces"
+    failed = FaultSeen(what="capture_failed", detail="no space")
+    assert doubt(lost, failed) == "the capture ended before the run did: no space"
 
 
 def test_a_terminal_that_is_gone_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,13 +64,30 @@ def test_another_error_is_left_alone() -> None:
     assert "BrokenPipeError" in run("raise BrokenPipeError(32, 'of a socket')", subprocess.DEVNULL).stderr
 
 
-def test_a_stand_in_and_no_stdout_at_all_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for other in (io.StringIO(), io.TextIOWrapper(io.BytesIO()), None):
+def test_a_stand_in_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in (io.StringIO(), io.TextIOWrapper(io.BytesIO())):
         monkeypatch.setattr(sys, "stdout", other)
         with told_apart():
             assert sys.stdout is other
 
 
+def test_where_there_is_no_stdout_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(Unwritable, match="it is closed"), told_apart():
+        print("x")
+    assert sys.stdout is None
+    with told_apart():
+        sys.stdout.flush()
+
+
 def test_an_error_without_words_has_some() -> None:
     assert str(Unwritable(OSError())) == "stdout: "
     assert str(Unwritable(OSError(errno.EIO, "Input/output error"))) == "stdout: input/output error"
+
+
+@pytest.mark.parametrize("words", [["--version"], ["help"], ["policy", "init"]], ids=" ".join)
+def test_a_stdout_that_was_closed_from_the_start_is_the_machines_fault(words: list[str]) -> None:
+    command = ["sh", "-c", 'exec "$0" -m mitmsec "$@" >&-', sys.executable, *words]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith("mitmsec: stdout: it is closed\n")
