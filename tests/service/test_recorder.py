@@ -22,8 +22,16 @@ from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SecretsSe
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
-from mitmsec.core.messages import CaptureOpen, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
-from mitmsec.core.messages import Fault, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
+from mitmsec.core.messages import (
+    CaptureOpen,
+    Fault,
+    ModulesAnswer,
+    ModulesQuestion,
+    ProducerUp,
+    Role,
+    SessionFlush,
+    encode,
+)
 from mitmsec.core.model import Endpoint
 from mitmsec.service.caller import Caller, open_result
 
