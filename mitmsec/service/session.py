@@ -125,6 +125,7 @@ class Session:
         scope = self.scope = self._scope()
         self._listeners = netns.inside(self._network, listeners)
         self.hook = self._hook(scope)
+        self._pin_scope(self._pins(self.policy))
         asyncio.get_running_loop().add_reader(self.hook.routes_fd, self.hook.refresh_routes)
         self._record_policy(self.order)
         self.shared.record(self._started(user))
@@ -187,6 +188,10 @@ class Session:
             return None
         bpffs.mount(self.shared.state.bpf)
         return self.shared.state.bpf / self.name
+
+    def _pin_scope(self, pins: Path | None) -> None:
+        if pins is not None and self.scope is not None:
+            self.scope.pin(pins)
 
     def _hook(self, scope: Scope) -> ConnectHook:
         ports = [listener.getsockname()[1] for listener in self._listeners]
@@ -370,12 +375,14 @@ class Session:
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection
+        pins = self._pins(policy)
         self.hook.change(
             on_failure=policy.on_failure,
             quic=policy.quic,
             everything=selection is not None and selection.everything,
-            pin_folder=self._pins(policy),
+            pin_folder=pins,
         )
+        self._pin_scope(pins)
 
     async def _govern(self, policy: Policy, numbers: tuple[int, ...]) -> None:
         if self.gate is None:

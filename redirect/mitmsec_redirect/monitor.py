@@ -66,6 +66,7 @@ class Monitor:
         self._ring = ring
         self._programs = programs
         self._exchange = exchange
+        self._links: Mapping[str, int] = {}
         self._held = ExitStack()
         self._told_lost = 0
         self._is_scanned = False
@@ -96,8 +97,13 @@ class Monitor:
                 held.callback(one.close)
             ring = RingBuffer(maps["ring"].fd, ring_bytes)
             held.callback(ring.close)
-            programs, exchange = _attached(Maps(**{name: one.fd for name, one in maps.items()}), types, held)
+            programs, exchange = _loaded(Maps(**{name: one.fd for name, one in maps.items()}), types, held)
             monitor = cls(maps, ring, programs, exchange)
+            links: dict[str, int] = {}
+            for name, program in programs.items():
+                links[name] = bpf.attach_to_tracepoint(program)
+                held.callback(os.close, links[name])
+            monitor._links = links
             monitor._held = held.pop_all()
             return monitor
 
@@ -203,6 +209,16 @@ class Monitor:
         return False
 
     # -- its end -------------------------------------------------------------------------------------------------------
+    def pin(self, folder: Path) -> None:
+        """Entries are kept up to date in the kernel whatever becomes of us, as long as these pins on a bpffs live.
+
+        `connect_hook.reap` removes them, with the hook's own in the same folder. Idempotent.
+        """
+        for name, link in self._links.items():
+            path = folder / f"link_{name}"
+            if not path.exists():
+                bpf.pin(link, str(path))
+
     def close(self) -> None:
         """Detach, and let go of everything. Idempotent."""
         self._held.close()
@@ -226,8 +242,8 @@ def _kernel_types() -> Btf:
         ) from error
 
 
-def _attached(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int], int]:
-    """The three programs by name, running, and the one that exchanges an entry."""
+def _loaded(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int], int]:
+    """The three programs by name, and the one that exchanges an entry."""
     try:
         at = Offsets.of(types)
         btf_ids = {name: types.typedef_id(f"btf_trace_sched_process_{name}") for name in _LOST}
@@ -244,8 +260,6 @@ def _attached(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int
         held.callback(os.close, programs[name])
     exchange = bpf.load_runnable(process_programs.exchange(maps), "mitmsec_decide")
     held.callback(os.close, exchange)
-    for program in programs.values():
-        held.callback(os.close, bpf.attach_to_tracepoint(program))
     return programs, exchange
 
 
