@@ -4,12 +4,12 @@ BIN := .venv/bin
 COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1 mitmsec certs redirect addons .venv/lib >/dev/null 2>&1 || true
 PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
-TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git
+TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables
 
-.PHONY: help demo test wheel lint format bench clean
+.PHONY: help demo test wheel lint format bench bench-attribution bench-redirect clean
 
 help: ## show this
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: $(BIN)/.run ## set up, then a tour of everything in under 20 seconds (root)
 	@tools/packages $(RUN_PACKAGES)
@@ -35,6 +35,12 @@ format: $(BIN)/.dev ## put the layout right
 
 bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)
 	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg
+
+bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and score what is recorded of them (root; some minutes)
+	@$(BIN)/python -m benchmarks.attribution --report docs/attribution.md
+
+bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; under eight minutes)
+	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
 clean: ## remove what this file made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,6 +25,14 @@ class Metric(StrEnum):
     CPU_GB = "cpu_s_per_gb"
     RSS_PEAK = "rss_peak_mib"
     RSS_GROWTH = "rss_growth_mib"
+    CONNECT_P50 = "connect_p50_us"
+    CONNECT_P99 = "connect_p99_us"
+    ANSWER_P50 = "answer_p50_us"
+    UDP_CONNECT = "udp_connect_us"
+    LOOP_MADE = "loop_connections"
+    LOOP_LOST = "loop_lost"
+    LOOP_UNDIVERTED = "loop_undiverted"
+    LOOP_STRAYED = "loop_strayed"
 
 
 Sample = Mapping[Metric, float]

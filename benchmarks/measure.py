@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from benchmarks import cgroups, outputs
 from benchmarks.figures import Metric
 from benchmarks.origin import BULK, HUGE, SIZES_BYTES, SMALL, Origin
-from benchmarks.outputs import Load, Unreadable
+from benchmarks.outputs import Load, Transfer, Unreadable
 from benchmarks.shell import Printed
 from benchmarks.variants import Running
 
 CONNECTIONS, STREAMS = 16, 8
 _TRANSFER_DEADLINE_S = 60
 _PREFLIGHT_DEADLINE_S = 20
-_LEAST_CPU_MS = 0.001
+_CURL_TIMED_OUT = 28
+_LEAST_CPU_MS, _LEAST_CPU_S_PER_GB = 0.001, 0.02
+_PASSED_BY = "the proxy did no work: this client's traffic passes it by"
 _CURL = ("--http1.1", "-sS", "-w", "%{http_code} %{size_download} %{time_total}\\n")
 
 Figures = dict[Metric, float]
@@ -34,9 +36,15 @@ class Plan:
 
 
 def preflight(running: Running) -> str:
-    """Ask until the variant answers, and give the issuer that curl saw; raises `Unreadable` for a wrong one."""
+    """Ask until the variant answers, and say whose certificate curl saw; raises `Unreadable` for a wrong one."""
+    printed = answered(running, Origin.url(SMALL))
+    return f"certificate from {_demand_issuer(running, outputs.parse_issuer(printed.stderr))}"
+
+
+def answered(running: Running, url: str) -> Printed:
+    """Ask for the small object until it comes; raises `Unreadable` where it doesn't."""
     until = time.monotonic() + _PREFLIGHT_DEADLINE_S
-    argv = (running.program("curl"), "-v", "--max-time", "5", *_CURL, "-o", "/dev/null", Origin.url(SMALL))
+    argv = (running.program("curl"), "-v", "--max-time", "5", *_CURL, "-o", "/dev/null", url)
     while True:
         printed = running.shell.run(argv, timeout_s=10)
         if printed.status == 0:
@@ -46,18 +54,23 @@ def preflight(running: Running) -> str:
             raise Unreadable(f"curl ended with {printed.status}: {said}")
         time.sleep(0.2)
     _demand_200(printed)
-    return _demand_issuer(running, outputs.parse_issuer(printed.stderr))
+    return printed
 
 
 def connections(running: Running, plan: Plan) -> Figures:
     """New TLS connections, one request each."""
-    load, cpu_s = _wrk(running, plan, "-H", "Connection: close")
+    return connections_to(Origin.url(SMALL), running, plan.window_s)
+
+
+def connections_to(url: str, running: Running, window_s: int) -> Figures:
+    """New connections to the small object there, one request each."""
+    load, cpu_s = _wrk(running, url, window_s, "-H", "Connection: close")
     return {Metric.CONNECTIONS: load.per_s} | _each(running, Metric.CPU_CONNECTION, cpu_s, load)
 
 
 def keepalive(running: Running, plan: Plan) -> Figures:
     """Requests over standing HTTP/1.1 connections, with their latency."""
-    load, cpu_s = _wrk(running, plan, "--latency")
+    load, cpu_s = _wrk(running, Origin.url(SMALL), plan.window_s, "--latency")
     figures = {Metric.REQUESTS: load.per_s} | _each(running, Metric.CPU_REQUEST, cpu_s, load)
     timed = {Metric.P50: load.p50_ms, Metric.P99: load.p99_ms}
     return figures | {metric: value for metric, value in timed.items() if value is not None}
@@ -92,11 +105,20 @@ def single(running: Running, plan: Plan) -> Figures:
 def bulk(running: Running, plan: Plan) -> Figures:
     """One 100 MB download."""
     before_s = running.cpu_s()
-    megabytes_per_s = _download(running, BULK)
-    figures = {Metric.BULK: megabytes_per_s}
-    if running.variant.intercepts:
-        figures[Metric.CPU_GB] = (running.cpu_s() - before_s) / (SIZES_BYTES[BULK] / 1e9)
-    return figures
+    transfer = _download(running, BULK)
+    return {Metric.BULK: transfer.mb_per_s} | _cpu_gb(running, running.cpu_s() - before_s, transfer)
+
+
+def bulk_within(url: str, running: Running, limit_s: float) -> Figures:
+    """A download as far as it comes in that time."""
+    argv = (running.program("curl"), *_CURL, "--max-time", str(limit_s), "-o", "/dev/null", url)
+    before_s = running.cpu_s()
+    printed = running.shell.run(argv, timeout_s=_TRANSFER_DEADLINE_S)
+    cpu_s = running.cpu_s() - before_s
+    (transfer,) = outputs.parse_transfers(printed.stdout)
+    if transfer.status != 200 or printed.status not in (0, _CURL_TIMED_OUT):
+        raise Unreadable(f"status {transfer.status}: {printed.stderr.strip()[:200]}")
+    return {Metric.BULK: transfer.mb_per_s} | _cpu_gb(running, cpu_s, transfer)
 
 
 def resident(running: Running) -> Figures:
@@ -130,10 +152,10 @@ TURNS: Mapping[str, int] = {"bulk": 5}
 """How often a step is taken in each round, if not once: a download lasts a tenth of what another step does."""
 
 
-def _wrk(running: Running, plan: Plan, *options: str) -> tuple[Load, float]:
-    argv = (running.program("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{plan.window_s}s", *options, Origin.url(SMALL))
+def _wrk(running: Running, url: str, window_s: int, *options: str) -> tuple[Load, float]:
+    argv = (running.program("wrk"), "-t1", f"-c{CONNECTIONS}", f"-d{window_s}s", *options, url)
     before_s = running.cpu_s()
-    printed = running.shell.run(argv, timeout_s=plan.window_s + 20)
+    printed = running.shell.run(argv, timeout_s=window_s + 20)
     cpu_s = running.cpu_s() - before_s
     return _answered(outputs.parse_wrk(printed.stdout)), cpu_s
 
@@ -153,17 +175,27 @@ def _each(running: Running, metric: Metric, cpu_s: float, load: Load) -> Figures
         raise Unreadable("not one request was answered")
     cpu_ms = cpu_s * 1000 / load.requests
     if cpu_ms < _LEAST_CPU_MS:
-        raise Unreadable("the proxy did no work: this client's traffic passes it by")
+        raise Unreadable(_PASSED_BY)
     return {metric: cpu_ms}
 
 
-def _download(running: Running, what: str) -> float:
+def _cpu_gb(running: Running, cpu_s: float, transfer: Transfer) -> Figures:
+    """CPU seconds of the proxy for a GB; a proxy that used none was passed by, and nothing counts."""
+    if not running.variant.intercepts:
+        return {}
+    cpu_s_per_gb = cpu_s / max(transfer.size_bytes / 1e9, 1e-9)
+    if cpu_s_per_gb < _LEAST_CPU_S_PER_GB:
+        raise Unreadable(_PASSED_BY)
+    return {Metric.CPU_GB: cpu_s_per_gb}
+
+
+def _download(running: Running, what: str) -> Transfer:
     argv = (running.program("curl"), *_CURL, "-o", "/dev/null", Origin.url(what))
     printed = running.shell.run(argv, timeout_s=_TRANSFER_DEADLINE_S)
     (transfer,) = outputs.parse_transfers(printed.stdout)
     if (transfer.status, transfer.size_bytes) != (200, SIZES_BYTES[what]):
         raise Unreadable(f"status {transfer.status}, {transfer.size_bytes} bytes: {printed.stderr.strip()[:200]}")
-    return transfer.mb_per_s
+    return transfer
 
 
 def _demand_200(printed: Printed) -> None:

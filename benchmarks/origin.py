@@ -32,6 +32,7 @@ http {{
   uwsgi_temp_path {folder}/t4; scgi_temp_path {folder}/t5;
   server {{
     listen {address}:443 ssl http2 reuseport backlog=4096;
+    listen {address}:80 reuseport backlog=4096;
     server_name {name}; root {folder}/www;
     ssl_certificate {folder}/origin.pem; ssl_certificate_key {folder}/origin.key; ssl_protocols TLSv1.3;
   }}

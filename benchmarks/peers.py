@@ -8,6 +8,7 @@ other groups, and so cannot be led back to themselves.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,24 +48,24 @@ coredump_dir {folder}
 """
 
 
-def redirect_clients() -> None:
+def redirect_clients(dport: str = "443") -> None:
     """Load the table that leads each transparent peer's clients to it; it lives and dies with the namespace."""
     rules = "".join(
-        f"    meta skgid {_client_gid(name)} tcp dport 443 redirect to :{port}\n" for name, port in _PORTS.items()
+        f"    meta skgid {_client_gid(name)} tcp dport {dport} redirect to :{port}\n" for name, port in _PORTS.items()
     )
     chain = f"  chain output {{\n    type nat hook output priority -100; policy accept;\n{rules}  }}\n"
     run(["nft", "-f", "-"], stdin=f"table ip mitmsec-bench-{os.getpid()} {{\n{chain}}}\n")
 
 
-def mitmdump_transparent(program: Path, folder: Path, origin_ca: Path) -> Variant:
-    """mitmdump in transparent mode behind the redirect."""
+def mitmdump_transparent(program: Path, folder: Path, origin_ca: Path, *options: str) -> Variant:
+    """mitmdump in transparent mode behind the redirect, with further options."""
     name = "mitmdump transparent"
     ca_file = _write_authority(folder, name)
-    argv = _mitmdump(program, folder, origin_ca, f"transparent@127.0.0.1:{_PORTS[name]}")
+    argv = _mitmdump(program, folder, origin_ca, f"transparent@127.0.0.1:{_PORTS[name]}", *options)
     return Variant(name, _authority(name), diverts=_as_client_of(name), proxy=argv, environment=_trust(ca_file))
 
 
-def mitmdump_local(program: Path, folder: Path, origin_ca: Path, cgroup: Cgroup) -> Variant:
+def mitmdump_local(program: Path, folder: Path, origin_ca: Path, cgroup: Cgroup, *options: str) -> Variant:
     """mitmdump's own eBPF redirector, which matches program names on the cgroup root.
 
     It gets a mount namespace in which its clients' cgroup is that root, so no other program of the machine is touched,
@@ -72,10 +73,10 @@ def mitmdump_local(program: Path, folder: Path, origin_ca: Path, cgroup: Cgroup)
     """
     name = "mitmdump local"
     ca_file = _write_authority(folder, name)
-    programs = _links(folder, ("wrk", "curl", "h2load"))
+    programs = _links(folder, ("wrk", "curl", "h2load", "python3"))
     mode = "local:" + ",".join(Path(link).name for link in programs.values())
     clients = cgroup.child("clients-of-mitmdump-local")
-    argv = _mitmdump(program, folder, origin_ca, mode)
+    argv = _mitmdump(program, folder, origin_ca, mode, *options)
     proxy = ("unshare", "--mount", "sh", "-c", _LOCAL_MOUNT, str(clients.path), *argv)
     return Variant(name, _authority(name), (), proxy, _trust(ca_file), clients, programs)
 
@@ -111,14 +112,25 @@ def sslsplit(folder: Path) -> Variant:
 _CERTGEN = tuple(Path("/usr", where, "squid", "security_file_certgen") for where in ("lib", "lib64", "libexec"))
 
 
-def _mitmdump(program: Path, folder: Path, origin_ca: Path, mode: str) -> tuple[str, ...]:
-    options = {
+def _mitmdump(program: Path, folder: Path, origin_ca: Path, mode: str, *options: str) -> tuple[str, ...]:
+    values = {
         "confdir": folder,
         "stream_large_bodies": "1m",
         "ssl_verify_upstream_trusted_ca": origin_ca,
     }
-    settings = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    return ("setpriv", "--regid", str(_MITMDUMP_GID), "--clear-groups", str(program), "-q", "--mode", mode, *settings)
+    settings = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return (
+        "setpriv",
+        "--regid",
+        str(_MITMDUMP_GID),
+        "--clear-groups",
+        str(program),
+        "-q",
+        "--mode",
+        mode,
+        *settings,
+        *options,
+    )
 
 
 def _as_client_of(name: str) -> tuple[str, ...]:
@@ -146,11 +158,15 @@ def _write_authority(folder: Path, name: str) -> Path:
     return folder / "ca.pem"
 
 
+def _which(name: str) -> str:
+    return run(["sh", "-c", f"command -v {name}"]).strip()
+
+
 def _links(folder: Path, names: tuple[str, ...]) -> dict[str, str]:
     """The programs under names of their own, short enough (15) for the kernel to keep whole."""
     links = {}
     for name in names:
         link = folder / f"mb{os.getpid() % 1_000_000}-{name}"
-        link.symlink_to(run(["sh", "-c", f"command -v {name}"]).strip())
+        link.symlink_to(os.path.realpath(sys.executable) if name == "python3" else _which(name))
         links[name] = str(link)
     return links

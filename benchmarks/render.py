@@ -21,19 +21,22 @@ class Table:
     body: tuple[tuple[str, ...], ...]
 
 
+Shown = Callable[[Sequence[Row]], Sequence[Table]]
+
+
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
     """What a user feels, what it costs, and how far the rounds lie apart."""
     direct = next((row for row in rows if row.variant == "direct"), None)
     return (
-        _table("What a client gets (× share of direct), medians", _SPEED, rows, direct),
-        _table("What the proxy uses, medians", _COST, rows, direct),
-        _table("Least and greatest of the rounds", _SPREAD, rows, direct),
+        table("What a client gets (× share of direct), medians", _SPEED, rows, direct),
+        table("What the proxy uses, medians", _COST, rows, direct),
+        table("Least and greatest of the rounds", _SPREAD, rows, direct),
     )
 
 
-def text(rows: Sequence[Row], checks: Iterable[Check]) -> str:
+def text(rows: Sequence[Row], checks: Iterable[Check], shown: Shown = tables) -> str:
     """Tables, remarks and thresholds for a terminal of 120 columns."""
-    blocks = [_as_text(table) for table in tables(rows)]
+    blocks = [_as_text(table) for table in shown(rows)]
     blocks.append("\n".join(["Thresholds", *(f"  {_mark(check)} {_said(check)}" for check in checks)]))
     if remarks := list(_remarks(rows)):
         folded = (textwrap.fill(remark, 116, initial_indent="  ", subsequent_indent="    ") for remark in remarks)
@@ -41,9 +44,9 @@ def text(rows: Sequence[Row], checks: Iterable[Check]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def markdown(rows: Sequence[Row], checks: Iterable[Check], machine: str) -> str:
+def markdown(rows: Sequence[Row], checks: Iterable[Check], machine: str, shown: Shown = tables) -> str:
     """The same for a page."""
-    blocks = [machine, *(_as_markdown(table) for table in tables(rows))]
+    blocks = [machine, *(_as_markdown(table) for table in shown(rows))]
     verdicts = tuple((_said(check), _mark(check)) for check in checks)
     blocks.append(_as_markdown(Table("Thresholds", ("threshold", "reached?"), verdicts)))
     if remarks := [f"- {remark}" for remark in _remarks(rows)]:
@@ -63,12 +66,15 @@ def placed(page: str, block: str) -> str:
 Cell = Callable[[Row, Row | None], str]
 
 
-def _table(title: str, columns: Sequence[tuple[str, Cell]], rows: Sequence[Row], direct: Row | None) -> Table:
+def table(title: str, columns: Sequence[tuple[str, Cell]], rows: Sequence[Row], direct: Row | None) -> Table:
+    """A row a variant, a column a cell's maker; `direct` is what shares are of."""
     head = ("variant", *(name for name, _ in columns))
     return Table(title, head, tuple((row.variant, *(cell(row, direct) for _, cell in columns)) for row in rows))
 
 
-def _shared(metric: Metric, digits: int) -> Cell:
+def shared(metric: Metric, digits: int) -> Cell:
+    """The median, and its share of direct."""
+
     def cell(row: Row, direct: Row | None) -> str:
         median, share = row.median(metric), ratio(row, direct, metric)
         if median is None:
@@ -80,7 +86,9 @@ def _shared(metric: Metric, digits: int) -> Cell:
     return cell
 
 
-def _plain(metric: Metric, digits: int) -> Cell:
+def plain(metric: Metric, digits: int) -> Cell:
+    """The median alone."""
+
     def cell(row: Row, direct: Row | None) -> str:
         median = row.median(metric)
         return _ABSENT if median is None else f"{median:,.{digits}f}"
@@ -98,7 +106,9 @@ def _added(metric: Metric) -> Cell:
     return cell
 
 
-def _spread(metric: Metric, digits: int) -> Cell:
+def spread(metric: Metric, digits: int) -> Cell:
+    """Least and greatest of the rounds."""
+
     def cell(row: Row, direct: Row | None) -> str:
         summary = None if row.invalid else row.summaries.get(metric)
         return _ABSENT if summary is None else f"{summary.least:,.{digits}f}–{summary.greatest:,.{digits}f}"
@@ -107,30 +117,30 @@ def _spread(metric: Metric, digits: int) -> Cell:
 
 
 _SPEED: tuple[tuple[str, Cell], ...] = (
-    ("conn/s", _shared(Metric.CONNECTIONS, 0)),
-    ("req/s", _shared(Metric.REQUESTS, 0)),
-    ("h2 req/s", _shared(Metric.H2_REQUESTS, 0)),
-    ("p50 ms", _plain(Metric.P50, 2)),
-    ("p99 ms", _plain(Metric.P99, 1)),
+    ("conn/s", shared(Metric.CONNECTIONS, 0)),
+    ("req/s", shared(Metric.REQUESTS, 0)),
+    ("h2 req/s", shared(Metric.H2_REQUESTS, 0)),
+    ("p50 ms", plain(Metric.P50, 2)),
+    ("p99 ms", plain(Metric.P99, 1)),
     ("single ms", _added(Metric.SINGLE)),
     ("first ms", _added(Metric.FIRST)),
-    ("bulk MB/s", _shared(Metric.BULK, 0)),
+    ("bulk MB/s", shared(Metric.BULK, 0)),
 )
 _COST: tuple[tuple[str, Cell], ...] = (
-    ("CPU ms/connection", _plain(Metric.CPU_CONNECTION, 2)),
-    ("CPU ms/request", _plain(Metric.CPU_REQUEST, 3)),
-    ("CPU ms/h2 request", _plain(Metric.CPU_H2_REQUEST, 3)),
-    ("CPU s/GB", _plain(Metric.CPU_GB, 2)),
-    ("RSS MiB", _plain(Metric.RSS_PEAK, 0)),
-    ("+1 GB MiB", _plain(Metric.RSS_GROWTH, 1)),
+    ("CPU ms/connection", plain(Metric.CPU_CONNECTION, 2)),
+    ("CPU ms/request", plain(Metric.CPU_REQUEST, 3)),
+    ("CPU ms/h2 request", plain(Metric.CPU_H2_REQUEST, 3)),
+    ("CPU s/GB", plain(Metric.CPU_GB, 2)),
+    ("RSS MiB", plain(Metric.RSS_PEAK, 0)),
+    ("+1 GB MiB", plain(Metric.RSS_GROWTH, 1)),
 )
 _SPREAD: tuple[tuple[str, Cell], ...] = (
-    ("new conn/s", _spread(Metric.CONNECTIONS, 0)),
-    ("keep-alive req/s", _spread(Metric.REQUESTS, 0)),
-    ("HTTP/2 req/s", _spread(Metric.H2_REQUESTS, 0)),
-    ("single ms", _spread(Metric.SINGLE, 2)),
-    ("first ms", _spread(Metric.FIRST, 1)),
-    ("bulk MB/s", _spread(Metric.BULK, 0)),
+    ("new conn/s", spread(Metric.CONNECTIONS, 0)),
+    ("keep-alive req/s", spread(Metric.REQUESTS, 0)),
+    ("HTTP/2 req/s", spread(Metric.H2_REQUESTS, 0)),
+    ("single ms", spread(Metric.SINGLE, 2)),
+    ("first ms", spread(Metric.FIRST, 1)),
+    ("bulk MB/s", spread(Metric.BULK, 0)),
 )
 
 

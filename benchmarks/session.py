@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,27 +46,29 @@ class _Tally:
 class Session:
     """The started variants and their tallies."""
 
-    def __init__(self, wanted: Sequence[str], say: install.Say) -> None:
-        """`wanted` of `NAMES`, in that order."""
-        self._say = say
-        self._tallies = {name: _Tally() for name in NAMES if name in wanted}
+    def __init__(
+        self, names: Sequence[str], say: install.Say, preflight: Callable[[Running], str] = measure.preflight
+    ) -> None:
+        """One row a name, in that order; `preflight` sees that a variant does what it claims, and says how it saw."""
+        self.say, self._preflight = say, preflight
+        self._tallies = {name: _Tally() for name in names}
         self._running: list[Running] = []
 
     @property
     def wanted(self) -> list[str]:
-        """The names of its variants, in the order of `NAMES`."""
+        """The names of its variants."""
         return list(self._tallies)
 
     def start(self, name: str, folder: Path, cgroup: Cgroup, make: Maker) -> Running | None:
         """Start one variant and see that it does what it claims; None, and an invalid row, where it does not."""
-        self._say(f"starting {name}")
+        self.say(f"starting {name}")
         try:
             running = Running(make(), cgroup, folder)
         except _TROUBLE as wrong:
             self._tallies[name].invalid = f"did not start: {wrong}"
             return None
         try:
-            self._say(f"  certificate from {measure.preflight(running)}")
+            self.say(f"  {self._preflight(running)}")
         except _TROUBLE as wrong:
             self._tallies[name].invalid = f"preflight: {wrong}"
             return running
@@ -77,19 +79,22 @@ class Session:
         """Note a variant that cannot run here."""
         self._tallies[name].invalid = reason
 
-    def measure(self, plan: Plan) -> None:
+    def measure(self, steps: Mapping[str, Callable[[Running], Figures]], rounds: int) -> None:
         """All rounds; within one, each step goes through all variants before the next step."""
-        for number in range(plan.rounds):
-            for step, take in measure.STEPS.items():
-                self._say(f"round {number + 1}/{plan.rounds}: {step}")
+        for number in range(rounds):
+            for step, take in steps.items():
+                self.say(f"round {number + 1}/{rounds}: {step}")
                 for turn in range(measure.TURNS.get(step, 1)):
                     for running in rotated(self._running, number + turn):
-                        self._note(running, step, partial(take, running, plan))
+                        self.note(running, step, partial(take, running))
+
+    def weigh(self, plan: Plan) -> None:
+        """The memory of each proxy, at the end and while it relays 1 GB."""
         for running in self._running:
-            self._note(running, "memory", partial(measure.resident, running))
+            self.note(running, "memory", partial(measure.resident, running))
             if plan.huge and running.variant.name != "mitmdump local":
-                self._say(f"1 GB through {running.variant.name}")
-                self._note(running, "1 GB", partial(measure.growth, running))
+                self.say(f"1 GB through {running.variant.name}")
+                self.note(running, "1 GB", partial(measure.growth, running))
 
     def rows(self) -> list[Row]:
         """One row a wanted variant."""
@@ -98,7 +103,12 @@ class Session:
             for name, tally in self._tallies.items()
         ]
 
-    def _note(self, running: Running, step: str, take: Callable[[], Figures]) -> None:
+    def is_valid(self, name: str) -> bool:
+        """Whether the variant has been started and does what it claims."""
+        return self._tallies[name].invalid is None
+
+    def note(self, running: Running, step: str, take: Callable[[], Figures]) -> None:
+        """Take one sample; what goes wrong becomes a remark."""
         tally = self._tallies[running.variant.name]
         try:
             tally.samples.append(take())
@@ -111,31 +121,36 @@ def take(wanted: Sequence[str], plan: Plan, workers: int | None, say: install.Sa
     missing = install.programs(say)
     mitmdump = _mitmdump(wanted, missing, say)
     facts = host.facts(install.versions(missing))
-    session = Session(wanted, say)
+    session = Session([name for name in NAMES if name in wanted], say)
     with ExitStack() as stack:
         try:
             _start(session, stack, missing, partial(_maker, mitmdump=mitmdump, workers=workers))
-            session.measure(plan)
+            session.measure({name: partial(_planned, step, plan) for name, step in measure.STEPS.items()}, plan.rounds)
+            session.weigh(plan)
         finally:  # whatever ends the run, clean-up is not interrupted
             for ending in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(ending, signal.SIG_IGN)
     return session.rows(), facts
 
 
+def _planned(step: measure.Step, plan: Plan, running: Running) -> Figures:
+    return step(running, plan)
+
+
 def _start(session: Session, stack: ExitStack, missing: dict[str, str], maker: Callable[..., Maker]) -> None:
     """The namespaces, the origin and every variant that can run; the stack ends them."""
-    folder = stack.enter_context(_own_folder())
+    folder = stack.enter_context(own_folder())
     cgroup = stack.enter_context(own_cgroup())
     host.enter_private_mounts(folder / "hosts")
     origin_fd = host.enter_client_namespace()
     stack.callback(os.close, origin_fd)
-    served = stack.enter_context(origin.serving(_made(folder / "origin"), origin_fd))
+    served = stack.enter_context(origin.serving(made(folder / "origin"), origin_fd))
     peers.redirect_clients()
     for name in session.wanted:
         if reason := missing.get(name.split()[0]):
             session.discard(name, f"not installed: {reason}")
             continue
-        place = _made(folder / name.replace(" ", "-"))
+        place = made(folder / name.replace(" ", "-"))
         make = maker(name, place, served.ca_file, cgroup)
         if running := session.start(name, place, cgroup.child(place.name), make):
             stack.callback(running.close)
@@ -162,14 +177,16 @@ def _mitmdump(wanted: Sequence[str], missing: dict[str, str], say: install.Say) 
         return Path()
 
 
-def _made(folder: Path) -> Path:
+def made(folder: Path) -> Path:
+    """The folder, new, for everybody to read."""
     folder.mkdir()
     folder.chmod(0o755)
     return folder
 
 
 @contextmanager
-def _own_folder() -> Iterator[Path]:
+def own_folder() -> Iterator[Path]:
+    """This run's temporary folder, removed at the end; those that killed runs left are removed first."""
     for stale in Path(tempfile.gettempdir()).glob("mitmsec-bench-*-*"):
         if not Path("/proc", stale.name.split("-")[2]).exists():
             shutil.rmtree(stale, ignore_errors=True)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -216,3 +217,12 @@ def wait_reset(sock: socket.socket) -> bool:
         return sock.recv(1) is None
     except ConnectionResetError:
         return True
+
+
+def linger_for(sock: socket.socket, seconds: int) -> None:
+    """As a worker would that wants the gate's close() to wait: much is still to be sent, and nobody takes it."""
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, seconds))

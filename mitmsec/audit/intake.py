@@ -1,7 +1,8 @@
 """What becomes of each message of a producer: admitted as an event, kept aside, awaited, or refused.
 
 Pure: it joins and judges, and neither reads nor writes. The log trusts a producer with its own facts only. A worker is
-what an attacker gets, so it may speak of flows that its gate handed to it, and never name a process.
+what an attacker gets, so it may speak of flows that its gate handed to it, and never name a process; and what it says
+is `held` to what such an event can be, before anything is made of it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from mitmsec.audit.event import (
     ServiceSeen,
 )
 from mitmsec.audit.flows import Flow, Flows
+from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
+
+FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
+COUNT_LIMIT = 2**31
+BYTES_LIMIT = 2**53  # integers that every JSON reader takes
+STATUS_LIMIT = 999
+WORD_CHARACTERS, TEXT_CHARACTERS, URL_CHARACTERS = 64, 1024, 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +82,68 @@ class Refused:
     what: str
 
 
-Judgement = Admitted | Aside | Awaited | Refused
+def held(source: Source, seen: Seen) -> Seen:
+    """`seen` within bounds: anybody's count, and a worker's texts, which end with an ellipsis where they are cut."""
+    if isinstance(seen, FaultSeen) and not 1 <= seen.count <= COUNT_LIMIT:
+        seen = replace(seen, count=_within(seen.count, 1, COUNT_LIMIT))
+    return _worker_held(seen) if source.role is Role.WORKER else seen
+
+
+def _worker_held(seen: Seen) -> Seen:
+    match seen:
+        case FaultSeen():
+            return replace(
+                seen,
+                what=_cut(seen.what, WORD_CHARACTERS),
+                detail=_cut(seen.detail, TEXT_CHARACTERS),
+                failed=None if seen.failed is None else _cut(seen.failed, WORD_CHARACTERS),
+            )
+        case RequestSeen():
+            return replace(
+                seen,
+                method=_cut(seen.method, WORD_CHARACTERS),
+                url=_cut(seen.url, URL_CHARACTERS),
+                http_version=_cut(seen.http_version, WORD_CHARACTERS),
+                status=None if seen.status is None else _within(seen.status, 0, STATUS_LIMIT),
+                request_bytes=_within(seen.request_bytes, 0, BYTES_LIMIT),
+                response_bytes=_within(seen.response_bytes, 0, BYTES_LIMIT),
+                content_type=None if seen.content_type is None else _cut(seen.content_type, TEXT_CHARACTERS),
+            )
+        case FindingSeen(finding=finding):
+            shorter = replace(
+                finding,
+                detector=_cut(finding.detector, WORD_CHARACTERS),
+                summary=_cut(finding.summary, TEXT_CHARACTERS),
+                evidence=_cut(finding.evidence, TEXT_CHARACTERS),
+                location=_cut(finding.location, TEXT_CHARACTERS),
+            )
+            return replace(seen, finding=shorter)
+        case _:
+            return seen
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
+
+
+def _within(number: int, least: int, most: int) -> int:
+    return min(max(number, least), most)
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Permitted, but more of it than this producer may report: to be counted."""
+
+
+Judgement = Admitted | Aside | Awaited | Refused | Excess
 
 
 @dataclass(slots=True)
 class Intake:
-    """The judge. Its only state is the table of flows."""
+    """The judge. Its state is the table of flows, and what each worker may still report without one."""
 
     flows: Flows = field(default_factory=Flows)
+    _faults: dict[Source, Allowance] = field(default_factory=dict)
 
     def judge(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         """What is to become of `seen`; `now_s` is monotonic."""
@@ -89,17 +151,26 @@ class Intake:
             return Refused(type(seen).__name__)
         match source.role:
             case Role.WORKER:
-                return self._of_worker(source, seen)
+                return self._of_worker(source, seen, now_s)
             case Role.GATE:
                 return self._of_gate(source, seen, now_s)
             case _:
                 return self._of_ours(source, seen, now_s)
 
-    def _of_worker(self, source: Source, seen: Seen) -> Judgement:
+    def forget(self, session: str) -> None:
+        """The session is over: nobody speaks of it any more."""
+        self.flows.forget(session)
+        for source in [source for source in self._faults if source.session == session]:
+            del self._faults[source]
+
+    def _of_worker(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SecretsSeen | FaultSeen)
         if isinstance(seen, FaultSeen):
             seen = replace(seen, pid=None, session="")
         if seen.flow is None:
+            allowance = self._faults.setdefault(source, Allowance(FAULTS_PER_S, FAULTS_BURST, now_s))
+            if not allowance.spend(now_s):
+                return Excess()
             return Admitted(*fields_of(seen), session=source.session)
         flow = self.flows.find(seen.flow)
         if flow is None:

@@ -14,6 +14,9 @@ Producers race: the gate may say that a flow has ended before the worker's last 
 an ended flow lingers for a second of capture time and still takes data; its closing packets come after that, or before
 the next flow between the same ports.
 
+What a pipe has no room for waits as well: the writer never does. A reader that leaves BACKLOG_BYTES waiting, or takes
+nothing for PATIENCE_NS, does not keep up.
+
 What stands in the file is always whole blocks. When a write fails (no space left, reader of a pipe gone or not keeping
 up) the file is cut back to its last whole block, `CaptureFailed` is raised, and from then on by every call.
 """
@@ -22,7 +25,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from mitmsec.capture import comment as comments
 from mitmsec.capture import pcapng
@@ -32,6 +35,9 @@ from mitmsec.core.model import Endpoint, Process
 FLUSH_BYTES = 256 * 1024
 FLUSH_NS = 500_000_000
 LINGER_NS = 1_000_000_000
+BACKLOG_BYTES = 16 << 20
+PATIENCE_NS = 5_000_000_000
+DROPPED_LIMIT = 2**63  # the block has room for no more than twice that
 _SPREAD = 0x9E3779B1  # odd, so that n * _SPREAD modulo 2**32 repeats only after 2**32 flows
 
 
@@ -57,7 +63,7 @@ class CaptureWriter:
     """Writes pcapng to `file`, which it owns from now on, beginning at its current position.
 
     `command` is shown as the interface's description. `file` may be buffered or raw, a regular file or a pipe; a
-    descriptor that does not block makes a slow reader of a pipe a `CaptureFailed` instead of a stall.
+    pipe should not block, so that a slow reader is at worst a `CaptureFailed`, never a stall.
     Every method may raise CaptureFailed. Not thread-safe.
     """
 
@@ -67,6 +73,10 @@ class CaptureWriter:
         # A buffered file would keep what it could not write and try again at close, behind our back.
         self._raw = getattr(file, "raw", file)
         self._whole_bytes = file.tell() if file.seekable() else 0
+        self._chunks: deque[tuple[list[int], bytes]] = deque()  # flushed and not yet taken: sizes of the blocks, bytes
+        self._taken_bytes = 0  # of the first chunk
+        self._waiting_bytes = 0
+        self._stalled_ns: int | None = None  # since when nothing is taken
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._secrets = 0  # how many blocks at the front of `_pending` are secrets
@@ -78,7 +88,7 @@ class CaptureWriter:
         self._start_ns = self._last_ns = 0
         self._pending_since_ns: int | None = None
         self._failure = ""
-        self._closed = False
+        self._finished = self._closed = False
         self._put(pcapng.section_header(application=application, system=system))
         self._put(pcapng.interface_description(name="mitmsec", description=command))
         self.flush()
@@ -144,7 +154,7 @@ class CaptureWriter:
 
     def lost(self, pieces: int) -> None:
         """Count pieces of flows that never reached this writer; the file's statistics say so."""
-        self._dropped += pieces
+        self._dropped = min(self._dropped + max(pieces, 0), DROPPED_LIMIT)
 
     # -- the file ------------------------------------------------------------------------------------------------------
     def tick(self, time_ns: int) -> None:
@@ -153,6 +163,7 @@ class CaptureWriter:
         self._start_ns = self._start_ns or time_ns
         self._last_ns = max(self._last_ns, time_ns)
         self._end_ripe(time_ns)
+        self._write()
         if self._pending and self._pending_since_ns is None:
             self._pending_since_ns = time_ns
         since_ns = self._pending_since_ns
@@ -160,23 +171,49 @@ class CaptureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Everything so far is in the file, as far as the kernel is concerned."""
+        """Everything so far is in the file, as far as the kernel has room for it."""
         self._check()
         blocks, self._pending = self._pending, []
         self._pending_bytes = self._secrets = 0
         self._pending_since_ns = None
-        data = memoryview(b"".join(blocks))
-        done = 0
-        while done < len(data):
+        if blocks:
+            data = b"".join(blocks)
+            self._chunks.append(([len(block) for block in blocks], data))
+            self._waiting_bytes += len(data)
+        self._write()
+
+    def _write(self) -> None:
+        while self._chunks:
+            data = self._chunks[0][1]
             try:
                 # None: a descriptor that does not block and has no room. A buffered file never gets here.
-                written = self._raw.write(data[done:])
+                written = self._raw.write(memoryview(data)[self._taken_bytes :])
             except OSError as error:
-                self._fail(blocks, done, error.strerror or str(error))
+                self._fail(error.strerror or str(error))
             if not written:
-                self._fail(blocks, done, "the reader does not keep up")
-            done += written
-        self._whole_bytes += done
+                return self._not_taken()
+            self._stalled_ns = None
+            self._taken_bytes += written
+            self._waiting_bytes -= written
+            if self._taken_bytes == len(data):
+                self._chunks.popleft()
+                self._whole_bytes += len(data)
+                self._taken_bytes = 0
+
+    def _not_taken(self) -> None:
+        if self._stalled_ns is None:
+            self._stalled_ns = self._last_ns
+        if self._waiting_bytes > BACKLOG_BYTES or self._last_ns - self._stalled_ns > PATIENCE_NS:
+            self._fail("the reader does not keep up")
+
+    def finish(self) -> bool:
+        """Nothing more comes. True once all of it is in the file; else ask again, after a `tick`."""
+        if not self._finished:
+            self._finished = True
+            self._end_ripe(None)
+            self._put(self._statistics())
+            self.flush()
+        return not self._chunks
 
     def close(self) -> None:
         """End what has ended, write the statistics, close the file. Flows that still live simply stop."""
@@ -184,10 +221,8 @@ class CaptureWriter:
             return
         self._closed = True
         try:
-            if not self._failure:
-                self._end_ripe(None)
-                self._put(self._statistics())
-                self.flush()
+            if not self._failure and not self.finish():
+                self._fail("the reader does not keep up")
         finally:
             try:
                 self._file.close()
@@ -256,9 +291,9 @@ class CaptureWriter:
             self._pending.clear()
             raise CaptureFailed(self._failure)
 
-    def _fail(self, blocks: list[bytes], done: int, why: str) -> None:
-        """Cut the file back to the last of `blocks` that is whole, and raise."""
-        sizes = map(len, blocks)
+    def _fail(self, why: str) -> NoReturn:
+        """Cut the file back to the last block that is whole, and raise."""
+        sizes, done = iter(self._chunks[0][0]), self._taken_bytes
         while done >= (size_bytes := next(sizes)):  # ends: not all of them were written
             done -= size_bytes
             self._whole_bytes += size_bytes
@@ -268,6 +303,7 @@ class CaptureWriter:
                 self._raw.truncate(self._whole_bytes)
             except OSError:
                 state = "its last block is incomplete"
+        self._chunks.clear()
         self._failure = f"capture stopped: {why}; {state}"
         raise CaptureFailed(self._failure)
 

@@ -250,7 +250,11 @@ class Leg:
         self._release()
 
     def abort(self) -> None:
-        """A reset for the peer. Idempotent."""
+        """A reset for the peer. Idempotent.
+
+        In a worker the call is denied, and the gate has made it already: it resets when it hears `FlowEnded.reset`, or
+        that the worker has died; if the gate itself has gone, our close does.
+        """
         if not self.closed:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

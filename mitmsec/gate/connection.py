@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
 import socket
@@ -22,7 +21,7 @@ from mitmsec.gate.dial import Dial
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.flow import Flow, State
 from mitmsec.gate.hangups import Hangups
-from mitmsec.gate.loans import Loans
+from mitmsec.gate.loans import Loans, hand_out, shut
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
 from mitmsec.gate.refuse import Farewell, page, reset
@@ -209,9 +208,7 @@ class Connection:
                 reset(self._client)
             case s.Close():
                 self._release(in_order=True)
-                with contextlib.suppress(OSError):  # a worker may still hold it: it is over for it, too
-                    self._client.shutdown(socket.SHUT_RDWR)
-                self._client.close()
+                shut(self._client)  # a worker may still hold it: it is over for it, too
             case s.Record(seen=seen):
                 means.record(seen)
             case s.Report(what=what, failed=failed, detail=detail):
@@ -288,6 +285,7 @@ class Connection:
         self._stop_watching()
         assert self._origin is not None
         origin, self._origin = self._origin, None
+        hand_out(self._client)
         self._means.loans.lend(self.id, origin)
         self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
 

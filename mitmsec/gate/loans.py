@@ -6,6 +6,11 @@
                                    └── in order ───► LEAVE_S for what the worker has queued, then shut down
 
 A worker that keeps a socket beyond its flow's record thus keeps a dead one.
+
+SO_LINGER belongs to the socket, not to a descriptor, and speaks at the last close(). The gate sets it to "reset at
+once" on whatever it hands out, and takes it off when an end is in order: so if gate and worker die, however they do,
+nobody takes what came so far for the whole. Set otherwise it would make the gate's close() wait, be the descriptor
+blocking or not; workers are denied it (mitmsec.service.seccomp), and before each close here it is taken off anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import struct
 
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.refuse import reset
@@ -24,12 +30,27 @@ FURTHER_IN_ALL_LIMIT = 64  # a flow's own two descriptors are counted with the f
 LEAVE_S = 35.0  # an honest worker's leg is closed after 32 s at most, see mitmsec.engine.leg
 LEAVING_LIMIT = 128  # beyond it, the oldest is shut down early
 
+_AT_ONCE, _IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)  # struct linger: on with 0 s; off
+
+
+def hand_out(sock: socket.socket) -> None:
+    """From now on the last close of `sock` is a reset, whoever's it is; `let_go` ends that."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
+
+
+def let_go(sock: socket.socket) -> None:
+    """Close our descriptor in order, and do not wait for what is still to be sent, whatever others have set."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
+    sock.close()
+
 
 def shut(sock: socket.socket) -> None:
     """End both directions for whoever has the socket, and close our descriptor."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
+    let_go(sock)
 
 
 class Loans:
@@ -53,6 +74,7 @@ class Loans:
             return False
         self._further += bool(lent)
         lent.add(sock)
+        hand_out(sock)
         self._hangups.watch(sock, functools.partial(self._ended, flow, sock), half=False)
         return True
 
@@ -71,7 +93,7 @@ class Loans:
         """Let go of the duplicates: what workers still finish, they finish until they are ended themselves."""
         for sock in list(self._leaving):
             self._forget(sock)
-            sock.close()
+            let_go(sock)
 
     def _leave(self, sock: socket.socket) -> None:
         if len(self._leaving) >= LEAVING_LIMIT:
@@ -88,7 +110,7 @@ class Loans:
             lent.discard(sock)
             self._further -= bool(lent)
         self._forget(sock)
-        sock.close()
+        let_go(sock)
 
     def _forget(self, sock: socket.socket) -> None:
         self._hangups.forget(sock)

@@ -4,7 +4,9 @@ that cannot stand in a file is left out, and said, and the others go on."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,6 +16,8 @@ from mitmsec.capture.writer import CaptureFailed, CaptureWriter
 from mitmsec.core.model import Endpoint, Process
 
 RESETS = frozenset({Outcome.BLOCKED, Outcome.CUT, Outcome.FAULT, Outcome.ORIGIN_RESET})  # as the program saw it
+
+PIPE_BYTES = 1 << 20  # what a pipe holds for a reader that is a moment late
 
 
 class Sink(Protocol):
@@ -41,6 +45,8 @@ class Sink(Protocol):
 
     def tick(self, time_ns: int) -> None: ...
 
+    def finish(self) -> bool: ...
+
     def close(self) -> None: ...
 
 
@@ -56,8 +62,14 @@ class Captures:
         self._open: dict[str, set[str]] = {}  # session → flows that the file knows, or was offered in vain
 
     def open(self, session: str, descriptor: int, command: str) -> None:
-        """Flows of `session` go into the file `descriptor`, which is owned from now on."""
+        """Flows of `session` go into the file `descriptor`, which is owned from now on.
+
+        It may be a pipe with any reader, and all runs share this process: so it must not block, whoever opened it.
+        """
         self.close(session)
+        os.set_blocking(descriptor, False)
+        with contextlib.suppress(OSError):  # no pipe, or as large as this user may have it
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             sink = CaptureWriter(os.fdopen(descriptor, "wb", buffering=0), command=command)
         except (CaptureFailed, OSError) as error:
@@ -107,6 +119,12 @@ class Captures:
         for session in list(self._sinks):
             self._guarded(session, lambda sink: sink.tick(time_ns))
 
+    def is_complete(self, session: str) -> bool:
+        """Nothing more comes for the session's file; True once it has everything, or has failed. Needs `tick`."""
+        complete: list[bool] = []
+        self._guarded(session, lambda sink: complete.append(sink.finish()))
+        return all(complete)
+
     def close(self, session: str) -> None:
         """The session's file is complete. Idempotent."""
         self._guarded(session, lambda sink: sink.close())
@@ -123,12 +141,14 @@ class Captures:
             return
         try:
             act(sink)
-        except (CaptureFailed, OSError, ValueError) as error:
+        except (CaptureFailed, OSError, ValueError, OverflowError, struct.error) as error:
             del self._sinks[session], self._open[session]
             _closed(sink)
             self._on_failed(session, str(error))
 
 
 def _closed(sink: Sink) -> None:
-    with contextlib.suppress(CaptureFailed, OSError):  # it has failed already, and that was told
+    with contextlib.suppress(
+        CaptureFailed, OSError, OverflowError, struct.error
+    ):  # it has failed already, and that was told
         sink.close()

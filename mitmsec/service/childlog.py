@@ -2,21 +2,26 @@
 
     child ── pipe ──► ChildOutput: LINES_PER_S lines of LINE_BYTES ──► "worker 123: …" ──► LogFile: LOG_BYTES, twice
                            └── more: counted, said once a second; beyond BYTES_PER_S the pipe is left full
+    print, traceback, logging ─► OwnWords: OWN_LINES_PER_S lines of LINE_BYTES ───────► LogFile
 
 A child may be an attacker's. It holds no descriptor of the log, so it can neither overwrite nor truncate it; it cannot
-fill the disk, take all of the supervisor's time, or put escape sequences on the terminal of who reads the log.
+fill the disk, take all of the supervisor's time, or put escape sequences on the terminal of who reads the log. What
+makes the supervisor itself speak may be an attacker's doing as well, so its own words are held to the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 LINE_BYTES = 2048
 LINES_PER_S = 50
+OWN_LINES_PER_S = 200  # several tracebacks
 BYTES_PER_S = 1 << 20
 CHUNK_BYTES = 1 << 16
 LAST_CHUNKS = 4  # read of a child that has ended
@@ -45,6 +50,44 @@ class LogFile:
                 if os.path.samestat(os.fstat(descriptor), full):
                     os.dup2(fresh, descriptor)
         os.close(fresh)
+
+
+class OwnWords(io.TextIOBase):
+    """Stands in for `sys.stderr` and `sys.stdout` of the supervisor. Never raises for what is written."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._write, self._clock = write, clock
+        self._partial = ""
+        self._since_s, self._lines, self._dropped = clock(), 0, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str, /) -> int:
+        """Whole lines go to the log, the rest waits for its end."""
+        *lines, last = text.split("\n")
+        for line in lines:
+            self._say(self._partial + line)
+            self._partial = ""
+        self._partial = (self._partial + last)[: LINE_BYTES + 1]
+        return len(text)
+
+    def _say(self, line: str) -> None:
+        now_s = self._clock()
+        if now_s - self._since_s >= 1:
+            self._since_s, self._lines = now_s, 0
+            self._say_dropped()
+        if self._lines >= OWN_LINES_PER_S:
+            self._dropped += 1
+            return
+        self._lines += 1
+        cut = line[:LINE_BYTES].encode(errors="backslashreplace")[:LINE_BYTES]
+        self._write(f"{_printable(cut)}{' …' if len(line) > LINE_BYTES else ''}")
+
+    def _say_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._write(f"{dropped} more lines of the supervisor in a second before this, dropped")
 
 
 class ChildOutput:

@@ -15,6 +15,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.service.ground import release_beside
 from mitmsec_redirect import steps
 from mitmsec_redirect.cgroup import SessionCgroup
+from mitmsec_redirect.processes import ProcessTable
 
 
 class Scope(Protocol):
@@ -23,6 +24,10 @@ class Scope(Protocol):
     @property
     def path(self) -> Path:
         """The cgroup that the hook is put on."""
+
+    @property
+    def processes(self) -> ProcessTable | None:
+        """Who knows its processes; None: the supervisor's own table."""
 
     @property
     def selection(self) -> steps.Selection | None:
@@ -53,6 +58,7 @@ class CommandScope:
     """A command, its children, and nothing else."""
 
     selection = None
+    processes = None
 
     def __init__(self, cgroup: SessionCgroup) -> None:
         self._cgroup = cgroup

@@ -12,6 +12,7 @@ are all built anew (`rebuild`); the listeners stay open, and until the new gate'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
 import socket
@@ -23,7 +24,7 @@ from typing import Protocol
 import msgspec
 
 from mitmsec.audit.event import FaultSeen, PolicySeen, Seen, ServiceSeen
-from mitmsec.channel import close_all, pair
+from mitmsec.channel import ChannelFull, close_all, pair
 from mitmsec.core.messages import (
     Drain,
     Drained,
@@ -52,7 +53,8 @@ from mitmsec.service.control import OpenRun, ReloadService, ServiceStatus, Start
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import Misses
-from mitmsec.service.owners import decides_by_hash, hashed
+from mitmsec.service.owners import Owners, decides_by_hash
+from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.state import State
@@ -60,6 +62,7 @@ from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
@@ -96,7 +99,7 @@ class Session:
         self._network, self._policy_fd, self._roots_fd = fds[:3]
         self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
         self.policy = msgspec.json.decode(read_all(self._policy_fd), type=Policy)
-        self._decides_by_hash = decides_by_hash(self.policy)
+        self._owners = Owners(self._whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
         self.scope: Scope | None = None
         self.hook: ConnectHook | None = None
@@ -107,6 +110,7 @@ class Session:
         self._numbers = itertools.count()
         self._answers = Answers()
         self._misses = Misses(self._who_missed, name)
+        self._pulse: Pulse | None = None  # of a gate that serves
         self._listeners: list[socket.socket] = []
         self._watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,7 +134,7 @@ class Session:
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
-            return StandingScope(self.policy, self.shared.processes)
+            return StandingScope(self.policy)
         return CommandScope(SessionCgroup.create(self.shared.state.identity(), self.name))
 
     def _record_policy(self, order: OpenRun | StartService | ReloadService) -> None:
@@ -152,6 +156,10 @@ class Session:
         return ServiceSeen(
             operation="run_started", session=self.name, user=user, command=(order.program,), detail=arguments
         )
+
+    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
+        processes = self.scope.processes if self.scope is not None else None
+        return (processes or self.shared.processes).whose(pid, uid, comm, connected_ns)
 
     @property
     def program(self) -> str:
@@ -224,6 +232,7 @@ class Session:
         if not isinstance(answer, Ready):
             raise ChildFailed(f"the gate answered {answer!r}")
         gate.watch(self._gate_exited)
+        self._pulse = Pulse()
         self._active = self._new_numbers()
         await asyncio.gather(*(self._start_worker(number) for number in self._active))
 
@@ -260,8 +269,8 @@ class Session:
     def _gate_said(self, gate: ChildProcess, message: object, fds: list[int]) -> None:
         close_all(fds)
         match message:
-            case Whose(number=number, pid=pid, uid=uid, comm=comm, connected_ns=connected_ns):
-                owner = self.shared.processes.whose(pid, uid, comm, connected_ns or None)
+            case Whose(number=number):
+                owner = self._owners.of(message, message.connected_ns or None)
                 if owner.sha256 is None:
                     self._answer(gate, number, owner.process)
                 else:
@@ -279,13 +288,13 @@ class Session:
 
     async def _answer_hashed(self, gate: ChildProcess, number: int, owner: Owner) -> None:
         """Nobody but this connection waits for its program's hash."""
-        process = await hashed(owner, must_have=self._decides_by_hash)
-        if not gate.ended.done():
-            self._answer(gate, number, process)
+        self._answer(gate, number, await self._owners.hashed(owner))
 
     def _answer(self, gate: ChildProcess, number: int, process: Process) -> None:
+        """Whose the connection is. A gate that has not read thousands of answers hangs: see `_feel_pulse`."""
         selected = self.scope is None or self.scope.selects(process)
-        gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
+        with contextlib.suppress(ChannelFull):
+            gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
         self.faults += count
@@ -293,7 +302,17 @@ class Session:
             FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
         )
 
+    def _feel_pulse(self) -> None:
+        """End a gate that hangs: its exit is told and mended like any other."""
+        if self.hook is None or self.gate is None or self._pulse is None:
+            return
+        if self._pulse.hangs(Heartbeat(self.hook.heartbeat_fd).last_ns, time.monotonic()):
+            self._pulse = None
+            self._fault("gate_hangs", f"no heartbeat for {HANGS_S:.0f} s")
+            self.gate.kill()
+
     def _gate_exited(self, status: int) -> None:
+        self._pulse = None
         if not self._closing:
             self._fault("gate_died", f"status {status}")
             self._later(self.rebuild())
@@ -343,7 +362,7 @@ class Session:
                 await self._dismiss(numbers)
                 raise
             close_all(before[1:])
-            self._active, self._decides_by_hash = numbers, decides_by_hash(policy)
+            self._active, self._owners.must_have_hash = numbers, decides_by_hash(policy)
             self.policy_order = order
             self._record_policy(order)
 
@@ -389,6 +408,7 @@ class Session:
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
         """Follow `on_failure` at once: the gate goes, so that no heartbeat of its own says otherwise."""
+        self._pulse = None
         if self.hook is not None:
             self.hook.stall()
         if self.gate is not None:
@@ -429,6 +449,7 @@ class Session:
             self._record_missed()
             if self.scope is not None:
                 self.scope.look()
+            self._feel_pulse()
             for _ in range(MISSED_LOOKS):
                 await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
                 self._take_missed()
@@ -444,7 +465,7 @@ class Session:
             self.shared.record(event)
 
     def _who_missed(self, missed: Missed) -> Process:
-        return self.shared.processes.whose(missed.pid, missed.uid, missed.comm, missed.at_ns).process
+        return self._owners.of(missed, missed.at_ns).process
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Collection, Iterable
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.proc_files import ExePath, Found, living
-from mitmsec_redirect.process_records import Executable, ProcessEnded, ProcessExecuted, ProcessStarted
+from mitmsec_redirect.process_records import Executable, ProcessEnded, ProcessEvent, ProcessExecuted, ProcessStarted
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.runs import RunCgroups
 from mitmsec_redirect.verdicts import Verdict, verdict_of
@@ -50,25 +51,27 @@ class _Program:
 class StandingScope:
     """Made on the loop that drains the monitor. Not thread-safe."""
 
-    def __init__(self, policy: Policy, processes: ProcessTable, supervisor: int | None = None) -> None:
+    def __init__(self, policy: Policy, supervisor: int | None = None) -> None:
         """Everybody who lives is judged when this returns. Raises EbpfUnavailable, ProgramRejected, OSError.
 
         What the process `supervisor` (this one) and its descendants send is own traffic.
         """
         self._supervisor = supervisor or os.getpid()
         self.path = _whole_hierarchy()
-        self._processes = processes
         self._selection = Selection(policy.applications)
         self._undecided: dict[int, _Program] = {}  # by pid: those whose hash decides, and is still to come
+        self._events: deque[ProcessEvent | Scanned] = deque()
+        self._is_judging = False
         self._monitor = Monitor.open()
+        self.processes = ProcessTable(monitor=self._monitor, heard=self._heard)
         try:
             self._runs = RunCgroups()
             self._know_named(policy)
-            self._drain()
+            self.processes.refresh()
         except BaseException:
             self._monitor.close()
             raise
-        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self._drain)
+        asyncio.get_running_loop().add_reader(self._monitor.fileno(), self.processes.refresh)
 
     @property
     def selection(self) -> steps.Selection:
@@ -106,26 +109,36 @@ class StandingScope:
 
     async def release(self, home: str | None) -> int:
         asyncio.get_running_loop().remove_reader(self._monitor.fileno())
+        self.processes.close()
         self._monitor.close()
         self._runs.close()
         return 0
 
     # -- as it happens -------------------------------------------------------------------------------------------------
-    def _drain(self) -> None:
-        for event in self._monitor.drain():
-            match event:
-                case ProcessExecuted():
-                    self._executed(event)
-                case ProcessStarted(entry=0, forker=forker) if verdict_of(self._monitor.entry_of(forker)):
-                    self._judge_all(
-                        one for one in living() if one.pid == event.pid
-                    )  # forked before its parent was judged
-                case ProcessEnded(pid=pid):
-                    self._undecided.pop(pid, None)
-                case Scanned(found=found):
-                    self._judge_all(found)
-                case _:
-                    pass
+    def _heard(self, events: Sequence[ProcessEvent | Scanned]) -> None:
+        """In order, one after the other: to judge one means to ask the table, which may hear of the next meanwhile."""
+        self._events.extend(events)
+        if self._is_judging:
+            return
+        self._is_judging = True
+        try:
+            while self._events:
+                self._happened(self._events.popleft())
+        finally:
+            self._is_judging = False
+
+    def _happened(self, event: ProcessEvent | Scanned) -> None:
+        match event:
+            case ProcessExecuted():
+                self._executed(event)
+            case ProcessStarted(entry=0, forker=forker) if verdict_of(self._monitor.entry_of(forker)):
+                self._judge_all(one for one in living() if one.pid == event.pid)  # forked before its parent was judged
+            case ProcessEnded(pid=pid):
+                self._undecided.pop(pid, None)
+            case Scanned(found=found):
+                self._judge_all(found)
+            case _:
+                pass
 
     def _executed(self, event: ProcessExecuted) -> None:
         self._undecided.pop(event.pid, None)
@@ -147,7 +160,7 @@ class StandingScope:
         return verdict if self._monitor.decide(program.pid, program.entry, verdict | inherited) else None
 
     def _verdict(self, program: _Program) -> Verdict | None:
-        process = told(self._processes.whose(program.pid, program.uid, program.comm))
+        process = told(self.processes.whose(program.pid, program.uid, program.comm))
         holds = self._selection.holds(process)
         if holds is None:
             return None

@@ -26,7 +26,7 @@ from mitmsec.core.messages import SessionFlushed
 from mitmsec.service import control, unrecorded
 from mitmsec.service.accounts import readers_gid
 from mitmsec.service.backbone import Backbone
-from mitmsec.service.childlog import LogFile
+from mitmsec.service.childlog import LogFile, OwnWords
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.leftovers import reap, succeed
 from mitmsec.service.orders import ServiceOrders, refusal
@@ -261,8 +261,8 @@ def _cgroup_of(pid: int) -> str | None:
     return None
 
 
-async def _main(state: State, ready: int) -> None:
-    supervisor = Supervisor(state, LogFile(state.supervisor_log, 2))
+async def _main(state: State, ready: int, log: LogFile) -> None:
+    supervisor = Supervisor(state, log)
     listener = control.listen(state.control, readers_gid())
     try:
         reap(state)
@@ -297,13 +297,15 @@ def main() -> int:
     """Entry point of the process."""
     state, ready = State(Path(sys.argv[1])), int(sys.argv[2])
     os.set_inheritable(ready, False)
+    log = LogFile(state.supervisor_log, 2)
+    sys.stdout = sys.stderr = OwnWords(log.write)
     print(f"mitmsec {__version__} supervisor, pid {os.getpid()}", file=sys.stderr)
     try:
         state.hold()
     except StateBusy:
         os.write(ready, b"busy\n")
         return 1
-    return _run(_main(state, ready))
+    return _run(_main(state, ready, log))
 
 
 if __name__ == "__main__":

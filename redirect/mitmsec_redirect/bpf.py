@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from mitmsec_redirect.backend import BackendUnavailable
+
 SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
@@ -81,13 +83,8 @@ class Attach(IntEnum):
     GETSOCKNAME6 = 32
 
 
-class EbpfUnavailable(Exception):
+class EbpfUnavailable(BackendUnavailable):
     """eBPF cannot be used here: `reason` says why, `remedy` what to do about it."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(f"{reason}. {remedy}")
-        self.reason = reason
-        self.remedy = remedy
 
 
 _libc = ctypes.CDLL(None, use_errno=True)

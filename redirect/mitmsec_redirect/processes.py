@@ -191,17 +191,21 @@ class ProcessTable:
         return ExePath(path=program.path) if is_same else ExePath(claimed=program.path)
 
     def _sha256_of_file(self, exe: ExePath, program: Program) -> Future[str | None] | None:
-        """Of the file that the process executed, if it still lies where it did, unchanged."""
+        """Of the file that the process executed, if it still lies where it did, unchanged; nothing else is opened."""
         if program.executable is None:
             return None
         try:
-            descriptor = os.open(exe.path or "", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            place = os.open(exe.path or "", os.O_PATH | os.O_CLOEXEC)
         except (OSError, ValueError):
             return _unhashed()
-        if file_of(os.fstat(descriptor)) == program.executable:
-            return self._hashes.begin(descriptor)
-        os.close(descriptor)
-        return _unhashed()
+        try:
+            if file_of(os.fstat(place)) != program.executable:
+                return _unhashed()
+            return self._hashes.begin(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError:
+            return _unhashed()
+        finally:
+            os.close(place)
 
     def _with_parents(self, owner: Owner, life: Life) -> Owner:
         """Parent and ancestors as they were when the process, the parent and so on started."""

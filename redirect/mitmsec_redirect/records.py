@@ -17,7 +17,7 @@ from enum import IntEnum, IntFlag, StrEnum, unique
 from ipaddress import IPv6Address
 from typing import Final
 
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Confidence, Endpoint, Transport
 
 ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQ")
 REMOTE, PORT, PROTOCOL, REASON, PID, UID, COMM = 0, 16, 18, 20, 24, 28, 32
@@ -122,6 +122,7 @@ class Missed:
     at_ns: int  # CLOCK_MONOTONIC
     netns: int  # cookie of the network namespace
     denied: bool  # False: it went out undiverted
+    confidence: Confidence = Confidence.KERNEL  # how sure `pid` is; UNKNOWN: it is 0
 
 
 def address_bytes(address: str) -> bytes:

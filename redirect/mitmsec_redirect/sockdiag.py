@@ -10,20 +10,31 @@ from __future__ import annotations
 
 import socket
 import struct
+from dataclasses import dataclass
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Transport
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST = 1
 NLMSG_ERROR = 2
 COOKIE_OFFSET = 16 + 4 + 40  # netlink header, inet_diag_msg up to idiag_cookie
+UID_OFFSET = COOKIE_OFFSET + 8 + 12  # cookie, expires, both queues
 ANSWER_BYTES = 16384
 
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBBI")
 _TUPLE = struct.Struct(">HH16s16s")
 _ANY_COOKIE = b"\xff" * 8
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSocket:
+    """A socket as the kernel knows it."""
+
+    cookie: int
+    uid: int  # of who made it
+    inode: int  # 0: no process has it any more
 
 
 class CookieLookup:
@@ -40,8 +51,15 @@ class CookieLookup:
         The client may have reset and gone before it is asked for: then the accepted socket is dead as well.
         v4-mapped connections are found by their IPv4 addresses, as the kernel keeps them.
         """
+        found = self.find(local, remote, interface=interface)
+        return None if found is None else found.cookie
+
+    def find(
+        self, local: Endpoint, remote: Endpoint, transport: Transport = Transport.TCP, interface: int = 0
+    ) -> FoundSocket | None:
+        """As `cookie_of`, and whose it is. A UDP socket is found as a datagram from `remote` would find it."""
         self._number = (self._number + 1) & 0xFFFFFFFF
-        self._sock.send(_question(self._number, local, remote, interface))
+        self._sock.send(_question(self._number, local, remote, transport, interface))
         while True:
             answer = self._sock.recv(ANSWER_BYTES)
             _, kind, _, number, _ = _HEADER.unpack_from(answer)
@@ -50,18 +68,22 @@ class CookieLookup:
             if kind == NLMSG_ERROR:
                 return None
             low, high = struct.unpack_from("=II", answer, COOKIE_OFFSET)
-            return int(low | high << 32)
+            uid, inode = struct.unpack_from("=II", answer, UID_OFFSET)
+            return FoundSocket(cookie=low | high << 32, uid=uid, inode=inode)
 
     def close(self) -> None:
         self._sock.close()
 
 
-def _question(number: int, local: Endpoint, remote: Endpoint, interface: int) -> bytes:
+def _question(number: int, local: Endpoint, remote: Endpoint, transport: Transport, interface: int) -> bytes:
     family = socket.AF_INET6 if local.is_v6 else socket.AF_INET
-    addresses = (socket.inet_pton(family, side.address).ljust(16, b"\0") for side in (local, remote))
+    protocol, sides = socket.IPPROTO_TCP, (local, remote)
+    if transport is Transport.UDP:  # the kernel takes them the other way round, "for historical reasons"
+        protocol, sides = socket.IPPROTO_UDP, (remote, local)
+    addresses = (socket.inet_pton(family, side.address).ljust(16, b"\0") for side in sides)
     body = (
-        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
-        + _TUPLE.pack(local.port, remote.port, *addresses)
+        _REQUEST.pack(family, protocol, 0, 0, 0xFFFFFFFF)
+        + _TUPLE.pack(sides[0].port, sides[1].port, *addresses)
         + struct.pack("=I", interface)
         + _ANY_COOKIE
     )

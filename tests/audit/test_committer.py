@@ -13,7 +13,7 @@ from audit_events import connection, draft
 
 from mitmsec.audit import committer as module
 from mitmsec.audit.chain import Head, Verified
-from mitmsec.audit.committer import GATHERED_LIMIT, Committer
+from mitmsec.audit.committer import Committer
 from mitmsec.audit.envelope import Draft
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.review import opened
@@ -119,22 +119,6 @@ def test_closing_while_the_disk_refuses_tells_how_many_events_are_left(
         await refused.wait()
         ledger.committer.add(draft(connection("flow-1")))
         assert await ledger.committer.close() == 2
-
-    asyncio.run(scenario())
-
-
-def test_it_is_full_when_a_round_has_gathered_its_limit(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        ledger = Ledger(tmp_path)
-        one = draft(connection())
-        for _ in range(GATHERED_LIMIT - 1):
-            ledger.committer.add(one)
-        assert not ledger.committer.full
-        ledger.committer.add(one)
-        full_before = ledger.committer.full
-        await ledger.committer.drained()
-        assert (full_before, ledger.committer.full) == (True, False)
-        await ledger.committer.close()
 
     asyncio.run(scenario())
 

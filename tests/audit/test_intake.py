@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from audit_events import CURL, connection, finding, handed, request
+from msgspec.structs import replace
 
 from mitmsec.audit.event import (
     PERMITTED,
@@ -14,12 +15,24 @@ from mitmsec.audit.event import (
     Kind,
     Outcome,
     PolicySeen,
+    RequestSeen,
     SecretsSeen,
     Seen,
     ServiceSeen,
 )
-from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source
-from mitmsec.core.messages import Role
+from mitmsec.audit.intake import (
+    FAULTS_BURST,
+    FAULTS_PER_S,
+    Admitted,
+    Aside,
+    Awaited,
+    Excess,
+    Intake,
+    Refused,
+    Source,
+    held,
+)
+from mitmsec.core.messages import Role, encode
 
 GATE = Source(Role.GATE, "run-1")
 WORKER = Source(Role.WORKER, "run-1", 0)
@@ -146,3 +159,67 @@ def test_the_supervisor_says_which_session_it_speaks_of() -> None:
 
 def test_a_source_is_named_by_its_role_and_number() -> None:
     assert [str(source) for source in (GATE, WORKER, SIGNER)] == ["gate", "worker-0", "signer"]
+
+
+@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize(("said", "held_to"), [(-1, 1), (0, 1), (1, 1), (2**31, 2**31), (2**63, 2**31), (-(2**63), 1)])
+def test_a_count_is_one_that_can_be(role: Role, said: int, held_to: int) -> None:
+    seen = held(Source(role), FaultSeen(what="capture_lost", count=said))
+    assert isinstance(seen, FaultSeen)
+    assert seen.count == held_to
+
+
+LONG = "x" * 170_000
+
+
+def test_a_workers_texts_and_numbers_are_held_and_its_flow_stays() -> None:
+    worker = Source(Role.WORKER, "run-1", 0)
+    fault = FaultSeen(what=LONG, detail=LONG, failed=LONG, flow="flow-1")
+    wild = replace(
+        request(), method=LONG, url=LONG, http_version=LONG, content_type=LONG,
+        status=-7, request_bytes=2**64 - 1, response_bytes=-1,
+    )  # fmt: skip
+    found = finding()
+    long = replace(found, finding=replace(found.finding, detector=LONG, summary=LONG, evidence=LONG, location=LONG))
+    sizes = [len(encode(held(worker, seen))) for seen in (fault, wild, long)]
+    assert sizes[0] < 1500
+    assert sizes[1] < 18_000
+    assert sizes[2] < 4000
+    cut = held(worker, wild)
+    assert isinstance(cut, RequestSeen)
+    assert (cut.flow, cut.status, cut.request_bytes, cut.response_bytes) == (wild.flow, 0, 2**53, 0)
+    assert cut.url.endswith("x…")
+
+
+def test_what_is_within_bounds_stays_as_it_is_and_so_do_the_texts_of_others() -> None:
+    worker, gate = Source(Role.WORKER, "run-1", 0), Source(Role.GATE, "run-1")
+    honest: list[Seen] = [
+        FaultSeen(what="w", detail="d", failed="open"),
+        FaultSeen(what="w"),
+        request(),
+        replace(request(), status=None, content_type=None),
+        finding(),
+        BytesSeen(flow="flow-1", sent=True, data=b"x"),
+    ]
+    for seen in honest:
+        assert held(worker, seen) == seen
+    assert held(gate, FaultSeen(what="w", detail=LONG)) == FaultSeen(what="w", detail=LONG)
+
+
+def test_a_worker_reports_so_many_faults_of_no_flow_and_the_rest_is_counted() -> None:
+    judge = intake()
+    burst, now_s = int(FAULTS_BURST), 100.0
+
+    def judged(source: Source, count: int, now_s: float, flow: str | None = None) -> list[type]:
+        return [type(judge.judge(source, FaultSeen(what="w", flow=flow), now_s)) for _ in range(count)]
+
+    assert judged(WORKER, burst + 5, now_s) == [Admitted] * burst + [Excess] * 5
+    assert judged(Source(Role.WORKER, "run-1", 1), 1, now_s) == [Admitted]  # another one's are its own
+    assert judged(WORKER, 1, now_s, "flow-1") == [Admitted]  # of a flow that it has
+    assert judged(GATE, burst * 3, now_s) == [Admitted] * burst * 3
+    assert judged(WORKER, int(FAULTS_PER_S) + 1, now_s + 1) == [Admitted] * int(FAULTS_PER_S) + [Excess]
+    judge.forget("run-2")
+    assert judged(WORKER, 1, now_s + 1) == [Excess]
+    judge.forget("run-1")
+    assert judge.flows.find("flow-1") is None
+    assert judged(WORKER, 1, now_s + 1) == [Admitted]

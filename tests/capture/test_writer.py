@@ -30,7 +30,7 @@ from pcapng_reader import (
     tshark,
 )
 
-from mitmsec.capture.writer import FLUSH_BYTES, FLUSH_NS, LINGER_NS, CaptureFailed, CaptureWriter
+from mitmsec.capture.writer import FLUSH_BYTES, FLUSH_NS, LINGER_NS, PATIENCE_NS, CaptureFailed, CaptureWriter
 from mitmsec.core.model import Endpoint, Process
 
 CURL = Process(pid=42, exe="/usr/bin/curl", name="curl", user="alice", sha256="ab" * 32)
@@ -308,6 +308,61 @@ def test_a_reader_that_does_not_keep_up_is_a_failure_and_no_stall() -> None:
         writer.close()
     finally:
         os.close(reading)
+
+
+def test_a_reader_that_takes_nothing_for_a_while_is_a_failure_though_little_waits() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    writer = flow_into(os.fdopen(writing, "wb", buffering=0))
+    writer.data("f", True, bytes(1 << 20), T0)  # as much as waits without harm
+    writer.tick(T0 + PATIENCE_NS)
+    with pytest.raises(CaptureFailed, match="the reader does not keep up"):
+        writer.tick(T0 + PATIENCE_NS + 1)
+    writer.close()
+    os.close(reading)
+
+
+def test_a_reader_that_is_late_gets_everything_in_whole_blocks() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    writer = flow_into(os.fdopen(writing, "wb", buffering=0))
+    said = [bytes((number,)) * 300_000 for number in range(4)]
+    for number, data in enumerate(said):
+        writer.data("f", True, data, T0 + number)
+    left, now_ns = bytearray(), T0
+    while not writer.finish():
+        now_ns += PATIENCE_NS // 2  # slower than any bound, were it not for what it takes
+        left += os.read(reading, 40_000)
+        writer.tick(now_ns)
+    writer.close()
+    while piece := os.read(reading, 1 << 20):
+        left += piece
+    os.close(reading)
+    found = [payload(packet) for packet in packets(blocks(bytes(left)))]
+    assert b"".join(found).endswith(b"".join(said))
+
+
+def test_an_end_that_nobody_takes_is_a_failure() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    writer = flow_into(os.fdopen(writing, "wb", buffering=0))
+    writer.data("f", True, bytes(1 << 20), T0)
+    assert not writer.finish()
+    with pytest.raises(CaptureFailed, match="the reader does not keep up; its last block is incomplete"):
+        writer.close()
+    os.close(reading)
+
+
+@pytest.mark.parametrize("pieces", [-1, -(2**70), 2**70])
+def test_a_count_of_lost_pieces_that_no_file_can_hold_is_held(pieces: int) -> None:
+    file = Kept()
+    writer = CaptureWriter(file)
+    writer.lost(3)
+    writer.lost(pieces)
+    writer.lost(pieces)
+    writer.close()
+    assert blocks(file.content)[-1].option(5) == [struct.pack("<Q", 3 if pieces < 0 else 2**63)]
 
 
 def test_a_reader_that_has_gone_is_a_failure() -> None:

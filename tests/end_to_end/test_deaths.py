@@ -169,6 +169,18 @@ def test_a_hanging_gate_is_treated_like_a_dead_one(origin: Network, mitmsec: Mit
     assert "gate_stalled" in [event["what"] for event in mitmsec.of_kind("fault")]
 
 
+def test_a_gate_that_hangs_for_good_is_ended_and_replaced(origin: Network, mitmsec: Mitmsec) -> None:
+    with client(mitmsec, "open") as program:
+        assert OURS in program.tries()
+        gate = program.pid_of("gate")
+        os.kill(gate, signal.SIGSTOP)
+        until_replaced(program, "gate", gate)
+        until(program, OURS)
+        program.end()
+    faults = [event["what"] for event in mitmsec.of_kind("fault")]
+    assert faults.count("gate_hangs") == faults.count("gate_died") == 1
+
+
 def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mitmsec: Mitmsec) -> None:
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(1.5); os.system('curl -sS -m 5 https://origin.test/hello')"
     run = mitmsec.start("--", sys.executable, "-c", script)

@@ -339,11 +339,12 @@ def test_a_client_that_floods_is_ended_and_the_others_go_on(tmp_path: Path, name
 def test_requests_that_are_reset_at_once_are_a_flood(tmp_path: Path) -> None:
     async def main() -> None:
         ca = trustme.CA()
-        async with origin(Choosy(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+        async with origin(Origin(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
             asking = await client(made, tmp_path)
             with contextlib.suppress(ConnectionError):
-                for _ in range(2_000):
-                    asking.connection.reset_stream(asking.request(get("/", NAME)))
+                for _ in range(40):  # many at a time: a slow machine's client must not earn credit meanwhile
+                    for _ in range(50):
+                        asking.connection.reset_stream(asking.request(get("/", NAME)))
                     asking.flush()
                     await asking._writer.drain()
             assert (await made.end()).outcome == Outcome.MALFORMED

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from typing import Any
 
 import pytest
-from gate_house import WAIT_S, House, Server, houses, on_loop, pair_over_loopback, wait_reset
+from gate_house import WAIT_S, House, Server, houses, linger_for, on_loop, pair_over_loopback, wait_reset
 from hellos import hello, server_name
 
 from mitmsec.audit.event import FaultSeen, FlowHanded, Outcome
@@ -94,6 +95,12 @@ async def test_a_worker_gets_the_client_with_its_bytes_unread_and_the_connected_
 
 @on_loop
 async def test_a_worker_can_have_the_client_reset() -> None:
+    """It has not set SO_LINGER, which it is denied; whether it has closed its descriptors before or not."""
+    for closes_first in (True, False):
+        await worker_resets(closes_first=closes_first)
+
+
+async def worker_resets(*, closes_first: bool) -> None:
     async with houses() as make, Server(silent) as origin:
         house = make(Action.DECRYPT)
         house.divert(origin.address)
@@ -102,12 +109,53 @@ async def test_a_worker_can_have_the_client_reset() -> None:
             client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
             message, socks = await worker.next()
             assert message.kind is Plaintext.HTTP
+            socks[0].recv(1000)  # else it would be the unread bytes that reset
+            for sock in socks if closes_first else ():
+                sock.close()
             worker.ended(message.flow, reset=True, outcome="blocked")
             assert await asyncio.to_thread(wait_reset, client)
             for sock in socks:
                 sock.close()
         assert (await house.recorder.connection()).outcome is Outcome.BLOCKED
         assert not house.minted
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_worker_cannot_have_the_gate_wait_for_a_client_that_does_not_read() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            message, (shared, upstream) = await worker.next()
+            shared.recv(1000)  # else its unread bytes would make the end a reset, which waits for nobody
+            linger_for(shared, 15)
+            before_s = time.monotonic()
+            for sock in (shared, upstream):
+                sock.close()
+            worker.ended(message.flow)
+            await house.recorder.connection()
+            await asyncio.sleep(0)
+            assert time.monotonic() - before_s < 5
+        worker.channel.close()
+
+
+@on_loop
+async def test_when_gate_and_worker_have_died_nobody_takes_what_came_for_the_whole() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(Action.DECRYPT)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+            message, (near, far) = await worker.next()
+            near.recv(1000)
+            house.gate._flows[message.flow]._client.close()  # as the kernel does it for a gate that was killed
+            near.close()
+            assert await asyncio.to_thread(wait_reset, client)
+            far.close()
         worker.channel.close()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 import pytest
-from gate_house import WAIT_S, on_loop, pair_over_loopback
+from gate_house import WAIT_S, linger_for, on_loop, pair_over_loopback
 
 from mitmsec.gate import loans as module
 from mitmsec.gate.hangups import Hangups
@@ -148,3 +149,25 @@ def test_further_sockets_are_limited_for_a_flow_and_in_all(
         counter.close()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("end", ["shut by the worker", "left too long", "the gate ends"])
+def test_no_worker_can_have_the_gate_wait_in_close(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAVE_S", 0.01)
+
+    async def scenario() -> None:
+        counter = Counter()
+        workers, _, _ = await counter.lend("f")
+        linger_for(workers, 15)
+        if end == "shut by the worker":
+            workers.shutdown(socket.SHUT_RDWR)
+        workers.close()  # so that the gate's is the last descriptor
+        counter.loans.recall("f", in_order=True)
+        if end == "the gate ends":
+            counter.loans.close()
+        await empty(counter)
+        counter.close()
+
+    before_s = time.monotonic()
+    asyncio.run(asyncio.wait_for(scenario(), WAIT_S))
+    assert time.monotonic() - before_s < 5

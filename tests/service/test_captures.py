@@ -11,6 +11,7 @@ from audit_events import CURL
 
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, Outcome
 from mitmsec.audit.flows import Flow
+from mitmsec.capture.writer import CaptureWriter
 from mitmsec.core.model import Action, Endpoint
 from mitmsec.service.captures import Captures
 
@@ -173,3 +174,18 @@ def packets(data: bytes) -> list[bytes]:
             found.append(data[at + 28 : at + 28 + length])
         at += size
     return found
+
+
+@pytest.mark.parametrize("error", [OverflowError("too large"), struct.error("argument out of range")])
+def test_a_number_that_no_file_can_hold_ends_that_capture_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(self: CaptureWriter) -> bytes:
+        raise error
+
+    monkeypatch.setattr(CaptureWriter, "_statistics", broken)
+    failures: list[str] = []
+    captures = Captures(lambda session, why: failures.append(session))
+    opened(captures, "run-1", tmp_path / "file")
+    captures.close_all()
+    assert failures == ["run-1"]

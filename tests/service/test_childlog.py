@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import subprocess
+import sys
+import traceback
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from mitmsec.service import childlog
-from mitmsec.service.childlog import ChildOutput, LogFile
+from mitmsec.service.childlog import ChildOutput, LogFile, OwnWords
 
 
 def told(story: Callable[[int, ChildOutput, list[str]], Awaitable[None]]) -> list[str]:
@@ -120,3 +124,60 @@ def test_a_full_disk_stops_nobody(tmp_path: Path) -> None:
     descriptor = os.open("/dev/full", os.O_WRONLY)
     LogFile(tmp_path / "log", descriptor).write("line")
     os.close(descriptor)
+
+
+def test_the_supervisors_own_words_are_lines_without_control_characters() -> None:
+    lines: list[str] = []
+    words = OwnWords(lines.append)
+    print("one", "two", file=words)
+    words.write("half ")
+    words.write("a line\nand \x1b[31mred \udcff\n" + "x" * 5000 + "\n" + "y" * 9000)
+    print(file=words)
+    cut = childlog.LINE_BYTES
+    assert lines == ["one two", "half a line", r"and \x1b[31mred \udcff", "x" * cut + " …", "y" * cut + " …"]
+
+
+def test_a_flood_of_its_own_is_counted_and_said_later() -> None:
+    lines: list[str] = []
+    now_s = 100.0
+    words = OwnWords(lines.append, lambda: now_s)
+    for number in range(1000):
+        print(number, file=words)
+    now_s += 1
+    print("later", file=words)
+    assert lines[: childlog.OWN_LINES_PER_S] == [str(number) for number in range(childlog.OWN_LINES_PER_S)]
+    dropped = 1000 - childlog.OWN_LINES_PER_S
+    assert lines[childlog.OWN_LINES_PER_S :] == [
+        f"{dropped} more lines of the supervisor in a second before this, dropped",
+        "later",
+    ]
+
+
+def test_tracebacks_and_logging_go_through_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(sys, "stderr", OwnWords(lines.append))
+    try:
+        raise ValueError("caught")
+    except ValueError:
+        traceback.print_exc()
+    logging.lastResort.handle(logging.makeLogRecord({"msg": "said by a loop", "levelno": logging.ERROR}))  # type: ignore[union-attr]
+    assert lines[0].startswith("Traceback")
+    assert lines[-2:] == ["ValueError: caught", "said by a loop"]
+
+
+def test_a_supervisor_that_talks_without_end_fills_no_disk(tmp_path: Path) -> None:
+    """As its main program sets it up; with a clock that leaves every line through."""
+    path = tmp_path / "supervisor.log"
+    code = (
+        "import itertools, sys; from pathlib import Path; from mitmsec.service import childlog\n"
+        "childlog.LOG_BYTES = 10_000\n"
+        "log = childlog.LogFile(Path(sys.argv[1]), 2)\n"
+        "sys.stdout = sys.stderr = childlog.OwnWords(log.write, itertools.count().__next__)\n"
+        "for number in range(5000): print('word', number)\n"
+        "raise SystemExit('and the last')"
+    )
+    with path.open("ab") as log:
+        done = subprocess.run([sys.executable, "-c", code, str(path)], stderr=log, check=False)
+    assert done.returncode == 1
+    assert path.read_text().endswith("word 4999\nand the last\n")
+    assert sum(entry.stat().st_size for entry in tmp_path.iterdir()) < 2 * 10_100

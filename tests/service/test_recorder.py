@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import resource
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,18 @@ from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SecretsSe
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
-from mitmsec.core.messages import Fault, ModulesAnswer, ModulesQuestion, ProducerUp, Role, SessionFlush, encode
+from mitmsec.core.messages import (
+    CaptureOpen,
+    Fault,
+    ModulesAnswer,
+    ModulesQuestion,
+    ProducerUp,
+    Role,
+    SessionFlush,
+    encode,
+)
 from mitmsec.core.model import Endpoint
+from mitmsec.service.caller import Caller, open_result
 
 SETTINGS = "import mitmsec.service.recorder as r; r.{} = {}; r.child.main(r.ACCEPTS, r.Recorder)"
 LEAF = CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
@@ -388,3 +401,137 @@ def test_descriptors_that_no_message_asks_for_are_closed(tmp_path: Path) -> None
             assert len(os.listdir(f"/proc/{child.process.pid}/fd")) == before
 
     run(scenario)
+
+
+def pieces(count: int) -> list[BytesSeen]:
+    local, remote = Endpoint.of("192.0.2.1", 40000), Endpoint.of("192.0.2.2", 443)
+    return [
+        BytesSeen(flow="flow-1", sent=True, data=bytes(60_000), process=CURL, local=local, remote=remote)
+        for _ in range(count)
+    ]
+
+
+def pipe_as_run_opens_it(path: Path) -> tuple[int, int]:
+    """A reader's end, and what `--capture` makes of the path."""
+    os.mkfifo(path)
+    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return reading, open_result(str(path), Caller(uid=os.getuid(), gid=os.getgid(), name="root", home="/"))
+
+
+def test_a_capture_whose_reader_stops_ends_alone_and_holds_up_nobody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reading, writing = pipe_as_run_opens_it(tmp_path / "fifo")
+        async with recorder(tmp_path / "log") as child:
+            child.control.send(CaptureOpen(session=SESSION, command="curl"), writing)
+            os.close(writing)
+            gate, other = child.producer(Role.GATE), child.producer(Role.GATE, session="run-2")
+            for piece in pieces(400):  # more than a pipe, and all that waits for it, can hold
+                gate.record(piece)
+                await gate.relieved()
+            other.record(FaultSeen(what="marker"))
+            await asyncio.wait_for(other.flushed(), 10)
+            await gate.flushed()
+            gate.close()
+            assert (await child.flush()).faults == 1
+            other.close()
+        os.close(reading)
+
+    (tmp_path / "log").mkdir()
+    run(scenario)
+    details = {event["what"]: event["detail"] for event in events(tmp_path / "log")}
+    assert "the reader does not keep up" in details["capture_failed"]
+
+
+def test_a_capture_whose_reader_is_late_is_whole_when_the_run_ends(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        reading, writing = pipe_as_run_opens_it(tmp_path / "fifo")
+        async with recorder(tmp_path / "log") as child:
+            child.control.send(CaptureOpen(session=SESSION, command="curl"), writing)
+            os.close(writing)
+            gate = child.producer(Role.GATE)
+            for piece in pieces(100):
+                gate.record(piece)
+            await gate.flushed()
+            gate.close()
+            flushing = asyncio.create_task(child.flush())
+            await asyncio.sleep(0.5)
+            assert not flushing.done()
+            size_bytes = 0
+            while not flushing.done():
+                with contextlib.suppress(BlockingIOError):
+                    size_bytes += len(os.read(reading, 1 << 20))
+                await asyncio.sleep(0.01)
+            while piece_bytes := len(os.read(reading, 1 << 20)):
+                size_bytes += piece_bytes
+            assert (await flushing).faults == 0
+            assert size_bytes > 100 * 60_000
+        os.close(reading)
+
+    (tmp_path / "log").mkdir()
+    run(scenario)
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, -(2**63)])
+def test_no_count_of_a_workers_ends_the_recorder(tmp_path: Path, count: int) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            child.capture(tmp_path / "capture.pcapng")
+            bare = child.socket(Role.WORKER, 0)
+            bare.send(encode(FaultSeen(what=CAPTURE_LOST, count=count)))
+            bare.close()
+            assert (await child.flush()).faults == 1
+            assert await child.end() == 0
+            assert child.errors() == ""
+
+    run(scenario)
+
+
+def test_a_flood_by_one_worker_is_counted_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    """Texts as long as a packet, from a producer that knows no window; the recorder's memory and another run's wait."""
+    packet = encode(FaultSeen(what="y", detail="z" * 170_000))
+
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            other, bare = child.producer(Role.GATE, session="run-2"), child.socket(Role.WORKER, 0)
+            bare.settimeout(5)
+            over = threading.Event()
+
+            def flood() -> int:
+                sent = 0
+                while not over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        bare.send(packet)
+                        sent += 1
+                return sent
+
+            flooding = asyncio.create_task(asyncio.to_thread(flood))
+            await asyncio.sleep(0.5)
+            waits_s, memory_mb = [], 0
+            for _ in range(20):
+                before_s = time.monotonic()
+                other.record(FaultSeen(what="marker"))
+                await other.flushed()
+                waits_s.append(time.monotonic() - before_s)
+                memory_mb = max(memory_mb, resident_mb(child.process.pid))
+            over.set()
+            sent = await flooding
+            bare.close()
+            other.close()
+            counted = (await child.flush()).faults
+            assert memory_mb < 150, memory_mb
+            assert sorted(waits_s)[10] < 1, waits_s
+            assert counted < sent // 2
+            told.append(sent)
+
+    told: list[int] = []
+    run(scenario)
+    mine = [event for event in events(tmp_path) if event["kind"] == "fault" and event.get("session") != "run-2"]
+    dropped = [event for event in mine if event["what"] == "faults_dropped"]
+    assert sum(event["count"] for event in mine) == told[0]
+    assert dropped
+    assert all(len(event["detail"]) <= 1024 for event in mine)
+
+
+def resident_mb(pid: int) -> int:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) >> 10

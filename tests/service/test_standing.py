@@ -18,7 +18,6 @@ import pytest
 from mitmsec.core.model import Process
 from mitmsec.core.policy import Application, Policy
 from mitmsec.service.standing import OURS, StandingScope
-from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.verdicts import Verdict, verdict_of
 
 pytestmark = pytest.mark.root
@@ -73,16 +72,14 @@ def on_stage(folder: Path, governed: Policy, scenario: Callable[[Stage], Any]) -
     """`scenario` on a loop with a scope under `governed`, which is gone afterwards."""
 
     async def play() -> None:
-        table = ProcessTable()
         supervisor = subprocess.Popen(["/usr/bin/sh", "-c", SUPERVISOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        scope = StandingScope(governed, table, supervisor.pid)
+        scope = StandingScope(governed, supervisor.pid)
         try:
             with contextlib.ExitStack() as held:
                 await scenario(Stage(folder, scope, supervisor, held))
         finally:
             supervisor.communicate()
             await scope.release(None)
-            table.close()
 
     asyncio.run(play())
 

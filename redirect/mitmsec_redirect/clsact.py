@@ -1,0 +1,163 @@
+"""What libebpfdivert attaches to network interfaces on Linux, and removing what nobody holds any more.
+
+Each NETWORK handle attaches two classifiers to every interface, below a `clsact` queueing discipline that stays when
+the handle is closed. A process that dies leaves its classifiers too: they stop diverting three seconds later and run
+for every packet ever after. The library finds them only through a registry on /sys/fs/bpf, which not every machine
+has. So whose they are is asked of the kernel: an open handle holds its programs, and /proc says who holds a program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from mitmsec_redirect.netlink import (
+    NETLINK_ROUTE,
+    NLM_F_DUMP,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    RECEIVE_BYTES,
+    Reply,
+    messages,
+    parse,
+)
+
+NLM_F_ACK = 0x4
+RTM_DELQDISC, RTM_GETQDISC, RTM_DELTFILTER, RTM_GETTFILTER = 37, 38, 45, 46
+TCA_KIND, TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_ID = 1, 2, 7, 11
+CLSACT_HANDLE, CLSACT_PARENT, INGRESS, EGRESS = 0xFFFF0000, 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
+PROGRAMS: Final = b"tc_divert_"  # what the library's programs are called, with "ingress" or "egress"
+
+_HEADER: Final = struct.Struct("=IHHII")
+_TC: Final = struct.Struct("=BBHiIII")  # family, -, -, interface, handle, parent, info: priority and protocol
+_OPTIONS: Final = struct.Struct("=")
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """One program on an interface, and how the kernel names it."""
+
+    interface: int
+    parent: int
+    handle: int
+    info: int
+    kind: bytes
+    name: bytes
+    program: int  # its id
+
+
+class TrafficControl:
+    """The queueing disciplines and classifiers of the network namespace that it was made in. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
+        self._sock.bind((0, 0))
+        self._number = 0
+
+    def clsact(self) -> frozenset[int]:
+        """Interfaces that have one."""
+        replies = self._ask(RTM_GETQDISC, NLM_F_DUMP, _TC.pack(0, 0, 0, 0, 0, 0, 0))
+        return frozenset(
+            reply.fields[3] for reply in replies if reply.attributes.get(TCA_KIND, b"").rstrip(b"\0") == b"clsact"
+        )
+
+    def classifiers(self, interface: int) -> list[Classifier]:
+        """What is attached below the interface's clsact."""
+        return [
+            _classifier(reply)
+            for parent in (INGRESS, EGRESS)
+            for reply in self._ask(RTM_GETTFILTER, NLM_F_DUMP, _TC.pack(0, 0, 0, interface, 0, parent, 0))
+            if reply.fields[4]  # an empty head comes first
+        ]
+
+    def detach(self, one: Classifier) -> None:
+        """Raises OSError."""
+        kind = struct.pack("=HH", 4 + len(one.kind), TCA_KIND) + one.kind.ljust((len(one.kind) + 3) & ~3, b"\0")
+        self._tell(RTM_DELTFILTER, _TC.pack(0, 0, 0, one.interface, one.handle, one.parent, one.info) + kind)
+
+    def remove_clsact(self, interface: int) -> None:
+        """Raises OSError."""
+        kind = struct.pack("=HH", 11, TCA_KIND) + b"clsact\0\0"
+        self._tell(RTM_DELQDISC, _TC.pack(0, 0, 0, interface, CLSACT_HANDLE, CLSACT_PARENT, 0) + kind)
+
+    def close(self) -> None:
+        self._sock.close()
+
+    def _tell(self, kind: int, body: bytes) -> None:
+        list(self._ask(kind, NLM_F_ACK, body))
+
+    def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[Reply]:
+        self._number += 1
+        self._sock.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | flags, self._number, 0) + body)
+        while True:
+            for reply_kind, _, number, payload in messages(self._sock.recv(RECEIVE_BYTES)):
+                if number != self._number:
+                    continue
+                if reply_kind == NLMSG_DONE:
+                    return
+                if reply_kind == NLMSG_ERROR:
+                    code = -struct.unpack_from("=i", payload)[0]
+                    if code:
+                        raise OSError(code, f"traffic control: {errno.errorcode.get(code, code)}")
+                    return
+                yield parse(payload, _TC)
+
+
+def _classifier(reply: Reply) -> Classifier:
+    options = parse(reply.attributes.get(TCA_OPTIONS, b""), _OPTIONS).attributes
+    return Classifier(
+        interface=reply.fields[3],
+        handle=reply.fields[4],
+        parent=reply.fields[5],
+        info=reply.fields[6],
+        kind=reply.attributes.get(TCA_KIND, b""),
+        name=options.get(TCA_BPF_NAME, b"").rstrip(b"\0"),
+        program=int.from_bytes(options.get(TCA_BPF_ID, b"")[:4], "little"),
+    )
+
+
+def sweep() -> int:
+    """Remove the library's classifiers whose process is gone, and clsact where nothing is below it. How many of both.
+
+    For the calling thread's network namespace. Of clsact that another program made nothing is lost: an empty one does
+    nothing. Raises OSError.
+    """
+    removed = 0
+    held: frozenset[int] | None = None
+    with contextlib.closing(TrafficControl()) as control:
+        for interface in control.clsact():
+            left = control.classifiers(interface)
+            for one in [one for one in left if one.name.startswith(PROGRAMS)]:
+                held = programs_held() if held is None else held
+                if one.program not in held:
+                    control.detach(one)
+                    left.remove(one)
+                    removed += 1
+            if not left:
+                control.remove_clsact(interface)
+                removed += 1
+    return removed
+
+
+def programs_held() -> frozenset[int]:
+    """The ids of the BPF programs that some process has a descriptor of."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    if os.readlink(f"/proc/{pid}/fd/{name}") == "anon_inode:bpf-prog":
+                        found.add(_program_of(f"/proc/{pid}/fdinfo/{name}"))
+    return frozenset(found)
+
+
+def _program_of(path: str) -> int:
+    with open(path) as file:
+        return next((int(line.split()[1]) for line in file if line.startswith("prog_id:")), 0)

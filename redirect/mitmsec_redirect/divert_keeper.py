@@ -1,0 +1,118 @@
+"""What the backend looks after beside its packets: tables that take long, what queues lost, flows that are over.
+
+One thread. It tells the engine what it finds, and touches nothing of the others' but through the calls it was given.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import assert_never
+
+from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec_redirect import divert_signals as s
+from mitmsec_redirect.divert_library import HandleStats
+from mitmsec_redirect.divert_signals import AnyEvent, Choice, Flow, Report, Which
+from mitmsec_redirect.filters import Own
+from mitmsec_redirect.nat import Flow as NatFlow
+from mitmsec_redirect.socket_table import DiagTable, Pair, SocketTable, pair_of, turned
+
+LOOK_S, SWEEP_S = 0.25, 2.0
+
+type Known = tuple[int, NatFlow]  # sequence of its SYN; as the NAT table knows it
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What the keeper may call. All of it takes care of locks itself."""
+
+    tell: Callable[[Iterable[AnyEvent]], None]
+    stats: Callable[[], Mapping[Which, HandleStats]]
+    flows: Callable[[], Mapping[Flow, Known]]
+    choose: Callable[[int, Endpoint], Choice]  # for a pid and where it connects to
+    report: Callable[[Report], None]
+
+
+class Keeper:
+    """`run` is the thread; `put` gives it work."""
+
+    def __init__(self, sockets: SocketTable, own: Own, rounds: Rounds) -> None:
+        self._sockets, self._own, self._rounds = sockets, own, rounds
+        self._work: queue.SimpleQueue[s.AskTable | s.CutUnseen | None] = queue.SimpleQueue()
+        self._before: dict[Which, HandleStats] = {which: HandleStats() for which in Which}
+
+    def put(self, command: s.AskTable | s.CutUnseen | None) -> None:
+        """None ends the thread."""
+        self._work.put(command)
+
+    def run(self) -> None:
+        look_s = sweep_s = time.monotonic()
+        while True:
+            try:
+                command = self._work.get(timeout=LOOK_S)
+                if command is None:
+                    return self.count_losses()
+                self._answer(command)
+            except queue.Empty:
+                pass
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + LOOK_S
+                self.count_losses()
+            if time.monotonic() >= sweep_s:
+                sweep_s = time.monotonic() + SWEEP_S
+                self.sweep()
+
+    def _answer(self, command: s.AskTable | s.CutUnseen) -> None:
+        match command:
+            case s.AskTable(number=number, flow=flow):
+                self._rounds.tell([s.TableTold(number=number, pid=self._sockets.owner_of(flow))])
+            case s.CutUnseen(connected=connected):
+                self._cut(connected)
+            case _:
+                assert_never(command)
+
+    def _cut(self, connected: Mapping[int, int]) -> None:
+        """End those of the sockets that would have been diverted or denied: not own ones, none within this machine."""
+        if not isinstance(self._sockets, DiagTable):
+            return  # there nothing passes by: a full queue loses packets
+        there = self._sockets.open_sockets()
+        pairs = {one.pair for one in there}
+        for one in there:
+            pid = connected.get(one.cookie)
+            if pid is None or one.local_port in self._own.upstream or turned(one.pair) in pairs:
+                continue
+            if self._rounds.choose(pid, one.remote) is Choice.LEAVE:
+                continue
+            if self._sockets.destroy(one):
+                self._rounds.report(Report(what="cut_unseen", failed=OnFailure.CLOSED, detail=f"to {one.remote}"))
+
+    def count_losses(self) -> None:
+        """Tell of what was lost since the last time."""
+        events: list[AnyEvent] = []
+        for which, stats in self._rounds.stats().items():
+            before, self._before[which] = self._before[which], stats
+            for count, passed in ((stats.lost - before.lost, False), (stats.passed - before.passed, True)):
+                if count > 0:
+                    events.append(s.Overflowed(which=which, count=count, passed=passed))
+        self._rounds.tell(events)
+
+    def sweep(self) -> None:
+        """Flows whose sockets are gone, the program's and the gate's, are over."""
+        flows = self._rounds.flows()
+        if flows:
+            pairs = self._sockets.pairs()
+            self._rounds.tell(
+                s.FlowClosed(flow=flow, sequence=sequence)
+                for flow, (sequence, known) in flows.items()
+                if not any(pair in pairs for pair in self._pairs(known))
+            )
+
+    def _pairs(self, known: NatFlow) -> tuple[Pair, Pair]:
+        """The program's socket and the gate's."""
+        here, there = (known.origin, known.client) if known.loopback else (known.client, known.origin)
+        return (
+            pair_of(known.client, known.client_port, known.origin, known.origin_port),
+            pair_of(here, self._own.gate_port, there, known.client_port),
+        )

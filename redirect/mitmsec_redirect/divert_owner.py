@@ -1,0 +1,60 @@
+"""Whose a held SYN is: its socket's cookie by the addresses, and the process by the pid that an event named."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import msgspec
+
+from mitmsec.core.model import Confidence, Process
+from mitmsec_redirect.divert_signals import Flow
+from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.sockdiag import CookieLookup
+
+SOURCE = "windivert"
+
+
+@dataclass(frozen=True, slots=True)
+class SocketTold:
+    """What the system says of the socket that sent a SYN; on Windows nothing."""
+
+    cookie: int | None = None
+    uid: int = 0
+
+
+class Owners:
+    """Made in the network namespace whose sockets are asked for. Not thread-safe."""
+
+    def __init__(self, processes: ProcessTable | None = None) -> None:
+        self._processes = processes or ProcessTable()
+        self._lookup = None if sys.platform == "win32" else CookieLookup()
+
+    def socket_of(self, flow: Flow, interface: int) -> SocketTold:
+        """Its cookie, if it is still there. `interface` counts for sockets that are bound to one."""
+        if self._lookup is None:
+            return SocketTold()
+        found = self._lookup.find(flow.local, flow.remote, flow.transport, interface)
+        return SocketTold() if found is None else SocketTold(found.cookie, found.uid)
+
+    def process(self, pid: int, uid: int, connected_ns: int | None) -> Process:
+        """The process as far as it can be read; else `uid` is its user. `connected_ns` None: a table named it."""
+        owner = self._processes.whose(pid, _real_uid(pid, uid), "", connected_ns)
+        confidence = owner.process.confidence
+        if connected_ns is None and confidence is Confidence.KERNEL:
+            confidence = Confidence.TABLE
+        return msgspec.structs.replace(owner.process, source=SOURCE, confidence=confidence)
+
+    def close(self) -> None:
+        self._processes.close()
+        if self._lookup is not None:
+            self._lookup.close()
+
+
+def _real_uid(pid: int, otherwise: int) -> int:
+    """Of the process: a socket may come from one of another user."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            return next((int(line.split()[1]) for line in status if line.startswith("Uid:")), otherwise)
+    except OSError:
+        return otherwise

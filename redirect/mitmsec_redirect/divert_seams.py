@@ -1,0 +1,49 @@
+"""What the `windivert` backend asks and tells whoever opened it. Types only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mitmsec.core.model import Endpoint, Process
+from mitmsec_redirect.divert_library import HandleStats
+from mitmsec_redirect.divert_signals import Choice, Report
+from mitmsec_redirect.records import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFlow:
+    """What the gate has to know before a connection comes to it: these are the names of the socket it will accept."""
+
+    client: Endpoint
+    gate: Endpoint
+    origin: Origin
+    process: Process
+
+
+@dataclass(frozen=True, slots=True)
+class Callbacks:
+    """Who is asked and told. Called by one thread at a time, which holds connections up meanwhile: do not wait in them.
+
+    They must not call the backend. What `decide` or `expect` raises follows `on_failure`, and is reported.
+    """
+
+    decide: Callable[[Process, Endpoint], Choice]
+    expect: Callable[[ExpectedFlow], None]
+    report: Callable[[Report], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counted since `open`."""
+
+    diverted: int  # connections
+    left: int  # connections that went their way; so do those that were released undecided
+    refused: int
+    live: int  # now
+    held: int  # now
+    unsent: int  # packets that the system did not take back
+    strays: int  # packets of the gate that belonged to no flow
+    syns: HandleStats
+    data: HandleStats
+    events: HandleStats

@@ -1,0 +1,207 @@
+"""The system's table of sockets: whose a connection is when no event told, and which connections there are.
+
+On Linux through NETLINK_SOCK_DIAG, for the network namespace that the table was made in; the processes that have a
+socket open are found in /proc. On Windows through psutil (GetExtendedTcpTable).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import psutil
+
+from mitmsec.core.model import Endpoint, Transport
+from mitmsec_redirect.divert_signals import Flow
+from mitmsec_redirect.sockdiag import NETLINK_SOCK_DIAG, NLM_F_REQUEST, NLMSG_ERROR, SOCK_DIAG_BY_FAMILY, CookieLookup
+
+type Pair = bytes  # ports and addresses of a TCP socket, local first
+
+SOCK_DESTROY = 21
+NLM_F_ACK, NLM_F_DUMP = 0x4, 0x300
+NLMSG_DONE = 3
+# all but TIME_WAIT (6), CLOSE (7) and LISTEN (10): over, or nobody's yet; include/net/tcp_states.h
+STATES: Final = 0xFFF & ~(1 << 0 | 1 << 6 | 1 << 7 | 1 << 10)
+ANSWER_BYTES: Final = 1 << 18
+MAPPED: Final = bytes(10) + b"\xff\xff"
+
+_HEADER: Final = struct.Struct("=IHHII")
+_PAIR: Final = struct.Struct("!HH16s16s")
+_REQUEST: Final = struct.Struct("=BBBBI")
+_ID_AT, _COOKIE_AT = 16 + 4, 16 + 4 + 40  # of an answer: inet_diag_sockid, its cookie
+
+
+def pair_of(local: bytes, local_port: int, remote: bytes, remote_port: int) -> Pair:
+    """For addresses of 4 or 16 bytes."""
+    return _PAIR.pack(local_port, remote_port, local, remote)
+
+
+def turned(pair: Pair) -> Pair:
+    """The same connection as its other end sees it."""
+    local_port, remote_port, local, remote = _PAIR.unpack(pair)
+    return _PAIR.pack(remote_port, local_port, remote, local)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSocket:
+    """One TCP socket that is not yet over."""
+
+    pair: Pair
+    cookie: int
+    raw_id: bytes  # the kernel's name for it
+    family: int
+
+    @property
+    def local_port(self) -> int:
+        port: int = _PAIR.unpack(self.pair)[0]
+        return port
+
+    @property
+    def remote(self) -> Endpoint:
+        _, port, _, address = _PAIR.unpack(self.pair)
+        is_v6 = self.family == socket.AF_INET6 and bool(any(address[4:]))
+        text = socket.inet_ntop(socket.AF_INET6, address) if is_v6 else socket.inet_ntoa(address[:4])
+        return Endpoint.of(text, port)
+
+
+class SocketTable(Protocol):
+    """What both systems can say."""
+
+    def owner_of(self, flow: Flow) -> int | None:
+        """The pid of a process that has the flow's socket open now. Takes tens of milliseconds."""
+
+    def pairs(self) -> frozenset[Pair]:
+        """All TCP connections that are not yet over."""
+
+    def close(self) -> None: ...
+
+
+class DiagTable:
+    """Linux. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self._lookup = CookieLookup()
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+        self._sock.bind((0, 0))
+
+    def owner_of(self, flow: Flow) -> int | None:
+        found = self._lookup.find(flow.local, flow.remote, flow.transport)
+        return None if found is None or not found.inode else holder_of(found.inode)
+
+    def pairs(self) -> frozenset[Pair]:
+        return frozenset(one.pair for one in self.open_sockets())
+
+    def open_sockets(self) -> list[OpenSocket]:
+        """All TCP sockets of the namespace, IPv4 and IPv6. Raises OSError."""
+        found = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, STATES) + bytes(48)
+            self._ask(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, request)
+            for answer in self._answers():
+                raw_id = bytes(answer[_ID_AT : _ID_AT + 48])
+                cookie: int = struct.unpack_from("=Q", answer, _COOKIE_AT)[0]
+                found.append(OpenSocket(_plain(raw_id[:36]), cookie, raw_id, family))
+        return found
+
+    def destroy(self, one: OpenSocket) -> bool:
+        """End the connection as if it had been reset (CONFIG_INET_DIAG_DESTROY). False: it was over already.
+
+        Raises OSError where the kernel cannot.
+        """
+        request = _REQUEST.pack(one.family, socket.IPPROTO_TCP, 0, 0, STATES) + one.raw_id
+        self._ask(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, request)
+        code: int = -struct.unpack_from("=i", self._sock.recv(ANSWER_BYTES), _HEADER.size)[0]
+        if code not in (0, errno.ENOENT):
+            raise OSError(code, f"end a connection: {os.strerror(code)}")
+        return code == 0
+
+    def close(self) -> None:
+        self._lookup.close()
+        self._sock.close()
+
+    def _ask(self, kind: int, flags: int, request: bytes) -> None:
+        self._sock.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
+
+    def _answers(self) -> Iterator[memoryview]:
+        """Each message of a dump, its header included."""
+        while True:
+            data = memoryview(self._sock.recv(ANSWER_BYTES))
+            while data:
+                length, kind, *_ = _HEADER.unpack_from(data)
+                if kind == NLMSG_DONE:
+                    return
+                if kind == NLMSG_ERROR:
+                    code: int = -struct.unpack_from("=i", data, _HEADER.size)[0]
+                    raise OSError(code, f"list sockets: {os.strerror(code)}")
+                yield data[:length]
+                data = data[(length + 3) & ~3 :]
+
+
+def _plain(pair: Pair) -> Pair:
+    """A v4-mapped connection is known by its IPv4 addresses."""
+    if pair[4:16] != MAPPED:
+        return pair
+    return pair[:4] + pair[16:20].ljust(16, b"\0") + pair[32:36].ljust(16, b"\0")
+
+
+def holder_of(inode: int) -> int | None:
+    """The lowest pid of those that have the socket open; None: nobody, or nobody whom we may look at."""
+    wanted = f"socket:[{inode}]"
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        folder = f"/proc/{pid}/fd"
+        with contextlib.suppress(OSError):
+            for name in os.listdir(folder):
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    if os.readlink(f"{folder}/{name}") == wanted:
+                        return pid
+    return None
+
+
+class PsutilTable:
+    """Windows, and whatever else psutil knows."""
+
+    def owner_of(self, flow: Flow) -> int | None:
+        for one in psutil.net_connections(flow.transport.value):
+            local, remote = _endpoint(one.laddr), _endpoint(one.raddr)
+            if local is None or local.port != flow.local.port or one.pid is None:
+                continue
+            if remote == flow.remote or (flow.transport is Transport.UDP and remote is None):
+                return int(one.pid)
+        return None
+
+    def pairs(self) -> frozenset[Pair]:
+        over = (psutil.CONN_TIME_WAIT, psutil.CONN_CLOSE, psutil.CONN_LISTEN)
+        ends = (
+            (_endpoint(one.laddr), _endpoint(one.raddr))
+            for one in psutil.net_connections("tcp")
+            if one.status not in over
+        )
+        return frozenset(
+            pair_of(packed(local), local.port, packed(remote), remote.port)
+            for local, remote in ends
+            if local is not None and remote is not None
+        )
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _endpoint(address: Any) -> Endpoint | None:
+    return Endpoint.of(address.ip, address.port) if address else None
+
+
+def packed(endpoint: Endpoint) -> bytes:
+    """The address's 4 or 16 bytes."""
+    return socket.inet_pton(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET, endpoint.address)
+
+
+def system_table() -> SocketTable:
+    """The table of this system, for the calling thread's network namespace."""
+    return PsutilTable() if sys.platform == "win32" else DiagTable()

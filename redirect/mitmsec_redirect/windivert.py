@@ -1,0 +1,397 @@
+"""The redirect backend over WinDivert: for Windows, and on Linux through pydivert 4, whose library does the same.
+
+    SOCKET   sniffs who connects ──────────────► ┐
+    SYN      takes each first packet ──► held ─► engine ─► decide (ours above) ─┬─► back, untouched
+    QUIC     takes handshakes to UDP/443 ──────► ┘                              ├─► refused
+                                                    filter grows, gate is told ─┴─► back, as if it came to the gate
+    DATA     takes the diverted flows and the gate's answers ──► NAT ──► back
+
+Each handle has a thread. The engine decides alone, under one lock; whoever has news tells it, and does what it orders.
+What takes long is done by two more threads: exchanging the filter, and the keeper's rounds. The packets of diverted
+flows pass by all that, see `divert_path`.
+
+Held against loops: own connections to origins come from ports that no filter of ours takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from typing import Final, assert_never
+
+from mitmsec.core.model import Endpoint, OnFailure, Quic
+from mitmsec_redirect import clsact, divert_library, netns
+from mitmsec_redirect import divert_signals as s
+from mitmsec_redirect.coverage import filter_of
+from mitmsec_redirect.divert_engine import HOLD_LIMIT_S, DivertEngine
+from mitmsec_redirect.divert_held import FirstPackets, Taken
+from mitmsec_redirect.divert_keeper import Keeper, Known, Rounds
+from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShut, HandleStats, open_handle
+from mitmsec_redirect.divert_owner import Owners
+from mitmsec_redirect.divert_path import DataPath
+from mitmsec_redirect.divert_records import RECORD_BYTES, Layer, parse_connect
+from mitmsec_redirect.divert_seams import Callbacks, ExpectedFlow, Statistics
+from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
+from mitmsec_redirect.filters import EBPFDIVERT, WINDIVERT, Own, syn_filter
+from mitmsec_redirect.nat import Added, NatTable
+from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.records import Origin
+from mitmsec_redirect.socket_table import system_table
+
+IS_LINUX: Final = sys.platform != "win32"
+LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
+SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES = 2000, 1900, 1 << 24
+HELD_WAIT_S, IDLE_WAIT_S = 0.005, 0.2
+
+EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
+# the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
+QUIC_FILTER = "outbound and udp.DstPort == 443 and udp.Payload[0] >= 128"
+NOT_LOOPBACK = (
+    " and !loopback"  # Linux: the library does not take what is longer than 65,535 bytes, which is usual there
+)
+
+
+class Windivert:
+    """All handles of one gate, open. Made by `open`; its methods may be called from any thread."""
+
+    def __init__(self, own: Own, on_failure: OnFailure, callbacks: Callbacks, held: ExitStack) -> None:
+        self._own, self._on_failure, self._callbacks, self._stack = own, on_failure, callbacks, held
+        self._engine = DivertEngine(on_failure)
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._held: dict[int, tuple[FirstPackets, Taken, int]] = {}  # and the user who made the socket
+        self._diverted: dict[Flow, Known] = {}
+        self._table = NatTable(gate_port=own.gate_port)
+        self._counts: Counter[str] = Counter()
+        self._filters: queue.SimpleQueue[s.SetFilter | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._event_batch = Batch(1 << 16)
+        self._netns_fd: int | None = None
+        self._is_detached = self._is_closed = False
+        self._first: list[FirstPackets] = []
+
+    @classmethod
+    def open(
+        cls,
+        own: Own,
+        callbacks: Callbacks,
+        *,
+        on_failure: OnFailure,
+        quic: Quic,
+        netns_fd: int | None = None,
+        processes: ProcessTable | None = None,
+    ) -> Windivert:
+        """Take the connections of this machine (Linux: of that network namespace, on the interfaces it has now).
+
+        A gate has to listen on `own.gate_port` of all addresses, of both families. Raises HandleRefused, OSError, with
+        nothing left behind.
+        """
+
+        def start() -> Windivert:
+            with ExitStack() as held:
+                made = cls(own, on_failure, callbacks, held)
+                made._open(quic, processes)
+                made._stack = held.pop_all()
+                return made
+
+        made = netns.inside(netns_fd, start)
+        made._netns_fd = None if netns_fd is None else os.dup(netns_fd)
+        return made
+
+    def _open(self, quic: Quic, processes: ProcessTable | None) -> None:
+        """Who before what: from the first SYN on everything has to be known."""
+        keep = self._stack
+        if IS_LINUX:
+            keep.callback(_tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
+        self._owners = Owners(processes)
+        keep.callback(self._owners.close)
+        sockets = system_table()
+        keep.callback(sockets.close)
+        rounds = Rounds(self._tell_locked, self._stats, self._flows, self._choose, self._report)
+        self._keeper = Keeper(sockets, self._own, rounds)
+        sniff = HandleFlag.SNIFF | HandleFlag.RECEIVE_ONLY
+        self._events = open_handle(EVENTS_FILTER, Layer.SOCKET, flags=sniff, ring_bytes=RING_BYTES)
+        keep.callback(self._events.close)
+        self._data = DataPath(self._table, _open_data)
+        keep.callback(self._data.close)
+        self._text = filter_of(Terms(), self._own, LIMITS)
+        self._data.exchange(self._text)
+        self._take(syn_filter(self._own) + (NOT_LOOPBACK if IS_LINUX else ""), SYN_PRIORITY)
+        if quic is Quic.REFUSE:
+            self._take(QUIC_FILTER + (NOT_LOOPBACK if IS_LINUX else ""), QUIC_PRIORITY)
+        self._begin("divert-filters", self._exchange_filters)
+        self._begin("divert-keeper", self._keeper.run)
+        if not IS_LINUX:
+            self._begin("divert-events", self._listen)
+        for first in self._first:
+            self._begin("divert-first", partial(self._receive, first))
+
+    def _take(self, text: str, priority: int) -> None:
+        handle = open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)
+        self._stack.callback(handle.close)
+        self._first.append(FirstPackets(handle, self._table))
+
+    def _begin(self, name: str, run: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                run()
+            except Exception as error:  # a handle that nobody reads would swallow what it takes
+                self._collapse(f"{name}: {error!r}")
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # -- events in -----------------------------------------------------------------------------------------------------
+    def _receive(self, first: FirstPackets) -> None:
+        """First packets, one after the other. On Linux who sent them was told before, and is read now."""
+        while True:
+            try:
+                taken = first.receive(HELD_WAIT_S if self._engine.held else IDLE_WAIT_S)
+            except HandleShut:
+                return
+            with self._lock:
+                events: list[AnyEvent] = self._drain() if IS_LINUX else []
+                for one in taken:
+                    if one.flow is None:
+                        first.put_back(one)
+                    else:
+                        events.append(self._hold(first, one, one.flow))
+                self._tell([*events, s.Tick()])
+
+    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent:
+        number = next(self._numbers)
+        told = self._owners.socket_of(flow, taken.interface)
+        self._held[number] = (first, taken, told.uid)
+        return s.SynHeld(number=number, flow=flow, sequence=taken.sequence, cookie=told.cookie)
+
+    def _drain(self) -> list[AnyEvent]:
+        """What has connected since the last time."""
+        events: list[AnyEvent] = []
+        with contextlib.suppress(HandleShut):
+            while (count := self._events.receive(self._event_batch, 0)[0]) > 0:
+                events += self._connects(count)
+        return events
+
+    def _listen(self) -> None:
+        """Windows: events come when they come."""
+        while True:
+            try:
+                count, _ = self._events.receive(self._event_batch, IDLE_WAIT_S)
+            except HandleShut:
+                return
+            self._tell_locked(self._connects(count))
+
+    def _connects(self, count: int) -> list[AnyEvent]:
+        records = self._event_batch.address_view
+        found = (
+            parse_connect(records[at * RECORD_BYTES : (at + 1) * RECORD_BYTES], has_cookie=IS_LINUX)
+            for at in range(count)
+        )
+        return [event for event in found if event is not None]
+
+    # -- commands out --------------------------------------------------------------------------------------------------
+    def _tell(self, events: Iterable[AnyEvent]) -> None:
+        """Tell the engine, do what it orders, tell it what came of that. With the lock held."""
+        due = deque(events)
+        while due:
+            for command in self._engine.told(due.popleft(), time.monotonic()):
+                answer = self._do(command)
+                if answer is not None:
+                    due.append(answer)
+        for first in self._first:
+            first.flush()
+
+    def _do(self, command: AnyCommand) -> AnyEvent | None:
+        match command:
+            case s.AskOwner():
+                return self._own_of(command)
+            case s.Expect():
+                return s.Expected(number=command.number, fault=self._expect(command))
+            case s.AskTable() | s.CutUnseen():
+                self._keeper.put(command)
+            case s.SetFilter():
+                self._filters.put(command)
+            case s.Forget(flow=flow):
+                if (known := self._diverted.pop(flow, None)) is not None:
+                    self._table.remove(known[1])
+            case s.ReleaseSyn(number=number, diverted=diverted):
+                first, taken, _ = self._held.pop(number)
+                self._counts["diverted" if diverted else "left"] += 1
+                first.put_back(taken)
+            case s.RefuseSyn(number=number):
+                first, taken, _ = self._held.pop(number)
+                self._counts["refused"] += 1
+                first.refuse(taken)
+            case s.DropSyn(number=number):
+                del self._held[number]
+            case s.Report():
+                self._callbacks.report(command)
+            case _:
+                assert_never(command)
+        return None
+
+    def _own_of(self, command: s.AskOwner) -> AnyEvent:
+        process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
+        fault, choice = "", Choice.LEAVE
+        try:
+            choice = self._callbacks.decide(process, command.flow.remote)
+        except Exception as error:
+            fault = repr(error)
+        return s.OwnerTold(number=command.number, process=process, choice=choice, fault=fault)
+
+    def _expect(self, command: s.Expect) -> str:
+        """What went wrong; empty: nothing."""
+        _, taken, uid = self._held[command.number]
+        flow, known = command.flow, taken.nat_flow()
+        added = self._table.add(known)
+        if added is not Added.ADDED:
+            return f"nat_{added}"
+        self._diverted[flow] = (command.sequence, known)
+        client, gate = (flow.local, flow.remote) if known.loopback else (flow.remote, flow.local)
+        try:
+            self._callbacks.expect(
+                ExpectedFlow(
+                    client=Endpoint(address=client.address, port=flow.local.port),
+                    gate=Endpoint(address=gate.address, port=self._own.gate_port),
+                    origin=Origin(
+                        remote=flow.remote,
+                        pid=command.process.pid,
+                        uid=uid,
+                        comm=command.process.name or "",
+                        connected_ns=command.connected_ns or 0,
+                        bound=None,
+                        source=flow.local.address,
+                    ),
+                    process=command.process,
+                )
+            )
+        except Exception as error:
+            return repr(error)
+        return ""
+
+    # -- what takes long -----------------------------------------------------------------------------------------------
+    def _exchange_filters(self) -> None:
+        while (command := self._filters.get()) is not None:
+            text, fault = filter_of(command.terms, self._own, LIMITS), ""
+            try:
+                if text != self._text:
+                    self._data.exchange(text)
+                    self._text = text
+            except (OSError, ValueError) as error:
+                fault = str(error)
+            self._tell_locked([s.FilterReady(generation=command.generation, fault=fault)])
+
+    def _tell_locked(self, events: Iterable[AnyEvent]) -> None:
+        with self._lock:
+            self._tell(events)
+
+    def _report(self, fault: Report) -> None:
+        with self._lock:
+            self._callbacks.report(fault)
+
+    def _choose(self, pid: int, remote: Endpoint) -> Choice:
+        """For connections that slipped by, where failures close."""
+        with self._lock:
+            try:
+                return self._callbacks.decide(self._owners.process(pid, 0, None), remote)
+            except Exception:
+                return Choice.DENY
+
+    def _flows(self) -> dict[Flow, Known]:
+        with self._lock:
+            return dict(self._diverted)
+
+    def _stats(self) -> dict[Which, HandleStats]:
+        if self._data.failed:
+            raise OSError(self._data.failed)
+        return {
+            Which.DATA: self._data.stats(),
+            Which.EVENTS: self._events.stats(),
+            Which.SYNS: sum((first.handle.stats() for first in self._first), HandleStats()),
+        }
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+    def statistics(self) -> Statistics:
+        """What was counted; not after `close`."""
+        with self._lock:
+            return Statistics(
+                diverted=self._counts["diverted"],
+                left=self._counts["left"],
+                refused=self._counts["refused"],
+                live=self._engine.live,
+                held=self._engine.held,
+                unsent=self._data.unsent + sum(first.unsent for first in self._first),
+                strays=self._data.strays,
+                syns=sum((first.handle.stats() for first in self._first), HandleStats()),
+                data=self._data.stats(),
+                events=self._events.stats(),
+            )
+
+    def detach(self) -> None:
+        """Divert nothing new; diverted flows live on. Takes `HOLD_LIMIT_S` at most, for what is held. Idempotent."""
+        if self._is_detached:
+            return
+        self._is_detached = True
+        for first in self._first:
+            first.handle.shutdown()
+        for thread in self._threads:
+            if thread.name == "divert-first":
+                thread.join()
+        deadline_s = time.monotonic() + HOLD_LIMIT_S + 1
+        while self._engine.held and time.monotonic() < deadline_s:
+            with self._lock:
+                self._tell([*(self._drain() if IS_LINUX else []), s.Tick()])
+            time.sleep(HELD_WAIT_S)
+
+    def close(self) -> None:
+        """Let go of everything. Diverted flows end: their packets reach origins that know nothing of them."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            self.detach()
+        finally:
+            self._events.shutdown()
+            self._filters.put(None)
+            self._keeper.put(None)
+            for thread in self._threads:
+                thread.join()
+            netns.inside(self._netns_fd, self._stack.close)  # the library detaches where the caller is
+            if self._netns_fd is not None:
+                os.close(self._netns_fd)
+
+    def _collapse(self, why: str) -> None:
+        """Our own code has failed. Open: take nothing any more. Closed: what is taken stays taken."""
+        self._report(Report(what="backend_failed", failed=self._on_failure, detail=why))
+        if self._on_failure is OnFailure.OPEN:
+            for first in self._first:
+                with contextlib.suppress(OSError):
+                    first.handle.shutdown()
+
+
+def reap() -> int:
+    """Remove what backends whose process died have left on this network namespace's interfaces. How many pieces."""
+    divert_library.reap()
+    return clsact.sweep() if IS_LINUX else 0
+
+
+def _open_data(text: str, priority: int) -> Handle:
+    return open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)
+
+
+def _tidy(control: clsact.TrafficControl) -> None:
+    """The library's clsact, where nothing is below it any more."""
+    with contextlib.suppress(OSError):
+        for interface in control.clsact():
+            if not control.classifiers(interface):
+                control.remove_clsact(interface)
