@@ -18,6 +18,28 @@ from mitmsec_redirect.records import Missed, Reason
 EVENTS_LIMIT = 16  # of one collection, of which there are ten a second
 
 
+class Misses:
+    """Of one session: taken often, for who made an attempt may end at any moment; told seldom, for they are many."""
+
+    def __init__(self, whose: Callable[[Missed], Process], session: str) -> None:
+        self._whose, self._session = whose, session
+        self._missed: list[Missed] = []
+        self._owners: dict[tuple[int, Reason], Process] = {}
+
+    def take(self, missed: Iterable[Missed]) -> None:
+        """Whose they are is asked at once, for each process and reason."""
+        for one in missed:
+            self._missed.append(one)
+            if (one.pid, one.reason) not in self._owners:
+                self._owners[one.pid, one.reason] = self._whose(one)
+
+    def told(self) -> list[Seen]:
+        """The events of what was taken since the last time."""
+        missed, owners = self._missed, self._owners
+        self._missed, self._owners = [], {}
+        return events(missed, lambda one: owners[one.pid, one.reason], self._session)
+
+
 def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session: str) -> list[Seen]:
     """`whose` is asked once for each process and reason."""
     counts: Counter[tuple[int, Endpoint, Reason, bool]] = Counter()

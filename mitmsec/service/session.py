@@ -52,7 +52,7 @@ from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.control import OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
-from mitmsec.service.missed import events
+from mitmsec.service.missed import Misses
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import CommandScope, Scope
@@ -66,7 +66,7 @@ from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
-MISSED_PERIOD_S = 0.1
+MISSED_PERIOD_S, MISSED_LOOKS = 0.1, 5  # events; within that, how often owners are asked for while they live
 DRAIN_GRACE_S = 2.0
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 SERVICE = "(service)"
@@ -109,6 +109,7 @@ class Session:
         self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
         self._numbers = itertools.count()
         self._answers = Answers()
+        self._misses = Misses(self._who_missed, name)
         self._pulse: Pulse | None = None  # of a gate that serves
         self._listeners: list[socket.socket] = []
         self._watch: asyncio.Task[None] | None = None
@@ -456,13 +457,19 @@ class Session:
             if self.scope is not None:
                 self.scope.look()
             self._feel_pulse()
-            await asyncio.sleep(MISSED_PERIOD_S)
+            for _ in range(MISSED_LOOKS):
+                await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
+                self._take_missed()
+
+    def _take_missed(self) -> None:
+        if self.hook is not None:
+            self._misses.take(self.hook.missed())
 
     def _record_missed(self) -> None:
         """What the hook saw and could not or must not divert."""
-        if self.hook is not None:
-            for event in events(self.hook.missed(), self._who_missed, self.name):
-                self.shared.record(event)
+        self._take_missed()
+        for event in self._misses.told():
+            self.shared.record(event)
 
     def _who_missed(self, missed: Missed) -> Process:
         return self._owners.of(missed, missed.at_ns).process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
 from mitmsec.core.model import Endpoint, Process, Transport
-from mitmsec.service.missed import EVENTS_LIMIT, events
+from mitmsec.service.missed import EVENTS_LIMIT, Misses, events
 from mitmsec_redirect.records import Missed, Reason
 
 
@@ -64,3 +64,22 @@ def test_refused_quic_is_a_blocked_connection_that_says_how_often() -> None:
     (once,) = events([missed(Reason.QUIC_REFUSED)], whose, "run-1")
     assert isinstance(once, ConnectionSeen)
     assert "attempts" not in once.reason
+
+
+def test_who_ends_soon_is_asked_for_at_once_and_told_of_later() -> None:
+    """One look after the other; what is told is one event all the same, and the next time begins anew."""
+    living = {7, 8}
+    misses = Misses(lambda one: whose(one) if one.pid in living else Process(pid=one.pid), "run-1")
+    misses.take([missed(Reason.QUIC_REFUSED), missed(Reason.QUIC_REFUSED)])
+    living.remove(7)
+    misses.take([missed(Reason.QUIC_REFUSED), missed(Reason.QUIC_REFUSED, pid=8)])
+    first, second = misses.told()
+    assert isinstance(first, ConnectionSeen)
+    assert isinstance(second, ConnectionSeen)
+    assert (first.process.pid, first.process.exe, "(3 attempts)" in first.reason) == (7, "/usr/bin/curl", True)
+    assert (second.process.pid, second.process.exe) == (8, "/usr/bin/curl")
+    misses.take([missed(Reason.QUIC_REFUSED)])
+    (third,) = misses.told()
+    assert isinstance(third, ConnectionSeen)
+    assert third.process.exe is None
+    assert misses.told() == []
