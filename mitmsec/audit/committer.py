@@ -5,7 +5,7 @@
                                               └── RETRY_S ────┘  (the same batch, until the disk takes it)
 
 Producers are acknowledged only for what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
-events; then the producers' own windows fill, and they say so.
+events, but for a share of each producer (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Committer:
 
     @property
     def full(self) -> bool:
-        """No more should be read until a round has ended."""
+        """No more should be read until a round has ended, of who has much under way already."""
         return len(self._gathered) >= GATHERED_LIMIT
 
     def add(self, draft: Draft) -> None:

@@ -29,8 +29,10 @@ from mitmsec.audit.event import (
     ServiceSeen,
 )
 from mitmsec.audit.flows import Flow, Flows
+from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
 
+FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
 COUNT_LIMIT = 2**31
 BYTES_LIMIT = 2**53  # integers that every JSON reader takes
 STATUS_LIMIT = 999
@@ -128,14 +130,20 @@ def _within(number: int, least: int, most: int) -> int:
     return min(max(number, least), most)
 
 
-Judgement = Admitted | Aside | Awaited | Refused
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """Permitted, but more of it than this producer may report: to be counted."""
+
+
+Judgement = Admitted | Aside | Awaited | Refused | Excess
 
 
 @dataclass(slots=True)
 class Intake:
-    """The judge. Its only state is the table of flows."""
+    """The judge. Its state is the table of flows, and what each worker may still report without one."""
 
     flows: Flows = field(default_factory=Flows)
+    _faults: dict[Source, Allowance] = field(default_factory=dict)
 
     def judge(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         """What is to become of `seen`; `now_s` is monotonic."""
@@ -143,17 +151,26 @@ class Intake:
             return Refused(type(seen).__name__)
         match source.role:
             case Role.WORKER:
-                return self._of_worker(source, seen)
+                return self._of_worker(source, seen, now_s)
             case Role.GATE:
                 return self._of_gate(source, seen, now_s)
             case _:
                 return self._of_ours(source, seen, now_s)
 
-    def _of_worker(self, source: Source, seen: Seen) -> Judgement:
+    def forget(self, session: str) -> None:
+        """The session is over: nobody speaks of it any more."""
+        self.flows.forget(session)
+        for source in [source for source in self._faults if source.session == session]:
+            del self._faults[source]
+
+    def _of_worker(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SecretsSeen | FaultSeen)
         if isinstance(seen, FaultSeen):
             seen = replace(seen, pid=None, session="")
         if seen.flow is None:
+            allowance = self._faults.setdefault(source, Allowance(FAULTS_PER_S, FAULTS_BURST, now_s))
+            if not allowance.spend(now_s):
+                return Excess()
             return Admitted(*fields_of(seen), session=source.session)
         flow = self.flows.find(seen.flow)
         if flow is None:

@@ -3,7 +3,7 @@
     producers ──► Inlet ──► Intake.judge ──┬─ Admitted ─► stamp ─► Committer ─► disk ─► Committed
                     ▲                      ├─ Aside ────► table of flows, capture file
                     │  reads the gates     ├─ Awaited ──► read the session's gate, ask again; at most AWAITED_S
-                    └──────────────────────┘─ Refused ──► counted; one fault a tick
+                    └──────────────────────┘─ Refused, Excess ──► counted; one fault a tick
 
 A worker's word on a flow can overtake the gate's, for they have sockets of their own; so an unknown flow makes the
 gate's socket be read first. If the gate's own queue was full, its word is further behind: then the worker's waits.
@@ -30,7 +30,7 @@ from mitmsec.audit.envelope import Draft, fields_of, is_open
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
 from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
-from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source, held
+from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
 from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
@@ -160,6 +160,9 @@ class Recorder:
                 return judged
             case Refused():
                 self._refused[inlet, "not_permitted", judged.what] += 1
+            case Excess():
+                self._refused[inlet, "faults_dropped", "more than it may report"] += 1
+                self._follow(inlet, seen)
             case Aside():
                 self._aside(inlet, seen, judged.flow)
             case Admitted():
@@ -204,8 +207,9 @@ class Recorder:
         self._committer.poke()
 
     def _saturated(self, inlet: Inlet) -> bool:
-        """There is no room for what would be read next; the kernel and the producer's window hold it."""
-        return self._committer.full or len(inlet.awaiting) >= AWAITED_LIMIT
+        """What this producer says next is left to the kernel, whatever becomes of the others'."""
+        crowded = self._committer.full and inlet.has_its_share
+        return crowded or inlet.full or len(inlet.awaiting) >= AWAITED_LIMIT
 
     def _resume(self) -> None:
         for inlet in self._inlets:
@@ -277,7 +281,7 @@ class Recorder:
 
     def _answer(self, session: str) -> None:
         self._captures.close(session)
-        self._intake.flows.forget(session)
+        self._intake.forget(session)
         kinds = (Kind.CONNECTION, Kind.REQUEST, Kind.FINDING, Kind.FAULT)
         connections, requests, findings, faults = (self._counts.pop((session, kind), 0) for kind in kinds)
         answer = SessionFlushed(

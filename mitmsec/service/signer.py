@@ -24,6 +24,7 @@ from pathlib import Path
 from mitmsec.audit.event import FaultSeen
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import (
     Fault,
     Message,
@@ -46,23 +47,6 @@ REFUSALS_PER_S = 1.0  # recorded, for each worker; more are counted
 REFUSALS_BURST = 20.0
 EARLY_LIMIT = 256  # questions of one worker that wait for the gate's word
 PATIENCE_S = 1.0  # as long as a gate with a full socket may need to bring it
-
-
-class Allowance:
-    """A token bucket. Time is an argument: seconds of a clock that never goes back."""
-
-    def __init__(self, rate_per_s: float, burst: float, now_s: float) -> None:
-        self._rate_per_s, self._burst = rate_per_s, burst
-        self._left, self._at_s = burst, now_s
-
-    def spend(self, now_s: float) -> bool:
-        """Take one; False when there is none."""
-        self._left = min(self._burst, self._left + (now_s - self._at_s) * self._rate_per_s)
-        self._at_s = now_s
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
 
 
 class Asker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 from audit_events import connection
 
-from mitmsec.audit.event import ConnectionSeen, Seen
+from mitmsec.audit import inlet as inlets
+from mitmsec.audit.event import ConnectionSeen, FaultSeen, Seen
 from mitmsec.audit.inlet import BURST, Inlet
 from mitmsec.audit.intake import Source
 from mitmsec.channel import PACKET_LIMIT_BYTES, Channel, pair
@@ -78,7 +80,7 @@ def test_messages_are_told_in_order_and_the_end_once() -> None:
         await bench.until(lambda: bench.ends > 0)
         assert bench.flows() == ["flow-0", "flow-1", "flow-2"]
         assert (bench.ends, bench.inlet.received, bench.inlet.settled) == (1, 3, 3)
-        bench.inlet.read()
+        bench.inlet.read(1)
         bench.inlet.resume()
         bench.inlet.acknowledge(3)
         assert bench.ends == 1
@@ -181,3 +183,83 @@ def test_a_producer_that_does_not_read_gets_the_newest_answer_once_it_does() -> 
             channel.receive()
 
     run(scenario)
+
+
+def test_a_producer_has_so_many_messages_under_way_and_is_read_on_when_they_are_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inlets, "GATE_WINDOW", (5, 1 << 20))
+    monkeypatch.setattr(inlets, "SHARE_MESSAGES", 3)
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(12):
+            bench.send(number)
+        await bench.until(lambda: len(bench.seen) == 5)
+        await asyncio.sleep(0.05)
+        bench.inlet.resume()
+        await asyncio.sleep(0.05)
+        assert (len(bench.seen), bench.inlet.full, bench.inlet.has_its_share) == (5, True, True)
+        bench.inlet.acknowledge(2)
+        assert (bench.inlet.full, bench.inlet.has_its_share) == (False, True)
+        bench.inlet.acknowledge(1)  # an older one tells nothing
+        bench.inlet.resume()
+        await bench.until(lambda: len(bench.seen) == 7)
+        await asyncio.sleep(0.05)
+        assert (len(bench.seen), bench.inlet.full) == (7, True)
+        bench.inlet.read(3)  # out of turn, whatever is under way
+        assert len(bench.seen) == 10
+        bench.inlet.acknowledge(10)
+        bench.inlet.resume()
+        await bench.until(lambda: len(bench.seen) == 12)
+        assert not bench.inlet.full
+        assert not bench.inlet.has_its_share
+
+    run(scenario)
+
+
+def test_a_producer_has_so_many_bytes_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    size_bytes = len(encode(connection("flow-1")))
+    monkeypatch.setattr(inlets, "GATE_WINDOW", (1000, 3 * size_bytes))
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(9):
+            bench.send(number)
+        await bench.until(lambda: len(bench.seen) == 3)
+        await asyncio.sleep(0.05)
+        assert (len(bench.seen), bench.inlet.full) == (3, True)
+
+    run(scenario)
+
+
+def test_a_turn_ends_after_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inlets, "BURST_BYTES", 2 * len(encode(connection("flow-1"))))
+
+    async def scenario(bench: Bench) -> None:
+        for number in range(8):
+            bench.send(number)
+        bench.inlet._readable()
+        assert len(bench.seen) == 2
+
+    run(scenario)
+
+
+def test_a_worker_has_less_under_way_than_a_gate_whose_connections_may_all_end_at_once() -> None:
+    assert inlets.WINDOW < inlets.GATE_WINDOW
+
+    async def scenario() -> None:
+        far, ours = pair()
+        told: list[Seen] = []
+        with far:
+            far.setblocking(False)
+            source = Source(Role.WORKER, "run-1", 0)
+            loop = asyncio.get_running_loop()
+            inlet = Inlet(ours, source, loop, lambda _, seen: told.append(seen), lambda *_: None, lambda _: None)
+            for _ in range(2 * inlets.WINDOW[0]):
+                with contextlib.suppress(BlockingIOError):
+                    far.send(encode(FaultSeen(what="x")))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            assert (len(told), inlet.full) == (inlets.WINDOW[0], True)
+            inlet.close()
+
+    asyncio.run(scenario())

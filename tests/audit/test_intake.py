@@ -20,7 +20,18 @@ from mitmsec.audit.event import (
     Seen,
     ServiceSeen,
 )
-from mitmsec.audit.intake import Admitted, Aside, Awaited, Intake, Refused, Source, held
+from mitmsec.audit.intake import (
+    FAULTS_BURST,
+    FAULTS_PER_S,
+    Admitted,
+    Aside,
+    Awaited,
+    Excess,
+    Intake,
+    Refused,
+    Source,
+    held,
+)
 from mitmsec.core.messages import Role, encode
 
 GATE = Source(Role.GATE, "run-1")
@@ -193,3 +204,22 @@ def test_what_is_within_bounds_stays_as_it_is_and_so_do_the_texts_of_others() ->
     for seen in honest:
         assert held(worker, seen) == seen
     assert held(gate, FaultSeen(what="w", detail=LONG)) == FaultSeen(what="w", detail=LONG)
+
+
+def test_a_worker_reports_so_many_faults_of_no_flow_and_the_rest_is_counted() -> None:
+    judge = intake()
+    burst, now_s = int(FAULTS_BURST), 100.0
+
+    def judged(source: Source, count: int, now_s: float, flow: str | None = None) -> list[type]:
+        return [type(judge.judge(source, FaultSeen(what="w", flow=flow), now_s)) for _ in range(count)]
+
+    assert judged(WORKER, burst + 5, now_s) == [Admitted] * burst + [Excess] * 5
+    assert judged(Source(Role.WORKER, "run-1", 1), 1, now_s) == [Admitted]  # another one's are its own
+    assert judged(WORKER, 1, now_s, "flow-1") == [Admitted]  # of a flow that it has
+    assert judged(GATE, burst * 3, now_s) == [Admitted] * burst * 3
+    assert judged(WORKER, int(FAULTS_PER_S) + 1, now_s + 1) == [Admitted] * int(FAULTS_PER_S) + [Excess]
+    judge.forget("run-2")
+    assert judged(WORKER, 1, now_s + 1) == [Excess]
+    judge.forget("run-1")
+    assert judge.flows.find("flow-1") is None
+    assert judged(WORKER, 1, now_s + 1) == [Admitted]

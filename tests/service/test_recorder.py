@@ -7,6 +7,8 @@ import contextlib
 import os
 import random
 import resource
+import threading
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -472,3 +474,54 @@ def test_no_count_of_a_workers_ends_the_recorder(tmp_path: Path, count: int) -> 
             assert child.errors() == ""
 
     run(scenario)
+
+
+def test_a_flood_by_one_worker_is_counted_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    """Texts as long as a packet, from a producer that knows no window; the recorder's memory and another run's wait."""
+    packet = encode(FaultSeen(what="y", detail="z" * 170_000))
+
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            other, bare = child.producer(Role.GATE, session="run-2"), child.socket(Role.WORKER, 0)
+            bare.settimeout(5)
+            over = threading.Event()
+
+            def flood() -> int:
+                sent = 0
+                while not over.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        bare.send(packet)
+                        sent += 1
+                return sent
+
+            flooding = asyncio.create_task(asyncio.to_thread(flood))
+            await asyncio.sleep(0.5)
+            waits_s, memory_mb = [], 0
+            for _ in range(20):
+                before_s = time.monotonic()
+                other.record(FaultSeen(what="marker"))
+                await other.flushed()
+                waits_s.append(time.monotonic() - before_s)
+                memory_mb = max(memory_mb, resident_mb(child.process.pid))
+            over.set()
+            sent = await flooding
+            bare.close()
+            other.close()
+            counted = (await child.flush()).faults
+            assert memory_mb < 150, memory_mb
+            assert sorted(waits_s)[10] < 1, waits_s
+            assert counted < sent // 2
+            told.append(sent)
+
+    told: list[int] = []
+    run(scenario)
+    mine = [event for event in events(tmp_path) if event["kind"] == "fault" and event.get("session") != "run-2"]
+    dropped = [event for event in mine if event["what"] == "faults_dropped"]
+    assert sum(event["count"] for event in mine) == told[0]
+    assert dropped
+    assert all(len(event["detail"]) <= 1024 for event in mine)
+
+
+def resident_mb(pid: int) -> int:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields["VmRSS"].split()[0]) >> 10

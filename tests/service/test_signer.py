@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mitmsec.audit.event import CertificateSeen, FaultSeen, Seen
 from mitmsec.channel import Channel, pair
+from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import (
     Committed,
     Fault,
@@ -35,7 +36,7 @@ from mitmsec.core.messages import (
     SignerSettings,
 )
 from mitmsec.service import signer as module
-from mitmsec.service.signer import Allowance, Signer
+from mitmsec.service.signer import Signer
 from mitmsec_certs.authority import spki_of
 
 KEY = spki_of(ec.generate_private_key(ec.SECP256R1()).public_key())
@@ -370,13 +371,6 @@ def test_sessions_are_forgotten_with_their_last_channel(tmp_path: Path) -> None:
             assert list(desk.signer._sessions) == ["run-2"]
 
     told(story())
-
-
-def test_an_allowance_refills_with_time_up_to_its_burst() -> None:
-    allowance = Allowance(2.0, 3.0, 100.0)
-    assert [allowance.spend(100.0) for _ in range(4)] == [True, True, True, False]
-    assert [allowance.spend(100.5) for _ in range(2)] == [True, False]
-    assert [allowance.spend(900.0) for _ in range(4)] == [True, True, True, False]
 
 
 def test_a_ca_that_cannot_be_used_is_told_to_the_supervisor_and_serves_nobody(tmp_path: Path) -> None:
