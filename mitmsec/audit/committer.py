@@ -47,6 +47,7 @@ class Committer:
         self._work, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, "log")
+        self._thread.submit(int).result()  # it runs now: later the process may start none
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_die_of_bugs)
 

@@ -4,8 +4,9 @@
                 ── messages ───────► Program.told            (ModulesQuestion is answered here)
                 ── end of file ────► Program.stop ──► exit 0
 
-A child never outlives its supervisor by more than its own `stop`, and needs no signal to end. Once it
-serves it starts no program and no process: the kernel denies it both. (Before that, the signer forks to make a CA.)
+A child never outlives its supervisor by more than its own `stop`, and needs no signal to end. Once it serves it starts
+no program, no process and no thread: the kernel denies it. (Before that, the signer forks to make a CA, and the
+recorder starts the thread that writes.)
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
                                     interpreter, packages  read-only, at the paths they have outside
                                     STATE/<its folder>     writable, where the role has one
                                   pivot_root; the old root is gone
-                                  no capability, no group, own uid, no new privileges
+                                  no capability, no group, own uid, no new privileges, bounded memory
                                   no io_uring, ptrace, mount …; all but the gate: no connect, bind, listen, bpf
                                   exec python -m mitmsec.service.<role> <control descriptor>
 
@@ -50,6 +50,13 @@ MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
 SYS_MOUNT_SETATTR = 442  # on every architecture
 CAPABILITIES = 64
+GIB = 1 << 30
+MEMORY_BYTES = {  # of address space; several times what the busiest was seen to use, see docs/processes.md
+    Role.GATE: 4 * GIB,
+    Role.RECORDER: 4 * GIB,
+    Role.SIGNER: 1 * GIB,
+    Role.WORKER: 4 * GIB,
+}
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -142,6 +149,7 @@ def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: 
     if jail.folder is not None:
         _bind(jail.folder, jail.mountpoint, writable=True)
     _enter(jail.mountpoint)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES[jail.role], MEMORY_BYTES[jail.role]))
     _drop(jail.account)
     if jail.role is not Role.RECORDER:  # which reads its producers to their ends first, and these are the others
         _checked(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")

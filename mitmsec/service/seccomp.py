@@ -13,7 +13,8 @@ A filter is a list of steps over `struct seccomp_data` (Documentation/userspace-
     clone with CLONE_NEWUSER, send with an address or MSG_FASTOPEN, SO_LINGER ─► EPERM        everything else ─► allow
 
 There are two, and the stricter answer counts: `apply` before Python is executed, `seal` when the child begins to serve,
-after which no program and no process can be started any more, only threads.
+after which no program, no process and no thread can be started any more, and no memory be had but what RLIMIT_AS counts
+(a memfd's is not mapped). A limit by RLIMIT_NPROC would count all workers of all runs together: they share a user.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ NETWORK: Mapping[str, Mapping[str, int]] = {  # for those who get their sockets 
 }  # fmt: skip
 PROGRAMS: Mapping[str, Mapping[str, int]] = {  # once a child serves
     "x86_64": {
-        "execve": 59, "execveat": 322, "fork": 57, "vfork": 58,
+        "execve": 59, "execveat": 322, "fork": 57, "memfd_create": 319, "memfd_secret": 447, "vfork": 58,
     },
     "aarch64": {
-        "execve": 221, "execveat": 281,
+        "execve": 221, "execveat": 281, "memfd_create": 279, "memfd_secret": 447,
     },
 }  # fmt: skip
 WEIGHED: Mapping[str, Mapping[str, int]] = {
@@ -78,7 +79,7 @@ WEIGHED: Mapping[str, Mapping[str, int]] = {
         "setsockopt": 208,
     },
 }  # fmt: skip
-CLONE_NEWUSER, CLONE_THREAD, MSG_FASTOPEN = 0x10000000, 0x10000, 0x20000000
+CLONE_NEWUSER, MSG_FASTOPEN = 0x10000000, 0x20000000
 SOL_SOCKET, SO_LINGER = 1, 13
 MAP_COMMANDS = (1, 2, 3)  # of bpf(2): look up, update and delete an element of a map that one has
 
@@ -86,7 +87,8 @@ ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000
 LOAD, JUMP_EQUAL, JUMP_ANY_BIT, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16
 
-PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+PR_SET_NO_NEW_PRIVS, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC = 38, 1, 1
+SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 
 
 def program(machine: str, *, network: bool = False) -> bytes:
@@ -107,12 +109,10 @@ def program(machine: str, *, network: bool = False) -> bytes:
 
 
 def sealing(machine: str) -> bytes:
-    """The second filter for `machine`: no other program, no other process. Raises KeyError for one not known."""
+    """The second filter for `machine`: no other program, process or thread. Raises KeyError for one not known."""
     clone, clone3 = WEIGHED[machine]["clone"], WEIGHED[machine]["clone3"]
-    thread = [_load(ARGUMENTS), _when(JUMP_ANY_BIT, CLONE_THREAD), _return(ALLOW), _return(DENY | errno.EPERM)]
-    steps = [*_opening(machine), *_denials(PROGRAMS[machine].values())]
+    steps = [*_opening(machine), *_denials([*PROGRAMS[machine].values(), clone])]
     steps += [_when(JUMP_EQUAL, clone3), _return(DENY | errno.ENOSYS)]
-    steps += [_step(JUMP_EQUAL, clone, skip_false=len(thread)), *thread]
     return b"".join([*steps, _return(ALLOW)])
 
 
@@ -122,7 +122,7 @@ def apply(*, network: bool = False) -> None:
 
 
 def seal() -> None:
-    """No other program and no other process from now on. Raises OSError."""
+    """No other program, process or thread from now on, for all threads that there are. Raises OSError."""
     ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     _load_filter(sealing(platform.machine()))
 
@@ -131,9 +131,11 @@ def _load_filter(code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer))
     library = ctypes.CDLL(None, use_errno=True)
-    if library.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_char_p(header), 0, 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"seccomp: {os.strerror(number)}")
+    number = SYS_SECCOMP[platform.machine()]
+    done = library.syscall(number, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.c_char_p(header))
+    if done != 0:  # a positive number is a thread that has a filter of its own
+        error = ctypes.get_errno() if done < 0 else errno.EBUSY
+        raise OSError(error, f"seccomp: {os.strerror(error)}")
 
 
 def _opening(machine: str) -> list[bytes]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mitmsec.channel import pair
-from mitmsec.core.messages import Fault, Message, Ready, RecorderSettings, Role, SignerReady, SignerSettings
+from mitmsec.core.messages import Drain, Fault, Message, Ready, RecorderSettings, Role, SignerReady, SignerSettings
 from mitmsec.service import jail as jails
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
@@ -114,6 +114,51 @@ def test_a_child_cannot_signal_or_limit_another_one_of_its_own_user(
             assert os.getpriority(os.PRIO_PROCESS, victim.pid) == os.getpriority(os.PRIO_PROCESS, 0)
             assert len(await victim.modules()) > 50
             await asyncio.gather(victim.stop(), assailant.stop())
+
+    asyncio.run(story())
+
+
+# Stands in for a worker that serves, and takes all that it can get.
+GLUTTON = """
+import mmap, os, threading
+from mitmsec.service import child
+from mitmsec.core.messages import Drain, Fault, Ready, SignerSettings
+class Glutton:
+    def __init__(self, control): self.control = control
+    async def start(self, settings, fds): return Ready()
+    def told(self, message, fds):
+        self.control.send(Fault(what="tried", detail=", ".join(f"{name} {self.tries(attempt)}" for name, attempt in (
+            ("ample", lambda: mmap.mmap(-1, 3 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)),
+            ("heap", lambda: bytearray(5 << 30)),
+            ("shared", lambda: mmap.mmap(-1, 5 << 30)),
+            ("file", lambda: os.memfd_create("x")),
+            ("thread", lambda: threading.Thread(target=int).start()),
+        ))))
+    def tries(self, attempt):
+        try: attempt(); return "ok"
+        except Exception as error: return type(error).__name__
+    async def stop(self): pass
+"""
+
+
+@pytest.mark.root
+def test_a_worker_has_ample_memory_but_not_without_end_and_no_thread(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        jails, "_program", lambda role: ["-c", GLUTTON + "child.main([SignerSettings, Drain], Glutton)"]
+    )
+
+    async def story() -> None:
+        jail = Jail(role=Role.WORKER, account=account_of(Role.WORKER), mountpoint=str(state.jail))
+        glutton = ChildProcess(jail, print, [Ready, Fault])
+        said: asyncio.Future[Fault] = asyncio.get_running_loop().create_future()
+        await glutton.start(SignerSettings(folder=""))
+        glutton.on_message = lambda message, fds: said.set_result(message)
+        glutton.channel.send(Drain(grace_s=0))
+        tried = (await asyncio.wait_for(said, 30)).detail
+        assert tried == "ample ok, heap MemoryError, shared OSError, file PermissionError, thread RuntimeError"
+        await glutton.stop()
 
     asyncio.run(story())
 
