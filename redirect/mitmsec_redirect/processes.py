@@ -323,10 +323,11 @@ class ProcessTable:
 
 def _agrees(known: _Known, life: Life, at_ns: int) -> bool:
     """What was read is the life that is meant, and the program that it ran then."""
-    program = life.program_at(at_ns)
-    if known.start_ticks != life.start_ticks or program is not life.programs[-1]:
+    if known.start_ticks != life.start_ticks:
         return False
-    return program.executable is None or (known.identity is not None and known.identity[1] == program.executable.inode)
+    since = life.programs.index(life.program_at(at_ns))
+    inode = None if known.identity is None else known.identity[1]
+    return all(one.executable is None or one.executable.inode == inode for one in life.programs[since:])
 
 
 def _chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:

@@ -376,7 +376,9 @@ def test_after_a_loss_what_was_known_of_the_dead_is_not_told() -> None:
             run(TRUE)
         process = whose(table, pid, 0, "true", at_ns)
         assert (process.exe, process.confidence) == (None, Confidence.INFERRED)
-        assert whose(table, os.getpid(), 0, "x").confidence is Confidence.KERNEL
+        for when_ns in (None, at_ns):  # who lives is read, and runs what it ran
+            ours = whose(table, os.getpid(), 0, "x", when_ns)
+            assert (ours.exe, ours.confidence) == (os.readlink("/proc/self/exe"), Confidence.KERNEL)
 
 
 @pytest.mark.root
