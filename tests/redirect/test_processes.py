@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from mitmsec_redirect import processes
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.monitor import Monitor, Scanned
+from mitmsec_redirect.proc_files import file_of
 from mitmsec_redirect.process_records import ProcessEnded
 from mitmsec_redirect.processes import ProcessTable
 
@@ -310,6 +313,34 @@ def test_a_connection_belongs_to_the_program_that_made_it_not_to_the_next(watche
     assert (process.exe, process.sha256, process.confidence) == (python, before.sha256, Confidence.KERNEL)
     child.communicate()
     assert whose(watched, child.pid, 0, "", connected_ns).exe == python
+
+
+@pytest.mark.root
+def test_another_file_with_the_same_inode_number_is_another_program(watched: ProcessTable, tmp_path: Path) -> None:
+    """Whoever has a file system of their own chooses its inode numbers."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "inode32", "mitmsec-test", folder], check=True)
+    try:
+        first, second = (Path(shutil.copy(CAT, folder / "program")) for folder in folders)
+        if first.stat().st_ino != second.stat().st_ino:
+            pytest.skip("this kernel does not number files of a tmpfs from the start")
+        code = f"import os; os.execv({str(second)!r}, ['second'])"
+        script = f"{first} /dev/null; exec {sys.executable} -c {shlex.quote(code)}"
+        child = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        while (life := watched._history._lives.get(child.pid, [None])[-1]) is None or (
+            life.programs[-1].path != str(second)
+        ):
+            watched.refresh()
+        faked = replace(life.programs[-1], executable=file_of(first.stat()))
+        assert whose(watched, child.pid, 0, "x").exe == str(second)
+        life.programs[-1] = faked
+        assert not processes._agrees(watched._known[child.pid], life, now_ns())
+        child.communicate()
+    finally:
+        for folder in folders:
+            subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.root
