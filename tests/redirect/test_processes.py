@@ -19,13 +19,13 @@ import msgspec
 import pytest
 from monitor_stage import forked, run, with_pid
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec_redirect import processes
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.proc_files import file_of
-from mitmsec_redirect.process_records import ProcessEnded
+from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, ProcessExecuted
 from mitmsec_redirect.processes import ProcessTable
 
 
@@ -432,3 +432,42 @@ def test_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
     child.communicate()
     assert process.exe == f"{tmp_path}/\\xff"
     assert msgspec.json.encode(process)
+
+
+def test_what_was_recorded_of_a_process_without_known_parent_or_file_is_told_as_far_as_it_goes() -> None:
+    class Told(Monitor):
+        def __init__(self) -> None:
+            self.events = [
+                ProcessExecuted(
+                    pid=4_000_000,
+                    started_ns=5 * 10**9,
+                    at_ns=6 * 10**9,
+                    parent=3_999_999,
+                    parent_started_ns=1,
+                    uid=0,
+                    comm="name",
+                    cgroup=0,
+                    entry=0,
+                    no_room=False,
+                    thread=4_000_000,
+                    executable=None,
+                    mount_namespace=os.stat("/proc/self/ns/mnt").st_ino,
+                    path="/opt/program",
+                    name="./program",
+                )
+            ]
+
+        def drain(self) -> list[ProcessEvent | Scanned]:
+            told, self.events = self.events, []
+            return [*told]
+
+    owner = ProcessTable(monitor=Told()).whose(4_000_000, 0, "x", 7 * 10**9)
+    assert owner.sha256 is None
+    assert owner.process.exe == "/opt/program"
+    assert owner.process.parent == ParentProcess(pid=3_999_999)
+
+
+def test_a_parent_that_has_gone_is_told_by_its_pid(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) S 6 " + "0 " * 17 + "500 0\n")
+    assert whose(ProcessTable(tmp_path), 7, 0, "x").parent == ParentProcess(pid=6)
