@@ -68,6 +68,7 @@ from mitmsec_redirect.records import Missed
 
 MISSED_PERIOD_S, MISSED_LOOKS = 0.1, 5  # events; within that, how often owners are asked for while they live
 DRAIN_GRACE_S = 2.0
+DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 SERVICE = "(service)"
 NAMES_SHOWN, NAME_SHOWN = 32, 64  # of applications, and characters of each, in a status
@@ -540,4 +541,4 @@ class Session:
 
         gate.on_message = heard
         gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
-        await asyncio.wait((drained, gate.ended), timeout=DRAIN_GRACE_S + 3, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((drained, gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)

@@ -86,18 +86,20 @@ class Monitor:
         """
         types = _kernel_types()
         with ExitStack() as held:
-            maps = {
-                "selected": Map.create(MapKind.HASH, 4, 8, selected_limit, "ms_selected"),
-                "executables": Map.create(MapKind.HASH, records.EXECUTABLE.size, 4, executables_limit, "ms_programs"),
-                "ring": Map.create(MapKind.RINGBUF, 0, 0, ring_bytes, "ms_processes"),
-                "counts": Map.create(MapKind.ARRAY, 4, 8, len(Count), "ms_process_cnt"),
-                "scratch": Map.create(MapKind.PERCPU_ARRAY, 4, records.SCRATCH_BYTES, 1, "ms_scratch"),
-            }
-            for one in maps.values():
-                held.callback(one.close)
+            maps: dict[str, Map] = {}
+            for name, kind, key, value, entries in (
+                ("selected", MapKind.HASH, _PID.size, _ENTRY.size, selected_limit),
+                ("executables", MapKind.HASH, records.EXECUTABLE.size, _VERDICT.size, executables_limit),
+                ("ring", MapKind.RINGBUF, 0, 0, ring_bytes),
+                ("counts", MapKind.ARRAY, _PID.size, _COUNT.size, len(Count)),
+                ("scratch", MapKind.PERCPU_ARRAY, _PID.size, records.SCRATCH_BYTES, 1),
+            ):
+                maps[name] = Map.create(kind, key, value, entries, f"ms_{name}")
+                held.callback(maps[name].close)
             ring = RingBuffer(maps["ring"].fd, ring_bytes)
             held.callback(ring.close)
-            programs, exchange = _loaded(Maps(**{name: one.fd for name, one in maps.items()}), types, held)
+            fds = Maps(**{each: one.fd for each, one in maps.items()})
+            programs, exchange = _loaded(fds, types, held)
             monitor = cls(maps, ring, programs, exchange)
             links: dict[str, int] = {}
             for name, program in programs.items():

@@ -69,6 +69,7 @@ class _Known:
     folder: int  # NOT_KEPT: closed again
     identity: FileIdentity | None
     start_ticks: int
+    files: frozenset[tuple[int, int]]  # device and inode of the executable, as the monitor may tell them
     owner: Owner
 
 
@@ -233,7 +234,7 @@ class ProcessTable:
             os.close(known.folder)
             return None
         if known.owner.sha256 is not None and (owner := _settled(known.owner)) is not known.owner:
-            known = _Known(known.folder, known.identity, known.start_ticks, owner)
+            known = _Known(known.folder, known.identity, known.start_ticks, known.files, owner)
         self._known[pid] = known
         return known
 
@@ -260,7 +261,8 @@ class ProcessTable:
             if identity is None and proc_files.status_of(folder) is None:
                 return None  # it ended while it was read
             keep = identity is not None and identity == _identity(folder)  # else: right for now, but not to be kept
-            known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, owner)
+            files = proc_files.files_of(folder) if self._monitor is not None else frozenset()
+            known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, files, owner)
             if keep:
                 self._keep(pid, known)
             return known
@@ -323,10 +325,11 @@ class ProcessTable:
 
 def _agrees(known: _Known, life: Life, at_ns: int) -> bool:
     """What was read is the life that is meant, and the program that it ran then."""
-    program = life.program_at(at_ns)
-    if known.start_ticks != life.start_ticks or program is not life.programs[-1]:
+    if known.start_ticks != life.start_ticks:
         return False
-    return program.executable is None or (known.identity is not None and known.identity[1] == program.executable.inode)
+    since = life.programs.index(life.program_at(at_ns))
+    files = [one.executable for one in life.programs[since:] if one.executable is not None]
+    return all((file.device, file.inode) in known.files for file in files)
 
 
 def _chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:
