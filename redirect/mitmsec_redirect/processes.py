@@ -42,7 +42,7 @@ PROCESSES_LIMIT = 256  # each holds a descriptor
 USERS_LIMIT = 1024
 USER_S = 60.0  # how long a user's name is remembered
 START_TIME_SLACK_S = 0.05  # start times have a resolution of one clock tick, mostly 0.01 s
-ANCESTORS_LIMIT = 8  # the parent included
+ANCESTORS_LIMIT = 5  # the parent included; they stand in every event
 NOT_KEPT = -1
 
 type Heard = Callable[[Sequence[ProcessEvent | Scanned]], None]
