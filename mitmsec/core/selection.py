@@ -46,4 +46,11 @@ def _is_every_program(application: Application) -> bool:
 
 
 def _asks_more_than_a_path(application: Application) -> bool:
-    return bool(application.process_name or application.user or application.sha256)
+    return bool(
+        application.process_name
+        or application.user
+        or application.sha256
+        or application.service
+        or application.container
+        or application.pid
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from mitmsec.core.model import Confidence, ParentProcess, Process
@@ -30,9 +32,36 @@ def test_every_path_is_everything_whoever_it_is(path: str) -> None:
     assert everything.holds(UNREAD) is True
 
 
-@pytest.mark.parametrize("narrowed", [{"user": ("joe",)}, {"sha256": ("0" * 64,)}, {"process_name": ("curl",)}])
-def test_every_path_of_some_is_not_everything(narrowed: dict[str, tuple[str, ...]]) -> None:
-    assert not Selection((application(path=("*",), **narrowed),)).is_everything
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        {"user": ("joe",)},
+        {"sha256": ("0" * 64,)},
+        {"process_name": ("curl",)},
+        {"service": ("*",)},
+        {"container": ("*",)},
+        {"pid": (1,)},
+    ],
+)
+def test_every_path_of_some_is_not_everything_and_not_only_by_path(narrowed: dict[str, Any]) -> None:
+    some = Selection((Application(name="a", path=("*",), **narrowed),))
+    assert not some.is_everything
+    assert not some.is_by_path
+
+
+def test_a_process_is_selected_by_its_pid_and_passes_that_on() -> None:
+    some = Selection((Application(name="a", pid=(1,), children=True), Application(name="b", pid=(3,))))
+    assert [some.holds(one) for one in (CURL, UNREAD)] == [True, True]
+    assert some.passes_on(CURL)
+    third = Process(pid=3, confidence=Confidence.KERNEL)
+    assert some.holds(third) is True
+    assert not some.passes_on(third)
+
+
+def test_who_has_no_unit_is_not_selected_by_one_and_of_who_was_not_read_it_is_open() -> None:
+    some = Selection((Application(name="a", service=("*.service",)),))
+    assert some.holds(CURL) is False
+    assert some.holds(UNREAD) is None
 
 
 def test_any_application_is_enough() -> None:
