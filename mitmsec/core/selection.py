@@ -28,7 +28,7 @@ class Selection:
         self.is_everything = any(map(_is_every_program, named))
         self.is_by_path = not any(map(_asks_more_than_a_path, named))
         """The path of its executable says whether a program is selected, for what it is itself."""
-        self._heirs = tuple(Program(replace(one, children=False)) for one in named if one.children)
+        self._heirs = tuple(Program(_for_itself(one)) for one in named if one.children)
 
     def holds(self, process: Process) -> bool | None:
         """Whether `process` is selected; None: it depends on what could not be read of it."""
@@ -39,6 +39,11 @@ class Selection:
     def passes_on(self, process: Process) -> bool:
         """Whether what `process` starts is selected with it."""
         return any(program.accepts(process) for program in self._heirs)
+
+
+def _for_itself(application: Application) -> Application:
+    """Those who pass on what they are. Of a process that is named by its pid, all descendants do, not only itself."""
+    return application if application.pid and not application.path else replace(application, children=False)
 
 
 def _is_every_program(application: Application) -> bool:

@@ -53,6 +53,7 @@ def test_a_process_is_selected_by_its_pid_and_passes_that_on() -> None:
     some = Selection((Application(name="a", pid=(1,), children=True), Application(name="b", pid=(3,))))
     assert [some.holds(one) for one in (CURL, UNREAD)] == [True, True]
     assert some.passes_on(CURL)
+    assert some.passes_on(Process(pid=9, parent=ParentProcess(pid=8, parent=ParentProcess(pid=1))))
     third = Process(pid=3, confidence=Confidence.KERNEL)
     assert some.holds(third) is True
     assert not some.passes_on(third)
@@ -87,6 +88,13 @@ def test_children_are_passed_on_by_who_is_selected_for_itself() -> None:
     assert some.passes_on(CURL)
     assert not some.passes_on(child)  # it has inherited, which is the kernel's to know
     assert not some.passes_on(Process(pid=3, exe="/opt/x"))
+
+
+def test_by_pid_and_path_only_who_fulfils_both_for_itself_passes_it_on() -> None:
+    some = Selection((Application(name="a", pid=(1,), path=("/usr/bin/curl",), children=True),))
+    child = Process(pid=2, exe="/bin/sh", parent=ParentProcess(pid=1, exe="/usr/bin/curl"))
+    assert some.holds(child) is True
+    assert [some.passes_on(one) for one in (CURL, child)] == [True, False]
 
 
 def test_what_only_a_path_decides() -> None:
