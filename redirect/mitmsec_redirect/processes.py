@@ -114,8 +114,9 @@ class ProcessTable:
     def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
         """The process that the kernel named at connect() (at `connected_ns`, CLOCK_MONOTONIC; None: just now).
 
-        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed. INFERRED: neither, or
-        another process has its pid by now; then little more than pid, `comm` and the user is known.
+        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed, and in which cgroup: no
+        unit and no container are then none. INFERRED: neither, or not all of it, or another process has its pid by
+        now; then little more than pid, `comm` and the user may be known.
         """
         user = self._user(uid)
         known = self._remembered(pid) or self._read(pid, user)
@@ -164,7 +165,8 @@ class ProcessTable:
         if not self._history.is_certain(program, at_ns):
             return None
         exe = self._exe_of_program(program)
-        names = cgroup_path.names_of(self._cgroups.path_of(program.cgroup) or "")
+        cgroup = self._cgroups.path_of(program.cgroup)
+        names = cgroup_path.names_of(cgroup or "")
         started_ns = life.started_ns if life.started_ns is not None else life.start_ticks * TICK_NS
         process = Process(
             pid=life.pid,
@@ -175,7 +177,7 @@ class ProcessTable:
             user=user,
             unit=displayed(names.unit),
             container=displayed(names.container),
-            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,
+            confidence=_surety(exe, cgroup),
         )
         return self._with_parents(_settled(Owner(process, self._sha256_of_file(exe, program))), life)
 
@@ -274,7 +276,8 @@ class ProcessTable:
         self, pid: int, user: str, folder: int, status: proc_files.Status, identity: FileIdentity | None
     ) -> Owner:
         exe = proc_files.exe_of(folder)
-        names = cgroup_path.names_of(cgroup_path.path_in(proc_files.cgroup_of(folder) or "") or "")
+        cgroup = cgroup_path.path_in(proc_files.cgroup_of(folder) or "")
+        names = cgroup_path.names_of(cgroup or "")
         process = Process(
             pid=pid,
             started=rfc3339(self._boot_s + status.start_ticks / proc_files.TICKS_PER_S),
@@ -284,7 +287,7 @@ class ProcessTable:
             parent=self._parents(status.parent),
             unit=displayed(names.unit),
             container=displayed(names.container),
-            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,  # ended, not yet reaped
+            confidence=_surety(exe, cgroup),
             user=user,
         )
         return _settled(Owner(process, self._sha256(folder, identity)))
@@ -321,6 +324,11 @@ class ProcessTable:
         if known is None or known[0] < now_s:
             known = self._users.keep(uid, (now_s + USER_S, user_name(uid)))
         return known[1]
+
+
+def _surety(exe: ExePath, cgroup: str | None) -> Confidence:
+    """Of a process that has ended, and is not yet reaped, neither can be read."""
+    return Confidence.INFERRED if exe == ExePath() or cgroup is None else Confidence.KERNEL
 
 
 def _agrees(known: _Known, life: Life, at_ns: int) -> bool:

@@ -280,6 +280,34 @@ def test_a_process_that_lived_a_millisecond_is_known_by_all_that_was_recorded(
     assert abs(datetime.now(UTC) - datetime.fromisoformat(process.started)) < timedelta(minutes=1)
 
 
+@pytest.mark.root
+def test_whose_cgroup_has_gone_unseen_is_not_said_to_be_in_no_container(watched: ProcessTable, tmp_path: Path) -> None:
+    program = Path(shutil.copy(TRUE, tmp_path / "short"))
+    cgroup = SessionCgroup.create("processes", f"{os.getpid()}-gone")
+    try:
+        pid = run("/bin/sh", "-c", f"echo $$ > {cgroup.path}/cgroup.procs; exec {program}")
+    finally:
+        cgroup.remove()
+    process = whose(watched, pid, os.getuid(), "short", connected_while_it_ran(watched, pid, str(program)))
+    assert (process.exe, process.unit, process.container) == (str(program), None, None)
+    assert process.confidence is Confidence.INFERRED
+
+
+def test_a_process_whose_cgroup_cannot_be_read_is_not_all_known(tmp_path: Path) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir()
+    (folder / "stat").write_text("7 (x) S 0 " + "0 " * 17 + "500 0\n")
+    (folder / "exe").symlink_to(TRUE)
+    table = ProcessTable(tmp_path)
+    assert whose(table, 7, 0, "x").confidence is Confidence.INFERRED
+    table.close()
+    (folder / "cgroup").write_text("0::/system.slice/a.service\n")
+    table = ProcessTable(tmp_path)
+    process = whose(table, 7, 0, "x")
+    table.close()
+    assert (process.confidence, process.unit, process.container) == (Confidence.KERNEL, "a.service", None)
+
+
 def parent_of(table: ProcessTable, pid: int) -> int:
     return table._history._lives[pid][-1].parent
 
