@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 TYPES = ("service", "scope", "socket", "mount", "swap")  # of units that programs run in
+_UNIT = re.compile(rf"[A-Za-z0-9:_.\\@/-]+\.(?:{'|'.join(TYPES)})")
 BY_ID = frozenset({"containerd", "crio", "docker", "kubernetes", "podman"})  # runtimes whose containers have 64 digits
 _RUNTIME = r"(?P<runtime>(?!lxc:|machine:)[a-z-]+)"  # of those two containers have names that people choose
 CONTAINER_DIGITS = re.compile(rf"(?:{_RUNTIME}:)?(?P<id>[0-9a-f]{{12,64}})")
@@ -21,7 +22,7 @@ def is_glob(text: str) -> bool:
 
 def unit_mistake(text: str) -> str | None:
     """Why no process has this unit; None: one may have."""
-    if text.rpartition(".")[2] in TYPES:
+    if _UNIT.fullmatch(text):
         return None
     meant = "" if "." in text else f'; did you mean "{text}.service"?'
     return f'"{text}" is no unit that programs run in: those end in {_listed([f".{kind}" for kind in TYPES])}{meant}'

@@ -27,6 +27,10 @@ ID = "0123456789ab" + "cd" * 26
         ("session-3.scope", None),
         ("user@1000.service/app.service", None),
         ("nginx", f'"nginx" is no unit {TYPES}; did you mean "nginx.service"?'),
+        (r"a\x2db.mount", None),
+        ("service", f'"service" is no unit {TYPES}; did you mean "service.service"?'),
+        (".service", f'".service" is no unit {TYPES}'),
+        (" a.service", f'" a.service" is no unit {TYPES}'),
         ("system.slice", f'"system.slice" is no unit {TYPES}'),
     ],
 )
