@@ -64,10 +64,10 @@ def _event(missed: Missed, count: int, process: Process, session: str) -> Seen:
         return refused_quic(missed, process, session, count)
     return FaultSeen(
         what=missed.reason,
-        detail=f"{process.exe or missed.comm} to {missed.remote}",
+        detail=f"{process.exe or missed.comm or 'a program'} to {missed.remote}",
         failed="closed" if missed.denied else "open",
         session=session,
-        pid=missed.pid,
+        pid=missed.pid or None,
         count=count,
     )
 
