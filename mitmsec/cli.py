@@ -19,6 +19,7 @@ EXIT_MACHINE, EXIT_FAULT = 3, 125
 EXIT_NO_READER = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else EXIT_MACHINE
 
 COMMANDS = {
+    "apps": "mitmsec.service.apps_command:apps",
     "audit": "mitmsec.service.audit_commands:audit",
     "clean": "mitmsec.service.clean_command:clean",
     "demo": "mitmsec.service.demo_command:demo",

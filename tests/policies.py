@@ -12,10 +12,16 @@ CURL = Process(pid=8, exe="/usr/bin/curl", name="curl", user="root")
 UNKNOWN = Process(pid=9)
 HELPER = Process(pid=10, exe="/opt/helper", name="helper", parent=ParentProcess(pid=7, exe="/usr/lib/firefox/firefox"))
 PROCESSES = (FIREFOX, CURL, UNKNOWN, HELPER)
+NGINX = Process(pid=11, exe="/usr/bin/nginx", name="nginx", user="root", unit="nginx.service")
+BOXED = Process(pid=12, claimed_exe="/usr/bin/nginx", name="nginx", user="root", container=f"docker:{'cd' * 32}")
+OTHER_CURL = Process(pid=13, exe="/usr/bin/curl", name="curl", user="root")  # differs from CURL in nothing but its pid
 
 APPLICATIONS = (
     Application(name="browsers", path=("/usr/lib/firefox/*",), children=True),
     Application(name="root's", user=("root",)),
+    Application(name="web", service=("nginx.*",)),
+    Application(name="boxes", container=("cd" * 6, "podman:*")),
+    Application(name="those", pid=(7, 13), children=True),
 )
 
 NAMES = ("a.example", "b.a.example", "c.b.a.example", "example", "other.test")
@@ -34,7 +40,9 @@ rules = st.builds(
     Rule,
     name=st.just("?"),
     action=st.sampled_from(Action),
-    application=some(st.sampled_from(["browsers", "root's", "/usr/*", "*/curl", "/opt/helper"])),
+    application=some(
+        st.sampled_from(["browsers", "root's", "web", "boxes", "those", "/usr/*", "*/curl", "/opt/helper"])
+    ),
     host=some(patterns),
     port=some(ranges),
     address=some(st.sampled_from(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"])),
@@ -50,6 +58,6 @@ def numbered(found: list[Rule]) -> Policy:
 
 
 policies = st.lists(rules, max_size=6).map(numbered)
-processes = st.sampled_from(PROCESSES)
+processes = st.sampled_from((*PROCESSES, NGINX, BOXED, OTHER_CURL))
 endpoints = st.builds(Endpoint, address=st.sampled_from(ADDRESSES), port=st.sampled_from(PORTS))
 names = st.one_of(st.none(), st.sampled_from(NAMES))

@@ -4,8 +4,8 @@
                                               ▲               │ LogUnwritable
                                               └── RETRY_S ────┘  (the same batch, until the disk takes it)
 
-Producers are acknowledged only for what is on disk. While the disk takes nothing, each is read until it has as much
-under way as it may (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
+Producers are acknowledged only for what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
+events, but for a share of each producer (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mitmsec.audit.store import LogUnwritable, Store
 
 LINGER_S = 0.02  # events that come close together share a sync and their index pages; `drained` does not wait for it
 RETRY_S = 0.5
+GATHERED_LIMIT = 4096
 
 
 class Committer:
@@ -49,6 +50,11 @@ class Committer:
         self._thread.submit(int).result()  # it runs now: later the process may start none
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_die_of_bugs)
+
+    @property
+    def full(self) -> bool:
+        """No more should be read until a round has ended, of who has much under way already."""
+        return len(self._gathered) >= GATHERED_LIMIT
 
     def add(self, draft: Draft) -> None:
         self._gathered.append(draft)

@@ -5,8 +5,9 @@ answers unread leaves ECONNRESET in front of its last events, and those are stil
 producer's first message, so only the newest matters: one that the kernel does not take is sent when it can be, or
 replaced by a later one.
 
-A producer may have WINDOW_MESSAGES or WINDOW_BYTES under way; with more, it is not read on until some are acknowledged.
-Its own window says the same, but a worker's is an attacker's to change.
+A producer may have so many messages or bytes under way (WINDOW, GATE_WINDOW); with more, it is not read on until some
+are acknowledged. Its own window says the same, but a worker's is an attacker's to change. A gate is believed, and all
+of its connections may end at once: what is read of it early is on record even if it is gone when the disk is ready.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import msgspec
 from mitmsec.audit.event import PERMITTED, Seen
 from mitmsec.audit.intake import Source
 from mitmsec.channel import PACKET_LIMIT_BYTES, decoder
-from mitmsec.core.messages import Committed, encode
+from mitmsec.core.messages import Committed, Role, encode
 
 BURST = 64  # messages taken from one producer before the others have their turn
 BURST_BYTES = 1 << 20
-WINDOW_MESSAGES = 2048
-WINDOW_BYTES = 4 << 20
+WINDOW = (2048, 4 << 20)  # messages, bytes
+GATE_WINDOW = (16_384, 32 << 20)
+SHARE_MESSAGES = 256  # under way: so many are read of each, however much there is of all
 
 
 class Inlet:
@@ -50,6 +52,7 @@ class Inlet:
         self.received = 0  # messages so far
         self.awaiting: list[int] = []  # numbers of those that are not judged yet, in order
         self.ended = False
+        self._window_limit, self._window_limit_bytes = GATE_WINDOW if source.role is Role.GATE else WINDOW
         self._sizes_bytes: deque[int] = deque()  # of the messages that are not acknowledged
         self._window_bytes = 0
         self._acknowledged = 0
@@ -68,7 +71,12 @@ class Inlet:
     @property
     def full(self) -> bool:
         """As much is under way as may be."""
-        return len(self._sizes_bytes) >= WINDOW_MESSAGES or self._window_bytes >= WINDOW_BYTES
+        return len(self._sizes_bytes) >= self._window_limit or self._window_bytes >= self._window_limit_bytes
+
+    @property
+    def has_its_share(self) -> bool:
+        """It is read on only if the recorder has room for more of everybody."""
+        return len(self._sizes_bytes) >= SHARE_MESSAGES
 
     def resume(self) -> None:
         if not self._reading and not self.ended:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from mitmsec.core.model import Decision, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
-from mitmsec.core.selector import Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
 
 
 class Checked(Value, frozen=True):
@@ -82,8 +82,16 @@ def _lacks(policy: Policy, entry: str, process: Process) -> str:
     if [key for key, _ in answers] == ["path"]:
         return ""
     wants = next(application for application in policy.applications if application.name == entry)
-    has = {"path": process.exe, "process_name": process.name, "user": process.user, "sha256": process.sha256}
-    lacks = [_lack(key, has[key], getattr(wants, key)) for key, answer in answers if not answer]
+    has = {
+        "path": process.exe,
+        "process_name": process.name,
+        "user": process.user,
+        "sha256": process.sha256,
+        "service": process.unit,
+        "container": process.container,
+        "pid": None if process.pid == NO_PID else str(process.pid),
+    }
+    lacks = [_lack(key, has[key], tuple(map(str, getattr(wants, key)))) for key, answer in answers if not answer]
     return f" ({'; '.join(lacks)})"
 
 

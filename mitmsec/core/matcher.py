@@ -2,7 +2,7 @@
 
     rules ──► by host pattern: {"*.bank.example": (3, 17), …}     a name asks a handful of patterns, not every rule
           └─► without a host condition: (0, 5, …)
-    process ─► which rules' `application` holds, remembered by what identifies a program (not by pid)
+    process ─► which rules' `application` holds, remembered by what identifies a program (by pids only if a rule asks)
 
 A rule with a host condition never accepts a flow without a name.
 """
@@ -21,6 +21,7 @@ from mitmsec.core.selector import (
     Program,
     Ranges,
     host_patterns,
+    lineage,
     merged,
     networks,
     networks_accept,
@@ -60,7 +61,7 @@ class _Applying(NamedTuple):
 class Matcher:
     """Answers for one list of rules; not thread-safe (one loop owns a policy)."""
 
-    __slots__ = ("_by_pattern", "_destinations", "_programs", "_remembered", "_rules")
+    __slots__ = ("_asks_pid", "_by_pattern", "_destinations", "_programs", "_remembered", "_rules")
 
     def __init__(self, applications: Sequence[Application], rules: Sequence[Rule]) -> None:
         self._rules = rules
@@ -68,6 +69,7 @@ class Matcher:
         self._programs = {
             entry: Program.of(entry, applications) for entry in {entry for rule in rules for entry in rule.application}
         }
+        self._asks_pid = any(program.asks_pid for program in self._programs.values())
         self._by_pattern: dict[str, list[int]] = {}
         for number, rule in enumerate(rules):
             for pattern in rule.host:
@@ -105,7 +107,9 @@ class Matcher:
     def _applying(self, process: Process) -> _Applying:
         parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
         exe = (process.exe, process.claimed_exe is None)
-        key = (exe, process.name, process.user, process.sha256, parent, process.confidence)
+        cgroup = (process.unit, process.container)
+        pids = lineage(process) if self._asks_pid else ()
+        key = (exe, process.name, process.user, process.sha256, cgroup, pids, parent, process.confidence)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:

@@ -12,13 +12,16 @@ from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.selector import is_path
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
+from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, unit_mistake
 
-LATER_APPLICATION = ("container", "pid", "service", "signer")
+LATER_APPLICATION = ("signer",)
 LATER_RULE = ("alpn", "category", "direction", "ja4", "page", "protocol", "user")
 LATER_ON_FINDING = ("quarantine", "redact")
 LATER_TEST = ("alpn", "direction", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
+CRITERIA = ("path", "process_name", "user", "sha256", "service", "container", "pid")
 PORT_MAX = 0xFFFF
+PID_MAX = 0xFFFF_FFFF  # of Windows; Linux has no pid beyond 4194304
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})")
@@ -110,16 +113,25 @@ def read_application(table: Table, context: Context) -> Application:
         process_name=tuple(text for _, text in table.texts("process_name")),
         user=tuple(text for _, text in table.texts("user")),
         sha256=tuple(_sha256(table, place, text) for place, text in table.texts("sha256")),
+        service=tuple(_unit(table, place, text) for place, text in table.texts("service")),
+        container=tuple(_container(table, place, text) for place, text in table.texts("container")),
+        pid=_pids(table),
         children=table.flag("children"),
     )
-    if not any(key in table for key in ("path", "process_name", "user", "sha256", *LATER_APPLICATION)):
-        table.note("selects nothing: give path, process_name, user or sha256")
-    if application.children and (application.process_name or application.sha256 or not application.path):
+    if not any(key in table for key in (*CRITERIA, *LATER_APPLICATION)):
+        table.note(f"selects nothing: give {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}")
+    if application.children and not _has_heirs(application):
         table.note(
-            "of a parent only the path is known: children needs path, without process_name and sha256", "children"
+            "of a parent only path and pid are known: children needs path or pid, without process_name and sha256",
+            "children",
         )
     table.close(later=LATER_APPLICATION)
     return application
+
+
+def _has_heirs(application: Application) -> bool:
+    is_known_of_parents = bool(application.path or application.pid)
+    return is_known_of_parents and not application.process_name and not application.sha256
 
 
 def _path(table: Table, place: int, glob: str) -> str:
@@ -132,6 +144,33 @@ def _sha256(table: Table, place: int, text: str) -> str:
     if not _SHA256.fullmatch(text.lower()):
         table.note("64 hexadecimal digits are wanted", "sha256", place)
     return text.lower()
+
+
+def _unit(table: Table, place: int, text: str) -> str:
+    if not is_glob(text) and (why := unit_mistake(text)) is not None:
+        table.note(why, "service", place)
+    return text
+
+
+def _container(table: Table, place: int, text: str) -> str:
+    pattern = container_pattern(text)
+    if (why := container_pattern_mistake(pattern)) is not None:
+        table.note(why, "container", place)
+    return pattern
+
+
+def _pids(table: Table) -> tuple[int, ...]:
+    return tuple(pid for place, value in table.items("pid") if (pid := _pid(table, place, value)) is not None)
+
+
+def _pid(table: Table, place: int, value: object) -> int | None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        table.note(f"a pid is a number, not {kind_of(value)}", "pid", place)
+    elif not 1 <= value <= PID_MAX:
+        table.note(f"{value} is not within 1-{PID_MAX}", "pid", place)
+    else:
+        return value
+    return None
 
 
 # --- [[rule]] ---------------------------------------------------------------------------------------------------------
@@ -271,6 +310,8 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         port=_test_port(table),
         address=_test_address(table),
         user=table.text("user"),
+        service=_test_unit(table),
+        container=_test_container(table),
         rule=rule,
         line=table.notes.line(table.path),
     )
@@ -304,3 +345,17 @@ def _test_address(table: Table) -> str:
     except ValueError:
         table.note(f'"{text}" is not an IP address', "address")
         return ""
+
+
+def _test_unit(table: Table) -> str | None:
+    text = table.text("service")
+    if text is not None and (why := unit_mistake(text)) is not None:
+        table.note(why, "service")
+    return text
+
+
+def _test_container(table: Table) -> str | None:
+    text = table.text("container")
+    if text is not None and (why := container_mistake(text)) is not None:
+        table.note(why, "container")
+    return text

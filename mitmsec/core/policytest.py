@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mitmsec.core.model import Decision, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
+from mitmsec.core.selector import NO_PID
 
 
 class TestOutcome(Value, frozen=True):
@@ -25,7 +26,15 @@ def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
 
 def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
     """Who connects and where to; the address is empty where the test gives none."""
-    process = Process(pid=0, exe=test.application, name=basename(test.application), user=test.user, source="test")
+    process = Process(
+        pid=NO_PID,
+        exe=test.application,
+        name=basename(test.application),
+        user=test.user,
+        unit=test.service,
+        container=test.container,
+        source="test",
+    )
     return process, Endpoint(address=test.address, port=test.port)
 
 

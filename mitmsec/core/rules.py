@@ -16,8 +16,16 @@ class Application(Value, frozen=True):
     process_name: tuple[str, ...] = ()
     user: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
+    service: tuple[str, ...] = ()
+    """Globs over the systemd unit."""
+    container: tuple[str, ...] = ()
+    """12 or more digits of the id, `runtime:` before them or not, or globs over `runtime:id`."""
+    pid: tuple[int, ...] = ()
     children: bool = False
-    """Also programs whose parent's executable is one of `path` (the parent that could still be read at connect)."""
+    """Also programs whose parent's executable is one of `path` (the parent that could still be read at connect).
+
+    With `pid`: also those with one of these processes among their parents, as far as those are known.
+    """
 
 
 class Rule(Value, frozen=True):
@@ -48,5 +56,7 @@ class PolicyTest(Value, frozen=True):
     port: int = 443
     address: str = ""
     user: str | None = None
+    service: str | None = None
+    container: str | None = None
     rule: str | None = None
     line: int = 0

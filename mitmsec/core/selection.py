@@ -28,7 +28,7 @@ class Selection:
         self.is_everything = any(map(_is_every_program, named))
         self.is_by_path = not any(map(_asks_more_than_a_path, named))
         """The path of its executable says whether a program is selected, for what it is itself."""
-        self._heirs = tuple(Program(replace(one, children=False)) for one in named if one.children)
+        self._heirs = tuple(Program(_for_itself(one)) for one in named if one.children)
 
     def holds(self, process: Process) -> bool | None:
         """Whether `process` is selected; None: it depends on what could not be read of it."""
@@ -41,9 +41,21 @@ class Selection:
         return any(program.accepts(process) for program in self._heirs)
 
 
+def _for_itself(application: Application) -> Application:
+    """Those who pass on what they are. Of a process that is named by its pid, all descendants do, not only itself."""
+    return application if application.pid and not application.path else replace(application, children=False)
+
+
 def _is_every_program(application: Application) -> bool:
     return not _asks_more_than_a_path(application) and bool(EVERY_PATH.intersection(application.path))
 
 
 def _asks_more_than_a_path(application: Application) -> bool:
-    return bool(application.process_name or application.user or application.sha256)
+    return bool(
+        application.process_name
+        or application.user
+        or application.sha256
+        or application.service
+        or application.container
+        or application.pid
+    )

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.names import parents
 from mitmsec.core.rules import Application
+from mitmsec.core.units import CONTAINER_DIGITS, MACHINES_CONTAINER
 
 # Stand-ins that no path has, for comparing a glob with a glob: they fit only a wildcard that accepts as much.
 _ANY_RUN, _ANY_CHAR = "\x00", "\x01"
+
+NO_PID = 0  # stands for the pid of a process that is not told, and of none
+CGROUP_IS_READ = frozenset({Confidence.KERNEL, Confidence.TABLE})  # with the rest of the process
 
 Ranges = tuple[tuple[int, int], ...]
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -34,7 +38,8 @@ def path_matches(glob: str, path: str) -> bool:
 
     A glob with a drive letter or a backslash is for Windows: case does not count, and / and \ are the same.
     """
-    return _glob(glob).fullmatch(_slashed(path) if _is_windows(glob) else path) is not None
+    is_windows = _is_windows(glob)
+    return _glob(glob, is_windows=is_windows).fullmatch(_slashed(path) if is_windows else path) is not None
 
 
 def path_covers(wide: str, narrow: str) -> bool:
@@ -60,6 +65,10 @@ class Program:
                 return cls(application)
         raise KeyError(entry)
 
+    @property
+    def asks_pid(self) -> bool:
+        return bool(self._application.pid)
+
     def accepts(self, process: Process) -> bool:
         """What could not be read of `process` (None) fulfils no criterion."""
         return all(answer for _, answer in self.answers(process))
@@ -80,6 +89,12 @@ class Program:
             yield "user", None if process.user is None else process.user in mine.user
         if mine.sha256:
             yield "sha256", None if process.sha256 is None else process.sha256 in mine.sha256
+        if mine.service:
+            yield "service", _cgroup_answer(process, mine.service, process.unit, text_matches)
+        if mine.container:
+            yield "container", _cgroup_answer(process, mine.container, process.container, container_matches)
+        if mine.pid:
+            yield "pid", self._pid_answer(process)
 
     def _path_answer(self, process: Process) -> bool | None:
         mine = self._application
@@ -92,6 +107,24 @@ class Program:
             inherited = False if process.confidence is Confidence.KERNEL else None
         return True if inherited else None if None in (own, inherited) else False
 
+    def _pid_answer(self, process: Process) -> bool | None:
+        """Of parents beyond the last that is known nothing is asked: no process has all of them on record."""
+        mine = self._application
+        pids = lineage(process) if mine.children else (process.pid,)
+        if not set(pids).isdisjoint(mine.pid):
+            return True
+        has_unread_parent = mine.children and process.parent is None and process.confidence is not Confidence.KERNEL
+        return None if has_unread_parent or NO_PID in pids else False
+
+
+def lineage(process: Process) -> tuple[int, ...]:
+    """The pids of a process, its parent, its parent's parent and so on, as far as they are known."""
+    pids, parent = [process.pid], process.parent
+    while parent is not None:
+        pids.append(parent.pid)
+        parent = parent.parent
+    return tuple(pids)
+
 
 def _path_answer_of(globs: Sequence[str], process: Process | ParentProcess) -> bool | None:
     """A path that is only claimed is none of this machine's: that is known, and is no match."""
@@ -103,14 +136,39 @@ def _any_glob(globs: Sequence[str], text: str | None) -> bool | None:
     return None if text is None else any(path_matches(glob, text) for glob in globs)
 
 
+def _cgroup_answer(
+    process: Process, wanted: Sequence[str], text: str | None, matches: Callable[[str, str], bool]
+) -> bool | None:
+    """`text` is what the process's cgroup names, its unit or its container; where that was read, None is none."""
+    if text is not None:
+        return any(matches(one, text) for one in wanted)
+    is_read = process.confidence in CGROUP_IS_READ or process.unit is not None or process.container is not None
+    return False if is_read else None
+
+
+def text_matches(glob: str, text: str) -> bool:
+    """`*` and `?` as in paths; all else is itself, the backslash of a unit's escapes too."""
+    return _glob(glob, is_windows=False).fullmatch(text) is not None
+
+
+def container_matches(wanted: str, container: str) -> bool:
+    """`wanted`: the first digits of an id (12 at least), `runtime:` before them or not; else a glob over all of it.
+
+    Digits name containers of the machine only: what a user's own manager calls one stands behind that one's name.
+    """
+    digits, whole = CONTAINER_DIGITS.fullmatch(wanted), MACHINES_CONTAINER.fullmatch(container)
+    if digits and whole and whole["id"].startswith(digits["id"]):
+        return digits["runtime"] in (None, whole["runtime"])
+    return text_matches(wanted, container)
+
+
 @lru_cache(maxsize=4096)
-def _glob(glob: str) -> re.Pattern[str]:
-    windows = _is_windows(glob)
+def _glob(glob: str, *, is_windows: bool) -> re.Pattern[str]:
     parts = {"*": ".*", "?": f"[^{_ANY_RUN}]"}
     # Runs of * are one: each would multiply the work of a match that fails.
-    text = re.sub(r"\*+", "*", _slashed(glob) if windows else glob)
+    text = re.sub(r"\*+", "*", _slashed(glob) if is_windows else glob)
     return re.compile(
-        "".join(parts.get(char) or re.escape(char) for char in text), re.DOTALL | (re.IGNORECASE if windows else 0)
+        "".join(parts.get(char) or re.escape(char) for char in text), re.DOTALL | (re.IGNORECASE if is_windows else 0)
     )
 
 

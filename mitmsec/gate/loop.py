@@ -48,7 +48,7 @@ RESERVED_FDS = 512  # channels, maps, pipes, dials that race, and what lies in m
 TICK_S = 1.0
 LONG_LIVED_S = 10.0
 ACCEPT_PAUSE_S = 0.1  # when there is no descriptor left to accept with
-FLUSH_LIMIT_S = 2.0  # for the recorder to have everything on disk at the end
+FLUSH_LIMIT_S = 10.0  # for a recorder that is busy to have everything on disk at the end; thousands may end at once
 
 log = logging.getLogger(__name__)
 

@@ -65,6 +65,11 @@ def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> d
         ) from error
 
 
+def instant_option(name: str, help_text: str) -> Callable[[Any], Any]:
+    """A point in time, or a span before now."""
+    return click.option(name, callback=_instant, metavar="TIME", help=help_text)
+
+
 def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head | None:
     try:
         return None if value is None else Head.parse(value)
@@ -119,7 +124,7 @@ def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **crite
     """Show events, the newest last. An event must meet every filter that is given."""
     criteria |= {key: of(value) for key, of in ENUMS.items() if (value := criteria[key])}
     wanted = Filter(**criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
-    with _log(state_folder) as log:
+    with opened_log(state_folder) as log:
         if as_json:
             for event in log.events(wanted):
                 _print_json(event)
@@ -144,7 +149,7 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
     For a connection also what was recorded on it. NUMBER is what `audit list` shows first; ID is the event's own.
     """
-    with _log(state_folder) as log:
+    with opened_log(state_folder) as log:
         event = log.event(which)
         if event is None:
             fail(f"there is no event {which}", "`mitmsec audit list` shows what there is", EXIT_NOT_SO)
@@ -170,7 +175,7 @@ def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
     Recomputes its hash chain. Exit status 1 if it is not whole.
     """
     try:
-        with _log(state_folder, verifies=True) as log, _progress(log, quiet=as_json) as told:
+        with opened_log(state_folder, verifies=True) as log, _progress(log, quiet=as_json) as told:
             result = log.verify(kept, told)
     except Unreadable as error:
         if as_json:
@@ -199,7 +204,7 @@ def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
 @debug_option
 def stats(as_json: bool, state_folder: Path) -> None:
     """Sum up the connections by program and action."""
-    with _log(state_folder) as log:
+    with opened_log(state_folder) as log:
         rows = log.stats()
     if as_json:
         for row in rows:
@@ -217,7 +222,7 @@ def stats(as_json: bool, state_folder: Path) -> None:
 
 
 @contextmanager
-def _log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
+def opened_log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
     """`verifies`: what is wrong with the file is not for another command to say."""
     try:
         with review.opened(State(folder).log) as log:

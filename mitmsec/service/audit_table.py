@@ -269,7 +269,7 @@ def _connection(event: Event) -> tuple[Text, Text, dict[str, Any]]:
         "sent_bytes": volume.get("sent", 0),
         "received_bytes": volume.get("received", 0),
     }
-    return Text(shown(action), style=ACTION_STYLES.get(action, "")), Text(shown(_destination(event))), more
+    return Text(shown(action), style=ACTION_STYLES.get(action, "")), Text(shown(destination(event))), more
 
 
 def _answer(event: Event) -> Text:
@@ -295,7 +295,7 @@ def _rules(number: object) -> str:
     return f"{number} rule" if number == 1 else f"{number} rules"
 
 
-def _destination(event: Event) -> str:
+def destination(event: Event) -> str:
     remote = event.get("remote") or {}
     host = remote.get("host") or remote.get("address") or "?"
     return f"[{host}]:{remote.get('port')}" if ":" in host else f"{host}:{remote.get('port')}"

@@ -18,21 +18,48 @@ from mitmsec_redirect.records import Missed, Reason
 EVENTS_LIMIT = 16  # of one collection, of which there are ten a second
 
 
+class Misses:
+    """Of one session: taken often, for who made an attempt may end at any moment; told seldom, for they are many."""
+
+    def __init__(self, whose: Callable[[Missed], Process], session: str) -> None:
+        self._whose, self._session = whose, session
+        self._missed: list[Missed] = []
+        self._owners: dict[tuple[int, int, Reason], Process] = {}
+
+    def take(self, missed: Iterable[Missed]) -> None:
+        """Whose they are is asked at once, for each process, user and reason."""
+        for one in missed:
+            self._missed.append(one)
+            if _who(one) not in self._owners:
+                self._owners[_who(one)] = self._whose(one)
+
+    def told(self) -> list[Seen]:
+        """The events of what was taken since the last time."""
+        missed, owners = self._missed, self._owners
+        self._missed, self._owners = [], {}
+        return events(missed, lambda one: owners[_who(one)], self._session)
+
+
+def _who(one: Missed) -> tuple[int, int, Reason]:
+    """Of processes that are not known, all have pid 0, but not all the same user."""
+    return one.pid, one.uid, one.reason
+
+
 def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session: str) -> list[Seen]:
-    """`whose` is asked once for each process and reason."""
-    counts: Counter[tuple[int, Endpoint, Reason, bool]] = Counter()
-    first: dict[tuple[int, Endpoint, Reason, bool], Missed] = {}
+    """`whose` is asked once for each process, user and reason."""
+    counts: Counter[tuple[int, int, Reason, Endpoint, bool]] = Counter()
+    first: dict[tuple[int, int, Reason, Endpoint, bool], Missed] = {}
     rest: Counter[tuple[Reason, bool]] = Counter()
     beyond: dict[Reason, Missed] = {}
-    known: dict[tuple[int, Reason], Process] = {}
+    known: dict[tuple[int, int, Reason], Process] = {}
 
     def process(one: Missed) -> Process:
-        if (one.pid, one.reason) not in known:
-            known[one.pid, one.reason] = whose(one)
-        return known[one.pid, one.reason]
+        if _who(one) not in known:
+            known[_who(one)] = whose(one)
+        return known[_who(one)]
 
     for one in missed:
-        key = (one.pid, one.remote, one.reason, one.denied)
+        key = (*_who(one), one.remote, one.denied)
         if key in first or len(first) < EVENTS_LIMIT:
             first.setdefault(key, one)
             counts[key] += 1

@@ -22,7 +22,10 @@ from mitmsec.core.explain import Explanation, Tried, explain
 from mitmsec.core.model import Decision, Endpoint, ParentProcess, Process
 from mitmsec.core.names import is_address, written_name
 from mitmsec.core.policy import Policy
+from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
+from mitmsec.core.selector import NO_PID
+from mitmsec.core.units import container_mistake, unit_mistake
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, program
 from mitmsec.service.policy_starter import STARTER
@@ -106,6 +109,28 @@ class Sha256(click.ParamType[str]):
         return str(value).lower()
 
 
+class UnitName(click.ParamType[str]):
+    """A systemd unit that programs run in."""
+
+    name = "unit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if (why := unit_mistake(value)) is not None:
+            self.fail(why)
+        return str(value)
+
+
+class ContainerName(click.ParamType[str]):
+    """A container as events tell it: `runtime:id`, the id in full."""
+
+    name = "container"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if (why := container_mistake(value)) is not None:
+            self.fail(why)
+        return str(value)
+
+
 def _note(ctx: click.Context | None, words: str) -> None:
     """To be said once everything that was given is known to be right."""
     if ctx is not None:
@@ -170,6 +195,9 @@ def check(file: Path, as_json: bool) -> None:
 @click.option("--user", type=UserName(), metavar="U", help="Whom the program runs as.")
 @click.option("--sha256", type=Sha256(), metavar="HEX", help="The hash of the program.")
 @click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
+@click.option("--unit", type=UnitName(), metavar="U", help="The systemd unit it runs in: nginx.service.")
+@click.option("--container", type=ContainerName(), metavar="C", help="The container it runs in: runtime:id, in full.")
+@click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
 @json_option
 @debug_option
 @click.pass_context
@@ -183,6 +211,9 @@ def explain_decision(
     user: str | None,
     sha256: str | None,
     parent: str | None,
+    unit: str | None,
+    container: str | None,
+    pid: int | None,
     as_json: bool,
 ) -> None:
     """Say which rule of F decides a connection, and why."""
@@ -190,12 +221,14 @@ def explain_decision(
     for words in ctx.meta.get(NOTES, []):
         click.echo(words, err=True)
     process = Process(
-        pid=0,
+        pid=pid or NO_PID,
         exe=app,
         name=basename(app),
         user=user,
         sha256=sha256,
-        parent=ParentProcess(pid=0, exe=parent) if parent else None,
+        parent=ParentProcess(pid=NO_PID, exe=parent) if parent else None,
+        unit=unit,
+        container=container,
         source="question",
     )
     story = explain(loaded, process, Endpoint(address=address or "", port=port), host)

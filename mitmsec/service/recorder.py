@@ -225,7 +225,8 @@ class Recorder:
 
     def _saturated(self, inlet: Inlet) -> bool:
         """What this producer says next is left to the kernel, whatever becomes of the others'."""
-        return inlet.full or len(inlet.awaiting) >= AWAITED_LIMIT
+        crowded = self._committer.full and inlet.has_its_share
+        return crowded or inlet.full or len(inlet.awaiting) >= AWAITED_LIMIT
 
     def _resume(self) -> None:
         for inlet in self._inlets:

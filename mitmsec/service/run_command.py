@@ -157,7 +157,7 @@ def _reporting(
             if error.errno not in refusals.FULL:
                 raise
             sink.ours(EXIT_PRIVILEGE, str(error))
-            fail(str(error), "make room: nothing was started", EXIT_PRIVILEGE)
+            fail(str(error), "make room, and start it again", EXIT_PRIVILEGE)
         except SystemExit as ended:
             if ended.code != sink.report.status:
                 sink.ours(int(ended.code or 0), "wrong usage or an invalid policy; stderr says more")

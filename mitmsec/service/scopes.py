@@ -46,6 +46,9 @@ class Scope(Protocol):
     def leave_out(self, others: Collection[Path]) -> None:
         """The cgroups of commands, whose own hooks divert what is in them; those that were named before and now."""
 
+    def pin(self, folder: Path) -> None:
+        """The hook has been pinned there: whatever else it needs is to outlive us too."""
+
     def is_populated(self) -> bool:
         """Somebody is left for whom the network must stay closed, where the policy says closed."""
 
@@ -78,6 +81,9 @@ class CommandScope:
 
     def leave_out(self, others: Collection[Path]) -> None:
         """Its cgroup is nobody else's."""
+
+    def pin(self, folder: Path) -> None:
+        """The hook needs nothing but the cgroup."""
 
     def is_populated(self) -> bool:
         return self._cgroup.is_populated()

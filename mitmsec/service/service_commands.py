@@ -114,7 +114,8 @@ def _tell_stopped(answer: object) -> None:
     if not answer.committed:
         fail("the recorder did not confirm that every event is on disk", "read the supervisor's log", EXIT_FAULT)
     cut = f"; {answer.cut} had to be cut" if answer.cut else ""
-    click.echo(f"mitmsec: the service has stopped; {answer.connections} connections recorded{cut}", err=True)
+    recorded = f"{answer.connections} connection{'' if answer.connections == 1 else 's'} recorded"
+    click.echo(f"mitmsec: the service has stopped; {recorded}{cut}", err=True)
 
 
 @click.command("reload")
@@ -166,7 +167,11 @@ def _switch(state: State, *, off: bool) -> None:
     answer = _answer(_connected(state), control.SwitchService(off=off), deadline_s=ORDER_DEADLINE_S)
     if not isinstance(answer, control.ServiceSwitched):
         _refused(answer)
-    what = f"nothing is decrypted any more; {answer.cut} connections were cut" if off else "decrypting goes on"
+    what = (
+        f"nothing is decrypted any more; {answer.cut} connection{'' if answer.cut == 1 else 's'} cut"
+        if off
+        else "decrypting goes on"
+    )
     click.echo(f"mitmsec: {what}", err=True)
 
 
@@ -183,7 +188,8 @@ def status(state_folder: Path, *, as_json: bool) -> None:
     """
     answer = _status(State(state_folder))
     if as_json:
-        click.echo(msgspec.json.encode(answer if answer is not None else {"supervisor": None}))
+        facts = msgspec.to_builtins(answer) if answer is not None else {"supervisor": None}
+        click.echo(msgspec.json.encode({name: fact for name, fact in facts.items() if name != "type"}))
     elif answer is None:
         click.echo("nothing of mitmsec is at work on this state")
     else:

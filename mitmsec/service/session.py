@@ -53,7 +53,7 @@ from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
-from mitmsec.service.missed import events
+from mitmsec.service.missed import Misses
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import CommandScope, Scope
@@ -67,8 +67,9 @@ from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
-MISSED_PERIOD_S = 0.1
+MISSED_PERIOD_S, MISSED_LOOKS = 0.1, 5  # events; within that, how often owners are asked for while they live
 DRAIN_GRACE_S = 2.0
+DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 SERVICE = "(service)"
 NAMES_SHOWN, NAME_SHOWN = 32, 64  # of applications, and characters of each, in a status
@@ -110,6 +111,7 @@ class Session:
         self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
         self._numbers = itertools.count()
         self._answers = Answers()
+        self._misses = Misses(self._who_missed, name)
         self._pulse: Pulse | None = None  # of a gate that serves
         self._listeners: list[socket.socket] = []
         self._watch: asyncio.Task[None] | None = None
@@ -126,6 +128,8 @@ class Session:
         scope = self.scope = self._scope()
         self._listeners = netns.inside(self._network, listeners)
         hook = self.hook = self._hook(scope)
+        if isinstance(hook, ConnectHook):
+            self._pin_scope(self._pins(self.policy))
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
         self._record_policy(self.order)
@@ -202,6 +206,10 @@ class Session:
             return None
         bpffs.mount(self.shared.state.bpf)
         return self.shared.state.bpf / self.name
+
+    def _pin_scope(self, pins: Path | None) -> None:
+        if pins is not None and self.scope is not None:
+            self.scope.pin(pins)
 
     def _hook(self, scope: Scope) -> Backend:
         """A service's is always the connect hook: no other backend selects single programs."""
@@ -387,12 +395,14 @@ class Session:
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection
+        pins = self._pins(policy)
         self.hook.change(
             on_failure=policy.on_failure,
             quic=policy.quic,
             everything=selection is not None and selection.everything,
-            pin_folder=self._pins(policy),
+            pin_folder=pins,
         )
+        self._pin_scope(pins)
 
     async def _govern(self, policy: Policy, numbers: tuple[int, ...]) -> None:
         if self.gate is None:
@@ -466,15 +476,21 @@ class Session:
             if self.scope is not None:
                 self.scope.look()
             self._feel_pulse()
-            await asyncio.sleep(MISSED_PERIOD_S)
+            for _ in range(MISSED_LOOKS):
+                await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
+                self._take_missed()
+
+    def _take_missed(self) -> None:
+        if self.hook is not None:
+            self._misses.take(self.hook.missed())
 
     def _record_missed(self) -> None:
         """What the hook saw and could not or must not divert, and what went wrong with the hook itself."""
-        if self.hook is not None:
-            for event in events(self.hook.missed(), self._who_missed, self.name):
-                self.shared.record(event)
-            for trouble in self.hook.troubles():
-                self._fault(trouble)
+        self._take_missed()
+        for event in self._misses.told():
+            self.shared.record(event)
+        for trouble in self.hook.troubles() if self.hook is not None else ():
+            self._fault(trouble)
 
     def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
@@ -557,4 +573,4 @@ class Session:
 
         gate.on_message = heard
         gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
-        await asyncio.wait((drained, gate.ended), timeout=DRAIN_GRACE_S + 3, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((drained, gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)

@@ -96,6 +96,9 @@ class StandingScope:
     def leave_out(self, others: Collection[Path]) -> None:
         self._runs.are(others)
 
+    def pin(self, folder: Path) -> None:
+        self._monitor.pin(folder)
+
     def look(self) -> None:
         for program in list(self._undecided.values()):
             self._decide(program)

@@ -66,6 +66,7 @@ class Monitor:
         self._ring = ring
         self._programs = programs
         self._exchange = exchange
+        self._links: Mapping[str, int] = {}
         self._held = ExitStack()
         self._told_lost = 0
         self._is_scanned = False
@@ -85,19 +86,26 @@ class Monitor:
         """
         types = _kernel_types()
         with ExitStack() as held:
-            maps = {
-                "selected": Map.create(MapKind.HASH, 4, 8, selected_limit, "ms_selected"),
-                "executables": Map.create(MapKind.HASH, records.EXECUTABLE.size, 4, executables_limit, "ms_programs"),
-                "ring": Map.create(MapKind.RINGBUF, 0, 0, ring_bytes, "ms_processes"),
-                "counts": Map.create(MapKind.ARRAY, 4, 8, len(Count), "ms_process_cnt"),
-                "scratch": Map.create(MapKind.PERCPU_ARRAY, 4, records.SCRATCH_BYTES, 1, "ms_scratch"),
-            }
-            for one in maps.values():
-                held.callback(one.close)
+            maps: dict[str, Map] = {}
+            for name, kind, key, value, entries in (
+                ("selected", MapKind.HASH, _PID.size, _ENTRY.size, selected_limit),
+                ("executables", MapKind.HASH, records.EXECUTABLE.size, _VERDICT.size, executables_limit),
+                ("ring", MapKind.RINGBUF, 0, 0, ring_bytes),
+                ("counts", MapKind.ARRAY, _PID.size, _COUNT.size, len(Count)),
+                ("scratch", MapKind.PERCPU_ARRAY, _PID.size, records.SCRATCH_BYTES, 1),
+            ):
+                maps[name] = Map.create(kind, key, value, entries, f"ms_{name}")
+                held.callback(maps[name].close)
             ring = RingBuffer(maps["ring"].fd, ring_bytes)
             held.callback(ring.close)
-            programs, exchange = _attached(Maps(**{name: one.fd for name, one in maps.items()}), types, held)
+            fds = Maps(**{each: one.fd for each, one in maps.items()})
+            programs, exchange = _loaded(fds, types, held)
             monitor = cls(maps, ring, programs, exchange)
+            links: dict[str, int] = {}
+            for name, program in programs.items():
+                links[name] = bpf.attach_to_tracepoint(program)
+                held.callback(os.close, links[name])
+            monitor._links = links
             monitor._held = held.pop_all()
             return monitor
 
@@ -203,6 +211,16 @@ class Monitor:
         return False
 
     # -- its end -------------------------------------------------------------------------------------------------------
+    def pin(self, folder: Path) -> None:
+        """Entries are kept up to date in the kernel whatever becomes of us, as long as these pins on a bpffs live.
+
+        `connect_hook.reap` removes them, with the hook's own in the same folder. Idempotent.
+        """
+        for name, link in self._links.items():
+            path = folder / f"link_{name}"
+            if not path.exists():
+                bpf.pin(link, str(path))
+
     def close(self) -> None:
         """Detach, and let go of everything. Idempotent."""
         self._held.close()
@@ -226,8 +244,8 @@ def _kernel_types() -> Btf:
         ) from error
 
 
-def _attached(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int], int]:
-    """The three programs by name, running, and the one that exchanges an entry."""
+def _loaded(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int], int]:
+    """The three programs by name, and the one that exchanges an entry."""
     try:
         at = Offsets.of(types)
         btf_ids = {name: types.typedef_id(f"btf_trace_sched_process_{name}") for name in _LOST}
@@ -244,8 +262,6 @@ def _attached(maps: Maps, types: Btf, held: ExitStack) -> tuple[Mapping[str, int
         held.callback(os.close, programs[name])
     exchange = bpf.load_runnable(process_programs.exchange(maps), "mitmsec_decide")
     held.callback(os.close, exchange)
-    for program in programs.values():
-        held.callback(os.close, bpf.attach_to_tracepoint(program))
     return programs, exchange
 
 

@@ -38,8 +38,8 @@ from mitmsec_redirect.records import Missed, Reason
 from mitmsec_redirect.socket_owner import SocketOwners
 
 NFT_ROOT = Path("/sys/fs/cgroup")  # where nft looks for cgroups, whatever is mounted where
-MISSED_LIMIT = 1024  # in one collection, of which there are ten a second; the rest waits, or is counted only
-OWNERS_LIMIT = 8  # looked up in one collection: each may take milliseconds
+MISSED_LIMIT = 1024  # in one collection, of which there are fifty a second; the rest waits, or is counted only
+OWNERS_LIMIT = 2  # looked up in one collection: each may take milliseconds
 PROTOCOLS = (bytes([socket.IPPROTO_TCP]), bytes([socket.IPPROTO_UDP]))
 KERNEL_REMEDY = (
     "Use Linux 5.13 or later with CONFIG_NFT_SOCKET, CONFIG_NFT_REDIR, CONFIG_NFT_REJECT_INET, CONFIG_NFT_LOG and "

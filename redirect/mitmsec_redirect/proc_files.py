@@ -135,17 +135,47 @@ def _leads_there(folder: int, path: str) -> bool:
 
 def _is_on_our_mounts(folder: int) -> bool:
     """The mount that the executable was opened on is one of our namespace's."""
+    return _device_of_mount(_mount_of(folder), Path("/proc/self/mountinfo")) is not None
+
+
+def files_of(folder: int) -> frozenset[tuple[int, int]]:
+    """Device and inode of the executable, as stat() tells the device and as its mount does; empty if it has ended.
+
+    Where the two differ (btrfs, overlay), the kernel tells the second.
+    """
+    if (status := executable_of(folder)) is None:
+        return frozenset()
+    mount = _mount_of(folder)
+    tables = (Path(f"/proc/self/fd/{folder}/mountinfo"), Path("/proc/self/mountinfo"))
+    devices = {status.device, *(_device_of_mount(mount, table) for table in tables)}
+    return frozenset((device, status.inode) for device in devices if device is not None)
+
+
+def _mount_of(folder: int) -> str | None:
+    """The id of the mount that the executable was opened on."""
     try:
         file = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
-        return False
+        return None
     try:
         described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
-        mount = described[described.index("mnt_id:") + 1]
     finally:
         os.close(file)
-    with open("/proc/self/mountinfo") as mounts:
-        return any(line.partition(" ")[0] == mount for line in mounts)
+    return described[described.index("mnt_id:") + 1]
+
+
+def _device_of_mount(mount: str | None, table: Path) -> int | None:
+    """As the kernel writes device numbers; None where the table (proc_pid_mountinfo(5)) has no such mount."""
+    try:
+        lines = table.read_bytes().split(b"\n") if mount is not None else []
+    except OSError:
+        return None
+    for line in lines:
+        number, _, rest = line.partition(b" ")
+        if number.decode() == mount:
+            major, _, minor = rest.split(b" ")[1].partition(b":")
+            return int(major) << MINOR_BITS | int(minor)
+    return None
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

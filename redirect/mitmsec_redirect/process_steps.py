@@ -79,7 +79,7 @@ def describe(asm: Assembler, at: Offsets, kind: RecordKind) -> None:
 
 
 def executable(asm: Assembler, at: Offsets) -> None:
-    """The key of the file that the task runs, zeros where there is none; the file is R3 then. Keeps R8, R9."""
+    """The key of the file that the task runs, zeros where there is none. Keeps R8, R9."""
     for offset in range(records.DEVICE, records.COMM, 8):
         asm.store(R7, offset, 0, LONG)
     asm.load(R3, R6, at.task_mm, LONG)

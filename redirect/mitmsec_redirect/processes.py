@@ -42,7 +42,7 @@ PROCESSES_LIMIT = 256  # each holds a descriptor
 USERS_LIMIT = 1024
 USER_S = 60.0  # how long a user's name is remembered
 START_TIME_SLACK_S = 0.05  # start times have a resolution of one clock tick, mostly 0.01 s
-ANCESTORS_LIMIT = 8  # the parent included
+ANCESTORS_LIMIT = 5  # the parent included; they stand in every event
 NOT_KEPT = -1
 
 type Heard = Callable[[Sequence[ProcessEvent | Scanned]], None]
@@ -69,6 +69,7 @@ class _Known:
     folder: int  # NOT_KEPT: closed again
     identity: FileIdentity | None
     start_ticks: int
+    files: frozenset[tuple[int, int]]  # device and inode of the executable, as the monitor may tell them
     owner: Owner
 
 
@@ -113,8 +114,9 @@ class ProcessTable:
     def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
         """The process that the kernel named at connect() (at `connected_ns`, CLOCK_MONOTONIC; None: just now).
 
-        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed. INFERRED: neither, or
-        another process has its pid by now; then little more than pid, `comm` and the user is known.
+        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed, and in which cgroup: no
+        unit and no container are then none. INFERRED: neither, or not all of it, or another process has its pid by
+        now; then little more than pid, `comm` and the user may be known.
         """
         user = self._user(uid)
         known = self._remembered(pid) or self._read(pid, user)
@@ -163,7 +165,8 @@ class ProcessTable:
         if not self._history.is_certain(program, at_ns):
             return None
         exe = self._exe_of_program(program)
-        names = cgroup_path.names_of(self._cgroups.path_of(program.cgroup) or "")
+        cgroup = self._cgroups.path_of(program.cgroup)
+        names = cgroup_path.names_of(cgroup or "")
         started_ns = life.started_ns if life.started_ns is not None else life.start_ticks * TICK_NS
         process = Process(
             pid=life.pid,
@@ -174,7 +177,7 @@ class ProcessTable:
             user=user,
             unit=displayed(names.unit),
             container=displayed(names.container),
-            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,
+            confidence=_surety(exe, cgroup),
         )
         return self._with_parents(_settled(Owner(process, self._sha256_of_file(exe, program))), life)
 
@@ -233,7 +236,7 @@ class ProcessTable:
             os.close(known.folder)
             return None
         if known.owner.sha256 is not None and (owner := _settled(known.owner)) is not known.owner:
-            known = _Known(known.folder, known.identity, known.start_ticks, owner)
+            known = _Known(known.folder, known.identity, known.start_ticks, known.files, owner)
         self._known[pid] = known
         return known
 
@@ -260,7 +263,8 @@ class ProcessTable:
             if identity is None and proc_files.status_of(folder) is None:
                 return None  # it ended while it was read
             keep = identity is not None and identity == _identity(folder)  # else: right for now, but not to be kept
-            known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, owner)
+            files = proc_files.files_of(folder) if self._monitor is not None else frozenset()
+            known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, files, owner)
             if keep:
                 self._keep(pid, known)
             return known
@@ -272,7 +276,8 @@ class ProcessTable:
         self, pid: int, user: str, folder: int, status: proc_files.Status, identity: FileIdentity | None
     ) -> Owner:
         exe = proc_files.exe_of(folder)
-        names = cgroup_path.names_of(cgroup_path.path_in(proc_files.cgroup_of(folder) or "") or "")
+        cgroup = cgroup_path.path_in(proc_files.cgroup_of(folder) or "")
+        names = cgroup_path.names_of(cgroup or "")
         process = Process(
             pid=pid,
             started=rfc3339(self._boot_s + status.start_ticks / proc_files.TICKS_PER_S),
@@ -282,7 +287,7 @@ class ProcessTable:
             parent=self._parents(status.parent),
             unit=displayed(names.unit),
             container=displayed(names.container),
-            confidence=Confidence.KERNEL if exe != ExePath() else Confidence.INFERRED,  # ended, not yet reaped
+            confidence=_surety(exe, cgroup),
             user=user,
         )
         return _settled(Owner(process, self._sha256(folder, identity)))
@@ -321,12 +326,18 @@ class ProcessTable:
         return known[1]
 
 
+def _surety(exe: ExePath, cgroup: str | None) -> Confidence:
+    """Of a process that has ended, and is not yet reaped, neither can be read."""
+    return Confidence.INFERRED if exe == ExePath() or cgroup is None else Confidence.KERNEL
+
+
 def _agrees(known: _Known, life: Life, at_ns: int) -> bool:
     """What was read is the life that is meant, and the program that it ran then."""
-    program = life.program_at(at_ns)
-    if known.start_ticks != life.start_ticks or program is not life.programs[-1]:
+    if known.start_ticks != life.start_ticks:
         return False
-    return program.executable is None or (known.identity is not None and known.identity[1] == program.executable.inode)
+    since = life.programs.index(life.program_at(at_ns))
+    files = [one.executable for one in life.programs[since:] if one.executable is not None]
+    return all((file.device, file.inode) in known.files for file in files)
 
 
 def _chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:

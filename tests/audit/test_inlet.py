@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -12,7 +13,7 @@ import pytest
 from audit_events import connection
 
 from mitmsec.audit import inlet as inlets
-from mitmsec.audit.event import ConnectionSeen, Seen
+from mitmsec.audit.event import ConnectionSeen, FaultSeen, Seen
 from mitmsec.audit.inlet import BURST, Inlet
 from mitmsec.audit.intake import Source
 from mitmsec.channel import PACKET_LIMIT_BYTES, Channel, pair
@@ -187,7 +188,8 @@ def test_a_producer_that_does_not_read_gets_the_newest_answer_once_it_does() -> 
 def test_a_producer_has_so_many_messages_under_way_and_is_read_on_when_they_are_acknowledged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inlets, "WINDOW_MESSAGES", 5)
+    monkeypatch.setattr(inlets, "GATE_WINDOW", (5, 1 << 20))
+    monkeypatch.setattr(inlets, "SHARE_MESSAGES", 3)
 
     async def scenario(bench: Bench) -> None:
         for number in range(12):
@@ -196,8 +198,9 @@ def test_a_producer_has_so_many_messages_under_way_and_is_read_on_when_they_are_
         await asyncio.sleep(0.05)
         bench.inlet.resume()
         await asyncio.sleep(0.05)
-        assert (len(bench.seen), bench.inlet.full) == (5, True)
+        assert (len(bench.seen), bench.inlet.full, bench.inlet.has_its_share) == (5, True, True)
         bench.inlet.acknowledge(2)
+        assert (bench.inlet.full, bench.inlet.has_its_share) == (False, True)
         bench.inlet.acknowledge(1)  # an older one tells nothing
         bench.inlet.resume()
         await bench.until(lambda: len(bench.seen) == 7)
@@ -209,13 +212,14 @@ def test_a_producer_has_so_many_messages_under_way_and_is_read_on_when_they_are_
         bench.inlet.resume()
         await bench.until(lambda: len(bench.seen) == 12)
         assert not bench.inlet.full
+        assert not bench.inlet.has_its_share
 
     run(scenario)
 
 
 def test_a_producer_has_so_many_bytes_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     size_bytes = len(encode(connection("flow-1")))
-    monkeypatch.setattr(inlets, "WINDOW_BYTES", 3 * size_bytes)
+    monkeypatch.setattr(inlets, "GATE_WINDOW", (1000, 3 * size_bytes))
 
     async def scenario(bench: Bench) -> None:
         for number in range(9):
@@ -237,3 +241,25 @@ def test_a_turn_ends_after_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(bench.seen) == 2
 
     run(scenario)
+
+
+def test_a_worker_has_less_under_way_than_a_gate_whose_connections_may_all_end_at_once() -> None:
+    assert inlets.WINDOW < inlets.GATE_WINDOW
+
+    async def scenario() -> None:
+        far, ours = pair()
+        told: list[Seen] = []
+        with far:
+            far.setblocking(False)
+            source = Source(Role.WORKER, "run-1", 0)
+            loop = asyncio.get_running_loop()
+            inlet = Inlet(ours, source, loop, lambda _, seen: told.append(seen), lambda *_: None, lambda _: None)
+            for _ in range(2 * inlets.WINDOW[0]):
+                with contextlib.suppress(BlockingIOError):
+                    far.send(encode(FaultSeen(what="x")))
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            assert (len(told), inlet.full) == (inlets.WINDOW[0], True)
+            inlet.close()
+
+    asyncio.run(scenario())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import policies
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
 from mitmsec.core.model import Action, Endpoint, OnFinding, Process
@@ -63,7 +62,7 @@ def test_the_message_names_the_first_rule_that_shadows_and_only_sound_rules_coun
     assert not list(never_matching(Policy(rules=rules), {0, 2}))
 
 
-@given(policies.policies, st.sampled_from(policies.PROCESSES), policies.endpoints, policies.names)
+@given(policies.policies, policies.processes, policies.endpoints, policies.names)
 def test_no_flow_ever_reaches_a_rule_called_unreachable(
     policy: Policy, process: Process, remote: Endpoint, name: str | None
 ) -> None:

@@ -66,6 +66,28 @@ def test_a_port_is_told_as_it_was_written() -> None:
     assert [told((80, 90), 443), told((80, 90), 85)] == ["443 is not within 80-90", "85 is within 80-90"]
 
 
+def test_units_containers_and_pids_that_fail_are_named() -> None:
+    applications = (
+        Application(name="web", service=("nginx.service", "apache2.*"), container=("docker:*",)),
+        Application(name="that", pid=(7,)),
+    )
+    policy = Policy(
+        applications=applications, rules=(Rule(name="r", action=Action.BLOCK, application=("web", "that")),)
+    )
+
+    def told(process: Process) -> str:
+        return explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why
+
+    assert told(Process(pid=0, exe="/x")) == (
+        "/x is none of web (service is not known; container is not known), that (pid is not known)"
+    )
+    assert told(Process(pid=8, exe="/x", unit="a.scope", container="lxc:a")) == (
+        "/x is none of web (service a.scope is none of nginx.service, apache2.*; container lxc:a is not docker:*), "
+        "that (pid 8 is not 7)"
+    )
+    assert told(Process(pid=7, exe="/x")) == "/x is one of that"
+
+
 def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> None:
     applications = (
         Application(name="tool", path=("/usr/bin/*",), user=("joe", "ann"), sha256=("cd" * 32,)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import policies
 from hypothesis import given
+from msgspec.structs import replace
 
 from mitmsec.core import matcher
 from mitmsec.core.matcher import Destination, Matcher
-from mitmsec.core.model import Action, Endpoint, Process
+from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
 from mitmsec.core.selector import Program, host_patterns, parse_address
@@ -53,6 +54,33 @@ def test_programs_are_remembered_within_a_bound() -> None:
     for number in range(matcher.REMEMBERED_PROGRAMS + 2):
         assert arranged.first(Process(pid=1, exe=f"/{number}/curl"), remote, None) == 0
     assert len(arranged._remembered) == 2
+
+
+def test_programs_that_differ_in_what_rules_ask_for_are_not_taken_for_each_other() -> None:
+    rules = [
+        Rule(name=entry, action=Action.BLOCK, application=(entry,)) for entry in ("web", "boxes", "those", "browsers")
+    ]
+    arranged = Matcher(policies.APPLICATIONS, rules)
+    remote = Endpoint(address="192.0.2.1", port=443)
+    one = policies.CURL
+    others = [
+        (replace(one, unit="nginx.service"), 0),
+        (replace(one, unit="ssh.service"), None),
+        (replace(one, container=f"docker:{'cd' * 32}"), 1),
+        (replace(one, container=f"docker:{'ef' * 32}"), None),
+        (replace(one, pid=13), 2),
+        (replace(one, parent=ParentProcess(pid=90, parent=ParentProcess(pid=13))), 2),
+        (replace(one, parent=ParentProcess(pid=90, parent=ParentProcess(pid=14))), None),
+        (one, None),
+    ]
+    assert [arranged.first(process, remote, None) for process, _ in others] == [number for _, number in others]
+
+
+def test_pids_that_no_rule_asks_for_are_not_remembered() -> None:
+    arranged = Matcher(policies.APPLICATIONS, (Rule(name="x", action=Action.BLOCK, application=("web",)),))
+    for pid in range(1, 9):
+        arranged.first(Process(pid=pid, exe="/x"), Endpoint(address="192.0.2.1", port=443), None)
+    assert len(arranged._remembered) == 1
 
 
 def test_a_thousand_rules_are_asked_by_pattern() -> None:

@@ -178,7 +178,7 @@ def test_a_whole_application() -> None:
         name="x", path=("/a/*",), user=("joe",), children=True, sha256=("ab" * 32,), process_name=("y",)
     )
     assert messages(context) == [
-        "children: of a parent only the path is known: children needs path, without process_name and sha256"
+        "children: of a parent only path and pid are known: children needs path or pid, without process_name and sha256"
     ]
 
 
@@ -187,11 +187,28 @@ def test_a_whole_application() -> None:
     [
         ('name = "browsers"\nuser = ["x"]', ['name: the name "browsers" is taken since line 3']),
         ('name = "a/b"\nuser = ["x"]', ["name: a name cannot contain / \\ * ?: those mark path globs"]),
-        ('name = "x"', [": selects nothing: give path, process_name, user or sha256"]),
-        ('name = "x"\nservice = ["y"]', ["service: not supported by this version"]),
+        ('name = "x"', [": selects nothing: give path, process_name, user, sha256, service, container or pid"]),
+        ('name = "x"\nsigner = ["y"]', ["signer: not supported by this version"]),
+        ('name = "x"\nservices = ["y.service"]\npid = [1]', ['services: unknown key; did you mean "service"?']),
+        (
+            'name = "x"\nservice = ["a.service", "b"]',
+            ['service[1]: "b" is no unit that programs run in: those end in .s'],
+        ),
+        (
+            'name = "x"\nservice = ["nginx.service"]\nchildren = true',
+            ["children: of a parent only path and pid are known"],
+        ),
+        ('name = "x"\nservice = []', ["service: an empty list can never match"]),
+        ('name = "x"\ncontainer = ["*:*", "web"]', ['container[1]: "web" names no container: write 12 or more digits']),
+        ('name = "x"\ncontainer = ["abc123"]', ['container[0]: "abc123" names no container: write 12 or more digits']),
+        ('name = "x"\ncontainer = [12]', ["container[0]: a text is wanted, not the number 12"]),
+        ('name = "x"\npid = ["7"]', ['pid[0]: a pid is a number, not the text "7"']),
+        ('name = "x"\npid = [7, true]', ["pid[1]: a pid is a number, not true"]),
+        ('name = "x"\npid = [0]', ["pid[0]: 0 is not within 1-4294967295"]),
+        ('name = "x"\npid = 7', ["pid: a list is wanted, not the number 7"]),
         ('name = "x"\npath = ["curl"]', ['path[0]: "curl" is no path; for a program anywhere write "*/curl"']),
         ('name = "x"\nsha256 = ["12"]', ["sha256[0]: 64 hexadecimal digits are wanted"]),
-        ('name = "x"\nuser = ["y"]\nchildren = true', ["children: of a parent only the path is known"]),
+        ('name = "x"\nuser = ["y"]\nchildren = true', ["children: of a parent only path and pid are known"]),
     ],
 )
 def test_mistakes_in_an_application(text: str, says: list[str]) -> None:
@@ -199,6 +216,30 @@ def test_mistakes_in_an_application(text: str, says: list[str]) -> None:
     read_application(table, context)
     assert len(messages(context)) == len(says)
     assert all(got.removeprefix("f.toml").startswith(want) for got, want in zip(messages(context), says, strict=True))
+
+
+def test_an_application_may_be_a_process_a_unit_or_a_container() -> None:
+    digits = "AB" * 8
+    table, context = opened(
+        f'name = "x"\npid = [7, 4194304]\nservice = ["nginx.service", "user@*"]\ncontainer = ["{digits}", "lxc:Web"]\n'
+        "children = true"
+    )
+    assert read_application(table, context) == Application(
+        name="x",
+        pid=(7, 4194304),
+        service=("nginx.service", "user@*"),
+        container=(digits.lower(), "lxc:Web"),
+        children=True,
+    )
+    assert messages(context) == []
+
+
+def test_a_test_may_be_about_a_unit_and_a_container() -> None:
+    whole = f"podman:{'ab' * 32}"
+    table, context = opened(f'application = "/x"\nexpect = "block"\nservice = "a.scope"\ncontainer = "{whole}"')
+    test = read_test(table, context)
+    assert (test.service, test.container) == ("a.scope", whole)
+    assert messages(context) == []
 
 
 def test_a_whole_test() -> None:
@@ -228,6 +269,9 @@ def test_a_whole_test() -> None:
         ("port = true", "port: a port is a number within 1-65535, not "),
         ("port = 0", "port: a port is a number within 1-65535, not "),
         ('address = "x"', 'address: "x" is not an IP address'),
+        ('service = "nginx"', 'service: "nginx" is no unit that programs run in'),
+        ('service = "nginx.*"', 'service: "nginx.*" is no unit that programs run in'),
+        (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "tls"', "protocol: not supported by this version"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
     ],

@@ -11,8 +11,12 @@ from mitmsec.core.policytest import basename, flow_of, run_tests
 RULES = (
     Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",)),
     Rule(name="root", action=Action.BLOCK, application=("root's curl",), address=("192.0.2.0/24",), port=((80, 80),)),
+    Rule(name="boxes", action=Action.CAPTURE, application=("boxed web",)),
 )
-APPLICATIONS = (Application(name="root's curl", process_name=("curl",), user=("root",)),)
+APPLICATIONS = (
+    Application(name="root's curl", process_name=("curl",), user=("root",)),
+    Application(name="boxed web", service=("*.service",), container=("docker:*",)),
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +42,18 @@ APPLICATIONS = (Application(name="root's curl", process_name=("curl",), user=("r
             True,
             'block by "root"',
             'block by "root"',
+        ),
+        (
+            PolicyTest(application="/x", service="web.service", container=f"docker:{'ab' * 32}", expect=Action.CAPTURE),
+            True,
+            "capture",
+            'capture by "boxes"',
+        ),
+        (
+            PolicyTest(application="/x", service="web.service", expect=Action.CAPTURE),
+            False,
+            "capture",
+            'decrypt by "defaults"',
         ),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from itertools import product
+from typing import Any
 
 import msgspec
 import policies
@@ -15,9 +16,11 @@ from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import (
     Program,
+    container_matches,
     host_covers,
     host_patterns,
     is_path,
+    lineage,
     merged,
     networks,
     networks_accept,
@@ -27,6 +30,7 @@ from mitmsec.core.selector import (
     path_matches,
     ports_accept,
     ports_cover,
+    text_matches,
 )
 
 
@@ -130,6 +134,93 @@ def test_what_can_be_judged_of_a_program_that_was_not_read_in_full(
     application: Application, process: Process, can_judge: bool
 ) -> None:
     assert Program(application).can_judge(process) is can_judge
+
+
+ID = "0123456789ab" + "cd" * 26
+
+
+@pytest.mark.parametrize(
+    ("wanted", "container", "matches"),
+    [
+        (ID, f"docker:{ID}", True),
+        (ID[:12], f"docker:{ID}", True),
+        (ID[1:13], f"docker:{ID}", False),
+        (f"docker:{ID[:12]}", f"docker:{ID}", True),
+        (f"podman:{ID[:12]}", f"docker:{ID}", False),
+        (ID[:12], f"user@1000.service/docker:{ID}", False),  # any user can make this one
+        (f"docker:{ID[:12]}", f"user@1000.service/docker:{ID}", False),
+        (f"user@1000.service/docker:{ID}", f"user@1000.service/docker:{ID}", True),
+        ("docker:*", f"docker:{ID}", True),
+        ("docker:*", f"user@1000.service/docker:{ID}", False),
+        ("*docker:0123*", f"user@1000.service/docker:{ID}", True),
+        ("lxc:web", "lxc:web", True),
+        ("lxc:web", "lxc:Web", False),
+        ("lxc:feedfeedfeed", "lxc:feedfeedfeed", True),
+        ("lxc:feedfeedfeed", "lxc:feedfeedfeed2", False),  # a name, not the first digits of one
+        (ID[:12], f"lxc:{ID}", False),
+    ],
+)
+def test_containers(wanted: str, container: str, matches: bool) -> None:
+    assert container_matches(wanted, container) is matches
+
+
+@pytest.mark.parametrize(
+    ("glob", "text", "matches"),
+    [
+        ("nginx.service", "nginx.service", True),
+        ("nginx.service", "user@1000.service/nginx.service", False),
+        ("php*.service", "php8.2-fpm.service", True),
+        ("user@*.service/app-?.scope", "user@1000.service/app-a.scope", True),
+        (r"a\x2db.service", r"a\x2db.service", True),
+        (r"a\x2db.service", r"A\X2DB.service", False),  # a backslash does not make it a path of Windows
+        (r"a\x2db.service", "a/x2db.service", False),
+        ("a:b", "A:b", False),
+    ],
+)
+def test_units(glob: str, text: str, matches: bool) -> None:
+    assert text_matches(glob, text) is matches
+
+
+def test_the_pids_of_a_process_and_its_parents() -> None:
+    assert lineage(READ) == (1,)
+    assert lineage(GRANDCHILD) == (9, 8, 7)
+
+
+GRANDCHILD = Process(pid=9, exe="/x", parent=ParentProcess(pid=8, parent=ParentProcess(pid=7)))
+
+
+@pytest.mark.parametrize(
+    ("criteria", "process", "answer"),
+    [
+        ({"service": ("*.service",)}, msgspec.structs.replace(READ, unit="a.service"), True),
+        ({"service": ("*.service",)}, msgspec.structs.replace(READ, unit="a.scope"), False),
+        ({"service": ("*",)}, READ, False),  # it was read, and is in no unit
+        ({"service": ("*",)}, msgspec.structs.replace(READ, confidence=Confidence.TABLE), False),
+        ({"service": ("*",)}, UNREAD_PATH, None),
+        ({"service": ("*",)}, msgspec.structs.replace(UNREAD_PATH, container="lxc:a"), False),
+        ({"container": ("*",)}, READ, False),
+        ({"container": ("*",)}, UNREAD_PATH, None),
+        ({"container": ("*",)}, msgspec.structs.replace(UNREAD_PATH, unit="a.service"), False),
+        ({"container": ("*",)}, msgspec.structs.replace(UNREAD_PATH, container="lxc:a"), True),
+        ({"pid": (1, 2)}, UNREAD_PATH, True),
+        ({"pid": (2,)}, UNREAD_PATH, False),
+        ({"pid": (7,)}, GRANDCHILD, False),
+        ({"pid": (7,), "children": True}, GRANDCHILD, True),
+        ({"pid": (9,), "children": True}, GRANDCHILD, True),
+        ({"pid": (6,), "children": True}, GRANDCHILD, False),
+        ({"pid": (6,), "children": True}, READ, False),  # it was read, and has no parent
+        ({"pid": (6,), "children": True}, UNREAD_PATH, None),
+        ({"pid": (6,)}, Process(pid=0), None),
+        ({"pid": (6,), "children": True}, Process(pid=5, parent=ParentProcess(pid=0)), None),
+    ],
+)
+def test_what_is_known_of_units_containers_and_pids(
+    criteria: dict[str, Any], process: Process, answer: bool | None
+) -> None:
+    program = Program(Application(name="x", **criteria))
+    assert [told for _, told in program.answers(process)] == [answer]
+    assert program.accepts(process) is (answer is True)
+    assert program.can_judge(process) is (answer is not None)
 
 
 def test_an_entry_of_a_rule_is_a_path_or_a_known_name() -> None:

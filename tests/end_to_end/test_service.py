@@ -21,7 +21,6 @@ from conftest import MITMSEC, Mitmsec, Network, status_of
 
 pytestmark = pytest.mark.root
 
-KNOWN_S = 1.0  # for the supervisor to see a program that has started
 URL = "https://origin.test/hello"
 POLICY = """
 [defaults]
@@ -56,15 +55,8 @@ class Service:
         assert "the service is at work" in said
 
     def fetch(self, program: Path | str = "", *options: str) -> subprocess.CompletedProcess[str]:
-        """By a program that has run for a second when it connects."""
-        command = self.mitmsec.network.inside(str(program or self.curl), "-sS", "--max-time", "20", *options, "-K", "-")
-        running = subprocess.Popen(
-            command, text=True, env=self.mitmsec.environment(),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        time.sleep(KNOWN_S)
-        out, err = running.communicate(f"url = {URL}\n", timeout=60)
-        return subprocess.CompletedProcess(command, running.returncode, out, err)
+        command = self.mitmsec.network.inside(str(program or self.curl), "-sS", "--max-time", "20", *options, URL)
+        return subprocess.run(command, capture_output=True, text=True, env=self.mitmsec.environment(), timeout=60)
 
     def connections(self) -> list[dict[str, Any]]:
         return self.mitmsec.of_kind("connection")
@@ -146,6 +138,20 @@ def test_a_program_that_runs_already_is_selected_from_its_next_connection_on(ser
         running.communicate()
 
 
+def test_a_hundred_programs_that_live_for_milliseconds_are_caught_at_their_first_connection(service: Service) -> None:
+    """Each of another file, which nobody has seen before: a glob names them all."""
+    shell = Path(os.path.realpath("/bin/bash"))
+    service.start(path=f"{service.folder}/brief-*")
+    for number in range(100):
+        brief = service.folder / f"brief-{number}"
+        shutil.copy(shell, brief)
+        command = service.mitmsec.network.inside(str(brief), "-c", "exec 3<>/dev/tcp/203.0.113.10/443")
+        assert subprocess.run(command, timeout=30).returncode == 0
+    seen = service.settled(100)
+    assert {Path(one["process"]["exe"]).name for one in seen} == {f"brief-{number}" for number in range(100)}
+    assert {one["process"]["confidence"] for one in seen} == {"kernel"}
+
+
 def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(service: Service) -> None:
     """Everything in this network: the others follow on_failure, which is open, and nothing is decrypted."""
     service.start(path="*")
@@ -168,15 +174,11 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     service.start()
     slow = subprocess.Popen(
         service.mitmsec.network.inside(
-            str(service.curl), "-sS", "--limit-rate", "2M", "-o", "/dev/null", "-w", "%{size_download}", "-K", "-",
+            str(service.curl), "-sS", "--limit-rate", "2M", "-o", "/dev/null", "-w", "%{size_download}",
+            "https://origin.test/megabytes",
         ),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
+        stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
     )  # fmt: skip
-    time.sleep(KNOWN_S)
-    assert slow.stdin is not None
-    slow.stdin.write("url = https://origin.test/megabytes\n")
-    slow.stdin.close()
-    slow.stdin = None
     assert until(lambda: json.loads(service.call("status", "--json").stdout)["flows"][0][1])
     said = service.call("reload", "--policy", service.policy("block")).stderr
     assert "new connections are decided under" in said
@@ -220,8 +222,8 @@ def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Serv
     os.kill(status_of(service.mitmsec).supervisor, signal.SIGKILL)
     time.sleep(1.2)
     assert service.fetch("/usr/bin/curl").stdout.startswith("hello")  # nobody else notices
-    if on_failure == "open":
-        assert service.fetch().stdout.startswith("hello")
+    mine = service.fetch()  # it starts when nobody watches any more; the kernel knows its file
+    assert mine.stdout.startswith("hello") if on_failure == "open" else mine.returncode == 7, mine
     service.start()  # takes over what is left
     assert service.fetch().stdout.startswith("hello")
     assert len(service.settled(1)) == 1

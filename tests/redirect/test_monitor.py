@@ -297,3 +297,10 @@ def test_nothing_is_left_when_it_is_closed() -> None:
         assert monitor.selected_fd > 0
     monitor.close()
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_is_left_when_it_cannot_be_opened() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="ms_ring"):
+        Monitor.open(ring_bytes=1000)
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 from mitmsec_redirect import proc_files
-from mitmsec_redirect.proc_files import ExePath, cgroup_of, comm_of, exe_of, file_of, living, opened, status_of
+from mitmsec_redirect.proc_files import (
+    ExePath,
+    cgroup_of,
+    comm_of,
+    exe_of,
+    file_of,
+    files_of,
+    living,
+    opened,
+    status_of,
+)
 
 CAT = os.path.realpath(shutil.which("cat") or "")
 
@@ -96,8 +106,30 @@ def test_who_has_ended_or_never_was_has_no_path() -> None:
     assert (exe_of(folder), status and status.is_ended) == (ExePath(), True)
     child.wait()
     assert (status_of(folder), comm_of(folder), cgroup_of(folder), exe_of(folder)) == (None, None, None, ExePath())
+    assert files_of(folder) == frozenset()
     os.close(folder)
     assert opened(child.pid) is None
+
+
+@pytest.mark.root
+def test_a_file_is_known_by_the_device_that_stat_tells_and_by_its_mounts(program: Path, tmp_path: Path) -> None:
+    """An overlay may tell the first otherwise than the kernel does; on others they are the same."""
+    with folder_of(program) as folder:
+        told = file_of(program.stat())
+        assert files_of(folder) == {(told.device, told.inode)}
+    script = f"mount -t tmpfs x {tmp_path} && cp {CAT} {tmp_path}/inside && exec {tmp_path}/inside"
+    with folder_of("/usr/bin/unshare", "--mount", "sh", "-c", script, "inside") as folder:
+        status = os.stat("exe", dir_fd=folder)
+        assert files_of(folder) == {(os.major(status.st_dev) << 20 | os.minor(status.st_dev), status.st_ino)}
+
+
+def test_the_device_of_a_mount_is_the_tables(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_bytes(b"21 1 0:5 / /a rw - tmpfs x rw\n212 1 259:3 / /\xff rw - ext4 y rw\n")
+    assert proc_files._device_of_mount("212", table) == 259 << 20 | 3
+    assert proc_files._device_of_mount("2", table) is None
+    assert proc_files._device_of_mount(None, table) is None
+    assert proc_files._device_of_mount("212", tmp_path / "none") is None
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -260,3 +260,17 @@ def test_whatever_is_told_a_pid_has_one_owner_that_was_there(
         assert life.ended_ns is None or at_ns <= life.ended_ns
     living = [one for lives in history._lives.values() for one in lives if one.ended_ns is None]
     assert len({one.pid for one in living}) == len(living)
+
+
+def test_an_old_life_goes_and_the_new_one_of_its_pid_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_history, "ENDED_LIMIT", 1)
+    history = ProcessHistory()
+    for start in (100, 200):
+        history.apply(started(7, start, start))
+        history.apply(ended(7, start + 50, start))
+    assert [history.at(7, at) is not None for at in (120, 220)] == [False, True]
+
+
+def test_what_is_no_event_is_our_mistake() -> None:
+    with pytest.raises(AssertionError):
+        ProcessHistory().apply("rubbish")  # type: ignore[arg-type]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,12 +19,13 @@ import msgspec
 import pytest
 from monitor_stage import forked, run, with_pid
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec_redirect import processes
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.monitor import Monitor, Scanned
-from mitmsec_redirect.process_records import ProcessEnded
+from mitmsec_redirect.proc_files import file_of
+from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, ProcessExecuted
 from mitmsec_redirect.processes import ProcessTable
 
 
@@ -277,6 +280,34 @@ def test_a_process_that_lived_a_millisecond_is_known_by_all_that_was_recorded(
     assert abs(datetime.now(UTC) - datetime.fromisoformat(process.started)) < timedelta(minutes=1)
 
 
+@pytest.mark.root
+def test_whose_cgroup_has_gone_unseen_is_not_said_to_be_in_no_container(watched: ProcessTable, tmp_path: Path) -> None:
+    program = Path(shutil.copy(TRUE, tmp_path / "short"))
+    cgroup = SessionCgroup.create("processes", f"{os.getpid()}-gone")
+    try:
+        pid = run("/bin/sh", "-c", f"echo $$ > {cgroup.path}/cgroup.procs; exec {program}")
+    finally:
+        cgroup.remove()
+    process = whose(watched, pid, os.getuid(), "short", connected_while_it_ran(watched, pid, str(program)))
+    assert (process.exe, process.unit, process.container) == (str(program), None, None)
+    assert process.confidence is Confidence.INFERRED
+
+
+def test_a_process_whose_cgroup_cannot_be_read_is_not_all_known(tmp_path: Path) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir()
+    (folder / "stat").write_text("7 (x) S 0 " + "0 " * 17 + "500 0\n")
+    (folder / "exe").symlink_to(TRUE)
+    table = ProcessTable(tmp_path)
+    assert whose(table, 7, 0, "x").confidence is Confidence.INFERRED
+    table.close()
+    (folder / "cgroup").write_text("0::/system.slice/a.service\n")
+    table = ProcessTable(tmp_path)
+    process = whose(table, 7, 0, "x")
+    table.close()
+    assert (process.confidence, process.unit, process.container) == (Confidence.KERNEL, "a.service", None)
+
+
 def parent_of(table: ProcessTable, pid: int) -> int:
     return table._history._lives[pid][-1].parent
 
@@ -310,6 +341,34 @@ def test_a_connection_belongs_to_the_program_that_made_it_not_to_the_next(watche
     assert (process.exe, process.sha256, process.confidence) == (python, before.sha256, Confidence.KERNEL)
     child.communicate()
     assert whose(watched, child.pid, 0, "", connected_ns).exe == python
+
+
+@pytest.mark.root
+def test_another_file_with_the_same_inode_number_is_another_program(watched: ProcessTable, tmp_path: Path) -> None:
+    """Whoever has a file system of their own chooses its inode numbers."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "inode32", "mitmsec-test", folder], check=True)
+    try:
+        first, second = (Path(shutil.copy(CAT, folder / "program")) for folder in folders)
+        if first.stat().st_ino != second.stat().st_ino:
+            pytest.skip("this kernel does not number files of a tmpfs from the start")
+        code = f"import os; os.execv({str(second)!r}, ['second'])"
+        script = f"{first} /dev/null; exec {sys.executable} -c {shlex.quote(code)}"
+        child = subprocess.Popen(["/bin/sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        while (life := watched._history._lives.get(child.pid, [None])[-1]) is None or (
+            life.programs[-1].path != str(second)
+        ):
+            watched.refresh()
+        faked = replace(life.programs[-1], executable=file_of(first.stat()))
+        assert whose(watched, child.pid, 0, "x").exe == str(second)
+        life.programs[-1] = faked
+        assert not processes._agrees(watched._known[child.pid], life, now_ns())
+        child.communicate()
+    finally:
+        for folder in folders:
+            subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.root
@@ -376,7 +435,9 @@ def test_after_a_loss_what_was_known_of_the_dead_is_not_told() -> None:
             run(TRUE)
         process = whose(table, pid, 0, "true", at_ns)
         assert (process.exe, process.confidence) == (None, Confidence.INFERRED)
-        assert whose(table, os.getpid(), 0, "x").confidence is Confidence.KERNEL
+        for when_ns in (None, at_ns):  # who lives is read, and runs what it ran
+            ours = whose(table, os.getpid(), 0, "x", when_ns)
+            assert (ours.exe, ours.confidence) == (os.readlink("/proc/self/exe"), Confidence.KERNEL)
 
 
 @pytest.mark.root
@@ -399,3 +460,42 @@ def test_a_name_that_is_no_text_can_be_written(tmp_path: Path) -> None:
     child.communicate()
     assert process.exe == f"{tmp_path}/\\xff"
     assert msgspec.json.encode(process)
+
+
+def test_what_was_recorded_of_a_process_without_known_parent_or_file_is_told_as_far_as_it_goes() -> None:
+    class Told(Monitor):
+        def __init__(self) -> None:
+            self.events = [
+                ProcessExecuted(
+                    pid=4_000_000,
+                    started_ns=5 * 10**9,
+                    at_ns=6 * 10**9,
+                    parent=3_999_999,
+                    parent_started_ns=1,
+                    uid=0,
+                    comm="name",
+                    cgroup=0,
+                    entry=0,
+                    no_room=False,
+                    thread=4_000_000,
+                    executable=None,
+                    mount_namespace=os.stat("/proc/self/ns/mnt").st_ino,
+                    path="/opt/program",
+                    name="./program",
+                )
+            ]
+
+        def drain(self) -> list[ProcessEvent | Scanned]:
+            told, self.events = self.events, []
+            return [*told]
+
+    owner = ProcessTable(monitor=Told()).whose(4_000_000, 0, "x", 7 * 10**9)
+    assert owner.sha256 is None
+    assert owner.process.exe == "/opt/program"
+    assert owner.process.parent == ParentProcess(pid=3_999_999)
+
+
+def test_a_parent_that_has_gone_is_told_by_its_pid(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) S 6 " + "0 " * 17 + "500 0\n")
+    assert whose(ProcessTable(tmp_path), 7, 0, "x").parent == ParentProcess(pid=6)

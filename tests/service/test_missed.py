@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
 from mitmsec.core.model import Endpoint, Process, Transport
-from mitmsec.service.missed import EVENTS_LIMIT, events
+from mitmsec.service.missed import EVENTS_LIMIT, Misses, events
 from mitmsec_redirect.records import Missed, Reason
 
 
@@ -31,6 +33,22 @@ def test_the_same_attempt_is_one_event_with_its_count() -> None:
     )
     assert [(event.count, event.pid) for event in found if isinstance(event, FaultSeen)] == [(1000, 7), (1, 8)]
     assert asked == [7, 8]
+
+
+def test_of_two_users_unknown_processes_each_is_told_with_its_own() -> None:
+    """Rules of nftables know the user of a packet where its process has gone."""
+    unknown = [replace(missed(Reason.QUIC_REFUSED, pid=0), uid=uid) for uid in (1000, 1001, 1000)]
+    misses = Misses(lambda one: Process(pid=0, user=str(one.uid)), "run-1")
+    misses.take(unknown)
+    told = [event.process.user for event in misses.told() if isinstance(event, ConnectionSeen)]
+    assert told == ["1000", "1001"]
+
+
+def test_an_attempt_of_an_unknown_program_names_no_pid() -> None:
+    one = replace(missed(Reason.GATE_STALLED, pid=0), comm="")
+    (event,) = events([one], lambda _: Process(pid=0), "run-1")
+    assert isinstance(event, FaultSeen)
+    assert (event.pid, event.detail) == (None, "a program to 192.0.2.7:443")
 
 
 def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:
@@ -64,3 +82,22 @@ def test_refused_quic_is_a_blocked_connection_that_says_how_often() -> None:
     (once,) = events([missed(Reason.QUIC_REFUSED)], whose, "run-1")
     assert isinstance(once, ConnectionSeen)
     assert "attempts" not in once.reason
+
+
+def test_who_ends_soon_is_asked_for_at_once_and_told_of_later() -> None:
+    """One look after the other; what is told is one event all the same, and the next time begins anew."""
+    living = {7, 8}
+    misses = Misses(lambda one: whose(one) if one.pid in living else Process(pid=one.pid), "run-1")
+    misses.take([missed(Reason.QUIC_REFUSED), missed(Reason.QUIC_REFUSED)])
+    living.remove(7)
+    misses.take([missed(Reason.QUIC_REFUSED), missed(Reason.QUIC_REFUSED, pid=8)])
+    first, second = misses.told()
+    assert isinstance(first, ConnectionSeen)
+    assert isinstance(second, ConnectionSeen)
+    assert (first.process.pid, first.process.exe, "(3 attempts)" in first.reason) == (7, "/usr/bin/curl", True)
+    assert (second.process.pid, second.process.exe) == (8, "/usr/bin/curl")
+    misses.take([missed(Reason.QUIC_REFUSED)])
+    (third,) = misses.told()
+    assert isinstance(third, ConnectionSeen)
+    assert third.process.exe is None
+    assert misses.told() == []

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 from mitmsec.core.model import Process
 from mitmsec.core.policy import Application, Policy
 from mitmsec.service.standing import OURS, StandingScope
+from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.verdicts import Verdict, verdict_of
 
 pytestmark = pytest.mark.root
@@ -150,6 +152,88 @@ def test_children_are_selected_with_their_parent_whatever_they_execute(folder: P
             os.kill(grandchild, 9)
 
     on_stage(folder, policy(path=(str(folder / "sh"),), children=True), scenario)
+
+
+def test_a_process_that_runs_already_is_selected_by_its_pid_alone(folder: Path, running: subprocess.Popen[Any]) -> None:
+    async def scenario(stage: Stage) -> None:
+        assert stage.verdict(running.pid) == Verdict.SELECTED
+        assert stage.scope.selects(Process(pid=running.pid))
+        other = stage.executed(folder / "cat")
+        await stage.until(other, Verdict(0))
+        stage.scope.govern(policy(path=("/nowhere/*",)))
+        assert stage.verdict(running.pid) == Verdict(0)
+
+    on_stage(folder, policy(pid=(running.pid,)), scenario)
+
+
+def test_what_a_process_starts_is_selected_with_its_pid(folder: Path) -> None:
+    with subprocess.Popen(
+        [folder / "sh", "-c", f"sleep 60 & echo $!; read line; {folder}/sh -c 'sleep 60 & echo $!; wait' & wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as shell:
+        assert shell.stdout is not None
+        child = int(shell.stdout.readline())
+
+        async def scenario(stage: Stage) -> None:
+            assert stage.verdict(shell.pid) == Verdict.SELECTED | Verdict.INHERITS
+            assert stage.verdict(child) == Verdict.SELECTED | Verdict.INHERITS  # it ran before the service did
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            print("now", file=shell.stdin, flush=True)
+            grandchild = int(await asyncio.to_thread(shell.stdout.readline))
+            try:
+                assert stage.verdict(grandchild) & Verdict.SELECTED
+                assert stage.verdict(grandchild) & Verdict.INHERITS
+            finally:
+                os.kill(grandchild, signal.SIGKILL)
+
+        try:
+            on_stage(folder, policy(pid=(shell.pid,), children=True), scenario)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            shell.kill()
+
+
+@pytest.fixture
+def container() -> Iterator[Path]:
+    """The cgroup of a container that nobody made, named as docker names them."""
+    path = cgroup2_root() / f"docker-{os.urandom(32).hex()}.scope"
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+def test_programs_of_a_container_are_selected_whenever_they_began(folder: Path, container: Path) -> None:
+    shell = f"echo $$ > {container}/cgroup.procs && exec {folder}/cat"
+
+    def boxed() -> subprocess.Popen[bytes]:
+        """A cat in the container that has executed instructions."""
+        process = subprocess.Popen(
+            ["/usr/bin/sh", "-c", shell], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"\n")
+        assert process.stdout.read(1) == b"\n"
+        return process
+
+    async def scenario(stage: Stage) -> None:
+        assert stage.verdict(first.pid) == Verdict.SELECTED
+        outside = stage.executed(folder / "cat")
+        await stage.until(outside, Verdict(0))
+        second = boxed()
+        try:
+            await stage.until(second.pid, Verdict.SELECTED)
+        finally:
+            second.communicate()
+
+    first = boxed()
+    try:
+        on_stage(folder, policy(container=(container.name.removeprefix("docker-")[:12],)), scenario)
+    finally:
+        first.communicate()
 
 
 def test_a_program_is_undecided_until_its_hash_is_there(folder: Path) -> None:

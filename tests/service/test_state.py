@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.messages import Role
 from mitmsec.service.accounts import account_of
 from mitmsec.service.state import State, StateBusy, StateRefused
@@ -48,6 +49,44 @@ def test_one_supervisor_holds_it(tmp_path: Path) -> None:
         State(tmp_path).hold()
     os.close(lock)
     os.close(State(tmp_path).hold())
+
+
+def test_a_lock_that_was_removed_meanwhile_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`clean --purge` removes it while it holds it; who had opened it just before would else hold what nobody sees."""
+    state = State(tmp_path)
+    state.run.mkdir()
+    opened = os.open
+
+    def just_before(*arguments: object, **options: object) -> int:
+        descriptor = opened(*arguments, **options)  # type: ignore[arg-type]
+        state.lock.unlink()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", just_before)
+    with pytest.raises(StateBusy):
+        state.hold()
+    monkeypatch.undo()
+    os.close(state.hold())
+
+
+def test_an_empty_log_beside_a_ca_was_emptied(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    assert state.log_file == state.log / FILE_NAME
+    assert not state.log_was_emptied()
+    for folder in (state.log, state.ca):
+        folder.mkdir()
+    state.log_file.write_bytes(b"")
+    assert not state.log_was_emptied()  # a first start that was killed
+    (state.ca / "root.pem").write_text("root")
+    assert state.log_was_emptied()
+    wal = state.log / f"{FILE_NAME}-wal"
+    wal.write_bytes(b"events")
+    assert not state.log_was_emptied()
+    wal.unlink()
+    state.log_file.write_bytes(b"events")
+    assert not state.log_was_emptied()
+    state.log_file.unlink()
+    assert not state.log_was_emptied()  # moved away, as the remedy says
 
 
 def made(tmp_path: Path) -> State:

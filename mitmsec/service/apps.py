@@ -1,0 +1,66 @@
+"""Programs and what they have connected to, gathered from the log's connection events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mitmsec.service.audit_table import destination
+
+type Event = Mapping[str, Any]
+
+
+@dataclass(slots=True)
+class Destination:
+    """Connections of one program that look alike: how many, and what they carried together."""
+
+    direction: str
+    where: str
+    action: str
+    outcome: str
+    count: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    last: str = ""
+
+
+@dataclass(slots=True)
+class App:
+    """One program in one process, as far as its owner is known: `source` and `confidence` say how."""
+
+    process: Event
+    destinations: dict[tuple[str, str, str, str], Destination] = field(default_factory=dict)
+    last: str = ""
+
+    @property
+    def connections(self) -> int:
+        return sum(destination.count for destination in self.destinations.values())
+
+
+def gathered(events: Iterable[Event]) -> list[App]:
+    """The programs of these connection events, who was heard of last standing last.
+
+    A connection that was on record while it lived counts once, as it ended.
+    """
+    newest: dict[str, Event] = {}
+    for event in events:
+        newest.pop(event["connection"], None)
+        newest[event["connection"]] = event
+    apps: dict[tuple[object, ...], App] = {}
+    for event in newest.values():
+        process = event["process"]
+        key = (process["pid"], process["started"], process["exe"], process["name"], process["confidence"])
+        app = apps.pop(key, None) or App(process)
+        apps[key] = app  # anew at the end
+        _add(app, event)
+    return list(apps.values())
+
+
+def _add(app: App, event: Event) -> None:
+    key = (event["direction"], destination(event), event["action"], event["outcome"])
+    known = app.destinations.setdefault(key, Destination(*key))
+    known.count += 1
+    known.sent_bytes += event["bytes"]["sent"]
+    known.received_bytes += event["bytes"]["received"]
+    known.last = app.last = event["time"]
