@@ -111,13 +111,15 @@ class SignerReady(Message, frozen=True):
 # --- supervisor ⇄ gate ------------------------------------------------------------------------------------------------
 class GateSettings(Message, frozen=True):
     """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
-    signer channel, origins map, heartbeat map, then the IPv6 listener where there is one."""
+    signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
+    or an eventfd for the heartbeat alone), then the IPv6 listener where there is one."""
 
     session: str
     on_failure: OnFailure
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
     off: bool = False  # the kill switch has been thrown
+    backend: str = "connect_hook"  # a BackendKind
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
@@ -136,13 +138,15 @@ class WorkerHangs(Message, frozen=True):
 
 
 class Whose(Message, frozen=True):
-    """Whose connection is this? Everything that the kernel recorded at connect()."""
+    """Whose connection is this? Everything that the kernel recorded at connect(), or else its two ends."""
 
     number: int
     pid: int
     uid: int
     comm: str
     connected_ns: int = 0  # CLOCK_MONOTONIC of connect(): a process that started later is not its owner
+    client: Endpoint | None = None  # as the gate sees it; with it there is no word of the kernel's, and `pid` is 0
+    remote: Endpoint | None = None  # where `client` was going
 
 
 class WhoseAnswer(Message, frozen=True):

@@ -124,7 +124,10 @@ class Account:
         self.asked = self.remote = origin.remote
         if origin.source is not None:
             self.client = Endpoint(address=origin.source, port=event.client.port)
-        self.process = Process(pid=origin.pid, name=origin.comm, user=str(origin.uid), confidence=Confidence.INFERRED)
+        self.process = Process(pid=origin.pid)
+        if origin.pid:
+            user, confidence = str(origin.uid), Confidence.INFERRED
+            self.process = Process(pid=origin.pid, name=origin.comm, user=user, confidence=confidence)
 
     def handed(self, worker: int) -> FlowHanded:
         """From now on this worker may report on the flow."""

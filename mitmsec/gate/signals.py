@@ -15,12 +15,13 @@ class Origin(Value, frozen=True):
     """Where a diverted connection was going, and what the kernel recorded about whoever asked for it."""
 
     remote: Endpoint
-    pid: int
-    uid: int
+    pid: int  # 0: not recorded
+    uid: int  # -1: not recorded
     comm: str
     bound: str | None = None  # the address that the program had bound its socket to, if it had
     connected_ns: int = 0  # CLOCK_MONOTONIC of its connect()
     source: str | None = None  # the address that the program sees as its own, where the hook knows it
+    client: Endpoint | None = None  # the connection's other end, where by that alone its owner is to be found
 
 
 class DialFailure(StrEnum):

@@ -37,8 +37,8 @@ PIDS_TOLD = 3
 def clean(state_folder: Path, *, as_json: bool, purge_ca: bool, purge: bool, yes: bool) -> None:
     """Remove what killed runs left in the kernel.
 
-    Hooks, cgroups, mounts and sockets go, and a second look proves it. The log and the keys stay unless --purge. A run
-    that is alive is not touched. Exit status 1 if something could not be removed.
+    Hooks, tables of rules, cgroups, mounts and sockets go, and a second look proves it. The log and the keys stay
+    unless --purge. A run that is alive is not touched. Exit status 1 if something could not be removed.
     """
     from mitmsec.service import leftovers
 

@@ -18,6 +18,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,14 @@ from mitmsec.core.messages import Message
 from mitmsec.core.model import OnFailure, Value
 
 ROWS_LIMIT = 40  # sessions in an answer: three texts of a kibibyte or less, and some forty bytes for each process
+
+
+class BackendChoice(StrEnum):
+    """What may be asked for; all but `auto` are kinds of backends."""
+
+    AUTO = "auto"
+    CONNECT_HOOK = "connect_hook"
+    NFTABLES = "nftables"
 
 
 class OpenRun(Message, frozen=True):
@@ -41,6 +50,7 @@ class OpenRun(Message, frozen=True):
     policy_sha256: str
     workers: int
     capture: bool
+    backend: BackendChoice = BackendChoice.AUTO
 
 
 class RunOpened(Message, frozen=True):
@@ -156,6 +166,7 @@ class StatusAnswer(Message, frozen=True):
     flows: tuple[tuple[str, int, int], ...] = ()  # session, live, of which decrypted
     service: ServiceStatus | None = None
     off: bool = False
+    backends: tuple[tuple[str, str], ...] = ()  # session, what diverts it
 
 
 class ModulesOf(Message, frozen=True):
@@ -201,6 +212,7 @@ def status_answer(
     processes: Sequence[tuple[str, int, str]],
     flows: Sequence[tuple[str, int, int]] = (),
     service: ServiceStatus | None = None,
+    backends: Sequence[tuple[str, str]] = (),
     *,
     off: bool = False,
 ) -> StatusAnswer:
@@ -212,6 +224,7 @@ def status_answer(
         flows=tuple(flows[:ROWS_LIMIT]),
         service=service,
         off=off,
+        backends=tuple(backends[:ROWS_LIMIT]),
     )
     left_out = len(sessions) + len(processes) - len(answer.sessions) - len(answer.processes)
     return msgspec.structs.replace(answer, left_out=left_out)

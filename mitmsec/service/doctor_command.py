@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mitmsec_redirect.probe import Check
 
 PRIVILEGE = "privilege"  # the check without which the others cannot be told
+BACKEND = "backend"  # the check that says which backend is taken
 
 
 @click.command()
@@ -37,8 +38,19 @@ def doctor(*, as_json: bool) -> None:
             click.echo(msgspec.json.encode(told | {"ok": None} if _is_unknown(check, found) else told))
     else:
         tell(console(), _table(found), Text("\n" + _closing(found), style="bold"))
-    if not all(check.ok for check in found):
+    if _missing(found):
         sys.exit(EXIT_PRIVILEGE)
+
+
+def _taken(found: Sequence[Check]) -> str:
+    """The backend that a run takes; empty: none, or nobody said."""
+    return next((check.backend for check in found if check.name == BACKEND), "")
+
+
+def _missing(found: Sequence[Check]) -> list[Check]:
+    """What keeps a run from working: what only another backend than the one that is taken would need does not."""
+    taken = _taken(found)
+    return [check for check in found if not check.ok and (not taken or check.backend in ("", taken))]
 
 
 def _lacks_privilege(found: Sequence[Check]) -> bool:
@@ -53,13 +65,15 @@ def _is_unknown(check: Check, found: Sequence[Check]) -> bool:
 def _table(found: Sequence[Check]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     told: dict[tuple[str, str], str] = {}
-    unknowable = _lacks_privilege(found)
+    unknowable, missing = _lacks_privilege(found), _missing(found)
     for check in found:
         cause = (check.detail, check.remedy)
         if check.ok:
             table.add_row(Text("works", "green"), check.name, Text(shown(check.detail)))
         elif _is_unknown(check, found):
             table.add_row(Text("unknown", "yellow"), check.name, Text("only root can find out", "dim"))
+        elif check not in missing:
+            table.add_row(Text("missing", "yellow"), check.name, Text(f"{shown(check.detail)}; not needed here", "dim"))
         elif cause in told:
             table.add_row(Text("missing", "red"), check.name, Text(f"for the same reason as {told[cause]}", "dim"))
         else:
@@ -73,9 +87,10 @@ def _table(found: Sequence[Check]) -> Table:
 def _closing(found: Sequence[Check]) -> str:
     if _lacks_privilege(found):
         return f"mitmsec run needs root. Look again with: sudo {program()} doctor"
-    missing = [check for check in found if not check.ok]
+    missing = _missing(found)
     if not missing:
-        return f"Everything works. Next: {program()} run -- CMD"
-    causes = len({(check.detail, check.remedy) for check in missing})
+        works = "Everything works" if all(check.ok for check in found) else f"mitmsec run works, by {_taken(found)}"
+        return f"{works}. Next: {program()} run -- CMD"
+    causes = len({(check.detail, check.remedy) for check in missing if check.name != BACKEND})
     first = missing[0].remedy or f"mend {missing[0].name}"
     return f"mitmsec run cannot work here{'' if causes == 1 else f', for {causes} reasons'}. First: {first}"

@@ -1,7 +1,8 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
     supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, WorkerHangs, Drained
-    kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop
+    kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
+                                  └► conntrack                      eventfd ◄── this loop           (nftables)
 
 All of the run's listeners, maps and channels come by descriptor: the process itself opens nothing but connections to
 decided origins.
@@ -13,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import assert_never
 
 import msgspec
@@ -38,12 +40,15 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec.core.policy import Policy
-from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
+from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.heartbeat import Heartbeat
+from mitmsec_redirect.original_destination import original_destination
 from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.sockdiag import CookieLookup
 
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
@@ -82,6 +87,33 @@ class HookOrigins:
         )
 
 
+class NatOrigins:
+    """Origins of connections that rules of nftables redirected (mitmsec.gate.loop.Origins)."""
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By what conntrack says of the accepted socket. Whose it is, only root can find out. Raises OSError."""
+        remote = original_destination(accepted)
+        if remote is None:
+            return None
+        client = Endpoint.of(*accepted.getpeername()[:2])
+        return Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
+
+
+def _given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], None]]:
+    """Where origins are found, and how to beat. Raises ValueError for a backend that no gate serves yet."""
+    match kind:
+        case BackendKind.CONNECT_HOOK:
+            origins_fd, heartbeat_fd = fds
+            return HookOrigins(origins_fd), Heartbeat(heartbeat_fd).beat
+        case BackendKind.NFTABLES:
+            (pulse_fd,) = fds
+            return NatOrigins(), Pulse(pulse_fd).beat
+        case BackendKind.REPLAY | BackendKind.WINDIVERT:
+            raise ValueError(f"no gate serves {kind}")
+        case _:
+            assert_never(kind)
+
+
 class GateProgram:
     """Program of the gate process."""
 
@@ -93,12 +125,12 @@ class GateProgram:
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
-        if len(fds) != (7 if settings.has_v6 else 6):
-            raise ValueError(f"{len(fds)} descriptors")
-        policy_fd, v4_fd, recorder_fd, signer_fd, origins_fd, heartbeat_fd, *v6_fds = fds
+        policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
+        v6_fds = [others.pop()] if settings.has_v6 and others else []
+        origins, beat = _given(BackendKind(settings.backend), others)
         policy = msgspec.json.decode(_read(policy_fd), type=Policy)
         around = Surroundings(
-            origins=HookOrigins(origins_fd),
+            origins=origins,
             recorder=Producer(
                 socket.socket(fileno=recorder_fd),
                 asyncio.get_running_loop(),
@@ -107,7 +139,7 @@ class GateProgram:
             ),
             signer=Channel(socket.socket(fileno=signer_fd), [Ready]),  # which never speaks; its end is what we hear
             ask=self._ask,
-            beat=Heartbeat(heartbeat_fd).beat,
+            beat=beat,
             hangs=self._hangs,
         )
         self._terms = Terms(
@@ -167,6 +199,8 @@ class GateProgram:
                 uid=origin.uid,
                 comm=origin.comm,
                 connected_ns=origin.connected_ns,
+                client=origin.client,
+                remote=origin.remote if origin.client is not None else None,
             )
         )
 

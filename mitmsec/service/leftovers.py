@@ -1,9 +1,9 @@
-"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, run folders.
+"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, tables of rules, run folders.
 
 `reap` runs at each start and takes only what nobody needs any more: while a command of a dead supervisor lives and its
-policy says `closed`, its hook stays and keeps denying. A dead service's hook stays until the next one has taken over
-(`succeed`). `clean` is an order: everything goes, the network opens. Only a folder whose roots a living process was
-told of stays as long as that lives, for it could verify nobody any more; with `purge` it goes, too.
+policy says `closed`, its hook or table stays and keeps denying. A dead service's hook stays until the next one has
+taken over (`succeed`). `clean` is an order: everything goes, the network opens. Only a folder whose roots a living
+process was told of stays as long as that lives, for it could verify nobody any more; with `purge` it goes, too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mitmsec.core.model import Value
-from mitmsec.service import survivors
+from mitmsec.service import left_tables, survivors
 from mitmsec.service.ground import release
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
@@ -27,7 +27,7 @@ PIDS_TOLD = 3
 class Removed(Value, frozen=True):
     """One thing that was removed, or could not be, or must not be yet."""
 
-    what: str  # cgroup | hook | folder | mount | log | keys
+    what: str  # cgroup | hook | table | folder | mount | log | keys
     name: str
     problem: str = ""
     kept: str = ""  # for whom it stays
@@ -36,7 +36,8 @@ class Removed(Value, frozen=True):
 def reap(state: State) -> list[Removed]:
     """Remove the remains of runs whose command has ended. Call with the state's lock held."""
     busy = {_session(cgroup) for cgroup in _ours(state) if cgroup.is_populated()}
-    done = [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
+    done = _tables(state, keep=[cgroup.path.name for cgroup in _ours(state) if _session(cgroup) in busy])
+    done += [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
     return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
 
 
@@ -52,7 +53,8 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]
 
     Call with the state's lock held.
     """
-    removed = [done for cgroup in _ours(state) for done in _remove(state, cgroup)]
+    removed = _tables(state)
+    removed += [done for cgroup in _ours(state) for done in _remove(state, cgroup)]
     removed += [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in _folders(state.bpf)]
     removed += [_drop(folder, purge=purge) for folder in _runs(state)]
     if bpffs.is_mounted(state.bpf):
@@ -73,6 +75,13 @@ def vanish(state: State) -> list[Removed]:
     with contextlib.suppress(OSError):  # somebody keeps other things in it
         state.folder.rmdir()
     return removed
+
+
+def _tables(state: State, keep: Collection[str] = ()) -> list[Removed]:
+    return [
+        Removed(what="table", name=name, problem=problem)
+        for name, problem in left_tables.reap(state.identity(), keep=keep)
+    ]
 
 
 def _ours(state: State) -> list[SessionCgroup]:
@@ -128,4 +137,5 @@ def _attempt(what: str, name: str, action: object) -> Removed:
 def remaining(state: State) -> list[str]:
     """Names of what is still there after `clean`: the proof is a second look."""
     found = [str(cgroup.path) for cgroup in _ours(state)] + [str(pins) for pins in _folders(state.bpf)]
+    found += left_tables.remaining(state.identity())
     return found + ([str(state.bpf)] if bpffs.is_mounted(state.bpf) else [])

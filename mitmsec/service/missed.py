@@ -24,37 +24,42 @@ class Misses:
     def __init__(self, whose: Callable[[Missed], Process], session: str) -> None:
         self._whose, self._session = whose, session
         self._missed: list[Missed] = []
-        self._owners: dict[tuple[int, Reason], Process] = {}
+        self._owners: dict[tuple[int, int, Reason], Process] = {}
 
     def take(self, missed: Iterable[Missed]) -> None:
-        """Whose they are is asked at once, for each process and reason."""
+        """Whose they are is asked at once, for each process, user and reason."""
         for one in missed:
             self._missed.append(one)
-            if (one.pid, one.reason) not in self._owners:
-                self._owners[one.pid, one.reason] = self._whose(one)
+            if _who(one) not in self._owners:
+                self._owners[_who(one)] = self._whose(one)
 
     def told(self) -> list[Seen]:
         """The events of what was taken since the last time."""
         missed, owners = self._missed, self._owners
         self._missed, self._owners = [], {}
-        return events(missed, lambda one: owners[one.pid, one.reason], self._session)
+        return events(missed, lambda one: owners[_who(one)], self._session)
+
+
+def _who(one: Missed) -> tuple[int, int, Reason]:
+    """Of processes that are not known, all have pid 0, but not all the same user."""
+    return one.pid, one.uid, one.reason
 
 
 def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session: str) -> list[Seen]:
-    """`whose` is asked once for each process and reason."""
-    counts: Counter[tuple[int, Endpoint, Reason, bool]] = Counter()
-    first: dict[tuple[int, Endpoint, Reason, bool], Missed] = {}
+    """`whose` is asked once for each process, user and reason."""
+    counts: Counter[tuple[int, int, Reason, Endpoint, bool]] = Counter()
+    first: dict[tuple[int, int, Reason, Endpoint, bool], Missed] = {}
     rest: Counter[tuple[Reason, bool]] = Counter()
     beyond: dict[Reason, Missed] = {}
-    known: dict[tuple[int, Reason], Process] = {}
+    known: dict[tuple[int, int, Reason], Process] = {}
 
     def process(one: Missed) -> Process:
-        if (one.pid, one.reason) not in known:
-            known[one.pid, one.reason] = whose(one)
-        return known[one.pid, one.reason]
+        if _who(one) not in known:
+            known[_who(one)] = whose(one)
+        return known[_who(one)]
 
     for one in missed:
-        key = (one.pid, one.remote, one.reason, one.denied)
+        key = (*_who(one), one.remote, one.denied)
         if key in first or len(first) < EVENTS_LIMIT:
             first.setdefault(key, one)
             counts[key] += 1
@@ -86,10 +91,10 @@ def _event(missed: Missed, count: int, process: Process, session: str) -> Seen:
         return refused_quic(missed, process, session, count)
     return FaultSeen(
         what=missed.reason,
-        detail=f"{process.exe or missed.comm} to {missed.remote}",
+        detail=f"{process.exe or missed.comm or 'a program'} to {missed.remote}",
         failed="closed" if missed.denied else "open",
         session=session,
-        pid=missed.pid,
+        pid=missed.pid or None,
         count=count,
     )
 

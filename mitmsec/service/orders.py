@@ -19,7 +19,7 @@ from mitmsec.service import control
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.children import ChildFailed
 from mitmsec.service.session import Session
-from mitmsec_redirect.bpf import EbpfUnavailable
+from mitmsec_redirect.backend import BackendUnavailable
 
 type Order = control.StartService | control.StopService | control.ReloadService | control.SwitchService
 _FDS = {control.StartService: 3, control.ReloadService: 2, control.StopService: 0, control.SwitchService: 0}
@@ -123,7 +123,7 @@ class ServiceOrders:
 
 def refusal(error: Exception) -> control.Refused:
     """What the caller is told of `error`: the machine's fault or ours."""
-    if isinstance(error, EbpfUnavailable):
+    if isinstance(error, BackendUnavailable):
         return control.Refused(error=error.reason, remedy=error.remedy, status=3)
     remedy = "the supervisor's log in STATE/run/supervisor.log says more"
     what = str(error) if isinstance(error, ChildFailed | OSError) else f"{type(error).__name__}: {error}"

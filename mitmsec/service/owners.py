@@ -50,8 +50,12 @@ class Owners:
 
     def of(self, asked: Asked, connected_ns: int | None) -> Owner:
         """The owner as far as it is known now; its process can be told to others as it is."""
+        return self.told_by(asked, lambda: self._read(asked.pid, asked.uid, asked.comm, connected_ns))
+
+    def told_by(self, asked: Asked, read: Callable[[], Owner]) -> Owner:
+        """The same of whom `read` names."""
         try:
-            owner = self._read(asked.pid, asked.uid, asked.comm, connected_ns)
+            owner = read()
             msgspec.msgpack.encode(owner.process)  # raises for text that is no Unicode, a path of any bytes for example
         except Exception as error:
             self._failed(asked.pid, error)
@@ -76,6 +80,8 @@ class Owners:
 
 def inferred(asked: Asked) -> Process:
     """What the kernel said at connect(), and nothing that would have to be read of the process."""
+    if not asked.pid:
+        return Process(pid=0)
     return Process(pid=asked.pid, name=asked.comm or None, user=_user(asked.uid), confidence=Confidence.INFERRED)
 
 

@@ -67,6 +67,7 @@ class Plan(Value, frozen=True):
     workers: int
     wait: bool
     java: bool = False
+    backend: control.BackendChoice = control.BackendChoice.AUTO
     upstream_roots: tuple[bytes, ...] = ()  # DER, beside those that the command would have used
 
 
@@ -183,6 +184,7 @@ class Run:
             policy_sha256=self._plan.policy_sha256,
             workers=self._plan.workers,
             capture=self._capture is not None,
+            backend=self._plan.backend,
         )
         fds = [network, policy, roots, *([self._capture.fileno()] if self._capture else [])]
         answer = None

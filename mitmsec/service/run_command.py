@@ -49,6 +49,12 @@ EXIT_INTERRUPTED = 130  # as a shell says it of SIGINT
 @click.option("--report", "report_file", metavar="FILE.json", help="Write whose exit status it was, and the counts.")
 @click.option("--user", metavar="USER", help="Run CMD as this user. Default: who called sudo, else the caller.")
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: one a core, at most 4.")
+@click.option(
+    "--backend",
+    type=click.Choice([choice.value for choice in control.BackendChoice]),
+    default=control.BackendChoice.AUTO.value,
+    help="What diverts. Default: connect_hook where eBPF works, else nftables.",
+)
 @click.option("--wait", is_flag=True, help="Stay until the last child of CMD has ended.")
 @click.option("--java", is_flag=True, help="Tell Java of the CA too (its runtime prints a line to stderr).")
 @click.option("--summary/--no-summary", default=None, help="One line on stderr at the end. Default: on a terminal.")
@@ -60,6 +66,7 @@ def run(
     report_file: str | None,
     user: str | None,
     workers: int | None,
+    backend: str,
     command: tuple[str, ...],
     *,
     wait: bool,
@@ -76,7 +83,8 @@ def run(
     named = {"--policy": policy_file, "--capture": capture_file, "--report": report_file}
     _tell_apart({option: path for option, path in named.items() if path is not None}, _caller(environ, user))
     with _reporting(report_file, command, user, environ) as sink:
-        plan = _plan(environ, policy_file, user, workers, command, wait=wait, java=java)
+        choice = control.BackendChoice(backend)
+        plan = _plan(environ, policy_file, user, workers, command, choice, wait=wait, java=java)
         _run(plan, State(state_folder), environ, capture_file, sink)
         if is_wanted(summary):
             tell_summary(sink.report, State(state_folder), keeps=capture_file is not None)
@@ -177,6 +185,7 @@ def _plan(
     user: str | None,
     workers: int | None,
     command: tuple[str, ...],
+    backend: control.BackendChoice,
     *,
     wait: bool,
     java: bool,
@@ -194,6 +203,7 @@ def _plan(
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         wait=wait,
         java=java,
+        backend=backend,
     )
 
 

@@ -19,6 +19,7 @@ def told(answer: control.StatusAnswer) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     flows = {session: (live, decrypted) for session, live, decrypted in answer.flows}
+    backends = dict(answer.backends)
     if answer.off:
         table.add_row("switch", Text("off: nothing is decrypted until `mitmsec on`", "bold yellow"))
     if answer.service is None:
@@ -27,7 +28,8 @@ def told(answer: control.StatusAnswer) -> Table:
         _add_service(table, answer.service, flows)
     for session, command, _ in answer.sessions:
         if answer.service is None or session != answer.service.session:
-            table.add_row("run", f"{session}  {shown(command)}; {_flows(flows.get(session))}")
+            by = f" by {backends[session]}" if session in backends else ""
+            table.add_row("run", f"{session}  {shown(command)}{by}; {_flows(flows.get(session))}")
     table.add_row("processes", _processes(answer))
     if answer.left_out:
         table.add_row("", f"and {answer.left_out} more that have no room here")

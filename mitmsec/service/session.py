@@ -46,10 +46,11 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import OnFailure, Process
 from mitmsec.core.policy import Policy
+from mitmsec.service import backends
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.control import OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.jail import Jail
 from mitmsec.service.missed import Misses
@@ -60,9 +61,9 @@ from mitmsec.service.standing import StandingScope
 from mitmsec.service.state import State
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
+from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
 from mitmsec_redirect.records import Missed
 
@@ -103,7 +104,7 @@ class Session:
         self._owners = Owners(self._whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
         self.scope: Scope | None = None
-        self.hook: ConnectHook | None = None
+        self.hook: Backend | None = None
         self.gate: ChildProcess | None = None
         self.workers: dict[int, ChildProcess] = {}
         self.cut = self.faults = 0
@@ -121,16 +122,18 @@ class Session:
 
     # -- begin ---------------------------------------------------------------------------------------------------------
     async def open(self, user: str) -> None:
-        """Everything up to a gate that accepts. Raises ChildFailed, OSError or EbpfUnavailable; then call close."""
+        """Everything up to a gate that accepts. Raises ChildFailed, OSError, BackendUnavailable; then call close."""
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         scope = self.scope = self._scope()
         self._listeners = netns.inside(self._network, listeners)
-        self.hook = self._hook(scope)
-        self._pin_scope(self._pins(self.policy))
-        asyncio.get_running_loop().add_reader(self.hook.routes_fd, self.hook.refresh_routes)
+        hook = self.hook = self._hook(scope)
+        if isinstance(hook, ConnectHook):
+            self._pin_scope(self._pins(self.policy))
+        for one in hook.watched:
+            asyncio.get_running_loop().add_reader(one.fd, one.readable)
         self._record_policy(self.order)
-        self.shared.record(self._started(user))
+        self.shared.record(self._started(user, hook.kind))
         await self._build()
         self._watch = asyncio.create_task(self._collect_missed())
 
@@ -150,18 +153,31 @@ class Session:
             )
         )
 
-    def _started(self, user: str) -> ServiceSeen:
+    def _started(self, user: str, kind: BackendKind) -> ServiceSeen:
         order = self.order
         if isinstance(order, StartService):
             return ServiceSeen(operation="service_started", session=self.name, user=user)
-        arguments = f"{order.arguments} argument{'' if order.arguments == 1 else 's'}"
+        detail = f"{order.arguments} argument{'' if order.arguments == 1 else 's'}, diverted by {kind}"
         return ServiceSeen(
-            operation="run_started", session=self.name, user=user, command=(order.program,), detail=arguments
+            operation="run_started", session=self.name, user=user, command=(order.program,), detail=detail
         )
 
-    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
+    @property
+    def _processes(self) -> ProcessTable:
         processes = self.scope.processes if self.scope is not None else None
-        return (processes or self.shared.processes).whose(pid, uid, comm, connected_ns)
+        return processes or self.shared.processes
+
+    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
+        return self._processes.whose(pid, uid, comm, connected_ns)
+
+    def _owner(self, asked: Whose) -> Owner:
+        """Of a connection: as the kernel said at connect(), or as the backend finds out."""
+
+        def read() -> Owner:
+            owner = backends.found(self.hook, asked, self._processes) if self.hook is not None else None
+            return owner or self._whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None)
+
+        return self._owners.told_by(asked, read)
 
     @property
     def program(self) -> str:
@@ -176,7 +192,7 @@ class Session:
         names = [application.name for application in self.policy.applications]
         return ServiceStatus(
             session=self.name,
-            backend="connect_hook",
+            backend=BackendKind.CONNECT_HOOK,
             policy_file=self.policy_order.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
@@ -195,19 +211,21 @@ class Session:
         if pins is not None and self.scope is not None:
             self.scope.pin(pins)
 
-    def _hook(self, scope: Scope) -> ConnectHook:
+    def _hook(self, scope: Scope) -> Backend:
+        """A service's is always the connect hook: no other backend selects single programs."""
         ports = [listener.getsockname()[1] for listener in self._listeners]
-        return ConnectHook.open(
-            scope.path,
-            port_v4=ports[0],
-            port_v6=ports[1] if len(ports) > 1 else None,
-            netns_cookies={netns.cookie_of(self._listeners[0])},
+        terms = backends.Terms(
+            cgroup=scope.path,
+            ports=(ports[0], ports[1] if len(ports) > 1 else None),
+            namespace=lambda: netns.cookie_of(self._listeners[0]),
+            netns_fd=self._network,
             on_failure=self.policy.on_failure,
             quic=self.policy.quic,
-            pin_folder=self._pins(self.policy),
-            netns_fd=self._network,
+            pins=lambda: self._pins(self.policy),
             selection=scope.selection,
         )
+        choice = self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
+        return backends.opened(choice, terms, self.shared.log)
 
     async def _build(self) -> None:
         gate = self.gate = self._spawn(Role.GATE, self._network)
@@ -222,8 +240,7 @@ class Session:
             self._listeners[0].fileno(),
             recorder.fileno(),
             signer.fileno(),
-            self.hook.origins_fd,
-            self.hook.heartbeat_fd,
+            *self.hook.ground.descriptors,
             *(listener.fileno() for listener in self._listeners[1:]),
         ]
         settings = GateSettings(
@@ -232,6 +249,7 @@ class Session:
             has_v6=len(self._listeners) > 1,
             capture=self.capture_fd is not None,
             off=self.shared.off,
+            backend=self.hook.kind,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -276,7 +294,7 @@ class Session:
         close_all(fds)
         match message:
             case Whose(number=number):
-                owner = self._owners.of(message, message.connected_ns or None)
+                owner = self._owner(message)
                 if owner.sha256 is None:
                     self._answer(gate, number, owner.process)
                 else:
@@ -312,7 +330,7 @@ class Session:
         """End a gate that hangs: its exit is told and mended like any other."""
         if self.hook is None or self.gate is None or self._pulse is None:
             return
-        if self._pulse.hangs(Heartbeat(self.hook.heartbeat_fd).last_ns, time.monotonic()):
+        if self._pulse.hangs(self.hook.last_beat_ns, time.monotonic()):
             self._pulse = None
             self._fault("gate_hangs", f"no heartbeat for {HANGS_S:.0f} s")
             self.gate.kill()
@@ -351,7 +369,7 @@ class Session:
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
         """The new policy for every connection from now on; it owns the descriptors then. Live flows keep the old one.
 
-        Raises ChildFailed, OSError, EbpfUnavailable; then the old one is in force as before.
+        Raises ChildFailed, OSError, BackendUnavailable; then the old one is in force as before.
         """
         async with self._building:
             policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
@@ -373,7 +391,7 @@ class Session:
             self._record_policy(order)
 
     def _change_hook(self, policy: Policy) -> None:
-        assert self.hook is not None
+        assert isinstance(self.hook, ConnectHook)  # a service's
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection
@@ -467,13 +485,19 @@ class Session:
             self._misses.take(self.hook.missed())
 
     def _record_missed(self) -> None:
-        """What the hook saw and could not or must not divert."""
+        """What the hook saw and could not or must not divert, and what went wrong with the hook itself."""
         self._take_missed()
         for event in self._misses.told():
             self.shared.record(event)
+        for trouble in self.hook.troubles() if self.hook is not None else ():
+            self._fault(trouble)
 
     def _who_missed(self, missed: Missed) -> Process:
-        return self._owners.of(missed, missed.at_ns).process
+        def read() -> Owner:
+            owner = backends.found_missed(missed, self._processes)
+            return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns)
+
+        return self._owners.told_by(missed, read).process
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""
@@ -516,8 +540,7 @@ class Session:
         children = [*self.workers.values(), *([self.gate] if self.gate else [])]
         await asyncio.gather(*(child.stop() for child in children))
         if self.hook is not None:
-            asyncio.get_running_loop().remove_reader(self.hook.routes_fd)
-            self.hook.close()
+            self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []
         survivors = await self.scope.release(home) if self.scope is not None else 0
         for listener in self._listeners:
@@ -530,6 +553,15 @@ class Session:
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
+
+    def _close_hook(self, hook: Backend) -> None:
+        """What cannot be removed now, the next start or `clean` removes."""
+        for one in hook.watched:
+            asyncio.get_running_loop().remove_reader(one.fd)
+        try:
+            hook.close()
+        except (OSError, BackendUnavailable) as error:
+            self._fault("hook_not_removed", str(error))
 
     async def _drain(self, gate: ChildProcess) -> None:
         drained: asyncio.Future[None] = asyncio.get_running_loop().create_future()

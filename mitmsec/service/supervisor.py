@@ -233,7 +233,8 @@ class Supervisor:
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
         counts = [(session.name, *count) for session, count in zip(live, flows, strict=True)]
         service = next((one.service_status() for one in live if one.is_service), None)
-        return control.status_answer(os.getpid(), sessions, processes, counts, service, off=self.backbone.off)
+        backends = [(one.name, str(one.hook.kind)) for one in live if one.hook is not None]
+        return control.status_answer(os.getpid(), sessions, processes, counts, service, backends, off=self.backbone.off)
 
     async def _modules(self, pid: int) -> tuple[str, ...]:
         if pid == os.getpid():

@@ -100,6 +100,10 @@ class Backend(Protocol):
     def stall(self) -> None:
         """Follow `on_failure` from this moment; the gate's next heartbeat ends that."""
 
+    @property
+    def last_beat_ns(self) -> int:
+        """CLOCK_MONOTONIC of the gate's last beat that was heard; 0: none yet."""
+
     def owner(self, client: Endpoint, origin: Endpoint) -> SocketOwner | None:
         """Whose the accepted connection from `client` is. None: the origin has said so already."""
 

@@ -23,9 +23,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from mitmsec.core.model import OnFailure, Quic
+from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import bpf, netns, programs, records
+from mitmsec_redirect.backend import Backend, BackendKind, GateGround, Watched
 from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
+from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
 from mitmsec_redirect.routes import RouteMirror
 from mitmsec_redirect.steps import Selection
@@ -48,8 +50,10 @@ MAPS: Mapping[str, tuple[MapKind, int, int, int, int]] = {
 _FIRST = records.INDEX.pack(0)
 
 
-class ConnectHook:
+class ConnectHook(Backend):
     """The programs of one session, attached. Made by `open`; not thread-safe."""
+
+    kind = BackendKind.CONNECT_HOOK
 
     def __init__(self, maps: Mapping[str, Map], held: ExitStack, selection: Selection | None) -> None:
         self._maps = maps
@@ -167,7 +171,17 @@ class ConnectHook:
         if self._pins is not None:
             bpf.pin(self._links[attach], str(_link_pin(self._pins, attach)))
 
-    # -- for the gate --------------------------------------------------------------------------------------------------
+    # -- for the gate and the supervisor's loop ------------------------------------------------------------------------
+    @property
+    def ground(self) -> GateGround:
+        """The maps of origins and of the heartbeat."""
+        return GateGround(kind=self.kind, heartbeat_fd=self.heartbeat_fd, origins_fd=self.origins_fd)
+
+    @property
+    def watched(self) -> tuple[Watched, ...]:
+        """The changes of routes."""
+        return (Watched(self.routes_fd, self.refresh_routes),)
+
     @property
     def origins_fd(self) -> int:
         """For `origins.OriginTable`; ours, so duplicate it by passing it on."""
@@ -177,6 +191,11 @@ class ConnectHook:
     def heartbeat_fd(self) -> int:
         """For `heartbeat.Heartbeat`."""
         return self._maps["heartbeat"].fd
+
+    @property
+    def last_beat_ns(self) -> int:
+        """CLOCK_MONOTONIC of the gate's last beat."""
+        return Heartbeat(self.heartbeat_fd).last_ns
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def set_port(self, port_v4: int, port_v6: int | None) -> None:
@@ -228,6 +247,13 @@ class ConnectHook:
         """Destinations without a route may be diverted instead of failing in connect()."""
         assert self._mirror is not None
         return self._mirror.partial
+
+    def owner(self, client: Endpoint, origin: Endpoint) -> None:
+        """The origin says it: the kernel wrote it down at connect()."""
+
+    def troubles(self) -> tuple[str, ...]:
+        """None: programs stay as they were loaded, and only root can take them away."""
+        return ()
 
     def missed(self) -> list[Missed]:
         """What was not diverted since the last call, oldest first; at most as many as the queue holds."""

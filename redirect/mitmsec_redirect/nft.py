@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Collection
+from pathlib import Path
 from typing import Final
 
 from mitmsec_redirect import netns, nft_rules
@@ -63,7 +64,15 @@ def owner_remark(pid: int | None = None) -> str:
 def is_dead(table: Table) -> bool:
     """It says that it is ours, and its owner has ended. False for a table that says nothing of the kind."""
     match = _OWNER.fullmatch(table.comment)
-    return match is not None and started_ticks(int(match[1])) != int(match[2])
+    return match is not None and (started_ticks(int(match[1])) != int(match[2]) or _has_ended(int(match[1])))
+
+
+def _has_ended(pid: int) -> bool:
+    """Though nobody has waited for it yet: a killed supervisor whose front-end has other things to do."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def leftovers(prefix: str, netns_fd: int | None = None) -> list[Table]:

@@ -38,8 +38,8 @@ from mitmsec_redirect.records import Missed, Reason
 from mitmsec_redirect.socket_owner import SocketOwners
 
 NFT_ROOT = Path("/sys/fs/cgroup")  # where nft looks for cgroups, whatever is mounted where
-MISSED_LIMIT = 1024  # in one collection, of which there are ten a second; the rest waits, or is counted only
-OWNERS_LIMIT = 8  # looked up in one collection: each may take milliseconds
+MISSED_LIMIT = 1024  # in one collection, of which there are fifty a second; the rest waits, or is counted only
+OWNERS_LIMIT = 2  # looked up in one collection: each may take milliseconds
 PROTOCOLS = (bytes([socket.IPPROTO_TCP]), bytes([socket.IPPROTO_UDP]))
 KERNEL_REMEDY = (
     "Use Linux 5.13 or later with CONFIG_NFT_SOCKET, CONFIG_NFT_REDIR, CONFIG_NFT_REJECT_INET, CONFIG_NFT_LOG and "
@@ -79,6 +79,7 @@ class Nftables(Backend):
         self._before: dict[str, int] = {}  # the same of tables that somebody else removed
         self._troubles: list[str] = []
         self._detached = self._closed = False
+        self._beat_ns = 0
 
     @classmethod
     def open(
@@ -134,7 +135,10 @@ class Nftables(Backend):
 
     def hear(self) -> None:
         """Pass on the gate's beat, if there was one. What fails is a trouble, and the next beat tries again."""
-        if not self._pulse.heard() or self._detached:
+        if not self._pulse.heard():
+            return
+        self._beat_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        if self._detached:
             return
         try:
             self._renew()
@@ -162,6 +166,11 @@ class Nftables(Backend):
         self._pulse.heard()  # what it beat before does not count
         with contextlib.suppress(FileNotFoundError):  # somebody else's removal; the next beat finds it, too
             self._link.empty(self._terms.table, nft_rules.ALIVE)
+
+    @property
+    def last_beat_ns(self) -> int:
+        """CLOCK_MONOTONIC of when the gate's last beat was heard; 0: none yet."""
+        return self._beat_ns
 
     def owner(self, client: Endpoint, origin: Endpoint) -> SocketOwner:
         """Whose the accepted connection from `client` is, that was going to `origin`.
@@ -243,7 +252,7 @@ class Nftables(Backend):
         """Divert nothing more, at once. Diverted connections live on until `close`."""
         if not self._detached:
             self._detached = True
-            with contextlib.suppress(RulesRefused):  # no table: nothing is diverted
+            with contextlib.suppress(RulesRefused, BackendUnavailable):  # no table: nothing is diverted; `close` tells
                 nft.load(nft_rules.detach(self._terms), self._netns)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""What of the connect hook works on this machine, found out by doing it; nothing stays behind.
+"""What of the connect hook and of nftables works on this machine, found out by doing it; nothing stays behind.
 
-The floor is Linux 5.19. What needs which release:
+The connect hook's floor is Linux 5.19. What needs which release:
 
     5.3   socket storage and ctx->sk in connect programs       5.9   detaching a link
     5.7   links on cgroups, bpf_get_netns_cookie               5.14  SO_NETNS_COOKIE
@@ -18,17 +18,21 @@ import re
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import bpffs, netns
-from mitmsec_redirect.bpf import EbpfUnavailable, Map, MapKind
+from mitmsec_redirect.backend import BackendKind, BackendUnavailable
+from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.nftables import Nftables
 
 KERNEL_FLOOR = (5, 19)
+BACKEND = "backend"  # the check that says which one is taken
+FOR_CLOSED = "bpffs"  # the check that is about on_failure = closed alone
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1
 CAPABILITIES = {  # without any one of them `mitmsec run` was seen to fail
@@ -43,12 +47,13 @@ CAPABILITIES = {  # without any one of them `mitmsec run` was seen to fail
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that the hook needs. `remedy` says what to do where it is not `ok`."""
+    """One thing that is needed. `remedy` says what to do where it is not `ok`."""
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
+    backend: str = ""  # which needs it, a BackendKind; empty: each does
 
 
 class Missing(Exception):
@@ -61,32 +66,43 @@ class Missing(Exception):
 
 
 def checks() -> list[Check]:
-    """Every need, in the order in which they build on each other. Never raises."""
-    return list(_run())
+    """Every need, in the order in which they build on each other, and last which backend is taken. Never raises."""
+    found = list(_run())
+    return [*found, taken(found)]
+
+
+def taken(found: Sequence[Check]) -> Check:
+    """The backend that `auto` takes where this was found: its own `backend` names it, empty where there is none."""
+    for kind in (BackendKind.CONNECT_HOOK, BackendKind.NFTABLES):
+        if all(check.ok for check in found if check.backend == kind and check.name != FOR_CLOSED):
+            return Check(name=BACKEND, ok=True, detail=f"{kind} is what `mitmsec run` takes", backend=kind)
+    return Check(name=BACKEND, ok=False, detail="neither connect_hook nor nftables works here")
 
 
 def _run() -> Iterator[Check]:
-    probes: tuple[tuple[str, Callable[[], str], str], ...] = (
-        ("privilege", _privilege, ""),
-        ("capabilities", _capabilities, ""),
-        ("kernel", _kernel, ""),
-        ("bpf", _bpf, ""),
-        ("cgroup2", _cgroup2, ""),
-        ("connect hook", _hook, "Use a kernel of at least 5.19 built with CONFIG_CGROUP_BPF."),
-        ("bpffs", _bpffs, "Needed for on_failure = closed only."),
-        ("network namespace", _namespace, "Use a kernel of at least 5.14."),
-        ("loopback", _loopback, "ip link set lo up"),
-        ("pid namespace", _pid_namespace, ""),
+    hook, rules = BackendKind.CONNECT_HOOK, BackendKind.NFTABLES
+    probes: tuple[tuple[str, Callable[[], str], str, str], ...] = (
+        ("privilege", _privilege, "", ""),
+        ("capabilities", _capabilities, "", ""),
+        ("kernel", _kernel, "", hook),
+        ("bpf", _bpf, "", hook),
+        ("cgroup2", _cgroup2, "", ""),
+        ("connect hook", _hook, "Use a kernel of at least 5.19 built with CONFIG_CGROUP_BPF.", hook),
+        (FOR_CLOSED, _bpffs, "Needed for on_failure = closed only.", hook),
+        ("network namespace", _namespace, "Use a kernel of at least 5.14.", hook),
+        ("nftables", _nftables, "", rules),
+        ("loopback", _loopback, "ip link set lo up", ""),
+        ("pid namespace", _pid_namespace, "", ""),
     )
-    for name, probe, remedy in probes:
+    for name, probe, remedy, backend in probes:
         try:
-            yield Check(name=name, ok=True, detail=probe())
+            yield Check(name=name, ok=True, detail=probe(), backend=backend)
         except Missing as missing:
-            yield Check(name=name, ok=False, detail=missing.detail, remedy=missing.remedy)
-        except EbpfUnavailable as error:
-            yield Check(name=name, ok=False, detail=error.reason, remedy=error.remedy)
+            yield Check(name=name, ok=False, detail=missing.detail, remedy=missing.remedy, backend=backend)
+        except BackendUnavailable as error:
+            yield Check(name=name, ok=False, detail=error.reason, remedy=error.remedy, backend=backend)
         except OSError as error:
-            yield Check(name=name, ok=False, detail=str(error), remedy=remedy)
+            yield Check(name=name, ok=False, detail=str(error), remedy=remedy, backend=backend)
 
 
 def _privilege() -> str:
@@ -152,6 +168,13 @@ def _hook() -> str:
         ) as hook:
             partial = ", but destinations without a route are not refused" if hook.routes_partial else ""
             return f"{len(hook.run_counts())} programs load and attach{partial}"
+
+
+def _nftables() -> str:
+    """The rules themselves, for an empty cgroup."""
+    with _cgroup() as cgroup:
+        Nftables.open(cgroup.path, port_v4=1, port_v6=1, on_failure=OnFailure.CLOSED, quic=Quic.REFUSE).close()
+    return "rules are taken"
 
 
 def _bpffs() -> str:

@@ -149,6 +149,11 @@ class Replay(Backend):
         """Nothing happens here but by `play`."""
         return ()
 
+    @property
+    def last_beat_ns(self) -> int:
+        """No clock runs here: the caller says whether the gate lives."""
+        return 0
+
     def set_port(self, port_v4: int, port_v6: int | None) -> None:
         """Other listeners from now on."""
         self._has_v6 = port_v6 is not None

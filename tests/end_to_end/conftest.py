@@ -20,6 +20,7 @@ from mitmsec.channel import Channel
 from mitmsec.core.messages import Message
 from mitmsec.service import control
 from mitmsec_certs.origin_pki import origin_pki
+from mitmsec_redirect import nft
 
 V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
 HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
@@ -179,6 +180,7 @@ class Mitmsec:
 
     network: Network
     state: Path
+    backend: str = ""  # for --backend; empty: its default
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -190,15 +192,15 @@ class Mitmsec:
     def run(self, *arguments: str, timeout_s: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """`mitmsec run --state … ARGUMENTS`, to its end."""
         options = {"capture_output": True, "text": True, "env": self.environment()} | options
-        return subprocess.run(
-            self.command("run", "--state", str(self.state), *arguments), timeout=timeout_s, check=False, **options
-        )
+        return subprocess.run(self._run(*arguments), timeout=timeout_s, check=False, **options)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        return subprocess.Popen(
-            self.command("run", "--state", str(self.state), *arguments), env=self.environment(), **options
-        )
+        return subprocess.Popen(self._run(*arguments), env=self.environment(), **options)
+
+    def _run(self, *arguments: str) -> list[str]:
+        choice = ["--backend", self.backend] if self.backend else []
+        return self.command("run", "--state", str(self.state), *choice, *arguments)
 
     def events(self, *filters: str) -> list[dict[str, Any]]:
         listed = subprocess.run(
@@ -218,11 +220,19 @@ class Mitmsec:
         return str(path)
 
 
+NFTABLES = pytest.param(
+    "nftables", marks=pytest.mark.skipif(shutil.which("nft", path=nft.FOLDERS) is None, reason="nft is not installed")
+)
+both_backends = pytest.mark.parametrize("mitmsec", ["connect_hook", NFTABLES], indirect=True)
+by_nftables = pytest.mark.parametrize("mitmsec", [NFTABLES], indirect=True)
+
+
 @pytest.fixture
-def mitmsec(network: Network) -> Iterator[Mitmsec]:
+def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmsec]:
+    """With the backend that the test's parameter names."""
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-state-"))
     folder.chmod(0o755)
-    tool = Mitmsec(network, folder / "state")
+    tool = Mitmsec(network, folder / "state", getattr(request, "param", ""))
     try:
         yield tool
         cleaned = subprocess.run(tool.command("clean", "--state", str(tool.state)), capture_output=True, text=True)

@@ -11,12 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import BARE, V4, V6, Mitmsec, Network
+from conftest import BARE, V4, V6, Mitmsec, Network, both_backends
 
 pytestmark = pytest.mark.root
 CURL = os.path.realpath(shutil.which("curl") or "curl")
 
 
+@both_backends
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.parametrize("host", [V4, f"[{V6}]", "origin.test"])
 def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host: str, version: str) -> None:
@@ -32,6 +33,8 @@ def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host:
     assert request["http_version"] == ("HTTP/2" if version == "--http2" else "HTTP/1.1")
     assert request["process"]["exe"] == CURL
     assert request["process"]["sha256"] == hashlib.sha256(Path(CURL).read_bytes()).hexdigest()
+    sure = {"connect_hook": "kernel", "nftables": "table"}[mitmsec.backend]
+    assert request["process"]["confidence"] == sure
     (connection,) = mitmsec.of_kind("connection")
     assert connection["id"] == request["connection"]
     assert (connection["action"], connection["rule"]) == ("decrypt", "defaults")
@@ -45,6 +48,7 @@ def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host:
     assert certificate["connection"] == connection["id"]
 
 
+@both_backends
 def test_a_bypassed_origin_is_seen_with_its_own_certificate(origin: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[[rule]]\nname = "private"\nhost = ["bank.test"]\naction = "bypass"\nreason = "4.2"\n')
     done = mitmsec.run("--policy", policy, "--", "curl", "-sSv", "https://bank.test/hello")
@@ -57,6 +61,7 @@ def test_a_bypassed_origin_is_seen_with_its_own_certificate(origin: Network, mit
     assert mitmsec.of_kind("request") == mitmsec.of_kind("certificate") == []
 
 
+@both_backends
 def test_a_blocked_origin_is_never_contacted(network: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[[rule]]\nname = "no trackers"\nhost = ["tracker.test"]\naction = "block"\n')
     script = (
@@ -138,6 +143,7 @@ def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(
     assert mitmsec.of_kind("request") == []
 
 
+@both_backends
 def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
     done = mitmsec.run("--", "curl", "-sS", "http://origin.test/missing", "-o", "/dev/null", "-w", "%{http_code}")
     assert (done.returncode, done.stdout) == (0, "404"), done.stderr
@@ -147,6 +153,7 @@ def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> N
     assert connection["protocol"] == "http"
 
 
+@both_backends
 def test_a_large_download_arrives_whole(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
     for number, version in enumerate(("--http1.1", "--http2")):
         target = tmp_path / str(number)
@@ -155,6 +162,7 @@ def test_a_large_download_arrives_whole(origin: Network, mitmsec: Mitmsec, tmp_p
         assert target.read_bytes() == (origin.folder / "www" / "megabytes").read_bytes()
 
 
+@both_backends
 def test_an_origin_on_loopback_is_an_origin(origin: Network, mitmsec: Mitmsec) -> None:
     done = mitmsec.run("--", "curl", "-sS", "https://127.0.0.1:8443/hello")
     assert done.returncode == 0, done.stderr

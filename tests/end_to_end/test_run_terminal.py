@@ -347,7 +347,10 @@ def test_arguments_never_stand_in_the_log(network: Network, mitmsec: Mitmsec) ->
     mitmsec.run("--", "echo", "--password", "hunter2")
     assert "hunter2" not in json.dumps(mitmsec.events())
     started = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_started"]
-    assert (started[0]["command"][0].endswith("/echo"), started[0]["detail"]) == (True, "2 arguments")
+    assert (started[0]["command"][0].endswith("/echo"), started[0]["detail"]) == (
+        True,
+        "2 arguments, diverted by connect_hook",
+    )
 
 
 def test_a_very_long_command_line_and_a_very_long_word_list_are_fine(network: Network, mitmsec: Mitmsec) -> None:

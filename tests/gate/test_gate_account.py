@@ -64,6 +64,14 @@ def test_the_program_is_known_by_the_address_that_it_sees_as_its_own() -> None:
     assert (about.client, about.remote) == (Endpoint(address="192.0.2.9", port=5), remote)
 
 
+def test_of_whom_the_kernel_recorded_nothing_nothing_is_said_until_the_supervisor_does() -> None:
+    about = Account("f")
+    client, remote = Endpoint(address="192.0.2.9", port=5), Endpoint(address="192.0.2.1", port=443)
+    origin = Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
+    about.accepted(Accepted(client, remote, origin), 1.0)
+    assert (about.client, about.process) == (client, Process(pid=0))
+
+
 def test_what_is_not_tls_has_no_facts_of_tls() -> None:
     about = account()
     about.protocol = Protocol.HTTP

@@ -70,6 +70,16 @@ def test_only_a_table_that_says_it_is_ours_can_be_a_dead_owners() -> None:
     assert not nft.is_dead(Table("t", "somebody's"))
 
 
+def test_an_owner_that_was_killed_and_not_yet_waited_for_is_dead() -> None:
+    owner = subprocess.Popen(["sleep", "60"])
+    remark = nft.owner_remark(owner.pid)
+    assert not nft.is_dead(Table("t", remark))
+    owner.kill()
+    os.waitid(os.P_PID, owner.pid, os.WEXITED | os.WNOWAIT)
+    assert nft.is_dead(Table("t", remark))
+    owner.wait()
+
+
 def test_the_dead_are_reaped_the_living_and_strangers_are_not() -> None:
     table("mitmsec-a-dead", ended())
     table("mitmsec-a-kept", ended())

@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from mitmsec_redirect import cgroup, probe
+from mitmsec_redirect import cgroup, nft, probe
 from mitmsec_redirect.bpf import EbpfUnavailable
-from mitmsec_redirect.probe import kernel_version
+from mitmsec_redirect.probe import Check, kernel_version
 
 
 @pytest.mark.root
 def test_everything_works_where_these_tests_run() -> None:
     told = {check.name: check for check in probe.checks()}
-    assert [name for name, check in told.items() if not check.ok and name != "pid namespace"] == []
+    assert [name for name, check in told.items() if not check.ok and name not in ("pid namespace", "nftables")] == []
     assert "8 programs" in told["connect hook"].detail
+    assert told["nftables"].ok is (shutil.which("nft", path=nft.FOLDERS) is not None)
+    assert nft.leftovers("mitmsec-probe") == []
+    assert (told["backend"].ok, told["backend"].backend) == (True, "connect_hook")
     assert cgroup.leftovers("probe") == []
+
+
+HOOK, RULES = "connect_hook", "nftables"
+
+
+@pytest.mark.parametrize(
+    ("missing", "backend"),
+    [
+        ((), HOOK),
+        (("nftables",), HOOK),
+        (("bpffs",), HOOK),  # which only on_failure = closed needs
+        (("cgroup2",), HOOK),  # which nobody can do without
+        (("bpf",), RULES),
+        (("connect hook", "kernel"), RULES),
+        (("bpf", "nftables"), ""),
+    ],
+)
+def test_what_is_taken_follows_from_what_works(missing: tuple[str, ...], backend: str) -> None:
+    needs = {"kernel": HOOK, "bpf": HOOK, "cgroup2": "", "connect hook": HOOK, "bpffs": HOOK, "nftables": RULES}
+    found = [Check(name, ok=name not in missing, detail="", backend=needs[name]) for name in needs]
+    check = probe.taken(found)
+    assert (check.ok, check.backend) == (bool(backend), backend)
 
 
 @pytest.mark.parametrize(

@@ -75,3 +75,33 @@ def test_as_json_what_only_root_can_find_out_is_neither_so_nor_not_so(monkeypatc
     assert [check["ok"] for check in told] == [False, None, True]
     monkeypatch.setattr(probe, "checks", lambda: found[1:])
     assert json.loads(CliRunner().invoke(cli, ["doctor", "--json"]).stdout)["ok"] is False
+
+
+NO_BPF = Check(name="bpf", ok=False, detail="EPERM", remedy="do this", backend="connect_hook")
+NO_NFT = Check(name="nftables", ok=False, detail="no nft", remedy="install nft", backend="nftables")
+RULES_TAKEN = Check(name="backend", ok=True, detail="nftables is taken", backend="nftables")
+HOOK_TAKEN = Check(name="backend", ok=True, detail="connect_hook is taken", backend="connect_hook")
+NONE_TAKEN = Check(name="backend", ok=False, detail="neither works")
+
+
+@pytest.mark.parametrize(("lacking", "taken"), [(NO_BPF, RULES_TAKEN), (NO_NFT, HOOK_TAKEN)], ids=["bpf", "nft"])
+def test_what_the_backend_that_is_taken_does_not_need_may_be_missing(
+    monkeypatch: pytest.MonkeyPatch, lacking: Check, taken: Check
+) -> None:
+    lines = doctor(monkeypatch, FOUND[0], lacking, taken)
+    assert f"{lacking.detail}; not needed here" in lines[1]
+    assert not any(lacking.remedy in line for line in lines)
+    assert lines[-1].startswith(f"mitmsec run works, by {taken.backend}. Next: ")
+    assert CliRunner().invoke(cli, ["doctor"]).exit_code == 0
+
+
+def test_where_no_backend_works_all_that_is_missing_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = doctor(monkeypatch, FOUND[0], NO_BPF, NO_NFT, NONE_TAKEN)
+    assert sum("not needed" in line for line in lines) == 0
+    assert lines[-1] == "mitmsec run cannot work here, for 2 reasons. First: do this"
+    assert CliRunner().invoke(cli, ["doctor"]).exit_code == 3
+
+
+def test_what_every_backend_needs_is_missed_whichever_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = doctor(monkeypatch, FOUND[1], HOOK_TAKEN)
+    assert lines[-1] == "mitmsec run cannot work here. First: do this"

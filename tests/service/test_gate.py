@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,11 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Action, OnFailure, Process
 from mitmsec.core.policy import Policy
+from mitmsec.service.gate import _given
 from mitmsec_redirect import records
+from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.pulse import Pulse
 
 pytestmark = pytest.mark.root
 
@@ -45,10 +49,22 @@ CURL = Process(pid=4711, exe="/usr/bin/curl", name="curl")
 class GateProcess:
     """The child, and the test's ends of everything that it is connected to."""
 
-    def __init__(self, policy: Policy, *, on_failure: OnFailure = OnFailure.CLOSED, v6: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        on_failure: OnFailure = OnFailure.CLOSED,
+        v6: bool = False,
+        backend: BackendKind = BackendKind.CONNECT_HOOK,
+    ) -> None:
         self._recorded = 0
         self.origins = Map.create(MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, 64, "ms_origins")
         self.heartbeat = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_heartbeat")
+        self.pulse_fd = Pulse.new()
+        given = {
+            BackendKind.CONNECT_HOOK: [self.origins.fd, self.heartbeat.fd],
+            BackendKind.NFTABLES: [self.pulse_fd],
+        }
         self.listeners = [socket.create_server(("127.0.0.1", 0))]
         if v6:
             self.listeners.append(socket.create_server(("::1", 0), family=socket.AF_INET6))
@@ -63,17 +79,16 @@ class GateProcess:
         with theirs, recorder_end, signer_end:
             command = [sys.executable, "-m", "mitmsec.service.gate", str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-            settings = GateSettings(session="s", on_failure=on_failure, has_v6=v6, capture=False)
+            settings = GateSettings(session="s", on_failure=on_failure, has_v6=v6, capture=False, backend=backend)
             fds = [
                 policy_fd,
                 self.listeners[0].fileno(),
                 recorder_end.fileno(),
                 signer_end.fileno(),
-                self.origins.fd,
-                self.heartbeat.fd,
+                *given.get(backend, []),
                 *(listener.fileno() for listener in self.listeners[1:]),
             ]
-            assert self.told(self.control, settings, *fds) == Ready()
+            self.answer = self.told(self.control, settings, *fds)
         os.close(policy_fd)
 
     def told(self, channel: Channel, message: Any, *fds: int) -> Any:
@@ -117,6 +132,7 @@ class GateProcess:
                 listener.close()
             self.origins.close()
             self.heartbeat.close()
+            os.close(self.pulse_fd)
 
 
 @pytest.fixture
@@ -149,8 +165,9 @@ def test_a_diverted_connection_is_relayed_under_its_owners_name(origin: socket.s
         assert gate.end() == 0
 
 
-def test_a_connection_that_no_hook_diverted_is_a_strangers() -> None:
-    gate = GateProcess(Policy(action=Action.BYPASS))
+@pytest.mark.parametrize("backend", [BackendKind.CONNECT_HOOK, BackendKind.NFTABLES])
+def test_a_connection_that_no_hook_diverted_is_a_strangers(backend: BackendKind) -> None:
+    gate = GateProcess(Policy(action=Action.BYPASS), backend=backend)
     try:
         address = gate.listeners[0].getsockname()
         with pytest.raises(ConnectionResetError), socket.create_connection(address, WAIT_S) as client:
@@ -159,6 +176,31 @@ def test_a_connection_that_no_hook_diverted_is_a_strangers() -> None:
         assert gate.recorded().outcome is Outcome.STRANGER
     finally:
         assert gate.end() == 0
+
+
+def test_under_nftables_it_beats_on_what_its_supervisor_hears() -> None:
+    gate = GateProcess(Policy(), backend=BackendKind.NFTABLES, v6=True)
+    try:
+        assert gate.answer == Ready()
+        heard, deadline = 0, time.monotonic() + WAIT_S
+        while heard < 2:  # from its own loop, and not once only
+            heard += Pulse(gate.pulse_fd).heard()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert gate.heartbeat.lookup(bytes(4)) == bytes(8)
+    finally:
+        assert gate.end() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "descriptors"),
+    [(BackendKind.WINDIVERT, 1), (BackendKind.REPLAY, 0), (BackendKind.NFTABLES, 2), (BackendKind.CONNECT_HOOK, 1)],
+)
+def test_for_a_backend_that_no_gate_serves_or_other_descriptors_there_is_none(
+    kind: BackendKind, descriptors: int
+) -> None:
+    with pytest.raises(ValueError):
+        _given(kind, [-1] * descriptors)
 
 
 def test_a_flow_is_handed_to_the_worker_that_came_up(origin: socket.socket) -> None:

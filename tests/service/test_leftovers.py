@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from mitmsec.service import ground, leftovers, survivors
 from mitmsec.service.state import State
-from mitmsec_redirect import bpffs
+from mitmsec_redirect import bpffs, nft
 from mitmsec_redirect.cgroup import SessionCgroup
 
 pytestmark = pytest.mark.root
@@ -47,6 +48,28 @@ def test_reaping_takes_the_empty_and_leaves_what_still_runs(state: State) -> Non
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+@pytest.mark.skipif(shutil.which("nft", path=nft.FOLDERS) is None, reason="nft is not installed (Debian: nftables)")
+def test_a_table_keeps_denying_as_long_as_somebody_runs_under_it_and_goes_by_order(state: State) -> None:
+    empty, busy = left_behind(state, "empty"), left_behind(state, "busy")
+    script = ["unshare", "-n", "sh", "-c", "echo up; exec sleep 60"]
+    sleeper = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
+    try:
+        assert sleeper.stdout is not None
+        assert sleeper.stdout.readline() == "up\n"
+        busy.put(sleeper.pid)
+        network = os.open(f"/proc/{sleeper.pid}/ns/net", os.O_RDONLY)
+        for cgroup in (empty, busy):
+            nft.load(f'create table inet {cgroup.path.name} {{ comment "mitmsec owner {os.getpid()} 1"; }}', network)
+        os.close(network)
+        assert [one.name for one in leftovers.reap(state) if one.what == "table"] == [empty.path.name]
+        assert leftovers.remaining(state) == [str(busy.path), f"table {busy.path.name}"]
+        assert [one.name for one in leftovers.clean(state, purge=False) if one.what == "table"] == [busy.path.name]
+        assert leftovers.remaining(state) == []
+    finally:
+        sleeper.kill()
+        sleeper.communicate()
 
 
 def test_the_folder_of_a_run_stays_as_long_as_somebody_who_was_told_of_it_lives(state: State) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
 from mitmsec.core.model import Endpoint, Process, Transport
 from mitmsec.service.missed import EVENTS_LIMIT, Misses, events
@@ -31,6 +33,22 @@ def test_the_same_attempt_is_one_event_with_its_count() -> None:
     )
     assert [(event.count, event.pid) for event in found if isinstance(event, FaultSeen)] == [(1000, 7), (1, 8)]
     assert asked == [7, 8]
+
+
+def test_of_two_users_unknown_processes_each_is_told_with_its_own() -> None:
+    """Rules of nftables know the user of a packet where its process has gone."""
+    unknown = [replace(missed(Reason.QUIC_REFUSED, pid=0), uid=uid) for uid in (1000, 1001, 1000)]
+    misses = Misses(lambda one: Process(pid=0, user=str(one.uid)), "run-1")
+    misses.take(unknown)
+    told = [event.process.user for event in misses.told() if isinstance(event, ConnectionSeen)]
+    assert told == ["1000", "1001"]
+
+
+def test_an_attempt_of_an_unknown_program_names_no_pid() -> None:
+    one = replace(missed(Reason.GATE_STALLED, pid=0), comm="")
+    (event,) = events([one], lambda _: Process(pid=0), "run-1")
+    assert isinstance(event, FaultSeen)
+    assert (event.pid, event.detail) == (None, "a program to 192.0.2.7:443")
 
 
 def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:

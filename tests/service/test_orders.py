@@ -13,7 +13,7 @@ from mitmsec.core.messages import Message
 from mitmsec.service import control
 from mitmsec.service.children import ChildFailed
 from mitmsec.service.orders import ServiceOrders, refusal
-from mitmsec_redirect.bpf import EbpfUnavailable
+from mitmsec_redirect.backend import BackendUnavailable
 
 CLOSED = control.RunClosed(committed=True, connections=4, requests=0, findings=0, faults=0, cut=0, survivors=0)
 START = control.StartService(policy_file="/p.toml", policy_sha256="0", workers=1, bound=False)
@@ -155,7 +155,7 @@ def test_an_order_without_its_descriptors_is_refused(client: Client) -> None:
 
 
 def test_a_service_that_cannot_start_says_whose_fault_that_is(client: Client, supervisor: Supervisor) -> None:
-    supervisor.fails = EbpfUnavailable("no cgroup2", "mount it")
+    supervisor.fails = BackendUnavailable("no cgroup2", "mount it")
     assert client(START) == control.Refused(error="no cgroup2", remedy="mount it", status=3)
 
 

@@ -99,6 +99,13 @@ def test_whatever_goes_wrong_the_gate_is_told_what_the_kernel_said(answer: Owner
     encode(WhoseAnswer(number=1, process=owner.process))
 
 
+def test_of_whom_nothing_is_known_nothing_is_said() -> None:
+    """The kernel wrote nothing down, and looking it up failed."""
+    reading = Reading(OSError(5, "Input/output error"))
+    nobody = Whose(number=1, pid=0, uid=-1, comm="")
+    assert reading.owners.of(nobody, None) == Owner(Process(pid=0))
+
+
 def test_a_failure_is_said_once_however_often_a_program_tries() -> None:
     reading = Reading(Owner(Process(pid=7, exe=NO_UNICODE + "x" * 5000)))
     for _ in range(1000):

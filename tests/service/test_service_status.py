@@ -38,6 +38,12 @@ def test_a_service_says_what_it_selects_and_what_it_carries() -> None:
     ]
 
 
+def test_a_run_says_what_diverts_it() -> None:
+    run = ("r1", "/usr/bin/curl", "/x")
+    answer = StatusAnswer(supervisor=7, sessions=(run,), processes=(), backends=(("r1", "nftables"),))
+    assert lines(answer)[1] == "run        r1  /usr/bin/curl by nftables; 0 live, 0 of them decrypted"
+
+
 def test_without_a_service_runs_are_told_and_the_switch_stands_first() -> None:
     answer = StatusAnswer(supervisor=7, sessions=(("r1", "a\x1b[31m", "/x"),), processes=(), left_out=3, off=True)
     assert lines(answer) == [
