@@ -126,9 +126,13 @@ class GateSettings(Message, frozen=True):
 
 
 class WorkerUp(Message, frozen=True):
-    """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died."""
+    """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died.
+
+    One in `reserve` gets no flows until `Govern` names it.
+    """
 
     worker: int
+    reserve: bool = False
 
 
 class WorkerHangs(Message, frozen=True):
@@ -147,6 +151,7 @@ class Whose(Message, frozen=True):
     connected_ns: int = 0  # CLOCK_MONOTONIC of connect(): a process that started later is not its owner
     client: Endpoint | None = None  # as the gate sees it; with it there is no word of the kernel's, and `pid` is 0
     remote: Endpoint | None = None  # where `client` was going
+    selected: bool = False  # at connect(), under a standing selection; False: nobody had judged it yet
 
 
 class WhoseAnswer(Message, frozen=True):

@@ -22,6 +22,7 @@ class Origin(Value, frozen=True):
     connected_ns: int = 0  # CLOCK_MONOTONIC of its connect()
     source: str | None = None  # the address that the program sees as its own, where the hook knows it
     client: Endpoint | None = None  # the connection's other end, where by that alone its owner is to be found
+    selected: bool = False  # the kernel knew at connect() that the service selects it
 
 
 class DialFailure(StrEnum):

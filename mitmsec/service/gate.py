@@ -84,6 +84,7 @@ class HookOrigins:
             bound=bound,
             connected_ns=origin.connected_ns,
             source=bound or origin.source,
+            selected=origin.selected,
         )
 
 
@@ -162,8 +163,8 @@ class GateProgram:
         """A later message of the supervisor."""
         assert self._gate is not None
         match message:
-            case WorkerUp(worker=worker) if len(fds) == 1:
-                self._gate.crew.up(worker, fds.pop())
+            case WorkerUp(worker=worker, reserve=reserve) if len(fds) == 1:
+                self._gate.crew.up(worker, fds.pop(), reserve=reserve)
             case WorkerUp():
                 pass
             case WhoseAnswer(number=number, process=process, selected=selected):
@@ -201,6 +202,7 @@ class GateProgram:
                 connected_ns=origin.connected_ns,
                 client=origin.client,
                 remote=origin.remote if origin.client is not None else None,
+                selected=origin.selected,
             )
         )
 
