@@ -32,7 +32,7 @@ import msgspec
 from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec_redirect import cgroup_path, proc_files
 from mitmsec_redirect.cgroup_ids import CgroupPaths
-from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, identity_of
+from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, can_be_remembered, identity_of
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.proc_files import ExePath, Found, file_of
 from mitmsec_redirect.process_history import TICK_NS, Life, ProcessHistory, Program, Sighting
@@ -201,7 +201,9 @@ class ProcessTable:
         try:
             if file_of(os.fstat(place)) != program.executable:
                 return _unhashed()
-            return self._hashes.begin(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC))
+            if not can_be_remembered(place):  # it may have been changed since, and nothing would show it
+                return _unhashed()
+            return self._hashes.begin(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC), program.uid)
         except OSError:
             return _unhashed()
         finally:
@@ -293,7 +295,8 @@ class ProcessTable:
         if (known := self._hashes.known(identity)) is not None:
             return known
         try:
-            return self._hashes.begin(os.open("exe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder))
+            uid = os.stat(".", dir_fd=folder).st_uid
+            return self._hashes.begin(os.open("exe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder), uid)
         except OSError:
             return _unhashed()
 

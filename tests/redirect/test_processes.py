@@ -160,7 +160,7 @@ def test_who_asks_with_another_user_gets_that_users_name(child: subprocess.Popen
 
 def test_a_hash_that_is_still_to_come_holds_nothing_up(child: subprocess.Popen[bytes], copy: Path) -> None:
     class Slow(ExecutableHashes):
-        def begin(self, descriptor: int) -> Future[str | None]:
+        def begin(self, descriptor: int, uid: int) -> Future[str | None]:
             os.close(descriptor)
             return pending
 
@@ -182,7 +182,7 @@ def test_a_hash_that_cannot_be_had_is_never_taken_for_none(child: subprocess.Pop
     """Whoever decides by it can tell: something was to come, and nothing came."""
 
     class Vain(ExecutableHashes):
-        def begin(self, descriptor: int) -> Future[str | None]:
+        def begin(self, descriptor: int, uid: int) -> Future[str | None]:
             os.close(descriptor)
             failed: Future[str | None] = Future()
             failed.set_result(None)
