@@ -19,7 +19,7 @@ from enum import StrEnum
 
 import msgspec
 
-from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Caller, Decision, Endpoint, OnFailure, Process, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -143,6 +143,7 @@ class Whose(Message, frozen=True):
     uid: int
     comm: str
     connected_ns: int = 0  # CLOCK_MONOTONIC of connect(): a process that started later is not its owner
+    caller: Caller | None = None  # None: the kernel's hook cannot tell
 
 
 class WhoseAnswer(Message, frozen=True):

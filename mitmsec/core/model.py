@@ -97,6 +97,20 @@ class Endpoint(Value, frozen=True, order=True, array_like=True):
         return f"[{self.address}]:{self.port}" if self.is_v6 else f"{self.address}:{self.port}"
 
 
+class Caller(Value, frozen=True):
+    """Who called connect(), told by the kernel at that moment: what makes a pid and a path one process and one file.
+
+    Starts are nanoseconds of CLOCK_BOOTTIME; the file's numbers are the kernel's own (mostly what stat() says).
+    """
+
+    start_ns: int
+    parent: int = 0  # who will be told of its end; 0: nobody here
+    parent_start_ns: int = 0
+    device: int = 0  # of the executable's file system
+    inode: int = 0  # 0: it has no executable
+    ctime_ns: int = 0
+
+
 class ParentProcess(Value, frozen=True):
     """The process that started another, as far as it could still be read, and its own parent in turn."""
 

@@ -8,7 +8,7 @@ import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
 from mitmsec.core.messages import FlowEnded, HandOver
-from mitmsec.core.model import Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Caller, Endpoint, OnFailure, Process, Value
 
 
 class Origin(Value, frozen=True):
@@ -21,6 +21,7 @@ class Origin(Value, frozen=True):
     bound: str | None = None  # the address that the program had bound its socket to, if it had
     connected_ns: int = 0  # CLOCK_MONOTONIC of its connect()
     source: str | None = None  # the address that the program sees as its own, where the hook knows it
+    caller: Caller | None = None  # which process of that pid, and which program, where the hook knows it
 
 
 class DialFailure(StrEnum):

@@ -79,6 +79,7 @@ class HookOrigins:
             bound=bound,
             connected_ns=origin.connected_ns,
             source=bound or origin.source,
+            caller=origin.caller,
         )
 
 
@@ -167,6 +168,7 @@ class GateProgram:
                 uid=origin.uid,
                 comm=origin.comm,
                 connected_ns=origin.connected_ns,
+                caller=origin.caller,
             )
         )
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
-from mitmsec.core.model import Action, Endpoint, Process
+from mitmsec.core.model import Action, Caller, Endpoint, Process
 from mitmsec_redirect.records import Missed, Reason
 
 EVENTS_LIMIT = 16  # of one collection, of which there are ten a second
@@ -24,12 +24,13 @@ def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session
     first: dict[tuple[int, Endpoint, Reason, bool], Missed] = {}
     rest: Counter[tuple[Reason, bool]] = Counter()
     beyond: dict[Reason, Missed] = {}
-    known: dict[tuple[int, Reason], Process] = {}
+    known: dict[tuple[int, Caller | None, Reason], Process] = {}
 
     def process(one: Missed) -> Process:
-        if (one.pid, one.reason) not in known:
-            known[one.pid, one.reason] = whose(one)
-        return known[one.pid, one.reason]
+        key = (one.pid, one.caller, one.reason)
+        if key not in known:
+            known[key] = whose(one)
+        return known[key]
 
     for one in missed:
         key = (one.pid, one.remote, one.reason, one.denied)

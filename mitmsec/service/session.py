@@ -44,7 +44,7 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
-from mitmsec.core.model import OnFailure, Process
+from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
@@ -63,7 +63,8 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.heartbeat import Heartbeat
-from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
+from mitmsec_redirect.owner import Owner, rfc3339
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 
 MISSED_PERIOD_S = 0.1
@@ -156,9 +157,9 @@ class Session:
             operation="run_started", session=self.name, user=user, command=(order.program,), detail=arguments
         )
 
-    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
+    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None, caller: Caller | None) -> Owner:
         processes = self.scope.processes if self.scope is not None else None
-        return (processes or self.shared.processes).whose(pid, uid, comm, connected_ns)
+        return (processes or self.shared.processes).whose(pid, uid, comm, connected_ns, caller)
 
     @property
     def program(self) -> str:

@@ -73,6 +73,17 @@ def status_of(folder: int) -> Status | None:
         return None
 
 
+def status_of_pid(pid: int, proc: str = "/proc") -> Status | None:
+    """The same, of whoever has that pid now."""
+    folder = opened(pid, proc)
+    if folder is None:
+        return None
+    try:
+        return status_of(folder)
+    finally:
+        os.close(folder)
+
+
 def comm_of(folder: int) -> str | None:
     try:
         return content(folder, "comm").removesuffix(b"\n").decode(errors="replace")
@@ -97,19 +108,41 @@ def content(folder: int, name: str, limit_bytes: int = CONTENT_BYTES) -> bytes:
         os.close(descriptor)
 
 
-# --- the executable's path --------------------------------------------------------------------------------------------
-def exe_of(folder: int) -> ExePath:
-    """Empty for a process that has ended, a thread of the kernel, a file without a name (memfd)."""
+# --- the executable ---------------------------------------------------------------------------------------------------
+def exe_opened(folder: int) -> int | None:
+    """A descriptor (O_PATH) of the file that runs; None for a process that has ended, a thread of the kernel.
+
+    All that is asked of it is about that file, whatever the process executes meanwhile.
+    """
     try:
-        path = os.readlink("exe", dir_fd=folder)
+        return os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+
+
+def exe_of(folder: int) -> ExePath:
+    """Empty where there is no executable."""
+    file = exe_opened(folder)
+    if file is None:
+        return ExePath()
+    try:
+        return path_of(file)
+    finally:
+        os.close(file)
+
+
+def path_of(file: int) -> ExePath:
+    """Where an opened executable lies; empty for a path that is too long to be told."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{file}")
     except OSError:
         return ExePath()
-    if _leads_there(folder, path):
+    if _leads_there(file, path):
         return ExePath(path=path)
     if not path.endswith(DELETED):
         return ExePath(claimed=path)
     path = path.removesuffix(DELETED)
-    return ExePath(path=path) if _is_on_our_mounts(folder) else ExePath(claimed=path)
+    return ExePath(path=path) if _device_of_mount(file, "/proc/self/mountinfo") is not None else ExePath(claimed=path)
 
 
 def executable_of(folder: int) -> Executable | None:
@@ -126,26 +159,58 @@ def file_of(status: os.stat_result) -> Executable:
     return Executable(device=device, inode=status.st_ino, ctime_ns=status.st_ctime_ns)
 
 
-def _leads_there(folder: int, path: str) -> bool:
+def is_executable(file: int, executable: Executable, folder: int | None = None) -> bool:
+    """An opened file is the one that the kernel told of, by its device in the table of mounts where stat() differs.
+
+    `folder` is /proc/PID of who runs it, perhaps on a mount that is not ours.
+    """
     try:
-        return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
+        found = file_of(os.fstat(file))
+    except OSError:  # a file system that is not open to us
+        return False
+    if found == executable:
+        return True
+    if (found.inode, found.ctime_ns) != (executable.inode, executable.ctime_ns):
+        return False
+    tables = (
+        ["/proc/self/mountinfo"] if folder is None else ["/proc/self/mountinfo", f"/proc/self/fd/{folder}/mountinfo"]
+    )
+    return any(_device_of_mount(file, table) == executable.device for table in tables)
+
+
+def opened_as(path: str, executable: Executable) -> int | None:
+    """A descriptor (O_PATH) of what lies at `path`, if that is the file that the kernel told of."""
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    if is_executable(file, executable):
+        return file
+    os.close(file)
+    return None
+
+
+def _leads_there(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
     except (OSError, ValueError):
         return False
 
 
-def _is_on_our_mounts(folder: int) -> bool:
-    """The mount that the executable was opened on is one of our namespace's."""
+def _device_of_mount(file: int, table: str) -> int | None:
+    """The device of the mount on which `file` was opened; None: `table` does not have that mount."""
+    described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
+    mount = described[described.index("mnt_id:") + 1]
     try:
-        file = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return False
-    try:
-        described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
-        mount = described[described.index("mnt_id:") + 1]
-    finally:
-        os.close(file)
-    with open("/proc/self/mountinfo") as mounts:
-        return any(line.partition(" ")[0] == mount for line in mounts)
+        with open(table, errors="surrogateescape") as mounts:
+            fields = (line.split(" ", 3) for line in mounts)
+            device = next((number for name, _, number, _ in fields if name == mount), None)
+    except OSError:  # its process has ended
+        return None
+    if device is None:
+        return None
+    major, minor = device.split(":")
+    return int(major) << MINOR_BITS | int(minor)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

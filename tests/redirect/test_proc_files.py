@@ -8,12 +8,28 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from caller_stage import mounted
 
 from mitmsec_redirect import proc_files
-from mitmsec_redirect.proc_files import ExePath, cgroup_of, comm_of, exe_of, file_of, living, opened, status_of
+from mitmsec_redirect.proc_files import (
+    ExePath,
+    cgroup_of,
+    comm_of,
+    exe_of,
+    exe_opened,
+    executable_of,
+    file_of,
+    is_executable,
+    living,
+    opened,
+    opened_as,
+    path_of,
+    status_of,
+)
 
 CAT = os.path.realpath(shutil.which("cat") or "")
 
@@ -98,6 +114,58 @@ def test_who_has_ended_or_never_was_has_no_path() -> None:
     assert (status_of(folder), comm_of(folder), cgroup_of(folder), exe_of(folder)) == (None, None, None, ExePath())
     os.close(folder)
     assert opened(child.pid) is None
+
+
+def test_a_path_that_is_too_long_to_be_told_is_none(program: Path) -> None:
+    deep = program.parent
+    with contextlib.ExitStack() as held:
+        at = os.open(deep, os.O_RDONLY)
+        held.callback(os.close, at)
+        for _ in range(20):
+            os.mkdir("d" * 250, dir_fd=at)
+            at = os.open("d" * 250, os.O_RDONLY, dir_fd=at)
+            held.callback(os.close, at)
+        os.rename(program, "program", dst_dir_fd=at)
+        file = os.open("program", os.O_PATH, dir_fd=at)
+        held.callback(os.close, file)
+        assert path_of(file) == ExePath()
+
+
+@pytest.mark.root
+def test_a_file_whose_device_stat_tells_otherwise_is_known_by_its_mount(tmp_path: Path) -> None:
+    """As btrfs does, and overlay over several file systems."""
+    lower, merged = (tmp_path / name for name in ("lower", "merged"))
+    for folder in (lower, merged):
+        folder.mkdir()
+    with mounted("tmpfs", lower), mounted("overlay", merged, f"lowerdir={lower}:{tmp_path}"):
+        shutil.copy(CAT, lower / "program")
+        with folder_of(merged / "program") as folder:
+            seen = executable_of(folder)
+            assert seen is not None
+            device = os.stat(merged).st_dev  # of a folder it is the file system's own
+            told = replace(seen, device=os.major(device) << 20 | os.minor(device))
+            assert told != seen
+            file = exe_opened(folder)
+            assert file is not None
+            assert is_executable(file, seen)
+            assert is_executable(file, told)
+            assert is_executable(file, told, folder)
+            assert not is_executable(file, replace(told, device=told.device + 1))
+            assert not is_executable(file, replace(told, inode=told.inode + 1))
+            os.close(file)
+        found = opened_as(str(merged / "program"), told)
+        assert found is not None
+        os.close(found)
+
+
+def test_what_does_not_lie_there_is_not_opened(program: Path) -> None:
+    there = file_of(program.stat())
+    found = opened_as(str(program), there)
+    assert found is not None
+    os.close(found)
+    assert opened_as(str(program), replace(there, ctime_ns=there.ctime_ns + 1)) is None
+    assert opened_as(str(program) + "/no", there) is None
+    assert opened_as("\0", there) is None
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

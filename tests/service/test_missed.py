@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
-from mitmsec.core.model import Endpoint, Process, Transport
+from mitmsec.core.model import Caller, Endpoint, Process, Transport
 from mitmsec.service.missed import EVENTS_LIMIT, events
 from mitmsec_redirect.records import Missed, Reason
 
@@ -31,6 +33,19 @@ def test_the_same_attempt_is_one_event_with_its_count() -> None:
     )
     assert [(event.count, event.pid) for event in found if isinstance(event, FaultSeen)] == [(1000, 7), (1, 8)]
     assert asked == [7, 8]
+
+
+def test_two_processes_that_had_one_pid_are_two() -> None:
+    one = missed(Reason.LINK_LOCAL)
+    asked: list[Missed] = []
+
+    def who(missed: Missed) -> Process:
+        asked.append(missed)
+        return whose(missed)
+
+    later = replace(one, remote=Endpoint.of("192.0.2.8", 443), caller=Caller(2))
+    events([replace(one, caller=Caller(1)), later], who, "run-1")
+    assert [each.caller for each in asked] == [Caller(1), Caller(2)]
 
 
 def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:
