@@ -67,9 +67,9 @@ class Direction(StrEnum):
 class Confidence(StrEnum):
     """How sure an attribution is, and by what. Never a guess presented as a fact."""
 
-    KERNEL = "kernel"  # the kernel named it at connect(), and it was read alive, or recorded by the monitor
+    KERNEL = "kernel"  # the kernel named it at connect(), and it was read alive, or recorded, or its file is known
     TABLE = "table"  # found in a table of sockets afterwards
-    INFERRED = "inferred"  # the kernel named the pid, but the process had gone before it could be read
+    INFERRED = "inferred"  # the kernel named the pid, but the process had gone (or changed) before it could be read
     UNKNOWN = "unknown"
 
 

@@ -47,8 +47,7 @@ CHANGES_SHOW = frozenset(
         0xF2F52010,  # f2fs
     }
 )
-# On these they may not; but our kernel says who owns a file, and one that only root may write to is left alone.
-CHANGES_MAY_HIDE = frozenset({0x01021994, 0x794C7630, 0x858458F6})  # tmpfs, overlay, ramfs
+OVERLAY = 0x794C7630  # containers live on it; what lies below may be tmpfs, so only files of root's alone are trusted
 
 type FileIdentity = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in nanoseconds
 
@@ -190,11 +189,10 @@ def identity_of(status: os.stat_result) -> FileIdentity:
 def can_be_remembered(descriptor: int) -> bool:
     """Whether the content of this file cannot change without its identity."""
     kind = _file_system(descriptor)
-    if kind in CHANGES_SHOW:
-        return True
+    if kind != OVERLAY:
+        return kind in CHANGES_SHOW
     status = os.fstat(descriptor)
-    writable_by_others = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return kind in CHANGES_MAY_HIDE and status.st_uid == 0 and not writable_by_others
+    return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _file_system(descriptor: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from caller_stage import mounted
 
 from mitmsec_redirect import hashes
 from mitmsec_redirect.hashes import (
@@ -122,8 +123,10 @@ def test_a_user_with_a_full_share_loses_its_largest_file_and_nobody_elses(
 
 
 def test_no_number_of_large_files_keeps_a_small_one_from_being_hashed(
-    tmp_path: Path, file: Callable[[str, bytes], Path]
+    tmp_path: Path, file: Callable[[str, bytes], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hashes, "DEADLINE_S", 5.0)
+    monkeypatch.setattr(hashes, "PIECE_BYTES", 4096)
     table = ExecutableHashes()
     for number in range(WAITING_LIMIT + 8):
         table.begin(opened(sparse(tmp_path / str(number), SIZE_LIMIT_BYTES - number)), number // 8)
@@ -172,7 +175,6 @@ def changed_through_a_mapping(path: Path) -> None:
 def test_a_file_in_memory_is_hashed_each_time_for_its_times_do_not_tell(in_memory: Path) -> None:
     path = in_memory / "program"
     path.write_bytes(b"one")
-    path.chmod(0o777)
     table = ExecutableHashes()
     first = table.begin(opened(path), 0)
     assert first.result(timeout=20) == hashlib.sha256(b"one").hexdigest()
@@ -184,13 +186,16 @@ def test_a_file_in_memory_is_hashed_each_time_for_its_times_do_not_tell(in_memor
 
 
 @pytest.mark.root
-def test_a_file_in_memory_that_only_root_may_write_to_is_remembered(in_memory: Path) -> None:
-    path = in_memory / "program"
+def test_a_file_of_a_container_is_remembered_if_only_root_may_write_to_it(tmp_path: Path, in_memory: Path) -> None:
+    lower, merged = in_memory / "lower", tmp_path / "merged"
+    for folder in (lower, merged):
+        folder.mkdir()
+    path = lower / "program"
     path.write_bytes(b"one")
     for mode, owner, is_remembered in ((0o755, 0, True), (0o775, 0, False), (0o757, 0, False), (0o755, 1000, False)):
         path.chmod(mode)
         os.chown(path, owner, owner)
-        with path.open("rb") as file:
+        with mounted("overlay", merged, f"lowerdir={lower}:{tmp_path}"), (merged / "program").open("rb") as file:
             assert can_be_remembered(file.fileno()) is is_remembered
 
 

@@ -302,7 +302,6 @@ def test_a_file_in_memory_may_have_changed_since_its_process_ended(copy: Path) -
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     try:
         program = Path(shutil.copy(copy, folder / "program"))
-        program.chmod(0o777)
         table = ProcessTable()
         first, second = (subprocess.Popen([program], stdin=subprocess.PIPE) for _ in range(2))
         caller = caller_of(second.pid)
