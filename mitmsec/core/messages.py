@@ -126,9 +126,13 @@ class GateSettings(Message, frozen=True):
 
 
 class WorkerUp(Message, frozen=True):
-    """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died."""
+    """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died.
+
+    One in `reserve` gets no flows until `Govern` names it.
+    """
 
     worker: int
+    reserve: bool = False
 
 
 class WorkerHangs(Message, frozen=True):
@@ -148,6 +152,7 @@ class Whose(Message, frozen=True):
     client: Endpoint | None = None  # as the gate sees it; with it there is no word of the kernel's, and `pid` is 0
     remote: Endpoint | None = None  # where `client` was going
     caller: Caller | None = None  # None: the kernel's hook cannot tell
+    selected: bool = False  # at connect(), under a standing selection; False: nobody had judged it yet
 
 
 class WhoseAnswer(Message, frozen=True):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from mitmsec.core.model import Process
+from mitmsec.core.model import Confidence, Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import Program
 
@@ -19,7 +19,7 @@ EVERY_PATH = frozenset({"*", "/*"})
 class Selection:
     """What the applications of a policy select."""
 
-    __slots__ = ("_heirs", "_programs", "is_by_path", "is_empty", "is_everything")
+    __slots__ = ("_alone", "_heirs", "_programs", "is_by_path", "is_empty", "is_everything")
 
     def __init__(self, applications: Iterable[Application]) -> None:
         named = tuple(applications)
@@ -28,6 +28,7 @@ class Selection:
         self.is_everything = any(map(_is_every_program, named))
         self.is_by_path = not any(map(_asks_more_than_a_path, named))
         """The path of its executable says whether a program is selected, for what it is itself."""
+        self._alone = tuple(Program(replace(one, children=False)) for one in named)
         self._heirs = tuple(Program(_for_itself(one)) for one in named if one.children)
 
     def holds(self, process: Process) -> bool | None:
@@ -36,9 +37,21 @@ class Selection:
             return True
         return False if all(program.can_judge(process) for program in self._programs) else None
 
+    def names(self, path: str) -> bool:
+        """Whether whoever executes the file `path` is selected, whatever has started it; only where `is_by_path`."""
+        return any(program.accepts(_anybody(path)) for program in self._alone)
+
+    def heirs_of(self, path: str) -> bool:
+        """Whether what they start is selected with them."""
+        return self.passes_on(_anybody(path))
+
     def passes_on(self, process: Process) -> bool:
         """Whether what `process` starts is selected with it."""
         return any(program.accepts(process) for program in self._heirs)
+
+
+def _anybody(path: str) -> Process:
+    return Process(pid=0, exe=path, confidence=Confidence.KERNEL)
 
 
 def _for_itself(application: Application) -> Application:

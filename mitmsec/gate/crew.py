@@ -85,13 +85,14 @@ class Crew:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def up(self, number: int, fd: int) -> None:
-        """A worker lives; `fd` is our end of its channel. Whoever has waited for one gets it."""
+    def up(self, number: int, fd: int, *, reserve: bool = False) -> None:
+        """A worker lives; `fd` is our end of its channel. Whoever has waited for one gets it, unless in `reserve`."""
         stale = self._workers.get(number)
         if stale is not None:
             self._died(stale)
         channel = Channel(socket.socket(fileno=fd), [Taken, UpstreamQuestion, FlowEnded])
         worker = self._workers[number] = Worker(number, channel)
+        worker.retired = reserve
         channel.attach(self._loop, lambda message, fds: self._said(worker, message, fds), lambda: self._died(worker))
         self._staff_waiting()
 
@@ -100,6 +101,7 @@ class Crew:
         for worker in list(self._workers.values()):
             worker.retired = worker.number not in numbers
             self._leave_if_done(worker)
+        self._staff_waiting()
 
     def staff(self, member: Member) -> None:
         """Tell `member` its worker: the one with the fewest flows. Without any, tell that, once, and it later."""

@@ -23,6 +23,7 @@ class Origin(Value, frozen=True):
     source: str | None = None  # the address that the program sees as its own, where the hook knows it
     client: Endpoint | None = None  # the connection's other end, where by that alone its owner is to be found
     caller: Caller | None = None  # which process of that pid, and which program, where the hook knows it
+    selected: bool = False  # the kernel knew at connect() that the service selects it
 
 
 class DialFailure(StrEnum):

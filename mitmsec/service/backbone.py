@@ -53,6 +53,7 @@ class Backbone:
         self.processes = ProcessTable()
         self.sessions: dict[str, Session] = {}
         self.off = False
+        self.switching = asyncio.Lock()
         self.root_pem = ""
         self._producer: Producer | None = None
         self._recorder: ChildProcess | None = None

@@ -85,6 +85,7 @@ class HookOrigins:
             connected_ns=origin.connected_ns,
             source=bound or origin.source,
             caller=origin.caller,
+            selected=origin.selected,
         )
 
 
@@ -163,8 +164,8 @@ class GateProgram:
         """A later message of the supervisor."""
         assert self._gate is not None
         match message:
-            case WorkerUp(worker=worker) if len(fds) == 1:
-                self._gate.crew.up(worker, fds.pop())
+            case WorkerUp(worker=worker, reserve=reserve) if len(fds) == 1:
+                self._gate.crew.up(worker, fds.pop(), reserve=reserve)
             case WorkerUp():
                 pass
             case WhoseAnswer(number=number, process=process, selected=selected):
@@ -203,6 +204,7 @@ class GateProgram:
                 client=origin.client,
                 remote=origin.remote if origin.client is not None else None,
                 caller=origin.caller,
+                selected=origin.selected,
             )
         )
 

@@ -8,6 +8,7 @@ StopService ───► RunClosed
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import Iterable
 from typing import Protocol, assert_never
@@ -108,13 +109,12 @@ class ServiceOrders:
         return control.ServiceReloaded()
 
     async def _switch(self, *, off: bool) -> Message:
-        """First the word for whoever comes, then those who are there."""
+        """First the word for whoever comes, then those who are there; none of them can keep it from the others."""
         backbone = self._supervisor.backbone
-        backbone.off = off
-        sessions = list(self._sessions())
-        cut = 0
-        for session in sessions:
-            cut += await session.switch(off=off)
+        async with backbone.switching:  # else an `on` that waits could undo a later `off`
+            backbone.off = off
+            sessions = list(self._sessions())
+            cut = sum(await asyncio.gather(*(session.switch(off=off) for session in sessions)))
         detail = f"{cut} decrypted connection{'' if cut == 1 else 's'} cut" if off else ""
         operation = "switched_off" if off else "switched_on"
         backbone.record(ServiceSeen(operation=operation, user=self._user, detail=detail))

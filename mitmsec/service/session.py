@@ -268,7 +268,7 @@ class Session:
         jail = Jail(role=role, account=account_of(role), mountpoint=str(self.shared.state.jail), network=network)
         return ChildProcess(jail, self.shared.log, HEARD)
 
-    async def _start_worker(self, number: int) -> None:
+    async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
         worker = self.workers[number] = self._spawn(Role.WORKER)
         gate_end, worker_end = pair()
         recorder = self.shared.recorder_channel(Role.WORKER, self.name, number)
@@ -288,18 +288,18 @@ class Session:
                 raise
             worker.watch(lambda status: self._worker_exited(number, status))
             if self.gate is not None:
-                self.gate.channel.send(WorkerUp(worker=number), gate_end.fileno())
+                self.gate.channel.send(WorkerUp(worker=number, reserve=reserve), gate_end.fileno())
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def _gate_said(self, gate: ChildProcess, message: object, fds: list[int]) -> None:
         close_all(fds)
         match message:
-            case Whose(number=number):
+            case Whose():
                 owner = self._owner(message)
                 if owner.sha256 is None:
-                    self._answer(gate, number, owner.process)
+                    self._answer(gate, message, owner.process)
                 else:
-                    self._later(self._answer_hashed(gate, number, owner))
+                    self._later(self._answer_hashed(gate, message, owner))
             case WorkerHangs(worker=number) if number in self.workers:
                 self.workers[number].kill()  # the gate has recorded why; its exit is told like any other
             case Drained(cut=cut):
@@ -311,15 +311,18 @@ class Session:
             case _:
                 pass
 
-    async def _answer_hashed(self, gate: ChildProcess, number: int, owner: Owner) -> None:
+    async def _answer_hashed(self, gate: ChildProcess, asked: Whose, owner: Owner) -> None:
         """Nobody but this connection waits for its program's hash."""
-        self._answer(gate, number, await self._owners.hashed(owner))
+        self._answer(gate, asked, await self._owners.hashed(owner))
 
-    def _answer(self, gate: ChildProcess, number: int, process: Process) -> None:
-        """Whose the connection is. A gate that has not read thousands of answers hangs: see `_feel_pulse`."""
-        selected = self.scope is None or self.scope.selects(process)
+    def _answer(self, gate: ChildProcess, asked: Whose, process: Process) -> None:
+        """Whose the connection is. A gate that has not read thousands of answers hangs: see `_feel_pulse`.
+
+        Who was selected at connect() still is, though it may have ended since, and its entry with it.
+        """
+        selected = asked.selected or self.scope is None or self.scope.selects(process)
         with contextlib.suppress(ChannelFull):
-            gate.channel.send(WhoseAnswer(number=number, process=process, selected=selected))
+            gate.channel.send(WhoseAnswer(number=asked.number, process=process, selected=selected))
 
     def _fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
         self.faults += count
@@ -376,15 +379,17 @@ class Session:
             policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
             before = (self.policy, self._policy_fd, self._roots_fd)
             self.policy, self._policy_fd, self._roots_fd = policy, policy_fd, roots_fd
-            numbers = self._new_numbers()
+            old, numbers = self._active, self._new_numbers()
+            self._active = old + numbers  # whoever of them dies is replaced
             try:
-                await asyncio.gather(*(self._start_worker(number) for number in numbers))
+                await asyncio.gather(*(self._start_worker(number, reserve=True) for number in numbers))
                 self._change_hook(policy)
                 await self._govern(policy, numbers)
             except BaseException:
                 self.policy, self._policy_fd, self._roots_fd = before
-                self._change_hook(self.policy)
+                self._active = old
                 await self._dismiss(numbers)
+                self._change_hook(self.policy)
                 raise
             close_all(before[1:])
             self._active, self._owners.must_have_hash = numbers, decides_by_hash(policy)
@@ -420,7 +425,11 @@ class Session:
         """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
         if self.gate is None or self.gate.ended.done():
             return 0  # the next one is told as it starts
-        return (await self._answers.ask(self.gate, Switch(off=off), answer=Switched)).cut
+        try:
+            return (await self._answers.ask(self.gate, Switch(off=off), answer=Switched)).cut
+        except (ChildFailed, OSError):
+            self.gate.kill()  # it does not answer, and must not go on decrypting: the next one is told as it starts
+            return 0
 
     async def flows(self) -> tuple[int, int]:
         """How many live, and how many of those are decrypted; none where no gate answers."""
@@ -521,6 +530,11 @@ class Session:
         """Until no process of the command is left."""
         while self.scope is not None and self.scope.is_populated():
             await asyncio.sleep(0.1)
+
+    def divert_no_more(self) -> None:
+        """The first part of `close`."""
+        if self.hook is not None and not self._closing:
+            self.hook.detach()
 
     async def close(self, *, home: str | None) -> int:
         """Hook off, flows drained, processes ended, cgroup removed. Survivors move to cgroup `home`; their number.

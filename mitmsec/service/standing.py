@@ -28,6 +28,7 @@ from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.proc_files import ExePath, Found, living
+from mitmsec_redirect.process_history import TICK_NS
 from mitmsec_redirect.process_records import Executable, ProcessEnded, ProcessEvent, ProcessExecuted, ProcessStarted
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.runs import RunCgroups
@@ -36,6 +37,7 @@ from mitmsec_redirect.verdicts import Verdict, verdict_of
 OURS = Verdict.OWN_TRAFFIC | Verdict.INHERITS
 NOT_SELECTED = Verdict(0)
 KERNEL_THREAD = ExePath()
+KNOWN_LIMIT = 8192  # files; then all are judged anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +46,13 @@ class _Program:
 
     pid: int
     entry: int
+    start_ticks: int
     uid: int
     comm: str
+
+    @classmethod
+    def of(cls, event: ProcessStarted | ProcessExecuted) -> _Program:
+        return cls(event.pid, event.entry, event.started_ns // TICK_NS, event.uid, event.comm)
 
 
 class StandingScope:
@@ -60,6 +67,7 @@ class StandingScope:
         self.path = _whole_hierarchy()
         self._selection = Selection(policy.applications)
         self._undecided: dict[int, _Program] = {}  # by pid: those whose hash decides, and is still to come
+        self._known: dict[Executable, str] = {}  # files whose verdict is in the kernel, and the path that it is for
         self._events: deque[ProcessEvent | Scanned] = deque()
         self._is_judging = False
         self._monitor = Monitor.open()
@@ -86,6 +94,7 @@ class StandingScope:
     def govern(self, policy: Policy) -> None:
         self._selection = Selection(policy.applications)
         self._monitor.forget_executables()
+        self._known.clear()
         self._know_named(policy)
         self._undecided.clear()
         self._judge_all(living())
@@ -134,6 +143,8 @@ class StandingScope:
         match event:
             case ProcessExecuted():
                 self._executed(event)
+            case ProcessStarted() if verdict_of(event.entry) & Verdict.UNDECIDED:
+                self._decide(_Program.of(event))
             case ProcessStarted(entry=0, forker=forker) if verdict_of(self._monitor.entry_of(forker)):
                 self._judge_all(one for one in living() if one.pid == event.pid)  # forked before its parent was judged
             case ProcessEnded(pid=pid):
@@ -145,75 +156,109 @@ class StandingScope:
 
     def _executed(self, event: ProcessExecuted) -> None:
         self._undecided.pop(event.pid, None)
-        if not verdict_of(event.entry) & Verdict.UNDECIDED:
+        if self._has_moved(event):
+            self._monitor.forget(self._forgotten(event))
+        elif not verdict_of(event.entry) & Verdict.UNDECIDED:
             return
-        verdict = self._decide(_Program(event.pid, event.entry, event.uid, event.comm))
-        if verdict is not None and event.executable is not None and self._is_settled_by(event.executable, event.pid):
-            self._monitor.know(event.executable, verdict)
+        self._decide(_Program.of(event))
+        self._know_executed(event)
 
-    def _decide(self, program: _Program) -> Verdict | None:
-        """Its own verdict, without what it has inherited. None: not known yet, or something else runs meanwhile."""
+    def _decide(self, program: _Program) -> None:
+        """By what it is itself, beside what it has inherited; once that is known, and unless it is another by then."""
         verdict = self._verdict(program)
         if verdict is None:
             self._undecided[program.pid] = program
-            return None
+            return
         self._undecided.pop(program.pid, None)
         before = verdict_of(program.entry)
         inherited = before & ~Verdict.UNDECIDED if before & Verdict.INHERITED else NOT_SELECTED
-        return verdict if self._monitor.decide(program.pid, program.entry, verdict | inherited) else None
+        self._give(program, verdict | inherited)
+
+    def _give(self, program: _Program, verdict: Verdict) -> None:
+        if program.entry:
+            self._monitor.decide(program.pid, program.entry, verdict)
+        elif verdict:
+            self._monitor.adopt(program.pid, program.start_ticks, verdict)
 
     def _verdict(self, program: _Program) -> Verdict | None:
         process = told(self.processes.whose(program.pid, program.uid, program.comm))
         holds = self._selection.holds(process)
         if holds is None:
             return None
-        if not holds:
-            return NOT_SELECTED
-        return Verdict.SELECTED | (Verdict.INHERITS if self._selection.passes_on(process) else NOT_SELECTED)
+        return _selected(passes_on=self._selection.passes_on(process)) if holds else NOT_SELECTED
 
     def _judge_all(self, found: Iterable[Found]) -> None:
-        """Those who ran before, or under another policy. Each gets an entry, and is decided as if it just began."""
-        found = list(found)
+        """Those who ran before, or under another policy. Parents first: what they pass on, their children have."""
+        found = sorted(found, key=lambda one: (one.start_ticks, one.pid))
         ours = _descendants(self._supervisor, found)
         for one in found:
             entry = self._monitor.entry_of(one.pid)
-            if one.exe == KERNEL_THREAD:
+            if one.exe == KERNEL_THREAD or verdict_of(entry) & Verdict.OWN_TRAFFIC:
                 continue
-            if one.pid in ours and not entry:
+            if one.pid in ours:
                 self._monitor.adopt(one.pid, one.start_ticks, OURS)
-            elif not verdict_of(entry) & Verdict.OWN_TRAFFIC:
-                if not entry and self._monitor.adopt(one.pid, one.start_ticks, Verdict.UNDECIDED):
-                    entry = self._monitor.entry_of(one.pid)
-                self._decide(_Program(one.pid, entry, one.uid, one.comm))
+                continue
+            if not entry and self._monitor.adopt(one.pid, one.start_ticks, Verdict.UNDECIDED):
+                entry = self._monitor.entry_of(one.pid)
+            self._judge(_Program(one.pid, entry, one.start_ticks, one.uid, one.comm), parent=one.parent)
+
+    def _judge(self, program: _Program, *, parent: int) -> None:
+        """As it is and as its parent is now; what it inherited under another policy is over."""
+        verdict = self._verdict(program)
+        if verdict_of(self._monitor.entry_of(parent)) & OURS == Verdict.INHERITS:
+            self._give(program, (verdict or NOT_SELECTED) | _selected(passes_on=True) | Verdict.INHERITED)
+        elif verdict is None:
+            self._undecided[program.pid] = program
+        else:
+            self._give(program, verdict)
 
     # -- files ---------------------------------------------------------------------------------------------------------
-    def _is_settled_by(self, executable: Executable, pid: int) -> bool:
-        """Whoever executes this file has the same verdict: it has one name, and nothing but its name is asked."""
-        if not self._selection.is_by_path:
-            return False
-        try:
-            status = os.stat(f"/proc/{pid}/exe")
-        except OSError:
-            return False
-        return status.st_nlink == 1 and _is(executable, status)
+    def _has_moved(self, event: ProcessExecuted) -> bool:
+        """The file is known by another path: a folder above it was renamed, or somebody sees it elsewhere."""
+        known = None if event.executable is None else self._known.get(event.executable)
+        return known is not None and known != event.path
+
+    def _forgotten(self, event: ProcessExecuted) -> Executable:
+        assert event.executable is not None
+        del self._known[event.executable]
+        return event.executable
+
+    def _know_executed(self, event: ProcessExecuted) -> None:
+        """Whoever executes this file has the same verdict, if its path is true here, and its only one."""
+        if event.executable is None or event.path is None or not self._selection.is_by_path:
+            return
+        process = self.processes.whose(event.pid, event.uid, event.comm).process
+        if process.exe == event.path:
+            self._know(event.path, event.executable)
 
     def _know_named(self, policy: Policy) -> None:
         """Files that the policy names in full are known before anybody executes them."""
         if not self._selection.is_by_path:
             return
-        for application in policy.applications:
-            verdict = Verdict.SELECTED | (Verdict.INHERITS if application.children else NOT_SELECTED)
-            for path in application.path:
-                if not any(char in path for char in "*?"):
-                    self._know(path, verdict)
+        for path in {path for application in policy.applications for path in application.path}:
+            if not any(char in path for char in "*?"):
+                self._know(path)
 
-    def _know(self, path: str, verdict: Verdict) -> None:
+    def _know(self, path: str, expected: Executable | None = None) -> None:
+        """By its path alone, not by what started it this time."""
         try:
             status = os.lstat(path)
         except (OSError, ValueError):
             return
-        if status.st_nlink == 1 and os.path.realpath(path) == path:
-            self._monitor.know(Executable(_kernel_device(status.st_dev), status.st_ino, status.st_ctime_ns), verdict)
+        file = Executable(_kernel_device(status.st_dev), status.st_ino, status.st_ctime_ns)
+        if status.st_nlink != 1 or os.path.realpath(path) != path or expected not in (None, file):
+            return
+        if len(self._known) >= KNOWN_LIMIT:
+            self._monitor.forget_executables()
+            self._known.clear()
+        selected = self._selection.names(path)
+        verdict = _selected(passes_on=self._selection.heirs_of(path)) if selected else NOT_SELECTED
+        if self._monitor.know(file, verdict):
+            self._known[file] = path
+
+
+def _selected(*, passes_on: bool) -> Verdict:
+    return Verdict.SELECTED | (Verdict.INHERITS if passes_on else NOT_SELECTED)
 
 
 def _descendants(pid: int, found: Collection[Found]) -> set[int]:
@@ -227,14 +272,6 @@ def _descendants(pid: int, found: Collection[Found]) -> set[int]:
 def _kernel_device(device: int) -> int:
     """A device number as the kernel keeps it (MKDEV), not as stat() tells it."""
     return os.major(device) << 20 | os.minor(device)
-
-
-def _is(executable: Executable, status: os.stat_result) -> bool:
-    return (executable.device, executable.inode, executable.ctime_ns) == (
-        _kernel_device(status.st_dev),
-        status.st_ino,
-        status.st_ctime_ns,
-    )
 
 
 def _whole_hierarchy() -> Path:

@@ -147,9 +147,10 @@ class Supervisor:
             raise
         return session
 
-    def _apart(self) -> None:
-        """What a run diverts, the service does not divert once more."""
-        live = [(session, session.scope) for session in self.sessions.values() if session.scope is not None]
+    def _apart(self, ending: Session | None = None) -> None:
+        """What a run diverts, the service does not divert once more; what an `ending` one leaves, it does."""
+        sessions = [session for session in self.sessions.values() if session is not ending]
+        live = [(session, session.scope) for session in sessions if session.scope is not None]
         commands = [scope.path for session, scope in live if not session.is_service]
         for _, scope in live:
             scope.leave_out(commands)
@@ -181,6 +182,8 @@ class Supervisor:
 
     async def _end_once(self, session: Session, home: str | None, status: int | None) -> control.RunClosed:
         await self.backbone.mended()
+        session.divert_no_more()
+        self._apart(session)  # at once: what it selects of the survivors, the service diverts
         survivors = await session.close(home=home)
         live = "process lives" if survivors == 1 else "processes live"
         detail = f"{survivors} {live} on, no longer diverted" if survivors else ""

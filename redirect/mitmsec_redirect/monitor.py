@@ -169,6 +169,10 @@ class Monitor:
             return False
         return True
 
+    def forget(self, executable: Executable) -> None:
+        """Executing this file is undecided from now on."""
+        self._maps["executables"].delete(executable.key())
+
     def forget_executables(self) -> None:
         """Whatever is executed from now on is undecided: the policy has changed."""
         for key in list(self._maps["executables"].keys()):

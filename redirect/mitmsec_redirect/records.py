@@ -53,6 +53,7 @@ class AttemptFlag(IntFlag):
 
     BOUND = 1  # `source` is what the program itself bound, not what the route chose
     DENIED = 2
+    SELECTED = 4  # by its entry, under a standing selection; without it nobody had judged the caller yet
 
 
 class NamespaceFlag(IntFlag):
@@ -111,6 +112,7 @@ class Origin:
     bound: Endpoint | None  # what the program had bound; address 0.0.0.0 or ::, or port 0, where it left that open
     source: str | None  # the address that an undiverted connection would come from
     caller: Caller | None = None  # None: the kernel's types are not known
+    selected: bool = False  # under a standing selection: its caller was, and not only undecided
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +194,7 @@ def parse_origin(value: bytes) -> Origin:
         bound=_bound(source, source_port, flags, remote),
         source=None if source == UNKNOWN_ADDRESS else address_text(source),
         caller=_caller(*who),
+        selected=bool(flags & AttemptFlag.SELECTED),
     )
 
 

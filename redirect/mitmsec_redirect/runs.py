@@ -26,11 +26,14 @@ class RunCgroups:
         return self._map.fd
 
     def are(self, paths: Collection[Path]) -> None:
-        """These cgroups, which lie directly below the cgroup2 root, and no others. Raises OSError."""
+        """These cgroups, which lie directly below the cgroup2 root, and no others; those that are gone are nobody's."""
         for path in self._numbers.keys() - set(paths):
             self._map.delete(self._numbers.pop(path))
         for path in set(paths) - self._numbers.keys():
-            number = _CGROUP.pack(os.stat(path).st_ino)  # a cgroup's number is that of its folder
+            try:
+                number = _CGROUP.pack(os.stat(path).st_ino)  # a cgroup's number is that of its folder
+            except FileNotFoundError:  # its run has just ended
+                continue
             self._map.update(number, _PRESENT)
             self._numbers[path] = number
 

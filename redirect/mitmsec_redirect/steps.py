@@ -260,6 +260,8 @@ def divert(asm: Assembler, layout: Layout, *, v6: bool) -> None:
     asm.load(R9, R0, records.PORT_V6)
     asm.jump_if(R9, Condition.EQUAL, 0, because(Code.NO_IPV6_LISTENER))
     asm.label("port")
+    if layout.selection is not None:
+        note_selected(asm)
     remember(asm, layout)
     if v6:
         rewrite_v6(asm)
@@ -269,6 +271,18 @@ def divert(asm: Assembler, layout: Layout, *, v6: bool) -> None:
     asm.store(R6, USER_PORT, R9)
     count(asm, layout, Code.DIVERTED)
     asm.jump("pass")
+
+
+def note_selected(asm: Assembler) -> None:
+    """What the entry says now holds for this connection, whatever becomes of the process."""
+    asm.load(R2, R10, VERDICT)
+    asm.mask(R2, Verdict.SELECTED)
+    asm.jump_if(R2, Condition.EQUAL, 0, "noted")
+    asm.load(R2, R10, FLAGS, Size.HALF)
+    asm.move(R3, AttemptFlag.SELECTED)
+    asm.merge(R2, R3)
+    asm.store(R10, FLAGS, R2, Size.HALF)
+    asm.label("noted")
 
 
 def remember(asm: Assembler, layout: Layout) -> None:
@@ -323,7 +337,7 @@ def ends(asm: Assembler, layout: Layout, codes: tuple[Code, ...]) -> None:
     let_go = set(codes) - ALWAYS_DENIED if layout.on_failure is OnFailure.OPEN else set()
     for code in codes:
         asm.label(because(code))
-        if layout.selection is not None:
+        if layout.selection is not None and not layout.selection.everything:
             asm.load(R2, R10, VERDICT)
             asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
             asm.jump_if(R2, Condition.EQUAL, Verdict.UNDECIDED, "pass")

@@ -190,9 +190,9 @@ def test_the_command_runs_as_the_user_that_was_chosen(network: Network, mitmsec:
 def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) -> None:
     """On a terminal: the interrupt ends the command, the suspension suspends both and `fg` continues both."""
     script = (
-        "import signal, sys, time\n"
+        "import os, signal, sys, time\n"
         "seen = []\n"
-        "signal.signal(signal.SIGINT, lambda *a: (seen.append(1), print('interrupted', flush=True)))\n"
+        "signal.signal(signal.SIGINT, lambda *a: (seen.append(1), os.write(1, b'interrupted\\n')))\n"
         "print('up', flush=True)\n"
         "while not seen: time.sleep(0.1)\n"
         "time.sleep(0.5)\n"

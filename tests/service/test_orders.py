@@ -51,6 +51,7 @@ class Supervisor:
         self.root_pem = "PEM"
         self.fails: Exception | None = None
         self.backbone = self
+        self.switching = asyncio.Lock()
         self.ended: list[str] = []
 
     def record(self, seen: ServiceSeen) -> None:
@@ -130,6 +131,31 @@ def test_the_switch_holds_for_everybody_now_and_later_and_is_on_record(client: C
         ("switched_off", "root", "4 decrypted connections cut"),
         ("switched_on", "root", ""),
     ]
+
+
+def test_one_switch_waits_for_another(supervisor: Supervisor) -> None:
+    """Else the `on` that still waits for a slow session would undo the `off` that came later."""
+    slow = Session("r1", None)
+    supervisor.sessions = {"r1": slow}
+    order: list[bool] = []
+
+    async def switch(*, off: bool) -> int:
+        await asyncio.sleep(0 if off else 0.05)
+        order.append(off)
+        return 0
+
+    slow.switch = switch  # type: ignore[method-assign]
+    orders = ServiceOrders(supervisor, "root")  # type: ignore[arg-type]
+
+    async def story() -> None:
+        first = asyncio.create_task(orders.answer(control.SwitchService(off=False), []))
+        await asyncio.sleep(0.01)
+        await orders.answer(control.SwitchService(off=True), [])
+        await first
+
+    asyncio.run(story())
+    assert order == [False, True]
+    assert supervisor.off
 
 
 def test_stop_ends_it(client: Client, supervisor: Supervisor) -> None:

@@ -178,7 +178,8 @@ def test_what_a_process_starts_is_selected_with_its_pid(folder: Path) -> None:
 
         async def scenario(stage: Stage) -> None:
             assert stage.verdict(shell.pid) == Verdict.SELECTED | Verdict.INHERITS
-            assert stage.verdict(child) == Verdict.SELECTED | Verdict.INHERITS  # it ran before the service did
+            inherited = Verdict.SELECTED | Verdict.INHERITS | Verdict.INHERITED
+            assert stage.verdict(child) == inherited  # it ran before the service did
             assert shell.stdin is not None
             assert shell.stdout is not None
             print("now", file=shell.stdin, flush=True)
@@ -283,3 +284,85 @@ def test_a_thousand_programs_later_nothing_is_kept(folder: Path) -> None:
         assert not stage.scope._undecided
 
     on_stage(folder, policy(path=(f"{folder}/sl*",)), scenario)
+
+
+def test_a_fork_of_an_undecided_program_is_judged_as_well(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        shell = stage.start(
+            "/usr/bin/sh", "-c", "(read line) & echo $!; read line", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert shell.stdout is not None
+        fork = int(shell.stdout.readline())
+        await stage.until(shell.pid, Verdict(0))
+        if os.path.exists(f"/proc/{fork}"):
+            await stage.until(fork, Verdict(0))
+
+    on_stage(folder, policy(path=(f"{folder}/ca*",)), scenario)
+
+
+def test_who_shows_a_file_under_another_path_changes_nothing_for_others(folder: Path) -> None:
+    (folder / "elsewhere").mkdir()
+
+    async def scenario(stage: Stage) -> None:
+        script = f"mount --bind {folder} {folder}/elsewhere && exec {folder}/elsewhere/cat"
+        claimed = stage.start(
+            "unshare", "-m", "sh", "-c", script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        assert claimed.stdin is not None
+        assert claimed.stdout is not None
+        claimed.stdin.write(b"\n")
+        assert claimed.stdout.read(1) == b"\n"
+        await stage.until(claimed.pid, Verdict(0))
+        for _ in range(2):
+            pid = stage.executed(folder / "cat")
+            await stage.until(pid, Verdict.SELECTED)
+
+    on_stage(folder, policy(path=(f"{folder}/ca*",)), scenario)
+
+
+def test_a_folder_that_is_renamed_takes_its_files_to_another_verdict(folder: Path) -> None:
+    (folder / "new").mkdir()
+    os.rename(folder / "cat", folder / "new" / "cat")
+
+    async def scenario(stage: Stage) -> None:
+        await stage.until(stage.executed(folder / "new" / "cat"), Verdict(0))
+        os.rename(folder / "new", folder / "app")
+        await stage.until(stage.executed(folder / "app" / "cat"), Verdict.SELECTED)
+        os.rename(folder / "app", folder / "old")
+        await stage.until(stage.executed(folder / "old" / "cat"), Verdict(0))
+
+    on_stage(folder, policy(path=(f"{folder}/app/c*",)), scenario)
+
+
+def test_what_a_program_was_selected_for_by_its_parent_is_not_known_of_its_file(folder: Path) -> None:
+    async def scenario(stage: Stage) -> None:
+        shell = stage.start(
+            str(folder / "sh"), "-c", f"{folder}/cat & echo $!; wait", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert shell.stdout is not None
+        shell.stdout.readline()
+        await asyncio.sleep(0.2)
+        await stage.until(stage.executed(folder / "cat"), Verdict(0))
+
+    on_stage(folder, policy(path=(f"{folder}/s?",), children=True), scenario)
+
+
+def test_children_that_run_already_are_selected_with_their_parent_and_no_longer_than_it_is(folder: Path) -> None:
+    shell = subprocess.Popen(
+        [folder / "sh", "-c", "sh -c 'sleep 60 & echo $!; wait' & wait"], stdout=subprocess.PIPE, text=True
+    )
+    assert shell.stdout is not None
+    grandchild = int(shell.stdout.readline())
+
+    async def scenario(stage: Stage) -> None:
+        assert stage.verdict(shell.pid) & Verdict.INHERITS
+        assert stage.verdict(grandchild) & Verdict.SELECTED
+        stage.scope.govern(policy(path=("/nowhere/*",)))
+        assert stage.verdict(shell.pid) == stage.verdict(grandchild) == Verdict(0)
+
+    try:
+        on_stage(folder, policy(path=(str(folder / "sh"),), children=True), scenario)
+    finally:
+        os.kill(grandchild, 9)
+        shell.kill()
+        shell.wait()
