@@ -19,7 +19,7 @@ from enum import StrEnum
 
 import msgspec
 
-from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Caller, Decision, Endpoint, OnFailure, Process, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -151,6 +151,7 @@ class Whose(Message, frozen=True):
     connected_ns: int = 0  # CLOCK_MONOTONIC of connect(): a process that started later is not its owner
     client: Endpoint | None = None  # as the gate sees it; with it there is no word of the kernel's, and `pid` is 0
     remote: Endpoint | None = None  # where `client` was going
+    caller: Caller | None = None  # None: the kernel's hook cannot tell
     selected: bool = False  # at connect(), under a standing selection; False: nobody had judged it yet
 
 

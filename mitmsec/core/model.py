@@ -67,9 +67,11 @@ class Direction(StrEnum):
 class Confidence(StrEnum):
     """How sure an attribution is, and by what. Never a guess presented as a fact."""
 
-    KERNEL = "kernel"  # the kernel named it at connect(), and it was read alive, or recorded by the monitor, all of it
+    KERNEL = (
+        "kernel"  # the kernel named it at connect(), and it was read alive, or recorded (all of it), or its file known
+    )
     TABLE = "table"  # found in a table of sockets afterwards
-    INFERRED = "inferred"  # the kernel named the pid, but the process had gone before it could be read
+    INFERRED = "inferred"  # the kernel named the pid, but the process had gone (or changed) before it could be read
     UNKNOWN = "unknown"
 
 
@@ -95,6 +97,20 @@ class Endpoint(Value, frozen=True, order=True, array_like=True):
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if self.is_v6 else f"{self.address}:{self.port}"
+
+
+class Caller(Value, frozen=True):
+    """Who called connect(), told by the kernel at that moment: what makes a pid and a path one process and one file.
+
+    Starts are nanoseconds of CLOCK_BOOTTIME; the file's numbers are the kernel's own (mostly what stat() says).
+    """
+
+    start_ns: int
+    parent: int = 0  # who will be told of its end; 0: nobody here
+    parent_start_ns: int = 0
+    device: int = 0  # of the executable's file system
+    inode: int = 0  # 0: it has no executable
+    ctime_ns: int = 0
 
 
 class ParentProcess(Value, frozen=True):

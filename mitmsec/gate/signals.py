@@ -8,7 +8,7 @@ import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
 from mitmsec.core.messages import FlowEnded, HandOver
-from mitmsec.core.model import Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Caller, Endpoint, OnFailure, Process, Value
 
 
 class Origin(Value, frozen=True):
@@ -22,6 +22,7 @@ class Origin(Value, frozen=True):
     connected_ns: int = 0  # CLOCK_MONOTONIC of its connect()
     source: str | None = None  # the address that the program sees as its own, where the hook knows it
     client: Endpoint | None = None  # the connection's other end, where by that alone its owner is to be found
+    caller: Caller | None = None  # which process of that pid, and which program, where the hook knows it
     selected: bool = False  # the kernel knew at connect() that the service selects it
 
 

@@ -21,8 +21,9 @@ from mitmsec_redirect.backend import Backend, BackendUnavailable, SocketOwner
 from mitmsec_redirect.bpf import EbpfUnavailable, ProgramRejected
 from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.nftables import Nftables
+from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.probe import KERNEL_FLOOR, kernel_version
-from mitmsec_redirect.processes import Owner, ProcessTable
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 from mitmsec_redirect.socket_owner import SOURCE, attributed
 from mitmsec_redirect.steps import Selection

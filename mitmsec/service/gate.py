@@ -84,6 +84,7 @@ class HookOrigins:
             bound=bound,
             connected_ns=origin.connected_ns,
             source=bound or origin.source,
+            caller=origin.caller,
             selected=origin.selected,
         )
 
@@ -202,6 +203,7 @@ class GateProgram:
                 connected_ns=origin.connected_ns,
                 client=origin.client,
                 remote=origin.remote if origin.client is not None else None,
+                caller=origin.caller,
                 selected=origin.selected,
             )
         )

@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
-from mitmsec.core.model import Action, Endpoint, Process
+from mitmsec.core.model import Action, Caller, Endpoint, Process
 from mitmsec_redirect.records import Missed, Reason
 
 EVENTS_LIMIT = 16  # of one collection, of which there are ten a second
+
+type _Who = tuple[int, Caller | None, int, Reason]
 
 
 class Misses:
@@ -24,7 +26,7 @@ class Misses:
     def __init__(self, whose: Callable[[Missed], Process], session: str) -> None:
         self._whose, self._session = whose, session
         self._missed: list[Missed] = []
-        self._owners: dict[tuple[int, int, Reason], Process] = {}
+        self._owners: dict[_Who, Process] = {}
 
     def take(self, missed: Iterable[Missed]) -> None:
         """Whose they are is asked at once, for each process, user and reason."""
@@ -40,18 +42,18 @@ class Misses:
         return events(missed, lambda one: owners[_who(one)], self._session)
 
 
-def _who(one: Missed) -> tuple[int, int, Reason]:
+def _who(one: Missed) -> _Who:
     """Of processes that are not known, all have pid 0, but not all the same user."""
-    return one.pid, one.uid, one.reason
+    return one.pid, one.caller, one.uid, one.reason
 
 
 def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session: str) -> list[Seen]:
     """`whose` is asked once for each process, user and reason."""
-    counts: Counter[tuple[int, int, Reason, Endpoint, bool]] = Counter()
-    first: dict[tuple[int, int, Reason, Endpoint, bool], Missed] = {}
+    counts: Counter[tuple[_Who, Endpoint, bool]] = Counter()
+    first: dict[tuple[_Who, Endpoint, bool], Missed] = {}
     rest: Counter[tuple[Reason, bool]] = Counter()
     beyond: dict[Reason, Missed] = {}
-    known: dict[tuple[int, int, Reason], Process] = {}
+    known: dict[_Who, Process] = {}
 
     def process(one: Missed) -> Process:
         if _who(one) not in known:
@@ -59,7 +61,7 @@ def events(missed: Iterable[Missed], whose: Callable[[Missed], Process], session
         return known[_who(one)]
 
     for one in missed:
-        key = (*_who(one), one.remote, one.denied)
+        key = (_who(one), one.remote, one.denied)
         if key in first or len(first) < EVENTS_LIMIT:
             first.setdefault(key, one)
             counts[key] += 1

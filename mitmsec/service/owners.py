@@ -16,9 +16,9 @@ from typing import Protocol
 
 import msgspec
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Caller, Confidence, Process
 from mitmsec.core.policy import Policy
-from mitmsec_redirect.processes import Owner, user_name
+from mitmsec_redirect.owner import Owner, user_name
 
 HASH_WAIT_S = 0.5  # less than the gate waits
 WHY_CHARACTERS = 200
@@ -33,24 +33,30 @@ class Asked(Protocol):
     def uid(self) -> int: ...
     @property
     def comm(self) -> str: ...
+    @property
+    def caller(self) -> Caller | None: ...
 
 
 class Owners:
     """Whose a run's connections are. Nothing here raises.
 
-    `read(pid, uid, comm, connected_ns)` may; `say` is told of it once for each kind of failure, not for each attempt.
-    `must_have_hash` follows the policy.
+    `read(pid, uid, comm, connected_ns, caller)` may; `say` is told of it once for each kind of failure, not for each
+    attempt. `must_have_hash` follows the policy.
     """
 
     def __init__(
-        self, read: Callable[[int, int, str, int | None], Owner], say: Callable[[str], None], *, must_have_hash: bool
+        self,
+        read: Callable[[int, int, str, int | None, Caller | None], Owner],
+        say: Callable[[str], None],
+        *,
+        must_have_hash: bool,
     ) -> None:
         self._read, self._say, self.must_have_hash = read, say, must_have_hash
         self._said: set[str] = set()
 
     def of(self, asked: Asked, connected_ns: int | None) -> Owner:
         """The owner as far as it is known now; its process can be told to others as it is."""
-        return self.told_by(asked, lambda: self._read(asked.pid, asked.uid, asked.comm, connected_ns))
+        return self.told_by(asked, lambda: self._read(asked.pid, asked.uid, asked.comm, connected_ns, asked.caller))
 
     def told_by(self, asked: Asked, read: Callable[[], Owner]) -> Owner:
         """The same of whom `read` names."""

@@ -44,7 +44,7 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
-from mitmsec.core.model import OnFailure, Process
+from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service import backends
 from mitmsec.service.accounts import account_of
@@ -64,7 +64,8 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.processes import Owner, ProcessTable, rfc3339
+from mitmsec_redirect.owner import Owner, rfc3339
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 
 MISSED_PERIOD_S, MISSED_LOOKS = 0.1, 5  # events; within that, how often owners are asked for while they live
@@ -167,15 +168,15 @@ class Session:
         processes = self.scope.processes if self.scope is not None else None
         return processes or self.shared.processes
 
-    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
-        return self._processes.whose(pid, uid, comm, connected_ns)
+    def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None, caller: Caller | None) -> Owner:
+        return self._processes.whose(pid, uid, comm, connected_ns, caller)
 
     def _owner(self, asked: Whose) -> Owner:
         """Of a connection: as the kernel said at connect(), or as the backend finds out."""
 
         def read() -> Owner:
             owner = backends.found(self.hook, asked, self._processes) if self.hook is not None else None
-            return owner or self._whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None)
+            return owner or self._whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None, asked.caller)
 
         return self._owners.told_by(asked, read)
 
@@ -504,7 +505,7 @@ class Session:
     def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
             owner = backends.found_missed(missed, self._processes)
-            return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns)
+            return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
 

@@ -33,7 +33,7 @@ from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
 from mitmsec.service.state import State, StateBusy
 from mitmsec_redirect import bpffs
-from mitmsec_redirect.processes import user_name
+from mitmsec_redirect.owner import user_name
 
 
 class Supervisor:

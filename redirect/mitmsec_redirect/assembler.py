@@ -68,6 +68,7 @@ class Helper(IntEnum):
     NETNS_COOKIE = 122  # 5.7
     ANCESTOR_CGROUP_ID = 123  # 5.7
     RINGBUF_OUTPUT = 130  # 5.8
+    CURRENT_TASK = 158  # with its type; 5.18, for CAP_PERFMON
     SET_RETVAL = 187  # 5.18
 
 

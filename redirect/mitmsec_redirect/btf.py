@@ -123,8 +123,14 @@ class Btf:
 
     def _named(self, name: str, kind: Kind) -> list[int]:
         """Ids of the types `name` of this kind."""
-        found = [type_id for at, ids in self._index.items() if self._is_named(at, name) for type_id in ids]
+        found = [type_id for at in self._places(name) for type_id in self._index.get(at, ())]
         return [type_id for type_id in found if self._kind(type_id) is kind]
+
+    def _places(self, name: str) -> Iterator[int]:
+        """Where `name` stands among the strings, the ends of longer ones included."""
+        wanted, at = name.encode() + b"\0", -1
+        while (at := self._strings.find(wanted, at + 1)) >= 0:
+            yield at
 
     @cached_property
     def _index(self) -> dict[int, list[int]]:

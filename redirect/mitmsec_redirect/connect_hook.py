@@ -24,9 +24,9 @@ from pathlib import Path
 from types import TracebackType
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
-from mitmsec_redirect import bpf, netns, programs, records
+from mitmsec_redirect import bpf, kernel_types, netns, programs, records
 from mitmsec_redirect.backend import Backend, BackendKind, GateGround, Watched
-from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
+from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, ProgramRejected, RunCount
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
 from mitmsec_redirect.routes import RouteMirror
@@ -62,6 +62,7 @@ class ConnectHook(Backend):
         self._links: dict[Attach, int] = {}
         self._cgroup = -1
         self._selection = selection
+        self._offsets = kernel_types.process_offsets()
         self._pins: Path | None = None
         self._mirror: RouteMirror | None = None
         self._drained: dict[Reason, int] = {}
@@ -119,11 +120,14 @@ class ConnectHook(Backend):
     def _put(self, on_failure: OnFailure, quic: Quic) -> None:
         """Each attach point runs the program that these terms want, or none."""
         fds = {name: one.fd for name, one in self._maps.items()}
-        layout = programs.Layout(**fds, on_failure=on_failure, quic=quic, selection=self._selection)
+        layout = programs.Layout(
+            **fds, on_failure=on_failure, quic=quic, selection=self._selection, offsets=self._offsets
+        )
         loaded: dict[Attach, int] = {}
         try:
+            plain = programs.build(replace(layout, offsets=None))
             for name, code in programs.build(layout).items():
-                loaded[Attach[name]] = bpf.load_program(code, Attach[name], f"mitmsec_{name.lower()}"[:15])
+                loaded[Attach[name]] = self._load(Attach[name], code, plain[name])
             wanted = set(loaded)
             # the names before the connections, so that no program ever sees the gate as its peer
             for attach in sorted(wanted, reverse=True):
@@ -134,6 +138,16 @@ class ConnectHook(Backend):
                 os.close(program)
         for attach in self._links.keys() - wanted:
             self._take_away(attach)
+
+    def _load(self, attach: Attach, code: bytes, plain: bytes) -> int:
+        """On a kernel that lets no such program look at its caller, the caller is told by its pid alone."""
+        name = f"mitmsec_{attach.name.lower()}"[:15]
+        if self._offsets is not None:
+            try:
+                return bpf.load_program(code, attach, name)
+            except ProgramRejected:
+                self._offsets = None
+        return bpf.load_program(plain, attach, name)
 
     def _put_one(self, attach: Attach, program: int) -> None:
         if attach in self._links:
@@ -270,6 +284,11 @@ class ConnectHook(Backend):
         return {
             reason: n - self._drained.get(reason, 0) for reason, n in counts.items() if n > self._drained.get(reason, 0)
         }
+
+    @property
+    def tells_callers(self) -> bool:
+        """Origins and missed connections say which process of their pid it was, and which program."""
+        return self._offsets is not None
 
     @property
     def diverted(self) -> int:

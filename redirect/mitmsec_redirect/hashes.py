@@ -4,14 +4,21 @@
                 └─► queue of files ──► THREADS, a piece of one file, then of the next ──► Future
 
 Files take turns piece by piece, so a small one is done soon however large the others are (a sparse file of terabytes
-costs nothing to make). A file is known by device, inode, size and times; one that could not be hashed within DEADLINE_S
-is not tried again as long as it is remembered.
+costs nothing to make). Where there is no room for one more, the one with most left to read is given up, of the same
+user if that has its share: so nobody keeps a small file from being hashed by large ones.
+
+A file is known by device, inode, size and times, and its hash is remembered only where a change of its content shows in
+those. In memory (tmpfs) it does not: pages written through a shared mapping leave the times as they are. A file system
+of which we do not know better is taken for such a one; its files are hashed once for each process. One that could not
+be hashed within DEADLINE_S is not tried again as long as it is remembered.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict, deque
@@ -21,11 +28,30 @@ from typing import Any
 
 THREADS = 2
 PIECE_BYTES = 4 << 20
+SIZE_LIMIT_BYTES = 4 << 30  # no executable comes near
 DEADLINE_S = 60.0
-WAITING_LIMIT = 128  # files under way; more are not begun
+WAITING_LIMIT = 128  # files under way
+USER_LIMIT = 16  # of those, of one user
 REMEMBERED = 1024
+STATFS_BYTES = 256  # more than struct statfs has
+
+# Magic numbers of file systems, statfs(2). On these, whoever writes changes the file's times, by a mapping too.
+CHANGES_SHOW = frozenset(
+    {
+        0x0000EF53,  # ext2, ext3, ext4
+        0x2FC12FC1,  # zfs
+        0x58465342,  # xfs
+        0x73717368,  # squashfs
+        0x9123683E,  # btrfs
+        0xE0F5E1E2,  # erofs
+        0xF2F52010,  # f2fs
+    }
+)
+OVERLAY = 0x794C7630  # containers live on it; what lies below may be tmpfs, so only files of root's alone are trusted
 
 type FileIdentity = tuple[int, int, int, int, int]  # device, inode, size, mtime and ctime in nanoseconds
+
+_libc = ctypes.CDLL(None)
 
 
 class Remembered[K, V](OrderedDict[K, V]):
@@ -49,15 +75,18 @@ class Remembered[K, V](OrderedDict[K, V]):
         return value
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
-    """One file under way."""
+    """One file under way. `left_bytes` is what it had when it began, less what has been read."""
 
     descriptor: int
     identity: FileIdentity
+    uid: int
+    left_bytes: int
     result: Future[str | None]
     ends_s: float
     state: Any = field(default_factory=hashlib.sha256)
+    is_given_up: bool = False
 
 
 class ExecutableHashes:
@@ -65,36 +94,56 @@ class ExecutableHashes:
 
     def __init__(self) -> None:
         self._results: Remembered[FileIdentity, Future[str | None]] = Remembered(REMEMBERED)
-        self._jobs: deque[_Job] = deque()
-        self._work = threading.Semaphore(0)
-        self._under_way = 0
+        self._under_way: set[_Job] = set()
+        self._waiting: deque[_Job] = deque()  # those of them that no thread has in hand
         self._started = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
-    def begin(self, descriptor: int) -> Future[str | None]:
-        """The hash, in hex, of the file that `descriptor` (owned from now on) is; None when it cannot be had."""
-        identity = identity_of(os.fstat(descriptor))
+    def begin(self, descriptor: int, uid: int) -> Future[str | None]:
+        """The hash, in hex, of the file that `descriptor` (owned from now on) is; None when it cannot be had.
+
+        `uid` is the user on whose account it is.
+        """
+        status = os.fstat(descriptor)
+        identity = identity_of(status)
         if (known := self._results.find(identity)) is not None:
             os.close(descriptor)
             return known
         result: Future[str | None] = Future()
         result.set_running_or_notify_cancel()  # others wait for it too: nobody cancels it
-        with self._lock:
-            is_full = self._under_way >= WAITING_LIMIT
-            self._under_way += not is_full
-        if is_full:
+        if status.st_size > SIZE_LIMIT_BYTES:
             os.close(descriptor)
             result.set_result(None)
             return result
+        if can_be_remembered(descriptor):
+            self._results.keep(identity, result)
         self._start()
-        self._results.keep(identity, result)
-        self._jobs.append(_Job(descriptor, identity, result, time.monotonic() + DEADLINE_S))
-        self._work.release()
+        self._add(_Job(descriptor, identity, uid, status.st_size, result, time.monotonic() + DEADLINE_S))
         return result
 
     def known(self, identity: FileIdentity) -> Future[str | None] | None:
-        """What `begin` answered for this file."""
+        """What `begin` answered for this file, if that still holds."""
         return self._results.find(identity)
+
+    def _add(self, job: _Job) -> None:
+        with self._changed:
+            self._under_way.add(job)
+            self._waiting.append(job)
+            self._changed.notify()
+            mine = [one for one in self._under_way if one.uid == job.uid]
+            if len(mine) > USER_LIMIT:
+                surplus = max(mine, key=lambda one: one.left_bytes)
+            elif len(self._under_way) > WAITING_LIMIT:
+                surplus = max(self._under_way, key=lambda one: one.left_bytes)
+            else:
+                return
+            self._under_way.discard(surplus)
+            surplus.is_given_up = True
+            if surplus in self._waiting:  # else a thread has it, and ends it after this piece
+                self._waiting.remove(surplus)
+                os.close(surplus.descriptor)
+        self._results.pop(surplus.identity, None)  # there may be room another time
+        surplus.result.set_result(None)
 
     def _start(self) -> None:
         if not self._started:
@@ -104,31 +153,51 @@ class ExecutableHashes:
 
     def _serve(self) -> None:
         while True:
-            self._work.acquire()
-            job = self._jobs.popleft()
-            if self._goes_on(job):
-                self._jobs.append(job)
-                self._work.release()
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                job = self._waiting.popleft()
+            is_done, digest = _piece(job)
+            with self._changed:
+                if not is_done and not job.is_given_up:
+                    self._waiting.append(job)
+                    continue
+                self._under_way.discard(job)
+            os.close(job.descriptor)
+            if not job.is_given_up:
+                job.result.set_result(digest)
 
-    def _goes_on(self, job: _Job) -> bool:
-        """Hash one piece. False when the file is done, one way or the other."""
-        digest: str | None = None
-        try:
-            if piece := os.read(job.descriptor, PIECE_BYTES):
-                job.state.update(piece)
-                if time.monotonic() < job.ends_s:
-                    return True
-            elif identity_of(os.fstat(job.descriptor)) == job.identity:  # else it was written to meanwhile
-                digest = job.state.hexdigest()
-        except OSError:
-            pass
-        os.close(job.descriptor)
-        with self._lock:
-            self._under_way -= 1
-        job.result.set_result(digest)
-        return False
+
+def _piece(job: _Job) -> tuple[bool, str | None]:
+    """Hash one piece; whether the file is done, one way or the other, and its hash."""
+    try:
+        if piece := os.read(job.descriptor, PIECE_BYTES):
+            job.state.update(piece)
+            job.left_bytes -= len(piece)
+            return time.monotonic() >= job.ends_s, None
+        if identity_of(os.fstat(job.descriptor)) == job.identity:  # else it was written to meanwhile
+            return True, job.state.hexdigest()
+    except OSError:
+        pass
+    return True, None
 
 
 def identity_of(status: os.stat_result) -> FileIdentity:
-    """What tells one content of one file from another."""
+    """What tells one content of one file from another, where `can_be_remembered`."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def can_be_remembered(descriptor: int) -> bool:
+    """Whether the content of this file cannot change without its identity."""
+    kind = _file_system(descriptor)
+    if kind != OVERLAY:
+        return kind in CHANGES_SHOW
+    status = os.fstat(descriptor)
+    return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _file_system(descriptor: int) -> int:
+    """Its magic number; 0: not known."""
+    answer = ctypes.create_string_buffer(STATFS_BYTES)
+    if _libc.fstatfs(descriptor, answer) != 0:
+        return 0
+    return int.from_bytes(answer.raw[:4], "little")

@@ -15,6 +15,7 @@ from pathlib import Path
 from mitmsec_redirect.process_records import Executable
 
 DELETED = " (deleted)"
+OUR_MOUNTS = Path("/proc/self/mountinfo")
 MINOR_BITS = 20  # of a device number within the kernel
 CONTENT_BYTES = 4096
 CGROUP_BYTES = 1 << 17  # a path of PATH_MAX in each of a dozen hierarchies, and more
@@ -73,6 +74,17 @@ def status_of(folder: int) -> Status | None:
         return None
 
 
+def status_of_pid(pid: int, proc: str = "/proc") -> Status | None:
+    """The same, of whoever has that pid now."""
+    folder = opened(pid, proc)
+    if folder is None:
+        return None
+    try:
+        return status_of(folder)
+    finally:
+        os.close(folder)
+
+
 def comm_of(folder: int) -> str | None:
     try:
         return content(folder, "comm").removesuffix(b"\n").decode(errors="replace")
@@ -97,19 +109,42 @@ def content(folder: int, name: str, limit_bytes: int = CONTENT_BYTES) -> bytes:
         os.close(descriptor)
 
 
-# --- the executable's path --------------------------------------------------------------------------------------------
-def exe_of(folder: int) -> ExePath:
-    """Empty for a process that has ended, a thread of the kernel, a file without a name (memfd)."""
+# --- the executable ---------------------------------------------------------------------------------------------------
+def exe_opened(folder: int) -> int | None:
+    """A descriptor (O_PATH) of the file that runs; None for a process that has ended, a thread of the kernel.
+
+    All that is asked of it is about that file, whatever the process executes meanwhile.
+    """
     try:
-        path = os.readlink("exe", dir_fd=folder)
+        return os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return None
+
+
+def exe_of(folder: int) -> ExePath:
+    """Empty where there is no executable."""
+    file = exe_opened(folder)
+    if file is None:
+        return ExePath()
+    try:
+        return path_of(file)
+    finally:
+        os.close(file)
+
+
+def path_of(file: int) -> ExePath:
+    """Where an opened executable lies; empty for a path that is too long to be told."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{file}")
     except OSError:
         return ExePath()
-    if _leads_there(folder, path):
+    if _leads_there(file, path):
         return ExePath(path=path)
     if not path.endswith(DELETED):
         return ExePath(claimed=path)
     path = path.removesuffix(DELETED)
-    return ExePath(path=path) if _is_on_our_mounts(folder) else ExePath(claimed=path)
+    is_ours = _device_of_mount(_mount_of(file), OUR_MOUNTS) is not None
+    return ExePath(path=path) if is_ours else ExePath(claimed=path)
 
 
 def executable_of(folder: int) -> Executable | None:
@@ -126,16 +161,40 @@ def file_of(status: os.stat_result) -> Executable:
     return Executable(device=device, inode=status.st_ino, ctime_ns=status.st_ctime_ns)
 
 
-def _leads_there(folder: int, path: str) -> bool:
+def is_executable(file: int, executable: Executable, folder: int | None = None) -> bool:
+    """An opened file is the one that the kernel told of, by its device in the table of mounts where stat() differs.
+
+    `folder` is /proc/PID of who runs it, perhaps on a mount that is not ours.
+    """
     try:
-        return os.path.samestat(os.stat("exe", dir_fd=folder), os.stat(path))
+        found = file_of(os.fstat(file))
+    except OSError:  # a file system that is not open to us
+        return False
+    if found == executable:
+        return True
+    if (found.inode, found.ctime_ns) != (executable.inode, executable.ctime_ns):
+        return False
+    mount, tables = _mount_of(file), [OUR_MOUNTS] if folder is None else [OUR_MOUNTS, _mounts_of(folder)]
+    return any(_device_of_mount(mount, table) == executable.device for table in tables)
+
+
+def opened_as(path: str, executable: Executable) -> int | None:
+    """A descriptor (O_PATH) of what lies at `path`, if that is the file that the kernel told of."""
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    if is_executable(file, executable):
+        return file
+    os.close(file)
+    return None
+
+
+def _leads_there(file: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
     except (OSError, ValueError):
         return False
-
-
-def _is_on_our_mounts(folder: int) -> bool:
-    """The mount that the executable was opened on is one of our namespace's."""
-    return _device_of_mount(_mount_of(folder), Path("/proc/self/mountinfo")) is not None
 
 
 def files_of(folder: int) -> frozenset[tuple[int, int]]:
@@ -143,32 +202,35 @@ def files_of(folder: int) -> frozenset[tuple[int, int]]:
 
     Where the two differ (btrfs, overlay), the kernel tells the second.
     """
-    if (status := executable_of(folder)) is None:
+    file = exe_opened(folder)
+    if file is None:
         return frozenset()
-    mount = _mount_of(folder)
-    tables = (Path(f"/proc/self/fd/{folder}/mountinfo"), Path("/proc/self/mountinfo"))
-    devices = {status.device, *(_device_of_mount(mount, table) for table in tables)}
+    try:
+        status, mount = file_of(os.fstat(file)), _mount_of(file)
+    except OSError:  # a file system that is not open to us
+        return frozenset()
+    finally:
+        os.close(file)
+    devices = {status.device, *(_device_of_mount(mount, table) for table in (_mounts_of(folder), OUR_MOUNTS))}
     return frozenset((device, status.inode) for device in devices if device is not None)
 
 
-def _mount_of(folder: int) -> str | None:
-    """The id of the mount that the executable was opened on."""
-    try:
-        file = os.open("exe", os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return None
-    try:
-        described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
-    finally:
-        os.close(file)
+def _mounts_of(folder: int) -> Path:
+    """The mounts that the process of /proc/PID sees."""
+    return Path(f"/proc/self/fd/{folder}/mountinfo")
+
+
+def _mount_of(file: int) -> str:
+    """The id of the mount on which `file` was opened."""
+    described = Path(f"/proc/self/fdinfo/{file}").read_text().split()
     return described[described.index("mnt_id:") + 1]
 
 
-def _device_of_mount(mount: str | None, table: Path) -> int | None:
+def _device_of_mount(mount: str, table: Path) -> int | None:
     """As the kernel writes device numbers; None where the table (proc_pid_mountinfo(5)) has no such mount."""
     try:
-        lines = table.read_bytes().split(b"\n") if mount is not None else []
-    except OSError:
+        lines = table.read_bytes().split(b"\n")
+    except OSError:  # its process has ended
         return None
     for line in lines:
         number, _, rest = line.partition(b" ")

@@ -78,24 +78,27 @@ def describe(asm: Assembler, at: Offsets, kind: RecordKind) -> None:
     asm.store(R7, records.TIME, R0, LONG)
 
 
-def executable(asm: Assembler, at: Offsets) -> None:
-    """The key of the file that the task runs, zeros where there is none. Keeps R8, R9."""
-    for offset in range(records.DEVICE, records.COMM, 8):
-        asm.store(R7, offset, 0, LONG)
-    asm.load(R3, R6, at.task_mm, LONG)
+def executable(
+    asm: Assembler, at: Offsets, *, task: Register = R6, record: Register = R7, place: int = records.EXECUTABLE_AT
+) -> None:
+    """Write the key of the file that the task runs to `place`, zeros where there is none. Loses R2, R3, R4."""
+    for offset in range(0, records.EXECUTABLE.size, 8):
+        asm.store(record, place + offset, 0, LONG)
+    asm.load(R3, task, at.task_mm, LONG)
     asm.jump_if(R3, Condition.EQUAL, 0, "no_file")
     asm.load(R3, R3, at.mm_file, LONG)
     asm.jump_if(R3, Condition.EQUAL, 0, "no_file")
     asm.load(R2, R3, at.file_inode, LONG)
+    place -= records.EXECUTABLE_AT  # of a record's start, as the fields are counted
     for field, offset in ((records.INODE, at.inode_number), (records.CTIME_S, at.inode_ctime_s)):
         asm.load(R4, R2, offset, LONG)
-        asm.store(R7, field, R4, LONG)
+        asm.store(record, place + field, R4, LONG)
     asm.load(R4, R2, at.inode_ctime_ns)
     asm.mask(R4, CTIME_BITS)
-    asm.store(R7, records.CTIME_NS, R4)
+    asm.store(record, place + records.CTIME_NS, R4)
     asm.load(R2, R2, at.inode_super, LONG)
     asm.load(R4, R2, at.super_device)
-    asm.store(R7, records.DEVICE, R4, LONG)
+    asm.store(record, place + records.DEVICE, R4, LONG)
     asm.label("no_file")
 
 

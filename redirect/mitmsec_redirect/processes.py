@@ -12,31 +12,32 @@ With a process monitor there is also what the kernel told as it happened (`proce
                                                                                          └─ else ► what was recorded
 
 so a process that lived a millisecond is known by what it executed, and one that has executed something else since is
-not taken for that. What is not certain (records were lost) is not told at all.
+not taken for that. What is not certain (records were lost) is not told at all. Without a monitor, who called decides,
+as the connect hook saw it (`callers`); without that, the time of the call against the start that /proc tells.
 """
 
 from __future__ import annotations
 
 import os
-import pwd
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import msgspec
 
-from mitmsec.core.model import Confidence, ParentProcess, Process
-from mitmsec_redirect import cgroup_path, proc_files
+from mitmsec.core.model import Caller, Confidence, ParentProcess, Process
+from mitmsec_redirect import callers, cgroup_path, proc_files
+from mitmsec_redirect.callers import Callers
 from mitmsec_redirect.cgroup_ids import CgroupPaths
-from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, identity_of
+from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, can_be_remembered, identity_of
 from mitmsec_redirect.monitor import Monitor, Scanned
-from mitmsec_redirect.proc_files import ExePath, Found, file_of
+from mitmsec_redirect.owner import Owner, chained, displayed, rfc3339, settled, unhashed, user_name
+from mitmsec_redirect.proc_files import ExePath, Found
 from mitmsec_redirect.process_history import TICK_NS, Life, ProcessHistory, Program, Sighting
-from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent
+from mitmsec_redirect.process_records import Executable, ProcessEnded, ProcessEvent
 
 PROCESSES_LIMIT = 256  # each holds a descriptor
 USERS_LIMIT = 1024
@@ -46,20 +47,6 @@ ANCESTORS_LIMIT = 5  # the parent included; they stand in every event
 NOT_KEPT = -1
 
 type Heard = Callable[[Sequence[ProcessEvent | Scanned]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come."""
-
-    process: Process
-    sha256: Future[str | None] | None = None
-
-    def hashed(self) -> Process:
-        """The process with its hash; call once that is done."""
-        if self.sha256 is None:
-            return self.process
-        return msgspec.structs.replace(self.process, sha256=self.sha256.result())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +77,7 @@ class ProcessTable:
         self._hashes = hashes or ExecutableHashes()
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._known: dict[int, _Known] = {}  # least recently used first
+        self._callers: Callers[Owner] = Callers()
         self._users: Remembered[int, tuple[float, str]] = Remembered(USERS_LIMIT)
         self._monitor = monitor
         self._heard = heard
@@ -111,25 +99,30 @@ class ProcessTable:
         if events and self._heard is not None:
             self._heard(events)
 
-    def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
+    def whose(
+        self, pid: int, uid: int, comm: str, connected_ns: int | None = None, caller: Caller | None = None
+    ) -> Owner:
         """The process that the kernel named at connect() (at `connected_ns`, CLOCK_MONOTONIC; None: just now).
 
-        Confidence.KERNEL: it was read while it lived, or the monitor recorded what it executed, and in which cgroup: no
-        unit and no container are then none. INFERRED: neither, or not all of it, or another process has its pid by
-        now; then little more than pid, `comm` and the user may be known.
+        Confidence.KERNEL: it was read while it lived (with `caller`: while it ran the program that called), or the
+        monitor recorded what it executed, and in which cgroup (no unit and no container are then none), or it has ended
+        and the file that it ran is known. INFERRED: none of these, or not all of it, or another process has its pid by
+        now; then little more than pid, `comm`, the user and what `caller` says may be known.
         """
         user = self._user(uid)
-        known = self._remembered(pid) or self._read(pid, user)
+        known = self._remembered(pid) or self._read(pid, uid)
         self.refresh()
         at_ns = time.clock_gettime_ns(time.CLOCK_MONOTONIC) if connected_ns is None else connected_ns
         life = self._history.at(pid, at_ns)
         owner: Owner | None
-        if life is None:
+        if caller is not None and (life is None or not _is_life(life, at_ns, caller)):
+            owner = self._called(pid, uid, comm, caller, known)
+        elif life is None:
             owner = None if known is None or self._is_later(known, at_ns) else known.owner
         elif known is not None and _agrees(known, life, at_ns):
             owner = self._with_parents(known.owner, life)
         else:
-            owner = self._recorded(life, at_ns, user)
+            owner = self._recorded(life, at_ns, uid)
         if owner is None:
             return Owner(Process(pid=pid, name=comm or None, user=user, confidence=Confidence.INFERRED))
         if owner.process.user != user:
@@ -146,6 +139,38 @@ class ProcessTable:
         started_s = known.start_ticks / proc_files.TICKS_PER_S
         return started_s > connected_ns / 1e9 + slept_s + START_TIME_SLACK_S
 
+    # -- called --------------------------------------------------------------------------------------------------------
+    def _called(self, pid: int, uid: int, comm: str, caller: Caller, known: _Known | None) -> Owner:
+        """By what the kernel said of the caller, and what agrees with that."""
+        if known is not None and known.folder != NOT_KEPT and callers.runs_still(known.folder, caller):
+            self._callers.keep(pid, caller, known.owner, known.owner.process.exe)
+            return known.owner
+        if (before := self._callers.find(pid, caller)) is not None:
+            return settled(before)
+        path = self._callers.path_of(caller) if self._monitor is None else None  # it knows better, unless it has lost
+        process = Process(
+            pid=pid,
+            started=rfc3339(self._boot_s + callers.start_ticks(caller) / proc_files.TICKS_PER_S),
+            exe=displayed(path),
+            name=comm or None,
+            user=self._user(uid),
+            parent=self._parents_of(caller),
+            confidence=Confidence.INFERRED if path is None else Confidence.KERNEL,
+        )
+        executable = callers.executable_of(caller)
+        if path is None or executable is None:
+            return Owner(process)
+        return settled(Owner(process, self._sha256_at(path, executable, uid)))
+
+    def _parents_of(self, caller: Caller) -> ParentProcess | None:
+        """The parent that the kernel told, and more of it if it still lives."""
+        if not caller.parent:
+            return None
+        found = self._parents(caller.parent)
+        status = proc_files.status_of_pid(caller.parent, self._proc)  # afterwards: so it had that pid all the time
+        is_it = status is not None and status.start_ticks == caller.parent_start_ns // TICK_NS
+        return found if is_it else ParentProcess(pid=caller.parent)
+
     # -- recorded ------------------------------------------------------------------------------------------------------
     def _sighting(self, found: Found, at_ns: int) -> Sighting:
         program = Program(
@@ -159,7 +184,7 @@ class ProcessTable:
         )
         return Sighting(pid=found.pid, start_ticks=found.start_ticks, parent=found.parent, program=program)
 
-    def _recorded(self, life: Life, at_ns: int, user: str) -> Owner | None:
+    def _recorded(self, life: Life, at_ns: int, uid: int) -> Owner | None:
         """The process as it was then; None where that is not certain."""
         program = life.program_at(at_ns)
         if not self._history.is_certain(program, at_ns):
@@ -167,6 +192,7 @@ class ProcessTable:
         exe = self._exe_of_program(program)
         cgroup = self._cgroups.path_of(program.cgroup)
         names = cgroup_path.names_of(cgroup or "")
+        sha256 = self._sha256_at(exe.path or "", program.executable, uid) if program.executable is not None else None
         started_ns = life.started_ns if life.started_ns is not None else life.start_ticks * TICK_NS
         process = Process(
             pid=life.pid,
@@ -174,12 +200,12 @@ class ProcessTable:
             exe=displayed(exe.path),
             claimed_exe=displayed(exe.claimed),
             name=program.comm,
-            user=user,
+            user=self._user(uid),
             unit=displayed(names.unit),
             container=displayed(names.container),
             confidence=_surety(exe, cgroup),
         )
-        return self._with_parents(_settled(Owner(process, self._sha256_of_file(exe, program))), life)
+        return self._with_parents(settled(Owner(process, sha256)), life)
 
     def _exe_of_program(self, program: Program) -> ExePath:
         """Its path is true if it was meant in our mount namespace, or leads here to the same file."""
@@ -187,28 +213,25 @@ class ProcessTable:
             return ExePath()
         if program.mount_namespace == self._our_mounts:
             return ExePath(path=program.path)
-        try:
-            is_same = program.executable is not None and file_of(os.stat(program.path)) == program.executable
-        except (OSError, ValueError):
-            is_same = False
-        return ExePath(path=program.path) if is_same else ExePath(claimed=program.path)
+        file = None if program.executable is None else proc_files.opened_as(program.path, program.executable)
+        if file is None:
+            return ExePath(claimed=program.path)
+        os.close(file)
+        return ExePath(path=program.path)
 
-    def _sha256_of_file(self, exe: ExePath, program: Program) -> Future[str | None] | None:
-        """Of the file that the process executed, if it still lies where it did, unchanged; nothing else is opened."""
-        if program.executable is None:
-            return None
+    def _sha256_at(self, path: str, executable: Executable, uid: int) -> Future[str | None]:
+        """Of the file that an ended process executed, if it still lies there, unchanged; nothing else is opened."""
+        file = proc_files.opened_as(path, executable)
+        if file is None:
+            return unhashed()
         try:
-            place = os.open(exe.path or "", os.O_PATH | os.O_CLOEXEC)
-        except (OSError, ValueError):
-            return _unhashed()
-        try:
-            if file_of(os.fstat(place)) != program.executable:
-                return _unhashed()
-            return self._hashes.begin(os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC))
+            if not can_be_remembered(file):  # it may have been changed since, and nothing would show it
+                return unhashed()
+            return self._hashes.begin(os.open(f"/proc/self/fd/{file}", os.O_RDONLY | os.O_CLOEXEC), uid)
         except OSError:
-            return _unhashed()
+            return unhashed()
         finally:
-            os.close(place)
+            os.close(file)
 
     def _with_parents(self, owner: Owner, life: Life) -> Owner:
         """Parent and ancestors as they were when the process, the parent and so on started."""
@@ -216,7 +239,7 @@ class ProcessTable:
         chain = [(parent.pid, self._exe_of_parent(program)) for parent, program in known]
         if not chain and life.parent:
             chain = [(life.parent, ExePath())]
-        return Owner(msgspec.structs.replace(owner.process, parent=_chained(chain)), owner.sha256)
+        return Owner(msgspec.structs.replace(owner.process, parent=chained(chain)), owner.sha256)
 
     def _exe_of_parent(self, program: Program) -> ExePath:
         is_certain = self._history.is_certain(program, program.since_ns)
@@ -235,8 +258,8 @@ class ProcessTable:
         if not is_same:
             os.close(known.folder)
             return None
-        if known.owner.sha256 is not None and (owner := _settled(known.owner)) is not known.owner:
-            known = _Known(known.folder, known.identity, known.start_ticks, known.files, owner)
+        if known.owner.sha256 is not None and (owner := settled(known.owner)) is not known.owner:
+            known = replace(known, owner=owner)
         self._known[pid] = known
         return known
 
@@ -249,58 +272,57 @@ class ProcessTable:
         os.close(self._known.pop(pid).folder)
 
     # -- read ----------------------------------------------------------------------------------------------------------
-    def _read(self, pid: int, user: str) -> _Known | None:
+    def _read(self, pid: int, uid: int) -> _Known | None:
         """The process that has `pid` now; None when there is none."""
         folder = proc_files.opened(pid, self._proc)
         if folder is None:
             return None
+        exe = proc_files.exe_opened(folder)
         keep = False
         try:
             if (status := proc_files.status_of(folder)) is None:
                 return None
-            identity = _identity(folder)
-            owner = self._process(pid, user, folder, status, identity)
+            identity = None if exe is None else _identity(exe)
+            owner = self._process(pid, uid, folder, status, exe)
             if identity is None and proc_files.status_of(folder) is None:
                 return None  # it ended while it was read
-            keep = identity is not None and identity == _identity(folder)  # else: right for now, but not to be kept
+            keep = identity is not None and identity == _identity_of_exe(folder)  # else: right for now, but not to keep
             files = proc_files.files_of(folder) if self._monitor is not None else frozenset()
             known = _Known(folder if keep else NOT_KEPT, identity, status.start_ticks, files, owner)
             if keep:
                 self._keep(pid, known)
             return known
         finally:
+            if exe is not None:
+                os.close(exe)
             if not keep:
                 os.close(folder)
 
-    def _process(
-        self, pid: int, user: str, folder: int, status: proc_files.Status, identity: FileIdentity | None
-    ) -> Owner:
-        exe = proc_files.exe_of(folder)
+    def _process(self, pid: int, uid: int, folder: int, status: proc_files.Status, exe: int | None) -> Owner:
+        path = proc_files.path_of(exe) if exe is not None else ExePath()
         cgroup = cgroup_path.path_in(proc_files.cgroup_of(folder) or "")
         names = cgroup_path.names_of(cgroup or "")
         process = Process(
             pid=pid,
             started=rfc3339(self._boot_s + status.start_ticks / proc_files.TICKS_PER_S),
-            exe=displayed(exe.path),
-            claimed_exe=displayed(exe.claimed),
+            exe=displayed(path.path),
+            claimed_exe=displayed(path.claimed),
             name=proc_files.comm_of(folder),
             parent=self._parents(status.parent),
             unit=displayed(names.unit),
             container=displayed(names.container),
-            confidence=_surety(exe, cgroup),
-            user=user,
+            confidence=_surety(path, cgroup),
+            user=self._user(uid),
         )
-        return _settled(Owner(process, self._sha256(folder, identity)))
+        return settled(Owner(process, None if exe is None else self._sha256(exe, uid)))
 
-    def _sha256(self, folder: int, identity: FileIdentity | None) -> Future[str | None] | None:
-        if identity is None:
-            return None
-        if (known := self._hashes.known(identity)) is not None:
-            return known
+    def _sha256(self, exe: int, uid: int) -> Future[str | None]:
         try:
-            return self._hashes.begin(os.open("exe", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder))
+            if (known := self._hashes.known(identity_of(os.fstat(exe)))) is not None:
+                return known
+            return self._hashes.begin(os.open(f"/proc/self/fd/{exe}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), uid)
         except OSError:
-            return _unhashed()
+            return unhashed()
 
     def _parents(self, pid: int) -> ParentProcess | None:
         """The process `pid`, its parent and so on, as they are now."""
@@ -316,7 +338,7 @@ class ProcessTable:
             finally:
                 os.close(folder)
             pid = status.parent if status is not None else 0
-        return _chained(found)
+        return chained(found)
 
     def _user(self, uid: int) -> str:
         known = self._users.get(uid)
@@ -340,48 +362,22 @@ def _agrees(known: _Known, life: Life, at_ns: int) -> bool:
     return all((file.device, file.inode) in known.files for file in files)
 
 
-def _chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:
-    """The first, its parent the next, and so on."""
-    outer: ParentProcess | None = None
-    for pid, exe in reversed(processes):
-        outer = ParentProcess(pid=pid, exe=displayed(exe.path), claimed_exe=displayed(exe.claimed), parent=outer)
-    return outer
+def _is_life(life: Life, at_ns: int, caller: Caller) -> bool:
+    """The monitor and the hook tell of the same process and the same program."""
+    told, executable = life.program_at(at_ns).executable, callers.executable_of(caller)
+    is_same_file = told is None or (executable is not None and told.inode == executable.inode)
+    return life.is_same(callers.start_ticks(caller), caller.start_ns) and is_same_file
 
 
-def _settled(owner: Owner) -> Owner:
-    """`owner` without the Future, if that has brought a hash."""
-    if owner.sha256 is None or not owner.sha256.done() or owner.sha256.result() is None:
-        return owner
-    return Owner(owner.hashed())
-
-
-def _unhashed() -> Future[str | None]:
-    result: Future[str | None] = Future()
-    result.set_result(None)
-    return result
-
-
-def _identity(folder: int) -> FileIdentity | None:
+def _identity(file: int) -> FileIdentity | None:
     try:
-        return identity_of(os.stat("exe", dir_fd=folder))
+        return identity_of(os.fstat(file))
     except OSError:
         return None
 
 
-def displayed(path: str | None) -> str | None:
-    """As text that can be written: bytes of a name that are no UTF-8 become `\\xff`."""
-    return None if path is None else path.encode(errors="surrogateescape").decode(errors="backslashreplace")
-
-
-def user_name(uid: int) -> str:
-    """The user's name, or the number as text where there is none."""
+def _identity_of_exe(folder: int) -> FileIdentity | None:
     try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def rfc3339(unix_s: float) -> str:
-    """UTC, to the hundredth of a second, which is what the kernel knows about a start."""
-    whole = datetime.fromtimestamp(unix_s, UTC)
-    return f"{whole:%Y-%m-%dT%H:%M:%S}.{whole.microsecond // 10_000:02d}Z"
+        return identity_of(os.stat("exe", dir_fd=folder))
+    except OSError:
+        return None

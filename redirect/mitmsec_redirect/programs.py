@@ -3,7 +3,7 @@
 connect4/6, in this order; the first step that applies decides. Whatever is neither TCP nor UDP/443 passes at once:
 
      the caller is not selected (a standing selection only) ─► pass
-     describe the attempt
+     describe the attempt, and where the kernel's types are known, who makes it (`caller_steps`)
       ├─ UDP/443, and quic = refuse ─────────────────────────► EPERM            quic_refused
       │  forget what an earlier connect() of this socket left (it may have been disconnected since)
       ├─ MPTCP ──────────────────────────────────────────────► on_failure       unsupported_protocol
@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mitmsec.core.model import Quic
-from mitmsec_redirect import name_steps, records, route_steps, steps
+from mitmsec_redirect import caller_steps, name_steps, records, route_steps, steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import Code
 from mitmsec_redirect.steps import (
@@ -78,7 +78,7 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
         asm.jump("pass")
     asm.label("ours")
     steps.unless_selected(asm, layout, "pass")
-    steps.describe(asm, v6=v6)
+    _describe(asm, layout, v6=v6)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_UDP, steps.because(Code.QUIC_REFUSED))
     asm.map(R1, layout.truth)
@@ -98,13 +98,19 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
     return asm.code()
 
 
+def _describe(asm: Assembler, layout: Layout, *, v6: bool) -> None:
+    steps.describe(asm, v6=v6)
+    if layout.offsets is not None:
+        caller_steps.caller(asm, layout.offsets)
+
+
 def sendmsg(layout: Layout, *, v6: bool) -> bytes:
     """Refuse datagrams to port 443 of sockets that are not connected; connect() has refused the others."""
     asm = Assembler()
     steps.begin(asm, v6=v6)
     steps.unless_quic(asm, "pass")
     steps.unless_selected(asm, layout, "pass")
-    steps.describe(asm, v6=v6)
+    _describe(asm, layout, v6=v6)
     asm.jump(steps.because(Code.QUIC_REFUSED))
     steps.ends(asm, layout, (Code.QUIC_REFUSED,))
     return asm.code()

@@ -4,9 +4,11 @@ An `Attempt` is one connect() or sendmsg() as the program saw it. The same bytes
 diverted) and in the queue of missed ones (it was not), so there is one layout to know:
 
      0 remote[16] │ 16 port │ 18 protocol │ 20 reason │ 24 pid │ 28 uid │ 32 comm[16]
-    48 source[16] │ 64 source port │ 66 flags │ 68 - │ 72 time │ 80 namespace │ 88
+    48 source[16] │ 64 source port │ 66 flags │ 68 - │ 72 time │ 80 namespace
+    88 started │ 96 parent's start │ 104 parent │ 108 - │ 112 device │ 120 inode │ 128 ctime s │ 136 ns │ 140 - │ 144
 
 Addresses are always 16 bytes, IPv4 as ::ffff:a.b.c.d; `port` is in network order, all else in the machine's.
+From 88 on all is zero where the kernel's types are not known; 112–144 is the executable as in `process_records`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from enum import IntEnum, IntFlag, StrEnum, unique
 from ipaddress import IPv6Address
 from typing import Final
 
-from mitmsec.core.model import Confidence, Endpoint, Transport
+from mitmsec.core.model import Caller, Confidence, Endpoint, Transport
 
-ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQ")
+ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQQQIIQQqII")
 REMOTE, PORT, PROTOCOL, REASON, PID, UID, COMM = 0, 16, 18, 20, 24, 28, 32
 SOURCE, SOURCE_PORT, FLAGS, TIME, NAMESPACE = 48, 64, 66, 72, 80
+STARTED, PARENT_STARTED, PARENT, EXECUTABLE = 88, 96, 104, 112
 
 TRUTH: Final = struct.Struct("=16s16sII")  # remote, source (zero: unknown), remote port in network order, flags
 TRUTH_REMOTE, TRUTH_SOURCE, TRUTH_PORT = 0, 16, 32
@@ -108,6 +111,7 @@ class Origin:
     connected_ns: int  # CLOCK_MONOTONIC
     bound: Endpoint | None  # what the program had bound; address 0.0.0.0 or ::, or port 0, where it left that open
     source: str | None  # the address that an undiverted connection would come from
+    caller: Caller | None = None  # None: the kernel's types are not known
     selected: bool = False  # under a standing selection: its caller was, and not only undecided
 
 
@@ -125,6 +129,7 @@ class Missed:
     netns: int  # cookie of the network namespace
     denied: bool  # False: it went out undiverted
     confidence: Confidence = Confidence.KERNEL  # how sure `pid` is; UNKNOWN: it is 0
+    caller: Caller | None = None
 
 
 def address_bytes(address: str) -> bytes:
@@ -152,6 +157,23 @@ def _text(comm: bytes) -> str:
     return comm.split(b"\0", 1)[0].decode(errors="replace")
 
 
+def _caller(
+    started: int,
+    parent_started: int,
+    parent: int,
+    _: int,
+    device: int,
+    inode: int,
+    ctime_s: int,
+    ctime_ns: int,
+    __: int,
+) -> Caller | None:
+    """None: the program did not know the kernel's types. A process that starts at 0 there is none."""
+    if not started:
+        return None
+    return Caller(started, parent, parent_started, device, inode, ctime_s * 10**9 + ctime_ns)
+
+
 def _bound(source: bytes, port: int, flags: int, remote: bytes) -> Endpoint | None:
     if not flags & AttemptFlag.BOUND:
         if not port:
@@ -162,7 +184,7 @@ def _bound(source: bytes, port: int, flags: int, remote: bytes) -> Endpoint | No
 
 def parse_origin(value: bytes) -> Origin:
     """`value` is one element of the origins map."""
-    remote, port, _, _, pid, uid, comm, source, source_port, flags, _, time_ns, _ = ATTEMPT.unpack(value)
+    remote, port, _, _, pid, uid, comm, source, source_port, flags, _, time_ns, _, *who = ATTEMPT.unpack(value)
     return Origin(
         remote=Endpoint(address=address_text(remote), port=port_field(port)),
         pid=pid,
@@ -171,13 +193,14 @@ def parse_origin(value: bytes) -> Origin:
         connected_ns=time_ns,
         bound=_bound(source, source_port, flags, remote),
         source=None if source == UNKNOWN_ADDRESS else address_text(source),
+        caller=_caller(*who),
         selected=bool(flags & AttemptFlag.SELECTED),
     )
 
 
 def parse_missed(value: bytes) -> Missed:
     """`value` is one element of the queue of missed connections."""
-    remote, port, protocol, code, pid, uid, comm, _, _, flags, _, time_ns, netns = ATTEMPT.unpack(value)
+    remote, port, protocol, code, pid, uid, comm, _, _, flags, _, time_ns, netns, *who = ATTEMPT.unpack(value)
     return Missed(
         reason=Reason[Code(code).name],
         transport=Transport.UDP if protocol == PROTOCOL_UDP else Transport.TCP,
@@ -188,4 +211,5 @@ def parse_missed(value: bytes) -> Missed:
         at_ns=time_ns,
         netns=netns,
         denied=bool(flags & AttemptFlag.DENIED),
+        caller=_caller(*who),
     )

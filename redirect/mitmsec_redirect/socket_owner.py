@@ -22,7 +22,8 @@ import msgspec
 
 from mitmsec.core.model import Confidence, Endpoint, Process, Transport
 from mitmsec_redirect.backend import SocketOwner
-from mitmsec_redirect.processes import Owner, ProcessTable, user_name
+from mitmsec_redirect.owner import Owner, user_name
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.sockdiag import CookieLookup
 
 SOURCE = "sock_diag"

@@ -4,7 +4,7 @@ Each function appends instructions. A step that does not apply falls through to 
 because(code), "pass", or, for names, "done". Registers in all steps: R6 the context, R7 the socket, R8 the port in
 network order, R9 the namespace's flags and, once those are used, the gate's port; R0–R5 are lost at each call.
 
-    stack, from the frame pointer:  0 ─ ATTEMPT ─ -88 ─ KEY ─ -96 ─ BEAT ─ -104 ─ ROUTE_KEY ─ -136 ─ VERDICT ─ -144
+    stack, from the frame pointer:  0 ─ ATTEMPT ─ -144 ─ KEY ─ -152 ─ BEAT ─ -160 ─ ROUTE_KEY ─ -192 ─ VERDICT ─ -200
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
+from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.records import AttemptFlag, Code, port_field, word
 from mitmsec_redirect.verdicts import Verdict
 
@@ -29,11 +30,11 @@ FAMILY, ADDRESS_V4, ADDRESS_V6, USER_PORT, IP_PROTOCOL, SOCKET = 0, 4, 8, 24, 36
 BOUND_DEVICE, MARK, LOCAL_V4, LOCAL_V6, LOCAL_PORT = 0, 16, 24, 28, 44
 
 # our stack, from the frame pointer
-ATTEMPT = -88
-KEY = -96  # cookie or index
-BEAT = -104
-ROUTE_KEY = -136
-VERDICT = -144
+ATTEMPT = -144
+KEY = -152  # cookie or index
+BEAT = -160
+ROUTE_KEY = -192
+VERDICT = -200
 REMOTE, SOURCE, FLAGS = ATTEMPT + records.REMOTE, ATTEMPT + records.SOURCE, ATTEMPT + records.FLAGS
 
 AF_INET, AF_INET6 = 2, 10
@@ -68,6 +69,7 @@ class Layout:
     on_failure: OnFailure
     quic: Quic
     selection: Selection | None = None  # None: all that the cgroup holds
+    offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
 
 
 # --- the attempt, as far as it is known -------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from caller_stage import mounted
 
 from mitmsec_redirect import proc_files
 from mitmsec_redirect.proc_files import (
@@ -18,10 +20,15 @@ from mitmsec_redirect.proc_files import (
     cgroup_of,
     comm_of,
     exe_of,
+    exe_opened,
+    executable_of,
     file_of,
     files_of,
+    is_executable,
     living,
     opened,
+    opened_as,
+    path_of,
     status_of,
 )
 
@@ -128,8 +135,59 @@ def test_the_device_of_a_mount_is_the_tables(tmp_path: Path) -> None:
     table.write_bytes(b"21 1 0:5 / /a rw - tmpfs x rw\n212 1 259:3 / /\xff rw - ext4 y rw\n")
     assert proc_files._device_of_mount("212", table) == 259 << 20 | 3
     assert proc_files._device_of_mount("2", table) is None
-    assert proc_files._device_of_mount(None, table) is None
     assert proc_files._device_of_mount("212", tmp_path / "none") is None
+
+
+def test_a_path_that_is_too_long_to_be_told_is_none(program: Path) -> None:
+    deep = program.parent
+    with contextlib.ExitStack() as held:
+        at = os.open(deep, os.O_RDONLY)
+        held.callback(os.close, at)
+        for _ in range(20):
+            os.mkdir("d" * 250, dir_fd=at)
+            at = os.open("d" * 250, os.O_RDONLY, dir_fd=at)
+            held.callback(os.close, at)
+        os.rename(program, "program", dst_dir_fd=at)
+        file = os.open("program", os.O_PATH, dir_fd=at)
+        held.callback(os.close, file)
+        assert path_of(file) == ExePath()
+
+
+@pytest.mark.root
+def test_a_file_whose_device_stat_tells_otherwise_is_known_by_its_mount(tmp_path: Path) -> None:
+    """As btrfs does, and overlay over several file systems."""
+    lower, merged = (tmp_path / name for name in ("lower", "merged"))
+    for folder in (lower, merged):
+        folder.mkdir()
+    with mounted("tmpfs", lower), mounted("overlay", merged, f"lowerdir={lower}:{tmp_path}"):
+        shutil.copy(CAT, lower / "program")
+        with folder_of(merged / "program") as folder:
+            seen = executable_of(folder)
+            assert seen is not None
+            device = os.stat(merged).st_dev  # of a folder it is the file system's own
+            told = replace(seen, device=os.major(device) << 20 | os.minor(device))
+            assert told != seen
+            file = exe_opened(folder)
+            assert file is not None
+            assert is_executable(file, seen)
+            assert is_executable(file, told)
+            assert is_executable(file, told, folder)
+            assert not is_executable(file, replace(told, device=told.device + 1))
+            assert not is_executable(file, replace(told, inode=told.inode + 1))
+            os.close(file)
+        found = opened_as(str(merged / "program"), told)
+        assert found is not None
+        os.close(found)
+
+
+def test_what_does_not_lie_there_is_not_opened(program: Path) -> None:
+    there = file_of(program.stat())
+    found = opened_as(str(program), there)
+    assert found is not None
+    os.close(found)
+    assert opened_as(str(program), replace(there, ctime_ns=there.ctime_ns + 1)) is None
+    assert opened_as(str(program) + "/no", there) is None
+    assert opened_as("\0", there) is None
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -17,14 +18,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from caller_stage import caller_of
 from monitor_stage import forked, run, with_pid
 
-from mitmsec.core.model import Confidence, ParentProcess, Process
-from mitmsec_redirect import processes
+from mitmsec.core.model import Caller, Confidence, ParentProcess, Process
+from mitmsec_redirect import owner, processes
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.proc_files import file_of
+from mitmsec_redirect.process_history import TICK_NS
 from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, ProcessExecuted
 from mitmsec_redirect.processes import ProcessTable
 
@@ -57,7 +60,7 @@ def test_a_living_process_is_read(child: subprocess.Popen[bytes], copy: Path) ->
     assert process.confidence is Confidence.KERNEL
     assert (process.pid, process.exe, process.name) == (child.pid, str(copy), "program")
     assert process.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
-    assert process.user == processes.user_name(os.getuid())
+    assert process.user == owner.user_name(os.getuid())
     assert process.parent is not None
     assert (process.parent.pid, process.parent.exe) == (os.getpid(), os.readlink("/proc/self/exe"))
     assert process.started is not None
@@ -123,7 +126,7 @@ def test_what_is_remembered_costs_one_look_and_is_the_same(
     first = whose(table, child.pid, 0, "x")
     assert whose(table, child.pid, 0, "x") == first
     monkeypatch.setattr(processes.os, "open", None)
-    monkeypatch.setattr(processes.pwd, "getpwuid", None)
+    monkeypatch.setattr(owner.pwd, "getpwuid", None)
     assert whose(table, child.pid, 0, "x") == first
 
 
@@ -156,14 +159,14 @@ def test_who_asks_with_another_user_gets_that_users_name(child: subprocess.Popen
     table = ProcessTable()
     assert [whose(table, child.pid, uid, "x").user for uid in (4_000_000, 0, 4_000_001)] == [
         "4000000",
-        processes.user_name(0),
+        owner.user_name(0),
         "4000001",
     ]
 
 
 def test_a_hash_that_is_still_to_come_holds_nothing_up(child: subprocess.Popen[bytes], copy: Path) -> None:
     class Slow(ExecutableHashes):
-        def begin(self, descriptor: int) -> Future[str | None]:
+        def begin(self, descriptor: int, uid: int) -> Future[str | None]:
             os.close(descriptor)
             return pending
 
@@ -185,7 +188,7 @@ def test_a_hash_that_cannot_be_had_is_never_taken_for_none(child: subprocess.Pop
     """Whoever decides by it can tell: something was to come, and nothing came."""
 
     class Vain(ExecutableHashes):
-        def begin(self, descriptor: int) -> Future[str | None]:
+        def begin(self, descriptor: int, uid: int) -> Future[str | None]:
             os.close(descriptor)
             failed: Future[str | None] = Future()
             failed.set_result(None)
@@ -229,6 +232,92 @@ def test_a_stat_that_makes_no_sense_is_a_process_that_has_gone(tmp_path: Path, s
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "stat").write_text(stat)
     assert whose(ProcessTable(tmp_path), 7, 0, "x").confidence is Confidence.INFERRED
+
+
+# --- with the kernel's word about the caller --------------------------------------------------------------------------
+def called(table: ProcessTable, pid: int, caller: Caller) -> Process:
+    owner = table.whose(pid, 0, "thread", None, caller)
+    if owner.sha256 is not None:
+        owner.sha256.result(timeout=20)
+    return owner.hashed()
+
+
+def test_a_caller_that_still_runs_is_read(child: subprocess.Popen[bytes], copy: Path) -> None:
+    process = called(ProcessTable(), child.pid, caller_of(child.pid))
+    assert (process.exe, process.confidence) == (str(copy), Confidence.KERNEL)
+    assert process.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
+
+
+def test_a_caller_that_has_executed_another_program_is_not_taken_for_that(copy: Path) -> None:
+    code = "import os,sys; print(flush=True); sys.stdin.readline(); os.execv(sys.argv[1], sys.argv[1:])"
+    running = [sys.executable, "-I", "-S", "-c", code, str(copy)]
+    with subprocess.Popen(running, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.readline()
+        caller, seen, unseen = caller_of(child.pid), ProcessTable(), ProcessTable()
+        before = called(seen, child.pid, caller)
+        assert before.exe == os.path.realpath(sys.executable)
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        while os.readlink(f"/proc/{child.pid}/exe") != str(copy):
+            time.sleep(0.01)
+        process = called(unseen, child.pid, caller)
+        assert (process.exe, process.sha256, process.confidence) == (None, None, Confidence.INFERRED)
+        assert (process.name, process.started, process.user) == ("thread", before.started, "root")
+        assert process.parent == ParentProcess(pid=os.getpid())  # told, but its start was not
+        assert called(seen, child.pid, caller) == before, "a program that was read before is known"
+        later = called(seen, child.pid, caller_of(child.pid))
+        assert (later.exe, later.confidence) == (str(copy), Confidence.KERNEL)
+
+
+def test_another_process_of_the_same_pid_is_not_taken_for_the_caller(child: subprocess.Popen[bytes]) -> None:
+    caller = caller_of(child.pid)
+    earlier = msgspec.structs.replace(caller, start_ns=caller.start_ns - TICK_NS)
+    process = called(ProcessTable(), child.pid, earlier)
+    assert (process.exe, process.confidence) == (None, Confidence.INFERRED)
+    same_tick = msgspec.structs.replace(caller, inode=caller.inode + 1)
+    assert called(ProcessTable(), child.pid, same_tick).confidence is Confidence.INFERRED
+
+
+def test_a_caller_that_has_ended_is_known_by_the_file_that_others_have_run(copy: Path) -> None:
+    table = ProcessTable()
+    first, second = (subprocess.Popen([copy], stdin=subprocess.PIPE) for _ in range(2))
+    ours = caller_of(os.getpid())
+    caller = msgspec.structs.replace(caller_of(second.pid), parent=os.getpid(), parent_start_ns=ours.start_ns)
+    second.communicate()
+    assert called(table, second.pid, caller).confidence is Confidence.INFERRED
+    told = called(table, first.pid, caller_of(first.pid))
+    first.communicate()
+    process = called(table, second.pid, caller)
+    assert (process.exe, process.name, process.confidence) == (str(copy), "thread", Confidence.KERNEL)
+    assert (process.sha256, process.parent) == (told.sha256, told.parent)
+    assert process.parent is not None
+    assert process.parent.exe == os.path.realpath(sys.executable)
+    with copy.open("ab") as file:
+        file.write(b"changed")
+    changed = called(table, second.pid, caller)
+    assert (changed.exe, changed.sha256, changed.confidence) == (None, None, Confidence.INFERRED)
+
+
+def test_a_file_in_memory_may_have_changed_since_its_process_ended(copy: Path) -> None:
+    """A shared mapping changes it without a trace, so of a process that has ended there is a path, and no hash."""
+    folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
+    try:
+        program = Path(shutil.copy(copy, folder / "program"))
+        table = ProcessTable()
+        first, second = (subprocess.Popen([program], stdin=subprocess.PIPE) for _ in range(2))
+        caller = caller_of(second.pid)
+        second.communicate()
+        living = called(table, first.pid, caller_of(first.pid))
+        assert living.sha256 == hashlib.sha256(program.read_bytes()).hexdigest()
+        first.communicate()
+        owner = table.whose(second.pid, 0, "x", None, caller)
+        assert owner.process.exe == str(program)
+        assert owner.sha256 is not None
+        assert owner.sha256.result(timeout=20) is None
+    finally:
+        shutil.rmtree(folder)
 
 
 # --- with a process monitor -------------------------------------------------------------------------------------------
@@ -499,3 +588,19 @@ def test_a_parent_that_has_gone_is_told_by_its_pid(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "stat").write_text("7 (a) S 6 " + "0 " * 17 + "500 0\n")
     assert whose(ProcessTable(tmp_path), 7, 0, "x").parent == ParentProcess(pid=6)
+
+
+@pytest.mark.root
+def test_the_hook_and_the_monitor_agree_or_what_the_hook_said_counts(watched: ProcessTable, tmp_path: Path) -> None:
+    program = Path(shutil.copy(TRUE, tmp_path / "short"))
+    pid = run(program)
+    at_ns = connected_while_it_ran(watched, pid, str(program))
+    (life,) = watched._history._lives[pid]
+    file = life.program_at(at_ns).executable
+    assert file is not None
+    assert life.started_ns is not None
+    caller = Caller(life.started_ns, device=file.device, inode=file.inode, ctime_ns=file.ctime_ns)
+    assert watched.whose(pid, 0, "short", at_ns, caller).process.exe == str(program)
+    for other in ({"start_ns": life.started_ns + 1}, {"inode": file.inode + 1}):
+        process = watched.whose(pid, 0, "short", at_ns, msgspec.structs.replace(caller, **other)).process
+        assert (process.exe, process.confidence) == (None, Confidence.INFERRED)

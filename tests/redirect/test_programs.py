@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields, replace
 
 import pytest
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect.bpf import Attach
+from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.programs import Layout, build
 
 CALL, EXIT = 0x85, 0x95
@@ -44,6 +46,12 @@ def test_sendmsg_is_hooked_only_where_quic_is_refused() -> None:
 def test_a_layout_decides_the_code_and_nothing_else_does() -> None:
     assert build(layout()) == build(layout())
     assert build(layout(OnFailure.CLOSED))["CONNECT4"] != build(layout())["CONNECT4"]
+
+
+def test_only_programs_that_describe_an_attempt_look_at_the_caller() -> None:
+    somewhere = Offsets(*range(0, 8 * len(fields(Offsets)), 8))
+    plain, telling = build(layout()), build(replace(layout(), offsets=somewhere))
+    assert {name for name in plain if plain[name] != telling[name]} == {"CONNECT4", "CONNECT6", "SENDMSG4", "SENDMSG6"}
 
 
 def test_names_do_no_more_than_one_look_up() -> None:

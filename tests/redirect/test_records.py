@@ -6,12 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Caller, Endpoint, Transport
 from mitmsec_redirect import records
 from mitmsec_redirect.records import AttemptFlag, Code, Reason
 
+NOBODY = (0,) * 9
 
-def attempt(remote: str, source: bytes = bytes(16), source_port: int = 0, flags: int = 0, code: int = 0) -> bytes:
+
+def attempt(
+    remote: str,
+    source: bytes = bytes(16),
+    source_port: int = 0,
+    flags: int = 0,
+    code: int = 0,
+    caller: tuple[int, ...] = NOBODY,
+) -> bytes:
     return records.ATTEMPT.pack(
         records.address_bytes(remote),
         records.port_field(443),
@@ -26,6 +35,7 @@ def attempt(remote: str, source: bytes = bytes(16), source_port: int = 0, flags:
         0,
         77,
         5,
+        *caller,
     )
 
 
@@ -77,3 +87,14 @@ def test_addresses_come_back_as_they_went(address: object) -> None:
 @given(st.integers(0, 0xFFFF))
 def test_ports_come_back_as_they_went(port: int) -> None:
     assert records.port_field(records.port_field(port)) == port
+
+
+def test_who_called_is_told_with_what_was_missed_and_with_what_was_diverted() -> None:
+    value = attempt("203.0.113.9", code=Code.LINK_LOCAL, caller=(5_000_000_001, 4_000_000_002, 41, 0, 8, 9, 2, 3, 0))
+    caller = Caller(5_000_000_001, 41, 4_000_000_002, device=8, inode=9, ctime_ns=2_000_000_003)
+    assert records.parse_origin(value).caller == records.parse_missed(value).caller == caller
+
+
+def test_a_program_that_does_not_know_the_kernels_types_tells_no_caller() -> None:
+    value = attempt("203.0.113.9", code=Code.LINK_LOCAL)
+    assert records.parse_origin(value).caller is records.parse_missed(value).caller is None

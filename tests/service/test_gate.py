@@ -31,7 +31,7 @@ from mitmsec.core.messages import (
     WhoseAnswer,
     WorkerUp,
 )
-from mitmsec.core.model import Action, OnFailure, Process
+from mitmsec.core.model import Action, Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service.gate import _given
 from mitmsec_redirect import records
@@ -43,6 +43,8 @@ pytestmark = pytest.mark.root
 
 WAIT_S = 30.0
 SO_COOKIE = 57
+CALLED = (5_000_000_001, 4_000_000_002, 41, 0, 8, 9, 2, 3, 0)
+CALLER = Caller(5_000_000_001, 41, 4_000_000_002, device=8, inode=9, ctime_ns=2_000_000_003)
 CURL = Process(pid=4711, exe="/usr/bin/curl", name="curl")
 
 
@@ -109,7 +111,7 @@ class GateProcess:
         client.settimeout(WAIT_S)
         (cookie,) = records.COOKIE.unpack(client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
         remote, port = records.address_bytes(target[0]), records.port_field(target[1])
-        value = records.ATTEMPT.pack(remote, port, 6, 0, 4711, 1000, b"curl", bytes(16), 0, 0, 0, 0, 0)
+        value = records.ATTEMPT.pack(remote, port, 6, 0, 4711, 1000, b"curl", bytes(16), 0, 0, 0, 0, 0, *CALLED)
         self.origins.update(records.COOKIE.pack(cookie), value)
         client.connect(self.listeners[-1 if family == socket.AF_INET6 else 0].getsockname())
         return client
@@ -117,6 +119,7 @@ class GateProcess:
     def owner_asked(self) -> None:
         whose = self.told(self.control, None)
         assert (whose.pid, whose.uid, whose.comm) == (4711, 1000, "curl")
+        assert whose.caller == CALLER
         self.control.send(WhoseAnswer(number=whose.number, process=CURL))
 
     def end(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
-from mitmsec.core.model import Endpoint, Process, Transport
+from mitmsec.core.model import Caller, Endpoint, Process, Transport
 from mitmsec.service.missed import EVENTS_LIMIT, Misses, events
 from mitmsec_redirect.records import Missed, Reason
 
@@ -49,6 +49,19 @@ def test_an_attempt_of_an_unknown_program_names_no_pid() -> None:
     (event,) = events([one], lambda _: Process(pid=0), "run-1")
     assert isinstance(event, FaultSeen)
     assert (event.pid, event.detail) == (None, "a program to 192.0.2.7:443")
+
+
+def test_two_processes_that_had_one_pid_are_two() -> None:
+    one = missed(Reason.LINK_LOCAL)
+    asked: list[Missed] = []
+
+    def who(missed: Missed) -> Process:
+        asked.append(missed)
+        return whose(missed)
+
+    later = replace(one, remote=Endpoint.of("192.0.2.8", 443), caller=Caller(2))
+    events([replace(one, caller=Caller(1)), later], who, "run-1")
+    assert [each.caller for each in asked] == [Caller(1), Caller(2)]
 
 
 def test_many_places_are_few_events_and_one_that_counts_the_rest() -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 
+import msgspec
 import pytest
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
 from mitmsec.core.messages import Whose, WhoseAnswer, encode
-from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport
+from mitmsec.core.model import Caller, Confidence, Endpoint, ParentProcess, Process, Transport
 from mitmsec.core.policy import DEFAULT_POLICY, Application, Policy
 from mitmsec.service import owners
 from mitmsec.service.missed import events
 from mitmsec.service.owners import Owners, decides_by_hash, hashed
-from mitmsec_redirect.processes import Owner
+from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.records import Missed, Reason
 
 PROCESS = Process(pid=7, exe="/usr/bin/curl")
@@ -30,7 +31,8 @@ class Reading:
         self.said: list[str] = []
         self.owners = Owners(self.read, self.said.append, must_have_hash=True)
 
-    def read(self, pid: int, uid: int, comm: str, connected_ns: int | None) -> Owner:
+    def read(self, pid: int, uid: int, comm: str, connected_ns: int | None, caller: Caller | None) -> Owner:
+        self.caller = caller
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -120,6 +122,13 @@ def test_what_is_read_without_trouble_is_told_as_it_is() -> None:
     reading = Reading(Owner(PROCESS))
     assert reading.owners.of(ASKED, 1) == Owner(PROCESS)
     assert reading.said == []
+
+
+def test_what_the_kernel_said_of_the_caller_is_what_is_read_by() -> None:
+    reading = Reading(Owner(PROCESS))
+    caller = Caller(1, 2, 3)
+    reading.owners.of(msgspec.structs.replace(ASKED, caller=caller), 1)
+    assert reading.caller == caller
 
 
 def test_an_attempt_that_was_missed_is_on_record_whatever_its_program_is_called() -> None:

@@ -1,0 +1,68 @@
+"""The owner of a connection as it is told: a process, its texts, and a hash that may still be on its way."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from mitmsec.core.model import ParentProcess, Process
+from mitmsec_redirect.proc_files import ExePath
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come."""
+
+    process: Process
+    sha256: Future[str | None] | None = None
+
+    def hashed(self) -> Process:
+        """The process with its hash; call once that is done."""
+        if self.sha256 is None:
+            return self.process
+        return msgspec.structs.replace(self.process, sha256=self.sha256.result())
+
+
+def settled(owner: Owner) -> Owner:
+    """`owner` without the Future, if that has brought a hash."""
+    if owner.sha256 is None or not owner.sha256.done() or owner.sha256.result() is None:
+        return owner
+    return Owner(owner.hashed())
+
+
+def unhashed() -> Future[str | None]:
+    result: Future[str | None] = Future()
+    result.set_result(None)
+    return result
+
+
+def chained(processes: Sequence[tuple[int, ExePath]]) -> ParentProcess | None:
+    """The first, its parent the next, and so on."""
+    outer: ParentProcess | None = None
+    for pid, exe in reversed(processes):
+        outer = ParentProcess(pid=pid, exe=displayed(exe.path), claimed_exe=displayed(exe.claimed), parent=outer)
+    return outer
+
+
+def displayed(path: str | None) -> str | None:
+    """As text that can be written: bytes of a name that are no UTF-8 become `\\xff`."""
+    return None if path is None else path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number as text where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def rfc3339(unix_s: float) -> str:
+    """UTC, to the hundredth of a second, which is what the kernel knows about a start."""
+    whole = datetime.fromtimestamp(unix_s, UTC)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{whole.microsecond // 10_000:02d}Z"
