@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Callers that live, unchanged, until they are answered: whoever asks about them in time cannot be misled.
 STAYS = [Pattern.BASH, Pattern.CURL, Pattern.FORKED, Pattern.LENT, Pattern.STEADY, Pattern.THREADS]
-# Callers that have ended, or run another program, when they are asked about, or whose pid is somebody else's: the hook's
-# word is all that there is. Honest is who then says less, and nothing false.
+# Callers that have ended, or run another program, when they are asked about, or whose pid is somebody else's: all that
+# there is is the word of the hook. Honest is who then says less, and nothing false.
 CHANGES = [Pattern.BRIEF, Pattern.EXEC_CHAIN, Pattern.INHERITED, Pattern.PASSED, Pattern.REUSED]
 
 
@@ -67,7 +67,7 @@ def test_callers_that_do_not_stay_what_they_were_are_named_rightly_or_said_to_be
     made = take(tmp_path, "--count", "300", patterns=CHANGES)
     assert made.score["wrong"] == []
     assert made.counted("right") + made.counted("unknown") == len(made.corpus) >= 300
-    assert made.counted("right") > 0.9 * len(made.corpus), "a program is unknown until one of its processes was met alive"
+    assert made.counted("right") > 0.9 * len(made.corpus), "a program is unknown until it is met alive"
     assert made.score["lost"] == made.score["crossed"] == []
 
 
