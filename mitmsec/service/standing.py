@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from mitmsec_redirect.verdicts import Verdict, verdict_of
 OURS = Verdict.OWN_TRAFFIC | Verdict.INHERITS
 NOT_SELECTED = Verdict(0)
 KERNEL_THREAD = ExePath()
+SETTLED_NS = 50_000_000  # more than a tick of the clock that file systems take their times from
 KNOWN_LIMIT = 8192  # files; then all are judged anew
 
 
@@ -247,6 +249,8 @@ class StandingScope:
             return
         file = Executable(_kernel_device(status.st_dev), status.st_ino, status.st_ctime_ns)
         if status.st_nlink != 1 or os.path.realpath(path) != path or expected not in (None, file):
+            return
+        if time.time_ns() - status.st_ctime_ns < SETTLED_NS:  # the next change could leave its time as it is
             return
         if len(self._known) >= KNOWN_LIMIT:
             self._monitor.forget_executables()

@@ -85,10 +85,11 @@ def test_a_fork_without_exec_runs_what_its_parent_runs(stage: Stage) -> None:
 def test_a_clone_can_have_another_parent_than_who_made_it(stage: Stage) -> None:
     code = f"import ctypes, os; ctypes.CDLL(None).syscall({SYS_CLONE}, {CLONE_PARENT | 17}, 0, 0, 0, 0) or os._exit(0)"
     maker = spawn(*python(code))
-    for _ in range(2):
-        os.waitpid(-1, 0)
-    (made,) = (event for event in stage.events_of_forker(maker))
+    stage.until(lambda: bool(stage.events_of_forker(maker)))
+    (made,) = stage.events_of_forker(maker)
     assert (made.parent, made.forker) == (os.getpid(), maker)
+    for pid in (maker, made.pid):
+        os.waitpid(pid, 0)
 
 
 def test_a_script_is_known_by_its_interpreter_and_the_name_that_was_given(stage: Stage, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mitmsec_redirect.verdicts import PASSED_ON, Verdict, at_exec, entry, verdic
 
 pytestmark = pytest.mark.root
 CAT = os.path.realpath(shutil.which("cat") or "")
+TICK_S = 0.02  # changes of a file that lie closer together may leave it the same time
 UNDECIDED, SELECTED, INHERITS = Verdict.UNDECIDED, Verdict.SELECTED, Verdict.INHERITS
 
 
@@ -92,10 +94,12 @@ def test_a_known_program_has_its_verdict_before_its_first_instruction(stage: Sta
 
 def test_a_file_that_has_changed_or_has_another_name_is_not_known(stage: Stage, program: Path) -> None:
     stage.monitor.know(executable(stage, program), Verdict(0))
+    time.sleep(TICK_S)
     moved = program.rename(program.with_name("moved"))
     with running(stage, moved) as pid:
         assert verdict(stage, pid) == UNDECIDED
     stage.monitor.know(executable(stage, moved), Verdict(0))
+    time.sleep(TICK_S)
     os.link(moved, program)
     with running(stage, program) as pid:
         assert verdict(stage, pid) == UNDECIDED
