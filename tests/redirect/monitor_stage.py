@@ -17,7 +17,7 @@ from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, Process
 SYS_CLONE, SYS_CLONE3 = (56, 435) if os.uname().machine == "x86_64" else (220, 435)
 CLONE_PARENT = 0x8000
 DEADLINE_S = 20
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: a child that is cloned must have it
 
 
 class Stage:
