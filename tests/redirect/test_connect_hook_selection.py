@@ -173,3 +173,16 @@ def test_the_unselected_pay_one_look_up_for_each_connect(verdicts: Verdicts) -> 
         os.close(statistics)
     assert runs["CONNECT4"].runs == 2000
     assert verdicts.hook.diverted == 0
+
+
+@pytest.mark.parametrize(("verdict", "selected"), [(Verdict.SELECTED, True), (Verdict.UNDECIDED, False)])
+def test_the_origin_says_whether_its_caller_was_selected_whatever_becomes_of_it(
+    verdicts: Verdicts, verdict: Verdict, selected: bool
+) -> None:
+    agent = verdicts.box.agent()
+    verdicts.say(agent, verdict)
+    assert agent(REFUSED) == {"answer": None}
+    verdicts.withdraw(agent)  # as when it ends
+    origin = verdicts.box.accept(verdicts.hook)
+    assert origin is not None
+    assert origin.selected is selected
