@@ -87,6 +87,7 @@ def test_an_odd_client_is_recorded_and_the_next_one_served(origin: Network, mitm
         f"import socket, time\nhello = bytes.fromhex('{hello.hex()}')\n"
         "s = socket.create_connection(('203.0.113.10', 443), 5); s.settimeout(8)\n"
         f"try:\n    {ODD_CLIENTS[name]}\nexcept OSError as error: print(error)\ns.close()\n"
+        "time.sleep(0.5)\n"  # so that it can be read whose it is: another story than this one
     )
     done = mitmsec.run(
         "--", "sh", "-c", '"$0" -c "$1"; curl -sS https://origin.test/hello', sys.executable, script, timeout_s=90
