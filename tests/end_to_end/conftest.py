@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,13 @@ class Network:
     @property
     def root_pem(self) -> Path:
         return self.folder / "root.pem"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Who started the suite in the background of a shell has SIGINT ignored, and so would all that it starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
-import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +15,6 @@ from mitmsec_redirect.process_records import ProcessEnded, ProcessEvent, Process
 SYS_CLONE, SYS_CLONE3 = (56, 435) if os.uname().machine == "x86_64" else (220, 435)
 CLONE_PARENT = 0x8000
 DEADLINE_S = 20
-_libc = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock: a child that is cloned must have it
 
 
 class Stage:
@@ -91,17 +88,24 @@ def forked(child: Callable[[], object]) -> int:
     return pid
 
 
+CLONES = f"""
+import ctypes, os, struct, sys
+wanted = ctypes.c_int32(int(sys.argv[1]))
+fields = struct.pack("=10Q", {CLONE_PARENT}, 0, 0, 0, 0, 0, 0, 0, ctypes.addressof(wanted), 1)
+got = ctypes.PyDLL(None, use_errno=True).syscall({SYS_CLONE3}, ctypes.create_string_buffer(fields, 80), 80)
+if got == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+if got < 0:
+    raise OSError(ctypes.get_errno(), "clone3")
+print(got)
+"""
+
+
 def with_pid(pid: int, arguments: Sequence[str]) -> int:
-    """A child that has this very pid, which must be free (clone3(2), set_tid; Linux 5.5)."""
-    wanted = ctypes.c_int32(pid)
-    fields = (0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1)
-    attributes = ctypes.create_string_buffer(struct.pack("=10Q", *fields), 80)
-    got: int = _libc.syscall(SYS_CLONE3, attributes, 80)
-    if got == 0:
-        try:
-            os.execv(arguments[0], list(arguments))
-        finally:
-            os._exit(127)
-    if got < 0:
-        raise OSError(ctypes.get_errno(), "clone3")
-    return got
+    """A child that has this very pid, which must be free (clone3(2), set_tid and CLONE_PARENT; Linux 5.5).
+
+    Who clones is a process of one thread: between clone and exec, a child of many threads may wait for ever for a lock
+    that one of the others held.
+    """
+    done = subprocess.run([sys.executable, "-c", CLONES, str(pid), *arguments], stdout=subprocess.PIPE, check=True)
+    return int(done.stdout)
