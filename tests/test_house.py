@@ -41,12 +41,12 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
+    "mitmsec/service/gate_and_workers.py": "composition root; tests/end_to_end",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {
-    "mitmsec/service/session.py": "one session's life from its first listener to its end",
     "mitmsec/gate/flow.py": "one state machine: its ladder is read from top to bottom",
 }
 

@@ -208,7 +208,7 @@ class Supervisor:
             requests=counts.requests,
             findings=counts.findings,
             faults=counts.faults,
-            cut=session.cut,
+            cut=session.children.cut,
             survivors=survivors,
         )
 
@@ -226,7 +226,7 @@ class Supervisor:
     def _children(self) -> list[tuple[ChildProcess, str]]:
         rows: list[tuple[ChildProcess, str]] = [(child, "") for child in self.backbone.children]
         for session in self.sessions.values():
-            rows += [(child, session.name) for child in (session.gate, *session.workers.values()) if child]
+            rows += [(child, session.name) for child in session.children.all]
         return rows
 
     async def _status(self) -> control.StatusAnswer:

@@ -1,0 +1,345 @@
+"""The gate and the workers of a session: started, watched, replaced, asked, and ended.
+
+    gate ◄──── WorkerUp ──── worker 0, 1 …      each with a channel of its own to the gate, and to the supervisor's
+      │                                         signer and recorder
+      └─ dies or hangs ──► all built anew       worker dies ──► that one, after a pause
+
+A worker that dies is replaced alone. When the gate dies, or the signer or recorder of the supervisor, gate and workers
+are all built anew (`rebuild`); the listeners stay open, and until the new gate's first heartbeat the hook follows
+`on_failure`. Another policy needs other workers (`successors`): new flows go to new ones, the old end with their last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from mitmsec.audit.event import FaultSeen, Seen
+from mitmsec.channel import close_all, pair
+from mitmsec.core.messages import (
+    Drain,
+    Drained,
+    Fault,
+    FlowsAnswer,
+    FlowsQuestion,
+    GateSettings,
+    Govern,
+    Governed,
+    Ready,
+    Role,
+    Switch,
+    Switched,
+    Whose,
+    WorkerHangs,
+    WorkerSettings,
+    WorkerUp,
+)
+from mitmsec.core.policy import Policy
+from mitmsec.service.accounts import account_of
+from mitmsec.service.answers import Answers
+from mitmsec.service.background import Background
+from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.jail import Jail
+from mitmsec.service.pulse import HANGS_S, Pulse
+from mitmsec.service.scopes import Scope
+from mitmsec.service.state import State
+from mitmsec_redirect.backend import Backend
+
+DRAIN_GRACE_S = 2.0
+DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
+RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
+RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
+HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
+
+
+class Shared(Protocol):
+    """What gate and workers need of the supervisor."""
+
+    state: State
+    log: Callable[[str], None]
+    off: bool
+    """The kill switch has been thrown."""
+
+    def record(self, seen: Seen) -> None: ...
+    def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
+    def signer_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
+
+
+class Ground(Protocol):
+    """What they stand on: their session, with the policy that is in force when a child starts."""
+
+    name: str
+    policy: Policy
+    policy_fd: int
+    roots_fd: int
+    network: int
+    listeners: list[socket.socket]
+    capture_fd: int | None
+    hook: Backend | None
+    scope: Scope | None
+
+    @property
+    def shared(self) -> Shared: ...
+    @property
+    def worker_count(self) -> int: ...
+    def fault(self, what: str, detail: str = "") -> None: ...
+    def asked_whose(self, gate: ChildProcess, asked: Whose) -> None: ...
+
+
+class GateAndWorkers:
+    """Begun by `build`; ended by `drain` and `stop`, or `abandon`."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self.gate: ChildProcess | None = None
+        self.workers: dict[int, ChildProcess] = {}
+        self.cut = 0
+        self.building = asyncio.Lock()
+        """Held while children change places."""
+        self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
+        self._numbers = itertools.count()
+        self._answers = Answers()
+        self._drained: asyncio.Future[None] | None = None
+        self._pulse: Pulse | None = None  # of a gate that serves
+        self._restarts: list[float] = []
+        self._background = Background()
+        self._closing = False
+
+    @property
+    def all(self) -> list[ChildProcess]:
+        return [*([self.gate] if self.gate else []), *self.workers.values()]
+
+    # -- begin ---------------------------------------------------------------------------------------------------------
+    async def build(self) -> None:
+        """Up to a gate that accepts. Raises ChildFailed, OSError."""
+        ground, shared = self._ground, self._ground.shared
+        assert ground.hook is not None
+        assert ground.scope is not None
+        gate = self.gate = self._spawn(Role.GATE, ground.network)
+        gate.on_message = lambda message, fds: self._gate_said(gate, message, fds)
+        recorder = shared.recorder_channel(Role.GATE, ground.name)
+        signer = shared.signer_channel(Role.GATE, ground.name)
+        ground.scope.own(gate.pid)
+        fds = [
+            ground.policy_fd,
+            ground.listeners[0].fileno(),
+            recorder.fileno(),
+            signer.fileno(),
+            *ground.hook.ground.descriptors,
+            *(listener.fileno() for listener in ground.listeners[1:]),
+        ]
+        settings = GateSettings(
+            session=ground.name,
+            on_failure=ground.policy.on_failure,
+            has_v6=len(ground.listeners) > 1,
+            capture=ground.capture_fd is not None,
+            off=shared.off,
+            backend=ground.hook.kind,
+        )
+        with recorder, signer:
+            answer = await gate.start(settings, *fds)
+        if not isinstance(answer, Ready):
+            raise ChildFailed(f"the gate answered {answer!r}")
+        gate.watch(self._gate_exited)
+        self._pulse = Pulse()
+        self._active = self._new_numbers()
+        await asyncio.gather(*(self._start_worker(number) for number in self._active))
+
+    def _new_numbers(self) -> tuple[int, ...]:
+        return tuple(itertools.islice(self._numbers, self._ground.worker_count))
+
+    def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
+        shared = self._ground.shared
+        jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
+        return ChildProcess(jail, shared.log, HEARD)
+
+    async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
+        ground, shared = self._ground, self._ground.shared
+        worker = self.workers[number] = self._spawn(Role.WORKER)
+        gate_end, worker_end = pair()
+        recorder = shared.recorder_channel(Role.WORKER, ground.name, number)
+        signer = shared.signer_channel(Role.WORKER, ground.name, number)
+        settings = WorkerSettings(
+            session=ground.name,
+            worker=number,
+            on_failure=ground.policy.on_failure,
+            capture=ground.capture_fd is not None,
+        )
+        with gate_end, worker_end, recorder, signer:
+            fds = (worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd)
+            try:
+                await worker.start(settings, *fds)
+            except ChildFailed:
+                worker.kill()
+                raise
+            worker.watch(lambda status: self._worker_exited(number, status))
+            if self.gate is not None:
+                self.gate.channel.send(WorkerUp(worker=number, reserve=reserve), gate_end.fileno())
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+    def _gate_said(self, gate: ChildProcess, message: object, fds: list[int]) -> None:
+        close_all(fds)
+        match message:
+            case Whose():
+                self._ground.asked_whose(gate, message)
+            case WorkerHangs(worker=number) if number in self.workers:
+                self.workers[number].kill()  # the gate has recorded why; its exit is told like any other
+            case Drained(cut=cut):
+                self.cut += cut
+                if self._drained is not None and not self._drained.done():
+                    self._drained.set_result(None)
+            case Governed() | Switched() | FlowsAnswer():
+                self._answers.heard(message)
+            case Fault(what=what, detail=detail):
+                self._ground.fault(what, detail)
+            case _:
+                pass
+
+    def feel_pulse(self) -> None:
+        """End a gate that hangs: its exit is told and mended like any other. To be called ten times a second."""
+        hook = self._ground.hook
+        if hook is None or self.gate is None or self._pulse is None:
+            return
+        if self._pulse.hangs(hook.last_beat_ns, time.monotonic()):
+            self._pulse = None
+            self._ground.fault("gate_hangs", f"no heartbeat for {HANGS_S:.0f} s")
+            self.gate.kill()
+
+    def _gate_exited(self, status: int) -> None:
+        self._pulse = None
+        if not self._closing:
+            self._ground.fault("gate_died", f"status {status}")
+            self._background.begin(self.rebuild())
+
+    def _worker_exited(self, number: int, status: int) -> None:
+        if self._closing:
+            return
+        if number not in self._active:  # its policy is not in force any more, and its last flow has ended
+            self.workers.pop(number, None)
+            return
+        detail = f"worker {number}, status {status}"
+        self._ground.shared.record(FaultSeen(what="worker_died", detail=detail, session=self._ground.name))
+        self._background.begin(self._replace(number))
+
+    async def _replace(self, number: int) -> None:
+        now = time.monotonic()
+        self._restarts = [moment for moment in self._restarts if now - moment < RESTARTS_S] + [now]
+        if len(self._restarts) > RESTARTS_LIMIT:
+            why = "the supervisor's log says why they die"
+            self._ground.fault("worker_left_dead", f"worker {number}, for a minute; {why}")
+            await asyncio.sleep(RESTARTS_S)
+        await asyncio.sleep(RESTART_PAUSE_S)
+        async with self.building:
+            if number in self._active and self.workers[number].ended.done():  # else a rebuild has replaced it
+                try:
+                    await self._start_worker(number)
+                except (ChildFailed, OSError) as error:
+                    self._ground.fault("worker_not_started", f"worker {number}: {error}")
+                    self._background.begin(self._replace(number))
+
+    # -- orders --------------------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def successors(self) -> AsyncIterator[tuple[int, ...]]:
+        """Workers in reserve, with the policy that the ground has by now; dismissed where the block raises.
+
+        After the block they are the ones that new flows go to. `building` is to be held. Raises ChildFailed, OSError.
+        """
+        before, numbers = self._active, self._new_numbers()
+        self._active = before + numbers  # whoever of them dies is replaced
+        try:
+            await asyncio.gather(*(self._start_worker(number, reserve=True) for number in numbers))
+            yield numbers
+        except BaseException:
+            self._active = before
+            for number in numbers:
+                if (worker := self.workers.pop(number, None)) is not None:
+                    await worker.stop()
+            raise
+        self._active = numbers
+
+    async def govern(self, numbers: tuple[int, ...]) -> None:
+        """The gate decides by the ground's policy from now on, and hands new flows to these workers."""
+        if self.gate is None:
+            raise ChildFailed("there is no gate")
+        order = Govern(on_failure=self._ground.policy.on_failure, workers=numbers)
+        await self._answers.ask(self.gate, order, self._ground.policy_fd, answer=Governed)
+
+    async def switch(self, *, off: bool) -> int:
+        """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
+        if self.gate is None or self.gate.ended.done():
+            return 0  # the next one is told as it starts
+        try:
+            return (await self._answers.ask(self.gate, Switch(off=off), answer=Switched)).cut
+        except (ChildFailed, OSError):
+            self.gate.kill()  # it does not answer, and must not go on decrypting: the next one is told as it starts
+            return 0
+
+    async def flows(self) -> tuple[int, int]:
+        """How many live, and how many of those are decrypted; none where no gate answers."""
+        try:
+            if self.gate is not None and not self.gate.ended.done():
+                answer = await self._answers.ask(self.gate, FlowsQuestion(), answer=FlowsAnswer, deadline_s=1.0)
+                return answer.live, answer.decrypted
+        except ChildFailed:
+            pass
+        return 0, 0
+
+    # -- failures and ends ---------------------------------------------------------------------------------------------
+    def silence(self) -> None:
+        """Follow `on_failure` at once: the gate goes, so that no heartbeat of its own says otherwise."""
+        self._pulse = None
+        if self._ground.hook is not None:
+            self._ground.hook.stall()
+        if self.gate is not None:
+            self.gate.unwatch()
+            self.gate.kill()
+
+    async def rebuild(self) -> None:
+        """New gate and workers on the same listeners; until then the hook follows `on_failure`."""
+        async with self.building:
+            if self._closing or self._ground.hook is None:
+                return
+            self.silence()
+            for child in self.all:
+                child.unwatch()
+                child.kill()
+                await child.ended
+            self.workers.clear()
+            try:
+                await self.build()
+            except (ChildFailed, OSError) as error:
+                self._ground.fault("rebuild_failed", str(error))
+                self._background.begin(self._rebuild_later())
+
+    async def _rebuild_later(self) -> None:
+        await asyncio.sleep(REBUILD_PAUSE_S)
+        await self.rebuild()
+
+    def abandon(self) -> None:
+        """End as with a killed supervisor: nobody is told, nothing is drained."""
+        self._closing = True
+        self.silence()
+        for child in self.workers.values():
+            child.unwatch()
+            child.kill()
+
+    def replace_no_more(self) -> None:
+        """The first part of an orderly end."""
+        self._closing = True
+        self._background.cancel()
+
+    async def drain(self) -> None:
+        """The gate ends its flows, in DRAINED_S at most."""
+        if self.gate is None or self.gate.ended.done():
+            return
+        self._drained = asyncio.get_running_loop().create_future()
+        self.gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
+        await asyncio.wait((self._drained, self.gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(child.stop() for child in self.all))
