@@ -49,8 +49,8 @@ class Coverage:
         self._flows.pop(flow, None)
 
     def covers(self, flow: Flow) -> bool:
-        """The terms in force take the flow's packets."""
-        return self.in_force.cover(flow)
+        """The terms in force take the flow's packets, and so do those that are to follow them."""
+        return self.in_force.cover(flow) and (self._asked is None or self._asked.cover(flow))
 
     # -- exchanging the filter -----------------------------------------------------------------------------------------
     @property

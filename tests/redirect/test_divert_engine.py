@@ -322,6 +322,27 @@ def test_when_flows_have_ended_the_filter_is_narrowed_but_not_for_a_few() -> Non
     assert told.later(MORE) >> Tick() >> Tick()
 
 
+def narrows(told: Playbook) -> int:
+    """One remote was in demand, and its term is given up; a flow comes meanwhile. The narrower filter's number."""
+    for number in range(1, IN_DEMAND + 1):
+        diverted(told, number, flow(40000 + number), number)
+    told.later(MORE) >> Tick() << SetFilter
+    narrower: int = told.last.generation
+    asked(told, 99, flow(50000), 99) >> owner(99, Choice.DIVERT)
+    return narrower
+
+
+def test_a_flow_that_comes_while_the_filter_is_narrowed_waits_for_one_that_goes_on_to_take_it() -> None:
+    told = play()
+    told >> FilterReady(generation=narrows(told)) << SetFilter
+    assert told >> FilterReady(generation=told.last.generation) << expect(99, flow(50000))
+
+
+def test_when_the_filter_cannot_be_narrowed_the_one_in_force_takes_that_flow() -> None:
+    told = play()
+    assert told >> FilterReady(generation=narrows(told), fault="no memory") << expect(99, flow(50000))
+
+
 def test_while_a_filter_is_made_none_is_narrowed() -> None:
     told = diverted(play()) >> FlowClosed(flow=FLOW, sequence=1) << Forget(flow=FLOW)
     waits_for_filter(told, 2, flow(41000), 2)
