@@ -38,6 +38,10 @@ class Coverage:
         self._begun_before: Counter[Endpoint] = Counter()
         self._window_ends_s = 0.0
 
+    def __len__(self) -> int:
+        """How many flows are to be taken."""
+        return len(self._flows)
+
     def add(self, flow: Flow, now_s: float) -> None:
         """This flow is to be taken."""
         self._turn(now_s)

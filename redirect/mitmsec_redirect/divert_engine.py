@@ -230,7 +230,7 @@ class DivertEngine:
             self._let_go(held)
             self._remember(held, choice)
             return [_answer(held.number, choice)]
-        if len(self._live) >= FLOWS_LIMIT:
+        if len(self._coverage) >= FLOWS_LIMIT:  # those that are about to be diverted count as well
             return self._fail(held, "flows_full")
         held.state = State.FILTER
         self._coverage.add(held.flow, self._now_s)

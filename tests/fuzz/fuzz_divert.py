@@ -210,7 +210,7 @@ class World:
     def _holds_together(self) -> None:
         assert self._held.keys() == self._engine._held.keys()
         assert len(self._held) <= divert_engine.HELD_LIMIT
-        assert self._engine.live <= divert_engine.FLOWS_LIMIT + divert_engine.HELD_LIMIT
+        assert self._engine.live <= divert_engine.FLOWS_LIMIT
         assert len(self._engine._connects) <= divert_engine.CONNECTS_LIMIT
         assert len(self._engine._answers) <= divert_engine.ANSWERS_LIMIT
         assert all(self._terms.cover(flow) for flow in self._translated), "a translated flow's packets are not taken"

@@ -237,6 +237,13 @@ def test_so_many_are_diverted_and_no_more(on_failure: OnFailure, monkeypatch: py
     assert failed(asked(told) >> owner(1, Choice.DIVERT), "flows_full", on_failure)
 
 
+def test_flows_that_wait_for_their_filter_have_a_place_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divert_engine, "FLOWS_LIMIT", 1)
+    told = waits_for_filter(play(OnFailure.CLOSED))
+    asked(told, 2, flow(41000), 78) >> owner(2, Choice.DIVERT) << Report
+    assert told << RefuseSyn(number=2) >> FilterReady(generation=1) << expect(1)
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(divert_engine, "CONNECTS_LIMIT", 2)
     monkeypatch.setattr(divert_engine, "ANSWERS_LIMIT", 1)
