@@ -4,9 +4,10 @@ BIN := .venv/bin
 COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1 mitmsec certs redirect addons .venv/lib >/dev/null 2>&1 || true
 PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
+SECONDS := 60
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables
 
-.PHONY: help demo test wheel lint format bench bench-attribution bench-redirect clean
+.PHONY: help demo test wheel lint format fuzz bench bench-attribution bench-redirect clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +34,9 @@ lint: $(BIN)/.dev ## style, types, dependency rules
 format: $(BIN)/.dev ## put the layout right
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format --exclude '*.md' .
 
+fuzz: $(BIN)/.fuzz ## parsers and the divert engine, guided by coverage: SECONDS=60 for each of TARGETS=divert hello nat packet
+	@$(BIN)/python tests/fuzz/fuzz.py $(SECONDS) $(TARGETS) $(KEEP)
+
 bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)
 	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg
 
@@ -43,7 +47,7 @@ bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate cost
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
 clean: ## remove what this file made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/.made: tools/python
 	@echo "setting up .venv" >&2
@@ -62,3 +66,8 @@ $(BIN)/.dev: $(BIN)/.made requirements/dev.txt pyproject.toml
 	@umask 022 && $(PIP) --require-hashes -r requirements/dev.txt && $(PIP) --no-deps --no-build-isolation -e .
 	@umask 022 && $(COMPILE)
 	@touch $@ $(BIN)/.run
+
+$(BIN)/.fuzz: $(BIN)/.dev requirements/fuzz.txt
+	@echo "installing what the fuzzers need" >&2
+	@umask 022 && $(PIP) --require-hashes -r requirements/fuzz.txt
+	@touch $@

@@ -296,6 +296,7 @@ def test_the_reader_of_requirements_refuses_other_lines(line: str) -> None:
 RESOLUTIONS = {  # as CONTRIBUTING.md says
     "linux.txt": ["--group", "build", "--python-version", "3.12", "--python-platform", "linux"],
     "dev.txt": ["--group", "dev", "--python-version", "3.12", "--python-platform", "linux"],
+    "fuzz.txt": ["--group", "fuzz", "--python-version", "3.12", "--python-platform", "linux"],
     "windows.txt": [
         *("--override", "requirements/windows-override.txt"),
         *("--python-version", "3.13", "--python-platform", "x86_64-pc-windows-msvc"),

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 
 import click
 import msgspec
-from rich.console import Group, RenderableType
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from mitmsec.audit.event import Kind
 from mitmsec.audit.review import Filter
-from mitmsec.service.apps import App, gathered
+from mitmsec.service.apps import App, Destination, gathered
 from mitmsec.service.audit_commands import instant_option, opened_log
-from mitmsec.service.audit_table import size
+from mitmsec.service.audit_table import ACTION_STYLES, size
 from mitmsec.service.options import EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.terminal import console, shown, tell
 
 SINCE = timedelta(hours=1)
 CONNECTIONS_LIMIT = 10_000
 WATCH_S = 1.0
+GAP = 2  # between columns
+NAME_LEAST = 20  # columns that a name or a path keeps on the narrowest of terminals
+NAME_COLUMN, ACTION_COLUMN = 1, 3
+UNLIMITED = 1 << 20  # nobody reads a pipe by the screen
 ARROWS = {"inbound": "←", "outbound": "→"}
 
 
@@ -53,13 +59,33 @@ def apps(state_folder: Path, since: datetime | None, app: str | None, *, watch: 
 
 
 def _watch(state_folder: Path, since: datetime | None, app: str | None) -> None:
-    with Live(console=console(), screen=True, auto_refresh=False) as live:
+    with Live(console=console(), screen=True, auto_refresh=False, vertical_overflow="crop") as live:
         try:
             while True:
-                live.update(_table(_found(state_folder, since, app)[-(live.console.height // 2) :]), refresh=True)
+                found = _found(state_folder, since, app)
+                live.update(_screen(found, live.console.height), refresh=True)
                 time.sleep(WATCH_S)
         except KeyboardInterrupt:
             return
+
+
+def _screen(found: list[App], height: int) -> RenderableType:
+    """As many programs as fit, who was heard of last standing first, below a line that says how many there are."""
+    newest: list[App] = []
+    rows = height - 1
+    for app in reversed(found):
+        rows -= 1 + len(app.destinations)
+        if rows < 0 and newest:
+            break
+        newest.append(app)
+    hidden = len(found) - len(newest)
+    words = [_counted(found), f"the newest {len(newest)} are shown" if hidden else "", "Ctrl-C ends"]
+    return Group(Text(" · ".join(filter(None, words)), "dim", no_wrap=True, overflow="ellipsis"), _table(newest))
+
+
+def _counted(found: list[App]) -> str:
+    connections = sum(app.connections for app in found)
+    return f"{len(found)} {'program' if len(found) == 1 else 'programs'}, {connections} connections"
 
 
 def _found(state_folder: Path, since: datetime | None, app: str | None) -> list[App]:
@@ -76,26 +102,61 @@ def _facts(app: App) -> dict[str, object]:
 def _table(found: list[App]) -> RenderableType:
     if not found:
         return Text("no program has connected to anything in this time; --since looks further back")
-    return Group(*(part for app in found for part in (_heading(app), _destinations(app))))
+    return Listing(found)
 
 
-def _heading(app: App) -> Text:
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Programs, each above what it has connected to. The columns of all of them stand below each other.
+
+    No line is broken. On a terminal that is too narrow, names give way, and of a path its front: its end tells more.
+    """
+
+    found: list[App]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        room = options.max_width if console.is_terminal else UNLIMITED
+        rows = [[_cells(one) for one in app.destinations.values()] for app in self.found]
+        widths = [max(map(cell_len, column)) for column in zip(*chain.from_iterable(rows), strict=True)]
+        others = sum(width + GAP for width in widths) - widths[NAME_COLUMN]
+        widths[NAME_COLUMN] = max(NAME_LEAST, min(widths[NAME_COLUMN], room - others))
+        for app, lines in zip(self.found, rows, strict=True):
+            yield _heading(app, room)
+            yield from (_line(cells, widths) for cells in lines)
+
+
+def _heading(app: App, room: int) -> Text:
     process = app.process
-    exe = process["exe"] or process.get("claimed_exe") or process["name"] or "unknown program"
-    words = [f"pid {process['pid']}" if process["pid"] else "", shown(process["user"] or ""), _how_sure(app)]
-    return Text.assemble((shown(exe), "bold"), "  ", (" · ".join(word for word in words if word), "dim"))
+    exe = shown(process["exe"] or process.get("claimed_exe") or process["name"] or "unknown program")
+    known = [f"pid {process['pid']}" if process["pid"] else "", shown(process["user"] or ""), _how_sure(app)]
+    words = " · ".join(filter(None, known))
+    most = max(NAME_LEAST, room - cell_len(words) - GAP)
+    if cell_len(exe) > most:
+        while cell_len(exe) >= most:
+            exe = exe[1:]
+        exe = f"…{exe}"
+    return Text.assemble((exe, "bold"), " " * GAP, (words, "dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _how_sure(app: App) -> str:
-    return f"{app.process['confidence']}, by {app.process['source']}"
+    source = app.process["source"]
+    return f"{app.process['confidence']}, by {source}" if source else str(app.process["confidence"])
 
 
-def _destinations(app: App) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for column in app.destinations.values():
-        times = f"× {column.count}" if column.count > 1 else ""
-        carried = f"{size(column.sent_bytes)} sent, {size(column.received_bytes)} received"
-        table.add_row(
-            f"  {ARROWS[column.direction]}", shown(column.where), times, column.action, column.outcome, carried
-        )
-    return table
+def _cells(column: Destination) -> tuple[str, ...]:
+    times = f"× {column.count}" if column.count > 1 else ""
+    carried = f"{size(column.sent_bytes)} sent, {size(column.received_bytes)} received"
+    return f"  {ARROWS[column.direction]}", shown(column.where), times, column.action, column.outcome, carried
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> Text:
+    line = Text(no_wrap=True, overflow="ellipsis")
+    for place, (cell, width) in enumerate(zip(cells, widths, strict=True)):
+        if not width:
+            continue  # a column in which nothing stands
+        if cell_len(cell) > width:
+            cell = f"{set_cell_size(cell, width - 1)}…"
+        style = ACTION_STYLES.get(cell, "") if place == ACTION_COLUMN else ""
+        line.append(set_cell_size(cell, width), style).append(" " * GAP)
+    line.rstrip()
+    return line

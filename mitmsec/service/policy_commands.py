@@ -30,6 +30,7 @@ from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, program
 from mitmsec.service.policy_starter import STARTER
 from mitmsec.service.terminal import console, shown, tell
+from mitmsec.service.unmatched import unmatched
 from mitmsec_addons.registry import build
 from mitmsec_certs.bundle import BadBundle, all_certificates
 
@@ -177,13 +178,15 @@ def check(file: Path, as_json: bool) -> None:
     """
     loaded = _loaded(file, as_json=as_json)
     if as_json:
-        return _print_json({"valid": True, "file": str(file), **_counts(loaded)})
+        return _print_json({"valid": True, "file": str(file), **_counts(loaded), "warnings": unmatched(loaded)})
     counts = ", ".join(f"{what}: {number}" for what, number in _counts(loaded).items())
     click.echo(f"{file}: valid; {counts}")
     click.echo(
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
+    for sentence in unmatched(loaded):
+        click.echo(f"on this machine, {sentence}", err=True)
 
 
 @policy.command("explain")

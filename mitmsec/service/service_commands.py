@@ -34,6 +34,7 @@ from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
+from mitmsec.service.unmatched import unmatched
 from mitmsec_certs.bundle import roots_as_used
 
 POLICY_FILE = Path("/etc/mitmsec/policy.toml")
@@ -221,14 +222,8 @@ def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
             'name some, or all: [[application]] name = "everything", path = ["*"]',
             EXIT_USAGE,
         )
-    for application in policy.applications:
-        if application.path and not any(map(_may_exist, application.path)):
-            click.echo(f'mitmsec: application "{shown(application.name)}" names no file that is there', err=True)
-
-
-def _may_exist(glob: str) -> bool:
-    """A plain path that is a file, or a glob: who searches a whole tree to give a warning?"""
-    return any(char in glob for char in "*?") or Path(glob).is_file()
+    for sentence in unmatched(policy):
+        click.echo(f"mitmsec: {sentence}", err=True)
 
 
 def _memory_files(loaded: Loaded) -> tuple[int, int]:

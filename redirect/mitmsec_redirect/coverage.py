@@ -38,6 +38,10 @@ class Coverage:
         self._begun_before: Counter[Endpoint] = Counter()
         self._window_ends_s = 0.0
 
+    def __len__(self) -> int:
+        """How many flows are to be taken."""
+        return len(self._flows)
+
     def add(self, flow: Flow, now_s: float) -> None:
         """This flow is to be taken."""
         self._turn(now_s)
@@ -49,8 +53,8 @@ class Coverage:
         self._flows.pop(flow, None)
 
     def covers(self, flow: Flow) -> bool:
-        """The terms in force take the flow's packets."""
-        return self.in_force.cover(flow)
+        """The terms in force take the flow's packets, and so do those that are to follow them."""
+        return self.in_force.cover(flow) and (self._asked is None or self._asked.cover(flow))
 
     # -- exchanging the filter -----------------------------------------------------------------------------------------
     @property

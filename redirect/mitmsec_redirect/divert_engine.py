@@ -230,7 +230,7 @@ class DivertEngine:
             self._let_go(held)
             self._remember(held, choice)
             return [_answer(held.number, choice)]
-        if len(self._live) >= FLOWS_LIMIT:
+        if len(self._coverage) >= FLOWS_LIMIT:  # those that are about to be diverted count as well
             return self._fail(held, "flows_full")
         held.state = State.FILTER
         self._coverage.add(held.flow, self._now_s)
@@ -260,11 +260,14 @@ class DivertEngine:
     def _filter_ready(self, fault: str) -> Commands:
         self._coverage.settle(in_force=not fault)
         waiting = [held for held in self._held.values() if held.state is State.FILTER]
+        commands: Commands = []
+        uncovered = [held for held in waiting if not self._coverage.covers(held.flow)]
+        for held in waiting:
+            if held not in uncovered:
+                commands += self._to_gate(held)
         if fault:
-            return [command for held in waiting for command in self._fail(held, "filter_refused", fault)]
-        covered = [held for held in waiting if self._coverage.covers(held.flow)]
-        commands = [command for held in covered for command in self._to_gate(held)]
-        return commands if len(covered) == len(waiting) else [*commands, *self._set_filter()]
+            return [*commands, *(one for held in uncovered for one in self._fail(held, "filter_refused", fault))]
+        return [*commands, *self._set_filter()] if uncovered else commands
 
     def _to_gate(self, held: _Held) -> Commands:
         assert held.process is not None

@@ -1,7 +1,7 @@
 """The system's table of sockets: whose a connection is when no event told, and which connections there are.
 
 On Linux through NETLINK_SOCK_DIAG, for the network namespace that the table was made in; the processes that have a
-socket open are found in /proc. On Windows through psutil (GetExtendedTcpTable).
+socket open are found in /proc. On Windows through iphlpapi.dll (`windows_table`).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def holder_of(inode: int) -> int | None:
 
 
 class PsutilTable:
-    """Windows, and whatever else psutil knows."""
+    """Whatever else psutil knows."""
 
     def owner_of(self, flow: Flow) -> int | None:
         for one in psutil.net_connections(flow.transport.value):
@@ -204,4 +204,12 @@ def packed(endpoint: Endpoint) -> bytes:
 
 def system_table() -> SocketTable:
     """The table of this system, for the calling thread's network namespace."""
-    return PsutilTable() if sys.platform == "win32" else DiagTable()
+    match sys.platform:
+        case "win32":
+            from mitmsec_redirect.windows_table import WindowsTable  # which needs the pairs of this module
+
+            return WindowsTable()
+        case "linux":
+            return DiagTable()
+        case _:
+            return PsutilTable()

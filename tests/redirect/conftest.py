@@ -1,12 +1,16 @@
-"""Network namespaces and sandboxes for the tests of redirection."""
+"""Network namespaces, sandboxes and programs for the tests of redirection."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from process_stage import CAT
 from redirect_sandbox import DEFAULT_ROUTES, LINKS, Sandbox, ip
 
 
@@ -31,3 +35,15 @@ def sandbox(own_netns: None) -> Iterator[Sandbox]:
         box = Sandbox(held)
         yield box
     assert not box.cgroup.path.exists()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copy(CAT, tmp_path / "program"))
+
+
+@pytest.fixture
+def child(copy: Path) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([copy], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    yield process
+    process.communicate()

@@ -156,3 +156,16 @@ def test_removing_what_is_not_there_does_nothing() -> None:
     coverage = Coverage()
     coverage.remove(flow(1))
     assert coverage.ask(0.0) == Terms()
+
+
+def test_a_flow_that_the_next_terms_leave_out_is_not_covered() -> None:
+    coverage = Coverage()
+    coverage.add(flow(1), 0.0)
+    coverage.ask(0.0)
+    coverage.settle(in_force=True)
+    assert coverage.covers(flow(1))
+    coverage.remove(flow(1))
+    coverage.ask(0.0)
+    assert not coverage.covers(flow(1))
+    coverage.settle(in_force=False)
+    assert coverage.covers(flow(1)), "what is in force stays"

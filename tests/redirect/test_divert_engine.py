@@ -237,6 +237,13 @@ def test_so_many_are_diverted_and_no_more(on_failure: OnFailure, monkeypatch: py
     assert failed(asked(told) >> owner(1, Choice.DIVERT), "flows_full", on_failure)
 
 
+def test_flows_that_wait_for_their_filter_have_a_place_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divert_engine, "FLOWS_LIMIT", 1)
+    told = waits_for_filter(play(OnFailure.CLOSED))
+    asked(told, 2, flow(41000), 78) >> owner(2, Choice.DIVERT) << Report
+    assert told << RefuseSyn(number=2) >> FilterReady(generation=1) << expect(1)
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(divert_engine, "CONNECTS_LIMIT", 2)
     monkeypatch.setattr(divert_engine, "ANSWERS_LIMIT", 1)
@@ -320,6 +327,27 @@ def test_when_flows_have_ended_the_filter_is_narrowed_but_not_for_a_few() -> Non
     for number in range(1, IN_DEMAND + 1):
         told >> FlowClosed(flow=flow(40000 + number), sequence=1) << Forget(flow=flow(40000 + number))
     assert told.later(MORE) >> Tick() >> Tick()
+
+
+def narrows(told: Playbook) -> int:
+    """One remote was in demand, and its term is given up; a flow comes meanwhile. The narrower filter's number."""
+    for number in range(1, IN_DEMAND + 1):
+        diverted(told, number, flow(40000 + number), number)
+    told.later(MORE) >> Tick() << SetFilter
+    narrower: int = told.last.generation
+    asked(told, 99, flow(50000), 99) >> owner(99, Choice.DIVERT)
+    return narrower
+
+
+def test_a_flow_that_comes_while_the_filter_is_narrowed_waits_for_one_that_goes_on_to_take_it() -> None:
+    told = play()
+    told >> FilterReady(generation=narrows(told)) << SetFilter
+    assert told >> FilterReady(generation=told.last.generation) << expect(99, flow(50000))
+
+
+def test_when_the_filter_cannot_be_narrowed_the_one_in_force_takes_that_flow() -> None:
+    told = play()
+    assert told >> FilterReady(generation=narrows(told), fault="no memory") << expect(99, flow(50000))
 
 
 def test_while_a_filter_is_made_none_is_narrowed() -> None:

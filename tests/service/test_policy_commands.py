@@ -20,7 +20,7 @@ GOOD = """version = 1
 words = ["Adler"]
 [[application]]
 name = "browsers"
-path = ["/usr/lib/firefox/*"]
+path = ["/usr/lib/firefox/*", "/bin/sh"]
 children = true
 [[rule]]
 name = "banks"
@@ -78,7 +78,7 @@ def test_check_of_a_valid_file_says_what_is_in_it(good: Path) -> None:
 
 def test_check_as_json(good: Path) -> None:
     (summary,) = objects(run("check", good, "--json"))
-    assert summary == {"valid": True, "file": str(good), "applications": 1, "rules": 2, "tests": 1}
+    assert summary == {"valid": True, "file": str(good), "applications": 1, "rules": 2, "tests": 1, "warnings": []}
 
 
 @pytest.mark.parametrize("command", [["check"], ["test"], ["explain", "--app", "/x"]])

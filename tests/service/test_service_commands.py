@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mitmsec.cli import cli
+from mitmsec.service import service_commands
 
 pytestmark = pytest.mark.root
 APPLICATION = '[[application]]\nname = "a"\npath = ["{}"]\n'
@@ -44,13 +45,20 @@ def test_a_policy_that_selects_nobody_is_refused_with_nothing_started(tmp_path: 
     assert not (tmp_path / "state").exists()
 
 
-def test_a_path_that_is_not_there_is_warned_about(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["start", "reload"])
+def test_an_application_that_nothing_matches_is_warned_about(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_commands, "_joined", service_commands._connected)  # without a service there is no more
     policy = tmp_path / "p.toml"
     policy.write_text("version = 1\n" + APPLICATION.format("/nowhere/at-all"))
-    _, err = said("reload", "--state", str(tmp_path / "state"), "--policy", str(policy))
-    assert 'application "a" names no file that is there' in err
-    policy.write_text("version = 1\n" + APPLICATION.format("/nowhere/*"))
-    assert "no file that is there" not in said("reload", "--state", str(tmp_path / "s"), "--policy", str(policy))[1]
+    _, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
+    assert 'mitmsec: application "a" names no file that is there\n' in err
+    policy.write_text('version = 1\n[[application]]\nname = "a"\npid = [4194303]\n')
+    _, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
+    assert 'mitmsec: application "a" names no process that runs\n' in err
+    policy.write_text("version = 1\n" + APPLICATION.format("/usr/bin/*"))
+    assert "names no" not in said(order, "--state", str(tmp_path / "s"), "--policy", str(policy))[1]
 
 
 def test_status_of_nothing_is_a_status(tmp_path: Path) -> None:
