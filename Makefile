@@ -7,7 +7,7 @@ RUN_PACKAGES := curl:curl ip:iproute2
 SECONDS := 60
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables
 
-.PHONY: help demo test wheel lint format fuzz bench bench-attribution bench-redirect clean
+.PHONY: help demo test wheel wine lint format fuzz bench bench-attribution bench-redirect clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,10 @@ test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for wha
 wheel: $(BIN)/.dev ## the suite against the built wheel, in an environment of its own; PYTHON names another Python
 	@tools/packages $(TEST_PACKAGES)
 	@tools/wheel-test
+
+wine: $(BIN)/.dev ## the real WinDivert.dll under Wine, so that the suite has it compile every filter (root; 700 MB, a minute)
+	@tools/packages wine:wine
+	@tools/windivert-under-wine .venv/wine $(BIN)/pip
 
 lint: $(BIN)/.dev ## style, types, dependency rules
 	@$(BIN)/ruff check .

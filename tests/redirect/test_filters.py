@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_packets import V4, V6
+from windows_compiler import windows_compiler
 
 from mitmsec.core.model import Transport
 from mitmsec_redirect.filters import (
@@ -80,7 +81,20 @@ def compiles(text: str, layer: int = 0) -> bool:
 
     accepted, position, reason = pydivert.Divert.check_filter(text, pydivert.Layer(layer))
     assert accepted, f"{reason} at {position}: {text}"
+    windows = windows_compiler()
+    assert windows is None or windows.refuses(text, layer) == ""
     return True
+
+
+@pytest.mark.skipif(windows_compiler() is None, reason="`make wine` sets up the real WinDivert.dll")
+def test_what_windows_refuses_is_told() -> None:
+    """So every filter above and below that compiles was compiled by WinDivert.dll too."""
+    windows = windows_compiler()
+    assert windows is not None
+    assert windows.refuses("outbound and tcp", 0) == ""
+    assert windows.refuses("tcp and", 0)
+    assert windows.refuses("tcp.SrcPort == 1", 3)  # packets have it, sockets have not
+    assert windows.refuses(" or ".join(f"tcp.SrcPort == {port}" for port in range(300)), 0)
 
 
 # --- who connects -----------------------------------------------------------------------------------------------------
