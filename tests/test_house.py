@@ -274,7 +274,7 @@ def pins(text: str) -> dict[str, str]:
 @pytest.mark.parametrize("path", LOCKED, ids=lambda path: path.name)
 def test_requirements_are_pins_with_hashes_and_nothing_else(path: Path) -> None:
     text = path.read_text()
-    assert len(pins(text)) > 10
+    assert pins(text)
     assert "://" not in text
 
 
