@@ -51,7 +51,7 @@ def _may_be_a_file(glob: str) -> bool:
     for inner, _, files in os.walk(folder):
         if any(path_matches(glob, os.path.join(inner, name)) for name in files):
             return True
-        looked_at += len(files)
+        looked_at += 1 + len(files)  # folders without files cost time too
         if looked_at > FILES_LOOKED_AT:
             return True
     return False
