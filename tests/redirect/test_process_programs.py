@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_a_pid_that_is_used_again_has_nothing_of_what_had_it_before(stage: Stage
     pid = run("/bin/true")
     stage.monitor._maps["selected"].update(pid.to_bytes(4, "little"), entry(4096, PASSED_ON).to_bytes(8, "little"))
     stage.monitor.know(executable(stage, program), Verdict(0))
+    stage.monitor.know(executable(stage, Path(sys.executable).resolve()), Verdict(0))  # it clones
     fifo = program.with_name("fifo")
     os.mkfifo(fifo)
     assert with_pid(pid, [str(program), str(fifo)]) == pid
