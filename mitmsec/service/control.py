@@ -35,6 +35,7 @@ class BackendChoice(StrEnum):
     AUTO = "auto"
     CONNECT_HOOK = "connect_hook"
     NFTABLES = "nftables"
+    WINDIVERT = "windivert"
 
 
 class OpenRun(Message, frozen=True):

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
@@ -44,7 +45,7 @@ from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.jail import Jail
+from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import Scope
 from mitmsec.service.state import State
@@ -140,6 +141,7 @@ class GateAndWorkers:
             capture=ground.capture_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
+            local_ports=ground.hook.ground.local_ports,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -156,7 +158,7 @@ class GateAndWorkers:
     def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
         shared = self._ground.shared
         jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
-        return ChildProcess(jail, shared.log, HEARD)
+        return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
 
     async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
         ground, shared = self._ground, self._ground.shared

@@ -25,13 +25,13 @@ from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.service import backends
+from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
-from mitmsec.service.ground import listeners, read_all
+from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.missed import Misses
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
@@ -83,8 +83,10 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         scope = self.scope = self._scope()
-        self.listeners = netns.inside(self.network, listeners)
-        hook = self.hook = self._hook(scope)
+        if self._choice is BackendChoice.WINDIVERT:
+            left_diverters.mark(self.folder)
+        self.listeners = netns.inside(self.network, self._listeners)
+        hook = self.hook = await self._opened_hook(scope)
         if isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
         for one in hook.watched:
@@ -172,7 +174,14 @@ class Session:
         if pins is not None and self.scope is not None:
             self.scope.pin(pins)
 
-    def _hook(self, scope: Scope) -> Backend:
+    @property
+    def _choice(self) -> BackendChoice:
+        return self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
+
+    def _listeners(self) -> list[socket.socket]:
+        return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
+
+    async def _opened_hook(self, scope: Scope) -> Backend:
         """A service's is always the connect hook: no other backend selects single programs."""
         ports = [listener.getsockname()[1] for listener in self.listeners]
         terms = backends.Terms(
@@ -185,8 +194,7 @@ class Session:
             pins=lambda: self._pins(self.policy),
             selection=scope.selection,
         )
-        choice = self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
-        return backends.opened(choice, terms, self.shared.log)
+        return await backends.opened(self._choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
@@ -210,11 +218,10 @@ class Session:
         with contextlib.suppress(ChannelFull):
             gate.channel.send(WhoseAnswer(number=asked.number, process=process, selected=selected))
 
-    def fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
+    def fault(self, what: str, detail: str = "", *, count: int = 1, failed: OnFailure | None = None) -> None:
         self.faults += count
-        self.shared.record(
-            FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
-        )
+        failed = failed or self.policy.on_failure
+        self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
 
     # -- orders --------------------------------------------------------------------------------------------------------
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
@@ -295,7 +302,7 @@ class Session:
         for event in self._misses.told():
             self.shared.record(event)
         for trouble in self.hook.troubles() if self.hook is not None else ():
-            self.fault(trouble)
+            self.fault(trouble.what, trouble.detail, count=trouble.count, failed=trouble.failed)
 
     def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
@@ -343,7 +350,7 @@ class Session:
         await self.children.drain()
         await self.children.stop()
         if self.hook is not None:
-            self._close_hook(self.hook)
+            await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []
         survivors = await self.scope.release(home) if self.scope is not None else 0
         for listener in self.listeners:
@@ -357,11 +364,12 @@ class Session:
             shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
 
-    def _close_hook(self, hook: Backend) -> None:
+    async def _close_hook(self, hook: Backend) -> None:
         """What cannot be removed now, the next start or `clean` removes."""
         for one in hook.watched:
             asyncio.get_running_loop().remove_reader(one.fd)
         try:
             hook.close()
+            await backends.ended(hook)
         except (OSError, BackendUnavailable) as error:
             self.fault("hook_not_removed", str(error))

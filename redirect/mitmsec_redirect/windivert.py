@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final, assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure, Quic
+from mitmsec.core.model import Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect import clsact, divert_library, netns
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import filter_of
@@ -39,13 +39,14 @@ from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShu
 from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_path import DataPath
 from mitmsec_redirect.divert_records import RECORD_BYTES, Layer, parse_connect
-from mitmsec_redirect.divert_seams import Callbacks, ExpectedFlow, Statistics
+from mitmsec_redirect.divert_seams import Callbacks, Statistics
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
+from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import EBPFDIVERT, WINDIVERT, Own, syn_filter
 from mitmsec_redirect.nat import Added, NatTable
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Origin
-from mitmsec_redirect.socket_table import system_table
+from mitmsec_redirect.socket_table import OpenSocket, system_table
 
 IS_LINUX: Final = sys.platform != "win32"
 LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
@@ -111,7 +112,7 @@ class Windivert:
         """Who before what: from the first SYN on everything has to be known."""
         keep = self._stack
         if IS_LINUX:
-            keep.callback(_tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
+            keep.callback(clsact.tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
         self._owners = Owners(processes)
         keep.callback(self._owners.close)
         sockets = system_table()
@@ -164,13 +165,17 @@ class Windivert:
                 for one in taken:
                     if one.flow is None:
                         first.put_back(one)
-                    else:
-                        events.append(self._hold(first, one, one.flow))
+                    elif (held := self._hold(first, one, one.flow)) is not None:
+                        events.append(held)
                 self._tell([*events, s.Tick()])
 
-    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent:
-        number = next(self._numbers)
+    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent | None:
         told = self._owners.socket_of(flow, taken.interface)
+        if not self._callbacks.concerns(told.cgroup):
+            self._counts["left"] += 1
+            first.put_back(taken)
+            return None
+        number = next(self._numbers)
         self._held[number] = (first, taken, told.uid)
         return s.SynHeld(number=number, flow=flow, sequence=taken.sequence, cookie=told.cookie)
 
@@ -244,7 +249,7 @@ class Windivert:
         process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
         fault, choice = "", Choice.LEAVE
         try:
-            choice = self._callbacks.decide(process, command.flow.remote)
+            choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
         except Exception as error:
             fault = repr(error)
         return s.OwnerTold(number=command.number, process=process, choice=choice, fault=fault)
@@ -299,11 +304,13 @@ class Windivert:
         with self._lock:
             self._callbacks.report(fault)
 
-    def _choose(self, pid: int, remote: Endpoint) -> Choice:
+    def _choose(self, pid: int, one: OpenSocket) -> Choice:
         """For connections that slipped by, where failures close."""
         with self._lock:
             try:
-                return self._callbacks.decide(self._owners.process(pid, 0, None), remote)
+                if not self._callbacks.concerns(one.cgroup):
+                    return Choice.LEAVE
+                return self._callbacks.decide(self._owners.process(pid, 0, None), one.remote, Transport.TCP)
             except Exception:
                 return Choice.DENY
 
@@ -387,11 +394,3 @@ def reap() -> int:
 
 def _open_data(text: str, priority: int) -> Handle:
     return open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)
-
-
-def _tidy(control: clsact.TrafficControl) -> None:
-    """The library's clsact, where nothing is below it any more."""
-    with contextlib.suppress(OSError):
-        for interface in control.clsact():
-            if not control.classifiers(interface):
-                control.remove_clsact(interface)

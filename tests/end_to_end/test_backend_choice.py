@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import MITMSEC, V4, Mitmsec, Network, both_backends, by_nftables, status_of
+from conftest import MITMSEC, V4, Mitmsec, Network, all_backends, by_nftables, status_of
 
 from mitmsec.service import seccomp
 
@@ -55,7 +55,7 @@ def test_doctor_says_which_backend_a_run_takes(network: Network, mitmsec: Mitmse
     assert "not needed here" in told["nftables"]
 
 
-@both_backends
+@all_backends
 def test_status_and_log_say_what_diverts_a_run(network: Network, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--", *WAITING, stdin=subprocess.PIPE)
     try:
@@ -79,15 +79,16 @@ def test_a_service_has_no_choice(network: Network, mitmsec: Mitmsec) -> None:
 SEND = """
 import socket, time
 s = socket.socket(type=socket.SOCK_DGRAM)
+s.settimeout(5)
 try:
-    s.connect(("{address}", 443)); s.send(b"initial"); print("sent")
-except PermissionError:
+    s.connect(("{address}", 443)); s.send(b"\\xc0initial"); print(s.recv(99))
+except (PermissionError, ConnectionRefusedError):
     print("refused")
 time.sleep(1)  # it lives on, as a browser does
 """
 
 
-@both_backends
+@all_backends
 def test_quic_is_refused_and_recorded_as_the_programs(origin: Network, mitmsec: Mitmsec) -> None:
     done = mitmsec.run("--", sys.executable, "-c", SEND.format(address=V4))
     assert done.stdout == "refused\n", done.stderr
