@@ -41,7 +41,8 @@ class Terms:
     on_failure: OnFailure
     quic: Quic
     pins: Callable[[], Path | None]  # where a connect hook outlives us, if it is to; makes room for it, may raise
-    selection: Selection | None = None  # of a standing service, which only the connect hook can serve
+    label: str = ""  # of the session: its state and its name
+    selection: Selection | None = None  # of a standing service, which rules of nftables cannot serve
 
 
 async def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
@@ -113,15 +114,16 @@ def nftables(terms: Terms) -> Nftables:
 
 async def windivert(terms: Terms, say: Callable[[str], None]) -> DivertBackend:
     """Raises BackendUnavailable, ChildFailed, OSError."""
-    if terms.selection is not None:
-        raise BackendUnavailable("windivert does not select single programs on Linux", "Use the connect hook.")
     return await DivertBackend.open(
         terms.cgroup,
         gate_port=terms.ports[0],
         on_failure=terms.on_failure,
         quic=terms.quic,
         network=terms.netns_fd,
+        label=terms.label,
         log=say,
+        selection=terms.selection,
+        pin_folder=None if terms.selection is None else terms.pins(),
     )
 
 

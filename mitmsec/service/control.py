@@ -73,6 +73,7 @@ class StartService(Message, frozen=True):
     policy_sha256: str
     workers: int
     bound: bool
+    backend: BackendChoice = BackendChoice.AUTO
 
 
 class ServiceStarted(Message, frozen=True):

@@ -23,12 +23,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Message, Role
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.diversion import Standing
 from mitmsec.service.divert_messages import (
     FROM_DIVERTER,
+    Change,
     Close,
     Detach,
     DiverterFault,
@@ -38,14 +42,16 @@ from mitmsec.service.divert_messages import (
     NotDiverted,
     Stall,
 )
-from mitmsec_redirect import expected_flows, netns, windivert
+from mitmsec_redirect import connect_hook, expected_flows, netns, windivert
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, BackendUnavailable, GateGround, Watched
 from mitmsec_redirect.bpf import ProgramRejected
 from mitmsec_redirect.cgroup_ids import Scope
 from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.records import Missed, Reason
-from mitmsec_redirect.socket_table import DiagTable
+from mitmsec_redirect.socket_table import DiagTable, OpenSocket, holder_of
+from mitmsec_redirect.steps import Selection
+from mitmsec_redirect.verdicts import Verdict
 
 SILENT_S = 1.0  # of a diverter, which says something five times a second
 LOOK_S = 0.2
@@ -62,8 +68,10 @@ class DivertBackend(Backend):
     kind = BackendKind.WINDIVERT
     watched: Sequence[Watched] = ()
 
-    def __init__(self, settings: DiverterSettings, network: int, log: Callable[[str], None]) -> None:
-        self._settings, self._log = settings, log
+    def __init__(self, settings: DiverterSettings, label: str, network: int, log: Callable[[str], None]) -> None:
+        self._settings, self._label, self._log = settings, label, log
+        self._maps: list[int] = []
+        self._pins: Path | None = None
         self._network = os.dup(network)
         self._teller, self._told = expected_flows.channel()
         self._heartbeat_fd = Pulse.new()
@@ -86,10 +94,17 @@ class DivertBackend(Backend):
         on_failure: OnFailure,
         quic: Quic,
         network: int,
+        label: str,
         log: Callable[[str], None],
+        selection: Selection | None = None,
+        pin_folder: Path | None = None,
     ) -> DivertBackend:
-        """At work when this returns. The gate listens on `gate_port` of all addresses, and has a second for its first
-        heartbeat. Raises BackendUnavailable, ChildFailed, OSError, with nothing left behind.
+        """At work when this returns.
+
+        The gate listens on `gate_port` of all addresses, and has a second for its first heartbeat. `label` is for
+        whoever looks for the process. `selection` narrows all to the processes that it names; `pin_folder`, new, on a
+        bpffs, is for whatever has to outlive us with the diverter. Raises BackendUnavailable, ChildFailed, OSError,
+        with nothing left behind.
         """
         settings = DiverterSettings(
             cgroup=str(cgroup),
@@ -97,8 +112,13 @@ class DivertBackend(Backend):
             local_ports=netns.inside(network, reserved_ports),
             on_failure=on_failure,
             quic=quic,
+            is_standing=selection is not None,
+            everything=selection is not None and selection.everything,
         )
-        made = cls(settings, network, log)
+        made = cls(settings, label, network, log)
+        if selection is not None:
+            made._maps = [os.dup(selection.verdicts), os.dup(selection.runs)]
+            made._keep_pins(pin_folder)
         try:
             await made._start()
         except BaseException:
@@ -113,9 +133,9 @@ class DivertBackend(Backend):
         """Raises BackendUnavailable, ChildFailed, OSError."""
         self._heard_s = math.inf  # a start has a deadline of its own
         child = self._child = ChildProcess(
-            Role.DIVERTER, partial(spawn, self._settings.cgroup, self._network), self._log, FROM_DIVERTER
+            Role.DIVERTER, partial(spawn, self._label, self._network), self._log, FROM_DIVERTER
         )
-        answer = await child.start(self._settings, self._heartbeat_fd, self._teller.fileno())
+        answer = await child.start(self._settings, self._heartbeat_fd, self._teller.fileno(), *self._maps)
         if isinstance(answer, DiverterRefused):
             raise BackendUnavailable(answer.reason, answer.remedy)
         self._heard_s = asyncio.get_running_loop().time()
@@ -170,6 +190,7 @@ class DivertBackend(Backend):
                 on_failure=OnFailure.CLOSED,
                 quic=self._settings.quic,
                 netns_fd=self._network,
+                selection=self._selection(),
             )
         except (BackendUnavailable, ProgramRejected, OSError) as error:
             return self._faults.append(BackendFault("not_denied", str(error), failed=OnFailure.OPEN))
@@ -177,18 +198,30 @@ class DivertBackend(Backend):
 
     def _cut_connecting(self) -> None:
         """End those of the run's connections that have begun: their next SYN would go out undiverted."""
-        concerns = Scope(self._settings.cgroup).holds
 
         def cut() -> None:
             with contextlib.closing(DiagTable()) as sockets:
                 for one in sockets.open_sockets():
-                    if one.is_connecting and concerns(one.cgroup):
+                    if one.is_connecting and self._is_selected(one):
                         sockets.destroy(one)
 
         try:
             netns.inside(self._network, cut)
         except OSError as error:
             self._faults.append(BackendFault("not_cut", str(error), failed=OnFailure.OPEN))
+
+    def _selection(self) -> Selection | None:
+        if not self._maps:
+            return None
+        verdicts, runs = self._maps
+        return Selection(verdicts, runs, everything=self._settings.everything)
+
+    def _is_selected(self, one: OpenSocket) -> bool:
+        if not self._maps:
+            return bool(Scope(self._settings.cgroup).holds(one.cgroup))
+        pid = holder_of(one.inode)
+        verdict = None if pid is None else Standing(*self._maps).verdict(pid)
+        return verdict is not None and bool(verdict & Verdict.SELECTED)
 
     def _let(self) -> None:
         if self._stand_in is not None:
@@ -234,6 +267,24 @@ class DivertBackend(Backend):
         """Raises ValueError for another port than before: it stands in every filter."""
         if {port_v4, port_v6} - {self._settings.gate_port}:
             raise ValueError("the gate's port cannot be changed")
+
+    def change(
+        self, *, on_failure: OnFailure, quic: Quic, everything: bool = False, pin_folder: Path | None = None
+    ) -> None:
+        """Other terms from now on."""
+        self._keep_pins(pin_folder)
+        self._settings = msgspec.structs.replace(
+            self._settings, on_failure=on_failure, quic=quic, everything=everything
+        )
+        self._order(Change(on_failure=on_failure, quic=quic, everything=everything))
+
+    def _keep_pins(self, folder: Path | None) -> None:
+        """A folder for what else has to outlive us, as long as the diverter itself may; what it is, is its owner's."""
+        if folder is None and self._pins is not None:
+            connect_hook.reap(self._pins, detach=False)
+        elif folder is not None and self._pins is None:
+            folder.mkdir(mode=0o700)
+        self._pins = folder
 
     def stall(self) -> None:
         self._order(Stall())
@@ -283,11 +334,12 @@ class DivertBackend(Backend):
         if self._child is not None and not self._child.ended.done():
             await self._child.stop(grace_s=STOP_GRACE_S)
         self._let()
+        self._keep_pins(None)
         await self._sweep()
         for end in (self._teller, self._told):
             end.close()
-        close_all([self._network, self._heartbeat_fd])
-        self._network = self._heartbeat_fd = -1
+        close_all([self._network, self._heartbeat_fd, *self._maps])
+        self._network, self._heartbeat_fd, self._maps = -1, -1, []
 
 
 def _missed(told: NotDiverted) -> Missed:
@@ -319,12 +371,12 @@ def reserved_ports() -> tuple[int, int]:
     )
 
 
-def spawn(cgroup: str, network: int, control: int, output: int) -> int:
+def spawn(label: str, network: int, control: int, output: int) -> int:
     """Start a diverter for the namespace `network`, as we are: root, and with these descriptors alone. Its pid.
 
-    The cgroup is for whoever looks for it (`left_diverters`).
+    The label is for whoever looks for it (`left_diverters`).
     """
-    arguments = [sys.executable, "-P", "-m", "mitmsec.service.diverter", str(control), str(network), cgroup]
+    arguments = [sys.executable, "-P", "-m", "mitmsec.service.diverter", str(control), str(network), label]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     kept: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (control, network)]  # the same number: it is inherited
     streams: list[Any] = [

@@ -1,6 +1,6 @@
 """What the supervisor and a diverter say to each other.
 
-supervisor ⇄ diverter   DiverterSettings, Stall, Detach, Close → · ← Ready | DiverterRefused,
+supervisor ⇄ diverter   DiverterSettings, Stall, Change, Detach, Close → · ← Ready | DiverterRefused,
                         then NotDiverted, DiverterFault, DiverterStatus
 """
 
@@ -11,13 +11,17 @@ from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
 
 
 class DiverterSettings(Message, frozen=True):
-    """fds: the eventfd of the gate's heartbeat, the teller's end of the gate's channel of expected flows."""
+    """fds: the eventfd of the gate's heartbeat, the teller's end of the gate's channel of expected flows; under a
+    standing selection also the maps of verdicts and of runs' cgroups (mitmsec_redirect.steps.Selection).
+    """
 
     cgroup: str  # whose sockets are diverted, and those of all cgroups below
     gate_port: int
     local_ports: tuple[int, int]  # first and last, of the gate's own connections
     on_failure: OnFailure
     quic: Quic
+    is_standing: bool = False
+    everything: bool = False  # under a standing selection: whoever has no verdict is selected too
 
 
 class DiverterRefused(Message, frozen=True):
@@ -29,6 +33,14 @@ class DiverterRefused(Message, frozen=True):
 
 class Stall(Message, frozen=True):
     """Follow `on_failure` from now on, until the gate's next heartbeat."""
+
+
+class Change(Message, frozen=True):
+    """Other terms for every connection from now on. Of runs `quic` never changes."""
+
+    on_failure: OnFailure
+    quic: Quic
+    everything: bool
 
 
 class Detach(Message, frozen=True):
@@ -68,4 +80,4 @@ class DiverterStatus(Message, frozen=True):
 
 
 FROM_DIVERTER = (Ready, DiverterRefused, NotDiverted, DiverterFault, DiverterStatus)
-TO_DIVERTER = (Stall, Detach, Close)
+TO_DIVERTER = (Stall, Change, Detach, Close)

@@ -1,6 +1,6 @@
 """The diverter's composition root: packets of one network namespace, each to the gate or where it was going.
 
-    supervisor ── DiverterSettings ─► Ready · Stall, Detach, Close ─►     ◄─ NotDiverted, DiverterFault, DiverterStatus
+    supervisor ── DiverterSettings ─► Ready · Stall, Change, Detach, Close ─►   ◄─ NotDiverted, faults, status
     kernel     ── first packet ─► whose socket's cgroup? ─┬─ another's ──► on, unread
                                                           └─ the run's ──► gate alive? ─┬─ yes ─► announced, diverted
                                                                                         └─ no ──► on_failure
@@ -22,13 +22,16 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.messages import Message, Ready
-from mitmsec.core.model import OnFailure
+from mitmsec.core.model import OnFailure, Quic
 from mitmsec.service import child
-from mitmsec.service.diversion import Diversion, Reports
+from mitmsec.service.diversion import Diversion, Reports, Standing
 from mitmsec.service.divert_messages import (
     TO_DIVERTER,
+    Change,
     Close,
     Detach,
     DiverterRefused,
@@ -59,16 +62,16 @@ class DiverterProgram:
         self._control = control
         self._reports = Reports()
         self._backend: Windivert | None = None
-        self._settings: DiverterSettings | None = None
         self._telling: asyncio.Task[None] | None = None
         self._claim = socket.socket(socket.AF_UNIX)
         self._is_closing = False
 
     async def start(self, settings: DiverterSettings, fds: list[int]) -> Message:
         """Take packets from now on."""
-        heartbeat_fd, teller_fd = fds
-        self._settings, self._heartbeat = settings, Pulse(heartbeat_fd)
-        self._diversion = Diversion(settings, socket.socket(fileno=teller_fd), self._reports)
+        heartbeat_fd, teller_fd, *maps = fds
+        standing = Standing(*maps) if settings.is_standing else None
+        self._heartbeat = Pulse(heartbeat_fd)
+        self._diversion = Diversion(settings, socket.socket(fileno=teller_fd), self._reports, standing)
         try:
             self._claim.bind(CLAIM)
         except OSError:
@@ -97,19 +100,28 @@ class DiverterProgram:
             expect=diversion.expect,
             report=self._reports.fault,
             concerns=diversion.concerns,
+            selects=diversion.selects,
         )
         own = Own(
             gate_port=settings.gate_port, upstream=Ports(first=settings.local_ports[0], last=settings.local_ports[1])
         )
-        return Windivert.open(own, callbacks, on_failure=settings.on_failure, quic=settings.quic)
+        quic = Quic.REFUSE if settings.is_standing else settings.quic  # a service's may change
+        return Windivert.open(own, callbacks, on_failure=settings.on_failure, quic=quic)
 
-    def told(self, message: Stall | Detach | Close, fds: list[int]) -> None:
+    def told(self, message: Stall | Change | Detach | Close, fds: list[int]) -> None:
         """A later message of the supervisor."""
         close_all(fds)
         match message:
             case Stall():
                 self._heartbeat.heard()  # what it beat before does not count
                 self._diversion.beat_ns = 0
+            case Change(on_failure=on_failure, quic=quic, everything=everything):
+                terms = msgspec.structs.replace(
+                    self._diversion.settings, on_failure=on_failure, quic=quic, everything=everything
+                )
+                self._diversion.settings = terms
+                if self._backend is not None:
+                    self._backend.follow(on_failure)
             case Detach():
                 if self._backend is not None:
                     asyncio.get_running_loop().run_in_executor(None, self._backend.detach)
@@ -128,10 +140,12 @@ class DiverterProgram:
         self._claim.close()
 
     async def _outlive(self) -> None:
-        """Closed: refuse until the command has ended."""
-        assert self._settings is not None
-        cgroup = SessionCgroup(Path(self._settings.cgroup))
-        while self._settings.on_failure is OnFailure.CLOSED and cgroup.is_populated() and not self._is_closing:
+        """Closed: refuse until the command has ended; a service's programs, until somebody gives an order."""
+        terms = self._diversion.settings
+        cgroup = SessionCgroup(Path(terms.cgroup))
+        while terms.on_failure is OnFailure.CLOSED and not self._is_closing:
+            if not terms.is_standing and not cgroup.is_populated():
+                return
             await asyncio.sleep(LOOK_S)
 
     def _released(self) -> None:
@@ -160,7 +174,7 @@ class DiverterProgram:
 
 
 def main() -> None:
-    """Arguments: the control channel's descriptor, that of the network namespace to work in, and the run's cgroup."""
+    """Arguments: the control channel's descriptor, that of the namespace to work in, and the session's label."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its supervisor, or as the policy says
     os.chdir("/")
     os.setns(int(sys.argv[2]), os.CLONE_NEWNET)

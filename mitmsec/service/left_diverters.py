@@ -3,8 +3,8 @@
     alive ── SIGUSR1 ──► ends in order, in its own time; is killed if it takes too long
     dead ──► its programs, which nobody holds any more, are removed in every namespace
 
-A diverter is known by its command line, which names the cgroup of its run, and so the state. That some run had one at
-all says a file in that run's folder: without it no interface is looked at.
+A diverter is known by its command line, which names its state and its session, as the cgroup of a run does. That some
+session had one at all says a file in its folder: without it no interface is looked at.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mitmsec.service import namespaces
@@ -31,21 +31,27 @@ def mark(folder: Path) -> None:
     (folder / MARK).touch(mode=0o644)
 
 
-def alive(state: State, *, keep: Collection[str] = ()) -> Iterator[tuple[int, str]]:
-    """Pid and cgroup's name of each diverter of this state, but for those of the cgroups `keep`."""
-    prefix = f"{PREFIX}{state.identity()}-"
+def label(state: State, session: str) -> str:
+    """What a diverter's command line ends in."""
+    return f"{PREFIX}{state.identity()}-{session}"
+
+
+def alive(state: State) -> Iterator[tuple[int, str]]:
+    """Pid and label of each diverter of this state."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         with contextlib.suppress(OSError):  # it has ended
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            name = os.path.basename(words[-2]).decode(errors="replace") if len(words) > 1 else ""
-            is_ours = MODULE in words and os.stat(f"/proc/{pid}").st_uid == 0
-            if is_ours and name.startswith(prefix) and name not in keep:
+            name = words[-2].decode(errors="replace") if len(words) > 1 else ""
+            if MODULE in words and name.startswith(label(state, "")) and os.stat(f"/proc/{pid}").st_uid == 0:
                 yield pid, name
 
 
-def reap(state: State, *, keep: Collection[str] = ()) -> list[tuple[str, str]]:
-    """End those that live, remove what dead ones have left: names, and what went wrong. With the state's lock held."""
-    done = [(f"{name}, process {pid}", _end(pid)) for pid, name in alive(state, keep=keep)]
+def reap(state: State, *, ends: Callable[[str], bool] = lambda label: True) -> list[tuple[str, str]]:
+    """End those that live, of labels that are to end, and remove what dead ones have left: names, and what went wrong.
+
+    With the state's lock held.
+    """
+    done = [(f"{name}, process {pid}", _end(pid)) for pid, name in alive(state) if ends(name)]
     if done or any(entry.is_file() for entry in state.run.glob(f"*/{MARK}")):
         for place, fd in namespaces.found():
             try:

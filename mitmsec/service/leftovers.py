@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.model import Value
@@ -37,7 +37,8 @@ def reap(state: State) -> list[Removed]:
     """Remove the remains of runs whose command has ended. Call with the state's lock held."""
     busy = {_session(cgroup) for cgroup in _ours(state) if cgroup.is_populated()}
     keep = [cgroup.path.name for cgroup in _ours(state) if _session(cgroup) in busy]
-    done = [*_tables(state, keep=keep), *_diverters(state, keep=keep)]
+    empty = {cgroup.path.name for cgroup in _ours(state)} - {*keep}
+    done = [*_tables(state, keep=keep), *_diverters(state, empty.__contains__)]
     done += [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
     return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
 
@@ -85,9 +86,9 @@ def _tables(state: State, keep: Collection[str] = ()) -> list[Removed]:
     ]
 
 
-def _diverters(state: State, keep: Collection[str] = ()) -> list[Removed]:
+def _diverters(state: State, ends: Callable[[str], bool] = lambda label: True) -> list[Removed]:
     return [
-        Removed(what="diverter", name=name, problem=problem) for name, problem in left_diverters.reap(state, keep=keep)
+        Removed(what="diverter", name=name, problem=problem) for name, problem in left_diverters.reap(state, ends=ends)
     ]
 
 

@@ -29,6 +29,7 @@ from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
@@ -54,6 +55,9 @@ class Shared(ChildrensShared, Protocol):
     """What a session needs of its supervisor."""
 
     processes: ProcessTable
+
+    def is_nobodys(self, label: str) -> bool:
+        """No session of this supervisor has it, and no command that still runs."""
 
 
 class Session:
@@ -85,9 +89,11 @@ class Session:
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
+            if self.is_service:  # one that denied for a killed service would stand in the way
+                left_diverters.reap(self.shared.state, ends=self.shared.is_nobodys)
         self.listeners = netns.inside(self.network, self._listeners)
         hook = self.hook = await self._opened_hook(scope)
-        if isinstance(hook, ConnectHook):
+        if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
@@ -155,7 +161,7 @@ class Session:
         names = [application.name for application in self.policy.applications]
         return ServiceStatus(
             session=self.name,
-            backend=BackendKind.CONNECT_HOOK,
+            backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
             policy_file=self.policy_order.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
@@ -176,13 +182,14 @@ class Session:
 
     @property
     def _choice(self) -> BackendChoice:
-        return self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
+        """A service never falls back: only the connect hook and windivert select single programs."""
+        is_open = self.is_service and self.order.backend is BackendChoice.AUTO
+        return BackendChoice.CONNECT_HOOK if is_open else self.order.backend
 
     def _listeners(self) -> list[socket.socket]:
         return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
 
     async def _opened_hook(self, scope: Scope) -> Backend:
-        """A service's is always the connect hook: no other backend selects single programs."""
         ports = [listener.getsockname()[1] for listener in self.listeners]
         terms = backends.Terms(
             cgroup=scope.path,
@@ -192,6 +199,7 @@ class Session:
             on_failure=self.policy.on_failure,
             quic=self.policy.quic,
             pins=lambda: self._pins(self.policy),
+            label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
         )
         return await backends.opened(self._choice, terms, self.shared.log)
@@ -247,7 +255,7 @@ class Session:
             self._record_policy(order)
 
     def _change_hook(self, policy: Policy) -> None:
-        assert isinstance(self.hook, ConnectHook)  # a service's
+        assert isinstance(self.hook, ConnectHook | DivertBackend)  # a service's
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection

@@ -16,13 +16,14 @@ class Callbacks:
     """Who is asked and told. Called by one thread at a time, which holds connections up meanwhile: do not wait in them.
 
     They must not call the backend. What `decide` or `expect` raises follows `on_failure`, and is reported. Whose cgroup
-    does not concern us is never read, asked about or refused.
+    does not concern us, and who is not selected, is never read and never refused.
     """
 
     decide: Callable[[Process, Endpoint, Transport], Choice]
     expect: Callable[[ExpectedFlow], None]
     report: Callable[[Report], None]
     concerns: Callable[[int], bool] = lambda cgroup: True  # by the id of a socket's cgroup; 0: it is not known
+    selects: Callable[[int], bool] = lambda pid: True  # who is not selected is not read
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _HEADER: Final = struct.Struct("=IHHII")
 _PAIR: Final = struct.Struct("!HH16s16s")
 _REQUEST: Final = struct.Struct("=BBBBI")
 SYN_SENT: Final = b"\x02"
-_STATE_AT: Final = 1  # of an inet_diag_msg
+_STATE_AT, _INODE_AT = 1, 68  # of an inet_diag_msg
 _ID_AT, _COOKIE_AT = 16 + 4, 16 + 4 + 40  # of an answer: inet_diag_sockid, its cookie
 
 
@@ -72,6 +72,11 @@ class OpenSocket:
     def is_connecting(self) -> bool:
         """Its SYN has not been answered yet."""
         return self.message[_STATE_AT : _STATE_AT + 1] == SYN_SENT
+
+    @property
+    def inode(self) -> int:
+        """0: no process has it any more, or it is not known."""
+        return int.from_bytes(self.message[_INODE_AT : _INODE_AT + 4], sys.byteorder)
 
     @property
     def cgroup(self) -> int:

@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final, assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure, Quic, Transport
+from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
 from mitmsec_redirect import clsact, divert_library, netns
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import filter_of
@@ -50,8 +50,7 @@ from mitmsec_redirect.socket_table import OpenSocket, system_table
 
 IS_LINUX: Final = sys.platform != "win32"
 LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
-SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES = 2000, 1900, 1 << 24
-HELD_WAIT_S, IDLE_WAIT_S = 0.005, 0.2
+SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S = 2000, 1900, 1 << 24, 0.005, 0.2
 
 EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
 # the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
@@ -246,10 +245,11 @@ class Windivert:
         return None
 
     def _own_of(self, command: s.AskOwner) -> AnyEvent:
-        process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
-        fault, choice = "", Choice.LEAVE
+        process, fault, choice = Process(pid=command.pid), "", Choice.LEAVE
         try:
-            choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
+            if self._callbacks.selects(command.pid):
+                process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
+                choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
         except Exception as error:
             fault = repr(error)
         return s.OwnerTold(number=command.number, process=process, choice=choice, fault=fault)
@@ -306,13 +306,12 @@ class Windivert:
 
     def _choose(self, pid: int, one: OpenSocket) -> Choice:
         """For connections that slipped by, where failures close."""
-        with self._lock:
-            try:
-                if not self._callbacks.concerns(one.cgroup):
-                    return Choice.LEAVE
-                return self._callbacks.decide(self._owners.process(pid, 0, None), one.remote, Transport.TCP)
-            except Exception:
-                return Choice.DENY
+        ask = self._callbacks
+        with self._lock, contextlib.suppress(Exception):
+            if not ask.concerns(one.cgroup) or not ask.selects(pid):
+                return Choice.LEAVE
+            return ask.decide(self._owners.process(pid, 0, None), one.remote, Transport.TCP)
+        return Choice.DENY
 
     def _flows(self) -> dict[Flow, Known]:
         with self._lock:
@@ -326,6 +325,11 @@ class Windivert:
             Which.EVENTS: self._events.stats(),
             Which.SYNS: sum((first.handle.stats() for first in self._first), HandleStats()),
         }
+
+    def follow(self, on_failure: OnFailure) -> None:
+        """From now on, which way failures go."""
+        with self._lock:
+            self._on_failure = self._engine.on_failure = on_failure
 
     # -- its end -------------------------------------------------------------------------------------------------------
     def statistics(self) -> Statistics:

@@ -69,11 +69,11 @@ def test_status_and_log_say_what_diverts_a_run(network: Network, mitmsec: Mitmse
     assert diverted_by(mitmsec) == [mitmsec.backend]
 
 
-def test_a_service_has_no_choice(network: Network, mitmsec: Mitmsec) -> None:
+def test_a_service_is_not_diverted_by_rules(network: Network, mitmsec: Mitmsec) -> None:
     command = mitmsec.command("start", "--state", str(mitmsec.state), "--backend", "nftables")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "No such option" in done.stderr
+    assert "'nftables' is not one of 'auto', 'connect_hook', 'windivert'" in done.stderr
 
 
 SEND = """

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Quic, Transport
 from mitmsec.service import diversion as module
-from mitmsec.service.diversion import Diversion, Reports
+from mitmsec.service.diversion import Diversion, Reports, Standing
 from mitmsec.service.divert_messages import DiverterFault, DiverterSettings, NotDiverted
 from mitmsec_redirect import expected_flows
+from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.divert_signals import Choice, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow, ExpectedFlows
 from mitmsec_redirect.records import Origin
+from mitmsec_redirect.runs import RunCgroups
+from mitmsec_redirect.verdicts import Verdict, entry
 
 CURL = Process(pid=7, exe="/usr/bin/curl", confidence=Confidence.KERNEL)
 REMOTE, CLIENT = Endpoint(address="203.0.113.10", port=443), Endpoint(address="203.0.113.10", port=40001)
@@ -132,3 +137,80 @@ def test_a_gate_that_does_not_hear_is_an_error_for_whoever_tells() -> None:
     origin = Origin(remote=REMOTE, pid=7, uid=0, comm="curl", connected_ns=1, bound=None, source=None)
     with pytest.raises(OSError, match=r"Broken pipe|reset"):
         stage.diversion.expect(ExpectedFlow(client=CLIENT, gate=GATE, origin=origin, process=CURL))
+
+
+class Kept:
+    """The maps of a standing selection, as supervisor and monitor keep them."""
+
+    def __init__(self) -> None:
+        self.verdicts = Map.create(MapKind.HASH, 4, 8, 16, "ms_selected")
+        self.runs = RunCgroups()
+
+    def judge(self, pid: int, verdict: Verdict) -> None:
+        self.verdicts.update(struct.pack("=I", pid), struct.pack("=Q", entry(5 << 12, verdict)))
+
+    def stage(
+        self, on_failure: OnFailure = OnFailure.CLOSED, quic: Quic = Quic.REFUSE, *, everything: bool = False
+    ) -> Stage:
+        stage = Stage(on_failure)
+        settings = replace(stage.diversion.settings, quic=quic, is_standing=True, everything=everything)
+        stage.diversion = Diversion(settings, stage.teller, stage.reports, Standing(self.verdicts.fd, self.runs.fd))
+        return stage
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    made = Kept()
+    yield made
+    made.verdicts.close()
+    made.runs.close()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("verdict", "selected", "among_all"),
+    [
+        (None, False, True),
+        (Verdict.SELECTED, True, True),
+        (Verdict.UNDECIDED, True, True),
+        (Verdict.SELECTED | Verdict.OWN_TRAFFIC, False, False),
+        (Verdict.INHERITS, False, False),
+    ],
+)
+def test_a_standing_selection_is_what_the_kernel_says_of_the_process(
+    kept: Kept, verdict: Verdict | None, selected: bool, among_all: bool
+) -> None:
+    if verdict is not None:
+        kept.judge(7, verdict)
+    assert kept.stage().diversion.selects(7) is selected
+    assert kept.stage(everything=True).diversion.selects(7) is among_all
+
+
+@pytest.mark.root
+def test_what_fails_does_not_fall_on_whom_nobody_has_judged(kept: Kept) -> None:
+    stage = kept.stage(OnFailure.CLOSED)
+    stage.diversion.beat_ns = 0
+    kept.judge(7, Verdict.UNDECIDED)
+    assert stage.tries() is Choice.LEAVE
+    assert stage.missed() == []
+    kept.judge(7, Verdict.SELECTED)
+    assert stage.tries() is Choice.DENY
+    assert stage.missed() == [("gate_stalled", True)]
+
+
+@pytest.mark.root
+def test_what_a_run_diverts_a_service_does_not(kept: Kept, cgroup: SessionCgroup) -> None:
+    concerns = kept.stage().diversion.concerns
+    number = cgroup.path.stat().st_ino
+    assert concerns(number)
+    kept.runs.are([cgroup.path])
+    assert not concerns(number)
+    assert not concerns((cgroup.path / "below").stat().st_ino)
+    assert concerns(cgroup.path.parent.stat().st_ino)
+    assert concerns(0)
+
+
+@pytest.mark.root
+def test_a_service_may_let_quic_pass(kept: Kept) -> None:
+    assert kept.stage(quic=Quic.BYPASS).tries(Transport.UDP) is Choice.LEAVE
+    assert kept.stage(quic=Quic.REFUSE).tries(Transport.UDP) is Choice.DENY

@@ -34,6 +34,7 @@ async def opened(place: Ground, on_failure: OnFailure = OnFailure.OPEN) -> Diver
         on_failure=on_failure,
         quic=Quic.REFUSE,
         network=place.network,
+        label=place.cgroup.path.name,
         log=print,
     )
 

@@ -51,7 +51,7 @@ def orphan(place: Ground, on_failure: OnFailure) -> int:
             on_failure=on_failure,
             quic=Quic.BYPASS,
         )
-        child = ChildProcess(Role.DIVERTER, partial(spawn, str(place.cgroup.path), place.network), print, FROM_DIVERTER)
+        child = ChildProcess(Role.DIVERTER, partial(spawn, place.cgroup.path.name, place.network), print, FROM_DIVERTER)
         teller, told = expected_flows.channel()
         heartbeat = Pulse.new()
         answer = await child.start(settings, heartbeat, teller.fileno())
@@ -84,7 +84,7 @@ def test_where_they_close_it_stays_as_long_as_the_command_and_no_longer(state: S
     pid = orphan(place, OnFailure.CLOSED)
     assert not reaped(pid, within_s=1)
     assert list(left_diverters.alive(state)) == [(pid, place.cgroup.path.name)]
-    assert left_diverters.reap(state, keep=[place.cgroup.path.name]) == []
+    assert left_diverters.reap(state, ends=lambda label: label != place.cgroup.path.name) == []
     assert place.programs() > 0
     place.sleeper.kill()
     place.sleeper.wait()
