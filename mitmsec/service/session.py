@@ -2,7 +2,8 @@
 
          scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
-                    └── missed connections ──► faults
+                    ├── missed connections ──► faults
+                    └── incoming connections ► events
 
 Who replaces what dies: `gate_and_workers.py`. A reload changes the policy, its workers and whom the hook selects: all
 of it, or nothing.
@@ -33,6 +34,8 @@ from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
+from mitmsec.service.incoming import Incoming
+from mitmsec.service.incoming_watch import IncomingWatch
 from mitmsec.service.missed import Misses
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
@@ -42,6 +45,7 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.inbound_records import Inbound
 from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
@@ -78,6 +82,7 @@ class Session:
         self.faults = 0
         self.children = GateAndWorkers(self)
         self._misses = Misses(self._who_missed, name)
+        self._incoming: IncomingWatch | None = None
         self._background = Background()
         self._closing = False
 
@@ -95,6 +100,9 @@ class Session:
         hook = self.hook = await self._opened_hook(scope)
         if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
+        if hook.kind is not BackendKind.NFTABLES:  # which is for where eBPF cannot be used
+            incoming = Incoming(name=self.name, whose=self._who_accepts, selects=scope.selects, policy=self.policy)
+            self._incoming = IncomingWatch.begin(scope, incoming, self.shared.record, self.shared.log)
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
         self._record_policy(self.order)
@@ -183,8 +191,8 @@ class Session:
     @property
     def _choice(self) -> BackendChoice:
         """A service never falls back: only the connect hook and windivert select single programs."""
-        is_open = self.is_service and self.order.backend is BackendChoice.AUTO
-        return BackendChoice.CONNECT_HOOK if is_open else self.order.backend
+        is_free = self.is_service and self.order.backend is BackendChoice.AUTO
+        return BackendChoice.CONNECT_HOOK if is_free else self.order.backend
 
     def _listeners(self) -> list[socket.socket]:
         return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
@@ -260,21 +268,11 @@ class Session:
         self.scope.govern(policy)
         selection = self.scope.selection
         pins = self._pins(policy)
-        self.hook.change(
-            on_failure=policy.on_failure,
-            quic=policy.quic,
-            everything=selection is not None and selection.everything,
-            pin_folder=pins,
-        )
+        everything = selection is not None and selection.everything
+        self.hook.change(on_failure=policy.on_failure, quic=policy.quic, everything=everything, pin_folder=pins)
+        if self._incoming is not None:
+            self._incoming.govern(policy, everything=everything)
         self._pin_scope(pins)
-
-    async def switch(self, *, off: bool) -> int:
-        """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
-        return await self.children.switch(off=off)
-
-    async def flows(self) -> tuple[int, int]:
-        """How many live, and how many of those are decrypted; none where no gate answers."""
-        return await self.children.flows()
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
@@ -295,6 +293,8 @@ class Session:
             self._record_missed()
             if self.scope is not None:
                 self.scope.look()
+            if self._incoming is not None:
+                self._incoming.look()
             self.children.feel_pulse()
             for _ in range(MISSED_LOOKS):
                 await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
@@ -318,6 +318,14 @@ class Session:
             return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
+
+    def _who_accepts(self, inbound: Inbound) -> Owner:
+        """Who has, or could have, accepted a connection."""
+
+        def read() -> Owner:
+            return self._whose(inbound.pid, inbound.uid, inbound.comm, inbound.at_ns, inbound.caller)
+
+        return self._owners.told_by(inbound, read) if inbound.pid else Owner(Process(pid=0))
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""
@@ -357,6 +365,8 @@ class Session:
             self._record_lost()
         await self.children.drain()
         await self.children.stop()
+        if self._incoming is not None:
+            self._incoming.close()
         if self.hook is not None:
             await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []

@@ -234,7 +234,7 @@ class Supervisor:
 
     async def _status(self) -> control.StatusAnswer:
         live = list(self.sessions.values())
-        flows = await asyncio.gather(*(session.flows() for session in live))
+        flows = await asyncio.gather(*(session.children.flows() for session in live))
         sessions = [(one.name, one.program, str(one.scope.path if one.scope else "")) for one in live]
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
         counts = [(session.name, *count) for session, count in zip(live, flows, strict=True)]

@@ -25,10 +25,12 @@ ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
 PROG_TYPE_RAW_TRACEPOINT = 17
+PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
+MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
 UPDATE_NEW_ONLY = 1
 PROG_RUN_TIME_NS_OFFSET = 192  # in struct bpf_prog_info
 PROG_INFO_BYTES = 216
@@ -71,8 +73,9 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
+    """Attach types of programs on cgroups; all but SOCK_OPS are of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
 
+    SOCK_OPS = 3
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
@@ -235,7 +238,8 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    return _load(code, PROG_TYPE_CGROUP_SOCK_ADDR, attach, name)
+    kind = PROG_TYPE_SOCK_OPS if attach is Attach.SOCK_OPS else PROG_TYPE_CGROUP_SOCK_ADDR
+    return _load(code, kind, attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

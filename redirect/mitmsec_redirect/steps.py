@@ -10,6 +10,7 @@ network order, R9 the namespace's flags and, once those are used, the gate's por
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
@@ -54,6 +55,13 @@ class Selection:
     everything: bool
 
 
+class Selecting(Protocol):
+    """What is known of whom a hook is meant for."""
+
+    @property
+    def selection(self) -> Selection | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
@@ -81,7 +89,7 @@ def begin(asm: Assembler, *, v6: bool) -> None:
     asm.load(R8, R6, USER_PORT)
 
 
-def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
+def unless_selected(asm: Assembler, layout: Selecting, label: str) -> None:
     """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
     if (selection := layout.selection) is None:
         return

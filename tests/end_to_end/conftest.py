@@ -24,6 +24,7 @@ from mitmsec_certs.origin_pki import origin_pki
 from mitmsec_redirect import nft
 
 V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
+FAR_V4 = "10.79.0.1"  # of `far`, on the link
 HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
 MITMSEC = [sys.executable, "-m", "mitmsec"]
 
@@ -190,7 +191,7 @@ def far(network: Network) -> Iterator[Network]:
     try:
         for words in (
             f"-n {name} link add va type veth peer name vb netns {network.name}",
-            f"-n {name} address add 10.79.0.1/24 dev va",
+            f"-n {name} address add {FAR_V4}/24 dev va",
             f"-n {name} -6 address add fd79::1/64 dev va nodad",
             f"-n {network.name} address add 10.79.0.2/24 dev vb",
             f"-n {network.name} -6 address add fd79::2/64 dev vb nodad",
