@@ -42,6 +42,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
     "mitmsec/service/gate_and_workers.py": "composition root; tests/end_to_end",
+    "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
 }

@@ -75,8 +75,8 @@ class ConnectionSeen(Seen, frozen=True):
     action: Action
     rule: str
     reason: str
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int | None  # None: not counted
+    bytes_received: int | None
     duration_ms: int
     outcome: Outcome
     host: str | None = None
@@ -84,6 +84,8 @@ class ConnectionSeen(Seen, frozen=True):
     error: str = ""
     tls: TlsFacts | None = None
     direction: Direction = Direction.OUTBOUND
+    datagrams_sent: int | None = None  # of UDP flows; None: not counted
+    datagrams_received: int | None = None
     session: str = ""  # from the supervisor; a gate's is that of its channel
 
 

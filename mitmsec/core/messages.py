@@ -1,6 +1,7 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
     supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
+                           UdpFlowTold →
                            Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
     supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
     supervisor ⇄ worker    WorkerSettings → · ← Ready
@@ -19,7 +20,7 @@ from enum import StrEnum
 
 import msgspec
 
-from mitmsec.core.model import Caller, Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Caller, Decision, Direction, Endpoint, OnFailure, Process, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -161,6 +162,20 @@ class WhoseAnswer(Message, frozen=True):
     number: int
     process: Process
     selected: bool = True
+
+
+class UdpFlowTold(Message, frozen=True):
+    """A UDP flow as the kernel saw it: it went past the gate, which puts it on record under the policy."""
+
+    flow: str  # becomes the event's id
+    process: Process
+    local: Endpoint  # address 0.0.0.0 or ::, or port 0, where the kernel had not chosen one yet
+    remote: Endpoint
+    direction: Direction
+    duration_ms: int
+    ended: bool  # False: it lives, and has for long; its end is still to be told
+    sent: int | None = None  # datagrams; None: not counted
+    received: int | None = None
 
 
 class Govern(Message, frozen=True):

@@ -26,8 +26,9 @@ from typing import Protocol
 from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull
-from mitmsec.core.messages import MintDecision, MintWithdrawn
+from mitmsec.core.messages import MintDecision, MintWithdrawn, UdpFlowTold
 from mitmsec.core.model import Endpoint, OnFailure, Process
+from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.connection import Connection, Means
 from mitmsec.gate.crew import Crew
@@ -181,6 +182,10 @@ class Gate:
         if connection is not None:
             del self._asking[connection.id]
             connection.tell(s.OwnerKnown(process, selected))
+
+    def datagrams(self, told: UdpFlowTold) -> None:
+        """Put a UDP flow on record, which went past us."""
+        self._around.recorder.record(datagrams.seen(told, self._means.policy))
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""

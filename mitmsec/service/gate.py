@@ -1,6 +1,6 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
-    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, WorkerHangs, Drained
+    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
 
@@ -33,6 +33,7 @@ from mitmsec.core.messages import (
     Ready,
     Switch,
     Switched,
+    UdpFlowTold,
     Whose,
     WhoseAnswer,
     WorkerHangs,
@@ -54,8 +55,8 @@ from mitmsec_redirect.sockdiag import CookieLookup
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
 
 
-type Order = WorkerUp | WhoseAnswer | Govern | Switch | FlowsQuestion | Drain
-ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, Govern, Switch, FlowsQuestion, Drain)
+type Order = WorkerUp | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
+ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain)
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
 
@@ -170,6 +171,8 @@ class GateProgram:
                 pass
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
+            case UdpFlowTold():
+                self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
                 policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
                 self._gate.govern(policy, msgspec.structs.replace(self._terms, on_failure=on_failure), workers)

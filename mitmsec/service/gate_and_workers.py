@@ -30,6 +30,7 @@ from mitmsec.core.messages import (
     GateSettings,
     Govern,
     Governed,
+    Message,
     Ready,
     Role,
     Switch,
@@ -54,6 +55,7 @@ DRAIN_GRACE_S = 2.0
 DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
+QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questions, are not to queue behind it
 HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
 
 
@@ -199,6 +201,15 @@ class GateAndWorkers:
                 self._ground.fault(what, detail)
             case _:
                 pass
+
+    def tell_gate(self, message: Message) -> bool:
+        """For what many of may come, and can wait. False: no gate listens now; it may be told later."""
+        if self._pulse is None or self.gate is None or self.gate.ended.done():
+            return False
+        if self.gate.channel.queued >= QUEUED_LIMIT:
+            return False
+        self.gate.channel.send(message)
+        return True
 
     def feel_pulse(self) -> None:
         """End a gate that hangs: its exit is told and mended like any other. To be called ten times a second."""

@@ -2,7 +2,8 @@
 
          scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
-                    └── missed connections ──► faults
+                    ├── missed connections ──► faults
+                    └── UDP flows ──► gate     (`udp_flows.py`)
 
 Who replaces what dies: `gate_and_workers.py`. A reload changes the policy, its workers and whom the hook selects: all
 of it, or nothing.
@@ -15,6 +16,7 @@ import contextlib
 import shutil
 import socket
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
 
@@ -33,10 +35,11 @@ from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.missed import Misses
-from mitmsec.service.owners import Owners, decides_by_hash
+from mitmsec.service.owners import Asked, Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.survivors import note
+from mitmsec.service.udp_flows import UdpFlows
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
@@ -74,6 +77,7 @@ class Session:
         self.faults = 0
         self.children = GateAndWorkers(self)
         self._misses = Misses(self._who_missed, name)
+        self._udp: UdpFlows | None = None
         self._background = Background()
         self._closing = False
 
@@ -89,6 +93,8 @@ class Session:
             self._pin_scope(self._pins(self.policy))
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
+        if isinstance(hook, ConnectHook):
+            self._udp = UdpFlows(self, scope)
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
@@ -189,6 +195,14 @@ class Session:
         return backends.opened(choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
+    def owner_of(self, asked: Asked, at_ns: int) -> Owner:
+        """Whose it is, of what the kernel described at `at_ns` (CLOCK_MONOTONIC). Nothing is raised."""
+        return self._owners.of(asked, at_ns)
+
+    def hashed(self, owner: Owner) -> Awaitable[Process]:
+        """The owner's process, with its hash if that comes in time."""
+        return self._owners.hashed(owner)
+
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
         """Tell the gate whose the connection is."""
         owner = self._owner(asked)
@@ -251,6 +265,8 @@ class Session:
             everything=selection is not None and selection.everything,
             pin_folder=pins,
         )
+        if self._udp is not None:
+            self._udp.govern(selection)
         self._pin_scope(pins)
 
     async def switch(self, *, off: bool) -> int:
@@ -278,6 +294,8 @@ class Session:
     async def _collect_missed(self) -> None:
         while True:
             self._record_missed()
+            if self._udp is not None:
+                self._udp.look()
             if self.scope is not None:
                 self.scope.look()
             self.children.feel_pulse()
@@ -340,6 +358,8 @@ class Session:
             self.hook.detach()
             self._record_missed()
             self._record_lost()
+        if self._udp is not None:
+            await self._udp.close()
         await self.children.drain()
         await self.children.stop()
         if self.hook is not None:

@@ -24,6 +24,7 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
+PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
@@ -71,16 +72,19 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
+    """Attach types of BPF_PROG_TYPE_CGROUP_SOCK_ADDR; SOCK_RELEASE is one of BPF_PROG_TYPE_CGROUP_SOCK."""
 
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
     SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
     GETPEERNAME4 = 29
     GETPEERNAME6 = 30
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
+    SOCK_RELEASE = 34
 
 
 class EbpfUnavailable(BackendUnavailable):
@@ -198,6 +202,14 @@ class Map:
             return False
         return True
 
+    def take(self, key: bytes) -> bytes | None:
+        """The value, which is not there any more; None where there is none. Of hashes only (Linux 5.14)."""
+        try:
+            self._element(Command.MAP_LOOKUP_AND_DELETE, key, None)
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self._value_bytes]
+
     def push(self, value: bytes) -> None:
         """Append to a queue. Raises OSError E2BIG when it is full."""
         self._element(Command.MAP_UPDATE, None, value)
@@ -235,7 +247,8 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    return _load(code, PROG_TYPE_CGROUP_SOCK_ADDR, attach, name)
+    kind = PROG_TYPE_CGROUP_SOCK if attach is Attach.SOCK_RELEASE else PROG_TYPE_CGROUP_SOCK_ADDR
+    return _load(code, kind, attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

@@ -10,6 +10,7 @@ network order, R9 the namespace's flags and, once those are used, the gate's por
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
@@ -54,6 +55,13 @@ class Selection:
     everything: bool
 
 
+class Selects(Protocol):
+    """A layout, as far as it says whom the programs are for."""
+
+    @property
+    def selection(self) -> Selection | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
@@ -81,7 +89,7 @@ def begin(asm: Assembler, *, v6: bool) -> None:
     asm.load(R8, R6, USER_PORT)
 
 
-def unless_selected(asm: Assembler, layout: Layout, label: str) -> None:
+def unless_selected(asm: Assembler, layout: Selects, label: str) -> None:
     """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
     if (selection := layout.selection) is None:
         return
@@ -116,11 +124,21 @@ def unless_quic(asm: Assembler, label: str) -> None:
 
 def describe(asm: Assembler, *, v6: bool) -> None:
     """Write all that is known into the attempt on the stack, the addresses in their canonical form."""
+    addresses(asm, v6=v6)
+    circumstances(asm)
+
+
+def addresses(asm: Assembler, *, v6: bool) -> None:
+    """The first part of `describe`: clears the attempt, calls no helper."""
     for offset in range(0, records.ATTEMPT.size, 8):
         asm.store(R10, ATTEMPT + offset, 0, Size.LONG)
     copy_address(asm, records.REMOTE, R6, ADDRESS_V6 if v6 else ADDRESS_V4, v6=v6)
     copy_address(asm, records.SOURCE, R7, LOCAL_V6 if v6 else LOCAL_V4, v6=v6)
     canonical(asm)
+
+
+def circumstances(asm: Assembler) -> None:
+    """The second part: ports, protocol, and who, when and where."""
     asm.store(R10, ATTEMPT + records.PORT, R8, Size.HALF)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.store(R10, ATTEMPT + records.PROTOCOL, R2, Size.HALF)
