@@ -156,6 +156,8 @@ def _connection(seen: ConnectionSeen) -> Fields:
     fields["connection"] = seen.flow
     fields["local"] = {"address": seen.local.address, "port": seen.local.port}
     fields["remote"] = {"address": seen.remote.address, "port": seen.remote.port, "host": seen.host}
+    if seen.named_by is not None:
+        fields["remote"]["named_by"] = seen.named_by.value
     if seen.asked is not None:
         fields["asked"] = {"address": seen.asked.address, "port": seen.asked.port}
     for key, sent, received in (

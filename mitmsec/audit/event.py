@@ -45,6 +45,12 @@ class Outcome(StrEnum):
     STRANGER = "stranger"  # nobody's hook diverted it
 
 
+class NamedBy(StrEnum):
+    """How the host of a connection is known, where it did not show it itself."""
+
+    DNS = "dns"  # an answer that a program of the same run got from its resolver gave the name this address
+
+
 OURS = "mitmsec"  # who answered a request that did not go on
 
 
@@ -80,6 +86,7 @@ class ConnectionSeen(Seen, frozen=True):
     duration_ms: int
     outcome: Outcome
     host: str | None = None
+    named_by: NamedBy | None = None  # None: the flow showed `host` itself
     asked: Endpoint | None = None  # what the program asked for, where another address of the name was reached instead
     error: str = ""
     tls: TlsFacts | None = None

@@ -20,6 +20,7 @@ from enum import StrEnum
 
 import msgspec
 
+from mitmsec.core.address_names import Agreement
 from mitmsec.core.model import Caller, Decision, Direction, Endpoint, OnFailure, Process, Value
 
 
@@ -119,6 +120,7 @@ class GateSettings(Message, frozen=True):
     on_failure: OnFailure
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
+    names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
     hello_deadline_s: float = 0.3
@@ -319,6 +321,7 @@ class TlsClientFacts(Value, frozen=True):
     sni: str | None = None
     alpn: str | None = None
     ja4: str | None = None
+    name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them
 
 
 class TlsServerFacts(Value, frozen=True):

@@ -6,7 +6,7 @@ asked. So what was done is always `bypass`, under the rule that decides, and the
 
 from __future__ import annotations
 
-from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core.messages import UdpFlowTold
 from mitmsec.core.model import Action, Direction
 from mitmsec.gate.terms import Decides
@@ -22,8 +22,8 @@ PASSES = {
 }
 
 
-def seen(told: UdpFlowTold, policy: Decides) -> ConnectionSeen:
-    """The event of a flow that has ended, or lives long."""
+def seen(told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = None) -> ConnectionSeen:
+    """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote."""
     rule, reason = _decided(told, policy)
     return ConnectionSeen(
         flow=told.flow,
@@ -31,6 +31,8 @@ def seen(told: UdpFlowTold, policy: Decides) -> ConnectionSeen:
         protocol=protocol_of(told),
         local=told.local,
         remote=told.remote,
+        host=resolved[0] if resolved else None,
+        named_by=NamedBy.DNS if resolved else None,
         direction=told.direction,
         action=Action.BYPASS,
         rule=rule,

@@ -45,6 +45,7 @@ from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
+from mitmsec.service.dns_names import DnsNames
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.original_destination import original_destination
@@ -123,12 +124,14 @@ class GateProgram:
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._gate: Gate | None = None
+        self._names: DnsNames | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
+        self._names = DnsNames(others.pop()) if settings.names else None
         v6_fds = [others.pop()] if settings.has_v6 and others else []
         origins, beat = _given(BackendKind(settings.backend), others)
         policy = msgspec.json.decode(_read(policy_fd), type=Policy)
@@ -144,6 +147,7 @@ class GateProgram:
             ask=self._ask,
             beat=beat,
             hangs=self._hangs,
+            names_of=self._names.names_of if self._names is not None else lambda address: None,
         )
         self._terms = Terms(
             on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
@@ -195,6 +199,8 @@ class GateProgram:
             self._draining.cancel()
         if self._gate is not None:
             await self._gate.close()
+        if self._names is not None:
+            self._names.close()
 
     def _ask(self, number: int, origin: Origin) -> None:
         self._control.send(

@@ -86,6 +86,8 @@ class Ground(Protocol):
     scope: Scope | None
 
     @property
+    def names_fd(self) -> int | None: ...
+    @property
     def shared(self) -> Shared: ...
     @property
     def worker_count(self) -> int: ...
@@ -134,12 +136,14 @@ class GateAndWorkers:
             signer.fileno(),
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
+            *([] if ground.names_fd is None else [ground.names_fd]),
         ]
         settings = GateSettings(
             session=ground.name,
             on_failure=ground.policy.on_failure,
             has_v6=len(ground.listeners) > 1,
             capture=ground.capture_fd is not None,
+            names=ground.names_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
         )

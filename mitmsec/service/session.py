@@ -148,6 +148,11 @@ class Session:
         return self.order.program if isinstance(self.order, OpenRun) else SERVICE
 
     @property
+    def names_fd(self) -> int | None:
+        """What its gate is to read DNS from, where that is copied."""
+        return self._udp.names_fd if self._udp is not None else None
+
+    @property
     def worker_count(self) -> int:
         return self.order.workers
 

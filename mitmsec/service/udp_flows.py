@@ -16,6 +16,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.service.datagrams import Datagrams
 from mitmsec.service.owners import Asked
 from mitmsec.service.scopes import Scope
+from mitmsec_redirect.dns_hook import DnsHook
 from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.udp_hook import UdpHook
@@ -50,8 +51,18 @@ class UdpFlows:
     def __init__(self, ground: Ground, scope: Scope) -> None:
         self._ground, self._scope = ground, scope
         self._hook = UdpHook.open(scope.path, quic=ground.policy.quic, selection=scope.selection)
+        try:
+            self._dns = DnsHook.open(scope.path) if scope.selection is None else None
+        except BaseException:
+            self._hook.close()
+            raise
         self._datagrams = Datagrams(self._hook, self, ground.name)
         asyncio.get_running_loop().add_reader(self._hook.fileno(), self._datagrams.take)
+
+    @property
+    def names_fd(self) -> int | None:
+        """The ring with a command's DNS, for its gate; under a standing selection everybody's packets would come by."""
+        return self._dns.ring_fd if self._dns is not None else None
 
     def govern(self, selection: Selection | None) -> None:
         """The policy that is in force now is another."""
@@ -69,6 +80,8 @@ class UdpFlows:
         for fault in await self._datagrams.finish():
             self._record(fault)
         self._hook.close()
+        if self._dns is not None:
+            self._dns.close()
 
     def _record(self, fault: FaultSeen) -> None:
         self._ground.faults += fault.count

@@ -24,6 +24,7 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
+PROG_TYPE_CGROUP_SKB = 8
 PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
@@ -72,8 +73,10 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of BPF_PROG_TYPE_CGROUP_SOCK_ADDR; SOCK_RELEASE is one of BPF_PROG_TYPE_CGROUP_SOCK."""
+    """Attach types of cgroups: INGRESS and EGRESS of programs of kind SKB, SOCK_RELEASE of SOCK, else SOCK_ADDR."""
 
+    INGRESS = 0
+    EGRESS = 1
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
@@ -247,8 +250,12 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    kind = PROG_TYPE_CGROUP_SOCK if attach is Attach.SOCK_RELEASE else PROG_TYPE_CGROUP_SOCK_ADDR
-    return _load(code, kind, attach, name)
+    kinds = {
+        Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
+        Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
+        Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+    }
+    return _load(code, kinds.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

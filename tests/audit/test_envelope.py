@@ -28,6 +28,7 @@ from mitmsec.audit.event import (
     CertificateSeen,
     FaultSeen,
     Kind,
+    NamedBy,
     Outcome,
     PolicySeen,
     Seen,
@@ -100,6 +101,11 @@ def test_what_was_not_counted_is_absent_and_datagrams_stand_apart() -> None:
     assert event["datagrams"] == {"sent": 3, "received": 0}
     assert "datagrams" not in event_of(connection())
     assert "datagrams" not in event_of(replace(udp, datagrams_sent=None, datagrams_received=None))
+
+
+def test_a_name_that_the_flow_did_not_show_itself_says_where_it_is_from() -> None:
+    assert event_of(replace(connection(), named_by=NamedBy.DNS))["remote"]["named_by"] == "dns"
+    assert "named_by" not in event_of(connection())["remote"]
 
 
 def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from mitmsec.audit.event import Outcome
+from mitmsec.audit.event import NamedBy, Outcome
 from mitmsec.core.messages import UdpFlowTold
 from mitmsec.core.model import Action, Confidence, Direction, Endpoint, Process
 from mitmsec.core.policy import Policy
@@ -38,6 +38,13 @@ def test_an_ended_flow_is_on_record_with_all_that_was_told() -> None:
         None,
     )
     assert seen(replace(TOLD, ended=False), Policy()).outcome is Outcome.OPEN
+
+
+def test_the_name_that_dns_gave_the_remote_names_the_flow_and_decides_nothing() -> None:
+    policy = Policy(rules=(Rule(name="by name", action=Action.BLOCK, host=("a.test",)),))
+    event = seen(TOLD, policy, ("a.test", "b.test"))
+    assert (event.host, event.named_by, event.rule) == ("a.test", NamedBy.DNS, "defaults")
+    assert seen(TOLD, policy, ()).host is None
 
 
 @pytest.mark.parametrize("action", Action)
