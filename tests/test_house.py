@@ -40,10 +40,12 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/divert_messages.py": "types only; tests/service/test_divert_backend.py sends them",
     "mitmsec/service/diverter.py": "composition root; tests/service/test_divert_backend.py and tests/end_to_end",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
+    "mitmsec/service/observers.py": "joins what has tests of its own; tests/end_to_end",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
     "mitmsec/service/gate_and_workers.py": "composition root; tests/end_to_end",
+    "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
 }

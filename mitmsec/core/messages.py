@@ -1,6 +1,7 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
     supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
+                           UdpFlowTold →
                            Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
     supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
     supervisor ⇄ worker    WorkerSettings → · ← Ready
@@ -19,7 +20,8 @@ from enum import StrEnum
 
 import msgspec
 
-from mitmsec.core.model import Caller, Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.address_names import Agreement
+from mitmsec.core.model import Caller, Decision, Direction, Endpoint, OnFailure, Process, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -120,6 +122,7 @@ class GateSettings(Message, frozen=True):
     on_failure: OnFailure
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
+    names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
     local_ports: tuple[int, int] | None = None  # first and last: its own connections come from these, if not from any
@@ -165,6 +168,20 @@ class WhoseAnswer(Message, frozen=True):
     number: int
     process: Process
     selected: bool = True
+
+
+class UdpFlowTold(Message, frozen=True):
+    """A UDP flow as the kernel saw it: it went past the gate, which puts it on record under the policy."""
+
+    flow: str  # becomes the event's id
+    process: Process
+    local: Endpoint  # address 0.0.0.0 or ::, or port 0, where the kernel had not chosen one yet
+    remote: Endpoint
+    direction: Direction
+    duration_ms: int
+    ended: bool  # False: it lives, and has for long; its end is still to be told
+    sent: int | None = None  # datagrams; None: not counted
+    received: int | None = None
 
 
 class Govern(Message, frozen=True):
@@ -308,6 +325,7 @@ class TlsClientFacts(Value, frozen=True):
     sni: str | None = None
     alpn: str | None = None
     ja4: str | None = None
+    name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them
 
 
 class TlsServerFacts(Value, frozen=True):

@@ -26,8 +26,9 @@ from typing import Protocol
 from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull
-from mitmsec.core.messages import MintDecision, MintWithdrawn
+from mitmsec.core.messages import MintDecision, MintWithdrawn, UdpFlowTold
 from mitmsec.core.model import Endpoint, OnFailure, Process
+from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.connection import Connection, Means
 from mitmsec.gate.crew import Crew
@@ -72,6 +73,8 @@ class Surroundings:
     beat: Callable[[], None]
     hangs: Callable[[int], None]
     """Tell the supervisor that this worker lives and does nothing."""
+    names_of: Callable[[str], tuple[str, ...] | None] = lambda address: None
+    """The names that DNS answers gave an address, the newest first; None: nobody looks at them."""
 
 
 class Colleagues:
@@ -184,6 +187,11 @@ class Gate:
             del self._asking[connection.id]
             connection.tell(s.OwnerKnown(process, selected))
 
+    def datagrams(self, told: UdpFlowTold) -> None:
+        """Put a UDP flow on record, which went past us."""
+        resolved = self._around.names_of(told.remote.address)
+        self._around.recorder.record(datagrams.seen(told, self._means.policy, resolved))
+
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
         self._terms = terms
@@ -263,6 +271,8 @@ class Gate:
         here = client.getsockname()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(self._means, flow_id(), client)
+        if origin is not None:
+            connection.flow.about.resolved = self._around.names_of(origin.remote.address)
         self._flows[connection.id] = self._silent[connection.id] = connection
         self._young.append((self._loop.time(), connection))
         self._empty.clear()

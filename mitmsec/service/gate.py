@@ -1,6 +1,6 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
-    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, WorkerHangs, Drained
+    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
                           └► what was told before           eventfd ◄── this loop           (windivert)
@@ -35,6 +35,7 @@ from mitmsec.core.messages import (
     Ready,
     Switch,
     Switched,
+    UdpFlowTold,
     Whose,
     WhoseAnswer,
     WorkerHangs,
@@ -46,6 +47,7 @@ from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
+from mitmsec.service.dns_names import DnsNames
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
@@ -57,8 +59,8 @@ from mitmsec_redirect.sockdiag import CookieLookup
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
 
 
-type Order = WorkerUp | WhoseAnswer | Govern | Switch | FlowsQuestion | Drain
-ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, Govern, Switch, FlowsQuestion, Drain)
+type Order = WorkerUp | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
+ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain)
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
 
@@ -159,12 +161,14 @@ class GateProgram:
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._gate: Gate | None = None
+        self._names: DnsNames | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
+        self._names = DnsNames(others.pop()) if settings.names else None
         v6_fds = [others.pop()] if settings.has_v6 and others else []
         origins, beat = _given(BackendKind(settings.backend), others)
         policy = msgspec.json.decode(_read(policy_fd), type=Policy)
@@ -180,6 +184,7 @@ class GateProgram:
             ask=self._ask,
             beat=beat,
             hangs=self._hangs,
+            names_of=self._names.names_of if self._names is not None else lambda address: None,
         )
         self._terms = Terms(
             on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
@@ -209,6 +214,8 @@ class GateProgram:
                 pass
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
+            case UdpFlowTold():
+                self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
                 policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
                 self._gate.govern(policy, msgspec.structs.replace(self._terms, on_failure=on_failure), workers)
@@ -231,6 +238,8 @@ class GateProgram:
             self._draining.cancel()
         if self._gate is not None:
             await self._gate.close()
+        if self._names is not None:
+            self._names.close()
 
     def _ask(self, number: int, origin: Origin) -> None:
         self._control.send(

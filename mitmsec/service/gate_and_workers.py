@@ -31,6 +31,7 @@ from mitmsec.core.messages import (
     GateSettings,
     Govern,
     Governed,
+    Message,
     Ready,
     Role,
     Switch,
@@ -55,6 +56,7 @@ DRAIN_GRACE_S = 2.0
 DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
+QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questions, are not to queue behind it
 HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
 
 
@@ -84,6 +86,8 @@ class Ground(Protocol):
     hook: Backend | None
     scope: Scope | None
 
+    @property
+    def names_fd(self) -> int | None: ...
     @property
     def shared(self) -> Shared: ...
     @property
@@ -133,12 +137,14 @@ class GateAndWorkers:
             signer.fileno(),
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
+            *([] if ground.names_fd is None else [ground.names_fd]),
         ]
         settings = GateSettings(
             session=ground.name,
             on_failure=ground.policy.on_failure,
             has_v6=len(ground.listeners) > 1,
             capture=ground.capture_fd is not None,
+            names=ground.names_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
             local_ports=ground.hook.ground.local_ports,
@@ -201,6 +207,15 @@ class GateAndWorkers:
                 self._ground.fault(what, detail)
             case _:
                 pass
+
+    def tell_gate(self, message: Message) -> bool:
+        """For what many of may come, and can wait. False: no gate listens now; it may be told later."""
+        if self._pulse is None or self.gate is None or self.gate.ended.done():
+            return False
+        if self.gate.channel.queued >= QUEUED_LIMIT:
+            return False
+        self.gate.channel.send(message)
+        return True
 
     def feel_pulse(self) -> None:
         """End a gate that hangs: its exit is told and mended like any other. To be called ten times a second."""

@@ -2,8 +2,7 @@
 
          scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
-                    ├── missed connections ──► faults
-                    └── incoming connections ► events
+                    └── what does not pass the gate ──► `observers.py`
 
 Who replaces what dies: `gate_and_workers.py`. A reload changes the policy, its workers and whom the hook selects: all
 of it, or nothing.
@@ -16,6 +15,7 @@ import contextlib
 import shutil
 import socket
 import time
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
 
@@ -34,10 +34,8 @@ from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
-from mitmsec.service.incoming import Incoming
-from mitmsec.service.incoming_watch import IncomingWatch
-from mitmsec.service.missed import Misses
-from mitmsec.service.owners import Owners, decides_by_hash
+from mitmsec.service.observers import Observers
+from mitmsec.service.owners import Asked, Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.survivors import note
@@ -45,7 +43,6 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.inbound_records import Inbound
 from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
@@ -81,8 +78,7 @@ class Session:
         self.listeners: list[socket.socket] = []
         self.faults = 0
         self.children = GateAndWorkers(self)
-        self._misses = Misses(self._who_missed, name)
-        self._incoming: IncomingWatch | None = None
+        self.observers = Observers(self)
         self._background = Background()
         self._closing = False
 
@@ -100,15 +96,13 @@ class Session:
         hook = self.hook = await self._opened_hook(scope)
         if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
-        if hook.kind is not BackendKind.NFTABLES:  # which is for where eBPF cannot be used
-            incoming = Incoming(name=self.name, whose=self._who_accepts, selects=scope.selects, policy=self.policy)
-            self._incoming = IncomingWatch.begin(scope, incoming, self.shared.record, self.shared.log)
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
+        self.observers.begin(hook.kind, scope)
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
-        self._background.begin(self._collect_missed())
+        self._background.begin(self._watch())
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
@@ -156,6 +150,11 @@ class Session:
     def program(self) -> str:
         """Whose session it is, for people."""
         return self.order.program if isinstance(self.order, OpenRun) else SERVICE
+
+    @property
+    def names_fd(self) -> int | None:
+        """What its gate is to read DNS from, where that is copied."""
+        return self.observers.names_fd
 
     @property
     def worker_count(self) -> int:
@@ -213,6 +212,14 @@ class Session:
         return await backends.opened(self._choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
+    def owner_of(self, asked: Asked, at_ns: int) -> Owner:
+        """Whose it is, of what the kernel described at `at_ns` (CLOCK_MONOTONIC). Nothing is raised."""
+        return self._owners.of(asked, at_ns)
+
+    def hashed(self, owner: Owner) -> Awaitable[Process]:
+        """The owner's process, with its hash if that comes in time."""
+        return self._owners.hashed(owner)
+
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
         """Tell the gate whose the connection is."""
         owner = self._owner(asked)
@@ -270,8 +277,7 @@ class Session:
         pins = self._pins(policy)
         everything = selection is not None and selection.everything
         self.hook.change(on_failure=policy.on_failure, quic=policy.quic, everything=everything, pin_folder=pins)
-        if self._incoming is not None:
-            self._incoming.govern(policy, everything=everything)
+        self.observers.govern(policy, selection)
         self._pin_scope(pins)
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
@@ -288,49 +294,21 @@ class Session:
         self._closing = True
         self.children.abandon()
 
-    async def _collect_missed(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            self._record_missed()
+            await self.observers.look()
             if self.scope is not None:
                 self.scope.look()
-            if self._incoming is not None:
-                self._incoming.look()
             self.children.feel_pulse()
-            for _ in range(MISSED_LOOKS):
-                await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
-                self._take_missed()
 
-    def _take_missed(self) -> None:
-        if self.hook is not None:
-            self._misses.take(self.hook.missed())
+    def who_missed(self, missed: Missed) -> Process:
+        """Whose attempt it was that the hook did not divert."""
 
-    def _record_missed(self) -> None:
-        """What the hook saw and could not or must not divert, and what went wrong with the hook itself."""
-        self._take_missed()
-        for event in self._misses.told():
-            self.shared.record(event)
-        for trouble in self.hook.troubles() if self.hook is not None else ():
-            self.fault(trouble.what, trouble.detail, count=trouble.count, failed=trouble.failed)
-
-    def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
             owner = backends.found_missed(missed, self._processes)
             return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
-
-    def _who_accepts(self, inbound: Inbound) -> Owner:
-        """Who has, or could have, accepted a connection."""
-
-        def read() -> Owner:
-            return self._whose(inbound.pid, inbound.uid, inbound.comm, inbound.at_ns, inbound.caller)
-
-        return self._owners.told_by(inbound, read) if inbound.pid else Owner(Process(pid=0))
-
-    def _record_lost(self) -> None:
-        """What came faster than it was collected: the hook's queue was full, its counters are exact."""
-        for reason, count in self.hook.lost().items() if self.hook is not None else ():
-            self.fault(reason, "more attempts than were collected", count=count)
 
     @property
     def must_stay_closed(self) -> bool:
@@ -359,14 +337,11 @@ class Session:
         self._closing = True
         self._background.cancel()
         self.children.replace_no_more()
-        if self.hook is not None:
-            self.hook.detach()
-            self._record_missed()
-            self._record_lost()
+        self.observers.detach()
+        await self.observers.finish()
         await self.children.drain()
         await self.children.stop()
-        if self._incoming is not None:
-            self._incoming.close()
+        self.observers.close()
         if self.hook is not None:
             await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []

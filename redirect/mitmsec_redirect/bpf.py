@@ -24,6 +24,8 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
+PROG_TYPE_CGROUP_SKB = 8
+PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
@@ -73,17 +75,24 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of programs on cgroups; all but SOCK_OPS are of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
+    """Attach types of cgroups: INGRESS and EGRESS of programs of kind SKB, SOCK_RELEASE of SOCK, else SOCK_ADDR; and
+    SOCK_OPS.
+    """
 
+    INGRESS = 0
+    EGRESS = 1
     SOCK_OPS = 3
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
     SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
     GETPEERNAME4 = 29
     GETPEERNAME6 = 30
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
+    SOCK_RELEASE = 34
 
 
 class EbpfUnavailable(BackendUnavailable):
@@ -201,6 +210,14 @@ class Map:
             return False
         return True
 
+    def take(self, key: bytes) -> bytes | None:
+        """The value, which is not there any more; None where there is none. Of hashes only (Linux 5.14)."""
+        try:
+            self._element(Command.MAP_LOOKUP_AND_DELETE, key, None)
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self._value_bytes]
+
     def push(self, value: bytes) -> None:
         """Append to a queue. Raises OSError E2BIG when it is full."""
         self._element(Command.MAP_UPDATE, None, value)
@@ -238,8 +255,13 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    kind = PROG_TYPE_SOCK_OPS if attach is Attach.SOCK_OPS else PROG_TYPE_CGROUP_SOCK_ADDR
-    return _load(code, kind, attach, name)
+    kinds = {
+        Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
+        Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
+        Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+        Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
+    }
+    return _load(code, kinds.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:
