@@ -39,6 +39,7 @@ class Decides(Protocol):
         name: str | None,
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
+        proven: bool = True,
     ) -> Decision: ...
 
 
