@@ -19,7 +19,15 @@ from pathlib import Path
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
 from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
 from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
-from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
+from mitmsec.core.policyfile import (
+    LATER_INBOUND,
+    Context,
+    read_application,
+    read_inspect,
+    read_inspectors,
+    read_rule,
+    read_test,
+)
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
@@ -152,6 +160,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
     rules, sound = _rules(root, context)
     policy = Policy(
         action=defaults.choice("action", Action, Action.DECRYPT) or Action.DECRYPT,
+        inbound=defaults.choice("inbound", Action, Action.BYPASS, LATER_INBOUND) or Action.BYPASS,
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
         quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
         unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,

@@ -255,3 +255,12 @@ def test_a_pipe_may_hold_the_policy_as_the_shells_process_substitution_does(tmp_
     script = 'sleep 0.2; printf "version = 1\\n"; sleep 0.2; printf "[defaults]\\naction = \\"block\\"\\n"'
     with subprocess.Popen(["sh", "-c", f"({script}) > '{path}'"]):
         assert load_policy(path).action is Action.BLOCK
+
+
+def test_the_defaults_say_what_becomes_of_incoming_connections() -> None:
+    def read(defaults: str) -> Policy:
+        return parse_policy(f"version = 1\n[defaults]\n{defaults}", file="p", read_list=str)
+
+    assert read("").inbound is read('inbound = "bypass"').inbound is Action.BYPASS
+    with pytest.raises(PolicyErrors, match='"block" is not supported by this version'):
+        read('inbound = "block"')

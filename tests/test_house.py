@@ -37,6 +37,8 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
+    "mitmsec/service/divert_messages.py": "types only; tests/service/test_divert_backend.py sends them",
+    "mitmsec/service/diverter.py": "composition root; tests/service/test_divert_backend.py and tests/end_to_end",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",

@@ -90,7 +90,8 @@ class _Earlier:
 
 def _covers(wide: Rule, narrow: Rule) -> bool:
     return (
-        _covers_ports(wide, narrow)
+        wide.direction is narrow.direction
+        and _covers_ports(wide, narrow)
         and _covers_addresses(wide, narrow)
         and _covers_applications(wide, narrow)
         and _covers_hosts(wide, narrow)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mitmsec.core.model import Decision, Endpoint, Process, Value
+from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
 from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
 
@@ -16,7 +16,7 @@ from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, netw
 class Checked(Value, frozen=True):
     """One condition of a rule against the flow."""
 
-    key: str  # application | host | port | address
+    key: str  # direction | application | host | port | address
     holds: bool
     why: str
 
@@ -38,22 +38,36 @@ class Explanation(Value, frozen=True):
     tried: tuple[Tried, ...]
 
 
-def explain(policy: Policy, process: Process, remote: Endpoint, name: str | None) -> Explanation:
+def explain(
+    policy: Policy,
+    process: Process,
+    remote: Endpoint,
+    name: str | None,
+    direction: Direction = Direction.OUTBOUND,
+) -> Explanation:
     """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds."""
     tried: list[Tried] = []
     decider: Rule | None = None
     for rule in policy.rules:
-        conditions = tuple(_conditions(policy, rule, process, remote, name))
+        conditions = (*_direction(rule, direction), *_conditions(policy, rule, process, remote, name))
         accepts = all(condition.holds for condition in conditions)
         decided = accepts and decider is None
         if decided:
             decider = rule
         tried.append(Tried(rule=rule.name, accepts=accepts, decided=decided, conditions=conditions))
     return Explanation(
-        decision=policy.decided_by(decider),
-        needs_name=policy.at_connect(process, remote) is None,
+        decision=policy.decided_by(decider, direction),
+        needs_name=policy.at_connect(process, remote, direction) is None,
         tried=tuple(tried),
     )
+
+
+def _direction(rule: Rule, direction: Direction) -> Iterator[Checked]:
+    """Nothing is said of outgoing connections where nobody has asked about others."""
+    if direction is Direction.INBOUND or rule.direction is Direction.INBOUND:
+        holds = rule.direction is direction
+        why = f"it is {direction}" if holds else f"the rule is for {rule.direction} connections"
+        yield Checked(key="direction", holds=holds, why=why)
 
 
 def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, name: str | None) -> Iterator[Checked]:

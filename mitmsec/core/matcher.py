@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from heapq import merge
 from typing import NamedTuple
 
-from mitmsec.core.model import Endpoint, Process
+from mitmsec.core.model import Direction, Endpoint, Process
 from mitmsec.core.rules import Application, Rule
 from mitmsec.core.selector import (
     Address,
@@ -59,16 +59,18 @@ class _Applying(NamedTuple):
 
 
 class Matcher:
-    """Answers for one list of rules; not thread-safe (one loop owns a policy)."""
+    """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
-    __slots__ = ("_asks_pid", "_by_pattern", "_destinations", "_programs", "_remembered", "_rules")
+    __slots__ = ("_asks_pid", "_by_pattern", "_destinations", "_numbers", "_programs", "_remembered", "_rules")
 
-    def __init__(self, applications: Sequence[Application], rules: Sequence[Rule]) -> None:
+    def __init__(
+        self, applications: Sequence[Application], rules: Sequence[Rule], direction: Direction = Direction.OUTBOUND
+    ) -> None:
         self._rules = rules
+        self._numbers = [number for number, rule in enumerate(rules) if rule.direction is direction]
         self._destinations = [Destination.of(rule) for rule in rules]
-        self._programs = {
-            entry: Program.of(entry, applications) for entry in {entry for rule in rules for entry in rule.application}
-        }
+        entries = {entry for number in self._numbers for entry in rules[number].application}
+        self._programs = {entry: Program.of(entry, applications) for entry in entries}
         self._asks_pid = any(program.asks_pid for program in self._programs.values())
         self._by_pattern: dict[str, list[int]] = {}
         for number, rule in enumerate(rules):
@@ -121,8 +123,8 @@ class Matcher:
         accepted = {entry for entry, program in self._programs.items() if program.accepts(process)}
         numbers = [
             number
-            for number, rule in enumerate(self._rules)
-            if not rule.application or not accepted.isdisjoint(rule.application)
+            for number in self._numbers
+            if not (wanted := self._rules[number].application) or not accepted.isdisjoint(wanted)
         ]
         return _Applying(
             is_sure=all(program.can_judge(process) for program in self._programs.values()),

@@ -31,6 +31,7 @@ class Message(Value, frozen=True, tag=True):
 class Role(StrEnum):
     """The processes, as they are named in commands, events and logs."""
 
+    DIVERTER = "diverter"
     GATE = "gate"
     RECORDER = "recorder"
     SIGNER = "signer"
@@ -114,7 +115,8 @@ class SignerReady(Message, frozen=True):
 class GateSettings(Message, frozen=True):
     """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
     signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
-    or an eventfd for the heartbeat alone), then the IPv6 listener where there is one."""
+    or a channel of expected flows and an eventfd, or an eventfd for the heartbeat alone), then the IPv6 listener where
+    there is one."""
 
     session: str
     on_failure: OnFailure
@@ -123,6 +125,7 @@ class GateSettings(Message, frozen=True):
     names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
+    local_ports: tuple[int, int] | None = None  # first and last: its own connections come from these, if not from any
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
@@ -156,6 +159,7 @@ class Whose(Message, frozen=True):
     remote: Endpoint | None = None  # where `client` was going
     caller: Caller | None = None  # None: the kernel's hook cannot tell
     selected: bool = False  # at connect(), under a standing selection; False: nobody had judged it yet
+    told: Process | None = None  # as it was read before the connection began, where a backend does that
 
 
 class WhoseAnswer(Message, frozen=True):

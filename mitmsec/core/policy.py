@@ -3,6 +3,9 @@
     at_connect  process, address, port       → the decision, or None: a name could change it
     at_hello    … and the name, if there is one → the decision
 
+Each is asked about one direction, and answered by its rules alone. Of a connection that comes in, the process is who
+listens, and `remote` the peer's address with the port of the service.
+
 `at_connect` answers only what `at_hello` would answer for every name and for none, so an early answer is never another
 answer. Same rule is same answer; two rules are two answers, whatever their actions.
 """
@@ -14,7 +17,18 @@ from functools import cached_property
 from msgspec.structs import replace
 
 from mitmsec.core.matcher import Matcher
-from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process, Quic, UnprovenName, Upstream, Value
+from mitmsec.core.model import (
+    Action,
+    Decision,
+    Direction,
+    Endpoint,
+    OnFailure,
+    Process,
+    Quic,
+    UnprovenName,
+    Upstream,
+    Value,
+)
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
 
 __all__ = ["DEFAULTS", "DEFAULT_POLICY", "Application", "Policy", "PolicyTest", "Rule"]
@@ -32,6 +46,8 @@ class Policy(Value, frozen=True, dict=True):
 
     version: int = LANGUAGE_VERSION
     action: Action = Action.DECRYPT
+    inbound: Action = Action.BYPASS
+    """Where no rule for incoming connections matches one."""
     on_failure: OnFailure = OnFailure.OPEN
     quic: Quic = Quic.REFUSE
     unproven_name: UnprovenName = UnprovenName.ALLOW
@@ -46,18 +62,20 @@ class Policy(Value, frozen=True, dict=True):
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What each configured inspector looks for."""
 
-    def can_judge(self, process: Process) -> bool:
+    def can_judge(self, process: Process, direction: Direction = Direction.OUTBOUND) -> bool:
         """Whether everything is known about `process` that its rules ask.
 
         Where it is not, the two questions below answer as if a rule that asks for the unknown did not apply. Who is to
         act on that must not: the rule may be the one that says bypass or block.
         """
-        return self._matcher.can_judge(process)
+        return self._matchers[direction].can_judge(process)
 
-    def at_connect(self, process: Process, remote: Endpoint) -> Decision | None:
+    def at_connect(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> Decision | None:
         """The decision if it is the same whatever name will be seen; None where the gate must wait for a name."""
-        number, settled = self._matcher.first_whatever_name(process, remote)
-        return self._decision(number) if settled else None
+        number, settled = self._matchers[direction].first_whatever_name(process, remote)
+        return self._decision(number, direction) if settled else None
 
     def at_hello(
         self,
@@ -68,21 +86,22 @@ class Policy(Value, frozen=True, dict=True):
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
         proven: bool = True,
+        direction: Direction = Direction.OUTBOUND,
     ) -> Decision:
         """The decision for a flow under `name` (comparable, see mitmsec.core.names), None if it has none.
 
         Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
         `alpn` and `ja4` belong to the question, but version 1 of the language has no condition on them.
         """
-        number = self._matcher.first(process, remote, name)
+        number = self._matchers[direction].first(process, remote, name)
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
-        return self._decision(number)
+        return self._decision(number, direction)
 
-    def decided_by(self, rule: Rule | None) -> Decision:
-        """What `rule` says, or the defaults (None)."""
+    def decided_by(self, rule: Rule | None, direction: Direction = Direction.OUTBOUND) -> Decision:
+        """What `rule` says, or the defaults (None) for this direction."""
         if rule is None:
-            rule = Rule(name=DEFAULTS, action=self.action, reason="no rule matched; [defaults] decide")
+            rule = self._defaults(direction)
         inspect = self.inspect if rule.inspect is None else rule.inspect
         return Decision(
             action=rule.action,
@@ -93,17 +112,28 @@ class Policy(Value, frozen=True, dict=True):
             upstream=self.upstream,
         )
 
-    def _decision(self, number: int | None) -> Decision:
-        return self._decisions[-1 if number is None else number]
+    def _defaults(self, direction: Direction) -> Rule:
+        if direction is Direction.INBOUND:
+            reason = "no rule for incoming connections matched; [defaults] inbound decides"
+            return Rule(name=DEFAULTS, action=self.inbound, reason=reason, direction=direction)
+        return Rule(name=DEFAULTS, action=self.action, reason="no rule matched; [defaults] decide")
+
+    def _decision(self, number: int | None, direction: Direction) -> Decision:
+        return self._otherwise[direction] if number is None else self._decisions[number]
 
     @cached_property
-    def _matcher(self) -> Matcher:
-        return Matcher(self.applications, self.rules)
+    def _matchers(self) -> dict[Direction, Matcher]:
+        return {direction: Matcher(self.applications, self.rules, direction) for direction in Direction}
 
     @cached_property
     def _decisions(self) -> tuple[Decision, ...]:
-        """One for each rule, then the defaults'."""
-        return tuple(self.decided_by(rule) for rule in (*self.rules, None))
+        """One for each rule."""
+        return tuple(map(self.decided_by, self.rules))
+
+    @cached_property
+    def _otherwise(self) -> dict[Direction, Decision]:
+        """The defaults'."""
+        return {direction: self.decided_by(None, direction) for direction in Direction}
 
     @cached_property
     def _unproven(self) -> tuple[Decision, ...]:
@@ -121,15 +151,15 @@ class Policy(Value, frozen=True, dict=True):
 
 def subject(rule: Rule) -> str:
     """Which flows a rule is about, in words."""
-    words = "connections"
+    words = everything = "connections" if rule.direction is Direction.OUTBOUND else "incoming connections"
     if rule.application:
         words += f" of {_some(rule.application)}"
     to = [*map(host_text, rule.host), *rule.address]
     if to:
-        words += f" to {_some(to)}"
+        words += f" {'to' if rule.direction is Direction.OUTBOUND else 'from'} {_some(to)}"
     if rule.port:
         words += f", port {_some([port_text(*ports) for ports in rule.port])}"
-    return words if words != "connections" else "every connection"
+    return words if words != everything else f"every {everything.removesuffix('s')}"
 
 
 def port_text(low: int, high: int) -> str:

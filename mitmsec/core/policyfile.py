@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from mitmsec.core.model import Action, OnFinding
+from mitmsec.core.model import Action, Direction, OnFinding
 from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.selector import is_path
@@ -15,9 +15,10 @@ from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, unit_mistake
 
 LATER_APPLICATION = ("signer",)
-LATER_RULE = ("alpn", "category", "direction", "ja4", "page", "protocol", "user")
+LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
+LATER_INBOUND = ("block", "capture", "decrypt")
 LATER_ON_FINDING = ("quarantine", "redact")
-LATER_TEST = ("alpn", "direction", "ja4", "protocol")
+LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "container", "pid")
 PORT_MAX = 0xFFFF
@@ -178,9 +179,14 @@ def read_rule(table: Table, context: Context) -> Rule:
     name = unique_name(table, context.rules)
     if name == DEFAULTS:
         table.note(f'"{DEFAULTS}" stands for the [defaults] in every record; choose another name', "name")
+    direction = table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND
+    later = LATER_INBOUND if direction is Direction.INBOUND else ()
+    if direction is Direction.INBOUND and "host" in table:
+        table.note("of connections that come in no name is known", "host")
     rule = Rule(
         name=name,
-        action=table.choice("action", Action, None) or Action.DECRYPT,  # the one that excludes no other setting
+        action=table.choice("action", Action, None, later) or Action.DECRYPT,  # the one that excludes no other setting
+        direction=direction,
         application=tuple(_reference(table, place, entry, context) for place, entry in table.texts("application")),
         host=_hosts(table, context),
         port=_ports(table),
@@ -313,6 +319,7 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         service=_test_unit(table),
         container=_test_container(table),
         rule=rule,
+        direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
         line=table.notes.line(table.path),
     )
     table.close(later=LATER_TEST)

@@ -25,7 +25,7 @@ def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
 
 
 def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
-    """Who connects and where to; the address is empty where the test gives none."""
+    """Who connects and where to (inbound: who listens, and who connects); the address is empty where none is given."""
     process = Process(
         pid=NO_PID,
         exe=test.application,
@@ -45,7 +45,7 @@ def basename(path: str) -> str:
 
 def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
     process, remote = flow_of(test)
-    decision = policy.at_hello(process, remote, name=test.host)
+    decision = policy.at_hello(process, remote, name=test.host, direction=test.direction)
     passed = decision.action is test.expect and test.rule in (None, decision.rule)
     return TestOutcome(
         test=test,

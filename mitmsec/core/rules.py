@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Action, OnFinding, Value
+from mitmsec.core.model import Action, Direction, OnFinding, Value
 
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
@@ -45,6 +45,8 @@ class Rule(Value, frozen=True):
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
     on_finding: OnFinding = OnFinding.ALERT
+    direction: Direction = Direction.OUTBOUND
+    """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 
 
 class PolicyTest(Value, frozen=True):
@@ -59,4 +61,5 @@ class PolicyTest(Value, frozen=True):
     service: str | None = None
     container: str | None = None
     rule: str | None = None
+    direction: Direction = Direction.OUTBOUND
     line: int = 0

@@ -46,6 +46,7 @@ class Means:
     loop: asyncio.AbstractEventLoop
     terms: Terms
     connect_deadline_s: float
+    local_ports: range | None
     policy: Decides
     names: Names
     health: Health
@@ -239,7 +240,14 @@ class Connection:
         self, connected: Callable[[socket.socket, Endpoint], None], failed: Callable[[DialFailure], None]
     ) -> Dial:
         means = self._means
-        return Dial(means.loop, connected, failed, deadline_s=means.connect_deadline_s, bound=self._bound)
+        return Dial(
+            means.loop,
+            connected,
+            failed,
+            deadline_s=means.connect_deadline_s,
+            bound=self._bound,
+            local_ports=means.local_ports,
+        )
 
     def _dialled(self, sock: socket.socket, endpoint: Endpoint) -> None:
         self._origin = sock

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext
-from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, WITH_PAGE, Account
@@ -227,9 +227,12 @@ class Flow:
 
     def _owner_unknown(self) -> Commands:
         """Open: a policy that asks for applications has no answer; another one's is the same for every process."""
-        if self._terms.on_failure is OnFailure.CLOSED or any(rule.application for rule in self._policy.rules):
+        if self._terms.on_failure is OnFailure.CLOSED or self._asks_applications():
             return self._not_judged("owner_unknown", "whose it is stayed unknown")
         return [s.Report("owner_unknown", OnFailure.OPEN), *self._owned(self.about.process)]
+
+    def _asks_applications(self) -> bool:
+        return any(rule.application for rule in self._policy.rules if rule.direction is Direction.OUTBOUND)
 
     def _not_judged(self, what: str, reason: str) -> Commands:
         """A rule that asks for the program may be the one that says block, or bypass."""

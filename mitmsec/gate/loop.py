@@ -123,6 +123,7 @@ class Gate:
         connect_deadline_s: float = 30.0,
         heartbeat_s: float = 0.2,
         limit: int | None = None,
+        local_ports: range | None = None,
     ) -> None:
         loop = self._loop = asyncio.get_running_loop()
         self._listeners, self._around, self._terms = list(listeners), around, terms
@@ -147,6 +148,7 @@ class Gate:
             loop=loop,
             terms=terms,
             connect_deadline_s=connect_deadline_s,
+            local_ports=local_ports,
             policy=policy,
             names=Names(),
             health=self._colleagues,

@@ -296,8 +296,11 @@ def _rules(number: object) -> str:
 
 
 def destination(event: Event) -> str:
+    """Where it went; of a connection that came in, from where, without the port that its peer had by chance."""
     remote = event.get("remote") or {}
     host = remote.get("host") or remote.get("address") or "?"
+    if event.get("direction") == "inbound":
+        return f"from {host} on port {(event.get('local') or {}).get('port')}"
     return f"[{host}]:{remote.get('port')}" if ":" in host else f"{host}:{remote.get('port')}"
 
 

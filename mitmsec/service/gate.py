@@ -3,6 +3,7 @@
     supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
+                          └► what was told before           eventfd ◄── this loop           (windivert)
 
 All of the run's listeners, maps and channels come by descriptor: the process itself opens nothing but connections to
 decided origins.
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import assert_never
 
@@ -47,6 +49,7 @@ from mitmsec.gate.terms import Terms
 from mitmsec.service import child
 from mitmsec.service.dns_names import DnsNames
 from mitmsec_redirect.backend import BackendKind
+from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.original_destination import original_destination
 from mitmsec_redirect.origins import OriginTable
@@ -103,6 +106,36 @@ class NatOrigins:
         return Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
 
 
+class ToldOrigins:
+    """Origins of connections that `windivert` leads here packet by packet (mitmsec.gate.loop.Origins)."""
+
+    def __init__(self, told_fd: int, heartbeat: Pulse) -> None:
+        self._flows = ExpectedFlows(socket.socket(fileno=told_fd))
+        self._heartbeat = heartbeat
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By the two ends that the accepted socket has: they were told before. Raises OSError."""
+        client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
+        flow = self._flows.find(client, gate, time.monotonic())
+        if flow is None:
+            return None
+        origin = flow.origin
+        return Origin(
+            remote=origin.remote,
+            pid=origin.pid,
+            uid=origin.uid,
+            comm=origin.comm,
+            connected_ns=origin.connected_ns,
+            source=origin.source,
+            told=flow.process,
+        )
+
+    def beat(self) -> None:
+        """Alive, and with room for more to be told."""
+        self._flows.hear(time.monotonic())
+        self._heartbeat.beat()
+
+
 def _given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], None]]:
     """Where origins are found, and how to beat. Raises ValueError for a backend that no gate serves yet."""
     match kind:
@@ -112,7 +145,11 @@ def _given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], Non
         case BackendKind.NFTABLES:
             (pulse_fd,) = fds
             return NatOrigins(), Pulse(pulse_fd).beat
-        case BackendKind.REPLAY | BackendKind.WINDIVERT:
+        case BackendKind.WINDIVERT:
+            told_fd, pulse_fd = fds
+            told = ToldOrigins(told_fd, Pulse(pulse_fd))
+            return told, told.beat
+        case BackendKind.REPLAY:
             raise ValueError(f"no gate serves {kind}")
         case _:
             assert_never(kind)
@@ -152,6 +189,7 @@ class GateProgram:
         self._terms = Terms(
             on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
         )
+        ports = settings.local_ports
         self._gate = Gate(
             [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
             around,
@@ -160,6 +198,7 @@ class GateProgram:
             session=settings.session,
             connect_deadline_s=settings.connect_deadline_s,
             heartbeat_s=settings.heartbeat_s,
+            local_ports=None if ports is None else range(ports[0], ports[1] + 1),
         )
         self._gate.switch(off=settings.off)
         self._gate.open()
@@ -214,6 +253,7 @@ class GateProgram:
                 remote=origin.remote if origin.client is not None else None,
                 caller=origin.caller,
                 selected=origin.selected,
+                told=origin.told,
             )
         )
 

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
@@ -45,10 +46,11 @@ from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.jail import Jail
+from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import Scope
 from mitmsec.service.state import State
+from mitmsec.service.udp_flows import UdpFlows
 from mitmsec_redirect.backend import Backend
 
 DRAIN_GRACE_S = 2.0
@@ -84,9 +86,8 @@ class Ground(Protocol):
     capture_fd: int | None
     hook: Backend | None
     scope: Scope | None
+    udp: UdpFlows
 
-    @property
-    def names_fd(self) -> int | None: ...
     @property
     def shared(self) -> Shared: ...
     @property
@@ -136,16 +137,17 @@ class GateAndWorkers:
             signer.fileno(),
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
-            *([] if ground.names_fd is None else [ground.names_fd]),
+            *([] if ground.udp.names_fd is None else [ground.udp.names_fd]),
         ]
         settings = GateSettings(
             session=ground.name,
             on_failure=ground.policy.on_failure,
             has_v6=len(ground.listeners) > 1,
             capture=ground.capture_fd is not None,
-            names=ground.names_fd is not None,
+            names=ground.udp.names_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
+            local_ports=ground.hook.ground.local_ports,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -162,7 +164,7 @@ class GateAndWorkers:
     def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
         shared = self._ground.shared
         jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
-        return ChildProcess(jail, shared.log, HEARD)
+        return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
 
     async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
         ground, shared = self._ground, self._ground.shared

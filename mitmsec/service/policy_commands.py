@@ -19,7 +19,7 @@ from rich.text import Text
 
 from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.explain import Explanation, Tried, explain
-from mitmsec.core.model import Decision, Endpoint, ParentProcess, Process
+from mitmsec.core.model import Decision, Direction, Endpoint, ParentProcess, Process
 from mitmsec.core.names import is_address, written_name
 from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
@@ -187,9 +187,7 @@ def check(file: Path, as_json: bool) -> None:
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
-    for sentence in unmatched(loaded):
-        click.echo(f"on this machine, {sentence}", err=True)
-    for sentence in udp_limits(loaded):
+    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *udp_limits(loaded)]:
         click.echo(sentence, err=True)
 
 
@@ -199,6 +197,12 @@ def check(file: Path, as_json: bool) -> None:
 @click.option("--host", type=HostName(), metavar="H", help="The name it asks for. Without: it shows none.")
 @click.option("--port", type=click.IntRange(1, 65535), default=443, metavar="N", help="The port. Default: 443.")
 @click.option("--address", type=IpAddress(), metavar="A", help="The address it connects to.")
+@click.option(
+    "--direction",
+    type=click.Choice([direction.value for direction in Direction]),
+    default=Direction.OUTBOUND.value,
+    help="Inbound: it is the service on the port, and the address is the peer's. Default: outbound.",
+)
 @click.option("--user", type=UserName(), metavar="U", help="Whom the program runs as.")
 @click.option("--sha256", type=Sha256(), metavar="HEX", help="The hash of the program.")
 @click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
@@ -215,6 +219,7 @@ def explain_decision(
     host: str | None,
     port: int,
     address: str | None,
+    direction: str,
     user: str | None,
     sha256: str | None,
     parent: str | None,
@@ -238,7 +243,7 @@ def explain_decision(
         container=container,
         source="question",
     )
-    story = explain(loaded, process, Endpoint(address=address or "", port=port), host)
+    story = explain(loaded, process, Endpoint(address=address or "", port=port), host, Direction(direction))
     if as_json:
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
@@ -375,6 +380,8 @@ def _table(tried: tuple[Tried, ...]) -> Table:
 def _flow(outcome: TestOutcome) -> str:
     test = outcome.test
     where = test.host or test.address or "a host that shows no name"
+    if test.direction is Direction.INBOUND:
+        return f"{test.application}, port {test.port}, from {test.address or 'an address that is not told'}"
     return f"{test.application} to {where}, port {test.port}"
 
 

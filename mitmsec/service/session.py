@@ -3,7 +3,7 @@
          scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
                     ├── missed connections ──► faults
-                    └── UDP flows ──► gate     (`udp_flows.py`)
+                    └── incoming connections, UDP ► events
 
 Who replaces what dies: `gate_and_workers.py`. A reload changes the policy, its workers and whom the hook selects: all
 of it, or nothing.
@@ -16,7 +16,6 @@ import contextlib
 import shutil
 import socket
 import time
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
 
@@ -27,15 +26,18 @@ from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.service import backends
+from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
-from mitmsec.service.ground import listeners, read_all
+from mitmsec.service.ground import listeners, listeners_everywhere, read_all
+from mitmsec.service.incoming import Incoming
+from mitmsec.service.incoming_watch import IncomingWatch
 from mitmsec.service.missed import Misses
-from mitmsec.service.owners import Asked, Owners, decides_by_hash
+from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.survivors import note
@@ -44,6 +46,7 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.inbound_records import Inbound
 from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
@@ -57,6 +60,9 @@ class Shared(ChildrensShared, Protocol):
     """What a session needs of its supervisor."""
 
     processes: ProcessTable
+
+    def is_nobodys(self, label: str) -> bool:
+        """No session of this supervisor has it, and no command that still runs."""
 
 
 class Session:
@@ -77,7 +83,8 @@ class Session:
         self.faults = 0
         self.children = GateAndWorkers(self)
         self._misses = Misses(self._who_missed, name)
-        self._udp: UdpFlows | None = None
+        self.udp = UdpFlows(self, self._owners)
+        self._incoming: IncomingWatch | None = None
         self._background = Background()
         self._closing = False
 
@@ -87,14 +94,20 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         scope = self.scope = self._scope()
-        self.listeners = netns.inside(self.network, listeners)
-        hook = self.hook = self._hook(scope)
-        if isinstance(hook, ConnectHook):
+        if self._choice is BackendChoice.WINDIVERT:
+            left_diverters.mark(self.folder)
+            if self.is_service:  # one that denied for a killed service would stand in the way
+                left_diverters.reap(self.shared.state, ends=self.shared.is_nobodys)
+        self.listeners = netns.inside(self.network, self._listeners)
+        hook = self.hook = await self._opened_hook(scope)
+        if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
+        if hook.kind is not BackendKind.NFTABLES:  # which is for where eBPF cannot be used
+            incoming = Incoming(name=self.name, whose=self._who_accepts, selects=scope.selects, policy=self.policy)
+            self._incoming = IncomingWatch.begin(scope, incoming, self.shared.record, self.shared.log)
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
-        if isinstance(hook, ConnectHook):
-            self._udp = UdpFlows(self, scope)
+        self.udp.open(scope, hook.kind)
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
@@ -148,11 +161,6 @@ class Session:
         return self.order.program if isinstance(self.order, OpenRun) else SERVICE
 
     @property
-    def names_fd(self) -> int | None:
-        """What its gate is to read DNS from, where that is copied."""
-        return self._udp.names_fd if self._udp is not None else None
-
-    @property
     def worker_count(self) -> int:
         return self.order.workers
 
@@ -164,7 +172,7 @@ class Session:
         names = [application.name for application in self.policy.applications]
         return ServiceStatus(
             session=self.name,
-            backend=BackendKind.CONNECT_HOOK,
+            backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
             policy_file=self.policy_order.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
@@ -183,8 +191,16 @@ class Session:
         if pins is not None and self.scope is not None:
             self.scope.pin(pins)
 
-    def _hook(self, scope: Scope) -> Backend:
-        """A service's is always the connect hook: no other backend selects single programs."""
+    @property
+    def _choice(self) -> BackendChoice:
+        """A service never falls back: only the connect hook and windivert select single programs."""
+        is_free = self.is_service and self.order.backend is BackendChoice.AUTO
+        return BackendChoice.CONNECT_HOOK if is_free else self.order.backend
+
+    def _listeners(self) -> list[socket.socket]:
+        return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
+
+    async def _opened_hook(self, scope: Scope) -> Backend:
         ports = [listener.getsockname()[1] for listener in self.listeners]
         terms = backends.Terms(
             cgroup=scope.path,
@@ -194,20 +210,12 @@ class Session:
             on_failure=self.policy.on_failure,
             quic=self.policy.quic,
             pins=lambda: self._pins(self.policy),
+            label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
         )
-        choice = self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
-        return backends.opened(choice, terms, self.shared.log)
+        return await backends.opened(self._choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
-    def owner_of(self, asked: Asked, at_ns: int) -> Owner:
-        """Whose it is, of what the kernel described at `at_ns` (CLOCK_MONOTONIC). Nothing is raised."""
-        return self._owners.of(asked, at_ns)
-
-    def hashed(self, owner: Owner) -> Awaitable[Process]:
-        """The owner's process, with its hash if that comes in time."""
-        return self._owners.hashed(owner)
-
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
         """Tell the gate whose the connection is."""
         owner = self._owner(asked)
@@ -229,11 +237,10 @@ class Session:
         with contextlib.suppress(ChannelFull):
             gate.channel.send(WhoseAnswer(number=asked.number, process=process, selected=selected))
 
-    def fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
+    def fault(self, what: str, detail: str = "", *, count: int = 1, failed: OnFailure | None = None) -> None:
         self.faults += count
-        self.shared.record(
-            FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
-        )
+        failed = failed or self.policy.on_failure
+        self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
 
     # -- orders --------------------------------------------------------------------------------------------------------
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
@@ -259,28 +266,17 @@ class Session:
             self._record_policy(order)
 
     def _change_hook(self, policy: Policy) -> None:
-        assert isinstance(self.hook, ConnectHook)  # a service's
+        assert isinstance(self.hook, ConnectHook | DivertBackend)  # a service's
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection
         pins = self._pins(policy)
-        self.hook.change(
-            on_failure=policy.on_failure,
-            quic=policy.quic,
-            everything=selection is not None and selection.everything,
-            pin_folder=pins,
-        )
-        if self._udp is not None:
-            self._udp.govern(selection)
+        everything = selection is not None and selection.everything
+        self.hook.change(on_failure=policy.on_failure, quic=policy.quic, everything=everything, pin_folder=pins)
+        if self._incoming is not None:
+            self._incoming.govern(policy, everything=everything)
+        self.udp.govern(everything=everything)
         self._pin_scope(pins)
-
-    async def switch(self, *, off: bool) -> int:
-        """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
-        return await self.children.switch(off=off)
-
-    async def flows(self) -> tuple[int, int]:
-        """How many live, and how many of those are decrypted; none where no gate answers."""
-        return await self.children.flows()
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
@@ -299,10 +295,11 @@ class Session:
     async def _collect_missed(self) -> None:
         while True:
             self._record_missed()
-            if self._udp is not None:
-                self._udp.look()
+            self.udp.look()
             if self.scope is not None:
                 self.scope.look()
+            if self._incoming is not None:
+                self._incoming.look()
             self.children.feel_pulse()
             for _ in range(MISSED_LOOKS):
                 await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
@@ -318,7 +315,7 @@ class Session:
         for event in self._misses.told():
             self.shared.record(event)
         for trouble in self.hook.troubles() if self.hook is not None else ():
-            self.fault(trouble)
+            self.fault(trouble.what, trouble.detail, count=trouble.count, failed=trouble.failed)
 
     def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
@@ -326,6 +323,14 @@ class Session:
             return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
+
+    def _who_accepts(self, inbound: Inbound) -> Owner:
+        """Who has, or could have, accepted a connection."""
+
+        def read() -> Owner:
+            return self._whose(inbound.pid, inbound.uid, inbound.comm, inbound.at_ns, inbound.caller)
+
+        return self._owners.told_by(inbound, read) if inbound.pid else Owner(Process(pid=0))
 
     def _record_lost(self) -> None:
         """What came faster than it was collected: the hook's queue was full, its counters are exact."""
@@ -363,12 +368,13 @@ class Session:
             self.hook.detach()
             self._record_missed()
             self._record_lost()
-        if self._udp is not None:
-            await self._udp.close()
+        await self.udp.close()
         await self.children.drain()
         await self.children.stop()
+        if self._incoming is not None:
+            self._incoming.close()
         if self.hook is not None:
-            self._close_hook(self.hook)
+            await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []
         survivors = await self.scope.release(home) if self.scope is not None else 0
         for listener in self.listeners:
@@ -382,11 +388,12 @@ class Session:
             shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
 
-    def _close_hook(self, hook: Backend) -> None:
+    async def _close_hook(self, hook: Backend) -> None:
         """What cannot be removed now, the next start or `clean` removes."""
         for one in hook.watched:
             asyncio.get_running_loop().remove_reader(one.fd)
         try:
             hook.close()
+            await backends.ended(hook)
         except (OSError, BackendUnavailable) as error:
             self.fault("hook_not_removed", str(error))

@@ -61,6 +61,7 @@ class Helper(IntEnum):
     COMM = 16
     SKB_LOAD_BYTES = 26  # 4.10
     SOCKET_COOKIE = 46  # 4.18
+    CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
     MAP_PUSH = 87  # 4.20
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
@@ -72,6 +73,7 @@ class Helper(IntEnum):
     RINGBUF_RESERVE = 131  # 5.8
     RINGBUF_SUBMIT = 132  # 5.8
     RINGBUF_DISCARD = 133  # 5.8
+    TCP_SOCK = 137  # bpf_skc_to_tcp_sock, 5.9
     CURRENT_TASK = 158  # with its type; 5.18, for CAP_PERFMON
     SET_RETVAL = 187  # 5.18
 

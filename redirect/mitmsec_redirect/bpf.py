@@ -26,11 +26,13 @@ VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
 PROG_TYPE_CGROUP_SKB = 8
 PROG_TYPE_CGROUP_SOCK = 9
+PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
+MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
 UPDATE_NEW_ONLY = 1
 PROG_RUN_TIME_NS_OFFSET = 192  # in struct bpf_prog_info
 PROG_INFO_BYTES = 216
@@ -73,10 +75,11 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of cgroups: INGRESS and EGRESS of programs of kind SKB, SOCK_RELEASE of SOCK, else SOCK_ADDR."""
+    """Attach types of programs on cgroups; _KINDS says of which kind of program those are that are not of SOCK_ADDR."""
 
     INGRESS = 0
     EGRESS = 1
+    SOCK_OPS = 3
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
@@ -88,6 +91,14 @@ class Attach(IntEnum):
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
     SOCK_RELEASE = 34
+
+
+_KINDS = {
+    Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
+    Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+}
 
 
 class EbpfUnavailable(BackendUnavailable):
@@ -250,12 +261,7 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    kinds = {
-        Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
-        Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
-        Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
-    }
-    return _load(code, kinds.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
+    return _load(code, _KINDS.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

@@ -25,7 +25,7 @@ from types import TracebackType
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import bpf, kernel_types, netns, programs, records
-from mitmsec_redirect.backend import Backend, BackendKind, GateGround, Watched
+from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, ProgramRejected, RunCount
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
@@ -36,7 +36,6 @@ ORIGINS_LIMIT = 65536  # connections that the gate has not yet asked about
 MISSED_LIMIT = 4096
 NAMESPACES_LIMIT = 64
 ROUTES_LIMIT = 8192
-TRUTH_BTF_INTS = records.TRUTH.size // 4
 
 MAPS: Mapping[str, tuple[MapKind, int, int, int, int]] = {
     "origins": (MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, ORIGINS_LIMIT, 0),
@@ -91,7 +90,7 @@ class ConnectHook(Backend):
         """
         with ExitStack() as held:
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
-            maps["truth"] = _truth(held)
+            maps["truth"] = socket_storage("ms_truth", records.TRUTH.size, held)
             hook = cls(maps, held, selection)
             for cookie in netns_cookies:
                 maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
@@ -265,7 +264,7 @@ class ConnectHook(Backend):
     def owner(self, client: Endpoint, origin: Endpoint) -> None:
         """The origin says it: the kernel wrote it down at connect()."""
 
-    def troubles(self) -> tuple[str, ...]:
+    def troubles(self) -> tuple[BackendFault, ...]:
         """None: programs stay as they were loaded, and only root can take them away."""
         return ()
 
@@ -363,13 +362,12 @@ def _held(held: ExitStack, name: str, kind: MapKind, key: int, value: int, entri
     return created
 
 
-def _truth(held: ExitStack) -> Map:
-    """Storage in each diverted socket, which lives exactly as long as the socket. The kernel wants its types as BTF."""
-    btf = bpf.load_btf(btf_int_array(TRUTH_BTF_INTS))
+def socket_storage(name: str, size_bytes: int, held: ExitStack, *, flags: int = 0) -> Map:
+    """Storage in each socket, which lives exactly as long as the socket. The kernel wants its types as BTF."""
+    btf = bpf.load_btf(btf_int_array(size_bytes // 4))
     held.callback(os.close, btf)
-    created = Map.create(
-        MapKind.SK_STORAGE, 4, records.TRUTH.size, 0, "ms_truth", flags=bpf.MAP_FLAG_NO_PREALLOC, btf=Btf(btf, 1, 2)
-    )
+    flags |= bpf.MAP_FLAG_NO_PREALLOC
+    created = Map.create(MapKind.SK_STORAGE, 4, size_bytes, 0, name, flags=flags, btf=Btf(btf, 1, 2))
     held.callback(created.close)
     return created
 

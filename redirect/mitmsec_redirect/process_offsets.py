@@ -1,4 +1,4 @@
-"""Where the kernel that runs keeps what the process programs read, found by its own types."""
+"""Where the kernel that runs keeps what our programs read of processes and TCP sockets, found by its own types."""
 
 from __future__ import annotations
 
@@ -41,6 +41,11 @@ _PLACES: dict[str, tuple[tuple[str, str], ...]] = {
     "mount_namespace": (("mount", "mnt_ns"),),
     "namespace_number": (("mnt_namespace", "ns.inum"),),
     "program_name": (("linux_binprm", "filename"),),
+    "sock_flags": (("sock_common", "skc_flags"),),
+    "sock_error": (("sock", "sk_err"),),
+    "tcp_received": (("tcp_sock", "bytes_received"),),
+    "tcp_sent": (("tcp_sock", "bytes_sent"),),
+    "tcp_resent": (("tcp_sock", "bytes_retrans"),),
 }
 
 
@@ -81,6 +86,11 @@ class Offsets:
     mount_namespace: int
     namespace_number: int
     program_name: int
+    sock_flags: int  # a tcp_sock begins with its sock, a sock with what is common to all
+    sock_error: int
+    tcp_received: int
+    tcp_sent: int
+    tcp_resent: int
 
     @classmethod
     def of(cls, types: Btf) -> Offsets:

@@ -55,8 +55,8 @@ class Selection:
     everything: bool
 
 
-class Selects(Protocol):
-    """A layout, as far as it says whom the programs are for."""
+class Selecting(Protocol):
+    """What is known of whom a hook is meant for."""
 
     @property
     def selection(self) -> Selection | None: ...
@@ -89,7 +89,7 @@ def begin(asm: Assembler, *, v6: bool) -> None:
     asm.load(R8, R6, USER_PORT)
 
 
-def unless_selected(asm: Assembler, layout: Selects, label: str) -> None:
+def unless_selected(asm: Assembler, layout: Selecting, label: str) -> None:
     """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
     if (selection := layout.selection) is None:
         return

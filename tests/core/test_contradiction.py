@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
-from mitmsec.core.model import Action, Endpoint, OnFinding, Process
+from mitmsec.core.model import Action, Direction, Endpoint, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
 
 
@@ -98,3 +98,10 @@ def test_inspection_by_default_needs_something_that_is_decrypted_and_inherits_it
 
     assert found(action=Action.BYPASS) == found(action=Action.BYPASS, rules=(own,)) == ["inspect"]
     assert found(action=Action.BYPASS, rules=(inherits,)) == found() == []
+
+
+def test_a_rule_for_one_direction_hides_none_for_the_other() -> None:
+    inward = {"direction": Direction.INBOUND}
+    assert shadowed(rule("1"), rule("2", **inward)) == []
+    assert shadowed(rule("1", **inward), rule("2")) == []
+    assert shadowed(rule("1", **inward), rule("2", port=((443, 443),), **inward)) == [1]

@@ -6,7 +6,7 @@ import policies
 from hypothesis import given
 
 from mitmsec.core.explain import Checked, explain
-from mitmsec.core.model import Action, Endpoint, Process
+from mitmsec.core.model import Action, Direction, Endpoint, Process
 from mitmsec.core.policy import Application, Policy, Rule
 
 
@@ -108,3 +108,26 @@ def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> 
         found
         == "/opt/curl is none of tool (path /opt/curl is not /usr/bin/*), mine (process_name curl is not wget), /x"
     )
+
+
+def test_a_rule_for_the_other_direction_says_that_it_is_one() -> None:
+    rules = (
+        Rule(name="in", action=Action.BYPASS, direction=Direction.INBOUND, port=((443, 443),)),
+        Rule(name="out", action=Action.BLOCK),
+    )
+    policy, peer = Policy(rules=rules), Endpoint(address="192.0.2.1", port=443)
+
+    def told(direction: Direction) -> list[tuple[str, bool, str]]:
+        story = explain(policy, policies.CURL, peer, None, direction)
+        conditions = [(tried.rule, check) for tried in story.tried for check in tried.conditions]
+        return [(rule, check.holds, check.why) for rule, check in conditions if check.key == "direction"]
+
+    assert told(Direction.INBOUND) == [
+        ("in", True, "it is inbound"),
+        ("out", False, "the rule is for outbound connections"),
+    ]
+    assert told(Direction.OUTBOUND) == [("in", False, "the rule is for inbound connections")]
+    assert explain(policy, policies.CURL, peer, None, Direction.INBOUND).decision.rule == "in"
+    assert explain(policy, policies.CURL, peer, None).decision.rule == "out"
+    nowhere = explain(Policy(), policies.CURL, peer, None, Direction.INBOUND)
+    assert (nowhere.decision.action, nowhere.needs_name) == (Action.BYPASS, False)

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, OnFinding, Process, Quic, UnprovenName, Upstream
+from mitmsec.core.model import (
+    Action,
+    Decision,
+    Direction,
+    Endpoint,
+    OnFailure,
+    OnFinding,
+    Process,
+    Quic,
+    UnprovenName,
+    Upstream,
+)
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
 
 WEB = Endpoint(address="192.0.2.1", port=443)
@@ -152,4 +163,45 @@ def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> N
     ],
 )
 def test_a_rule_in_words(rule: Rule, words: str) -> None:
+    assert subject(rule) == words
+
+
+@given(policies.policies, st.data(), policies.processes, policies.endpoints, policies.names)
+def test_each_direction_is_answered_by_its_own_rules_alone(
+    policy: Policy, data: st.DataObject, process: Process, remote: Endpoint, name: str | None
+) -> None:
+    mixed = tuple(
+        msgspec.structs.replace(rule, direction=data.draw(st.sampled_from(Direction))) for rule in policy.rules
+    )
+    both = msgspec.structs.replace(policy, rules=mixed)
+    for direction in Direction:
+        mine = tuple(rule for rule in mixed if rule.direction is direction)
+        alone = msgspec.structs.replace(policy, rules=mine)
+        assert both.at_hello(process, remote, name=name, direction=direction) == alone.at_hello(
+            process, remote, name=name, direction=direction
+        )
+        assert both.at_connect(process, remote, direction) == alone.at_connect(process, remote, direction)
+        assert both.can_judge(process, direction) == alone.can_judge(process, direction)
+
+
+def test_incoming_connections_have_defaults_of_their_own() -> None:
+    policy = Policy(action=Action.BLOCK, rules=(SSH,))
+    said = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22), Direction.INBOUND)
+    reason = "no rule for incoming connections matched; [defaults] inbound decides"
+    assert said == Decision(action=Action.BYPASS, rule="defaults", reason=reason)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (Rule(name="r", action=Action.BYPASS, direction=Direction.INBOUND), "every incoming connection"),
+        (
+            Rule(
+                name="r", action=Action.BYPASS, direction=Direction.INBOUND, address=("192.0.2.0/24",), port=((1, 1),)
+            ),
+            "incoming connections from 192.0.2.0/24, port 1",
+        ),
+    ],
+)
+def test_what_a_rule_for_incoming_connections_takes_in_words(rule: Rule, words: str) -> None:
     assert subject(rule) == words

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from mitmsec.core.model import Action, OnFinding
+from mitmsec.core.model import Action, Direction, OnFinding
 from mitmsec.core.policy import Application, PolicyTest, Rule
 from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
 from mitmsec.core.toml_lines import index
@@ -286,4 +286,35 @@ def test_mistakes_in_a_test(line: str, says: str) -> None:
 def test_a_test_may_expect_the_defaults() -> None:
     table, context = opened('application = "/x"\nexpect = "block"\nrule = "defaults"')
     assert read_test(table, context).rule == "defaults"
+    assert messages(context) == []
+
+
+def test_a_rule_may_be_for_incoming_connections() -> None:
+    table, context = opened('name = "partners"\naction = "bypass"\ndirection = "inbound"\nport = [443]')
+    rule = read_rule(table, context)
+    assert (rule.direction, rule.port, messages(context)) == (Direction.INBOUND, ((443, 443),), [])
+
+
+@pytest.mark.parametrize("action", ["block", "capture", "decrypt"])
+def test_what_cannot_be_done_to_incoming_connections_yet_is_refused(action: str) -> None:
+    table, context = opened(f'name = "r"\naction = "{action}"\ndirection = "inbound"')
+    read_rule(table, context)
+    assert messages(context) == [f'action: "{action}" is not supported by this version']
+
+
+def test_incoming_connections_have_no_names() -> None:
+    table, context = opened('name = "r"\naction = "bypass"\ndirection = "inbound"\nhost = ["a.example"]')
+    read_rule(table, context)
+    assert messages(context) == ["host: of connections that come in no name is known"]
+
+
+def test_a_direction_is_one_of_two() -> None:
+    table, context = opened('name = "r"\naction = "bypass"\ndirection = "in"')
+    read_rule(table, context)
+    assert messages(context)[0].startswith('direction: "in" is not one of inbound, outbound')
+
+
+def test_a_test_may_be_of_an_incoming_connection() -> None:
+    table, context = opened('application = "/usr/sbin/nginx"\nexpect = "bypass"\ndirection = "inbound"')
+    assert read_test(table, context).direction is Direction.INBOUND
     assert messages(context) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Application, Policy, PolicyTest, Rule
 from mitmsec.core.policytest import basename, flow_of, run_tests
 
@@ -69,3 +69,11 @@ def test_a_test_without_an_address_has_an_endpoint_without_one() -> None:
 
 def test_the_last_part_of_a_path() -> None:
     assert [basename(path) for path in ("/usr/bin/curl", "C:\\a\\b.exe", "x")] == ["curl", "b.exe", "x"]
+
+
+def test_a_test_of_an_incoming_connection_asks_about_the_service() -> None:
+    rule = Rule(name="web", action=Action.BYPASS, direction=Direction.INBOUND, port=((443, 443),))
+    test = PolicyTest(application="/x", expect=Action.BYPASS, rule="web", direction=Direction.INBOUND)
+    outward = PolicyTest(application="/x", expect=Action.BYPASS, rule="web")
+    outcomes = run_tests(Policy(rules=(rule,), tests=(test, outward)))
+    assert [outcome.passed for outcome in outcomes] == [True, False]

@@ -56,3 +56,17 @@ def test_addresses_without_a_name_are_written_so_that_the_port_is_plain() -> Non
     remotes = [{"address": "192.0.2.1", "port": 22, "host": None}, {"address": "2001:db8::1", "port": 22, "host": None}]
     (app,) = gathered(connection(str(number), remote=remote) for number, remote in enumerate(remotes))
     assert [one.where for one in app.destinations.values()] == ["192.0.2.1:22", "[2001:db8::1]:22"]
+
+
+def test_peers_are_told_apart_by_their_address_and_what_they_called() -> None:
+    def came(flow: str, peer: str, port: int) -> dict[str, Any]:
+        remote, local = {"address": peer, "port": port, "host": None}, {"address": "192.0.2.9", "port": 443}
+        return connection(flow, direction="inbound", remote=remote, local=local)
+
+    (app,) = gathered(
+        [came("1", "192.0.2.1", 50_001), came("2", "192.0.2.1", 50_002), came("3", "2001:db8::1", 50_003)]
+    )
+    assert [(one.direction, one.where, one.count) for one in app.destinations.values()] == [
+        ("inbound", "from 192.0.2.1 on port 443", 2),
+        ("inbound", "from 2001:db8::1 on port 443", 1),
+    ]

@@ -378,3 +378,33 @@ def test_a_policy_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 def test_explain_ends_no_line_in_spaces(good: Path) -> None:
     lines = run("explain", good, "--app", "/usr/bin/curl").stdout.splitlines()
     assert [line for line in lines if line != line.rstrip()] == []
+
+
+INBOUND = """version = 1
+[[rule]]
+name = "partners"
+direction = "inbound"
+port = [443]
+address = ["192.0.2.0/24"]
+action = "bypass"
+[[test]]
+application = "/usr/sbin/nginx"
+direction = "inbound"
+address = "198.51.100.1"
+expect = "bypass"
+rule = "partners"
+"""
+
+
+def test_explain_and_test_ask_about_incoming_connections(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text(INBOUND)
+    words = ["--app", "/usr/sbin/nginx", "--address", "192.0.2.7"]
+    told = [
+        json.loads(run("explain", path, *words, *more, "--json").stdout.splitlines()[-1])["rule"]
+        for more in ((), ("--direction", "inbound"))
+    ]
+    assert told == ["defaults", "partners"]
+    failed = run("test", path)
+    assert failed.exit_code == 1
+    assert "/usr/sbin/nginx, port 443, from 198.51.100.1" in failed.stderr

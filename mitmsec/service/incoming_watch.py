@@ -1,0 +1,63 @@
+"""Watches connections come in for a session, as long as it lasts; what becomes of them stands in `incoming`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+from mitmsec.audit.event import Seen
+from mitmsec.core.policy import Policy
+from mitmsec.service.incoming import Incoming
+from mitmsec.service.scopes import Scope
+from mitmsec_redirect.backend import BackendUnavailable
+from mitmsec_redirect.inbound_hook import InboundHook
+
+
+class IncomingWatch:
+    """On the loop that runs when it is made. Ended by `close`, which is idempotent."""
+
+    def __init__(self, hook: InboundHook, incoming: Incoming, record: Callable[[Seen], None]) -> None:
+        self._hook, self._incoming, self._record = hook, incoming, record
+        self._is_closed = False
+        asyncio.get_running_loop().add_reader(hook.fileno(), self._readable)
+
+    @classmethod
+    def begin(
+        cls, scope: Scope, incoming: Incoming, record: Callable[[Seen], None], say: Callable[[str], None]
+    ) -> IncomingWatch | None:
+        """Over all that the scope covers. None, and `say` is told why, where the kernel has not what that needs."""
+        try:
+            hook = InboundHook.open(scope.path, selection=scope.selection)
+        except (BackendUnavailable, OSError) as error:
+            say(f"incoming connections are not seen: {error}")
+            return None
+        return cls(hook, incoming, record)
+
+    def govern(self, policy: Policy, *, everything: bool) -> None:
+        """Another policy is in force, and with `everything` whoever has no verdict is selected. Raises OSError."""
+        self._hook.change(everything=everything)
+        self._incoming.policy = policy
+
+    def look(self) -> None:
+        """Time has passed: some connections may have lived long, some news be lost."""
+        self._tell(self._incoming.lost(self._hook.lost()))
+        self._tell(self._incoming.grown_old(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+
+    def close(self) -> None:
+        """Connections that live on are on record as such."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        asyncio.get_running_loop().remove_reader(self._hook.fileno())
+        self._readable()
+        self._tell(self._incoming.lost(self._hook.lost()))
+        self._tell(self._incoming.left(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
+        self._hook.close()
+
+    def _readable(self) -> None:
+        self._tell(self._incoming.take(self._hook.drain()))
+
+    def _tell(self, events: Iterable[Seen]) -> None:
+        for event in events:
+            self._record(event)

@@ -1,0 +1,131 @@
+"""Who sees connections come in for selected programs: eBPF programs on a cgroup, beside the connect hook's.
+
+    cgroup ── links ── programs ──┬── sockets   a record in each socket, for as long as that is there
+                                  ├── ring ───► drain(): began, accepted, ended
+                                  └── lost      how many records found no room
+
+It looks on, and changes nothing: without it, or when its ring is full, connections come in as ever. So it is never
+pinned, and ends with whoever holds it. What the programs do stands in `inbound_programs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from mitmsec_redirect import bpf, inbound_programs, kernel_types, records
+from mitmsec_redirect import inbound_records as inbound
+from mitmsec_redirect.bpf import Attach, EbpfUnavailable, Map, MapKind, RunCount
+from mitmsec_redirect.connect_hook import socket_storage
+from mitmsec_redirect.inbound_programs import InboundLayout
+from mitmsec_redirect.inbound_records import Inbound, parse_inbound
+from mitmsec_redirect.ringbuffer import RingBuffer
+from mitmsec_redirect.steps import Selection
+
+RING_BYTES = 1 << 20  # over 5,000 records, three of which a connection has
+_FIRST = records.INDEX.pack(0)
+
+
+class InboundHook:
+    """The programs of one session, attached. Made by `open`; not thread-safe."""
+
+    def __init__(self, layout: InboundLayout, lost: Map, ring: RingBuffer, cgroup_fd: int) -> None:
+        self._layout, self._lost, self._ring, self._cgroup = layout, lost, ring, cgroup_fd
+        self._programs: dict[Attach, int] = {}
+        self._links: dict[Attach, int] = {}
+        self._held = ExitStack()
+        self._told_lost = 0
+
+    @classmethod
+    def open(
+        cls, cgroup_path: Path | str, *, selection: Selection | None = None, ring_bytes: int = RING_BYTES
+    ) -> InboundHook:
+        """From now on connections to sockets of the cgroup are told, of the selected processes among them.
+
+        `selection` is the connect hook's. `ring_bytes` is a power of two, at least a page. Raises EbpfUnavailable,
+        ProgramRejected, OSError, with nothing left behind.
+        """
+        offsets = kernel_types.process_offsets()
+        if offsets is None:
+            raise EbpfUnavailable("this kernel does not tell its types", "Use one built with CONFIG_DEBUG_INFO_BTF.")
+        with ExitStack() as held:
+            cgroup = os.open(str(cgroup_path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, cgroup)
+            sockets = socket_storage("ms_inbound", inbound.INBOUND.size, held, flags=bpf.MAP_FLAG_CLONE)
+            ring_map = _made(held, MapKind.RINGBUF, 0, 0, ring_bytes, "ms_inbound_ring")
+            lost = _made(held, MapKind.ARRAY, records.INDEX.size, records.COUNT.size, 1, "ms_inbound_lost")
+            ring = RingBuffer(ring_map.fd, ring_bytes)
+            held.callback(ring.close)
+            layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection)
+            hook = cls(layout, lost, ring, cgroup)
+            held.callback(hook._let_go)
+            hook._put()
+            hook._held = held.pop_all()
+            return hook
+
+    def _put(self) -> None:
+        """Who accepts first, so that nobody has accepted unseen what was seen to begin."""
+        for name, code in sorted(inbound_programs.build(self._layout).items()):
+            attach = Attach[name]
+            program = bpf.load_program(code, attach, f"mitmsec_in_{name.lower()}"[:15])
+            if attach in self._links:
+                bpf.replace_program(self._links[attach], program)
+                os.close(self._programs.pop(attach))
+            self._programs[attach] = program
+            if attach not in self._links:
+                self._links[attach] = bpf.attach_to_cgroup(program, self._cgroup, attach)
+
+    def _let_go(self) -> None:
+        for descriptors in (self._links, self._programs):
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+            descriptors.clear()
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+    def fileno(self) -> int:
+        """Readable when `drain` has something."""
+        return self._ring.fileno()
+
+    def drain(self) -> list[Inbound]:
+        """What happened since the last call, in order."""
+        return [parse_inbound(record) for record in self._ring.drain()]
+
+    def lost(self) -> int:
+        """How many records found no room since the last call."""
+        value = self._lost.lookup(_FIRST)
+        assert value is not None  # an array map has all its elements
+        count: int = records.COUNT.unpack(value)[0]
+        newly, self._told_lost = count - self._told_lost, count
+        return newly
+
+    def change(self, *, everything: bool) -> None:
+        """Whoever has no verdict is selected from now on, or no longer: each program is exchanged in one step."""
+        if self._layout.selection is not None and self._layout.selection.everything != everything:
+            self._layout = replace(self._layout, selection=replace(self._layout.selection, everything=everything))
+            self._put()
+
+    def run_counts(self) -> Mapping[Attach, RunCount]:
+        """How often each program ran while statistics were on (`bpf.enable_stats`)."""
+        return {attach: bpf.run_count(fd) for attach, fd in self._programs.items()}
+
+    def close(self) -> None:
+        """Let go of everything. Idempotent."""
+        self._held.close()
+
+    def __enter__(self) -> InboundHook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _made(held: ExitStack, kind: MapKind, key: int, value: int, entries: int, name: str) -> Map:
+    made = Map.create(kind, key, value, entries, name)
+    held.callback(made.close)
+    return made

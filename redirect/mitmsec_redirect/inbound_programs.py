@@ -1,0 +1,276 @@
+"""The programs that run in the kernel when a connection comes in for a selected program, built as instructions.
+
+    listen()    ──► who calls it: into the listener's socket ─── copied by the kernel into each of its connections ──┐
+    handshake   ──► addresses, time, cookie ─► selected, as far as can be told by who listens? ─► record BEGAN       │
+    accept()    ──► who calls it, once ──────► selected? ──────────────────────────────────────► record ACCEPTED  ◄──┘
+    TCP_CLOSE   ──► bytes, error ────────────► was it selected? ────────────────────────────────► record ENDED
+
+All but accept() are one program (BPF_PROG_TYPE_SOCK_OPS): it runs in the caller of listen(), and else in whatever
+context the kernel handles packets. accept() asks for the peer's address where its caller wants that, which is what
+`getpeername4/6` see; who does not want it is seen when it first calls getpeername(), or never.
+
+Registers: R6 the context, R7 the socket, R8 the record in it; R0–R5 are lost at each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mitmsec_redirect import inbound_records as records
+from mitmsec_redirect import process_steps, steps
+from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
+from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
+from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.steps import (
+    AF_INET,
+    KEY,
+    MAPPED_WORD,
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R6,
+    R7,
+    R8,
+    R10,
+    RUN_LEVEL,
+    SOCKET,
+    STORAGE_CREATE,
+    Selection,
+)
+from mitmsec_redirect.verdicts import Verdict
+
+LONG = Size.LONG
+# struct bpf_sock_ops
+OP, NEW_STATE, FAMILY, REMOTE_V4, LOCAL_V4, REMOTE_V6, LOCAL_V6, REMOTE_PORT, LOCAL_PORT = (
+    0,
+    8,
+    20,
+    24,
+    28,
+    32,
+    48,
+    64,
+    68,
+)
+OPS_SOCKET = 184
+PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 5, 10, 11  # BPF_SOCK_OPS_…_CB
+TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
+TCP_CLOSE = 7
+SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
+
+
+@dataclass(frozen=True, slots=True)
+class InboundLayout:
+    """Descriptors of the maps that the programs use, and what is fixed for a session."""
+
+    sockets: int  # storage in sockets: the record
+    ring: int
+    lost: int  # one counter: records for which the ring had no room
+    offsets: Offsets
+    selection: Selection | None = None  # None: all that the cgroup holds
+
+
+def build(layout: InboundLayout) -> Mapping[str, bytes]:
+    """The code of each program by its attach type's name."""
+    accept = accepted(layout)
+    return {"SOCK_OPS": happened(layout), "GETPEERNAME4": accept, "GETPEERNAME6": accept}
+
+
+def happened(layout: InboundLayout) -> bytes:
+    """What becomes of TCP sockets, from listen() to their end."""
+    asm = Assembler()
+    asm.move(R6, R1)
+    asm.load(R7, R6, OPS_SOCKET, LONG)
+    asm.jump_if(R7, Condition.EQUAL, 0, "out")
+    asm.load(R2, R6, OP)
+    asm.jump_if(R2, Condition.EQUAL, STATE_CHANGED, "state")
+    asm.jump_if(R2, Condition.EQUAL, LISTENS, "listens")
+    asm.jump_if(R2, Condition.NOT_EQUAL, PASSIVE_ESTABLISHED, "out")
+    _began(asm, layout)
+    asm.label("listens")
+    _listens(asm, layout)
+    asm.label("state")
+    _state(asm, layout)
+    asm.label("out")
+    asm.exit(1)
+    return asm.code()
+
+
+def accepted(layout: InboundLayout) -> bytes:
+    """getpeername(), by accept() or by the program itself: the first time, its caller is who has the connection."""
+    asm = Assembler()
+    asm.move(R6, R1)
+    asm.load(R7, R6, SOCKET, LONG)
+    _record(asm, layout, create=False)
+    asm.load(R2, R8, records.FLAGS)
+    asm.mask(R2, InboundFlag.ACCEPTED)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
+    _caller(asm, layout.offsets)
+    asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED)
+    steps.unless_selected(asm, layout, "out")
+    asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED | InboundFlag.SELECTED)
+    _tell(asm, layout, InboundKind.ACCEPTED)
+    asm.label("out")
+    asm.exit(1)
+    return asm.code()
+
+
+# --- what has happened ------------------------------------------------------------------------------------------------
+def _listens(asm: Assembler, layout: InboundLayout) -> None:
+    _record(asm, layout, create=True)
+    _caller(asm, layout.offsets)
+    asm.store(R8, records.FLAGS, 0)
+    if layout.selection is not None:
+        asm.move(R1, RUN_LEVEL)
+        asm.call(Helper.ANCESTOR_CGROUP_ID)
+        asm.store(R10, KEY, R0, LONG)
+        steps.look_up(asm, layout.selection.runs, KEY)
+        asm.jump_if(R0, Condition.EQUAL, 0, "out")
+        asm.store(R8, records.FLAGS, InboundFlag.IN_RUN)
+    asm.jump("out")
+
+
+def _began(asm: Assembler, layout: InboundLayout) -> None:
+    _record(asm, layout, create=True)
+    asm.move(R1, R6)
+    asm.move(R2, TELL_STATES)
+    asm.call(Helper.CALLBACKS_SET)
+    for helper, field in ((Helper.SOCKET_COOKIE, records.COOKIE), (Helper.NETNS_COOKIE, records.NAMESPACE)):
+        asm.move(R1, R6)
+        asm.call(helper)
+        asm.store(R8, field, R0, LONG)
+    asm.call(Helper.KTIME_NS)
+    asm.store(R8, records.BEGAN, R0, LONG)
+    for field, offset in ((records.LOCAL_PORT, LOCAL_PORT), (records.REMOTE_PORT, REMOTE_PORT)):
+        asm.load(R2, R6, offset)
+        asm.store(R8, field, R2)
+    _addresses(asm)
+    _unless_listener_selected(asm, layout)
+    asm.store(R8, records.FLAGS, InboundFlag.SELECTED)
+    _tell(asm, layout, InboundKind.BEGAN)
+    asm.jump("out")
+
+
+def _addresses(asm: Assembler) -> None:
+    asm.load(R2, R6, FAMILY)
+    asm.jump_if(R2, Condition.EQUAL, AF_INET, "four")
+    for field, base in ((records.LOCAL, LOCAL_V6), (records.REMOTE, REMOTE_V6)):
+        for index in range(0, 16, 4):
+            asm.load(R2, R6, base + index)
+            asm.store(R8, field + index, R2)
+    asm.jump("addresses")
+    asm.label("four")
+    for field, offset in ((records.LOCAL, LOCAL_V4), (records.REMOTE, REMOTE_V4)):
+        asm.store(R8, field, 0, LONG)
+        asm.store(R8, field + 8, MAPPED_WORD)
+        asm.load(R2, R6, offset)
+        asm.store(R8, field + 12, R2)
+    asm.label("addresses")
+
+
+def _unless_listener_selected(asm: Assembler, layout: InboundLayout) -> None:
+    """On to "out" for a connection of which only its acceptor can tell whether it is meant."""
+    if (selection := layout.selection) is None:
+        return
+    asm.load(R2, R8, records.FLAGS)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")  # in a run
+    asm.load(R2, R8, records.PID)
+    asm.jump_if(R2, Condition.EQUAL, 0, "out")  # it listened before we were there
+    asm.store(R10, KEY, R2)
+    steps.look_up(asm, selection.verdicts, KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, "meant" if selection.everything else "out")
+    asm.load(R2, R0, 0)
+    asm.move(R3, R2)
+    asm.mask(R3, Verdict.OWN_TRAFFIC)
+    asm.jump_if(R3, Condition.NOT_EQUAL, 0, "out")
+    if selection.everything:
+        asm.label("meant")
+    else:
+        asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
+        asm.jump_if(R2, Condition.EQUAL, 0, "out")
+
+
+def _state(asm: Assembler, layout: InboundLayout) -> None:
+    asm.load(R2, R6, NEW_STATE)
+    asm.jump_if(R2, Condition.NOT_EQUAL, TCP_CLOSE, "out")
+    _record(asm, layout, create=False)
+    asm.load(R2, R8, records.FLAGS)
+    asm.mask(R2, InboundFlag.SELECTED)
+    asm.jump_if(R2, Condition.EQUAL, 0, "out")
+    asm.move(R1, R7)
+    asm.call(Helper.TCP_SOCK)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")  # never: it is one
+    _counts(asm, layout.offsets)
+    _tell(asm, layout, InboundKind.ENDED)
+
+
+def _counts(asm: Assembler, at: Offsets) -> None:
+    """What the socket in R0 has carried."""
+    asm.load(R2, R0, at.tcp_sent, LONG)
+    asm.load(R3, R0, at.tcp_resent, LONG)
+    asm.subtract(R2, R3)
+    asm.store(R8, records.SENT, R2, LONG)
+    asm.load(R2, R0, at.tcp_received, LONG)
+    asm.load(R3, R0, at.sock_flags, LONG)
+    asm.mask(R3, SOCK_DONE)
+    asm.jump_if(R3, Condition.EQUAL, 0, "no_fin")
+    asm.add(R2, -1)
+    asm.label("no_fin")
+    asm.store(R8, records.RECEIVED, R2, LONG)
+    asm.load(R2, R0, at.sock_error)
+    asm.store(R8, records.ERROR, R2)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+def _record(asm: Assembler, layout: InboundLayout, *, create: bool) -> None:
+    """R8: the record in the socket R7; on to "out" where there is none."""
+    asm.map(R1, layout.sockets)
+    asm.move(R2, R7)
+    asm.move(R3, 0)
+    asm.move(R4, STORAGE_CREATE if create else 0)
+    asm.call(Helper.SK_STORAGE_GET)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")
+    asm.move(R8, R0)
+
+
+def _caller(asm: Assembler, at: Offsets) -> None:
+    """Who runs now, into the record: as `caller_steps` does, read through the kernel's own types."""
+    asm.call(Helper.CURRENT_TASK)
+    asm.load(R2, R0, at.task_tgid)
+    asm.store(R8, records.PID, R2)
+    asm.load(R2, R0, at.task_cred, LONG)
+    asm.load(R2, R2, at.cred_uid)
+    asm.store(R8, records.UID, R2)
+    for half in (0, 8):
+        asm.load(R2, R0, at.task_comm + half, LONG)
+        asm.store(R8, records.COMM + half, R2, LONG)
+    asm.load(R2, R0, at.task_leader, LONG)
+    asm.load(R3, R2, at.task_start, LONG)
+    asm.store(R8, records.STARTED, R3, LONG)
+    asm.load(R2, R2, at.task_parent, LONG)
+    asm.load(R3, R2, at.task_tgid)
+    asm.store(R8, records.PARENT, R3)
+    asm.load(R2, R2, at.task_leader, LONG)
+    asm.load(R3, R2, at.task_start, LONG)
+    asm.store(R8, records.PARENT_STARTED, R3, LONG)
+    process_steps.executable(asm, at, task=R0, record=R8, place=records.EXECUTABLE)
+
+
+def _tell(asm: Assembler, layout: InboundLayout, kind: InboundKind) -> None:
+    asm.store(R8, records.KIND, kind)
+    asm.call(Helper.KTIME_NS)
+    asm.store(R8, records.AT, R0, LONG)
+    asm.map(R1, layout.ring)
+    asm.move(R2, R8)
+    asm.move(R3, records.INBOUND.size)
+    asm.move(R4, 0)
+    asm.call(Helper.RINGBUF_OUTPUT)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")
+    asm.store(R10, KEY, 0)
+    steps.look_up(asm, layout.lost, KEY)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")
+    asm.move(R1, 1)
+    asm.add_atomically(R0, R1)

@@ -1,0 +1,98 @@
+"""The bytes in which the kernel tells of connections that came in: offsets for `inbound_programs`, and a parser.
+
+One record lies in each socket, is filled in as things happen, and is sent whole each time:
+
+     0 kind │ 4 flags │ 8 cookie │ 16 namespace │ 24 began │ 32 at │ 40 local[16] │ 56 remote[16]
+    72 local port │ 76 remote port │ 80 sent │ 88 received │ 96 error │ 100 -
+   104 pid │ 108 uid │ 112 comm[16] │ 128 started │ 136 parent's start │ 144 parent │ 148 -
+   152 device │ 160 inode │ 168 ctime s │ 176 ns │ 180 - │ 184
+
+From 104 on it says whose it is: of a listener, and of a connection that nobody has accepted yet, who called listen();
+then, who accepted. `at` is when that happened which `kind` says. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; the
+remote port is in network order, in the upper half; times are CLOCK_MONOTONIC, starts CLOCK_BOOTTIME.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from typing import Final
+
+from mitmsec.core.model import Caller, Endpoint
+from mitmsec_redirect.records import address_text, port_field
+
+INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII")
+KIND, FLAGS, COOKIE, NAMESPACE, BEGAN, AT, LOCAL, REMOTE = 0, 4, 8, 16, 24, 32, 40, 56
+LOCAL_PORT, REMOTE_PORT, SENT, RECEIVED, ERROR = 72, 76, 80, 88, 96
+PID, UID, COMM, STARTED, PARENT_STARTED, PARENT, EXECUTABLE = 104, 108, 112, 128, 136, 144, 152
+
+
+class InboundKind(IntEnum):
+    """What has just happened."""
+
+    BEGAN = 1  # the handshake is complete
+    ACCEPTED = 2
+    ENDED = 3
+
+
+class InboundFlag(IntFlag):
+    """What `flags` may hold."""
+
+    SELECTED = 1  # to be told of
+    ACCEPTED = 2  # whose it is, is who accepted; without it, who called listen()
+    IN_RUN = 4  # of a listener: what is in its cgroup is told by that cgroup's own hook
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A connection that came in, as far as the kernel knew it at that moment."""
+
+    kind: InboundKind
+    cookie: int  # of its socket: names it until the machine is started anew
+    netns: int  # cookie of the network namespace
+    local: Endpoint
+    remote: Endpoint
+    began_ns: int
+    at_ns: int  # when that happened which `kind` says
+    sent_bytes: int  # payload, by the program here
+    received_bytes: int
+    error: int  # errno that it ended with; 0: orderly
+    is_accepted: bool
+    """Whether `pid` is the process that accepted it; else it is the one that listens, 0 where that is not known."""
+    pid: int
+    uid: int
+    comm: str
+    caller: Caller | None  # None with `pid` 0
+
+
+def parse_inbound(record: bytes) -> Inbound:
+    """`record` is one of the ring."""
+    kind, flags, cookie, netns, began, at, local, remote, *rest = INBOUND.unpack(record)
+    local_port, remote_port, sent, received, error, _, pid, uid, comm, started, parent_started, parent, _, *file = rest
+    device, inode, ctime_s, ctime_ns, _ = file
+    caller = Caller(
+        start_ns=started,
+        parent=parent,
+        parent_start_ns=parent_started,
+        device=device,
+        inode=inode,
+        ctime_ns=ctime_s * 10**9 + ctime_ns,
+    )
+    return Inbound(
+        kind=InboundKind(kind),
+        cookie=cookie,
+        netns=netns,
+        local=Endpoint(address=address_text(local), port=local_port),
+        remote=Endpoint(address=address_text(remote), port=port_field(remote_port >> 16)),
+        began_ns=began,
+        at_ns=at,
+        sent_bytes=sent,
+        received_bytes=received,
+        error=error,
+        is_accepted=bool(flags & InboundFlag.ACCEPTED),
+        pid=pid,
+        uid=uid,
+        comm=comm.split(b"\0", 1)[0].decode(errors="replace"),
+        caller=caller if pid else None,
+    )

@@ -1,0 +1,264 @@
+"""Connections that come in for selected programs are seen, recorded, and put down to who accepts them; no others."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FAR_V4, Mitmsec, Network
+
+pytestmark = pytest.mark.root
+PEER_V4, PEER_V6 = "198.18.7.2", "2001:db8:7::2"
+OURS_V4, OURS_V6 = "198.18.7.1", "2001:db8:7::1"
+ANSWER = b"served here"
+SERVER = """
+import http.server, os, socket, sys
+class Page(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "11"); self.end_headers()
+        self.wfile.write(b"served here")
+    def log_message(self, *_): pass
+class Server(http.server.HTTPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+    def server_bind(self):
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+server = Server((sys.argv[1], 0), Page)
+for _ in range(int(sys.argv[2]) - 1):
+    if not os.fork(): break
+print(server.server_port, os.getpid(), flush=True)
+try: server.serve_forever()
+except KeyboardInterrupt: pass
+"""
+
+
+@pytest.fixture(scope="module")
+def outside(network: Network) -> Iterator[list[str]]:
+    """How a command is run on another machine: a network namespace joined to ours by a veth pair."""
+    name = f"mitmsec-peer-{os.getpid()}"
+    pair = ["veth", "peer", "name", "ms-peer", "netns", name]
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for words in (
+            ["-n", network.name, "link", "add", "ms-ours", "type", *pair],
+            *(["-n", one, "link", "set", link, "addrgenmode", "none", "up"] for one, link in _ends(network, name)),
+            ["-n", network.name, "address", "add", f"{OURS_V4}/24", "dev", "ms-ours"],
+            ["-n", network.name, "address", "add", f"{OURS_V6}/64", "dev", "ms-ours", "nodad"],
+            ["-n", name, "address", "add", f"{PEER_V4}/24", "dev", "ms-peer"],
+            ["-n", name, "address", "add", f"{PEER_V6}/64", "dev", "ms-peer", "nodad"],
+        ):
+            subprocess.run(["ip", *words], check=True)
+        yield ["nsenter", f"--net=/run/netns/{name}"]
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def _ends(network: Network, peer: str) -> tuple[tuple[str, str], ...]:
+    return (network.name, "ms-ours"), (peer, "ms-peer")
+
+
+class Served:
+    """A server that runs under `mitmsec run`, in one process or several."""
+
+    def __init__(self, mitmsec: Mitmsec, address: str, *options: str, processes: int = 1) -> None:
+        server = [sys.executable, "-I", "-S", "-c", SERVER, address, str(processes)]
+        self._run = mitmsec.start(*options, "--", *server)
+        assert self._run.stdout is not None
+        told = [self._run.stdout.readline().split() for _ in range(processes)]
+        self.port, self.pids = told[0][0], {int(pid) for _, pid in told}
+
+    def end(self) -> None:
+        for pid in self.pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        self._run.communicate(timeout=30)
+
+
+@pytest.fixture
+def serve(mitmsec: Mitmsec) -> Iterator[Callable[..., Served]]:
+    begun: list[Served] = []
+
+    def begin(address: str, *options: str, processes: int = 1) -> Served:
+        begun.append(Served(mitmsec, address, *options, processes=processes))
+        return begun[-1]
+
+    yield begin
+    for served in begun:
+        served.end()
+
+
+def fetch(where: list[str], address: str, port: str) -> bytes:
+    host = f"[{address}]" if ":" in address else address
+    command = [*where, "curl", "-sS", "--max-time", "20", f"http://{host}:{port}/"]
+    return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+def _until_listens(network: Network, port: int) -> None:
+    wanted, end = f":{port}", time.monotonic() + 10
+    while wanted not in subprocess.run(network.inside("ss", "-ltn"), capture_output=True, text=True).stdout:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def until(mitmsec: Mitmsec, count: int) -> list[dict[str, Any]]:
+    """The connections that came in, once so many have ended and are on record."""
+    end = time.monotonic() + 10
+    while len(found := inbound(mitmsec)) < count and time.monotonic() < end:
+        time.sleep(0.1)
+    assert len(found) == count, found
+    return found
+
+
+def inbound(mitmsec: Mitmsec) -> list[dict[str, Any]]:
+    return [event for event in mitmsec.of_kind("connection") if event["direction"] == "inbound"]
+
+
+@pytest.mark.parametrize(
+    ("listens", "at", "peer"),
+    [(OURS_V4, OURS_V4, PEER_V4), (OURS_V6, OURS_V6, PEER_V6), ("::", OURS_V4, PEER_V4), ("::", OURS_V6, PEER_V6)],
+    ids=["v4", "v6", "v4_mapped", "v6_of_both"],
+)
+def test_a_connection_from_another_machine_is_recorded_with_who_accepted_it(
+    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str], listens: str, at: str, peer: str
+) -> None:
+    served = serve(listens)
+    assert fetch(outside, at, served.port) == ANSWER
+    (event,) = until(mitmsec, 1)
+    assert event["local"] == {"address": at, "port": int(served.port)}
+    assert event["remote"]["address"] == peer
+    assert event["process"]["pid"] in served.pids
+    assert event["process"]["exe"] == os.path.realpath(sys.executable)
+    assert event["process"]["confidence"] == "kernel"
+    assert (event["action"], event["rule"], event["outcome"]) == ("bypass", "defaults", "completed")
+    assert event["bytes"]["sent"] > len(ANSWER)
+    assert event["bytes"]["received"] > len("GET / HTTP/1.1")
+
+
+@pytest.mark.parametrize("mitmsec", ["connect_hook", "windivert"], indirect=True)
+def test_a_server_is_called_whichever_backend_diverts_what_goes_out(
+    mitmsec: Mitmsec, network: Network, serve: Callable[..., Served], outside: list[str]
+) -> None:
+    at, caller = (OURS_V4, outside) if mitmsec.network is network else (FAR_V4, network.inside())
+    served = serve(at)
+    assert fetch(caller, at, served.port) == ANSWER
+    (event,) = until(mitmsec, 1)
+    assert event["local"] == {"address": at, "port": int(served.port)}
+    assert event["process"]["pid"] in served.pids
+    assert event["process"]["confidence"] == "kernel"
+
+
+def test_each_worker_of_a_server_has_its_own_connections(
+    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]
+) -> None:
+    """They inherit the listener: who called listen() has none of the connections of others."""
+    served = serve(OURS_V4, processes=3)
+    for _ in range(12):
+        assert fetch(outside, OURS_V4, served.port) == ANSWER
+    events = until(mitmsec, 12)
+    assert {event["process"]["confidence"] for event in events} == {"kernel"}
+    assert {event["process"]["pid"] for event in events} <= served.pids
+    exe = os.path.realpath(sys.executable)
+    assert {event["process"]["exe"] for event in events} == {exe}
+
+
+def test_nginx_that_was_started_as_a_daemon_is_known(
+    mitmsec: Mitmsec, network: Network, outside: list[str], tmp_path: Path
+) -> None:
+    """The process that listens forks and ends at once; a worker of another user accepts."""
+    tmp_path.chmod(0o755)
+    server = f"server {{ listen {OURS_V4}:8099; location / {{ return 200 'served here'; }} }}"
+    paths = "".join(
+        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    conf = tmp_path / "nginx.conf"
+    conf.write_text(
+        f"pid {tmp_path}/pid; error_log {tmp_path}/error.log; worker_processes 2; events {{}}"
+        f"http {{ access_log off; {paths} {server} }}"
+    )
+    with mitmsec.start("--wait", "--", "nginx", "-c", str(conf), stdout=subprocess.DEVNULL) as run:
+        _until_listens(network, 8099)
+        assert fetch(outside, OURS_V4, "8099") == ANSWER
+        (event,) = until(mitmsec, 1)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
+        run.communicate(timeout=30)
+    process = event["process"]
+    assert (process["name"], process["confidence"]) == ("nginx", "kernel")
+    assert process["user"] != "root"
+    assert process["parent"]["exe"] == process["exe"]
+
+
+def test_a_connection_within_one_command_is_told_from_both_sides(mitmsec: Mitmsec, outside: list[str]) -> None:
+    """The server's peer is the gate, which has dialled for the client."""
+    code = (
+        "import os, socket\n"
+        "l = socket.create_server(('127.0.0.1', 0))\n"
+        "if not os.fork():\n"
+        "    c, _ = l.accept(); c.sendall(c.recv(9)); c.close(); os._exit(0)\n"
+        "s = socket.create_connection(l.getsockname()); s.sendall(b'question'); print(s.recv(9).decode()); os.wait()"
+    )
+    policy = mitmsec.policy('[defaults]\naction = "bypass"\n')
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-I", "-S", "-c", code)
+    assert done.stdout == "question\n", done.stderr
+    told = {event["direction"]: event for event in mitmsec.of_kind("connection")}
+    assert set(told) == {"inbound", "outbound"}
+    out, inward = told["outbound"], told["inbound"]
+    assert out["remote"]["port"] == inward["local"]["port"]
+    assert out["process"]["pid"] != inward["process"]["pid"]
+    assert out["bytes"] == inward["bytes"] == {"sent": 8, "received": 8}
+    assert inward["remote"] != out["local"]
+
+
+def test_who_is_outside_of_the_run_is_not_told(mitmsec: Mitmsec, network: Network, outside: list[str]) -> None:
+    with network.start(sys.executable, "-c", SERVER, OURS_V4, "1", stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        port = server.stdout.readline().split()[0]
+        run = mitmsec.start("--", "sleep", "3")
+        time.sleep(1.5)
+        assert fetch(outside, OURS_V4, port) == ANSWER
+        run.communicate(timeout=30)
+        server.kill()
+    assert mitmsec.of_kind("connection") == []
+
+
+def test_a_rule_for_incoming_connections_stands_in_the_record(
+    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]
+) -> None:
+    rule = f'[[rule]]\nname = "peers"\ndirection = "inbound"\naddress = ["{PEER_V4}"]\naction = "bypass"\n'
+    served = serve(OURS_V4, "--policy", mitmsec.policy(rule))
+    fetch(outside, OURS_V4, served.port)
+    (event,) = until(mitmsec, 1)
+    assert event["rule"] == "peers"
+    assert event["reason"] == f'rule "peers" takes incoming connections from {PEER_V4}/32'
+
+
+def test_one_that_outlives_the_run_is_on_record(
+    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]
+) -> None:
+    served = serve(OURS_V4)
+    code = "import socket, sys, time; s = socket.create_connection(sys.argv[1:]); print(flush=True); time.sleep(60)"
+    peer = [*outside, sys.executable, "-I", "-S", "-c", code, OURS_V4, served.port]
+    with subprocess.Popen(peer, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        served.end()
+        client.kill()
+    told = [event for event in mitmsec.events("--kind", "connection") if event["direction"] == "inbound"]
+    assert [event["local"]["port"] for event in told] == [int(served.port)]
+    assert told[0]["outcome"] in ("open", "completed")
+
+
+def test_apps_shows_what_came_in(mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]) -> None:
+    served = serve(OURS_V4)
+    fetch(outside, OURS_V4, served.port)
+    until(mitmsec, 1)
+    shown = subprocess.run(mitmsec.command("apps", "--state", str(mitmsec.state)), capture_output=True, text=True)
+    assert f"←  from {PEER_V4} on port {served.port}" in shown.stdout, shown.stderr
