@@ -191,6 +191,7 @@ PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SecretsSeen, FaultSeen),
     Role.SIGNER: (CertificateSeen, FaultSeen),
     Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, FaultSeen, ConnectionSeen),
+    Role.DIVERTER: (),
     Role.RECORDER: (),
     Role.DIVERTER: (),
 }

@@ -54,7 +54,7 @@ def protocol_of(told: UdpFlowTold) -> str:
 
 def _decided(told: UdpFlowTold, policy: Decides) -> tuple[str, str]:
     """The rule for a flow without a name, which no datagram shows, and why that passed."""
-    if not policy.can_judge(told.process):
+    if not policy.can_judge(told.process, told.direction):
         return CANNOT_DECIDE, UNJUDGED
-    decision = policy.at_hello(told.process, told.remote, name=None)
+    decision = policy.at_hello(told.process, told.remote, name=None, direction=told.direction)
     return decision.rule, f"{decision.reason}; {PASSES[decision.action]}"

@@ -10,7 +10,6 @@ Nothing here stands in anybody's way: what cannot be seen is said, and goes on. 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
 from typing import Protocol
 
 from mitmsec.audit.event import Seen
@@ -20,7 +19,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.service.incoming import Incoming
 from mitmsec.service.incoming_watch import IncomingWatch
 from mitmsec.service.missed import Misses
-from mitmsec.service.owners import Asked
+from mitmsec.service.owners import Owners
 from mitmsec.service.scopes import Scope
 from mitmsec.service.udp_flows import UdpFlows
 from mitmsec_redirect.backend import Backend, BackendKind
@@ -53,8 +52,6 @@ class Ground(Protocol):
     def shared(self) -> Shared: ...
     @property
     def children(self) -> TellsGate: ...
-    def owner_of(self, asked: Asked, at_ns: int) -> Owner: ...
-    def hashed(self, owner: Owner) -> Awaitable[Process]: ...
     def who_missed(self, missed: Missed) -> Process: ...
     def fault(self, what: str, detail: str = "", *, count: int = 1, failed: OnFailure | None = None) -> None: ...
 
@@ -62,32 +59,32 @@ class Ground(Protocol):
 class Observers:
     """Of one session, on its loop. Begun by `begin`; ended by `detach`, `finish` and `close`, in this order."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
+    def __init__(self, ground: Ground, owners: Owners) -> None:
+        self._ground, self._owners = ground, owners
         self._misses = Misses(ground.who_missed, ground.name)
         self._incoming: IncomingWatch | None = None
-        self._udp: UdpFlows | None = None
+        self._udp = UdpFlows(ground, owners)
 
     def begin(self, kind: BackendKind, scope: Scope) -> None:
         """Raises EbpfUnavailable, ProgramRejected, OSError where UDP cannot be seen."""
+        ground = self._ground
+        self._udp.open(scope, kind)
         if kind is BackendKind.NFTABLES:  # which is for where eBPF cannot be used
             return
-        ground = self._ground
         incoming = Incoming(name=ground.name, whose=self._who_accepts, selects=scope.selects, policy=ground.policy)
         self._incoming = IncomingWatch.begin(scope, incoming, ground.shared.record, ground.shared.log)
-        self._udp = UdpFlows(ground, scope)
 
     @property
     def names_fd(self) -> int | None:
         """The ring with a command's DNS, for its gate."""
-        return self._udp.names_fd if self._udp is not None else None
+        return self._udp.names_fd
 
     def govern(self, policy: Policy, selection: Selection | None) -> None:
         """Another policy is in force. Raises OSError."""
+        everything = selection is not None and selection.everything
         if self._incoming is not None:
-            self._incoming.govern(policy, everything=selection is not None and selection.everything)
-        if self._udp is not None:
-            self._udp.govern(selection)
+            self._incoming.govern(policy, everything=everything)
+        self._udp.govern(everything=everything)
 
     async def look(self) -> None:
         """Record what was seen since the last time. It takes PERIOD_S: who was missed is asked for while they live."""
@@ -95,8 +92,7 @@ class Observers:
             await asyncio.sleep(PERIOD_S / LOOKS)
             self._take_missed()
         self._record_missed()
-        if self._udp is not None:
-            self._udp.look()
+        self._udp.look()
         if self._incoming is not None:
             self._incoming.look()
 
@@ -112,9 +108,7 @@ class Observers:
 
     async def finish(self) -> None:
         """The gate is told of all that was seen."""
-        if self._udp is not None:
-            await self._udp.close()
-            self._udp = None
+        await self._udp.close()
 
     def close(self) -> None:
         if self._incoming is not None:
@@ -134,4 +128,4 @@ class Observers:
 
     def _who_accepts(self, inbound: Inbound) -> Owner:
         """Who has, or could have, accepted a connection."""
-        return self._ground.owner_of(inbound, inbound.at_ns) if inbound.pid else Owner(Process(pid=0))
+        return self._owners.of(inbound, inbound.at_ns) if inbound.pid else Owner(Process(pid=0))

@@ -187,9 +187,7 @@ def check(file: Path, as_json: bool) -> None:
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
-    for sentence in unmatched(loaded):
-        click.echo(f"on this machine, {sentence}", err=True)
-    for sentence in udp_limits(loaded):
+    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *udp_limits(loaded)]:
         click.echo(sentence, err=True)
 
 

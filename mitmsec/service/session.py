@@ -15,7 +15,6 @@ import contextlib
 import shutil
 import socket
 import time
-from collections.abc import Awaitable
 from pathlib import Path
 from typing import Protocol
 
@@ -35,7 +34,7 @@ from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.observers import Observers
-from mitmsec.service.owners import Asked, Owners, decides_by_hash
+from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.survivors import note
@@ -78,7 +77,7 @@ class Session:
         self.listeners: list[socket.socket] = []
         self.faults = 0
         self.children = GateAndWorkers(self)
-        self.observers = Observers(self)
+        self.observers = Observers(self, self._owners)
         self._background = Background()
         self._closing = False
 
@@ -212,14 +211,6 @@ class Session:
         return await backends.opened(self._choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
-    def owner_of(self, asked: Asked, at_ns: int) -> Owner:
-        """Whose it is, of what the kernel described at `at_ns` (CLOCK_MONOTONIC). Nothing is raised."""
-        return self._owners.of(asked, at_ns)
-
-    def hashed(self, owner: Owner) -> Awaitable[Process]:
-        """The owner's process, with its hash if that comes in time."""
-        return self._owners.hashed(owner)
-
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
         """Tell the gate whose the connection is."""
         owner = self._owner(asked)

@@ -26,8 +26,8 @@ VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
 PROG_TYPE_CGROUP_SKB = 8
 PROG_TYPE_CGROUP_SOCK = 9
-PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_SOCK_OPS = 13
+PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
@@ -75,9 +75,7 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of cgroups: INGRESS and EGRESS of programs of kind SKB, SOCK_RELEASE of SOCK, else SOCK_ADDR; and
-    SOCK_OPS.
-    """
+    """Attach types of programs on cgroups; _KINDS says of which kind of program those are that are not of SOCK_ADDR."""
 
     INGRESS = 0
     EGRESS = 1
@@ -93,6 +91,14 @@ class Attach(IntEnum):
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
     SOCK_RELEASE = 34
+
+
+_KINDS = {
+    Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
+    Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+}
 
 
 class EbpfUnavailable(BackendUnavailable):
@@ -255,13 +261,7 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    kinds = {
-        Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
-        Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
-        Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
-        Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
-    }
-    return _load(code, kinds.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
+    return _load(code, _KINDS.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

@@ -178,7 +178,7 @@ def test_a_hanging_gate_is_treated_like_a_dead_one(origin: Network, mitmsec: Mit
         assert OURS in program.tries()
         gate = program.pid_of("gate")
         os.kill(gate, signal.SIGSTOP)
-        time.sleep(1.1)
+        time.sleep(1.4)
         assert ITS_OWN in program.tries()
         os.kill(gate, signal.SIGCONT)
         until(program, OURS)

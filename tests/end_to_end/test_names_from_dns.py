@@ -166,6 +166,27 @@ def test_a_name_that_only_dns_gave_decides_nothing(resolver: None, speaker: str,
     assert (flow["action"], flow["rule"], flow["remote"]["host"]) == ("bypass", "defaults", "plain.zone")
 
 
+@pytest.mark.parametrize(("word", "issuer"), [("block", ""), ("decrypt", "mitmsec"), ("allow", "Test Origins nginx")])
+def test_a_bypass_by_name_holds_only_where_an_answer_confirms_the_name(
+    resolver: None, origin: Network, mitmsec: Mitmsec, word: str, issuer: str
+) -> None:
+    rule = '[[rule]]\nname = "bank"\nhost = ["bank.zone", "origin.zone"]\naction = "bypass"\n'
+    policy = mitmsec.policy(f'[defaults]\nunproven_name = "{word}"\n{rule}')
+    curl = "curl -sk --max-time 10 -o /dev/null -v"
+    words = [f"{curl} https://origin.zone/hello", f"{curl} --connect-to bank.zone::plain.zone: https://bank.zone/hello"]
+    done = [mitmsec.run("--policy", policy, "--", "sh", "-c", one) for one in words]
+    assert "issuer: CN=Test Origins nginx" in done[0].stderr
+    if issuer:
+        assert f"issuer: CN={issuer}" in done[1].stderr, done[1].stderr
+    else:
+        assert "issuer:" not in done[1].stderr
+    proven, doubtful = tcp_of(mitmsec)
+    assert (proven["action"], proven["rule"], proven["tls"]["client"]["name_agrees"]) == ("bypass", "bank", "agree")
+    expected = "bypass" if word == "allow" else word
+    assert (doubtful["action"], doubtful["rule"]) == (expected, "bank")
+    assert doubtful["tls"]["client"]["name_agrees"] == "disagree"
+
+
 @by_nftables
 def test_where_dns_is_not_seen_nothing_is_said_of_it(
     resolver: None, origin: Network, speaker: str, mitmsec: Mitmsec

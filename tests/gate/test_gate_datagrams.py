@@ -47,6 +47,20 @@ def test_the_name_that_dns_gave_the_remote_names_the_flow_and_decides_nothing() 
     assert seen(TOLD, policy, ()).host is None
 
 
+def test_a_flow_that_comes_in_is_the_business_of_rules_for_those() -> None:
+    outward = Rule(name="outward", action=Action.BLOCK, address=("203.0.113.0/24",))
+    inward = Rule(name="inward", action=Action.BYPASS, direction=Direction.INBOUND, reason="they may ask")
+    policy = Policy(rules=(outward, inward))
+    event = seen(replace(TOLD, direction=Direction.INBOUND), policy)
+    assert (event.rule, event.reason, event.direction) == (
+        "inward",
+        "they may ask; UDP passes unread",
+        Direction.INBOUND,
+    )
+    assert seen(TOLD, policy).rule == "outward"
+    assert seen(replace(TOLD, direction=Direction.INBOUND), Policy(action=Action.BLOCK)).rule == "defaults"
+
+
 @pytest.mark.parametrize("action", Action)
 def test_whatever_a_rule_says_the_flow_has_passed_and_the_reason_says_both(action: Action) -> None:
     rule = Rule(name="theirs", action=action, address=("203.0.113.0/24",), reason="as agreed")
