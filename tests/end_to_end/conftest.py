@@ -233,6 +233,8 @@ class Mitmsec:
 
     def _run(self, *arguments: str) -> list[str]:
         choice = ["--backend", self.backend] if self.backend else []
+        if "--workers" not in arguments:  # half of the time that a run takes to start is its second worker's
+            choice += ["--workers", "1"]
         return self.command("run", "--state", str(self.state), *choice, *arguments)
 
     def events(self, *filters: str) -> list[dict[str, Any]]:

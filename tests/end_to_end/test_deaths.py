@@ -73,7 +73,8 @@ class Client:
 @contextlib.contextmanager
 def client(mitmsec: Mitmsec, on_failure: str) -> Iterator[Client]:
     policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n')
-    run = mitmsec.start("--policy", policy, "--", sys.executable, "-c", CLIENT, stdin=subprocess.PIPE)
+    options = ("--workers", "2", "--policy", policy)
+    run = mitmsec.start(*options, "--", sys.executable, "-c", CLIENT, stdin=subprocess.PIPE)
     try:
         yield Client(run, mitmsec)
     finally:

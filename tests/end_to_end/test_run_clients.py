@@ -11,15 +11,23 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import BARE, V4, V6, Mitmsec, Network, all_backends, both_backends
+from conftest import BARE, NFTABLES, V4, V6, Mitmsec, Network, all_backends, both_backends
 
 pytestmark = pytest.mark.root
 CURL = os.path.realpath(shutil.which("curl") or "curl")
 
 
-@all_backends
-@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
-@pytest.mark.parametrize("host", [V4, f"[{V6}]", "origin.test"])
+WAYS = [(host, version) for host in (V4, f"[{V6}]", "origin.test") for version in ("--http1.1", "--http2")]
+SOME_WAYS = [WAYS[0], WAYS[3], WAYS[4]]  # each address and each version, where only the way to the gate is another
+
+
+@pytest.mark.parametrize(
+    ("mitmsec", "host", "version"),
+    [("connect_hook", *way) for way in WAYS]
+    + [pytest.param("nftables", *way, marks=NFTABLES.marks) for way in SOME_WAYS]
+    + [("windivert", *way) for way in SOME_WAYS],
+    indirect=["mitmsec"],
+)
 def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host: str, version: str) -> None:
     done = mitmsec.run("--", "curl", "-sS", version, f"https://{host}/hello?token=secret")
     assert (done.returncode, done.stdout) == (

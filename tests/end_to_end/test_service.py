@@ -55,7 +55,7 @@ class Service:
 
     def start(self, **policy: str) -> None:
         choice = ["--backend", self.mitmsec.backend] if self.mitmsec.backend else []
-        said = self.call("start", *choice, "--policy", self.policy(**policy)).stderr
+        said = self.call("start", *choice, "--workers", "1", "--policy", self.policy(**policy)).stderr
         assert "the service is at work" in said
 
     def fetch(self, program: Path | str = "", *options: str) -> subprocess.CompletedProcess[str]:
