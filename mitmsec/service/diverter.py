@@ -49,6 +49,8 @@ from mitmsec_redirect.windivert import Windivert
 CLAIM = "\0mitmsec-diverter"  # an abstract name: one in each network namespace, free again when its holder has ended
 STATUS_S = 0.2
 LOOK_S = 0.1
+NICENESS = -10  # whoever connects waits for it
+SWITCH_S = 0.0005  # between threads: a first packet is not to wait for a diverted flow's batch
 MACHINE_REMEDY = (
     "`--backend windivert` is for Windows, and on Linux for tests: it needs root, cgroup v2, CONFIG_NET_CLS_BPF and "
     "pydivert 4. Without --backend a run takes the connect hook."
@@ -176,6 +178,9 @@ class DiverterProgram:
 def main() -> None:
     """Arguments: the control channel's descriptor, that of the namespace to work in, and the session's label."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with its supervisor, or as the policy says
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+    sys.setswitchinterval(SWITCH_S)
     os.chdir("/")
     os.setns(int(sys.argv[2]), os.CLONE_NEWNET)
     child.main([DiverterSettings, *TO_DIVERTER], DiverterProgram, seal=_unsealed)
