@@ -112,7 +112,8 @@ class SignerReady(Message, frozen=True):
 class GateSettings(Message, frozen=True):
     """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
     signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
-    or an eventfd for the heartbeat alone), then the IPv6 listener where there is one."""
+    or an eventfd for the heartbeat alone), then the IPv6 listener where there is one. With `inward` there follow the
+    maps of legs and of listeners (mitmsec_redirect.legs), and so many listeners for connections that come in."""
 
     session: str
     on_failure: OnFailure
@@ -120,6 +121,7 @@ class GateSettings(Message, frozen=True):
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
+    inward: int = 0
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2

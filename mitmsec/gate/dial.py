@@ -49,9 +49,11 @@ class Dial:
         *,
         deadline_s: float,
         bound: str | None = None,
+        begin: Callable[[], socket.socket] | None = None,
     ) -> None:
+        """`begin` makes the only attempt there is, where the way there is known already; it raises OSError."""
         self._loop, self._connected, self._failed = loop, connected, failed
-        self._deadline_s, self._bound = deadline_s, bound
+        self._deadline_s, self._bound, self._begin_known = deadline_s, bound, begin
         self._waiting: deque[Endpoint] = deque()
         self._trying: dict[socket.socket, Endpoint] = {}
         self._first_failure: DialFailure | None = None
@@ -88,7 +90,7 @@ class Dial:
             return
         endpoint = self._waiting.popleft()
         try:
-            sock = self._begin(endpoint)
+            sock = self._begin(endpoint) if self._begin_known is None else self._begin_known()
         except OSError as error:
             return self._attempt_failed(error.errno or 0)
         self._trying[sock] = endpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
-from mitmsec.core.model import Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.model import Decision, Direction, Endpoint, OnFailure, Process, Value
 from mitmsec.core.rules import Rule
 
 
@@ -27,9 +27,11 @@ class Decides(Protocol):
     @property
     def rules(self) -> tuple[Rule, ...]: ...
 
-    def can_judge(self, process: Process) -> bool: ...
+    def can_judge(self, process: Process, direction: Direction = Direction.OUTBOUND) -> bool: ...
 
-    def at_connect(self, process: Process, remote: Endpoint) -> Decision | None: ...
+    def at_connect(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> Decision | None: ...
 
     def at_hello(
         self,
@@ -39,6 +41,7 @@ class Decides(Protocol):
         name: str | None,
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
+        direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...
 
 

@@ -44,6 +44,7 @@ from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.inward import InwardGround
 from mitmsec.service.jail import Jail
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import Scope
@@ -81,6 +82,7 @@ class Ground(Protocol):
     listeners: list[socket.socket]
     capture_fd: int | None
     hook: Backend | None
+    inward: InwardGround | None
     scope: Scope | None
 
     @property
@@ -132,6 +134,7 @@ class GateAndWorkers:
             signer.fileno(),
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
+            *(ground.inward.descriptors if ground.inward is not None else ()),
         ]
         settings = GateSettings(
             session=ground.name,
@@ -140,6 +143,7 @@ class GateAndWorkers:
             capture=ground.capture_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
+            inward=ground.inward.count if ground.inward is not None else 0,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -310,6 +314,8 @@ class GateAndWorkers:
                 child.kill()
                 await child.ended
             self.workers.clear()
+            if self._ground.inward is not None:
+                self._ground.inward.forget_legs()
             try:
                 await self.build()
             except (ChildFailed, OSError) as error:

@@ -16,6 +16,7 @@ import contextlib
 import shutil
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.service import backends
+from mitmsec.service import backends, listening
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
@@ -35,6 +36,7 @@ from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, read_all
 from mitmsec.service.incoming import Incoming
 from mitmsec.service.incoming_watch import IncomingWatch
+from mitmsec.service.inward import InwardGround
 from mitmsec.service.missed import Misses
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
@@ -78,6 +80,7 @@ class Session:
         self.faults = 0
         self.children = GateAndWorkers(self)
         self._misses = Misses(self._who_missed, name)
+        self.inward: InwardGround | None = None
         self._incoming: IncomingWatch | None = None
         self._background = Background()
         self._closing = False
@@ -92,14 +95,22 @@ class Session:
         hook = self.hook = self._hook(scope)
         if isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
-            incoming = Incoming(name=self.name, whose=self._who_accepts, selects=scope.selects, policy=self.policy)
-            self._incoming = IncomingWatch.begin(scope, incoming, self.shared.record, self.shared.log)
+        self._watch_incoming(scope, hook)
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
         self._background.begin(self._collect_missed())
+
+    def _watch_incoming(self, scope: Scope, hook: Backend) -> None:
+        pins, shared = self._pins(self.policy), self.shared
+        self.inward = InwardGround.open(self.policy, hook, self.network, pins)
+        if isinstance(hook, ConnectHook):
+            whose = partial(self._who_accepts, scope)
+            incoming = Incoming(name=self.name, whose=whose, selects=scope.selects, policy=self.policy)
+            watch = IncomingWatch.begin(scope, incoming, shared.record, shared.log, inward=self.inward, pins=pins)
+            self._incoming = watch
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
@@ -286,7 +297,7 @@ class Session:
             if self.scope is not None:
                 self.scope.look()
             if self._incoming is not None:
-                self._incoming.look()
+                self._incoming.look(self.fault)
             self.children.feel_pulse()
             for _ in range(MISSED_LOOKS):
                 await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
@@ -311,11 +322,11 @@ class Session:
 
         return self._owners.told_by(missed, read).process
 
-    def _who_accepts(self, inbound: Inbound) -> Owner:
+    def _who_accepts(self, scope: Scope, inbound: Inbound) -> Owner:
         """Who has, or could have, accepted a connection."""
 
         def read() -> Owner:
-            return self._whose(inbound.pid, inbound.uid, inbound.comm, inbound.at_ns, inbound.caller)
+            return listening.whose(self._processes, inbound, scope.pids)
 
         return self._owners.told_by(inbound, read) if inbound.pid else Owner(Process(pid=0))
 
@@ -339,7 +350,12 @@ class Session:
     def divert_no_more(self) -> None:
         """The first part of `close`."""
         if self.hook is not None and not self._closing:
-            self.hook.detach()
+            self._detach(self.hook)
+
+    def _detach(self, hook: Backend) -> None:
+        hook.detach()
+        if self.inward is not None:
+            self.inward.detach()
 
     async def close(self, *, home: str | None) -> int:
         """Hook off, flows drained, processes ended, cgroup removed. Survivors move to cgroup `home`; their number.
@@ -352,7 +368,7 @@ class Session:
         self._background.cancel()
         self.children.replace_no_more()
         if self.hook is not None:
-            self.hook.detach()
+            self._detach(self.hook)
             self._record_missed()
             self._record_lost()
         await self.children.drain()

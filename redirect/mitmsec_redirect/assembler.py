@@ -62,12 +62,14 @@ class Helper(IntEnum):
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
     MAP_PUSH = 87  # 4.20
+    SK_RELEASE = 86  # 4.20
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
     PROBE_READ_KERNEL = 113  # 5.5
     PROBE_READ_KERNEL_STR = 115  # 5.5
     NETNS_COOKIE = 122  # 5.7
     ANCESTOR_CGROUP_ID = 123  # 5.7
+    SK_ASSIGN = 124  # 5.9, for lookup programs
     RINGBUF_OUTPUT = 130  # 5.8
     TCP_SOCK = 137  # bpf_skc_to_tcp_sock, 5.9
     CURRENT_TASK = 158  # with its type; 5.18, for CAP_PERFMON

@@ -28,6 +28,8 @@ PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
+PROG_TYPE_SK_LOOKUP = 30
+ATTACH_SK_LOOKUP = 36  # to a network namespace (Linux 5.9)
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
 MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
@@ -67,6 +69,7 @@ class MapKind(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    SOCKMAP = 15
     QUEUE = 22
     SK_STORAGE = 24
     RINGBUF = 27
@@ -250,6 +253,11 @@ def load_tracing(code: bytes, btf_id: int, name: str) -> int:
     return _load(code, PROG_TYPE_TRACING, TRACE_RAW_TRACEPOINT, name, btf_id)
 
 
+def load_lookup(code: bytes, name: str) -> int:
+    """A program that chooses the listener of connections that come in. Raises ProgramRejected."""
+    return _load(code, PROG_TYPE_SK_LOOKUP, ATTACH_SK_LOOKUP, name)
+
+
 def load_runnable(code: bytes, name: str) -> int:
     """A program that runs when `run` says so, and only then. Raises ProgramRejected."""
     return _load(code, PROG_TYPE_RAW_TRACEPOINT, 0, name)
@@ -314,6 +322,12 @@ def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
         struct.pack("=IIII", program_fd, cgroup_fd, attach, 0),
         f"attach {attach.name.lower()} to the cgroup",
     )
+
+
+def attach_to_netns(program_fd: int, netns_fd: int) -> int:
+    """A descriptor of the link of a program from `load_lookup`; it runs as one on a cgroup does."""
+    attr = struct.pack("=IIII", program_fd, netns_fd, ATTACH_SK_LOOKUP, 0)
+    return _call(Command.LINK_CREATE, attr, "attach to the network namespace")
 
 
 def replace_program(link_fd: int, program_fd: int) -> None:
