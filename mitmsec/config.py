@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
-from mitmsec.core.model import Action, OnFailure, Quic, Upstream
+from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
 from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
 from mitmsec.core.policyfile import (
     LATER_INBOUND,
@@ -30,13 +30,12 @@ from mitmsec.core.policyfile import (
 )
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint
-from mitmsec.core.toml_table import LATER, ConfigError, Notes, Table, kind_of
+from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 
 __all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
 
 KNOWN_INSPECTORS = ("keywords",)
 LATER_QUIC = ("decrypt",)
-LATER_UNPROVEN_NAME = ("block", "decrypt")
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 STDIN = Path("-")
 PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another program's output
@@ -164,6 +163,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
         inbound=defaults.choice("inbound", Action, Action.BYPASS, LATER_INBOUND) or Action.BYPASS,
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
         quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
+        unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,
         upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,
         upstream_roots=_upstream_roots(defaults, context, no_roots),
         inspect=read_inspect(defaults, context) or (),
@@ -172,7 +172,6 @@ def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
     )
-    _unproven_name(defaults)
     defaults.close()
     root.close()
     _note_contradictions(policy, sound, context.notes)
@@ -185,14 +184,6 @@ def _version(root: Table) -> None:
         root.note(f"is missing: write version = {LANGUAGE_VERSION}", "version")
     elif version != LANGUAGE_VERSION or isinstance(version, bool):
         root.note(f"only version = {LANGUAGE_VERSION} is known here, not {kind_of(version)}", "version")
-
-
-def _unproven_name(defaults: Table) -> None:
-    word = defaults.text("unproven_name")
-    if word in LATER_UNPROVEN_NAME:
-        defaults.note(f'"{word}" is {LATER}', "unproven_name")
-    elif word not in (None, "allow"):
-        defaults.note(f'"{word}" is not one of allow, {", ".join(LATER_UNPROVEN_NAME)}', "unproven_name")
 
 
 def _upstream_roots(defaults: Table, context: Context, no_roots: NoRoots) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from hellos import alpn, hello, server_name
 from playbook import Playbook
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
-from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process, Upstream
+from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process, UnprovenName, Upstream
 from mitmsec.core.policy import Application, Policy, Rule
 from mitmsec.gate.flow import Flow
 from mitmsec.gate.names import Names
@@ -67,6 +67,7 @@ class Stage:
         inspect: tuple[str, ...] = (),
         application: bool = False,
         upstream: Upstream = Upstream.MIRROR,
+        unproven_name: UnprovenName = UnprovenName.ALLOW,
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
@@ -77,7 +78,14 @@ class Stage:
         self.flow = Flow(
             "f",
             self.terms,
-            Policy(action=action, rules=rules, inspect=inspect, applications=applications, upstream=upstream),
+            Policy(
+                action=action,
+                rules=rules,
+                inspect=inspect,
+                applications=applications,
+                upstream=upstream,
+                unproven_name=unproven_name,
+            ),
             self.names,
             self.health,
         )

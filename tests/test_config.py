@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mitmsec import config
 from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
-from mitmsec.core.model import Action, OnFailure, Quic, Upstream
+from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
 from mitmsec.core.policy import Policy
 
 GOOD = r"""
@@ -21,7 +21,7 @@ version = 1
 action = "bypass"
 on_failure = "closed"
 quic = "bypass"
-unproven_name = "allow"
+unproven_name = "decrypt"
 upstream = "block"
 upstream_roots = ["corp.pem"]
 inspect = ["keywords"]
@@ -77,6 +77,7 @@ def errors(text: str) -> list[str]:
 def test_a_whole_policy() -> None:
     policy = parse(GOOD)
     assert (policy.action, policy.on_failure, policy.quic) == (Action.BYPASS, OnFailure.CLOSED, Quic.BYPASS)
+    assert policy.unproven_name is UnprovenName.DECRYPT
     assert (policy.upstream, policy.upstream_roots, policy.inspect) == (Upstream.BLOCK, ("corp.pem",), ("keywords",))
     assert policy.inspectors == (("keywords", ("Adler",)),)
     assert policy.rules[0].host == ("*.bank.example", ".finance.example")
@@ -94,7 +95,7 @@ colour = 1
 [defaults]
 action = "decript"
 quic = "decrypt"
-unproven_name = "block"
+unproven_name = "refuse"
 upstream_roots = ["none.pem", "no.pem"]
 [[rule]]
 name = "r"

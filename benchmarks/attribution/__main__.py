@@ -52,9 +52,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the plan (1)")
     parser.add_argument("--action", dest="actions", action="append", choices=ACTIONS, help="bypass, decrypt; repeat")
     parser.add_argument("--pattern", dest="patterns", action="append", choices=list(Pattern), help="only this; repeat")
-    parser.add_argument(
-        "--reach", action="append", choices=list(Course), help="what the backend sees (outbound/tcp, inbound/tcp)"
-    )
+    parser.add_argument("--reach", action="append", choices=list(Course), help="what the backend sees (all of them)")
     parser.add_argument("--in-flight", type=int, default=8, help="units at once (8)")
     parser.add_argument("--corpus", type=Path, help="keep the last labelled flows here, one JSON object a line")
     parser.add_argument("--events", type=Path, help="keep the last events here, likewise")
@@ -63,7 +61,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.actions = options.actions or ["bypass", "decrypt"]
     options.patterns = options.patterns or list(Pattern)
-    options.reach = [Course(name) for name in options.reach or [Course.OUTBOUND_TCP, Course.INBOUND_TCP]]
+    options.reach = [Course(name) for name in options.reach or Course]
     return options
 
 

@@ -156,9 +156,16 @@ def _connection(seen: ConnectionSeen) -> Fields:
     fields["connection"] = seen.flow
     fields["local"] = {"address": seen.local.address, "port": seen.local.port}
     fields["remote"] = {"address": seen.remote.address, "port": seen.remote.port, "host": seen.host}
+    if seen.named_by is not None:
+        fields["remote"]["named_by"] = seen.named_by.value
     if seen.asked is not None:
         fields["asked"] = {"address": seen.asked.address, "port": seen.asked.port}
-    fields["bytes"] = {"sent": seen.bytes_sent, "received": seen.bytes_received}
+    for key, sent, received in (
+        ("bytes", seen.bytes_sent, seen.bytes_received),
+        ("datagrams", seen.datagrams_sent, seen.datagrams_received),
+    ):
+        if sent is not None and received is not None:
+            fields[key] = {"sent": sent, "received": received}
     if seen.error:
         fields["error"] = seen.error
     return fields

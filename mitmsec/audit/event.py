@@ -45,6 +45,12 @@ class Outcome(StrEnum):
     STRANGER = "stranger"  # nobody's hook diverted it
 
 
+class NamedBy(StrEnum):
+    """How the host of a connection is known, where it did not show it itself."""
+
+    DNS = "dns"  # an answer that a program of the same run got from its resolver gave the name this address
+
+
 OURS = "mitmsec"  # who answered a request that did not go on
 
 
@@ -75,15 +81,18 @@ class ConnectionSeen(Seen, frozen=True):
     action: Action
     rule: str
     reason: str
-    bytes_sent: int
-    bytes_received: int
+    bytes_sent: int | None  # None: not counted
+    bytes_received: int | None
     duration_ms: int
     outcome: Outcome
     host: str | None = None
+    named_by: NamedBy | None = None  # None: the flow showed `host` itself
     asked: Endpoint | None = None  # what the program asked for, where another address of the name was reached instead
     error: str = ""
     tls: TlsFacts | None = None
     direction: Direction = Direction.OUTBOUND
+    datagrams_sent: int | None = None  # of UDP flows; None: not counted
+    datagrams_received: int | None = None
     session: str = ""  # from the supervisor; a gate's is that of its channel
 
 
@@ -182,7 +191,9 @@ PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SecretsSeen, FaultSeen),
     Role.SIGNER: (CertificateSeen, FaultSeen),
     Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, FaultSeen, ConnectionSeen),
+    Role.DIVERTER: (),
     Role.RECORDER: (),
+    Role.DIVERTER: (),
 }
 
 __all__ = ["PERMITTED", "Confidence", "Kind", "Outcome", "Seen"]

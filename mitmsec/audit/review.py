@@ -139,8 +139,8 @@ class Review:
             self._rows(
                 """
                 SELECT app, action, count(*) AS connections, max(time) AS newest,
-                       sum(json_extract(envelope, '$.bytes.sent')) AS sent,
-                       sum(json_extract(envelope, '$.bytes.received')) AS received
+                       coalesce(sum(json_extract(envelope, '$.bytes.sent')), 0) AS sent,
+                       coalesce(sum(json_extract(envelope, '$.bytes.received')), 0) AS received
                 FROM events WHERE kind = 'connection' AND id = connection
                 GROUP BY app, action ORDER BY connections DESC, app, action
                 """

@@ -1,6 +1,7 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
     supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
+                           UdpFlowTold →
                            Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
     supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
     supervisor ⇄ worker    WorkerSettings → · ← Ready
@@ -19,7 +20,8 @@ from enum import StrEnum
 
 import msgspec
 
-from mitmsec.core.model import Caller, Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.address_names import Agreement
+from mitmsec.core.model import Caller, Decision, Direction, Endpoint, OnFailure, Process, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -29,6 +31,7 @@ class Message(Value, frozen=True, tag=True):
 class Role(StrEnum):
     """The processes, as they are named in commands, events and logs."""
 
+    DIVERTER = "diverter"
     GATE = "gate"
     RECORDER = "recorder"
     SIGNER = "signer"
@@ -112,16 +115,19 @@ class SignerReady(Message, frozen=True):
 class GateSettings(Message, frozen=True):
     """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
     signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
-    or an eventfd for the heartbeat alone), then the IPv6 listener where there is one. With `inward` there follow the
-    maps of legs and of listeners (mitmsec_redirect.legs), and so many listeners for connections that come in."""
+    or a channel of expected flows and an eventfd, or an eventfd for the heartbeat alone), then the IPv6 listener where
+    there is one. With `inward` there follow the maps of legs and of listeners (mitmsec_redirect.legs), and so many
+    listeners for connections that come in."""
 
     session: str
     on_failure: OnFailure
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
+    names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
     inward: int = 0
+    local_ports: tuple[int, int] | None = None  # first and last: its own connections come from these, if not from any
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
@@ -155,6 +161,7 @@ class Whose(Message, frozen=True):
     remote: Endpoint | None = None  # where `client` was going
     caller: Caller | None = None  # None: the kernel's hook cannot tell
     selected: bool = False  # at connect(), under a standing selection; False: nobody had judged it yet
+    told: Process | None = None  # as it was read before the connection began, where a backend does that
 
 
 class WhoseAnswer(Message, frozen=True):
@@ -163,6 +170,20 @@ class WhoseAnswer(Message, frozen=True):
     number: int
     process: Process
     selected: bool = True
+
+
+class UdpFlowTold(Message, frozen=True):
+    """A UDP flow as the kernel saw it: it went past the gate, which puts it on record under the policy."""
+
+    flow: str  # becomes the event's id
+    process: Process
+    local: Endpoint  # address 0.0.0.0 or ::, or port 0, where the kernel had not chosen one yet
+    remote: Endpoint
+    direction: Direction
+    duration_ms: int
+    ended: bool  # False: it lives, and has for long; its end is still to be told
+    sent: int | None = None  # datagrams; None: not counted
+    received: int | None = None
 
 
 class Govern(Message, frozen=True):
@@ -306,6 +327,7 @@ class TlsClientFacts(Value, frozen=True):
     sni: str | None = None
     alpn: str | None = None
     ja4: str | None = None
+    name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them
 
 
 class TlsServerFacts(Value, frozen=True):

@@ -57,6 +57,14 @@ class Quic(StrEnum):
     REFUSE = "refuse"
 
 
+class UnprovenName(StrEnum):
+    """What a bypass by name becomes if no DNS answer gave that name the flow's address."""
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    DECRYPT = "decrypt"
+
+
 class Direction(StrEnum):
     """Who opened the flow, seen from this machine."""
 

@@ -14,8 +14,21 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from msgspec.structs import replace
+
 from mitmsec.core.matcher import Matcher
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process, Quic, Upstream, Value
+from mitmsec.core.model import (
+    Action,
+    Decision,
+    Direction,
+    Endpoint,
+    OnFailure,
+    Process,
+    Quic,
+    UnprovenName,
+    Upstream,
+    Value,
+)
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
 
 __all__ = ["DEFAULTS", "DEFAULT_POLICY", "Application", "Policy", "PolicyTest", "Rule"]
@@ -37,6 +50,7 @@ class Policy(Value, frozen=True, dict=True):
     """Where no rule for incoming connections matches one."""
     on_failure: OnFailure = OnFailure.OPEN
     quic: Quic = Quic.REFUSE
+    unproven_name: UnprovenName = UnprovenName.ALLOW
     upstream: Upstream = Upstream.MIRROR
     upstream_roots: tuple[str, ...] = ()
     """PEM files, as the policy file names them: relative to it."""
@@ -77,13 +91,18 @@ class Policy(Value, frozen=True, dict=True):
         name: str | None,
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
+        proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision:
         """The decision for a flow under `name` (comparable, see mitmsec.core.names), None if it has none.
 
+        Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
         `alpn` and `ja4` belong to the question, but version 1 of the language has no condition on them.
         """
-        return self._decision(self._matchers[direction].first(process, remote, name), direction)
+        number = self._matchers[direction].first(process, remote, name)
+        if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
+            return self._unproven[number]
+        return self._decision(number, direction)
 
     def decided_by(self, rule: Rule | None, direction: Direction = Direction.OUTBOUND) -> Decision:
         """What `rule` says, or the defaults (None) for this direction."""
@@ -121,6 +140,19 @@ class Policy(Value, frozen=True, dict=True):
     def _otherwise(self) -> dict[Direction, Decision]:
         """The defaults'."""
         return {direction: self.decided_by(None, direction) for direction in Direction}
+
+    @cached_property
+    def _unproven(self) -> tuple[Decision, ...]:
+        """The same, of the rules only, where no answer confirms the name."""
+        return tuple(map(self._doubted, self.rules, self._decisions))
+
+    def _doubted(self, rule: Rule, decision: Decision) -> Decision:
+        if not rule.host or rule.action is not Action.BYPASS:
+            return decision
+        reason = f'{decision.reason}; no DNS answer confirms the name, and unproven_name = "{self.unproven_name}"'
+        if self.unproven_name is UnprovenName.BLOCK:
+            return replace(decision, action=Action.BLOCK, reason=reason)
+        return replace(decision, action=Action.DECRYPT, reason=reason, inspect=self.inspect)
 
 
 def subject(rule: Rule) -> str:

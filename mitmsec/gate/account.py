@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec.structs import asdict, replace
 
-from mitmsec.audit.event import ConnectionSeen, FlowHanded, Outcome
+from mitmsec.audit.event import ConnectionSeen, FlowHanded, NamedBy, Outcome
+from mitmsec.core.address_names import Agreement, agreement
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
@@ -82,7 +83,7 @@ class Account:
 
     __slots__ = (
         "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
-        "protocol", "remote", "selected", "tunnel",
+        "protocol", "remote", "resolved", "selected", "tunnel",
     )  # fmt: skip
 
     def __init__(self, flow: str) -> None:
@@ -92,6 +93,8 @@ class Account:
         self.client = NOWHERE
         self.asked = self.remote = NOWHERE
         """The origin: as asked for, and once it is connected, as connected."""
+        self.resolved: tuple[str, ...] | None = None
+        """The names that DNS answers gave the address that was asked for, by then; None: nobody looks at them."""
         self.process = Process(pid=0)
         self.selected = True
         """Whether any of this is to be recorded."""
@@ -177,6 +180,8 @@ class Account:
                 process = replace(process, confidence=Confidence.INFERRED)
         if tls is None and self.protocol is Protocol.TLS:
             tls = TlsFacts(client=self.hello_facts())
+        shown = self.first.name if self.first else None
+        answered = self.resolved[0] if self.resolved else None
         return ConnectionSeen(
             flow=self.flow,
             process=process,
@@ -184,7 +189,8 @@ class Account:
             local=local,
             remote=remote,
             direction=self.direction,
-            host=self.first.name if self.first else None,
+            host=shown or answered,
+            named_by=NamedBy.DNS if answered and not shown else None,
             asked=self.asked if self.asked not in (self.remote, NOWHERE) else None,
             action=self.done or self.decision.action,
             rule=self.decision.rule,
@@ -216,7 +222,13 @@ class Account:
     def hello_facts(self) -> TlsClientFacts:
         """What the client offered, by our own reading. Version, cipher and ALPN are settled by whoever answers it."""
         hello = self.first.hello if self.first else None
-        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4) if hello else TlsClientFacts()
+        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, name_agrees=self.agreement) if hello else TlsClientFacts()
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """What DNS answers say to the name in the hello; None: it shows none, or nobody looks at them."""
+        name = self.first.hello.sni if self.first and self.first.hello else None
+        return None if name is None or self.resolved is None else agreement(name, self.resolved)
 
     def facts_with(self, ended: FlowEnded) -> TlsFacts | None:
         """The worker's word on what was negotiated. What the client offered stays ours."""
@@ -226,7 +238,12 @@ class Account:
         client = _limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
             client=TlsClientFacts(
-                version=client.version, cipher=client.cipher, alpn=client.alpn, sni=mine.sni, ja4=mine.ja4
+                version=client.version,
+                cipher=client.cipher,
+                alpn=client.alpn,
+                sni=mine.sni,
+                ja4=mine.ja4,
+                name_agrees=mine.name_agrees,
             ),
             server=None if theirs.server is None else _limited_facts(theirs.server),
         )

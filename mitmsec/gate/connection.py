@@ -47,6 +47,7 @@ class Means:
     loop: asyncio.AbstractEventLoop
     terms: Terms
     connect_deadline_s: float
+    local_ports: range | None
     policy: Decides
     names: Names
     health: Health
@@ -243,8 +244,15 @@ class Connection:
         self, connected: Callable[[socket.socket, Endpoint], None], failed: Callable[[DialFailure], None]
     ) -> Dial:
         means = self._means
-        begin = None if self._way is None else self._way.connect
-        return Dial(means.loop, connected, failed, deadline_s=means.connect_deadline_s, bound=self._bound, begin=begin)
+        return Dial(
+            means.loop,
+            connected,
+            failed,
+            deadline_s=means.connect_deadline_s,
+            bound=self._bound,
+            local_ports=means.local_ports,
+            begin=None if self._way is None else self._way.connect,
+        )
 
     def _dialled(self, sock: socket.socket, endpoint: Endpoint) -> None:
         self._origin = sock

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import random
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +21,8 @@ from mitmsec.gate.signals import DialFailure
 
 STAGGER_S = 0.25  # RFC 8305 §8, Connection Attempt Delay
 IP_BIND_ADDRESS_NO_PORT = 24  # ip(7); the socket module does not name it in every version
+PORTS_TRIED = 64  # of those that it may come from, until one is free
+_TAKEN = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 _FAILURES = {
     errno.ECONNREFUSED: DialFailure.REFUSED,
     errno.ECONNRESET: DialFailure.RESET,
@@ -49,11 +52,15 @@ class Dial:
         *,
         deadline_s: float,
         bound: str | None = None,
+        local_ports: range | None = None,
         begin: Callable[[], socket.socket] | None = None,
     ) -> None:
-        """`begin` makes the only attempt there is, where the way there is known already; it raises OSError."""
+        """`local_ports`: come from one of these, if not from any. `begin` makes the only attempt there is, where the
+        way there is known already; it raises OSError.
+        """
         self._loop, self._connected, self._failed = loop, connected, failed
-        self._deadline_s, self._bound, self._begin_known = deadline_s, bound, begin
+        self._deadline_s, self._bound, self._local_ports = deadline_s, bound, local_ports
+        self._begin_known = begin
         self._waiting: deque[Endpoint] = deque()
         self._trying: dict[socket.socket, Endpoint] = {}
         self._first_failure: DialFailure | None = None
@@ -99,15 +106,32 @@ class Dial:
             self._timer = self._loop.call_later(STAGGER_S, self._next)
 
     def _begin(self, endpoint: Endpoint) -> socket.socket:
+        """Raises OSError."""
+        if self._local_ports is None:
+            return self._attempt(endpoint, 0)
+        for port in random.sample(self._local_ports, min(PORTS_TRIED, len(self._local_ports))):
+            try:
+                return self._attempt(endpoint, port)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    def _attempt(self, endpoint: Endpoint, port: int) -> socket.socket:
+        """From the local `port`; 0: from any. Raises OSError."""
         sock = socket.socket(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET)
+        bound = self._bound if self._bound is not None and (":" in self._bound) == endpoint.is_v6 else None
         try:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self._bound is not None and (":" in self._bound) == endpoint.is_v6:
+            if port:  # which may serve connections to other origins at the same time, if nobody listens on it
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind((bound or "", port))
+            elif bound is not None:
                 # the port is left to connect(), which can then share it between origins
                 sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
-                sock.bind((self._bound, 0))
+                sock.bind((bound, 0))
             error = sock.connect_ex((endpoint.address, endpoint.port))
             if error not in (0, errno.EINPROGRESS):
                 raise OSError(error, os.strerror(error))

@@ -195,7 +195,8 @@ class Flow:
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
         hello = first.hello
         alpn, ja4 = (hello.alpn, hello.ja4) if hello else ((), None)
-        return self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4)
+        proven = first.name is not None and first.name in (self.about.resolved or ())
+        return self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4, proven=proven)
 
     def _settled(self, decision: Decision) -> Commands:
         commands = self._follow(decision)

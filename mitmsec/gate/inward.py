@@ -70,10 +70,11 @@ class Inward:
         name: str | None,
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
+        proven: bool = True,
         direction: Direction = Direction.INBOUND,
     ) -> Decision:
         asked = self._asked(remote)
-        return self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, direction=direction)
+        return self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, proven=proven, direction=direction)
 
     def _asked(self, service: Endpoint) -> Endpoint:
         return Endpoint(address=self.peer.address, port=service.port)

@@ -26,8 +26,9 @@ from typing import Protocol
 from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull
-from mitmsec.core.messages import MintDecision, MintWithdrawn
+from mitmsec.core.messages import MintDecision, MintWithdrawn, UdpFlowTold
 from mitmsec.core.model import Direction, Endpoint, OnFailure, Process
+from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.connection import Connection, Means
 from mitmsec.gate.crew import Crew
@@ -75,6 +76,8 @@ class Surroundings:
     """Tell the supervisor that this worker lives and does nothing."""
     ways: Ways | None = None
     """Whom connections that came in were meant for; None: nobody leads any here."""
+    names_of: Callable[[str], tuple[str, ...] | None] = lambda address: None
+    """The names that DNS answers gave an address, the newest first; None: nobody looks at them."""
 
 
 class Colleagues:
@@ -124,6 +127,7 @@ class Gate:
         heartbeat_s: float = 0.2,
         limit: int | None = None,
         inward: Sequence[socket.socket] = (),
+        local_ports: range | None = None,
     ) -> None:
         """`inward` are listeners for connections that came in and were led here; owned like the others."""
         loop = self._loop = asyncio.get_running_loop()
@@ -150,6 +154,7 @@ class Gate:
             loop=loop,
             terms=terms,
             connect_deadline_s=connect_deadline_s,
+            local_ports=local_ports,
             policy=policy,
             names=Names(),
             health=self._colleagues,
@@ -187,6 +192,11 @@ class Gate:
         if connection is not None:
             del self._asking[connection.id]
             connection.tell(s.OwnerKnown(process, selected))
+
+    def datagrams(self, told: UdpFlowTold) -> None:
+        """Put a UDP flow on record, which went past us."""
+        resolved = self._around.names_of(told.remote.address)
+        self._around.recorder.record(datagrams.seen(told, self._means.policy, resolved))
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
@@ -266,6 +276,8 @@ class Gate:
         origin = self._around.origins.find(client)
         here = client.getsockname()
         connection = self._new(self._means, client)
+        if origin is not None:
+            connection.flow.about.resolved = self._around.names_of(origin.remote.address)
         connection.accepted(Endpoint.of(peer[0], peer[1]), Endpoint.of(here[0], here[1]), origin)
 
     def _enter(self, listener: socket.socket, client: socket.socket, peer: tuple[str, int]) -> None:

@@ -24,6 +24,7 @@ class Origin(Value, frozen=True):
     client: Endpoint | None = None  # the connection's other end, where by that alone its owner is to be found
     caller: Caller | None = None  # which process of that pid, and which program, where the hook knows it
     selected: bool = False  # the kernel knew at connect() that the service selects it
+    told: Process | None = None  # as it was read before the connection began, where the backend does that
 
 
 class DialFailure(StrEnum):

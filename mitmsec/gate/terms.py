@@ -41,6 +41,7 @@ class Decides(Protocol):
         name: str | None,
         alpn: tuple[str, ...] = (),
         ja4: str | None = None,
+        proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...
 

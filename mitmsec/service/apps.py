@@ -20,8 +20,8 @@ class Destination:
     action: str
     outcome: str
     count: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
+    sent_bytes: int | None = None  # None: of none of them is it known (UDP)
+    received_bytes: int | None = None
     last: str = ""
 
 
@@ -61,6 +61,7 @@ def _add(app: App, event: Event) -> None:
     key = (event["direction"], destination(event), event["action"], event["outcome"])
     known = app.destinations.setdefault(key, Destination(*key))
     known.count += 1
-    known.sent_bytes += event["bytes"]["sent"]
-    known.received_bytes += event["bytes"]["received"]
+    if (carried := event.get("bytes")) is not None:
+        known.sent_bytes = (known.sent_bytes or 0) + carried["sent"]
+        known.received_bytes = (known.received_bytes or 0) + carried["received"]
     known.last = app.last = event["time"]

@@ -145,7 +145,9 @@ def _how_sure(app: App) -> str:
 
 def _cells(column: Destination) -> tuple[str, ...]:
     times = f"× {column.count}" if column.count > 1 else ""
-    carried = f"{size(column.sent_bytes)} sent, {size(column.received_bytes)} received"
+    carried = ""
+    if column.sent_bytes is not None:
+        carried = f"{size(column.sent_bytes)} sent, {size(column.received_bytes or 0)} received"
     return f"  {ARROWS[column.direction]}", shown(column.where), times, column.action, column.outcome, carried
 
 

@@ -266,8 +266,8 @@ def _connection(event: Event) -> tuple[Text, Text, dict[str, Any]]:
         "protocol": shown(event.get("protocol", "")),
         "detail": f'rule "{shown(event["rule"])}"' if event.get("rule") else "",
         "outcome": Text(shown(outcome), style="" if outcome in GOOD_OUTCOMES else "red"),
-        "sent_bytes": volume.get("sent", 0),
-        "received_bytes": volume.get("received", 0),
+        "sent_bytes": volume.get("sent"),
+        "received_bytes": volume.get("received"),
     }
     return Text(shown(action), style=ACTION_STYLES.get(action, "")), Text(shown(destination(event))), more
 

@@ -13,6 +13,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.jail import Jail
+from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
+from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
@@ -96,7 +98,11 @@ class Backbone:
 
     def _spawn(self, role: Role, folder: Path) -> ChildProcess:
         jail = Jail(role=role, account=account_of(role), mountpoint=str(self.state.jail), folder=str(folder))
-        return ChildProcess(jail, self.log, [Ready, SignerReady, SessionFlushed, Fault])
+        return ChildProcess(role, partial(spawn, jail), self.log, [Ready, SignerReady, SessionFlushed, Fault])
+
+    def is_nobodys(self, label: str) -> bool:
+        """No session of ours has it, and no command of an earlier supervisor lives under it."""
+        return label.rpartition("-")[2] not in self.sessions and not (cgroup2_root() / label).exists()
 
     async def stop(self) -> None:
         """End signer and recorder; every event is committed."""

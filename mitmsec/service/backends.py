@@ -1,7 +1,7 @@
 """Which backend diverts a session, and whose its connections are, as far as that differs from one to the other.
 
     auto ──► connect_hook, where this kernel has what it needs ─ else ─► nftables ─ else ─► refused, for both reasons
-    named ─► that one, or refused for its own reason
+    named ─► that one, or refused for its own reason           (windivert, on Linux, only if it is named)
 
 The choice is made once, by opening: what opens is what diverts until the session ends.
 """
@@ -17,6 +17,7 @@ from typing import assert_never
 from mitmsec.core.messages import Whose
 from mitmsec.core.model import Confidence, OnFailure, Quic
 from mitmsec.service.control import BackendChoice
+from mitmsec.service.divert_backend import DivertBackend
 from mitmsec_redirect.backend import Backend, BackendUnavailable, SocketOwner
 from mitmsec_redirect.bpf import EbpfUnavailable, ProgramRejected
 from mitmsec_redirect.connect_hook import ConnectHook
@@ -40,19 +41,22 @@ class Terms:
     on_failure: OnFailure
     quic: Quic
     pins: Callable[[], Path | None]  # where a connect hook outlives us, if it is to; makes room for it, may raise
-    selection: Selection | None = None  # of a standing service, which only the connect hook can serve
+    label: str = ""  # of the session: its state and its name
+    selection: Selection | None = None  # of a standing service, which rules of nftables cannot serve
 
 
-def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
+async def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
     """The backend, at work. `say` is told why `auto` took another one than the first.
 
-    Raises BackendUnavailable, ProgramRejected, OSError, with nothing left behind.
+    Raises BackendUnavailable, ChildFailed, ProgramRejected, OSError, with nothing left behind.
     """
     match choice:
         case BackendChoice.CONNECT_HOOK:
             return connect_hook(terms)
         case BackendChoice.NFTABLES:
             return nftables(terms)
+        case BackendChoice.WINDIVERT:
+            return await windivert(terms, say)
         case BackendChoice.AUTO:
             return _first(terms, say)
         case _:
@@ -108,8 +112,31 @@ def nftables(terms: Terms) -> Nftables:
     )
 
 
+async def windivert(terms: Terms, say: Callable[[str], None]) -> DivertBackend:
+    """Raises BackendUnavailable, ChildFailed, OSError."""
+    return await DivertBackend.open(
+        terms.cgroup,
+        gate_port=terms.ports[0],
+        on_failure=terms.on_failure,
+        quic=terms.quic,
+        network=terms.netns_fd,
+        label=terms.label,
+        log=say,
+        selection=terms.selection,
+        pin_folder=None if terms.selection is None else terms.pins(),
+    )
+
+
+async def ended(backend: Backend) -> None:
+    """After its `close`: nothing of it is left."""
+    if isinstance(backend, DivertBackend):
+        await backend.ended()
+
+
 def found(backend: Backend, asked: Whose, processes: ProcessTable) -> Owner | None:
     """Whose a connection is of which nothing was written down at connect(). None: the question says it itself."""
+    if asked.told is not None:
+        return Owner(asked.told)
     if asked.client is None or asked.remote is None:
         return None
     owner = backend.owner(asked.client, asked.remote)
@@ -118,6 +145,8 @@ def found(backend: Backend, asked: Whose, processes: ProcessTable) -> Owner | No
 
 def found_missed(missed: Missed, processes: ProcessTable) -> Owner | None:
     """Who tried what was not diverted, where that was looked up afterwards. None: the kernel has said it."""
+    if missed.process is not None:
+        return Owner(missed.process)
     if missed.confidence is Confidence.KERNEL:
         return None
     uid = missed.uid if missed.uid >= 0 else None

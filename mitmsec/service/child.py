@@ -40,13 +40,18 @@ class Program(Protocol):
         """End cleanly: what was accepted is finished or given up, and recorded."""
 
 
-def main(accepts: Sequence[type[Message]], program: Callable[[Channel], Program]) -> None:
-    """Serve as a child process on the control channel whose descriptor is the first argument."""
+def main(
+    accepts: Sequence[type[Message]], program: Callable[[Channel], Program], seal: Callable[[], None] = seccomp.seal
+) -> None:
+    """Serve as a child process on the control channel whose descriptor is the first argument.
+
+    `seal` is called once it serves.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the command
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no core dump by our own uid
     control = Channel(socket.socket(fileno=int(sys.argv[1])), [*accepts, ModulesQuestion])
-    asyncio.run(_serve(control, program, seccomp.seal))
+    asyncio.run(_serve(control, program, seal))
 
 
 async def _serve(control: Channel, make: Callable[[Channel], Program], seal: Callable[[], None]) -> None:

@@ -13,7 +13,6 @@ from mitmsec import channel
 from mitmsec.channel import Channel
 from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Role
 from mitmsec.service.childlog import ChildOutput
-from mitmsec.service.jail import Jail, spawn
 
 START_DEADLINE_S = 20.0
 
@@ -28,12 +27,19 @@ class ChildProcess:
     What it writes to stdout and stderr goes to `log`, a line at a time and within bounds.
     """
 
-    def __init__(self, jail: Jail, log: Callable[[str], None], accepts: Sequence[type[Message]]) -> None:
+    def __init__(
+        self,
+        role: Role,
+        spawn: Callable[[int, int], int],
+        log: Callable[[str], None],
+        accepts: Sequence[type[Message]],
+    ) -> None:
+        """`spawn` starts it: with its end of the channel, and a pipe for what it writes. Raises OSError."""
         ours, theirs = channel.pair()
         reading, writing = os.pipe()
-        self.role: Role = jail.role
+        self.role = role
         try:
-            self.pid = spawn(jail, theirs.fileno(), writing)
+            self.pid = spawn(theirs.fileno(), writing)
         except OSError:
             os.close(reading)
             ours.close()

@@ -35,6 +35,7 @@ class BackendChoice(StrEnum):
     AUTO = "auto"
     CONNECT_HOOK = "connect_hook"
     NFTABLES = "nftables"
+    WINDIVERT = "windivert"
 
 
 class OpenRun(Message, frozen=True):
@@ -72,6 +73,7 @@ class StartService(Message, frozen=True):
     policy_sha256: str
     workers: int
     bound: bool
+    backend: BackendChoice = BackendChoice.AUTO
 
 
 class ServiceStarted(Message, frozen=True):

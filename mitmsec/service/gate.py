@@ -1,8 +1,9 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
-    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, Drain ─►      ◄─ Whose, WorkerHangs, Drained
+    supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
+                          └► what was told before           eventfd ◄── this loop           (windivert)
 
 All of the run's listeners, maps and channels come by descriptor: the process itself opens nothing but connections to
 decided origins.
@@ -14,6 +15,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Callable
 from typing import assert_never
 
@@ -33,6 +35,7 @@ from mitmsec.core.messages import (
     Ready,
     Switch,
     Switched,
+    UdpFlowTold,
     Whose,
     WhoseAnswer,
     WorkerHangs,
@@ -44,7 +47,9 @@ from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
+from mitmsec.service.dns_names import DnsNames
 from mitmsec_redirect.backend import BackendKind
+from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.legs import Leg, Legs
 from mitmsec_redirect.original_destination import original_destination
@@ -55,8 +60,8 @@ from mitmsec_redirect.sockdiag import CookieLookup
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
 
 
-type Order = WorkerUp | WhoseAnswer | Govern | Switch | FlowsQuestion | Drain
-ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, Govern, Switch, FlowsQuestion, Drain)
+type Order = WorkerUp | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
+ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain)
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
 
@@ -127,6 +132,36 @@ class LedWays:
         return LedWay(self._legs.begin(accepted))
 
 
+class ToldOrigins:
+    """Origins of connections that `windivert` leads here packet by packet (mitmsec.gate.loop.Origins)."""
+
+    def __init__(self, told_fd: int, heartbeat: Pulse) -> None:
+        self._flows = ExpectedFlows(socket.socket(fileno=told_fd))
+        self._heartbeat = heartbeat
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By the two ends that the accepted socket has: they were told before. Raises OSError."""
+        client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
+        flow = self._flows.find(client, gate, time.monotonic())
+        if flow is None:
+            return None
+        origin = flow.origin
+        return Origin(
+            remote=origin.remote,
+            pid=origin.pid,
+            uid=origin.uid,
+            comm=origin.comm,
+            connected_ns=origin.connected_ns,
+            source=origin.source,
+            told=flow.process,
+        )
+
+    def beat(self) -> None:
+        """Alive, and with room for more to be told."""
+        self._flows.hear(time.monotonic())
+        self._heartbeat.beat()
+
+
 def _given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], None]]:
     """Where origins are found, and how to beat. Raises ValueError for a backend that no gate serves yet."""
     match kind:
@@ -136,7 +171,11 @@ def _given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], Non
         case BackendKind.NFTABLES:
             (pulse_fd,) = fds
             return NatOrigins(), Pulse(pulse_fd).beat
-        case BackendKind.REPLAY | BackendKind.WINDIVERT:
+        case BackendKind.WINDIVERT:
+            told_fd, pulse_fd = fds
+            told = ToldOrigins(told_fd, Pulse(pulse_fd))
+            return told, told.beat
+        case BackendKind.REPLAY:
             raise ValueError(f"no gate serves {kind}")
         case _:
             assert_never(kind)
@@ -148,12 +187,14 @@ class GateProgram:
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._gate: Gate | None = None
+        self._names: DnsNames | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
+        self._names = DnsNames(others.pop()) if settings.names else None
         ways, inward = None, [others.pop() for _ in range(settings.inward)]
         if inward:
             listeners_fd, legs_fd = others.pop(), others.pop()
@@ -174,10 +215,12 @@ class GateProgram:
             beat=beat,
             hangs=self._hangs,
             ways=ways,
+            names_of=self._names.names_of if self._names is not None else lambda address: None,
         )
         self._terms = Terms(
             on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
         )
+        ports = settings.local_ports
         self._gate = Gate(
             [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
             around,
@@ -187,6 +230,7 @@ class GateProgram:
             connect_deadline_s=settings.connect_deadline_s,
             heartbeat_s=settings.heartbeat_s,
             inward=[socket.socket(fileno=fd) for fd in inward],
+            local_ports=None if ports is None else range(ports[0], ports[1] + 1),
         )
         self._gate.switch(off=settings.off)
         self._gate.open()
@@ -202,6 +246,8 @@ class GateProgram:
                 pass
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
+            case UdpFlowTold():
+                self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
                 policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
                 self._gate.govern(policy, msgspec.structs.replace(self._terms, on_failure=on_failure), workers)
@@ -224,6 +270,8 @@ class GateProgram:
             self._draining.cancel()
         if self._gate is not None:
             await self._gate.close()
+        if self._names is not None:
+            self._names.close()
 
     def _ask(self, number: int, origin: Origin) -> None:
         self._control.send(
@@ -237,6 +285,7 @@ class GateProgram:
                 remote=origin.remote if origin.client is not None else None,
                 caller=origin.caller,
                 selected=origin.selected,
+                told=origin.told,
             )
         )
 

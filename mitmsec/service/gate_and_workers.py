@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
@@ -30,6 +31,7 @@ from mitmsec.core.messages import (
     GateSettings,
     Govern,
     Governed,
+    Message,
     Ready,
     Role,
     Switch,
@@ -45,7 +47,7 @@ from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.inward import InwardGround
-from mitmsec.service.jail import Jail
+from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import Scope
 from mitmsec.service.state import State
@@ -55,6 +57,7 @@ DRAIN_GRACE_S = 2.0
 DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
+QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questions, are not to queue behind it
 HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
 
 
@@ -82,9 +85,12 @@ class Ground(Protocol):
     listeners: list[socket.socket]
     capture_fd: int | None
     hook: Backend | None
-    inward: InwardGround | None
     scope: Scope | None
 
+    @property
+    def inward(self) -> InwardGround | None: ...
+    @property
+    def names_fd(self) -> int | None: ...
     @property
     def shared(self) -> Shared: ...
     @property
@@ -135,15 +141,18 @@ class GateAndWorkers:
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
             *(ground.inward.descriptors if ground.inward is not None else ()),
+            *([] if ground.names_fd is None else [ground.names_fd]),
         ]
         settings = GateSettings(
             session=ground.name,
             on_failure=ground.policy.on_failure,
             has_v6=len(ground.listeners) > 1,
             capture=ground.capture_fd is not None,
+            names=ground.names_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
             inward=ground.inward.count if ground.inward is not None else 0,
+            local_ports=ground.hook.ground.local_ports,
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -160,7 +169,7 @@ class GateAndWorkers:
     def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
         shared = self._ground.shared
         jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
-        return ChildProcess(jail, shared.log, HEARD)
+        return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
 
     async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
         ground, shared = self._ground, self._ground.shared
@@ -203,6 +212,15 @@ class GateAndWorkers:
                 self._ground.fault(what, detail)
             case _:
                 pass
+
+    def tell_gate(self, message: Message) -> bool:
+        """For what many of may come, and can wait. False: no gate listens now; it may be told later."""
+        if self._pulse is None or self.gate is None or self.gate.ended.done():
+            return False
+        if self.gate.channel.queued >= QUEUED_LIMIT:
+            return False
+        self.gate.channel.send(message)
+        return True
 
     def feel_pulse(self) -> None:
         """End a gate that hangs: its exit is told and mended like any other. To be called ten times a second."""

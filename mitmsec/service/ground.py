@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ import time
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 
 BACKLOG = 4096
+PORT_TRIES = 16  # until one is free for both families
 RELEASE_TRIES, RELEASE_PAUSE_S = 50, 0.01  # for children that fork while they are moved
 
 
@@ -22,10 +24,28 @@ def listeners() -> list[socket.socket]:
     return found
 
 
-def _listener(family: socket.AddressFamily, address: str) -> socket.socket:
+def listeners_everywhere() -> list[socket.socket]:
+    """Listeners on all addresses of the current network namespace, with one port: IPv4, and IPv6 where there is any.
+
+    For connections whose packets are led here; whoever connects of their own accord is a stranger to the gate.
+    """
+    for _ in range(PORT_TRIES):
+        found = [_listener(socket.AF_INET, "")]
+        try:
+            return [*found, _listener(socket.AF_INET6, "", found[0].getsockname()[1])]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:  # no IPv6
+                return found
+            found[0].close()
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _listener(family: socket.AddressFamily, address: str, port: int = 0) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        sock.bind((address, 0))
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has its own
+        sock.bind((address, port))
         sock.listen(BACKLOG)
     except OSError:
         sock.close()

@@ -1,24 +1,17 @@
 """Tables of nftables that dead supervisors left, in whatever network namespace they are.
 
-A table can be seen and removed only from within its namespace, so each one is visited that some process lives in or
-that has a name in /run/netns. In any other there is nobody left whom a table could govern.
+A table can be seen and removed only from within its namespace, so each one is visited that there is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
+from mitmsec.service import namespaces
 from mitmsec_redirect import nft
 from mitmsec_redirect.backend import BackendUnavailable
-
-NAMED = Path("/run/netns")
-NS_GET_NSTYPE = 0xB703  # ioctl_ns(2)
 
 
 def reap(state_id: str, *, keep: Collection[str] = ()) -> list[tuple[str, str]]:
@@ -53,45 +46,6 @@ def _prefix(state_id: str) -> str:
 
 
 def _namespaces() -> Iterator[tuple[str, int]]:
-    """Each network namespace once: where it was found, and a descriptor that is good until the next one."""
     if shutil.which("nft", path=nft.FOLDERS) is None:  # nobody here has made a table
-        return
-    seen: set[tuple[int, int]] = set()
-    for path in _places():
-        with _opened(path) as fd:
-            if fd is not None and (key := _identity(fd)) not in seen:
-                seen.add(key)
-                yield str(path), fd
-
-
-def _places() -> Iterator[Path]:
-    yield Path("/proc/self/ns/net")
-    with contextlib.suppress(OSError):
-        yield from sorted(NAMED.iterdir())
-    yield from (Path(entry.path, "ns/net") for entry in os.scandir("/proc") if entry.name.isdigit())
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
-    """None: it has gone, or is none."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        yield None
-        return
-    try:
-        yield fd if _is_network(fd) else None
-    finally:
-        os.close(fd)
-
-
-def _is_network(fd: int) -> bool:
-    try:
-        return fcntl.ioctl(fd, NS_GET_NSTYPE) == os.CLONE_NEWNET
-    except OSError:  # no namespace at all
-        return False
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    found = os.fstat(fd)
-    return found.st_dev, found.st_ino
+        return iter(())
+    return namespaces.found()

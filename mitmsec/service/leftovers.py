@@ -1,4 +1,4 @@
-"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, tables of rules, run folders.
+"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, tables, diverters, run folders.
 
 `reap` runs at each start and takes only what nobody needs any more: while a command of a dead supervisor lives and its
 policy says `closed`, its hook or table stays and keeps denying. A dead service's hook stays until the next one has
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.model import Value
-from mitmsec.service import left_tables, survivors
+from mitmsec.service import left_diverters, left_tables, survivors
 from mitmsec.service.ground import release
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
@@ -27,7 +27,7 @@ PIDS_TOLD = 3
 class Removed(Value, frozen=True):
     """One thing that was removed, or could not be, or must not be yet."""
 
-    what: str  # cgroup | hook | table | folder | mount | log | keys
+    what: str  # cgroup | hook | table | diverter | folder | mount | log | keys
     name: str
     problem: str = ""
     kept: str = ""  # for whom it stays
@@ -36,7 +36,9 @@ class Removed(Value, frozen=True):
 def reap(state: State) -> list[Removed]:
     """Remove the remains of runs whose command has ended. Call with the state's lock held."""
     busy = {_session(cgroup) for cgroup in _ours(state) if cgroup.is_populated()}
-    done = _tables(state, keep=[cgroup.path.name for cgroup in _ours(state) if _session(cgroup) in busy])
+    keep = [cgroup.path.name for cgroup in _ours(state) if _session(cgroup) in busy]
+    empty = {cgroup.path.name for cgroup in _ours(state)} - {*keep}
+    done = [*_tables(state, keep=keep), *_diverters(state, empty.__contains__)]
     done += [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
     return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
 
@@ -53,7 +55,7 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]
 
     Call with the state's lock held.
     """
-    removed = _tables(state)
+    removed = [*_tables(state), *_diverters(state)]
     removed += [done for cgroup in _ours(state) for done in _remove(state, cgroup)]
     removed += [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in _folders(state.bpf)]
     removed += [_drop(folder, purge=purge) for folder in _runs(state)]
@@ -81,6 +83,12 @@ def _tables(state: State, keep: Collection[str] = ()) -> list[Removed]:
     return [
         Removed(what="table", name=name, problem=problem)
         for name, problem in left_tables.reap(state.identity(), keep=keep)
+    ]
+
+
+def _diverters(state: State, ends: Callable[[str], bool] = lambda label: True) -> list[Removed]:
+    return [
+        Removed(what="diverter", name=name, problem=problem) for name, problem in left_diverters.reap(state, ends=ends)
     ]
 
 
@@ -137,5 +145,5 @@ def _attempt(what: str, name: str, action: object) -> Removed:
 def remaining(state: State) -> list[str]:
     """Names of what is still there after `clean`: the proof is a second look."""
     found = [str(cgroup.path) for cgroup in _ours(state)] + [str(pins) for pins in _folders(state.bpf)]
-    found += left_tables.remaining(state.identity())
+    found += [*left_tables.remaining(state.identity()), *left_diverters.remaining(state)]
     return found + ([str(state.bpf)] if bpffs.is_mounted(state.bpf) else [])

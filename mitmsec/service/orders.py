@@ -114,7 +114,7 @@ class ServiceOrders:
         async with backbone.switching:  # else an `on` that waits could undo a later `off`
             backbone.off = off
             sessions = list(self._sessions())
-            cut = sum(await asyncio.gather(*(session.switch(off=off) for session in sessions)))
+            cut = sum(await asyncio.gather(*(session.children.switch(off=off) for session in sessions)))
         detail = f"{cut} decrypted connection{'' if cut == 1 else 's'} cut" if off else ""
         operation = "switched_off" if off else "switched_on"
         backbone.record(ServiceSeen(operation=operation, user=self._user, detail=detail))

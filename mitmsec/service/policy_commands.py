@@ -25,6 +25,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
 from mitmsec.core.selector import NO_PID
+from mitmsec.core.udp_limits import udp_limits
 from mitmsec.core.units import container_mistake, unit_mistake
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, program
@@ -178,15 +179,16 @@ def check(file: Path, as_json: bool) -> None:
     """
     loaded = _loaded(file, as_json=as_json)
     if as_json:
-        return _print_json({"valid": True, "file": str(file), **_counts(loaded), "warnings": unmatched(loaded)})
+        warnings = unmatched(loaded) + udp_limits(loaded)
+        return _print_json({"valid": True, "file": str(file), **_counts(loaded), "warnings": warnings})
     counts = ", ".join(f"{what}: {number}" for what, number in _counts(loaded).items())
     click.echo(f"{file}: valid; {counts}")
     click.echo(
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
-    for sentence in unmatched(loaded):
-        click.echo(f"on this machine, {sentence}", err=True)
+    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *udp_limits(loaded)]:
+        click.echo(sentence, err=True)
 
 
 @policy.command("explain")

@@ -53,7 +53,7 @@ EXIT_INTERRUPTED = 130  # as a shell says it of SIGINT
     "--backend",
     type=click.Choice([choice.value for choice in control.BackendChoice]),
     default=control.BackendChoice.AUTO.value,
-    help="What diverts. Default: connect_hook where eBPF works, else nftables.",
+    help="What diverts. Default: connect_hook where eBPF works, else nftables; windivert, on Linux, is for tests.",
 )
 @click.option("--wait", is_flag=True, help="Stay until the last child of CMD has ended.")
 @click.option("--java", is_flag=True, help="Tell Java of the CA too (its runtime prints a line to stderr).")
@@ -236,6 +236,8 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
             told = _tell_environment(environ, bundle, opened, plan)
             if plan.caller.uid == 0:
                 say("mitmsec: the command runs as root; --user chooses another user")
+            if plan.backend is control.BackendChoice.WINDIVERT:
+                say("mitmsec: windivert does not divert connections within this machine; the default backend does")
             if capture is None and _captures(plan.policy):
                 say("mitmsec: the policy captures connections, but without --capture nothing of them is kept")
             status = one.command(opened, told)

@@ -40,6 +40,11 @@ from mitmsec_certs.bundle import roots_as_used
 POLICY_FILE = Path("/etc/mitmsec/policy.toml")
 ORDER_DEADLINE_S = 60.0
 ASKED_S = 5.0
+BACKENDS = (
+    control.BackendChoice.AUTO,
+    control.BackendChoice.CONNECT_HOOK,
+    control.BackendChoice.WINDIVERT,
+)  # rules of nftables cannot select single programs
 NO_SERVICE = "no service runs on this state"
 
 policy_option = click.option(
@@ -58,8 +63,14 @@ policy_option = click.option(
 @policy_option
 @debug_option
 @click.option("--workers", type=click.IntRange(1, 64), help="Worker processes. Default: one a core, at most 4.")
+@click.option(
+    "--backend",
+    type=click.Choice([choice.value for choice in BACKENDS]),
+    default=control.BackendChoice.AUTO.value,
+    help="What diverts. Default: connect_hook; windivert, on Linux, is for tests.",
+)
 @click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, and stop the service then.")
-def start(state_folder: Path, policy_file: Path, workers: int | None, *, foreground: bool) -> None:
+def start(state_folder: Path, policy_file: Path, workers: int | None, backend: str, *, foreground: bool) -> None:
     """Start the service, which diverts what the policy selects.
 
     Programs that its [[application]]s name are diverted, whoever starts them and whenever. Those that run
@@ -73,6 +84,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, *, foregro
         policy_sha256=plan_policy(loaded.text),
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         bound=foreground,
+        backend=control.BackendChoice(backend),
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)

@@ -2,8 +2,7 @@
 
          scope ── hook ──► listeners ── gate ──┬── worker 0 ─┐
                     │                          └── worker 1 ─┤── signer, recorder: the supervisor's own
-                    ├── missed connections ──► faults
-                    └── incoming connections ► events
+                    └── what does not pass the gate ──► `observers.py`
 
 Who replaces what dies: `gate_and_workers.py`. A reload changes the policy, its workers and whom the hook selects: all
 of it, or nothing.
@@ -16,7 +15,6 @@ import contextlib
 import shutil
 import socket
 import time
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -27,17 +25,16 @@ from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.service import backends, listening
+from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
-from mitmsec.service.ground import listeners, read_all
-from mitmsec.service.incoming import Incoming
-from mitmsec.service.incoming_watch import IncomingWatch
+from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.inward import InwardGround
-from mitmsec.service.missed import Misses
+from mitmsec.service.observers import Observers
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
 from mitmsec.service.standing import StandingScope
@@ -46,7 +43,6 @@ from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.inbound_records import Inbound
 from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
@@ -60,6 +56,9 @@ class Shared(ChildrensShared, Protocol):
     """What a session needs of its supervisor."""
 
     processes: ProcessTable
+
+    def is_nobodys(self, label: str) -> bool:
+        """No session of this supervisor has it, and no command that still runs."""
 
 
 class Session:
@@ -79,9 +78,7 @@ class Session:
         self.listeners: list[socket.socket] = []
         self.faults = 0
         self.children = GateAndWorkers(self)
-        self._misses = Misses(self._who_missed, name)
-        self.inward: InwardGround | None = None
-        self._incoming: IncomingWatch | None = None
+        self.observers = Observers(self, self._owners)
         self._background = Background()
         self._closing = False
 
@@ -91,26 +88,21 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         scope = self.scope = self._scope()
-        self.listeners = netns.inside(self.network, listeners)
-        hook = self.hook = self._hook(scope)
-        if isinstance(hook, ConnectHook):
+        if self._choice is BackendChoice.WINDIVERT:
+            left_diverters.mark(self.folder)
+            if self.is_service:  # one that denied for a killed service would stand in the way
+                left_diverters.reap(self.shared.state, ends=self.shared.is_nobodys)
+        self.listeners = netns.inside(self.network, self._listeners)
+        hook = self.hook = await self._opened_hook(scope)
+        if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
-        self._watch_incoming(scope, hook)
         for one in hook.watched:
             asyncio.get_running_loop().add_reader(one.fd, one.readable)
+        self.observers.begin(hook.kind, scope)
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
-        self._background.begin(self._collect_missed())
-
-    def _watch_incoming(self, scope: Scope, hook: Backend) -> None:
-        pins, shared = self._pins(self.policy), self.shared
-        self.inward = InwardGround.open(self.policy, hook, self.network, pins)
-        if isinstance(hook, ConnectHook):
-            whose = partial(self._who_accepts, scope)
-            incoming = Incoming(name=self.name, whose=whose, selects=scope.selects, policy=self.policy)
-            watch = IncomingWatch.begin(scope, incoming, shared.record, shared.log, inward=self.inward, pins=pins)
-            self._incoming = watch
+        self._background.begin(self._watch())
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
@@ -138,18 +130,19 @@ class Session:
         )
 
     @property
-    def _processes(self) -> ProcessTable:
+    def processes(self) -> ProcessTable:
+        """Who knows the session's processes."""
         processes = self.scope.processes if self.scope is not None else None
         return processes or self.shared.processes
 
     def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None, caller: Caller | None) -> Owner:
-        return self._processes.whose(pid, uid, comm, connected_ns, caller)
+        return self.processes.whose(pid, uid, comm, connected_ns, caller)
 
     def _owner(self, asked: Whose) -> Owner:
         """Of a connection: as the kernel said at connect(), or as the backend finds out."""
 
         def read() -> Owner:
-            owner = backends.found(self.hook, asked, self._processes) if self.hook is not None else None
+            owner = backends.found(self.hook, asked, self.processes) if self.hook is not None else None
             return owner or self._whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None, asked.caller)
 
         return self._owners.told_by(asked, read)
@@ -158,6 +151,19 @@ class Session:
     def program(self) -> str:
         """Whose session it is, for people."""
         return self.order.program if isinstance(self.order, OpenRun) else SERVICE
+
+    @property
+    def inward(self) -> InwardGround | None:
+        return self.observers.inward
+
+    @property
+    def pins(self) -> Path | None:
+        return self._pins(self.policy)
+
+    @property
+    def names_fd(self) -> int | None:
+        """What its gate is to read DNS from, where that is copied."""
+        return self.observers.names_fd
 
     @property
     def worker_count(self) -> int:
@@ -171,7 +177,7 @@ class Session:
         names = [application.name for application in self.policy.applications]
         return ServiceStatus(
             session=self.name,
-            backend=BackendKind.CONNECT_HOOK,
+            backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
             policy_file=self.policy_order.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
@@ -190,8 +196,16 @@ class Session:
         if pins is not None and self.scope is not None:
             self.scope.pin(pins)
 
-    def _hook(self, scope: Scope) -> Backend:
-        """A service's is always the connect hook: no other backend selects single programs."""
+    @property
+    def _choice(self) -> BackendChoice:
+        """A service never falls back: only the connect hook and windivert select single programs."""
+        is_free = self.is_service and self.order.backend is BackendChoice.AUTO
+        return BackendChoice.CONNECT_HOOK if is_free else self.order.backend
+
+    def _listeners(self) -> list[socket.socket]:
+        return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
+
+    async def _opened_hook(self, scope: Scope) -> Backend:
         ports = [listener.getsockname()[1] for listener in self.listeners]
         terms = backends.Terms(
             cgroup=scope.path,
@@ -201,10 +215,10 @@ class Session:
             on_failure=self.policy.on_failure,
             quic=self.policy.quic,
             pins=lambda: self._pins(self.policy),
+            label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
         )
-        choice = self.order.backend if isinstance(self.order, OpenRun) else BackendChoice.CONNECT_HOOK
-        return backends.opened(choice, terms, self.shared.log)
+        return await backends.opened(self._choice, terms, self.shared.log)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None:
@@ -228,11 +242,10 @@ class Session:
         with contextlib.suppress(ChannelFull):
             gate.channel.send(WhoseAnswer(number=asked.number, process=process, selected=selected))
 
-    def fault(self, what: str, detail: str = "", *, pid: int | None = None, count: int = 1) -> None:
+    def fault(self, what: str, detail: str = "", *, count: int = 1, failed: OnFailure | None = None) -> None:
         self.faults += count
-        self.shared.record(
-            FaultSeen(what=what, detail=detail, failed=self.policy.on_failure, session=self.name, pid=pid, count=count)
-        )
+        failed = failed or self.policy.on_failure
+        self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
 
     # -- orders --------------------------------------------------------------------------------------------------------
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
@@ -258,24 +271,15 @@ class Session:
             self._record_policy(order)
 
     def _change_hook(self, policy: Policy) -> None:
-        assert isinstance(self.hook, ConnectHook)  # a service's
+        assert isinstance(self.hook, ConnectHook | DivertBackend)  # a service's
         assert self.scope is not None
         self.scope.govern(policy)
         selection = self.scope.selection
         pins = self._pins(policy)
         everything = selection is not None and selection.everything
         self.hook.change(on_failure=policy.on_failure, quic=policy.quic, everything=everything, pin_folder=pins)
-        if self._incoming is not None:
-            self._incoming.govern(policy, everything=everything)
+        self.observers.govern(policy, selection)
         self._pin_scope(pins)
-
-    async def switch(self, *, off: bool) -> int:
-        """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""
-        return await self.children.switch(off=off)
-
-    async def flows(self) -> tuple[int, int]:
-        """How many live, and how many of those are decrypted; none where no gate answers."""
-        return await self.children.flows()
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
@@ -291,49 +295,21 @@ class Session:
         self._closing = True
         self.children.abandon()
 
-    async def _collect_missed(self) -> None:
+    async def _watch(self) -> None:
         while True:
-            self._record_missed()
+            await self.observers.look()
             if self.scope is not None:
                 self.scope.look()
-            if self._incoming is not None:
-                self._incoming.look(self.fault)
             self.children.feel_pulse()
-            for _ in range(MISSED_LOOKS):
-                await asyncio.sleep(MISSED_PERIOD_S / MISSED_LOOKS)
-                self._take_missed()
 
-    def _take_missed(self) -> None:
-        if self.hook is not None:
-            self._misses.take(self.hook.missed())
+    def who_missed(self, missed: Missed) -> Process:
+        """Whose attempt it was that the hook did not divert."""
 
-    def _record_missed(self) -> None:
-        """What the hook saw and could not or must not divert, and what went wrong with the hook itself."""
-        self._take_missed()
-        for event in self._misses.told():
-            self.shared.record(event)
-        for trouble in self.hook.troubles() if self.hook is not None else ():
-            self.fault(trouble)
-
-    def _who_missed(self, missed: Missed) -> Process:
         def read() -> Owner:
-            owner = backends.found_missed(missed, self._processes)
+            owner = backends.found_missed(missed, self.processes)
             return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
-
-    def _who_accepts(self, scope: Scope, inbound: Inbound) -> Owner:
-        """Who has, or could have, accepted a connection."""
-
-        def read() -> Owner:
-            return listening.whose(self._processes, inbound, scope.pids)
-
-        return self._owners.told_by(inbound, read) if inbound.pid else Owner(Process(pid=0))
-
-    def _record_lost(self) -> None:
-        """What came faster than it was collected: the hook's queue was full, its counters are exact."""
-        for reason, count in self.hook.lost().items() if self.hook is not None else ():
-            self.fault(reason, "more attempts than were collected", count=count)
 
     @property
     def must_stay_closed(self) -> bool:
@@ -350,12 +326,7 @@ class Session:
     def divert_no_more(self) -> None:
         """The first part of `close`."""
         if self.hook is not None and not self._closing:
-            self._detach(self.hook)
-
-    def _detach(self, hook: Backend) -> None:
-        hook.detach()
-        if self.inward is not None:
-            self.inward.detach()
+            self.observers.divert_no_more()
 
     async def close(self, *, home: str | None) -> int:
         """Hook off, flows drained, processes ended, cgroup removed. Survivors move to cgroup `home`; their number.
@@ -367,16 +338,13 @@ class Session:
         self._closing = True
         self._background.cancel()
         self.children.replace_no_more()
-        if self.hook is not None:
-            self._detach(self.hook)
-            self._record_missed()
-            self._record_lost()
+        self.observers.detach()
+        await self.observers.finish()
         await self.children.drain()
         await self.children.stop()
-        if self._incoming is not None:
-            self._incoming.close()
+        self.observers.close()
         if self.hook is not None:
-            self._close_hook(self.hook)
+            await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []
         survivors = await self.scope.release(home) if self.scope is not None else 0
         for listener in self.listeners:
@@ -390,11 +358,12 @@ class Session:
             shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
 
-    def _close_hook(self, hook: Backend) -> None:
+    async def _close_hook(self, hook: Backend) -> None:
         """What cannot be removed now, the next start or `clean` removes."""
         for one in hook.watched:
             asyncio.get_running_loop().remove_reader(one.fd)
         try:
             hook.close()
+            await backends.ended(hook)
         except (OSError, BackendUnavailable) as error:
             self.fault("hook_not_removed", str(error))

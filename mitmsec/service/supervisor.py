@@ -28,6 +28,7 @@ from mitmsec.service.accounts import readers_gid
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.childlog import LogFile, OwnWords
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.leftovers import reap, succeed
 from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
@@ -227,11 +228,13 @@ class Supervisor:
         rows: list[tuple[ChildProcess, str]] = [(child, "") for child in self.backbone.children]
         for session in self.sessions.values():
             rows += [(child, session.name) for child in session.children.all]
+            if isinstance(session.hook, DivertBackend):
+                rows += [(child, session.name) for child in session.hook.children]
         return rows
 
     async def _status(self) -> control.StatusAnswer:
         live = list(self.sessions.values())
-        flows = await asyncio.gather(*(session.flows() for session in live))
+        flows = await asyncio.gather(*(session.children.flows() for session in live))
         sessions = [(one.name, one.program, str(one.scope.path if one.scope else "")) for one in live]
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
         counts = [(session.name, *count) for session, count in zip(live, flows, strict=True)]

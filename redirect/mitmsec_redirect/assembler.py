@@ -59,6 +59,7 @@ class Helper(IntEnum):
     PID_TGID = 14
     UID_GID = 15
     COMM = 16
+    SKB_LOAD_BYTES = 26  # 4.10
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
     MAP_PUSH = 87  # 4.20
@@ -71,6 +72,9 @@ class Helper(IntEnum):
     ANCESTOR_CGROUP_ID = 123  # 5.7
     SK_ASSIGN = 124  # 5.9, for lookup programs
     RINGBUF_OUTPUT = 130  # 5.8
+    RINGBUF_RESERVE = 131  # 5.8
+    RINGBUF_SUBMIT = 132  # 5.8
+    RINGBUF_DISCARD = 133  # 5.8
     TCP_SOCK = 137  # bpf_skc_to_tcp_sock, 5.9
     CURRENT_TASK = 158  # with its type; 5.18, for CAP_PERFMON
     SET_RETVAL = 187  # 5.18

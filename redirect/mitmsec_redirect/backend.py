@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from mitmsec.core.model import Confidence, Endpoint
+from mitmsec.core.model import Confidence, Endpoint, OnFailure
 from mitmsec_redirect.records import Missed, Reason
 
 
@@ -53,11 +53,22 @@ class GateGround:
     kind: BackendKind
     heartbeat_fd: int | None = None  # connect_hook: map; nftables: eventfd, for `pulse.Pulse`
     origins_fd: int | None = None  # connect_hook: map; windivert: channel; nftables: the accepted socket is enough
+    local_ports: tuple[int, int] | None = None  # first and last: where its own connections have to come from
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """In the order in which they are handed over."""
         return tuple(fd for fd in (self.origins_fd, self.heartbeat_fd) if fd is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFault:
+    """Something that went wrong with the backend itself. `what` is the word that stands in fault events."""
+
+    what: str
+    detail: str = ""
+    count: int = 1
+    failed: OnFailure | None = None  # which way the traffic went; None: as the policy says
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +124,8 @@ class Backend(Protocol):
     def lost(self) -> Mapping[Reason, int]:
         """How many of each reason `missed` has not told, and will not if it is not called again."""
 
-    def troubles(self) -> Sequence[str]:
-        """What went wrong with the backend itself since the last call, as names of faults."""
+    def troubles(self) -> Sequence[BackendFault]:
+        """What went wrong with the backend itself since the last call."""
 
     @property
     def diverted(self) -> int:

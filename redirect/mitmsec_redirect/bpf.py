@@ -24,12 +24,13 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
-PROG_TYPE_RAW_TRACEPOINT = 17
+PROG_TYPE_CGROUP_SKB = 8
+PROG_TYPE_CGROUP_SOCK = 9
 PROG_TYPE_SOCK_OPS = 13
+PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
 PROG_TYPE_SK_LOOKUP = 30
-ATTACH_SK_LOOKUP = 36  # to a network namespace (Linux 5.9)
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
 MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
@@ -76,17 +77,32 @@ class MapKind(IntEnum):
 
 
 class Attach(IntEnum):
-    """Attach types of programs on cgroups; all but SOCK_OPS are of BPF_PROG_TYPE_CGROUP_SOCK_ADDR."""
+    """Attach types of programs on cgroups (SK_LOOKUP: network namespaces); _KINDS has those not of kind SOCK_ADDR."""
 
+    INGRESS = 0
+    EGRESS = 1
     SOCK_OPS = 3
     CONNECT4 = 10
     CONNECT6 = 11
     SENDMSG4 = 14
     SENDMSG6 = 15
+    RECVMSG4 = 19
+    RECVMSG6 = 20
     GETPEERNAME4 = 29
     GETPEERNAME6 = 30
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
+    SOCK_RELEASE = 34
+    SK_LOOKUP = 36  # 5.9
+
+
+_KINDS = {
+    Attach.INGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
+    Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
+    Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+    Attach.SK_LOOKUP: PROG_TYPE_SK_LOOKUP,
+}
 
 
 class EbpfUnavailable(BackendUnavailable):
@@ -204,6 +220,14 @@ class Map:
             return False
         return True
 
+    def take(self, key: bytes) -> bytes | None:
+        """The value, which is not there any more; None where there is none. Of hashes only (Linux 5.14)."""
+        try:
+            self._element(Command.MAP_LOOKUP_AND_DELETE, key, None)
+        except FileNotFoundError:
+            return None
+        return self._value.raw[: self._value_bytes]
+
     def push(self, value: bytes) -> None:
         """Append to a queue. Raises OSError E2BIG when it is full."""
         self._element(Command.MAP_UPDATE, None, value)
@@ -241,8 +265,7 @@ class ProgramRejected(OSError):
 
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
-    kind = PROG_TYPE_SOCK_OPS if attach is Attach.SOCK_OPS else PROG_TYPE_CGROUP_SOCK_ADDR
-    return _load(code, kind, attach, name)
+    return _load(code, _KINDS.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:
@@ -251,11 +274,6 @@ def load_tracing(code: bytes, btf_id: int, name: str) -> int:
     `btf_id` is that of `btf_trace_…`. Raises ProgramRejected.
     """
     return _load(code, PROG_TYPE_TRACING, TRACE_RAW_TRACEPOINT, name, btf_id)
-
-
-def load_lookup(code: bytes, name: str) -> int:
-    """A program that chooses the listener of connections that come in. Raises ProgramRejected."""
-    return _load(code, PROG_TYPE_SK_LOOKUP, ATTACH_SK_LOOKUP, name)
 
 
 def load_runnable(code: bytes, name: str) -> int:
@@ -325,8 +343,8 @@ def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
 
 
 def attach_to_netns(program_fd: int, netns_fd: int) -> int:
-    """A descriptor of the link of a program from `load_lookup`; it runs as one on a cgroup does."""
-    attr = struct.pack("=IIII", program_fd, netns_fd, ATTACH_SK_LOOKUP, 0)
+    """The same of a SK_LOOKUP program."""
+    attr = struct.pack("=IIII", program_fd, netns_fd, Attach.SK_LOOKUP, 0)
     return _call(Command.LINK_CREATE, attr, "attach to the network namespace")
 
 

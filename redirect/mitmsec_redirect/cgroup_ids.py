@@ -54,3 +54,16 @@ class CgroupPaths:
         finally:
             os.close(folder)
         return path.removeprefix(self._root) or "/" if path.startswith(self._root) else None
+
+
+class Scope:
+    """A cgroup and all below it, for ids that the kernel tells. Not thread-safe."""
+
+    def __init__(self, cgroup: str, paths: CgroupPaths | None = None) -> None:
+        self._path = "/" + os.path.relpath(cgroup, cgroup2_root())
+        self._paths = paths or CgroupPaths()
+
+    def holds(self, cgroup: int) -> bool | None:
+        """None: the id is 0, or its cgroup went before anybody asked."""
+        path = self._paths.path_of(cgroup)
+        return None if path is None else path == self._path or path.startswith(f"{self._path}/")

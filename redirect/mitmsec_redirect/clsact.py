@@ -129,18 +129,23 @@ def sweep() -> int:
     For the calling thread's network namespace. Of clsact that another program made nothing is lost: an empty one does
     nothing. Raises OSError.
     """
-    removed = 0
-    held: frozenset[int] | None = None
     with contextlib.closing(TrafficControl()) as control:
+        there = {interface: control.classifiers(interface) for interface in control.clsact()}
+        ours = [one for found in there.values() for one in found if one.name.startswith(PROGRAMS)]
+        held = programs_held() if ours else frozenset()  # after them: what is attached by now was held before
+        dead = [one for one in ours if one.program not in held]
+        for one in dead:
+            with contextlib.suppress(FileNotFoundError):  # its owner has closed it meanwhile
+                control.detach(one)
+        return len(dead) + tidy(control)
+
+
+def tidy(control: TrafficControl) -> int:
+    """Remove each clsact with nothing below it; how many. Never raises."""
+    removed = 0
+    with contextlib.suppress(OSError):
         for interface in control.clsact():
-            left = control.classifiers(interface)
-            for one in [one for one in left if one.name.startswith(PROGRAMS)]:
-                held = programs_held() if held is None else held
-                if one.program not in held:
-                    control.detach(one)
-                    left.remove(one)
-                    removed += 1
-            if not left:
+            if not control.classifiers(interface):
                 control.remove_clsact(interface)
                 removed += 1
     return removed

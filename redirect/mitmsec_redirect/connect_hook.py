@@ -25,7 +25,7 @@ from types import TracebackType
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import bpf, kernel_types, netns, programs, records
-from mitmsec_redirect.backend import Backend, BackendKind, GateGround, Watched
+from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, ProgramRejected, RunCount
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
@@ -264,7 +264,7 @@ class ConnectHook(Backend):
     def owner(self, client: Endpoint, origin: Endpoint) -> None:
         """The origin says it: the kernel wrote it down at connect()."""
 
-    def troubles(self) -> tuple[str, ...]:
+    def troubles(self) -> tuple[BackendFault, ...]:
         """None: programs stay as they were loaded, and only root can take them away."""
         return ()
 

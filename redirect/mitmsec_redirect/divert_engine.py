@@ -91,7 +91,7 @@ class DivertEngine:
     """All SYNs held and all flows diverted. Times are monotonic seconds."""
 
     def __init__(self, on_failure: OnFailure) -> None:
-        self._on_failure = on_failure
+        self.on_failure = on_failure
         self._connects: dict[Key, _Connect] = {}  # oldest first, as all of these
         self._held: dict[int, _Held] = {}
         self._by_flow: dict[Flow, _Held] = {}
@@ -301,10 +301,10 @@ class DivertEngine:
         """We cannot decide or act."""
         self._let_go(held)
         self._coverage.remove(held.flow)
-        is_open = self._on_failure is OnFailure.OPEN
+        is_open = self.on_failure is OnFailure.OPEN
         detail = f"{held.flow.local} to {held.flow.remote}" + (f": {why}" if why else "")
         return [
-            s.Report(what=what, failed=self._on_failure, detail=detail),
+            s.Report(what=what, failed=self.on_failure, detail=detail),
             s.ReleaseSyn(number=held.number, diverted=False) if is_open else s.RefuseSyn(number=held.number),
         ]
 
@@ -314,7 +314,7 @@ class DivertEngine:
         commands: Commands = [
             s.Report(what="queue_overflow", failed=failed, detail=f"{event.which}: {event.count} {went}")
         ]
-        if event.passed and event.which is s.Which.SYNS and self._on_failure is OnFailure.CLOSED:
+        if event.passed and event.which is s.Which.SYNS and self.on_failure is OnFailure.CLOSED:
             commands.append(s.CutUnseen(connected=self._unseen()))
         return commands
 

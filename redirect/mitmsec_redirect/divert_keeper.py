@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec.core.model import OnFailure
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.divert_library import HandleStats
 from mitmsec_redirect.divert_signals import AnyEvent, Choice, Flow, Report, Which
 from mitmsec_redirect.filters import Own
 from mitmsec_redirect.nat import Flow as NatFlow
-from mitmsec_redirect.socket_table import DiagTable, Pair, SocketTable, pair_of, turned
+from mitmsec_redirect.socket_table import DiagTable, OpenSocket, Pair, SocketTable, pair_of, turned
 
 LOOK_S, SWEEP_S = 0.25, 2.0
 
@@ -31,7 +31,7 @@ class Rounds:
     tell: Callable[[Iterable[AnyEvent]], None]
     stats: Callable[[], Mapping[Which, HandleStats]]
     flows: Callable[[], Mapping[Flow, Known]]
-    choose: Callable[[int, Endpoint], Choice]  # for a pid and where it connects to
+    choose: Callable[[int, OpenSocket], Choice]  # for a pid and the socket with which it has connected
     report: Callable[[Report], None]
 
 
@@ -83,7 +83,7 @@ class Keeper:
             pid = connected.get(one.cookie)
             if pid is None or one.local_port in self._own.upstream or turned(one.pair) in pairs:
                 continue
-            if self._rounds.choose(pid, one.remote) is Choice.LEAVE:
+            if self._rounds.choose(pid, one) is Choice.LEAVE:
                 continue
             if self._sockets.destroy(one):
                 self._rounds.report(Report(what="cut_unseen", failed=OnFailure.CLOSED, detail=f"to {one.remote}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 from dataclasses import dataclass
 
@@ -9,10 +10,12 @@ import msgspec
 
 from mitmsec.core.model import Confidence, Process
 from mitmsec_redirect.divert_signals import Flow
+from mitmsec_redirect.owner import Owner, settled
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.sockdiag import CookieLookup
 
 SOURCE = "windivert"
+HASH_WAIT_S = 0.02  # others' first packets wait as long; once for each executable that is not very large
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class SocketTold:
 
     cookie: int | None = None
     uid: int = 0
+    cgroup: int = 0  # the id of its cgroup
 
 
 class Owners:
@@ -35,20 +39,27 @@ class Owners:
         if self._lookup is None:
             return SocketTold()
         found = self._lookup.find(flow.local, flow.remote, flow.transport, interface)
-        return SocketTold() if found is None else SocketTold(found.cookie, found.uid)
+        return SocketTold() if found is None else SocketTold(found.cookie, found.uid, found.cgroup)
 
     def process(self, pid: int, uid: int, connected_ns: int | None) -> Process:
         """The process as far as it can be read; else `uid` is its user. `connected_ns` None: a table named it."""
         owner = self._processes.whose(pid, _real_uid(pid, uid), "", connected_ns)
-        confidence = owner.process.confidence
+        process, confidence = _hashed(owner), owner.process.confidence
         if connected_ns is None and confidence is Confidence.KERNEL:
             confidence = Confidence.TABLE
-        return msgspec.structs.replace(owner.process, source=SOURCE, confidence=confidence)
+        return msgspec.structs.replace(process, source=SOURCE, confidence=confidence)
 
     def close(self) -> None:
         self._processes.close()
         if self._lookup is not None:
             self._lookup.close()
+
+
+def _hashed(owner: Owner) -> Process:
+    """With its hash if that comes at once: the process may end as soon as its connection goes on."""
+    if owner.sha256 is not None:
+        concurrent.futures.wait([owner.sha256], HASH_WAIT_S)
+    return settled(owner).process
 
 
 def _real_uid(pid: int, otherwise: int) -> int:

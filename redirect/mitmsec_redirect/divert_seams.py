@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mitmsec.core.model import Endpoint, Process
+from mitmsec.core.model import Endpoint, Process, Transport
 from mitmsec_redirect.divert_library import HandleStats
 from mitmsec_redirect.divert_signals import Choice, Report
-from mitmsec_redirect.records import Origin
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedFlow:
-    """What the gate has to know before a connection comes to it: these are the names of the socket it will accept."""
-
-    client: Endpoint
-    gate: Endpoint
-    origin: Origin
-    process: Process
+from mitmsec_redirect.expected_flows import ExpectedFlow
 
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
     """Who is asked and told. Called by one thread at a time, which holds connections up meanwhile: do not wait in them.
 
-    They must not call the backend. What `decide` or `expect` raises follows `on_failure`, and is reported.
+    They must not call the backend. What `decide` or `expect` raises follows `on_failure`, and is reported. Whose cgroup
+    does not concern us, and who is not selected, is never read and never refused.
     """
 
-    decide: Callable[[Process, Endpoint], Choice]
+    decide: Callable[[Process, Endpoint, Transport], Choice]
     expect: Callable[[ExpectedFlow], None]
     report: Callable[[Report], None]
+    concerns: Callable[[int], bool] = lambda cgroup: True  # by the id of a socket's cgroup; 0: it is not known
+    selects: Callable[[int], bool] = lambda pid: True  # who is not selected is not read
 
 
 @dataclass(frozen=True, slots=True)

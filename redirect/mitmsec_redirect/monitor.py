@@ -31,15 +31,13 @@ from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.process_programs import Maps
 from mitmsec_redirect.process_records import Count, Executable, ProcessEvent, parse_process
 from mitmsec_redirect.ringbuffer import RingBuffer
-from mitmsec_redirect.verdicts import Verdict, entry
+from mitmsec_redirect.verdicts import ENTRY, PID, Verdict, entry
 
 BTF_FILE = Path("/sys/kernel/btf/vmlinux")
 RING_BYTES = 4 << 20  # over a second of a program that starts 5,000 children a second
 SELECTED_LIMIT = 65536  # processes that live and are selected or undecided
 EXECUTABLES_LIMIT = 16384
 
-_PID = struct.Struct("=I")
-_ENTRY = struct.Struct("=Q")
 _VERDICT = struct.Struct("=I")
 _COUNT = struct.Struct("=Q")
 _LOST = {"fork": Count.LOST_STARTED, "exec": Count.LOST_EXECUTED, "exit": Count.LOST_ENDED}
@@ -88,11 +86,11 @@ class Monitor:
         with ExitStack() as held:
             maps: dict[str, Map] = {}
             for name, kind, key, value, entries in (
-                ("selected", MapKind.HASH, _PID.size, _ENTRY.size, selected_limit),
+                ("selected", MapKind.HASH, PID.size, ENTRY.size, selected_limit),
                 ("executables", MapKind.HASH, records.EXECUTABLE.size, _VERDICT.size, executables_limit),
                 ("ring", MapKind.RINGBUF, 0, 0, ring_bytes),
-                ("counts", MapKind.ARRAY, _PID.size, _COUNT.size, len(Count)),
-                ("scratch", MapKind.PERCPU_ARRAY, _PID.size, records.SCRATCH_BYTES, 1),
+                ("counts", MapKind.ARRAY, PID.size, _COUNT.size, len(Count)),
+                ("scratch", MapKind.PERCPU_ARRAY, PID.size, records.SCRATCH_BYTES, 1),
             ):
                 maps[name] = Map.create(kind, key, value, entries, f"ms_{name}")
                 held.callback(maps[name].close)
@@ -146,7 +144,7 @@ class Monitor:
         return {name: bpf.run_count(fd) for name, fd in self._programs.items()}
 
     def _count(self, kind: Count) -> int:
-        value = self._maps["counts"].lookup(_PID.pack(kind))
+        value = self._maps["counts"].lookup(PID.pack(kind))
         assert value is not None  # an array map has all its elements
         count: int = _COUNT.unpack(value)[0]
         return count
@@ -180,13 +178,13 @@ class Monitor:
 
     def entry_of(self, pid: int) -> int:
         """The entry now; 0: none."""
-        value = self._maps["selected"].lookup(_PID.pack(pid))
-        return 0 if value is None else int(_ENTRY.unpack(value)[0])
+        value = self._maps["selected"].lookup(PID.pack(pid))
+        return 0 if value is None else int(ENTRY.unpack(value)[0])
 
     def entries(self) -> Mapping[int, int]:
         """All entries now, by pid."""
         keys = list(self._maps["selected"].keys())
-        pids = [int(_PID.unpack(key)[0]) for key in keys]
+        pids = [int(PID.unpack(key)[0]) for key in keys]
         return {pid: number for pid in pids if (number := self.entry_of(pid))}
 
     def decide(self, pid: int, told: int, verdict: Verdict) -> bool:
@@ -205,7 +203,7 @@ class Monitor:
         """
         number = entry(start_ticks * (10**9 // TICKS_PER_S), verdict)
         try:
-            if not self._maps["selected"].insert(_PID.pack(pid), _ENTRY.pack(number)):
+            if not self._maps["selected"].insert(PID.pack(pid), ENTRY.pack(number)):
                 return False
         except OSError:
             return False

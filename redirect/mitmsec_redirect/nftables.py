@@ -26,7 +26,15 @@ from pathlib import Path
 
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect import netns, nft, nft_rules
-from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable, GateGround, SocketOwner, Watched
+from mitmsec_redirect.backend import (
+    Backend,
+    BackendFault,
+    BackendKind,
+    BackendUnavailable,
+    GateGround,
+    SocketOwner,
+    Watched,
+)
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 from mitmsec_redirect.netlink import NetlinkBroken
 from mitmsec_redirect.nflog import Logged, PacketLog
@@ -77,7 +85,7 @@ class Nftables(Backend):
         self._told: dict[Reason, int] = {}
         self._seen: dict[str, int] = {}  # what the table's counters said last
         self._before: dict[str, int] = {}  # the same of tables that somebody else removed
-        self._troubles: list[str] = []
+        self._troubles: list[BackendFault] = []
         self._detached = self._closed = False
         self._beat_ns = 0
 
@@ -143,7 +151,7 @@ class Nftables(Backend):
         try:
             self._renew()
         except (OSError, BackendUnavailable):
-            self._troubles.append(Trouble.BEAT_NOT_TAKEN)
+            self._troubles.append(BackendFault(Trouble.BEAT_NOT_TAKEN))
 
     def _renew(self) -> None:
         """The rules live another second. Somebody else may have removed them: many firewalls begin by flushing all."""
@@ -152,7 +160,7 @@ class Nftables(Backend):
         except FileNotFoundError:
             self._before, self._seen = dict(self._added_up()), {}
             nft.load(nft_rules.create(self._terms), self._netns)
-            self._troubles.append(Trouble.RULES_RESTORED)
+            self._troubles.append(BackendFault(Trouble.RULES_RESTORED))
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def set_port(self, port_v4: int, port_v6: int | None) -> None:
@@ -227,7 +235,7 @@ class Nftables(Backend):
         untold = {reason: counts.get(reason, 0) - self._told.get(reason, 0) for reason in nft_rules.REASONS}
         return {reason: count for reason, count in untold.items() if count > 0}
 
-    def troubles(self) -> list[str]:
+    def troubles(self) -> list[BackendFault]:
         """`Trouble`s since the last call."""
         found, self._troubles = self._troubles, []
         return found

@@ -19,7 +19,7 @@ from enum import IntEnum, IntFlag, StrEnum, unique
 from ipaddress import IPv6Address
 from typing import Final
 
-from mitmsec.core.model import Caller, Confidence, Endpoint, Transport
+from mitmsec.core.model import Caller, Confidence, Endpoint, Process, Transport
 
 ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQQQIIQQqII")
 REMOTE, PORT, PROTOCOL, REASON, PID, UID, COMM = 0, 16, 18, 20, 24, 28, 32
@@ -130,6 +130,7 @@ class Missed:
     denied: bool  # False: it went out undiverted
     confidence: Confidence = Confidence.KERNEL  # how sure `pid` is; UNKNOWN: it is 0
     caller: Caller | None = None
+    process: Process | None = None  # where it was read at once
 
 
 def address_bytes(address: str) -> bytes:

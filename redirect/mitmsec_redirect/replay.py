@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
-from mitmsec_redirect.backend import Backend, BackendKind, GateGround, Watched
+from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.pcapng_blocks import Reader
 from mitmsec_redirect.recorded_flows import RecordedFlow, RecordedFlows
 from mitmsec_redirect.records import Missed, Reason
@@ -183,7 +183,7 @@ class Replay(Backend):
             counts[one.reason] = counts.get(one.reason, 0) + 1
         return counts
 
-    def troubles(self) -> tuple[str, ...]:
+    def troubles(self) -> tuple[BackendFault, ...]:
         """There is nothing that could go wrong."""
         return ()
 

@@ -8,6 +8,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.cgroup import cgroup2_root
+from mitmsec_redirect.cgroup_ids import CgroupPaths
 
 RUNS_LIMIT = 1024
 _CGROUP = struct.Struct("=Q")
@@ -39,3 +41,24 @@ class RunCgroups:
 
     def close(self) -> None:
         self._map.close()
+
+
+class RunMembers:
+    """The same map, for whoever was given it: whether a socket's cgroup is a run's or below one. Not thread-safe."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._map = Map(map_fd, _CGROUP.size, len(_PRESENT))
+        self._paths = CgroupPaths()
+
+    def hold(self, cgroup: int) -> bool:
+        """False also for a cgroup that is not known, and for 0."""
+        if self._has(cgroup):
+            return True
+        top = (self._paths.path_of(cgroup) or "/").split("/")[1]
+        try:
+            return bool(top) and self._has(os.stat(cgroup2_root() / top).st_ino)
+        except OSError:
+            return False
+
+    def _has(self, cgroup: int) -> bool:
+        return self._map.lookup(_CGROUP.pack(cgroup)) is not None

@@ -13,14 +13,21 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import psutil
 
 from mitmsec.core.model import Endpoint, Transport
 from mitmsec_redirect.divert_signals import Flow
-from mitmsec_redirect.sockdiag import NETLINK_SOCK_DIAG, NLM_F_REQUEST, NLMSG_ERROR, SOCK_DIAG_BY_FAMILY, CookieLookup
+from mitmsec_redirect.sockdiag import (
+    NETLINK_SOCK_DIAG,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    SOCK_DIAG_BY_FAMILY,
+    CookieLookup,
+    cgroup_in,
+)
 
 type Pair = bytes  # ports and addresses of a TCP socket, local first
 
@@ -35,6 +42,8 @@ MAPPED: Final = bytes(10) + b"\xff\xff"
 _HEADER: Final = struct.Struct("=IHHII")
 _PAIR: Final = struct.Struct("!HH16s16s")
 _REQUEST: Final = struct.Struct("=BBBBI")
+SYN_SENT: Final = b"\x02"
+_STATE_AT, _INODE_AT = 1, 68  # of an inet_diag_msg
 _ID_AT, _COOKIE_AT = 16 + 4, 16 + 4 + 40  # of an answer: inet_diag_sockid, its cookie
 
 
@@ -57,6 +66,22 @@ class OpenSocket:
     cookie: int
     raw_id: bytes  # the kernel's name for it
     family: int
+    message: bytes = field(default=b"", repr=False, compare=False)
+
+    @property
+    def is_connecting(self) -> bool:
+        """Its SYN has not been answered yet."""
+        return self.message[_STATE_AT : _STATE_AT + 1] == SYN_SENT
+
+    @property
+    def inode(self) -> int:
+        """0: no process has it any more, or it is not known."""
+        return int.from_bytes(self.message[_INODE_AT : _INODE_AT + 4], sys.byteorder)
+
+    @property
+    def cgroup(self) -> int:
+        """The id of its maker's cgroup; 0: the kernel does not say."""
+        return cgroup_in(self.message)
 
     @property
     def local_port(self) -> int:
@@ -107,7 +132,8 @@ class DiagTable:
             for answer in self._answers():
                 raw_id = bytes(answer[_ID_AT : _ID_AT + 48])
                 cookie: int = struct.unpack_from("=Q", answer, _COOKIE_AT)[0]
-                found.append(OpenSocket(_plain(raw_id[:36]), cookie, raw_id, family))
+                message = bytes(answer[_HEADER.size :])
+                found.append(OpenSocket(_plain(raw_id[:36]), cookie, raw_id, family, message))
         return found
 
     def destroy(self, one: OpenSocket) -> bool:

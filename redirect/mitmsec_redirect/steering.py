@@ -21,7 +21,7 @@ from pathlib import Path
 from mitmsec.core.model import OnFailure
 from mitmsec_redirect import bpf, netns, records, steering_programs
 from mitmsec_redirect import steering_records as shared
-from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.bpf import Attach, Map, MapKind
 from mitmsec_redirect.inbound_records import INBOUND
 from mitmsec_redirect.steering_programs import SteeringLayout
 from mitmsec_redirect.steering_records import Steered, SteeringMaps
@@ -73,7 +73,7 @@ class Steering:
                 heartbeat=heartbeat_fd,
                 on_failure=on_failure,
             )
-            program = bpf.load_lookup(steering_programs.build(layout), "mitmsec_lookup")
+            program = bpf.load_program(steering_programs.build(layout), Attach.SK_LOOKUP, "mitmsec_lookup")
             held.callback(os.close, program)
             steering = cls(maps, netns.inside(netns_fd, netns.current_cookie))
             steering._link = bpf.attach_to_netns(program, netns_fd)

@@ -124,11 +124,21 @@ def unless_quic(asm: Assembler, label: str) -> None:
 
 def describe(asm: Assembler, *, v6: bool) -> None:
     """Write all that is known into the attempt on the stack, the addresses in their canonical form."""
+    addresses(asm, v6=v6)
+    circumstances(asm)
+
+
+def addresses(asm: Assembler, *, v6: bool) -> None:
+    """The first part of `describe`: clears the attempt, calls no helper."""
     for offset in range(0, records.ATTEMPT.size, 8):
         asm.store(R10, ATTEMPT + offset, 0, Size.LONG)
     copy_address(asm, records.REMOTE, R6, ADDRESS_V6 if v6 else ADDRESS_V4, v6=v6)
     copy_address(asm, records.SOURCE, R7, LOCAL_V6 if v6 else LOCAL_V4, v6=v6)
     canonical(asm)
+
+
+def circumstances(asm: Assembler) -> None:
+    """The second part: ports, protocol, and who, when and where."""
     asm.store(R10, ATTEMPT + records.PORT, R8, Size.HALF)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.store(R10, ATTEMPT + records.PROTOCOL, R2, Size.HALF)

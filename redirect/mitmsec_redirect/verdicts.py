@@ -11,8 +11,10 @@ has executed something else, or ended, in the meantime. A fork without exec() co
 
 from __future__ import annotations
 
+import struct
 from enum import NAMED_FLAGS, IntFlag, verify
 
+PID, ENTRY = struct.Struct("=I"), struct.Struct("=Q")  # key and value of the map
 VERDICT_BITS = 12
 VERDICT_MASK = (1 << VERDICT_BITS) - 1
 STAMP_MASK = (1 << 64) - 1 & ~VERDICT_MASK

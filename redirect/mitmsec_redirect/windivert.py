@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final, assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure, Quic
+from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
 from mitmsec_redirect import clsact, divert_library, netns
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import filter_of
@@ -39,18 +39,18 @@ from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShu
 from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_path import DataPath
 from mitmsec_redirect.divert_records import RECORD_BYTES, Layer, parse_connect
-from mitmsec_redirect.divert_seams import Callbacks, ExpectedFlow, Statistics
+from mitmsec_redirect.divert_seams import Callbacks, Statistics
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
+from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import EBPFDIVERT, WINDIVERT, Own, syn_filter
 from mitmsec_redirect.nat import Added, NatTable
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Origin
-from mitmsec_redirect.socket_table import system_table
+from mitmsec_redirect.socket_table import OpenSocket, system_table
 
 IS_LINUX: Final = sys.platform != "win32"
 LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
-SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES = 2000, 1900, 1 << 24
-HELD_WAIT_S, IDLE_WAIT_S = 0.005, 0.2
+SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S = 2000, 1900, 1 << 24, 0.005, 0.2
 
 EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
 # the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
@@ -111,7 +111,7 @@ class Windivert:
         """Who before what: from the first SYN on everything has to be known."""
         keep = self._stack
         if IS_LINUX:
-            keep.callback(_tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
+            keep.callback(clsact.tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
         self._owners = Owners(processes)
         keep.callback(self._owners.close)
         sockets = system_table()
@@ -164,13 +164,17 @@ class Windivert:
                 for one in taken:
                     if one.flow is None:
                         first.put_back(one)
-                    else:
-                        events.append(self._hold(first, one, one.flow))
+                    elif (held := self._hold(first, one, one.flow)) is not None:
+                        events.append(held)
                 self._tell([*events, s.Tick()])
 
-    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent:
-        number = next(self._numbers)
+    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent | None:
         told = self._owners.socket_of(flow, taken.interface)
+        if not self._callbacks.concerns(told.cgroup):
+            self._counts["left"] += 1
+            first.put_back(taken)
+            return None
+        number = next(self._numbers)
         self._held[number] = (first, taken, told.uid)
         return s.SynHeld(number=number, flow=flow, sequence=taken.sequence, cookie=told.cookie)
 
@@ -241,10 +245,11 @@ class Windivert:
         return None
 
     def _own_of(self, command: s.AskOwner) -> AnyEvent:
-        process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
-        fault, choice = "", Choice.LEAVE
+        process, fault, choice = Process(pid=command.pid), "", Choice.LEAVE
         try:
-            choice = self._callbacks.decide(process, command.flow.remote)
+            if self._callbacks.selects(command.pid):
+                process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
+                choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
         except Exception as error:
             fault = repr(error)
         return s.OwnerTold(number=command.number, process=process, choice=choice, fault=fault)
@@ -299,13 +304,14 @@ class Windivert:
         with self._lock:
             self._callbacks.report(fault)
 
-    def _choose(self, pid: int, remote: Endpoint) -> Choice:
+    def _choose(self, pid: int, one: OpenSocket) -> Choice:
         """For connections that slipped by, where failures close."""
-        with self._lock:
-            try:
-                return self._callbacks.decide(self._owners.process(pid, 0, None), remote)
-            except Exception:
-                return Choice.DENY
+        ask = self._callbacks
+        with self._lock, contextlib.suppress(Exception):
+            if not ask.concerns(one.cgroup) or not ask.selects(pid):
+                return Choice.LEAVE
+            return ask.decide(self._owners.process(pid, 0, None), one.remote, Transport.TCP)
+        return Choice.DENY
 
     def _flows(self) -> dict[Flow, Known]:
         with self._lock:
@@ -319,6 +325,11 @@ class Windivert:
             Which.EVENTS: self._events.stats(),
             Which.SYNS: sum((first.handle.stats() for first in self._first), HandleStats()),
         }
+
+    def follow(self, on_failure: OnFailure) -> None:
+        """From now on, which way failures go."""
+        with self._lock:
+            self._on_failure = self._engine.on_failure = on_failure
 
     # -- its end -------------------------------------------------------------------------------------------------------
     def statistics(self) -> Statistics:
@@ -387,11 +398,3 @@ def reap() -> int:
 
 def _open_data(text: str, priority: int) -> Handle:
     return open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)
-
-
-def _tidy(control: clsact.TrafficControl) -> None:
-    """The library's clsact, where nothing is below it any more."""
-    with contextlib.suppress(OSError):
-        for interface in control.clsact():
-            if not control.classifiers(interface):
-                control.remove_clsact(interface)

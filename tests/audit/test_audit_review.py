@@ -125,6 +125,13 @@ def test_the_statistics_count_each_connection_once(log: Review) -> None:
     }
 
 
+def test_of_connections_whose_bytes_were_not_counted_the_statistics_count_none(tmp_path: Path) -> None:
+    log_of(tmp_path, [msgspec.structs.replace(connection(), bytes_sent=None, bytes_received=None)])
+    with opened(tmp_path) as log:
+        (row,) = log.stats()
+    assert (row["connections"], row["sent"], row["received"]) == (1, 0, 0)
+
+
 NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
 
 

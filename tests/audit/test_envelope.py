@@ -10,6 +10,7 @@ import pytest
 from audit_events import CURL, connection, draft, finding, handed, request
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mitmsec.audit.envelope import (
     COLUMNS,
@@ -27,6 +28,7 @@ from mitmsec.audit.event import (
     CertificateSeen,
     FaultSeen,
     Kind,
+    NamedBy,
     Outcome,
     PolicySeen,
     Seen,
@@ -90,6 +92,20 @@ def test_a_connection_has_the_promised_fields() -> None:
     assert (event["duration_ms"], event["outcome"], event["protocol"]) == (31, "completed", "tls")
     assert "error" not in event
     assert event_of(connection(error="refused"))["error"] == "refused"
+
+
+def test_what_was_not_counted_is_absent_and_datagrams_stand_apart() -> None:
+    udp = replace(connection(), bytes_sent=None, bytes_received=None, datagrams_sent=3, datagrams_received=0)
+    event = event_of(udp)
+    assert "bytes" not in event
+    assert event["datagrams"] == {"sent": 3, "received": 0}
+    assert "datagrams" not in event_of(connection())
+    assert "datagrams" not in event_of(replace(udp, datagrams_sent=None, datagrams_received=None))
+
+
+def test_a_name_that_the_flow_did_not_show_itself_says_where_it_is_from() -> None:
+    assert event_of(replace(connection(), named_by=NamedBy.DNS))["remote"]["named_by"] == "dns"
+    assert "named_by" not in event_of(connection())["remote"]
 
 
 def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, OnFinding, Process, Quic, Upstream
+from mitmsec.core.model import (
+    Action,
+    Decision,
+    Direction,
+    Endpoint,
+    OnFailure,
+    OnFinding,
+    Process,
+    Quic,
+    UnprovenName,
+    Upstream,
+)
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
 
 WEB = Endpoint(address="192.0.2.1", port=443)
@@ -93,6 +104,41 @@ def test_what_a_decision_inspects(rule: Rule | None, inspect: tuple[str, ...], o
     policy = Policy(inspect=("keywords",), upstream=Upstream.BLOCK, rules=(rule,) if rule else ())
     decision = policy.at_hello(policies.CURL, WEB, name=None)
     assert (decision.inspect, decision.on_finding, decision.upstream) == (inspect, on_finding, Upstream.BLOCK)
+
+
+@pytest.mark.parametrize("word", UnprovenName)
+def test_a_bypass_by_name_that_nothing_confirms_is_what_the_policy_says_of_those(word: UnprovenName) -> None:
+    policy = Policy(rules=(BANKS,), unproven_name=word, inspect=("keywords",), upstream=Upstream.BLOCK)
+    proven = policy.at_hello(policies.CURL, WEB, name="a.bank.example", proven=True)
+    doubtful = policy.at_hello(policies.CURL, WEB, name="a.bank.example", proven=False)
+    assert (proven.action, proven.reason, proven.inspect) == (Action.BYPASS, "agreement 4.2", ())
+    assert (doubtful.rule, doubtful.upstream) == ("banks", Upstream.BLOCK)
+    match word:
+        case UnprovenName.ALLOW:
+            assert doubtful == proven
+        case UnprovenName.BLOCK:
+            assert (doubtful.action, doubtful.inspect) == (Action.BLOCK, ())
+        case UnprovenName.DECRYPT:
+            assert (doubtful.action, doubtful.inspect) == (Action.DECRYPT, ("keywords",))
+    said = f'agreement 4.2; no DNS answer confirms the name, and unproven_name = "{word}"'
+    assert (doubtful.reason == said) == (word is not UnprovenName.ALLOW)
+
+
+@pytest.mark.parametrize("word", UnprovenName)
+@given(policy=policies.policies, process=policies.processes, remote=policies.endpoints, name=policies.names)
+def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
+    word: UnprovenName, policy: Policy, process: Process, remote: Endpoint, name: str | None
+) -> None:
+    doubting = msgspec.structs.replace(policy, unproven_name=word)
+    proven = policy.at_hello(process, remote, name=name, proven=True)
+    doubtful = doubting.at_hello(process, remote, name=name, proven=False)
+    by_name = any(rule.host and rule.name == proven.rule for rule in policy.rules)
+    if proven.action is not Action.BYPASS or not by_name or word is UnprovenName.ALLOW:
+        assert doubtful == proven
+    else:
+        assert doubtful.action.value == word.value
+    early = doubting.at_connect(process, remote)
+    assert early in (None, doubtful), "an early answer is never another answer, proven or not"
 
 
 def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mitmsec_certs.origin_pki import origin_pki
 from mitmsec_redirect import nft
 
 V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
+FAR_V4 = "10.79.0.1"  # of `far`, on the link
 HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
 MITMSEC = [sys.executable, "-m", "mitmsec"]
 
@@ -182,6 +183,30 @@ def _until_listening(network: Network, address: str, port: int) -> None:
     subprocess.run(network.inside(sys.executable, "-c", probe, address, str(port)), check=True)
 
 
+@pytest.fixture(scope="session")
+def far(network: Network) -> Iterator[Network]:
+    """Another namespace, from which the origins' is reached over a link, as machines are: what `windivert` needs."""
+    name = f"mitmsec-far-{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for words in (
+            f"-n {name} link add va type veth peer name vb netns {network.name}",
+            f"-n {name} address add {FAR_V4}/24 dev va",
+            f"-n {name} -6 address add fd79::1/64 dev va nodad",
+            f"-n {network.name} address add 10.79.0.2/24 dev vb",
+            f"-n {network.name} -6 address add fd79::2/64 dev vb nodad",
+            f"-n {network.name} link set vb up",
+            f"-n {name} link set lo up",
+            f"-n {name} link set va up",
+            f"-n {name} route add default via 10.79.0.2",
+            f"-n {name} -6 route add default via fd79::2",
+        ):
+            subprocess.run(["ip", *words.split()], check=True)
+        yield replace(network, name=name, processes=[])
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
 @dataclass
 class Mitmsec:
     """The command line on one state directory, inside one network."""
@@ -232,15 +257,19 @@ NFTABLES = pytest.param(
     "nftables", marks=pytest.mark.skipif(shutil.which("nft", path=nft.FOLDERS) is None, reason="nft is not installed")
 )
 both_backends = pytest.mark.parametrize("mitmsec", ["connect_hook", NFTABLES], indirect=True)
+all_backends = pytest.mark.parametrize("mitmsec", ["connect_hook", NFTABLES, "windivert"], indirect=True)
 by_nftables = pytest.mark.parametrize("mitmsec", [NFTABLES], indirect=True)
 
 
 @pytest.fixture
 def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmsec]:
-    """With the backend that the test's parameter names."""
+    """With the backend that the test's parameter names; `windivert` in a namespace of its own."""
+    backend = getattr(request, "param", "")
+    if backend == "windivert":
+        network = request.getfixturevalue("far")
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-state-"))
     folder.chmod(0o755)
-    tool = Mitmsec(network, folder / "state", getattr(request, "param", ""))
+    tool = Mitmsec(network, folder / "state", backend)
     try:
         yield tool
         cleaned = subprocess.run(tool.command("clean", "--state", str(tool.state)), capture_output=True, text=True)

@@ -63,6 +63,12 @@ def test_callers_that_stay_are_all_named_rightly(tmp_path: Path, action: str) ->
     assert (made.score["lost"], made.score["crossed"], made.score["unmade"]) == ([], [], 0)
 
 
+def test_who_exchanges_datagrams_is_named_rightly_in_both_directions(tmp_path: Path) -> None:
+    made = take(tmp_path, "--count", "200", patterns=[Pattern.UDP_CONNECTED, Pattern.UDP_SENDTO, Pattern.UDP_SERVER])
+    assert made.score["faults"] == [], made.score
+    assert made.counted("right") == len(made.corpus) >= 200
+
+
 def test_callers_that_do_not_stay_what_they_were_are_named_rightly_or_said_to_be_unknown(tmp_path: Path) -> None:
     made = take(tmp_path, "--count", "300", patterns=CHANGES)
     assert made.score["wrong"] == []

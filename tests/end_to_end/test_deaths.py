@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MITMSEC, NFTABLES, Mitmsec, Network, both_backends, status_of
+from conftest import MITMSEC, NFTABLES, Mitmsec, Network, all_backends, status_of
 
 from mitmsec.service import control
 
@@ -103,14 +103,19 @@ def until_recorded(mitmsec: Mitmsec, within_s: float = 10) -> None:
 
 
 OURS, ITS_OWN = "mitmsec issuing", "Test Origins nginx"
-DENIED = {"connect_hook": "PermissionError", "nftables": "ConnectionRefusedError"}  # by whom, and how that looks
-LEFT = {"connect_hook": "hook", "nftables": "table"}  # behind, by a killed supervisor
+DENIED = {  # by whom, and how that looks
+    "connect_hook": "PermissionError",
+    "nftables": "ConnectionRefusedError",
+    "windivert": "ConnectionRefusedError",
+}
+LEFT = {"connect_hook": "hook", "nftables": "table", "windivert": "diverter"}  # behind, by a killed supervisor
 
 
 @pytest.mark.parametrize(
     ("mitmsec", "role"),
     [("connect_hook", role) for role in ("gate", "worker", "signer", "recorder")]
-    + [pytest.param("nftables", role, marks=NFTABLES.marks) for role in ("gate", "recorder")],
+    + [pytest.param("nftables", role, marks=NFTABLES.marks) for role in ("gate", "recorder")]
+    + [("windivert", role) for role in ("gate", "diverter")],
     indirect=["mitmsec"],
 )
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
@@ -135,7 +140,7 @@ def test_a_killed_process_is_replaced_and_nothing_slips_through(
     assert_verified(mitmsec)
 
 
-@both_backends
+@all_backends
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
 def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(
     origin: Network, mitmsec: Mitmsec, on_failure: str
@@ -143,7 +148,8 @@ def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(
     wanted = ITS_OWN if on_failure == "open" else DENIED[mitmsec.backend]
     with client(mitmsec, on_failure) as program:
         assert OURS in program.tries()
-        children = [pid for _, pid, _ in program.status().processes]
+        stay = ("diverter",) if on_failure == "closed" else ()  # it is what denies
+        children = [pid for role, pid, _ in program.status().processes if role not in stay]
         os.kill(program.pid_of("supervisor"), signal.SIGKILL)
         killed = time.monotonic()
         until(program, wanted, within_s=5)
@@ -166,13 +172,13 @@ def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(
     assert_verified(mitmsec)
 
 
-@both_backends
+@all_backends
 def test_a_hanging_gate_is_treated_like_a_dead_one(origin: Network, mitmsec: Mitmsec) -> None:
     with client(mitmsec, "open") as program:
         assert OURS in program.tries()
         gate = program.pid_of("gate")
         os.kill(gate, signal.SIGSTOP)
-        time.sleep(1.1)
+        time.sleep(1.4)
         assert ITS_OWN in program.tries()
         os.kill(gate, signal.SIGCONT)
         until(program, OURS)
@@ -180,7 +186,7 @@ def test_a_hanging_gate_is_treated_like_a_dead_one(origin: Network, mitmsec: Mit
     assert "gate_stalled" in [event["what"] for event in mitmsec.of_kind("fault")]
 
 
-@both_backends
+@all_backends
 def test_a_gate_that_hangs_for_good_is_ended_and_replaced(origin: Network, mitmsec: Mitmsec) -> None:
     with client(mitmsec, "open") as program:
         assert OURS in program.tries()
@@ -208,7 +214,7 @@ def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mit
     assert [request["status"] for request in mitmsec.of_kind("request")] == [200]
 
 
-@both_backends
+@all_backends
 def test_clean_removes_what_a_dead_supervisor_left(origin: Network, mitmsec: Mitmsec) -> None:
     with client(mitmsec, "closed") as program:
         os.kill(program.pid_of("supervisor"), signal.SIGKILL)
@@ -252,7 +258,7 @@ def assert_verified(mitmsec: Mitmsec) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@both_backends
+@all_backends
 def test_a_supervisor_that_is_told_to_end_keeps_a_closed_command_closed(origin: Network, mitmsec: Mitmsec) -> None:
     """SIGTERM, as at a reboot, is no way to open the network of a command that lives."""
     with client(mitmsec, "closed") as program:

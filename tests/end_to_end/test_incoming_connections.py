@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Mitmsec, Network
+from conftest import FAR_V4, Mitmsec, Network
 from incoming_stage import (
     ANSWER,
     OURS_V4,
@@ -51,6 +51,19 @@ def test_a_connection_from_another_machine_is_recorded_with_who_accepted_it(
     assert (event["action"], event["rule"], event["outcome"]) == ("bypass", "defaults", "completed")
     assert event["bytes"]["sent"] > len(ANSWER)
     assert event["bytes"]["received"] > len("GET / HTTP/1.1")
+
+
+@pytest.mark.parametrize("mitmsec", ["connect_hook", "windivert"], indirect=True)
+def test_a_server_is_called_whichever_backend_diverts_what_goes_out(
+    mitmsec: Mitmsec, network: Network, serve: Callable[..., Served], outside: list[str]
+) -> None:
+    at, caller = (OURS_V4, outside) if mitmsec.network is network else (FAR_V4, network.inside())
+    served = serve(at)
+    assert fetch(caller, at, served.port) == ANSWER
+    (event,) = until(mitmsec, 1)
+    assert event["local"] == {"address": at, "port": int(served.port)}
+    assert event["process"]["pid"] in served.pids
+    assert event["process"]["confidence"] == "kernel"
 
 
 def test_each_worker_of_a_server_has_its_own_connections(

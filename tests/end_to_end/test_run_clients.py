@@ -11,13 +11,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import BARE, V4, V6, Mitmsec, Network, both_backends
+from conftest import BARE, V4, V6, Mitmsec, Network, all_backends, both_backends
 
 pytestmark = pytest.mark.root
 CURL = os.path.realpath(shutil.which("curl") or "curl")
 
 
-@both_backends
+@all_backends
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.parametrize("host", [V4, f"[{V6}]", "origin.test"])
 def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host: str, version: str) -> None:
@@ -33,7 +33,7 @@ def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host:
     assert request["http_version"] == ("HTTP/2" if version == "--http2" else "HTTP/1.1")
     assert request["process"]["exe"] == CURL
     assert request["process"]["sha256"] == hashlib.sha256(Path(CURL).read_bytes()).hexdigest()
-    sure = {"connect_hook": "kernel", "nftables": "table"}[mitmsec.backend]
+    sure = "table" if mitmsec.backend == "nftables" else "kernel"
     assert request["process"]["confidence"] == sure
     (connection,) = mitmsec.of_kind("connection")
     assert connection["id"] == request["connection"]
@@ -48,7 +48,7 @@ def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host:
     assert certificate["connection"] == connection["id"]
 
 
-@both_backends
+@all_backends
 def test_a_bypassed_origin_is_seen_with_its_own_certificate(origin: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[[rule]]\nname = "private"\nhost = ["bank.test"]\naction = "bypass"\nreason = "4.2"\n')
     done = mitmsec.run("--policy", policy, "--", "curl", "-sSv", "https://bank.test/hello")
@@ -61,7 +61,7 @@ def test_a_bypassed_origin_is_seen_with_its_own_certificate(origin: Network, mit
     assert mitmsec.of_kind("request") == mitmsec.of_kind("certificate") == []
 
 
-@both_backends
+@all_backends
 def test_a_blocked_origin_is_never_contacted(network: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[[rule]]\nname = "no trackers"\nhost = ["tracker.test"]\naction = "block"\n')
     script = (
@@ -143,7 +143,7 @@ def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(
     assert mitmsec.of_kind("request") == []
 
 
-@both_backends
+@all_backends
 def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
     done = mitmsec.run("--", "curl", "-sS", "http://origin.test/missing", "-o", "/dev/null", "-w", "%{http_code}")
     assert (done.returncode, done.stdout) == (0, "404"), done.stderr
@@ -153,7 +153,7 @@ def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> N
     assert connection["protocol"] == "http"
 
 
-@both_backends
+@all_backends
 def test_a_large_download_arrives_whole(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
     for number, version in enumerate(("--http1.1", "--http2")):
         target = tmp_path / str(number)

@@ -32,6 +32,9 @@ path = ["{path}"]
 """
 
 
+service_backends = pytest.mark.parametrize("mitmsec", ["connect_hook", "windivert"], indirect=True)
+
+
 class Service:
     """The command line of the service, and a copy of curl that its policy selects."""
 
@@ -51,7 +54,8 @@ class Service:
         return done
 
     def start(self, **policy: str) -> None:
-        said = self.call("start", "--policy", self.policy(**policy)).stderr
+        choice = ["--backend", self.mitmsec.backend] if self.mitmsec.backend else []
+        said = self.call("start", *choice, "--policy", self.policy(**policy)).stderr
         assert "the service is at work" in said
 
     def fetch(self, program: Path | str = "", *options: str) -> subprocess.CompletedProcess[str]:
@@ -88,12 +92,13 @@ def until(holds: Any, within_s: float = 10.0) -> Any:
     return found
 
 
+@service_backends
 def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Service) -> None:
     service.start()
     assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
     assert service.fetch().stdout.startswith("hello")
     status = json.loads(service.call("status", "--json").stdout)
-    assert (status["service"]["applications"], status["service"]["backend"]) == (["ours"], "connect_hook")
+    assert (status["service"]["applications"], status["service"]["backend"]) == (["ours"], service.mitmsec.backend)
     assert service.call("stop").stderr.startswith("mitmsec: the service has stopped; ")
     (seen,) = service.connections()
     assert (seen["process"]["exe"], seen["remote"]["host"], seen["action"]) == (
@@ -104,6 +109,7 @@ def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Se
     assert service.call("status", check=False).returncode == 1
 
 
+@service_backends
 def test_a_program_that_runs_already_is_selected_from_its_next_connection_on(service: Service) -> None:
     python = service.folder / "selected-python"
     shutil.copy(os.path.realpath(sys.executable), python)
@@ -138,6 +144,7 @@ def test_a_program_that_runs_already_is_selected_from_its_next_connection_on(ser
         running.communicate()
 
 
+@service_backends
 def test_a_hundred_programs_that_live_for_milliseconds_are_caught_at_their_first_connection(service: Service) -> None:
     """Each of another file, which nobody has seen before: a glob names them all."""
     shell = Path(os.path.realpath("/bin/bash"))
@@ -152,6 +159,7 @@ def test_a_hundred_programs_that_live_for_milliseconds_are_caught_at_their_first
     assert {one["process"]["confidence"] for one in seen} == {"kernel"}
 
 
+@service_backends
 def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(service: Service) -> None:
     """Everything in this network: the others follow on_failure, which is open, and nothing is decrypted."""
     service.start(path="*")
@@ -162,14 +170,17 @@ def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(servi
     assert not ours & {one["process"]["pid"] for one in service.connections()}
 
 
+@service_backends
 def test_a_run_beside_the_service_is_diverted_once_and_by_its_own_policy(service: Service) -> None:
     service.start(action="block")
+    service.mitmsec.backend = "connect_hook"  # windivert serves one session in a namespace
     done = service.mitmsec.run("--", str(service.curl), "-sS", URL)
     assert done.stdout.startswith("hello"), done.stderr
     (seen,) = service.settled(1)
     assert seen["action"] == "decrypt"
 
 
+@service_backends
 def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) -> None:
     service.start()
     slow = subprocess.Popen(
@@ -216,6 +227,7 @@ def test_the_kill_switch_stops_decrypting_within_a_second(service: Service) -> N
     assert operations == ["service_started", "switched_off", "switched_on"]
 
 
+@service_backends
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
 def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Service, on_failure: str) -> None:
     service.start(on_failure=on_failure)

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 
 import fuzz_divert
+import fuzz_dns
 import fuzz_hello
 import fuzz_nat
 import fuzz_packet
@@ -20,6 +21,7 @@ _BYTES: tuple[int, ...] = (0, 1, 2, 6, 17, 20, 40, 43, 44, 51, 59, 60, 0x45, 0x6
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "divert": fuzz_divert.attempt,
+    "dns": fuzz_dns.attempt,
     "hello": fuzz_hello.attempt,
     "nat": fuzz_nat.attempt,
     "packet": fuzz_packet.attempt,

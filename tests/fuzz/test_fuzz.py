@@ -11,7 +11,7 @@ import pytest
 from fuzz_choices import Choices
 from fuzz_targets import CORPUS, INPUT_LIMIT_BYTES, TARGETS
 
-from mitmsec.core import clienthello
+from mitmsec.core import clienthello, dns
 from mitmsec_redirect import divert_engine, nat, packet
 from mitmsec_redirect.coverage import Coverage
 from mitmsec_redirect.divert_engine import DivertEngine
@@ -109,6 +109,11 @@ def test_an_answer_that_more_bytes_change_is_found(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(clienthello, "_record_size", hasty)
     assert found("hello")
+
+
+def test_a_name_that_is_longer_than_names_may_be_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns, "NAME_LIMIT_BYTES", 400)
+    assert found("dns")
 
 
 def test_a_flow_that_the_next_filter_does_not_take_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from hellos import hello, server_name
 
-from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts
 from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
@@ -47,6 +47,45 @@ def test_what_was_done_stands_before_what_was_decided_and_an_error_before_what_w
 def test_a_record_survives_the_wire() -> None:
     seen = account().seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(seen), type=ConnectionSeen) == seen
+
+
+def test_the_name_in_a_hello_is_held_against_the_names_of_its_address() -> None:
+    for resolved, expected in ((("a.test",), "agree"), (("b.test",), "disagree"), ((), "unknown"), (None, None)):
+        about = account()
+        about.resolved = resolved
+        seen = about.seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
+        assert seen.tls is not None
+        assert seen.tls.client is not None
+        assert (seen.tls.client.name_agrees, seen.host, seen.named_by) == (expected, "a.test", None)
+        facts = about.facts_with(ENDED)
+        assert facts is not None
+        assert facts.client is not None
+        assert facts.client.name_agrees == expected, "a worker has no say in it"
+
+
+def test_a_flow_that_shows_no_name_has_the_one_that_dns_gave_its_address_last() -> None:
+    about = account()
+    about.first = Sniffed(protocol=Protocol.TCP)
+    about.protocol = Protocol.TCP
+    for resolved, host, by in (
+        (("new.test", "old.test"), "new.test", NamedBy.DNS),
+        ((), None, None),
+        (None, None, None),
+    ):
+        about.resolved = resolved
+        seen = about.seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
+        assert (seen.host, seen.named_by, seen.tls) == (host, by, None)
+
+
+def test_a_hello_without_a_name_agrees_with_nothing() -> None:
+    about = account()
+    first = sniff.first_bytes(hello())
+    assert isinstance(first, Sniffed)
+    about.first, about.resolved = first, ("b.test",)
+    seen = about.seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
+    assert seen.tls is not None
+    assert seen.tls.client is not None
+    assert (seen.host, seen.named_by, seen.tls.client.name_agrees) == ("b.test", NamedBy.DNS, None)
 
 
 def test_a_worker_can_say_what_was_negotiated_and_not_what_was_offered() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import Any
@@ -19,7 +20,13 @@ from mitmsec.gate.signals import DialFailure
 class Attempt:
     """A dial, and what came of it."""
 
-    def __init__(self, *endpoints: Endpoint, deadline_s: float = 20.0, bound: str | None = None) -> None:
+    def __init__(
+        self,
+        *endpoints: Endpoint,
+        deadline_s: float = 20.0,
+        bound: str | None = None,
+        local_ports: range | None = None,
+    ) -> None:
         self.result: asyncio.Queue[Any] = asyncio.Queue()
         self.dial = Dial(
             asyncio.get_running_loop(),
@@ -27,6 +34,7 @@ class Attempt:
             self.result.put_nowait,
             deadline_s=deadline_s,
             bound=bound,
+            local_ports=local_ports,
         )
         self.dial.add(endpoints)
 
@@ -196,3 +204,28 @@ async def test_where_the_way_is_known_nothing_else_is_tried() -> None:
     assert await asyncio.wait_for(result.get(), 20) is begun
     begun.close()
     sock.close()
+
+
+@on_loop
+async def test_connections_come_from_the_ports_that_they_may_come_from() -> None:
+    one, other = listening(), listening()
+    free = range(61000, 61003)
+    with one[0], other[0], contextlib.ExitStack() as open_ones:
+        for endpoint in (one[1], other[1]):
+            ports = set()
+            for _ in free:
+                sock, _ = await Attempt(endpoint, local_ports=free).done()
+                open_ones.enter_context(sock)
+                ports.add(sock.getsockname()[1])
+            assert ports == set(free), "a port serves several origins, and each origin once"
+        assert await Attempt(one[1], local_ports=free).done() is DialFailure.UNREACHABLE
+
+
+@on_loop
+async def test_a_bound_connection_keeps_its_address_and_comes_from_such_a_port() -> None:
+    listener, endpoint = listening()
+    with listener:
+        sock, _ = await Attempt(endpoint, bound="127.0.0.7", local_ports=range(61010, 61020)).done()
+        with sock:
+            assert sock.getsockname()[0] == "127.0.0.7"
+            assert sock.getsockname()[1] in range(61010, 61020)

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from mitmsec.audit.event import FlowHanded, Outcome
 from mitmsec.core.messages import Plaintext
-from mitmsec.core.model import Action, Confidence, OnFailure
+from mitmsec.core.model import Action, Confidence, OnFailure, UnprovenName
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT
 from mitmsec.gate.flow import State
 from mitmsec.gate.signals import (
@@ -56,6 +56,47 @@ from mitmsec.gate.signals import (
     WatchClient,
     WatchServer,
 )
+
+# --- names that DNS confirms, or does not -----------------------------------------------------------------------------
+RESOLVED = [(("a.test", "b.test"), True), (("b.test",), False), ((), False), (None, False)]
+
+
+@pytest.mark.parametrize("data", [TLS, HTTP])
+@pytest.mark.parametrize(("resolved", "proven"), RESOLVED)
+def test_a_bypass_by_name_is_blocked_unless_dns_gave_the_name_this_address(
+    resolved: tuple[str, ...] | None, proven: bool, data: bytes
+) -> None:
+    stage = Stage(host=Action.BYPASS, unproven_name=UnprovenName.BLOCK)
+    stage.flow.about.resolved = resolved
+    stage.waiting() >> FirstBytes(data)
+    if proven:
+        stage.play << NEVER << Dial((REMOTE,))
+        assert stage.flow.about.decision is not None
+        assert stage.flow.about.decision.action is Action.BYPASS
+    else:
+        answer = Reset() if data is TLS else Page
+        stage.play << NEVER << answer << Record
+        seen = stage.play.last.seen
+        assert (seen.action, seen.rule, seen.outcome) == (Action.BLOCK, "host", Outcome.BLOCKED)
+        assert 'unproven_name = "block"' in seen.reason
+
+
+def test_a_bypass_by_name_that_nothing_confirms_is_decrypted_where_the_policy_says_so() -> None:
+    stage = Stage(host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, inspect=("keywords",))
+    stage.flow.about.resolved = ("b.test",)
+    stage.waiting() >> FirstBytes(TLS) << NEVER << Dial((REMOTE,))
+    stage.play >> Dialled(REMOTE) << Staff()
+    stage.play >> Staffed(3) << NEVER << Record << Mint("a.test") << Hand
+    decision = stage.play.last.order.decision
+    stage.play << WatchClient()
+    assert (decision.action, decision.rule, decision.inspect) == (Action.DECRYPT, "host", ("keywords",))
+
+
+@pytest.mark.parametrize("unproven", UnprovenName)
+def test_a_bypass_that_is_not_owed_to_a_name_needs_no_proof(unproven: UnprovenName) -> None:
+    stage = Stage(Action.BYPASS, unproven_name=unproven)
+    stage.flow.about.resolved = ("b.test",)
+    stage.relayed()
 
 
 # --- whose ------------------------------------------------------------------------------------------------------------

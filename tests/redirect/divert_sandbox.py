@@ -15,9 +15,10 @@ from pathlib import Path
 
 from redirect_sandbox import ip
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Quic
-from mitmsec_redirect.divert_seams import Callbacks, ExpectedFlow
+from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
+from mitmsec_redirect.divert_seams import Callbacks
 from mitmsec_redirect.divert_signals import Choice, Report
+from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import Own, Ports
 from mitmsec_redirect.windivert import Windivert
 
@@ -127,6 +128,7 @@ class Divert:
         self.choices = choices
         self.relay = Relay()
         self.tells: Callable[[ExpectedFlow], object] = self.relay.expect
+        self.concerns: Callable[[int], bool] = lambda cgroup: True
         self.asked: list[tuple[Process, Endpoint]] = []
         self.expected: list[ExpectedFlow] = []
         self.faults: list[Report] = []
@@ -136,11 +138,16 @@ class Divert:
     def open(
         self, on_failure: OnFailure = OnFailure.OPEN, quic: Quic = Quic.BYPASS, netns_fd: int | None = None
     ) -> Windivert:
-        callbacks = Callbacks(decide=self.decide, expect=self.expect, report=self.faults.append)
+        callbacks = Callbacks(
+            decide=self.decide,
+            expect=self.expect,
+            report=self.faults.append,
+            concerns=lambda cgroup: self.concerns(cgroup),
+        )
         self.backend = Windivert.open(OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd)
         return self.backend
 
-    def decide(self, process: Process, remote: Endpoint) -> Choice:
+    def decide(self, process: Process, remote: Endpoint, transport: Transport) -> Choice:
         self.asked.append((process, remote))
         return self.choices.get(Path(process.exe or "").name, Choice.LEAVE)
 

@@ -61,6 +61,15 @@ def test_a_tracing_program_whose_types_are_others_is_rejected() -> None:
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("kind", [MapKind.HASH, MapKind.LRU_HASH])
+def test_what_is_taken_from_a_hash_is_there_no_more(kind: MapKind) -> None:
+    table = Map.create(kind, 4, 4, 8, "ms_test")
+    table.update(b"aaaa", b"1111")
+    assert table.take(b"aaaa") == b"1111"
+    assert (table.take(b"aaaa"), table.lookup(b"aaaa")) == (None, None)
+    table.close()
+
+
 def test_a_queue_gives_the_oldest_first_and_says_when_it_is_full() -> None:
     queue = Map.create(MapKind.QUEUE, 0, 4, 2, "ms_test")
     queue.push(b"1111")

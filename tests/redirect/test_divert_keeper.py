@@ -29,7 +29,7 @@ from mitmsec_redirect.divert_signals import (
 )
 from mitmsec_redirect.filters import Own
 from mitmsec_redirect.nat import Flow as NatFlow
-from mitmsec_redirect.socket_table import DiagTable, PsutilTable, packed
+from mitmsec_redirect.socket_table import DiagTable, OpenSocket, PsutilTable, packed
 
 GATE_PORT = 8085
 
@@ -53,7 +53,7 @@ class House:
     def stats(self) -> Mapping[Which, HandleStats]:
         return self.losses
 
-    def choose(self, pid: int, remote: Endpoint) -> Choice:
+    def choose(self, pid: int, one: OpenSocket) -> Choice:
         assert pid == os.getpid()
         return self.choice
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import struct
@@ -10,14 +11,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mitmsec.core.model import Confidence, Endpoint, Transport
+from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.divert_owner import SOURCE, Owners, SocketTold
 from mitmsec_redirect.divert_signals import Flow
 
 SO_COOKIE = 57
+
+
+def own_cgroup() -> int:
+    """The id of the cgroup that this process is in: the number of its folder."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next(line[3:] for line in lines if line.startswith("0::"))
+    return os.stat(cgroup2_root() / path.lstrip("/")).st_ino
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def test_a_socket_is_known_by_its_cookie_and_its_makers_user(owners: Owners) -> 
         cookie = struct.unpack("=Q", client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
         local, remote = Endpoint.of(*client.getsockname()), Endpoint.of(*client.getpeername())
         flow = Flow(transport=Transport.TCP, local=local, remote=remote)
-        assert owners.socket_of(flow, 0) == SocketTold(cookie, os.getuid())
+        assert owners.socket_of(flow, 0) == SocketTold(cookie, os.getuid(), own_cgroup())
         other = Flow(transport=Transport.TCP, local=local, remote=Endpoint.of("127.0.0.9", 1))
         assert owners.socket_of(other, 0) == SocketTold()
 
@@ -40,6 +50,7 @@ def test_a_living_process_is_read_and_whoever_named_it_says_how_sure_that_is(own
     kernel = owners.process(os.getpid(), 0, time.monotonic_ns())
     assert (kernel.pid, kernel.exe, kernel.source) == (os.getpid(), os.path.realpath(sys.executable), SOURCE)
     assert kernel.confidence is Confidence.KERNEL
+    assert kernel.sha256 == hashlib.sha256(Path(sys.executable).read_bytes()).hexdigest()
     assert owners.process(os.getpid(), 0, None).confidence is Confidence.TABLE
 
 

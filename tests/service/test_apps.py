@@ -27,6 +27,15 @@ def test_what_looks_alike_is_counted_and_added_up() -> None:
     assert (app.connections, app.last) == (3, "t-3")
 
 
+def test_what_was_not_counted_adds_nothing_and_none_of_it_is_no_number() -> None:
+    udp = {"bytes": None, "protocol": "udp"}
+    (app,) = gathered([connection("1"), connection("2", **udp), connection("3", action="block", **udp)])
+    assert [(one.count, one.sent_bytes, one.received_bytes) for one in app.destinations.values()] == [
+        (2, 1, 10),
+        (1, None, None),
+    ]
+
+
 def test_a_connection_that_was_told_of_while_it_lived_counts_once_as_it_ended() -> None:
     (app,) = gathered([connection("1", outcome="open"), connection("2"), connection("1", outcome="cut")])
     assert [(one.outcome, one.count) for one in app.destinations.values()] == [("completed", 1), ("cut", 1)]

@@ -117,6 +117,13 @@ def test_who_was_heard_of_last_stands_first_and_the_rest_is_counted(tmp_path: Pa
     assert len(lines) <= 8
 
 
+def test_of_udp_no_bytes_are_told_for_none_were_counted(tmp_path: Path) -> None:
+    (tcp,) = program("/usr/bin/a", 7)
+    udp = msgspec.structs.replace(tcp, flow="udp", host="dns.example", bytes_sent=None, bytes_received=None)
+    lines = lines_of(120, 8, tcp, udp, folder=tmp_path)
+    assert [" sent," in line for line in lines if ".com" in line or ".example" in line] == [True, False]
+
+
 def test_nobody_known_is_said_without_a_source_that_there_is_not(tmp_path: Path) -> None:
     nobody = Process(pid=0, source="", confidence=Confidence.UNKNOWN)
     lines = lines_of(80, 24, connection(process=nobody), folder=tmp_path)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from mitmsec.core.messages import Whose
-from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Quic, Transport
 from mitmsec.service import backends
 from mitmsec.service.backends import Terms, opened
 from mitmsec.service.control import BackendChoice
@@ -58,6 +60,10 @@ def terms() -> Iterator[Terms]:
         cgroup.remove()
 
 
+def taken(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
+    return asyncio.run(opened(choice, terms, say))
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, backend: str, error: Exception) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise error
@@ -68,7 +74,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, backend: str, error: Exception) -> 
 @pytest.mark.root
 def test_where_ebpf_works_it_is_taken_and_nothing_said(terms: Terms) -> None:
     said: list[str] = []
-    backend = opened(BackendChoice.AUTO, terms, said.append)
+    backend = taken(BackendChoice.AUTO, terms, said.append)
     assert (backend.kind, len(backend.ground.descriptors), said) == (BackendKind.CONNECT_HOOK, 2, [])
     assert (backend.owner(CLIENT, REMOTE), backend.troubles()) == (None, ())
     assert [one.fd for one in backend.watched] == [cast("Any", backend).routes_fd]
@@ -84,7 +90,7 @@ def test_where_ebpf_does_not_work_rules_are_taken_and_it_is_said_why(
 ) -> None:
     failing(monkeypatch, "ConnectHook", error)
     said: list[str] = []
-    backend = opened(BackendChoice.AUTO, terms, said.append)
+    backend = taken(BackendChoice.AUTO, terms, said.append)
     try:
         assert (backend.kind, len(backend.ground.descriptors)) == (BackendKind.NFTABLES, 1)
         assert [table.name for table in nft.leftovers("mitmsec-backends", terms.netns_fd)] == [terms.cgroup.name]
@@ -100,7 +106,7 @@ def test_where_ebpf_does_not_work_rules_are_taken_and_it_is_said_why(
 def test_on_a_kernel_below_the_floor_the_hook_is_not_even_tried(terms: Terms, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends.platform, "release", lambda: "5.18.0-1")
     said: list[str] = []
-    with cast("Any", opened(BackendChoice.AUTO, terms, said.append)) as backend:
+    with cast("Any", taken(BackendChoice.AUTO, terms, said.append)) as backend:
         assert backend.kind is BackendKind.NFTABLES
     assert "Linux 5.18.0-1 is older than 5.19" in said[0]
 
@@ -110,7 +116,7 @@ def test_where_neither_works_both_reasons_are_told(terms: Terms, monkeypatch: py
     failing(monkeypatch, "ConnectHook", NO_BPF)
     failing(monkeypatch, "Nftables", BackendUnavailable("nft is not installed", "Install it."))
     with pytest.raises(BackendUnavailable) as raised:
-        opened(BackendChoice.AUTO, terms, lambda _: None)
+        taken(BackendChoice.AUTO, terms, lambda _: None)
     assert raised.value.reason == "connect_hook: bpf(2) is not permitted; nftables: nft is not installed"
     assert raised.value.remedy == "Install it."
 
@@ -121,7 +127,7 @@ def test_a_backend_that_was_named_is_taken_or_nothing(terms: Terms, monkeypatch:
     failing(monkeypatch, "Nftables", BackendUnavailable("nft is not installed", "Install it."))
     for choice, reason in ((BackendChoice.CONNECT_HOOK, NO_BPF.reason), (BackendChoice.NFTABLES, "nft is not")):
         with pytest.raises(BackendUnavailable) as raised:
-            opened(choice, terms, lambda _: None)
+            taken(choice, terms, lambda _: None)
         assert raised.value.reason.startswith(reason)
 
 
@@ -129,9 +135,9 @@ EVERYBODY = Selection(0, 0, everything=True)
 
 
 def test_rules_cannot_serve_a_selection_of_single_programs() -> None:
-    wide = Terms(Path("/"), (1, None), lambda: 0, 0, OnFailure.OPEN, Quic.REFUSE, lambda: None, EVERYBODY)
+    wide = Terms(Path("/"), (1, None), lambda: 0, 0, OnFailure.OPEN, Quic.REFUSE, lambda: None, selection=EVERYBODY)
     with pytest.raises(BackendUnavailable, match="single programs"):
-        opened(BackendChoice.NFTABLES, wide, lambda _: None)
+        taken(BackendChoice.NFTABLES, wide, lambda _: None)
 
 
 class Finding:
@@ -147,6 +153,18 @@ class Finding:
 
 OURSELVES = SocketOwner("sock_diag", Confidence.TABLE, pid=os.getpid(), uid=os.getuid(), comm="pytest")
 ASKED = Whose(number=1, pid=0, uid=-1, comm="", client=CLIENT, remote=REMOTE)
+
+
+def test_a_process_that_was_read_before_its_connection_began_is_told_as_it_was() -> None:
+    process = Process(pid=7, exe="/usr/bin/curl", confidence=Confidence.KERNEL)
+    asked = Whose(number=1, pid=7, uid=0, comm="curl", told=process)
+    owner = backends.found(cast("Backend", Finding(OURSELVES)), asked, ProcessTable())
+    assert owner is not None
+    assert owner.process is process
+    told = replace(missed(Confidence.KERNEL, 7, -1), process=process)
+    owner = backends.found_missed(told, ProcessTable())
+    assert owner is not None
+    assert owner.process is process
 
 
 def test_what_the_kernel_wrote_down_at_connect_is_not_looked_up() -> None:

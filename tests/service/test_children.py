@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mitmsec.channel import pair
 from mitmsec.core.messages import Ready, RecorderSettings, Role, SignerReady, SignerSettings
 from mitmsec.service import children
+from mitmsec.service import jail as module
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.jail import Jail
@@ -29,7 +31,7 @@ def state(tmp_path: Path) -> State:
 
 def signer(state: State) -> ChildProcess:
     jail = Jail(role=Role.SIGNER, account=account_of(Role.SIGNER), mountpoint=str(state.jail), folder=str(state.ca))
-    return ChildProcess(jail, print, [Ready, SignerReady])
+    return ChildProcess(jail.role, partial(module.spawn, jail), print, [Ready, SignerReady])
 
 
 def test_a_killed_child_is_told_once_with_its_status(state: State) -> None:
@@ -88,7 +90,7 @@ def test_what_a_child_says_stands_in_the_log_under_its_name(state: State) -> Non
             role=Role.RECORDER, account=account_of(Role.RECORDER), mountpoint=str(state.jail), folder="/nowhere"
         )
         lines: list[str] = []
-        process = ChildProcess(jail, lines.append, [Ready])
+        process = ChildProcess(jail.role, partial(module.spawn, jail), lines.append, [Ready])
         with pytest.raises(ChildFailed):
             await process.start(RecorderSettings(folder="/nowhere"))
         assert any(line.startswith(f"recorder {process.pid}: ") and "/nowhere" in line for line in lines)

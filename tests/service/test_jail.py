@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from mitmsec.channel import pair
 from mitmsec.core.messages import Drain, Fault, Message, Ready, RecorderSettings, Role, SignerReady, SignerSettings
 from mitmsec.service import jail as jails
+from mitmsec.service import jail as module
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.jail import Jail, code_paths, outermost
@@ -32,7 +34,7 @@ def state() -> Iterator[State]:
 
 def spawn(state: State, role: Role, folder: Path | None = None) -> ChildProcess:
     jail = Jail(role=role, account=account_of(role), mountpoint=str(state.jail), folder=str(folder) if folder else None)
-    return ChildProcess(jail, print, [Ready, SignerReady])
+    return ChildProcess(jail.role, partial(module.spawn, jail), print, [Ready, SignerReady])
 
 
 @pytest.mark.root
@@ -101,13 +103,13 @@ def test_a_child_cannot_signal_or_limit_another_one_of_its_own_user(
         accepts: list[type[Message]] = [Ready, SignerReady, Fault]
         account = account_of(Role.SIGNER)
         jail = Jail(role=Role.SIGNER, account=account, mountpoint=str(state.jail), folder=str(state.ca))
-        victim = ChildProcess(jail, print, accepts)
+        victim = ChildProcess(jail.role, partial(module.spawn, jail), print, accepts)
         ours, theirs = pair()
         with ours, theirs:
             await victim.start(SignerSettings(folder=str(state.ca)), theirs.fileno())
             code = ASSAILANT + "child.main([SignerSettings], Assailant)"
             monkeypatch.setattr(jails, "_program", lambda role: ["-c", code])
-            assailant = ChildProcess(jail, print, accepts)
+            assailant = ChildProcess(jail.role, partial(module.spawn, jail), print, accepts)
             said = await assailant.start(SignerSettings(folder=str(victim.pid)))
             assert isinstance(said, Fault)
             assert said.detail == "kill ESRCH, all ESRCH, limit ESRCH, nice done, open EPERM, pid 1"
@@ -151,7 +153,7 @@ def test_a_worker_has_ample_memory_but_not_without_end_and_no_thread(
 
     async def story() -> None:
         jail = Jail(role=Role.WORKER, account=account_of(Role.WORKER), mountpoint=str(state.jail))
-        glutton = ChildProcess(jail, print, [Ready, Fault])
+        glutton = ChildProcess(jail.role, partial(module.spawn, jail), print, [Ready, Fault])
         said: asyncio.Future[Fault] = asyncio.get_running_loop().create_future()
         await glutton.start(SignerSettings(folder=""))
         glutton.on_message = lambda message, fds: said.set_result(message)

@@ -36,6 +36,11 @@ class Session:
         for descriptor in fds:
             os.close(descriptor)
 
+    @property
+    def children(self) -> Session:
+        """It stands for its gate and workers, too."""
+        return self
+
     async def switch(self, *, off: bool) -> int:
         self.off = off
         return 2 if off else 0

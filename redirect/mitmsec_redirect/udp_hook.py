@@ -1,0 +1,201 @@
+"""UDP flows of what runs in a cgroup, as the kernel sees them begin and end. Nothing is changed or held up.
+
+    cgroup ── links ── programs ──┬── flows     socket and remote → counts; the one heard of longest ago makes room
+                                  ├── sockets   in each socket that has flows: which one it is connected to
+                                  └── ring      what is new, until `drain` takes it; what does not fit is counted
+
+Who holds a `UdpHook` is the supervisor (root), beside its connect hook; the links end with its descriptors. What the
+programs do stands in `udp_programs`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from mitmsec.core.model import Quic
+from mitmsec_redirect import bpf, kernel_types, records, udp_programs, udp_records
+from mitmsec_redirect.bpf import Attach, Btf, Map, MapKind, ProgramRejected, RunCount
+from mitmsec_redirect.connect_hook import btf_int_array
+from mitmsec_redirect.ringbuffer import RingBuffer
+from mitmsec_redirect.steps import Selection
+from mitmsec_redirect.udp_programs import UdpLayout
+from mitmsec_redirect.udp_records import Counts, SocketReleased, UdpFlow, is_flow, parse_counts, parse_record
+
+RING_BYTES = 1 << 20  # 6,000 flows between two looks
+FLOWS_LIMIT = 16384
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What came since the last look, and of the flows that were too many how many there are, and the last of them."""
+
+    told: list[UdpFlow | SocketReleased]
+    beyond: int
+    last: UdpFlow | None
+
+
+class UdpHook:
+    """The programs of one session, attached. Made by `open`; not thread-safe."""
+
+    def __init__(self, maps: Mapping[str, Map], ring: RingBuffer, cgroup: int, layout: UdpLayout) -> None:
+        self._maps, self._ring, self._cgroup, self._layout = maps, ring, cgroup, layout
+        self._programs: dict[Attach, int] = {}
+        self._links: dict[Attach, int] = {}
+        self._held = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        cgroup_path: Path | str,
+        *,
+        quic: Quic,
+        selection: Selection | None = None,
+        ring_bytes: int = RING_BYTES,
+        flows_limit: int = FLOWS_LIMIT,
+    ) -> UdpHook:
+        """Attach to the cgroup: what its sockets do from now on is told. `selection` as in `ConnectHook.open`.
+
+        Refused QUIC is not told. `ring_bytes` is a power of two, at least a page. Raises EbpfUnavailable,
+        ProgramRejected, OSError, with nothing left behind.
+        """
+        with ExitStack() as held:
+            maps = _maps(held, ring_bytes, flows_limit)
+            ring = RingBuffer(maps["ring"].fd, ring_bytes)
+            held.callback(ring.close)
+            cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            held.callback(os.close, cgroup)
+            fds = {name: one.fd for name, one in maps.items()}
+            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=kernel_types.process_offsets())
+            hook = cls(maps, ring, cgroup, layout)
+            held.callback(hook.detach)
+            hook._put()
+            hook._held = held.pop_all()
+            return hook
+
+    def _put(self) -> None:
+        try:
+            programs = self._load(self._layout)
+        except ProgramRejected:  # no such program may look at its caller here: it is told by its pid alone
+            self._layout = replace(self._layout, offsets=None)
+            programs = self._load(self._layout)
+        with ExitStack() as unused:
+            for program in programs.values():
+                unused.callback(os.close, program)
+            for attach, program in programs.items():
+                if attach in self._links:
+                    bpf.replace_program(self._links[attach], program)
+                else:
+                    self._links[attach] = bpf.attach_to_cgroup(program, self._cgroup, attach)
+            unused.pop_all()
+        for program in self._programs.values():
+            os.close(program)
+        self._programs = programs
+
+    def _load(self, layout: UdpLayout) -> dict[Attach, int]:
+        programs: dict[Attach, int] = {}
+        try:
+            for name, code in udp_programs.build(layout).items():
+                programs[Attach[name]] = bpf.load_program(code, Attach[name], f"ms_udp_{name.lower()}"[:15])
+        except BaseException:
+            for program in programs.values():
+                os.close(program)
+            raise
+        return programs
+
+    def change(self, *, quic: Quic, everything: bool = False) -> None:
+        """Other terms from now on, as in `ConnectHook.change`. Raises what `open` raises."""
+        selection = self._layout.selection
+        if selection is not None:
+            selection = replace(selection, everything=everything)
+        self._layout = replace(self._layout, quic=quic, selection=selection)
+        self._put()
+
+    # -- what it sees --------------------------------------------------------------------------------------------------
+    def fileno(self) -> int:
+        """Readable when `drain` has something."""
+        return self._ring.fileno()
+
+    def drain(self, most: int) -> Drained:
+        """What is new since the last call, in order: every socket's end, and the first `most` flows."""
+        told: list[UdpFlow | SocketReleased] = []
+        beyond: list[bytes] = []
+        for record in self._ring.drain():
+            if not is_flow(record):
+                told.append(parse_record(record))
+            elif most > 0:
+                told.append(parse_record(record))
+                most -= 1
+            else:
+                beyond.append(record)
+        last = parse_record(beyond[-1]) if beyond else None
+        return Drained(told, len(beyond), last if isinstance(last, UdpFlow) else None)
+
+    def counts(self, key: bytes) -> Counts | None:
+        """What is counted of the flow so far; None: it has ended, or had to make room."""
+        value = self._maps["flows"].lookup(key)
+        return None if value is None else parse_counts(value)
+
+    def take(self, key: bytes) -> Counts | None:
+        """The same, and the flow is over: its next datagram begins another."""
+        value = self._maps["flows"].take(key)
+        return None if value is None else parse_counts(value)
+
+    @property
+    def lost(self) -> int:
+        """How often a flow could not be told so far, because the ring was full."""
+        value = self._maps["lost"].lookup(records.INDEX.pack(0))
+        assert value is not None  # an array map has all its elements
+        return int(records.COUNT.unpack(value)[0])
+
+    @property
+    def tells_callers(self) -> bool:
+        """Flows say which process of their pid it was, and which program."""
+        return self._layout.offsets is not None
+
+    def run_counts(self) -> Mapping[Attach, RunCount]:
+        """How often each program ran while statistics were on (`bpf.enable_stats`)."""
+        return {attach: bpf.run_count(fd) for attach, fd in self._programs.items()}
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+    def detach(self) -> None:
+        """See nothing more. Idempotent."""
+        for descriptors in (self._links, self._programs):
+            for descriptor in descriptors.values():
+                os.close(descriptor)
+            descriptors.clear()
+
+    def close(self) -> None:
+        """Detach, and let go of everything. Idempotent."""
+        self._held.close()
+
+    def __enter__(self) -> UdpHook:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _maps(held: ExitStack, ring_bytes: int, flows_limit: int) -> Mapping[str, Map]:
+    btf = bpf.load_btf(btf_int_array(udp_records.KEY.size // 4))
+    held.callback(os.close, btf)
+    no_preallocation = bpf.MAP_FLAG_NO_PREALLOC
+    made: dict[str, Map] = {}
+
+    def make(
+        name: str, kind: MapKind, key: int, value: int, entries: int, flags: int = 0, of: Btf | None = None
+    ) -> None:
+        made[name] = Map.create(kind, key, value, entries, f"ms_udp_{name}", flags=flags, btf=of)
+        held.callback(made[name].close)
+
+    make("flows", MapKind.LRU_HASH, udp_records.KEY.size, udp_records.COUNTS.size, flows_limit)
+    make("sockets", MapKind.SK_STORAGE, 4, udp_records.KEY.size, 0, no_preallocation, Btf(btf, 1, 2))
+    make("ring", MapKind.RINGBUF, 0, 0, ring_bytes)
+    make("lost", MapKind.ARRAY, records.INDEX.size, records.COUNT.size, 1)
+    return made

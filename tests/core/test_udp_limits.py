@@ -1,0 +1,62 @@
+"""What `policy check` says of rules that UDP does not keep to, and of which it says nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from mitmsec.core.model import Action, Quic
+from mitmsec.core.policy import Policy
+from mitmsec.core.rules import Rule
+from mitmsec.core.udp_limits import udp_limits
+
+
+def rule(name: str = "r", action: Action = Action.BLOCK, **conditions: tuple[object, ...]) -> Rule:
+    return Rule(name=name, action=action, **conditions)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {},
+        {"address": ("10.0.0.0/8",)},
+        {"port": ((53, 53),)},
+        {"port": ((25, 25), (1, 1000))},
+        {"application": ("/x",)},
+    ],
+    ids=str,
+)
+def test_a_block_of_whatever_goes_somewhere_is_one_of_tcp_only(conditions: dict[str, tuple[object, ...]]) -> None:
+    said = ['rule "r": block holds for TCP only; UDP to there passes, and is recorded']
+    assert udp_limits(Policy(rules=(rule(**conditions),))) == said
+
+
+@pytest.mark.parametrize("conditions", [{"host": ("a.test",)}, {"port": ((25, 25),)}, {"port": ((443, 443),)}], ids=str)
+def test_a_block_by_name_or_of_ports_of_tcp_promises_nothing_of_udp(
+    conditions: dict[str, tuple[object, ...]],
+) -> None:
+    assert udp_limits(Policy(rules=(rule(**conditions),))) == []
+
+
+@pytest.mark.parametrize("action", [Action.BYPASS, Action.CAPTURE, Action.DECRYPT])
+def test_only_block_is_missed(action: Action) -> None:
+    assert udp_limits(Policy(action=action, rules=(rule(action=action),))) == []
+
+
+def test_defaults_that_block_are_told() -> None:
+    assert udp_limits(Policy(action=Action.BLOCK)) == [
+        "[defaults]: block holds for TCP only; UDP passes, and is recorded"
+    ]
+
+
+def test_bypassed_quic_goes_past_rules_by_name_and_blocks_of_its_port() -> None:
+    names = tuple(rule(f"r{number}", action, host=("a.test",)) for number, action in enumerate(Action))
+    policy = Policy(quic=Quic.BYPASS, rules=(rule("port", port=((443, 443),)), *names))
+    assert udp_limits(policy) == [
+        'rule "port": block holds for TCP only; UDP to there passes, and is recorded',
+        'rules "r0", "r2", "r3": quic = "bypass" lets programs reach these hosts by QUIC, whatever rules say',
+    ]
+
+
+def test_many_rules_are_counted() -> None:
+    (said,) = udp_limits(Policy(rules=tuple(rule(f"r{number}") for number in range(9))))
+    assert said.startswith('rules "r0", "r1", "r2" and 6 more: ')

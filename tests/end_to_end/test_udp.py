@@ -1,0 +1,283 @@
+"""UDP of a command and of selected programs is recorded, flow by flow, and passes as it always did."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import BARE, V4, V6, Mitmsec, Network, by_nftables, status_of
+
+from mitmsec_redirect import bpf
+from mitmsec_redirect.bpf import Attach
+
+pytestmark = pytest.mark.root
+PYTHON = (sys.executable, "-I", "-S", "-c")
+ECHO = """
+import socket, sys
+v6 = ":" in sys.argv[1]
+s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+if v6: s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+s.bind((sys.argv[1], int(sys.argv[2])))
+print(s.getsockname()[1], flush=True)
+while True:
+    data, whose = s.recvfrom(2000)
+    s.sendto(data, whose)
+"""
+CLIENT = """
+import socket, sys
+address, port = sys.argv[1], int(sys.argv[2])
+s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(5)
+"""
+THREE_TIMES = CLIENT + "for _ in range(3): s.sendto(b'asked', (address, port)); print(s.recvfrom(99)[0].decode())\n"
+STAYS = THREE_TIMES + "import time; time.sleep(0.5)\n"  # long enough to be read
+CONNECTED = CLIENT + "s.connect((address, port)); s.send(b'asked'); print(s.recv(99).decode(), s.getpeername()[1])\n"
+SERVER = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind((sys.argv[1], 0))
+print(s.getsockname()[1], flush=True)
+for _ in range(2):
+    data, whose = s.recvfrom(2000)
+    s.sendto(data, whose)
+"""
+EVERYWHERE = """
+import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(int(sys.argv[1])):
+    s.sendto(b"x", (f"127.77.{number >> 8 & 255}.{number & 255}", 40000 + (number >> 16)))
+"""
+WHEN_TOLD = (
+    CLIENT
+    + """
+print("up", flush=True)
+for line in sys.stdin:
+    t = socket.socket(s.family, socket.SOCK_DGRAM)
+    t.sendto(b"x", (address, int(line)))
+    t.close()
+    print("sent", flush=True)
+"""
+)
+DEFAULTS = '[defaults]\naction = "{action}"\n'
+BLOCKED = '[[rule]]\nname = "nobody asks it"\naddress = ["{address}"]\naction = "block"\n'
+
+
+def echo_at(network: Network, address: str, port: int = 0) -> str:
+    """Somebody who answers, outside of any run; the port."""
+    process = network.start(*PYTHON, ECHO, address, str(port), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return str(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize(
+    ("server", "asked"), [(V4, V4), (V6, V6), (V4, f"::ffff:{V4}"), ("127.0.0.1", "127.0.0.1")], ids=str
+)
+def test_a_flow_is_recorded_with_its_program_and_its_datagrams(
+    network: Network, mitmsec: Mitmsec, server: str, asked: str
+) -> None:
+    port = echo_at(network, server)
+    done = mitmsec.run("--", *PYTHON, STAYS, asked, port)
+    assert done.stdout == "asked\n" * 3, done.stderr
+    (flow,) = mitmsec.of_kind("connection")
+    assert (flow["protocol"], flow["direction"], flow["outcome"]) == ("udp", "outbound", "completed")
+    assert flow["remote"] == {"address": server, "port": int(port), "host": None}
+    assert flow["local"]["port"] > 0
+    assert flow["datagrams"] == {"sent": 3, "received": 3}
+    assert "bytes" not in flow
+    assert (flow["action"], flow["rule"]) == ("bypass", "defaults")
+    assert flow["reason"] == "no rule matched; [defaults] decide; UDP passes unread"
+    assert flow["process"]["exe"] == os.path.realpath(sys.executable)
+    assert (flow["process"]["confidence"], flow["process"]["source"]) == ("kernel", "connect_hook")
+    assert mitmsec.of_kind("fault") == []
+
+
+def test_of_a_connected_socket_begin_and_end_are_known_and_no_count(network: Network, mitmsec: Mitmsec) -> None:
+    port = echo_at(network, V4)
+    done = mitmsec.run("--", *PYTHON, CONNECTED, V4, port)
+    assert done.stdout == f"asked {port}\n", done.stderr
+    (flow,) = mitmsec.of_kind("connection")
+    assert (flow["protocol"], flow["action"], flow["outcome"]) == ("udp", "bypass", "completed")
+    assert (flow["remote"]["address"], flow["remote"]["port"]) == (V4, int(port))
+    assert "datagrams" not in flow
+    assert "bytes" not in flow
+
+
+def test_who_is_spoken_to_first_has_an_inbound_flow_for_each_that_did(network: Network, mitmsec: Mitmsec) -> None:
+    run = mitmsec.start("--", *PYTHON, SERVER, V4)
+    assert run.stdout is not None
+    port = run.stdout.readline().strip()
+    for _ in range(2):
+        asked = network.inside(*PYTHON, THREE_TIMES.replace("range(3)", "range(1)"), V4, port)
+        assert subprocess.run(asked, capture_output=True, text=True, timeout=20).stdout == "asked\n"
+    run.communicate(timeout=30)
+    assert run.returncode == 0
+    flows = mitmsec.of_kind("connection")
+    assert [flow["direction"] for flow in flows] == ["inbound"] * 2
+    assert {flow["local"]["port"] for flow in flows} == {int(port)}
+    assert len({flow["remote"]["port"] for flow in flows} - {int(port)}) == 2
+    assert all(flow["datagrams"] == {"sent": 1, "received": 1} for flow in flows)
+
+
+@pytest.mark.parametrize(("port", "protocol"), [(53, "dns"), (443, "quic")])
+def test_a_well_known_port_gives_the_flow_its_protocol(
+    network: Network, mitmsec: Mitmsec, port: int, protocol: str
+) -> None:
+    echo_at(network, "127.0.0.99", port)
+    policy = mitmsec.policy('[defaults]\nquic = "bypass"\n')
+    done = mitmsec.run("--policy", policy, "--", *PYTHON, THREE_TIMES, "127.0.0.99", str(port))
+    assert done.stdout == "asked\n" * 3, done.stderr
+    (flow,) = mitmsec.of_kind("connection")
+    assert (flow["protocol"], flow["action"], flow["datagrams"]) == (protocol, "bypass", {"sent": 3, "received": 3})
+
+
+@pytest.mark.parametrize("action", ["capture", "decrypt", "block"])
+def test_what_the_rule_says_stands_in_the_reason_and_the_flow_passes(
+    network: Network, mitmsec: Mitmsec, action: str
+) -> None:
+    port = echo_at(network, V4)
+    text = DEFAULTS.format(action=action) if action != "block" else BLOCKED.format(address=V4)
+    done = mitmsec.run("--policy", mitmsec.policy(text), "--", *PYTHON, THREE_TIMES, V4, port)
+    assert done.stdout == "asked\n" * 3, done.stderr
+    (flow,) = mitmsec.of_kind("connection")
+    says = {"capture": "not captured", "decrypt": "passes unread", "block": "a rule cannot block it"}[action]
+    assert (flow["action"], says in flow["reason"]) == ("bypass", True), flow["reason"]
+    assert flow["rule"] == ("nobody asks it" if action == "block" else "defaults")
+
+
+def test_refused_quic_is_recorded_once_as_refused(network: Network, mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", *PYTHON, CONNECTED, BARE, "443")
+    assert "PermissionError" in done.stderr
+    (flow,) = mitmsec.of_kind("connection")
+    assert (flow["protocol"], flow["action"], flow["outcome"]) == ("quic", "block", "blocked")
+    assert flow["bytes"] == {"sent": 0, "received": 0}
+
+
+def test_a_flow_that_lives_long_is_on_record_while_it_does(network: Network, mitmsec: Mitmsec) -> None:
+    port = echo_at(network, V4)
+    run = mitmsec.start("--", *PYTHON, THREE_TIMES + "time = __import__('time'); time.sleep(13)", V4, port)
+    assert run.communicate(timeout=60)[0] == "asked\n" * 3
+    living, ended = mitmsec.events("--kind", "connection")
+    assert (living["outcome"], living["datagrams"]) == ("open", {"sent": 3, "received": 3})
+    assert (ended["connection"], ended["duration_ms"] > 12_000) == (living["connection"], True)
+
+
+@pytest.mark.slow
+def test_a_program_that_sends_everywhere_is_bounded_and_every_place_is_recorded_or_counted(mitmsec: Mitmsec) -> None:
+    done = mitmsec.run("--", *PYTHON, EVERYWHERE, "100000", timeout_s=120)
+    assert done.returncode == 0, done.stderr
+    flows = mitmsec.of_kind("connection")
+    faults = [event for event in mitmsec.of_kind("fault") if event["what"] == "udp_not_recorded"]
+    assert len(flows) + sum(event["count"] for event in faults) == 100_000
+    assert 0 < len(flows) <= 20_000
+    assert len(faults) < 200
+    assert {event["failed"] for event in faults} == {"open"}
+    assert all("python" in event["detail"] for event in faults if "the last one" in event["detail"])
+
+
+def test_what_ended_while_there_was_no_gate_is_recorded_by_the_next(network: Network, mitmsec: Mitmsec) -> None:
+    run = mitmsec.start("--", *PYTHON, WHEN_TOLD, V4, "9", stdin=subprocess.PIPE)
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    gate = next(pid for role, pid, _ in status_of(mitmsec).processes if role == "gate")
+    os.kill(gate, signal.SIGKILL)
+    for number in range(20):
+        run.stdin.write(f"{5000 + number}\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == "sent\n"
+        time.sleep(0.05)
+    run.communicate(timeout=30)
+    ports = [flow["remote"]["port"] for flow in mitmsec.of_kind("connection")]
+    told = [event for event in mitmsec.of_kind("fault") if event["what"] == "gate_died"]
+    assert len(told) == 1
+    assert set(ports) >= set(range(5010, 5020))
+    assert len(ports) == len(set(ports))
+
+
+def test_a_killed_supervisor_leaves_nothing_that_looks_at_udp(network: Network, mitmsec: Mitmsec) -> None:
+    port = echo_at(network, V4)
+    run = mitmsec.start("--", *PYTHON, WHEN_TOLD, V4, "9", stdin=subprocess.PIPE)
+    assert run.stdin is not None
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    status = status_of(mitmsec)
+    ((_, _, cgroup),) = status.sessions
+    assert looks_at_udp(cgroup)
+    os.kill(status.supervisor, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while looks_at_udp(cgroup) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not looks_at_udp(cgroup)
+    run.stdin.write(f"{port}\n")
+    run.stdin.flush()
+    assert run.stdout.readline() == "sent\n"
+    run.communicate(timeout=30)
+    assert mitmsec.run("--", *PYTHON, THREE_TIMES, V4, port).returncode == 0
+    (flow,) = mitmsec.of_kind("connection")
+    assert flow["datagrams"] == {"sent": 3, "received": 3}
+
+
+@by_nftables
+def test_rules_of_nftables_do_not_see_udp(network: Network, mitmsec: Mitmsec) -> None:
+    port = echo_at(network, V4)
+    assert mitmsec.run("--", *PYTHON, THREE_TIMES, V4, port).stdout == "asked\n" * 3
+    assert mitmsec.of_kind("connection") == []
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def selected(mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Path]:
+    """A Python of its own, which a service selects."""
+    tmp_path.chmod(0o755)
+    python = tmp_path / "selected-python"
+    shutil.copy(os.path.realpath(sys.executable), python)
+    text = f'[[application]]\nname = "ours"\npath = ["{python}"]\n'
+    state = ("--state", str(mitmsec.state))
+    start = mitmsec.command("start", *state, "--policy", mitmsec.policy(text))
+    subprocess.run(start, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
+    try:
+        yield python
+    finally:
+        subprocess.run(mitmsec.command("stop", *state), check=False, capture_output=True, timeout=90)
+        deadline = time.monotonic() + 20
+        while (mitmsec.state / "run" / "control.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def test_under_the_service_selected_programs_are_recorded_and_nobody_else(
+    network: Network, mitmsec: Mitmsec, selected: Path
+) -> None:
+    port = echo_at(network, V4)
+    for program in (sys.executable, str(selected)):
+        command = network.inside(program, *PYTHON[1:], STAYS, V4, port)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, env=os.environ | {"PYTHONHOME": sys.base_prefix}
+        )
+        assert done.stdout == "asked\n" * 3, done.stderr
+    deadline = time.monotonic() + 10
+    while not (flows := mitmsec.of_kind("connection")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    (flow,) = flows
+    assert (flow["process"]["exe"], flow["datagrams"]) == (str(selected), {"sent": 3, "received": 3})
+
+
+def looks_at_udp(cgroup: str) -> bool:
+    """Some program is attached to the cgroup that is told of closed sockets (BPF_PROG_QUERY)."""
+    folder = os.open(cgroup, os.O_RDONLY)
+    try:
+        query = ctypes.create_string_buffer(struct.pack("=IIIIQI", folder, Attach.SOCK_RELEASE, 0, 0, 0, 0), 64)
+        answer = ctypes.CDLL(None, use_errno=True).syscall(bpf.SYSCALL_NUMBER[platform.machine()], 16, query, 64)
+        assert answer == 0, os.strerror(ctypes.get_errno())
+        return int(struct.unpack_from("=I", query, 24)[0]) > 0
+    finally:
+        os.close(folder)
