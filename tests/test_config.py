@@ -262,5 +262,5 @@ def test_the_defaults_say_what_becomes_of_incoming_connections() -> None:
         return parse_policy(f"version = 1\n[defaults]\n{defaults}", file="p", read_list=str)
 
     assert read("").inbound is read('inbound = "bypass"').inbound is Action.BYPASS
-    with pytest.raises(PolicyErrors, match='"block" is not supported by this version'):
-        read('inbound = "block"')
+    with pytest.raises(PolicyErrors, match='"decrypt" is not supported by this version'):
+        read('inbound = "decrypt"')

@@ -116,7 +116,8 @@ class GateSettings(Message, frozen=True):
     """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
     signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
     or a channel of expected flows and an eventfd, or an eventfd for the heartbeat alone), then the IPv6 listener where
-    there is one."""
+    there is one. With `inward` there follow the maps of legs and of listeners (mitmsec_redirect.legs), and so many
+    listeners for connections that come in."""
 
     session: str
     on_failure: OnFailure
@@ -125,6 +126,7 @@ class GateSettings(Message, frozen=True):
     names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
+    inward: int = 0
     local_ports: tuple[int, int] | None = None  # first and last: its own connections come from these, if not from any
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0

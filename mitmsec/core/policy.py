@@ -62,6 +62,12 @@ class Policy(Value, frozen=True, dict=True):
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What each configured inspector looks for."""
 
+    @property
+    def governs_inbound(self) -> bool:
+        """Whether anything may become of a connection that comes in, but that it does: the gate must have it then."""
+        actions = {rule.action for rule in self.rules if rule.direction is Direction.INBOUND}
+        return not actions.union({self.inbound}) <= {Action.BYPASS}
+
     def can_judge(self, process: Process, direction: Direction = Direction.OUTBOUND) -> bool:
         """Whether everything is known about `process` that its rules ask.
 

@@ -16,7 +16,7 @@ from mitmsec.core.units import container_mistake, container_pattern, container_p
 
 LATER_APPLICATION = ("signer",)
 LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
-LATER_INBOUND = ("block", "capture", "decrypt")
+LATER_INBOUND = ("decrypt",)
 LATER_ON_FINDING = ("quarantine", "redact")
 LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})

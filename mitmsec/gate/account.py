@@ -7,7 +7,7 @@ from msgspec.structs import asdict, replace
 from mitmsec.audit.event import ConnectionSeen, FlowHanded, NamedBy, Outcome
 from mitmsec.core.address_names import Agreement, agreement
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
-from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
+from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
 
@@ -82,12 +82,13 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "began_s", "client", "decision", "done", "first", "flow", "malformed", "process", "protocol", "remote",
-        "resolved", "selected", "tunnel",
+        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
+        "protocol", "remote", "resolved", "selected", "tunnel",
     )  # fmt: skip
 
     def __init__(self, flow: str) -> None:
         self.flow = flow
+        self.direction = Direction.OUTBOUND
         self.began_s = 0.0
         self.client = NOWHERE
         self.asked = self.remote = NOWHERE
@@ -111,6 +112,11 @@ class Account:
     def plaintext(self) -> Plaintext | None:
         """What a worker is to read it as; None: it cannot."""
         return None if self.tunnel else PLAINTEXT.get(self.protocol)
+
+    @property
+    def may_have_page(self) -> bool:
+        """Whether its client is told why it is blocked. Who comes from outside is not to hear of our rules."""
+        return self.protocol in WITH_PAGE and self.direction is Direction.OUTBOUND
 
     @property
     def is_wrapped_http(self) -> bool:
@@ -167,16 +173,22 @@ class Account:
     ) -> ConnectionSeen:
         """The event. `action` is what was done, `rule` and `reason` are why."""
         assert self.decision is not None
+        process, local, remote = self.process, self.client, self.remote
+        if self.direction is Direction.INBOUND:  # it is the service's, and told from its side
+            local, remote, sent, received = remote, local, received, sent
+            if process.confidence is not Confidence.UNKNOWN:  # known is who listens, not which of its heirs serves
+                process = replace(process, confidence=Confidence.INFERRED)
         if tls is None and self.protocol is Protocol.TLS:
             tls = TlsFacts(client=self.hello_facts())
         shown = self.first.name if self.first else None
         answered = self.resolved[0] if self.resolved else None
         return ConnectionSeen(
             flow=self.flow,
-            process=self.process,
+            process=process,
             protocol=self.protocol,
-            local=self.client,
-            remote=self.remote,
+            local=local,
+            remote=remote,
+            direction=self.direction,
             host=shown or answered,
             named_by=NamedBy.DNS if answered and not shown else None,
             asked=self.asked if self.asked not in (self.remote, NOWHERE) else None,

@@ -21,6 +21,7 @@ from mitmsec.gate.dial import Dial
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.flow import Flow, State
 from mitmsec.gate.hangups import Hangups
+from mitmsec.gate.inward import Way
 from mitmsec.gate.loans import Loans, hand_out, shut
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
@@ -91,6 +92,7 @@ class Connection:
         "_over",
         "_peek",
         "_relay",
+        "_way",
         "flow",
     )
 
@@ -107,13 +109,15 @@ class Connection:
         self._relay: Relay | None = None
         self._farewell: Farewell | None = None
         self._more: set[Dial] | None = None
+        self._way: Way | None = None
 
     @property
     def id(self) -> str:
         return self.flow.about.flow
 
-    def accepted(self, client: Endpoint, gate: Endpoint, origin: Origin | None) -> None:
-        """Begin."""
+    def accepted(self, client: Endpoint, gate: Endpoint, origin: Origin | None, way: Way | None = None) -> None:
+        """Begin. `way`: it came in, and this is how to reach whom it was meant for."""
+        self._way = way
         self._bound = origin.bound if origin is not None else None
         self.tell(s.Accepted(client, gate, origin))
 
@@ -247,6 +251,7 @@ class Connection:
             deadline_s=means.connect_deadline_s,
             bound=self._bound,
             local_ports=means.local_ports,
+            begin=None if self._way is None else self._way.connect,
         )
 
     def _dialled(self, sock: socket.socket, endpoint: Endpoint) -> None:
@@ -357,6 +362,8 @@ class Connection:
     def _is_over(self) -> None:
         if not self._over:
             self._over = True
+            if self._way is not None:
+                self._way.close()
             if self._minted:
                 self._means.withdraw(self.id)
             self._means.over(self)

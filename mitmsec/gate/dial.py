@@ -53,10 +53,14 @@ class Dial:
         deadline_s: float,
         bound: str | None = None,
         local_ports: range | None = None,
+        begin: Callable[[], socket.socket] | None = None,
     ) -> None:
-        """`local_ports`: come from one of these, if not from any."""
+        """`local_ports`: come from one of these, if not from any. `begin` makes the only attempt there is, where the
+        way there is known already; it raises OSError.
+        """
         self._loop, self._connected, self._failed = loop, connected, failed
         self._deadline_s, self._bound, self._local_ports = deadline_s, bound, local_ports
+        self._begin_known = begin
         self._waiting: deque[Endpoint] = deque()
         self._trying: dict[socket.socket, Endpoint] = {}
         self._first_failure: DialFailure | None = None
@@ -93,7 +97,7 @@ class Dial:
             return
         endpoint = self._waiting.popleft()
         try:
-            sock = self._begin(endpoint)
+            sock = self._begin(endpoint) if self._begin_known is None else self._begin_known()
         except OSError as error:
             return self._attempt_failed(error.errno or 0)
         self._trying[sock] = endpoint

@@ -30,10 +30,10 @@ from msgspec.structs import replace
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
-from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, WITH_PAGE, Account
+from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
 from mitmsec.gate.claims import claims, is_connect
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -232,7 +232,7 @@ class Flow:
         return [s.Report("owner_unknown", OnFailure.OPEN), *self._owned(self.about.process)]
 
     def _asks_applications(self) -> bool:
-        return any(rule.application for rule in self._policy.rules if rule.direction is Direction.OUTBOUND)
+        return any(rule.application for rule in self._policy.rules if rule.direction is self.about.direction)
 
     def _not_judged(self, what: str, reason: str) -> Commands:
         """A rule that asks for the program may be the one that says block, or bypass."""
@@ -301,7 +301,7 @@ class Flow:
     def _block(self) -> Commands:
         assert self.about.decision is not None
         page = s.Page(self.about.decision.rule, self.about.decision.reason)
-        return self._end(Outcome.BLOCKED, page if self.about.protocol in WITH_PAGE else s.Reset())
+        return self._end(Outcome.BLOCKED, page if self.about.may_have_page else s.Reset())
 
     def _carry(self, action: Action) -> Commands:
         if action is Action.DECRYPT and self._health.off:

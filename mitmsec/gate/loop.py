@@ -27,7 +27,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull
 from mitmsec.core.messages import MintDecision, MintWithdrawn, UdpFlowTold
-from mitmsec.core.model import Endpoint, OnFailure, Process
+from mitmsec.core.model import Direction, Endpoint, OnFailure, Process
 from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.connection import Connection, Means
@@ -35,6 +35,7 @@ from mitmsec.gate.crew import Crew
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
+from mitmsec.gate.inward import Inward, Ways
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.refuse import reset
@@ -73,6 +74,8 @@ class Surroundings:
     beat: Callable[[], None]
     hangs: Callable[[int], None]
     """Tell the supervisor that this worker lives and does nothing."""
+    ways: Ways | None = None
+    """Whom connections that came in were meant for; None: nobody leads any here."""
     names_of: Callable[[str], tuple[str, ...] | None] = lambda address: None
     """The names that DNS answers gave an address, the newest first; None: nobody looks at them."""
 
@@ -123,10 +126,13 @@ class Gate:
         connect_deadline_s: float = 30.0,
         heartbeat_s: float = 0.2,
         limit: int | None = None,
+        inward: Sequence[socket.socket] = (),
         local_ports: range | None = None,
     ) -> None:
+        """`inward` are listeners for connections that came in and were led here; owned like the others."""
         loop = self._loop = asyncio.get_running_loop()
-        self._listeners, self._around, self._terms = list(listeners), around, terms
+        self._listeners, self._around, self._terms = [*listeners, *inward], around, terms
+        self._inward = frozenset(inward)
         self._heartbeat_s, self._limit = heartbeat_s, limit or flows_limit()
         self._flows: dict[str, Connection] = {}
         self._silent: dict[str, Connection] = {}  # in the order of their arrival
@@ -260,7 +266,7 @@ class Gate:
             reset(client)
             return True
         try:
-            self._begin(client, peer)
+            self._enter(listener, client, peer) if listener in self._inward else self._begin(client, peer)
         except OSError as error:  # gone again, or the kernel does not say whose it is
             self._faults.saw("origin_lookup_failed", OnFailure.CLOSED, errno.errorcode.get(error.errno or 0, "?"))
             reset(client)
@@ -269,14 +275,30 @@ class Gate:
     def _begin(self, client: socket.socket, peer: tuple[str, int]) -> None:
         origin = self._around.origins.find(client)
         here = client.getsockname()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = Connection(self._means, flow_id(), client)
+        connection = self._new(self._means, client)
         if origin is not None:
             connection.flow.about.resolved = self._around.names_of(origin.remote.address)
+        connection.accepted(Endpoint.of(peer[0], peer[1]), Endpoint.of(here[0], here[1]), origin)
+
+    def _enter(self, listener: socket.socket, client: socket.socket, peer: tuple[str, int]) -> None:
+        """It came in. Whoever calls the listener's own address means us, and was led here by nobody: a stranger."""
+        here, caller = Endpoint.of(*client.getsockname()[:2]), Endpoint.of(peer[0], peer[1])
+        is_led = here != Endpoint.of(*listener.getsockname()[:2])
+        way = self._around.ways.begin(client) if is_led and self._around.ways is not None else None
+        means = replace(self._means, policy=Inward(self._means.policy, caller), names=Names())
+        connection = self._new(means, client)
+        connection.flow.about.direction = Direction.INBOUND
+        connection.accepted(caller, here, None if way is None else way.origin, way)
+        if way is not None and not way.is_ours:
+            connection.tell(s.OwnerKnown(Process(pid=0), selected=False))
+
+    def _new(self, means: Means, client: socket.socket) -> Connection:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection = Connection(means, flow_id(), client)
         self._flows[connection.id] = self._silent[connection.id] = connection
         self._young.append((self._loop.time(), connection))
         self._empty.clear()
-        connection.accepted(Endpoint.of(peer[0], peer[1]), Endpoint.of(here[0], here[1]), origin)
+        return connection
 
     def _shed(self, what: str) -> bool:
         """Make room: cut the oldest flow that has not said a byte. False: there is none."""

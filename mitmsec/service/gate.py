@@ -51,6 +51,7 @@ from mitmsec.service.dns_names import DnsNames
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
+from mitmsec_redirect.legs import Leg, Legs
 from mitmsec_redirect.original_destination import original_destination
 from mitmsec_redirect.origins import OriginTable
 from mitmsec_redirect.pulse import Pulse
@@ -104,6 +105,31 @@ class NatOrigins:
             return None
         client = Endpoint.of(*accepted.getpeername()[:2])
         return Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
+
+
+class LedWay:
+    """How the gate reaches whom one connection was meant for (mitmsec.gate.inward.Way)."""
+
+    def __init__(self, leg: Leg) -> None:
+        self.connect, self.close = leg.connect, leg.close
+        self.is_ours = leg.listener is not None
+        who = leg.listener
+        self.origin = Origin(remote=leg.called, pid=0, uid=-1, comm="")
+        if who is not None:
+            self.origin = Origin(
+                remote=leg.called, pid=who.pid, uid=who.uid, comm=who.comm, connected_ns=who.at_ns, caller=who.caller
+            )
+
+
+class LedWays:
+    """Ways of connections that came in and were led here (mitmsec.gate.inward.Ways)."""
+
+    def __init__(self, legs_fd: int, listeners_fd: int) -> None:
+        self._legs = Legs(legs_fd, listeners_fd)
+
+    def begin(self, accepted: socket.socket) -> LedWay:
+        """Told to the kernel, not yet gone. Raises OSError."""
+        return LedWay(self._legs.begin(accepted))
 
 
 class ToldOrigins:
@@ -169,6 +195,10 @@ class GateProgram:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
         self._names = DnsNames(others.pop()) if settings.names else None
+        ways, inward = None, [others.pop() for _ in range(settings.inward)]
+        if inward:
+            listeners_fd, legs_fd = others.pop(), others.pop()
+            ways = LedWays(legs_fd, listeners_fd)
         v6_fds = [others.pop()] if settings.has_v6 and others else []
         origins, beat = _given(BackendKind(settings.backend), others)
         policy = msgspec.json.decode(_read(policy_fd), type=Policy)
@@ -184,6 +214,7 @@ class GateProgram:
             ask=self._ask,
             beat=beat,
             hangs=self._hangs,
+            ways=ways,
             names_of=self._names.names_of if self._names is not None else lambda address: None,
         )
         self._terms = Terms(
@@ -198,6 +229,7 @@ class GateProgram:
             session=settings.session,
             connect_deadline_s=settings.connect_deadline_s,
             heartbeat_s=settings.heartbeat_s,
+            inward=[socket.socket(fileno=fd) for fd in inward],
             local_ports=None if ports is None else range(ports[0], ports[1] + 1),
         )
         self._gate.switch(off=settings.off)

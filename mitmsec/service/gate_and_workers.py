@@ -46,6 +46,7 @@ from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.inward import InwardGround
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.scopes import Scope
@@ -86,6 +87,8 @@ class Ground(Protocol):
     hook: Backend | None
     scope: Scope | None
 
+    @property
+    def inward(self) -> InwardGround | None: ...
     @property
     def names_fd(self) -> int | None: ...
     @property
@@ -137,6 +140,7 @@ class GateAndWorkers:
             signer.fileno(),
             *ground.hook.ground.descriptors,
             *(listener.fileno() for listener in ground.listeners[1:]),
+            *(ground.inward.descriptors if ground.inward is not None else ()),
             *([] if ground.names_fd is None else [ground.names_fd]),
         ]
         settings = GateSettings(
@@ -147,6 +151,7 @@ class GateAndWorkers:
             names=ground.names_fd is not None,
             off=shared.off,
             backend=ground.hook.kind,
+            inward=ground.inward.count if ground.inward is not None else 0,
             local_ports=ground.hook.ground.local_ports,
         )
         with recorder, signer:
@@ -327,6 +332,8 @@ class GateAndWorkers:
                 child.kill()
                 await child.ended
             self.workers.clear()
+            if self._ground.inward is not None:
+                self._ground.inward.forget_legs()
             try:
                 await self.build()
             except (ChildFailed, OSError) as error:

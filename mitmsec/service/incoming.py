@@ -4,8 +4,10 @@
                                                                        └─ old, or the end ► event, outcome `open`
 
 Who accepted a connection has it: the kernel's word. Where nobody has, or not so that the hook could see it, it is put
-down to who listens, and that is `inferred`: which of its heirs served it is not known. Nobody here stands between a
-connection and its program, so what is told is what happened: `bypass`, by the policy's word for incoming connections.
+down to who listens, and that is `inferred`: which of its heirs served it is not known.
+
+What the gate has it tells itself, and nobody else stands between a connection and its program. So what is told here is
+what happened: `bypass`, by the policy's word for incoming connections or, where that is another, by `on_failure`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import dataclasses
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import assert_never
 
 from msgspec.structs import replace
 
@@ -33,6 +36,7 @@ ENDS = {
     errno.EPIPE: "reset by the peer",
     errno.ETIMEDOUT: "the peer did not answer any more",
 }
+PASSED_BY = "the policy has another word for it, but there was no gate to carry that out"
 UNREAD = Decision(
     action=Action.BYPASS, rule="on_failure", reason="a rule asks for what could not be read of the program"
 )
@@ -62,10 +66,14 @@ class Incoming:
         """The events of what has happened. Owners are asked for at once, for they may end at any moment."""
         for one in news:
             match one.kind:
+                case InboundKind.LISTENS:
+                    self._whose(one)  # read while it lives, for the gate's questions
                 case InboundKind.BEGAN | InboundKind.ACCEPTED:
                     self._note(one)
                 case InboundKind.ENDED:
                     yield from self._ended(one)
+                case _:
+                    assert_never(one.kind)
 
     def grown_old(self, now_ns: int) -> Iterator[Seen]:
         """Those that have lived long by now (CLOCK_MONOTONIC) and are on no record yet."""
@@ -141,4 +149,7 @@ class Incoming:
         if not self.policy.can_judge(process, Direction.INBOUND):
             return UNREAD
         peer = Endpoint(address=one.remote.address, port=one.local.port)
-        return self.policy.at_hello(process, peer, name=None, direction=Direction.INBOUND)
+        said = self.policy.at_hello(process, peer, name=None, direction=Direction.INBOUND)
+        if said.action is Action.BYPASS:
+            return said
+        return Decision(action=Action.BYPASS, rule="on_failure", reason=PASSED_BY)

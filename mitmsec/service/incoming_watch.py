@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from mitmsec.audit.event import Seen
 from mitmsec.core.policy import Policy
 from mitmsec.service.incoming import Incoming
+from mitmsec.service.inward import InwardGround
 from mitmsec.service.scopes import Scope
 from mitmsec_redirect.backend import BackendUnavailable
 from mitmsec_redirect.inbound_hook import InboundHook
@@ -17,30 +19,50 @@ from mitmsec_redirect.inbound_hook import InboundHook
 class IncomingWatch:
     """On the loop that runs when it is made. Ended by `close`, which is idempotent."""
 
-    def __init__(self, hook: InboundHook, incoming: Incoming, record: Callable[[Seen], None]) -> None:
-        self._hook, self._incoming, self._record = hook, incoming, record
+    def __init__(
+        self, hook: InboundHook, incoming: Incoming, record: Callable[[Seen], None], inward: InwardGround | None = None
+    ) -> None:
+        """With `inward` the gate has those for which the policy may have another word than `bypass`; ours then."""
+        self._hook, self._incoming, self._record, self._inward = hook, incoming, record, inward
         self._is_closed = False
         asyncio.get_running_loop().add_reader(hook.fileno(), self._readable)
 
     @classmethod
     def begin(
-        cls, scope: Scope, incoming: Incoming, record: Callable[[Seen], None], say: Callable[[str], None]
+        cls,
+        scope: Scope,
+        incoming: Incoming,
+        record: Callable[[Seen], None],
+        say: Callable[[str], None],
+        *,
+        inward: InwardGround | None = None,
+        pins: Path | None = None,
     ) -> IncomingWatch | None:
-        """Over all that the scope covers. None, and `say` is told why, where the kernel has not what that needs."""
+        """Over all that the scope covers. None, and `say` is told why, where the kernel has not what that needs.
+
+        With `inward` the gate depends on it, and it outlives us in `pins`: then this raises BackendUnavailable,
+        ProgramRejected, OSError instead.
+        """
+        steering, pinned = (None, None) if inward is None else (inward.maps, pins)
         try:
-            hook = InboundHook.open(scope.path, selection=scope.selection)
+            hook = InboundHook.open(scope.path, selection=scope.selection, steering=steering, pin_folder=pinned)
         except (BackendUnavailable, OSError) as error:
+            if inward is not None:
+                inward.close()
+                raise
             say(f"incoming connections are not seen: {error}")
             return None
-        return cls(hook, incoming, record)
+        return cls(hook, incoming, record, inward)
 
     def govern(self, policy: Policy, *, everything: bool) -> None:
         """Another policy is in force, and with `everything` whoever has no verdict is selected. Raises OSError."""
         self._hook.change(everything=everything)
         self._incoming.policy = policy
 
-    def look(self) -> None:
-        """Time has passed: some connections may have lived long, some news be lost."""
+    def look(self, fault: Callable[..., None]) -> None:
+        """Time has passed: some connections may have lived long, some news be lost, some have found no gate."""
+        if self._inward is not None:
+            self._inward.look(fault)
         self._tell(self._incoming.lost(self._hook.lost()))
         self._tell(self._incoming.grown_old(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
 
@@ -54,6 +76,8 @@ class IncomingWatch:
         self._tell(self._incoming.lost(self._hook.lost()))
         self._tell(self._incoming.left(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
         self._hook.close()
+        if self._inward is not None:
+            self._inward.close()
 
     def _readable(self) -> None:
         self._tell(self._incoming.take(self._hook.drain()))

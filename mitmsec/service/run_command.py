@@ -276,7 +276,7 @@ def _locker(inode: int) -> str:
 
 
 def _captures(policy: Policy) -> bool:
-    return Action.CAPTURE in (policy.action, *(rule.action for rule in policy.rules))
+    return Action.CAPTURE in (policy.action, policy.inbound, *(rule.action for rule in policy.rules))
 
 
 def _roots(environ: Mapping[str, str]) -> Bundle:

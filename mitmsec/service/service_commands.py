@@ -77,8 +77,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     already are selected too, from their next connection on. Returns once the service is at work.
     """
     need_root("start")
-    loaded = loaded_with_roots(policy_file)
-    _warn_of_selection(loaded.policy, policy_file)
+    loaded = _loaded(policy_file)
     channel = _joined(State(state_folder))
     order = control.StartService(
         policy_file=str(policy_file.resolve())[:1024],
@@ -142,8 +141,7 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
     changes nothing.
     """
     need_root("reload")
-    loaded = loaded_with_roots(policy_file)
-    _warn_of_selection(loaded.policy, policy_file)
+    loaded = _loaded(policy_file)
     channel = _connected(State(state_folder))
     order = control.ReloadService(policy_file=str(policy_file.resolve())[:1024], policy_sha256=plan_policy(loaded.text))
     answer = _answer(channel, order, *_memory_files(loaded), deadline_s=ORDER_DEADLINE_S)
@@ -226,6 +224,16 @@ def _status(state: State) -> control.StatusAnswer | None:
 
 
 # -- what they share ---------------------------------------------------------------------------------------------------
+def _loaded(policy_file: Path) -> Loaded:
+    """The policy, if it is one that a service can keep, and a warning where it selects nobody."""
+    loaded = loaded_with_roots(policy_file)
+    if loaded.policy.governs_inbound:
+        why = f"{policy_file} blocks or captures connections that come in: only `mitmsec run` can, in this version"
+        fail(why, 'give these rules, and [defaults] inbound, the action "bypass"', EXIT_USAGE)
+    _warn_of_selection(loaded.policy, policy_file)
+    return loaded
+
+
 def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
     """A selection that selects nobody is a mistake, or will be one."""
     if Selection(policy.applications).is_empty:

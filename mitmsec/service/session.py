@@ -33,6 +33,7 @@ from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
+from mitmsec.service.inward import InwardGround
 from mitmsec.service.observers import Observers
 from mitmsec.service.owners import Owners, decides_by_hash
 from mitmsec.service.scopes import CommandScope, Scope
@@ -129,18 +130,19 @@ class Session:
         )
 
     @property
-    def _processes(self) -> ProcessTable:
+    def processes(self) -> ProcessTable:
+        """Who knows the session's processes."""
         processes = self.scope.processes if self.scope is not None else None
         return processes or self.shared.processes
 
     def _whose(self, pid: int, uid: int, comm: str, connected_ns: int | None, caller: Caller | None) -> Owner:
-        return self._processes.whose(pid, uid, comm, connected_ns, caller)
+        return self.processes.whose(pid, uid, comm, connected_ns, caller)
 
     def _owner(self, asked: Whose) -> Owner:
         """Of a connection: as the kernel said at connect(), or as the backend finds out."""
 
         def read() -> Owner:
-            owner = backends.found(self.hook, asked, self._processes) if self.hook is not None else None
+            owner = backends.found(self.hook, asked, self.processes) if self.hook is not None else None
             return owner or self._whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None, asked.caller)
 
         return self._owners.told_by(asked, read)
@@ -149,6 +151,14 @@ class Session:
     def program(self) -> str:
         """Whose session it is, for people."""
         return self.order.program if isinstance(self.order, OpenRun) else SERVICE
+
+    @property
+    def inward(self) -> InwardGround | None:
+        return self.observers.inward
+
+    @property
+    def pins(self) -> Path | None:
+        return self._pins(self.policy)
 
     @property
     def names_fd(self) -> int | None:
@@ -296,7 +306,7 @@ class Session:
         """Whose attempt it was that the hook did not divert."""
 
         def read() -> Owner:
-            owner = backends.found_missed(missed, self._processes)
+            owner = backends.found_missed(missed, self.processes)
             return owner or self._whose(missed.pid, missed.uid, missed.comm, missed.at_ns, missed.caller)
 
         return self._owners.told_by(missed, read).process
@@ -316,7 +326,7 @@ class Session:
     def divert_no_more(self) -> None:
         """The first part of `close`."""
         if self.hook is not None and not self._closing:
-            self.hook.detach()
+            self.observers.divert_no_more()
 
     async def close(self, *, home: str | None) -> int:
         """Hook off, flows drained, processes ended, cgroup removed. Survivors move to cgroup `home`; their number.

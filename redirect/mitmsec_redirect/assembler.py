@@ -63,12 +63,14 @@ class Helper(IntEnum):
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
     MAP_PUSH = 87  # 4.20
+    SK_RELEASE = 86  # 4.20
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
     PROBE_READ_KERNEL = 113  # 5.5
     PROBE_READ_KERNEL_STR = 115  # 5.5
     NETNS_COOKIE = 122  # 5.7
     ANCESTOR_CGROUP_ID = 123  # 5.7
+    SK_ASSIGN = 124  # 5.9, for lookup programs
     RINGBUF_OUTPUT = 130  # 5.8
     RINGBUF_RESERVE = 131  # 5.8
     RINGBUF_SUBMIT = 132  # 5.8

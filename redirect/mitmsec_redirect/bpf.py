@@ -30,6 +30,7 @@ PROG_TYPE_SOCK_OPS = 13
 PROG_TYPE_RAW_TRACEPOINT = 17
 PROG_TYPE_CGROUP_SOCK_ADDR = 18
 PROG_TYPE_TRACING = 26
+PROG_TYPE_SK_LOOKUP = 30
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
 MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
@@ -69,13 +70,14 @@ class MapKind(IntEnum):
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
+    SOCKMAP = 15
     QUEUE = 22
     SK_STORAGE = 24
     RINGBUF = 27
 
 
 class Attach(IntEnum):
-    """Attach types of programs on cgroups; _KINDS says of which kind of program those are that are not of SOCK_ADDR."""
+    """Attach types of programs on cgroups (SK_LOOKUP: network namespaces); _KINDS has those not of kind SOCK_ADDR."""
 
     INGRESS = 0
     EGRESS = 1
@@ -91,6 +93,7 @@ class Attach(IntEnum):
     GETSOCKNAME4 = 31
     GETSOCKNAME6 = 32
     SOCK_RELEASE = 34
+    SK_LOOKUP = 36  # 5.9
 
 
 _KINDS = {
@@ -98,6 +101,7 @@ _KINDS = {
     Attach.EGRESS: PROG_TYPE_CGROUP_SKB,
     Attach.SOCK_OPS: PROG_TYPE_SOCK_OPS,
     Attach.SOCK_RELEASE: PROG_TYPE_CGROUP_SOCK,
+    Attach.SK_LOOKUP: PROG_TYPE_SK_LOOKUP,
 }
 
 
@@ -336,6 +340,12 @@ def attach_to_cgroup(program_fd: int, cgroup_fd: int, attach: Attach) -> int:
         struct.pack("=IIII", program_fd, cgroup_fd, attach, 0),
         f"attach {attach.name.lower()} to the cgroup",
     )
+
+
+def attach_to_netns(program_fd: int, netns_fd: int) -> int:
+    """The same of a SK_LOOKUP program."""
+    attr = struct.pack("=IIII", program_fd, netns_fd, Attach.SK_LOOKUP, 0)
+    return _call(Command.LINK_CREATE, attr, "attach to the network namespace")
 
 
 def replace_program(link_fd: int, program_fd: int) -> None:

@@ -4,8 +4,9 @@
                                   ├── ring ───► drain(): began, accepted, ended
                                   └── lost      how many records found no room
 
-It looks on, and changes nothing: without it, or when its ring is full, connections come in as ever. So it is never
-pinned, and ends with whoever holds it. What the programs do stands in `inbound_programs`.
+It looks on, and changes nothing: without it, or when its ring is full, connections come in as ever. So it ends with
+whoever holds it, unless connections are led to a gate (`steering`), which has to know who listens: then the program
+that sees that is pinned with the rest. What the programs do stands in `inbound_programs`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mitmsec_redirect.connect_hook import socket_storage
 from mitmsec_redirect.inbound_programs import InboundLayout
 from mitmsec_redirect.inbound_records import Inbound, parse_inbound
 from mitmsec_redirect.ringbuffer import RingBuffer
+from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import Selection
 
 RING_BYTES = 1 << 20  # over 5,000 records, three of which a connection has
@@ -42,12 +44,18 @@ class InboundHook:
 
     @classmethod
     def open(
-        cls, cgroup_path: Path | str, *, selection: Selection | None = None, ring_bytes: int = RING_BYTES
+        cls,
+        cgroup_path: Path | str,
+        *,
+        selection: Selection | None = None,
+        steering: SteeringMaps | None = None,
+        pin_folder: Path | None = None,
+        ring_bytes: int = RING_BYTES,
     ) -> InboundHook:
         """From now on connections to sockets of the cgroup are told, of the selected processes among them.
 
-        `selection` is the connect hook's. `ring_bytes` is a power of two, at least a page. Raises EbpfUnavailable,
-        ProgramRejected, OSError, with nothing left behind.
+        `selection` is the connect hook's. `pin_folder` exists, on a bpffs. `ring_bytes` is a power of two,
+        at least a page. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         offsets = kernel_types.process_offsets()
         if offsets is None:
@@ -60,10 +68,12 @@ class InboundHook:
             lost = _made(held, MapKind.ARRAY, records.INDEX.size, records.COUNT.size, 1, "ms_inbound_lost")
             ring = RingBuffer(ring_map.fd, ring_bytes)
             held.callback(ring.close)
-            layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection)
+            layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection, steering)
             hook = cls(layout, lost, ring, cgroup)
             held.callback(hook._let_go)
             hook._put()
+            if pin_folder is not None:
+                bpf.pin(hook._links[Attach.SOCK_OPS], str(pin_folder / "link_sock_ops"))
             hook._held = held.pop_all()
             return hook
 

@@ -9,6 +9,10 @@ All but accept() are one program (BPF_PROG_TYPE_SOCK_OPS): it runs in the caller
 context the kernel handles packets. accept() asks for the peer's address where its caller wants that, which is what
 `getpeername4/6` see; who does not want it is seen when it first calls getpeername(), or never.
 
+Where connections are led to the gate (`steering`), listeners of its network namespace are kept in maps for as long as
+they listen, and told (LISTENS): whoever calls listen() may have ended when somebody calls. What the gate then connects
+to them is not told, for the gate tells of it, and getpeername() answers with the peer that the gate has it from.
+
 Registers: R6 the context, R7 the socket, R8 the record in it; R0–R5 are lost at each call.
 """
 
@@ -18,10 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mitmsec_redirect import inbound_records as records
-from mitmsec_redirect import process_steps, steps
+from mitmsec_redirect import name_steps, process_steps, steps
+from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
 from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
     AF_INET,
     KEY,
@@ -38,27 +44,21 @@ from mitmsec_redirect.steps import (
     RUN_LEVEL,
     SOCKET,
     STORAGE_CREATE,
+    USER_PORT,
     Selection,
 )
 from mitmsec_redirect.verdicts import Verdict
 
 LONG = Size.LONG
 # struct bpf_sock_ops
-OP, NEW_STATE, FAMILY, REMOTE_V4, LOCAL_V4, REMOTE_V6, LOCAL_V6, REMOTE_PORT, LOCAL_PORT = (
-    0,
-    8,
-    20,
-    24,
-    28,
-    32,
-    48,
-    64,
-    68,
-)
+OP, OLD_STATE, NEW_STATE, FAMILY, REMOTE_V4, LOCAL_V4 = 0, 4, 8, 20, 24, 28
+REMOTE_V6, LOCAL_V6, REMOTE_PORT, LOCAL_PORT = 32, 48, 64, 68
 OPS_SOCKET = 184
 PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 5, 10, 11  # BPF_SOCK_OPS_…_CB
 TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
-TCP_CLOSE = 7
+TCP_CLOSE, TCP_LISTEN = 7, 10
+# our stack, from the frame pointer: a leg's key, and at other times the others
+LEG, COUNT, COOKIE = -shared.LEG.size, -8, -16
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
@@ -71,12 +71,16 @@ class InboundLayout:
     lost: int  # one counter: records for which the ring had no room
     offsets: Offsets
     selection: Selection | None = None  # None: all that the cgroup holds
+    steering: SteeringMaps | None = None  # None: nothing is led to the gate
 
 
 def build(layout: InboundLayout) -> Mapping[str, bytes]:
     """The code of each program by its attach type's name."""
-    accept = accepted(layout)
-    return {"SOCK_OPS": happened(layout), "GETPEERNAME4": accept, "GETPEERNAME6": accept}
+    return {
+        "SOCK_OPS": happened(layout),
+        "GETPEERNAME4": accepted(layout, v6=False),
+        "GETPEERNAME6": accepted(layout, v6=True),
+    }
 
 
 def happened(layout: InboundLayout) -> bytes:
@@ -99,13 +103,15 @@ def happened(layout: InboundLayout) -> bytes:
     return asm.code()
 
 
-def accepted(layout: InboundLayout) -> bytes:
+def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
     """getpeername(), by accept() or by the program itself: the first time, its caller is who has the connection."""
     asm = Assembler()
     asm.move(R6, R1)
     asm.load(R7, R6, SOCKET, LONG)
     _record(asm, layout, create=False)
     asm.load(R2, R8, records.FLAGS)
+    if layout.steering is not None:
+        asm.jump_if(R2, Condition.EQUAL, InboundFlag.GATES, "gates")
     asm.mask(R2, InboundFlag.ACCEPTED)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
     _caller(asm, layout.offsets)
@@ -113,6 +119,13 @@ def accepted(layout: InboundLayout) -> bytes:
     steps.unless_selected(asm, layout, "out")
     asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED | InboundFlag.SELECTED)
     _tell(asm, layout, InboundKind.ACCEPTED)
+    if layout.steering is not None:
+        asm.jump("out")
+        asm.label("gates")
+        asm.move(R0, R8)
+        name_steps.answer(asm, records.PEER, v6=v6)
+        asm.load(R2, R8, records.PEER_PORT)
+        asm.store(R6, USER_PORT, R2)
     asm.label("out")
     asm.exit(1)
     return asm.code()
@@ -123,6 +136,8 @@ def _listens(asm: Assembler, layout: InboundLayout) -> None:
     _record(asm, layout, create=True)
     _caller(asm, layout.offsets)
     asm.store(R8, records.FLAGS, 0)
+    if layout.steering is not None:
+        _keep_listener(asm, layout.steering)
     if layout.selection is not None:
         asm.move(R1, RUN_LEVEL)
         asm.call(Helper.ANCESTOR_CGROUP_ID)
@@ -130,6 +145,8 @@ def _listens(asm: Assembler, layout: InboundLayout) -> None:
         steps.look_up(asm, layout.selection.runs, KEY)
         asm.jump_if(R0, Condition.EQUAL, 0, "out")
         asm.store(R8, records.FLAGS, InboundFlag.IN_RUN)
+    if layout.steering is not None:
+        _tell(asm, layout, InboundKind.LISTENS)
     asm.jump("out")
 
 
@@ -148,6 +165,8 @@ def _began(asm: Assembler, layout: InboundLayout) -> None:
         asm.load(R2, R6, offset)
         asm.store(R8, field, R2)
     _addresses(asm)
+    if layout.steering is not None:
+        _unless_gates(asm, layout.steering)
     _unless_listener_selected(asm, layout)
     asm.store(R8, records.FLAGS, InboundFlag.SELECTED)
     _tell(asm, layout, InboundKind.BEGAN)
@@ -196,6 +215,9 @@ def _unless_listener_selected(asm: Assembler, layout: InboundLayout) -> None:
 def _state(asm: Assembler, layout: InboundLayout) -> None:
     asm.load(R2, R6, NEW_STATE)
     asm.jump_if(R2, Condition.NOT_EQUAL, TCP_CLOSE, "out")
+    if layout.steering is not None:
+        asm.load(R2, R6, OLD_STATE)
+        asm.jump_if(R2, Condition.EQUAL, TCP_LISTEN, "listens_no_more")
     _record(asm, layout, create=False)
     asm.load(R2, R8, records.FLAGS)
     asm.mask(R2, InboundFlag.SELECTED)
@@ -205,6 +227,10 @@ def _state(asm: Assembler, layout: InboundLayout) -> None:
     asm.jump_if(R0, Condition.EQUAL, 0, "out")  # never: it is one
     _counts(asm, layout.offsets)
     _tell(asm, layout, InboundKind.ENDED)
+    if layout.steering is not None:
+        asm.jump("out")
+        asm.label("listens_no_more")
+        _forget_listener(asm, layout.steering)
 
 
 def _counts(asm: Assembler, at: Offsets) -> None:
@@ -222,6 +248,93 @@ def _counts(asm: Assembler, at: Offsets) -> None:
     asm.store(R8, records.RECEIVED, R2, LONG)
     asm.load(R2, R0, at.sock_error)
     asm.store(R8, records.ERROR, R2)
+
+
+# --- what is led to the gate ------------------------------------------------------------------------------------------
+def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
+    """By its cookie, and count it for its port; only in the network namespace that the gate is in."""
+    asm.move(R1, R6)
+    asm.call(Helper.NETNS_COOKIE)
+    asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace & 0xFFFFFFFF, "kept")
+    asm.shift_right(R0, 32)
+    asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace >> 32, "kept")
+    asm.call(Helper.KTIME_NS)
+    asm.store(R8, records.AT, R0, LONG)
+    asm.move(R1, R6)
+    asm.move(R2, TELL_STATES)
+    asm.call(Helper.CALLBACKS_SET)
+    _cookie(asm)
+    asm.map(R1, maps.listeners)
+    asm.point(R2, COOKIE)
+    asm.move(R3, R8)
+    asm.move(R4, 0)
+    asm.call(Helper.MAP_UPDATE)
+    _port_count(asm, maps)
+    asm.jump_if(R0, Condition.EQUAL, 0, "first")
+    asm.move(R2, 1)
+    asm.add_atomically(R0, R2)
+    asm.jump("kept")
+    asm.label("first")
+    asm.store(R10, COUNT, 1, LONG)
+    asm.map(R1, maps.ports)
+    asm.point(R2, KEY)
+    asm.point(R3, COUNT)
+    asm.move(R4, 0)
+    asm.call(Helper.MAP_UPDATE)
+    asm.label("kept")
+
+
+def _forget_listener(asm: Assembler, maps: SteeringMaps) -> None:
+    """And its port, where nobody else of ours listens on it."""
+    _cookie(asm)
+    asm.map(R1, maps.listeners)
+    asm.point(R2, COOKIE)
+    asm.call(Helper.MAP_DELETE)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "out")  # it was not kept
+    _port_count(asm, maps)
+    asm.jump_if(R0, Condition.EQUAL, 0, "out")
+    asm.move(R7, R0)
+    asm.move(R2, -1)
+    asm.add_atomically(R7, R2)
+    asm.load(R2, R7, 0, LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
+    asm.map(R1, maps.ports)
+    asm.point(R2, KEY)
+    asm.call(Helper.MAP_DELETE)
+
+
+def _cookie(asm: Assembler) -> None:
+    asm.move(R1, R6)
+    asm.call(Helper.SOCKET_COOKIE)
+    asm.store(R10, COOKIE, R0, LONG)
+
+
+def _port_count(asm: Assembler, maps: SteeringMaps) -> None:
+    """R0: how many listen on the socket's port; 0, no pointer: none yet."""
+    asm.load(R2, R6, LOCAL_PORT)
+    asm.store(R10, KEY, R2)
+    steps.look_up(asm, maps.ports, KEY)
+
+
+def _unless_gates(asm: Assembler, maps: SteeringMaps) -> None:
+    """On to "out" for a leg of the gate's, once it is noted whose connection it carries on."""
+    for index in (0, 8):
+        for field, source in ((shared.LEG_REMOTE, records.REMOTE), (shared.LEG_LOCAL, records.LOCAL)):
+            asm.load(R2, R8, source + index, LONG)
+            asm.store(R10, LEG + field + index, R2, LONG)
+    asm.load(R2, R8, records.REMOTE_PORT)
+    asm.shift_right(R2, 16)
+    asm.store(R10, LEG + shared.LEG_REMOTE_PORT, R2)
+    asm.load(R2, R8, records.LOCAL_PORT)
+    asm.store(R10, LEG + shared.LEG_LOCAL_PORT, R2)
+    steps.look_up(asm, maps.legs, LEG)
+    asm.jump_if(R0, Condition.EQUAL, 0, "no_leg")
+    for index in range(0, shared.PEER.size, 8):
+        asm.load(R2, R0, index, LONG)
+        asm.store(R8, records.PEER + index, R2, LONG)
+    asm.store(R8, records.FLAGS, InboundFlag.GATES)
+    asm.jump("out")
+    asm.label("no_leg")
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ One record lies in each socket, is filled in as things happen, and is sent whole
      0 kind │ 4 flags │ 8 cookie │ 16 namespace │ 24 began │ 32 at │ 40 local[16] │ 56 remote[16]
     72 local port │ 76 remote port │ 80 sent │ 88 received │ 96 error │ 100 -
    104 pid │ 108 uid │ 112 comm[16] │ 128 started │ 136 parent's start │ 144 parent │ 148 -
-   152 device │ 160 inode │ 168 ctime s │ 176 ns │ 180 - │ 184
+   152 device │ 160 inode │ 168 ctime s │ 176 ns │ 180 - │ 184 peer[16] │ 200 peer's port │ 204 - │ 208
 
 From 104 on it says whose it is: of a listener, and of a connection that nobody has accepted yet, who called listen();
-then, who accepted. `at` is when that happened which `kind` says. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; the
-remote port is in network order, in the upper half; times are CLOCK_MONOTONIC, starts CLOCK_BOOTTIME.
+then, who accepted. From 184 on it says who the peer really is, where the gate has made the connection (`legs`). `at` is
+when that happened which `kind` says. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; remote ports are in network order,
+that at 76 in the upper half; times are CLOCK_MONOTONIC, starts CLOCK_BOOTTIME.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from typing import Final
 from mitmsec.core.model import Caller, Endpoint
 from mitmsec_redirect.records import address_text, port_field
 
-INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII")
+INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII16sII")
 KIND, FLAGS, COOKIE, NAMESPACE, BEGAN, AT, LOCAL, REMOTE = 0, 4, 8, 16, 24, 32, 40, 56
 LOCAL_PORT, REMOTE_PORT, SENT, RECEIVED, ERROR = 72, 76, 80, 88, 96
 PID, UID, COMM, STARTED, PARENT_STARTED, PARENT, EXECUTABLE = 104, 108, 112, 128, 136, 144, 152
+PEER, PEER_PORT = 184, 200
 
 
 class InboundKind(IntEnum):
     """What has just happened."""
 
+    LISTENS = 0  # of a listener, where connections are led to the gate
     BEGAN = 1  # the handshake is complete
     ACCEPTED = 2
     ENDED = 3
@@ -42,6 +45,7 @@ class InboundFlag(IntFlag):
     SELECTED = 1  # to be told of
     ACCEPTED = 2  # whose it is, is who accepted; without it, who called listen()
     IN_RUN = 4  # of a listener: what is in its cgroup is told by that cgroup's own hook
+    GATES = 8  # a leg of the gate's, which tells of the whole connection itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ def parse_inbound(record: bytes) -> Inbound:
     """`record` is one of the ring."""
     kind, flags, cookie, netns, began, at, local, remote, *rest = INBOUND.unpack(record)
     local_port, remote_port, sent, received, error, _, pid, uid, comm, started, parent_started, parent, _, *file = rest
-    device, inode, ctime_s, ctime_ns, _ = file
+    device, inode, ctime_s, ctime_ns, *_ = file
     caller = Caller(
         start_ns=started,
         parent=parent,

@@ -205,3 +205,18 @@ def test_incoming_connections_have_defaults_of_their_own() -> None:
 )
 def test_what_a_rule_for_incoming_connections_takes_in_words(rule: Rule, words: str) -> None:
     assert subject(rule) == words
+
+
+@pytest.mark.parametrize(
+    ("policy", "governs"),
+    [
+        (Policy(action=Action.BLOCK, rules=(SSH,)), False),
+        (Policy(rules=(Rule(name="in", action=Action.BYPASS, direction=Direction.INBOUND),)), False),
+        (Policy(rules=(Rule(name="in", action=Action.BLOCK, direction=Direction.INBOUND),)), True),
+        (Policy(inbound=Action.CAPTURE), True),
+    ],
+)
+def test_the_gate_has_what_comes_in_only_where_something_else_than_bypass_may_become_of_it(
+    policy: Policy, governs: bool
+) -> None:
+    assert policy.governs_inbound is governs

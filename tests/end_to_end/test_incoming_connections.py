@@ -2,124 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import FAR_V4, Mitmsec, Network
+from incoming_stage import (
+    ANSWER,
+    OURS_V4,
+    OURS_V6,
+    PEER_V4,
+    PEER_V6,
+    SERVER,
+    Served,
+    fetch,
+    nginx_conf,
+    outside,
+    serve,
+    until,
+    until_listens,
+)
 
 pytestmark = pytest.mark.root
-PEER_V4, PEER_V6 = "198.18.7.2", "2001:db8:7::2"
-OURS_V4, OURS_V6 = "198.18.7.1", "2001:db8:7::1"
-ANSWER = b"served here"
-SERVER = """
-import http.server, os, socket, sys
-class Page(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.send_header("Content-Length", "11"); self.end_headers()
-        self.wfile.write(b"served here")
-    def log_message(self, *_): pass
-class Server(http.server.HTTPServer):
-    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
-    def server_bind(self):
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-server = Server((sys.argv[1], 0), Page)
-for _ in range(int(sys.argv[2]) - 1):
-    if not os.fork(): break
-print(server.server_port, os.getpid(), flush=True)
-try: server.serve_forever()
-except KeyboardInterrupt: pass
-"""
-
-
-@pytest.fixture(scope="module")
-def outside(network: Network) -> Iterator[list[str]]:
-    """How a command is run on another machine: a network namespace joined to ours by a veth pair."""
-    name = f"mitmsec-peer-{os.getpid()}"
-    pair = ["veth", "peer", "name", "ms-peer", "netns", name]
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
-        for words in (
-            ["-n", network.name, "link", "add", "ms-ours", "type", *pair],
-            *(["-n", one, "link", "set", link, "addrgenmode", "none", "up"] for one, link in _ends(network, name)),
-            ["-n", network.name, "address", "add", f"{OURS_V4}/24", "dev", "ms-ours"],
-            ["-n", network.name, "address", "add", f"{OURS_V6}/64", "dev", "ms-ours", "nodad"],
-            ["-n", name, "address", "add", f"{PEER_V4}/24", "dev", "ms-peer"],
-            ["-n", name, "address", "add", f"{PEER_V6}/64", "dev", "ms-peer", "nodad"],
-        ):
-            subprocess.run(["ip", *words], check=True)
-        yield ["nsenter", f"--net=/run/netns/{name}"]
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=False)
-
-
-def _ends(network: Network, peer: str) -> tuple[tuple[str, str], ...]:
-    return (network.name, "ms-ours"), (peer, "ms-peer")
-
-
-class Served:
-    """A server that runs under `mitmsec run`, in one process or several."""
-
-    def __init__(self, mitmsec: Mitmsec, address: str, *options: str, processes: int = 1) -> None:
-        server = [sys.executable, "-I", "-S", "-c", SERVER, address, str(processes)]
-        self._run = mitmsec.start(*options, "--", *server)
-        assert self._run.stdout is not None
-        told = [self._run.stdout.readline().split() for _ in range(processes)]
-        self.port, self.pids = told[0][0], {int(pid) for _, pid in told}
-
-    def end(self) -> None:
-        for pid in self.pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        self._run.communicate(timeout=30)
-
-
-@pytest.fixture
-def serve(mitmsec: Mitmsec) -> Iterator[Callable[..., Served]]:
-    begun: list[Served] = []
-
-    def begin(address: str, *options: str, processes: int = 1) -> Served:
-        begun.append(Served(mitmsec, address, *options, processes=processes))
-        return begun[-1]
-
-    yield begin
-    for served in begun:
-        served.end()
-
-
-def fetch(where: list[str], address: str, port: str) -> bytes:
-    host = f"[{address}]" if ":" in address else address
-    command = [*where, "curl", "-sS", "--max-time", "20", f"http://{host}:{port}/"]
-    return subprocess.run(command, check=True, capture_output=True).stdout
-
-
-def _until_listens(network: Network, port: int) -> None:
-    wanted, end = f":{port}", time.monotonic() + 10
-    while wanted not in subprocess.run(network.inside("ss", "-ltn"), capture_output=True, text=True).stdout:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def until(mitmsec: Mitmsec, count: int) -> list[dict[str, Any]]:
-    """The connections that came in, once so many have ended and are on record."""
-    end = time.monotonic() + 10
-    while len(found := inbound(mitmsec)) < count and time.monotonic() < end:
-        time.sleep(0.1)
-    assert len(found) == count, found
-    return found
-
-
-def inbound(mitmsec: Mitmsec) -> list[dict[str, Any]]:
-    return [event for event in mitmsec.of_kind("connection") if event["direction"] == "inbound"]
+__all__ = ["outside", "serve"]  # fixtures
 
 
 @pytest.mark.parametrize(
@@ -175,19 +85,13 @@ def test_nginx_that_was_started_as_a_daemon_is_known(
 ) -> None:
     """The process that listens forks and ends at once; a worker of another user accepts."""
     tmp_path.chmod(0o755)
-    server = f"server {{ listen {OURS_V4}:8099; location / {{ return 200 'served here'; }} }}"
-    paths = "".join(
-        f"{name}_temp_path {tmp_path}/{name};" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    conf = tmp_path / "nginx.conf"
-    conf.write_text(
-        f"pid {tmp_path}/pid; error_log {tmp_path}/error.log; worker_processes 2; events {{}}"
-        f"http {{ access_log off; {paths} {server} }}"
-    )
-    with mitmsec.start("--wait", "--", "nginx", "-c", str(conf), stdout=subprocess.DEVNULL) as run:
-        _until_listens(network, 8099)
+    conf = nginx_conf(tmp_path, OURS_V4, 8099)
+    run = mitmsec.start("--wait", "--", "nginx", "-c", str(conf), stdout=subprocess.DEVNULL)
+    try:
+        until_listens(network, 8099)
         assert fetch(outside, OURS_V4, "8099") == ANSWER
         (event,) = until(mitmsec, 1)
+    finally:
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGTERM)
         run.communicate(timeout=30)
     process = event["process"]

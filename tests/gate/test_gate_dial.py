@@ -183,6 +183,30 @@ def test_errors_have_names(error: int, failure: DialFailure) -> None:
 
 
 @on_loop
+async def test_where_the_way_is_known_nothing_else_is_tried() -> None:
+    sock, endpoint = listening()
+    begun = socket.socket()
+    begun.setblocking(False)
+
+    def begin() -> socket.socket:
+        begun.connect_ex((endpoint.address, endpoint.port))
+        return begun
+
+    result: asyncio.Queue[Any] = asyncio.Queue()
+    dial = Dial(
+        asyncio.get_running_loop(),
+        lambda sock, endpoint: result.put_nowait(sock),
+        result.put_nowait,
+        deadline_s=20.0,
+        begin=begin,
+    )
+    dial.add((endpoint,))
+    assert await asyncio.wait_for(result.get(), 20) is begun
+    begun.close()
+    sock.close()
+
+
+@on_loop
 async def test_connections_come_from_the_ports_that_they_may_come_from() -> None:
     one, other = listening(), listening()
     free = range(61000, 61003)

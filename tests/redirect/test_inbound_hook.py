@@ -21,7 +21,7 @@ from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.verdicts import Verdict, entry
 
 pytestmark = pytest.mark.root
-BEGAN, ACCEPTED, ENDED = InboundKind
+_, BEGAN, ACCEPTED, ENDED = InboundKind
 SERVE = """
 l = socket.create_server(({address!r}, 0), family=socket.AF_INET6 if ':' in {address!r} else socket.AF_INET,
                          dualstack_ipv6={address!r} == '::')

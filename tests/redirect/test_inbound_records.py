@@ -70,6 +70,9 @@ def written(one: Inbound, flags: InboundFlag = InboundFlag.SELECTED) -> bytes:
         caller.inode,
         *divmod(caller.ctime_ns, 10**9),
         0,
+        bytes(16),
+        0,
+        0,
     )
 
 
@@ -92,4 +95,4 @@ def test_of_a_listener_that_nobody_saw_begin_no_caller_is_told() -> None:
 
 def test_a_kind_that_there_is_not_is_a_fault_of_ours() -> None:
     with pytest.raises(ValueError, match="InboundKind"):
-        parse_inbound(bytes(INBOUND.size))
+        parse_inbound(b"\xff" + bytes(INBOUND.size - 1))

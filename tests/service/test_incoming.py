@@ -17,7 +17,7 @@ from mitmsec.service.incoming import LONG_LIVED_NS, Incoming
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.owner import Owner
 
-BEGAN, ACCEPTED, ENDED = InboundKind
+LISTENS, BEGAN, ACCEPTED, ENDED = InboundKind
 LISTENER, WORKER = 7, 8
 
 
@@ -168,3 +168,16 @@ def test_a_rule_that_asks_for_what_is_not_known_decides_nothing() -> None:
     rule = Rule(name="by hash", action=Action.BYPASS, direction=Direction.INBOUND, application=("signed",))
     event = World(Policy(applications=(hashed,), rules=(rule,))).event(news(ENDED))
     assert (event.action, event.rule) == (Action.BYPASS, "on_failure")
+
+
+def test_what_should_have_been_blocked_and_came_in_is_told_as_what_happened() -> None:
+    """Its gate hung, or had gone, and failures are open."""
+    event = World(Policy(inbound=Action.BLOCK)).event(news(ENDED))
+    assert (event.action, event.rule, event.reason) == (Action.BYPASS, "on_failure", incoming.PASSED_BY)
+
+
+def test_who_listens_is_read_at_once_where_the_gate_will_ask_for_it() -> None:
+    world = World()
+    assert world.told(news(LISTENS, pid=LISTENER)) == []
+    assert world.asked == [LISTENER]
+    assert list(world.incoming.left(0)) == []

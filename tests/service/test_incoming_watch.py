@@ -79,7 +79,7 @@ def test_connections_are_recorded_as_they_end_and_at_its_end_as_they_are(cgroup:
         assert (ended.outcome, ended.process.pid, ended.local.port) == (Outcome.COMPLETED, server.pid, port)
         with socket.create_connection(("127.0.0.1", port)):
             await asyncio.sleep(0.1)
-            watch.look()
+            watch.look(lambda *_, **__: None)
             assert len(watched.recorded) == 1
             watch.close()
             watch.close()

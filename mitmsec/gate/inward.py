@@ -1,0 +1,80 @@
+"""Connections that came in and were led to the gate: what is else about them than about those that go out.
+
+    peer ──► gate ── leg ──► listener          the peer is the client, the service it called is the origin
+
+The policy is asked by the rules for incoming connections, about the peer's address and the service's port. No further
+addresses of a name are ever tried: a peer that names somebody else's host must not be taken there.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import Protocol
+
+from mitmsec.core.model import Decision, Direction, Endpoint, Process
+from mitmsec.core.rules import Rule
+from mitmsec.gate.signals import Origin
+from mitmsec.gate.terms import Decides
+
+
+class Way(Protocol):
+    """How the gate reaches whom a connection was meant for."""
+
+    @property
+    def origin(self) -> Origin:
+        """Whom it was meant for, and whose that is."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether that is anybody whom the gate is to look after."""
+
+    def connect(self) -> socket.socket:
+        """A socket on its way there. Once only. Raises OSError."""
+
+    def close(self) -> None:
+        """The connection is over. Idempotent."""
+
+
+class Ways(Protocol):
+    """Knows whom connections that came in were meant for."""
+
+    def begin(self, accepted: socket.socket) -> Way:
+        """Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inward:
+    """A policy as one connection that comes in asks it (mitmsec.gate.terms.Decides)."""
+
+    policy: Decides
+    peer: Endpoint
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.policy.rules
+
+    def can_judge(self, process: Process, direction: Direction = Direction.INBOUND) -> bool:
+        return self.policy.can_judge(process, direction)
+
+    def at_connect(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
+    ) -> Decision | None:
+        return self.policy.at_connect(process, self._asked(remote), direction)
+
+    def at_hello(
+        self,
+        process: Process,
+        remote: Endpoint,
+        *,
+        name: str | None,
+        alpn: tuple[str, ...] = (),
+        ja4: str | None = None,
+        proven: bool = True,
+        direction: Direction = Direction.INBOUND,
+    ) -> Decision:
+        asked = self._asked(remote)
+        return self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, proven=proven, direction=direction)
+
+    def _asked(self, service: Endpoint) -> Endpoint:
+        return Endpoint(address=self.peer.address, port=service.port)

@@ -1,0 +1,52 @@
+"""The bytes that the kernel and the gate share about connections which are led to the gate as they come in.
+
+A *leg* is the gate's own connection to a listener: the kernel is told of it before it is made, so that it is not led to
+the gate again, and so that the listener's program can be told whose connection it really has:
+
+    key    0 remote[16] │ 16 local[16] │ 32 remote port │ 36 local port │ 40        as the listener sees them
+    value  0 peer[16] │ 16 peer's port │ 20 - │ 24
+
+Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. The remote ports are in network order, the local port is the machine's.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from mitmsec.core.model import Endpoint
+from mitmsec_redirect.records import address_bytes, port_field
+
+LEG: Final = struct.Struct("=16s16sII")
+LEG_REMOTE, LEG_LOCAL, LEG_REMOTE_PORT, LEG_LOCAL_PORT = 0, 16, 32, 36
+PEER: Final = struct.Struct("=16sII")
+LISTENS: Final = struct.Struct("=Q")  # of a port: how many sockets listen on it
+
+
+@dataclass(frozen=True, slots=True)
+class SteeringMaps:
+    """Descriptors of the maps that `inbound_programs` fills and reads, and the namespace that it does so for."""
+
+    ports: int
+    listeners: int
+    legs: int
+    namespace: int  # its cookie
+
+
+class Steered(IntEnum):
+    """What becomes of connections that could not be led to a gate; indices of their counts."""
+
+    LET_IN = 0
+    REFUSED = 1
+
+
+def leg_key(remote: Endpoint, local: Endpoint) -> bytes:
+    """A leg as the listener sees it: `local` is the address that it was called at."""
+    return LEG.pack(address_bytes(remote.address), address_bytes(local.address), port_field(remote.port), local.port)
+
+
+def peer_value(peer: Endpoint) -> bytes:
+    """Whose connection a leg carries on."""
+    return PEER.pack(address_bytes(peer.address), port_field(peer.port), 0)

@@ -1,0 +1,165 @@
+"""Connections that come in for what is in a cgroup are led to the gate, as long as there is one; no others are."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redirect_sandbox import Sandbox
+from steering_stage import Stage
+
+from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec_redirect import bpffs
+from mitmsec_redirect.connect_hook import reap
+from mitmsec_redirect.steering_records import Steered
+
+pytestmark = pytest.mark.root
+ACCEPT = "c, peer = l.accept(); answer = [list(peer[:2]), list(c.getpeername()[:2]), list(c.getsockname()[:2])]"
+REFUSED = pytest.raises(ConnectionRefusedError)
+
+
+@pytest.fixture
+def stage(sandbox: Sandbox) -> Iterator[Stage]:
+    with contextlib.ExitStack() as held:
+        yield Stage(sandbox, held)
+
+
+@pytest.mark.parametrize(
+    ("listens", "called"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.77.0.1"), ("::1", "::1"), ("::", "fd77::1")]
+)
+def test_it_is_led_to_the_gate_with_both_its_addresses(stage: Stage, listens: str, called: str) -> None:
+    port = stage.listen(listens)
+    client = stage.call(called, port)
+    led = stage.led(v6=":" in called)
+    assert led.getsockname()[:2] == (called, port)
+    assert led.getpeername()[:2] == client.getsockname()[:2]
+
+
+@pytest.mark.parametrize(
+    ("listens", "called"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("::", "10.77.0.1"), ("::", "fd77::1")]
+)
+def test_the_gates_leg_reaches_the_program_which_sees_the_true_peer(stage: Stage, listens: str, called: str) -> None:
+    port = stage.listen(listens)
+    client = stage.call(called, port)
+    leg = stage.leg(stage.led(v6=":" in called))
+    assert leg.listener is not None
+    assert (leg.listener.pid, leg.called) == (stage.agent.pid, Endpoint.of(called, port))
+    with leg.connect() as carried:
+        seen = stage.agent(ACCEPT)["answer"]
+        mapped = "::ffff:" if listens == "::" and ":" not in called else ""
+        peer = [mapped + client.getsockname()[0], client.getsockname()[1]]
+        assert seen == [peer, peer, [mapped + called, port]]
+        carried.setblocking(True)
+        carried.sendall(b"on behalf")
+        assert stage.agent("answer = c.recv(99).decode()")["answer"] == "on behalf"
+    assert stage.hook.drain() == [], "the gate tells of it"
+
+
+def test_who_does_not_listen_in_the_cgroup_has_its_connections(stage: Stage, sandbox: Sandbox) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        client = stage.call("127.0.0.1", other.getsockname()[1])
+        accepted, peer = other.accept()
+        accepted.close()
+        assert peer == client.getsockname()
+    assert sandbox.nobody_came()
+
+
+def test_a_port_is_led_as_long_as_anybody_listens_on_it(stage: Stage, sandbox: Sandbox) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.agent(f"m = socket.create_server(('10.77.0.1', {port}))")
+    stage.agent("l.close()")
+    stage.call("10.77.0.1", port)
+    stage.led()
+    stage.agent("m.close()")
+    with REFUSED:
+        stage.call("10.77.0.1", port)
+    with socket.create_server(("127.0.0.1", port)) as other:
+        stage.call("127.0.0.1", port)
+        other.accept()[0].close()
+    assert sandbox.nobody_came()
+
+
+def test_a_listener_in_another_network_namespace_is_nobodys_here(stage: Stage, sandbox: Sandbox) -> None:
+    elsewhere = "import subprocess; os.unshare(os.CLONE_NEWNET); subprocess.run(['ip', 'link', 'set', 'lo', 'up'])"
+    stage.agent(elsewhere)
+    port = stage.listen("127.0.0.1")
+    with socket.create_server(("127.0.0.1", port)) as here:
+        stage.call("127.0.0.1", port)
+        here.accept()[0].close()
+    assert sandbox.nobody_came()
+
+
+def test_without_a_gate_open_lets_it_in_and_it_is_told(stage: Stage, sandbox: Sandbox) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.stall()
+    client = stage.call("127.0.0.1", port)
+    assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname())
+    assert stage.steering.missed() == {Steered.LET_IN: 1}
+    assert stage.steering.missed() == {}
+    assert [one.kind.name for one in stage.hook.drain()] == ["BEGAN", "ACCEPTED"]
+    stage.beat()
+    stage.call("127.0.0.1", port)
+    stage.led()
+
+
+def test_without_a_gate_closed_refuses_it(sandbox: Sandbox) -> None:
+    with contextlib.ExitStack() as held:
+        stage = Stage(sandbox, held, OnFailure.CLOSED)
+        port = stage.listen("127.0.0.1")
+        stage.stall()
+        with REFUSED:
+            stage.call("127.0.0.1", port)
+        assert stage.steering.missed() == {Steered.REFUSED: 1}
+
+
+def test_a_family_in_which_the_gate_does_not_listen_follows_on_failure(sandbox: Sandbox) -> None:
+    with contextlib.ExitStack() as held:
+        stage = Stage(sandbox, held, gates=1)
+        port = stage.listen("::1")
+        client = stage.call("::1", port)
+        assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname()[:2])
+        assert stage.steering.missed() == {Steered.LET_IN: 1}
+
+
+def test_after_detach_it_comes_in_as_ever(stage: Stage, sandbox: Sandbox) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.steering.detach()
+    stage.steering.detach()
+    client = stage.call("127.0.0.1", port)
+    assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname())
+    assert sandbox.nobody_came()
+
+
+def test_legs_of_a_gate_that_has_gone_are_forgotten(stage: Stage) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.call("127.0.0.1", port)
+    stage.leg(stage.led())
+    assert len(list(stage.steering._maps["legs"].keys())) == 1
+    stage.steering.forget_legs()
+    assert list(stage.steering._maps["legs"].keys()) == []
+
+
+def test_pinned_it_outlives_who_made_it_until_it_is_reaped(sandbox: Sandbox, tmp_path: Path) -> None:
+    folder = tmp_path / "bpf"
+    bpffs.mount(folder)
+    try:
+        with contextlib.ExitStack() as held:
+            pins = folder / "session"
+            pins.mkdir(mode=0o700)
+            stage = Stage(sandbox, held, OnFailure.CLOSED, pins)
+            port = stage.listen("127.0.0.1")
+            stage.stall()
+            stage.steering.close()
+            stage.hook.close()
+            with REFUSED:
+                stage.call("127.0.0.1", port)
+            later = stage.agent("l = socket.create_server(('127.0.0.1', 0)); answer = l.getsockname()[1]")["answer"]
+            with REFUSED:
+                stage.call("127.0.0.1", later)
+            assert reap(pins) == 2
+            stage.call("127.0.0.1", later)
+    finally:
+        bpffs.unmount(folder)
