@@ -117,4 +117,5 @@ class Steering:
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""
+        self._link = -1
         self._held.close()

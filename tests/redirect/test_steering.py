@@ -163,3 +163,11 @@ def test_pinned_it_outlives_who_made_it_until_it_is_reaped(sandbox: Sandbox, tmp
             stage.call("127.0.0.1", later)
     finally:
         bpffs.unmount(folder)
+
+
+def test_who_is_closed_has_nothing_to_detach(stage: Stage) -> None:
+    """A session that could not begin closes what it has, and ends as all do."""
+    stage.steering.close()
+    with open("/dev/null"):  # who has the descriptor's number now is not to suffer
+        stage.steering.detach()
+    stage.steering.close()

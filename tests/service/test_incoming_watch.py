@@ -19,6 +19,7 @@ from mitmsec.service.incoming import Incoming
 from mitmsec.service.incoming_watch import IncomingWatch
 from mitmsec.service.scopes import CommandScope
 from mitmsec_redirect import kernel_types
+from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.owner import Owner
 
@@ -115,5 +116,31 @@ def test_a_kernel_that_cannot_is_told_and_nothing_else_fails(
         monkeypatch.setattr(kernel_types, "process_offsets", lambda: None)
         assert watched.begin() is None
         assert "not seen: this kernel does not tell its types" in watched.said[0]
+
+    asyncio.run(story())
+
+
+def test_where_the_gate_depends_on_it_a_kernel_that_cannot_is_no_place_for_it(
+    cgroup: SessionCgroup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Inward:
+        maps = None
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    async def story() -> None:
+        watched, inward = Watched(cgroup), Inward()
+        monkeypatch.setattr(kernel_types, "process_offsets", lambda: None)
+        with pytest.raises(EbpfUnavailable, match="types"):
+            IncomingWatch.begin(
+                watched.scope,
+                watched.incoming,
+                watched.recorded.append,
+                watched.said.append,
+                inward=inward,  # type: ignore[arg-type]
+            )
+        assert (inward.closed, watched.said) == (1, [])
 
     asyncio.run(story())
