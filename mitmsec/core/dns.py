@@ -5,7 +5,8 @@
               └── its name ┴─► the chain of CNAMEs ──► addresses of A and AAAA, hints of HTTPS and SVCB
 
 Bytes of anybody: a pointer within a name must point to before the piece that it continues, so that no name goes in
-circles; a name has at most 255 bytes; a chain at most CHAIN_LIMIT names. More bytes never change an answer.
+circles; a name has at most 255 bytes; a chain at most CHAIN_LIMIT names; a message that makes its reader walk over more
+than LABELS_LIMIT labels and pointers is none. More bytes never change an answer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ A, CNAME, AAAA, SVCB, HTTPS = 1, 5, 28, 64, 65
 IN = 1
 CHAIN_LIMIT = 16  # names; resolvers give up at about as many
 ADDRESSES_LIMIT = 64  # of one message
+LABELS_LIMIT = 1024  # walked over in one message; an answer of a hundred addresses takes some hundred
 NAME_LIMIT_BYTES = 255  # RFC 1035 §2.3.4
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")  # type, class, time to live, length of the data
@@ -59,6 +61,21 @@ class DnsMessage(Value, frozen=True):
         return parse_name(_text(self.wire_name))
 
 
+class _Walk:
+    """How far one message may still send its reader."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        self._left = LABELS_LIMIT
+
+    def step(self) -> None:
+        """Over one label or pointer. Raises _Broken."""
+        self._left -= 1
+        if self._left < 0:
+            raise _Broken("names without end")
+
+
 class _Short(Exception):
     """The bytes end within something."""
 
@@ -83,12 +100,13 @@ def _message(data: bytes) -> DnsMessage:
         raise _Broken("not a standard query")
     if questions != 1:
         raise _Broken(f"{questions} questions")
-    name, at = _name(data, _HEADER.size)
+    walk = _Walk()
+    name, at = _name(data, _HEADER.size, walk)
     kind, of = _unpacked(_PAIR, data, at)
     if of != IN:
         raise _Broken(f"class {of}")
     is_response = bool(flags & _RESPONSE)
-    records = tuple(_records(data, at + _PAIR.size, answers)) if is_response else ()
+    records = tuple(_records(data, at + _PAIR.size, answers, walk)) if is_response else ()
     return DnsMessage(
         id=number,
         is_response=is_response,
@@ -107,11 +125,12 @@ def _unpacked(what: struct.Struct, data: bytes, at: int) -> tuple[int, ...]:
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
-def _name(data: bytes, at: int) -> tuple[bytes, int]:
+def _name(data: bytes, at: int, walk: _Walk) -> tuple[bytes, int]:
     """The name in lower case with all its labels, and where what follows it begins."""
     labels: list[bytes] = []
     size, end, start = 1, 0, at
     while True:
+        walk.step()
         if at >= len(data):
             raise _Short
         length = data[at]
@@ -155,23 +174,23 @@ class _Answer(Value, frozen=True):
     addresses: tuple[str, ...] = ()
 
 
-def _records(data: bytes, at: int, count: int) -> Iterator[_Answer]:
+def _records(data: bytes, at: int, count: int, walk: _Walk) -> Iterator[_Answer]:
     for _ in range(count):
-        owner, at = _name(data, at)
+        owner, at = _name(data, at, walk)
         kind, of, ttl_s, length = _unpacked(_RECORD, data, at)
         at += _RECORD.size
         if at + length > len(data):
             raise _Short
         ttl_s = 0 if ttl_s >> 31 else ttl_s  # RFC 2181 §8
         if of == IN:
-            yield _answer(data, at, length, kind, owner, ttl_s)
+            yield _answer(data, at, length, kind, owner, ttl_s, walk)
         at += length
 
 
-def _answer(data: bytes, at: int, length: int, kind: int, owner: bytes, ttl_s: int) -> _Answer:
+def _answer(data: bytes, at: int, length: int, kind: int, owner: bytes, ttl_s: int, walk: _Walk) -> _Answer:
     rdata = data[at : at + length]
     if kind == CNAME:
-        return _Answer(owner=owner, ttl_s=ttl_s, alias=_alias(data[: at + length], at))
+        return _Answer(owner=owner, ttl_s=ttl_s, alias=_alias(data[: at + length], at, walk))
     if (kind, length) in ((A, 4), (AAAA, 16)):
         return _Answer(owner=owner, ttl_s=ttl_s, addresses=(_address(rdata),))
     if kind in (A, AAAA):
@@ -179,10 +198,10 @@ def _answer(data: bytes, at: int, length: int, kind: int, owner: bytes, ttl_s: i
     return _Answer(owner=owner, ttl_s=ttl_s, addresses=_hints(rdata) if kind in (SVCB, HTTPS) else ())
 
 
-def _alias(data: bytes, at: int) -> bytes:
+def _alias(data: bytes, at: int, walk: _Walk) -> bytes:
     """The name that is all that `data` has from `at` on."""
     try:
-        alias, end = _name(data, at)
+        alias, end = _name(data, at, walk)
     except _Short:
         end = -1
     if end != len(data):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core.messages import UdpFlowTold
-from mitmsec.core.model import Action, Direction
+from mitmsec.core.model import Action, Direction, Endpoint
 from mitmsec.gate.terms import Decides
 
 PORT_NAMES = {53: "dns", 443: "quic", 5353: "dns"}  # nobody looks inside: it is what goes to this port by custom
@@ -56,5 +56,7 @@ def _decided(told: UdpFlowTold, policy: Decides) -> tuple[str, str]:
     """The rule for a flow without a name, which no datagram shows, and why that passed."""
     if not policy.can_judge(told.process, told.direction):
         return CANNOT_DECIDE, UNJUDGED
-    decision = policy.at_hello(told.process, told.remote, name=None, direction=told.direction)
+    is_inbound = told.direction is Direction.INBOUND
+    asked = Endpoint(address=told.remote.address, port=told.local.port) if is_inbound else told.remote
+    decision = policy.at_hello(told.process, asked, name=None, direction=told.direction)
     return decision.rule, f"{decision.reason}; {PASSES[decision.action]}"

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+from msgspec.structs import replace
+
 from mitmsec.core.messages import Whose
-from mitmsec.core.model import Confidence, OnFailure, Quic
+from mitmsec.core.model import Confidence, OnFailure, Process, Quic
 from mitmsec.service.control import BackendChoice
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec_redirect.backend import Backend, BackendUnavailable, SocketOwner
@@ -136,11 +138,22 @@ async def ended(backend: Backend) -> None:
 def found(backend: Backend, asked: Whose, processes: ProcessTable) -> Owner | None:
     """Whose a connection is of which nothing was written down at connect(). None: the question says it itself."""
     if asked.told is not None:
-        return Owner(asked.told)
+        return _told(asked.told, asked, processes)
     if asked.client is None or asked.remote is None:
         return None
     owner = backend.owner(asked.client, asked.remote)
     return None if owner is None else attributed(owner, processes)
+
+
+def _told(process: Process, asked: Whose, processes: ProcessTable) -> Owner:
+    """As it was read before its connection began; its hash may still be on the way."""
+    if process.sha256 is not None:
+        return Owner(process)
+    now = processes.whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None)
+    is_it = (now.process.started, now.process.exe) == (process.started, process.exe) and process.exe is not None
+    if not is_it:
+        return Owner(process)
+    return Owner(replace(process, sha256=now.process.sha256), now.sha256)
 
 
 def found_missed(missed: Missed, processes: ProcessTable) -> Owner | None:

@@ -75,6 +75,7 @@ class Datagrams:
                 self._room -= 1
             if ended is None and isinstance(record, UdpFlow):
                 self._lost, self._last = self._lost + 1, record
+                self._hook.take(record.key)  # its next datagram begins it anew, when there may be room
             for one in ended or ():
                 self._tell(one)
         self._lost += drained.beyond
@@ -118,7 +119,8 @@ class Datagrams:
         return owner
 
     def _tell(self, told: Told[Owner]) -> None:
-        if told.known.sha256 is None or told.known.sha256.done():
+        is_known = told.known.sha256 is None or told.known.sha256.done()
+        if is_known or len(self._unhashed) >= WAITING_LIMIT:
             self._hand(told, known_now(told.known))
         else:
             self._unhashed[told.number, told.ended] = told

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from dataclasses import replace
 
 from mitmsec.core.messages import Message
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
@@ -78,6 +79,14 @@ class Standing:
         value = self._verdicts.lookup(PID.pack(pid))
         return None if value is None else verdict_of(ENTRY.unpack(value)[0])
 
+    def selects(self, pid: int, *, everything: bool) -> bool:
+        """As the connect hook does: also who is still to be judged."""
+        verdict = self.verdict(pid)
+        if verdict is None:
+            return everything
+        is_meant = everything or bool(verdict & (Verdict.SELECTED | Verdict.UNDECIDED))
+        return is_meant and not verdict & Verdict.OWN_TRAFFIC
+
     def is_a_runs(self, cgroup: int) -> bool:
         """What is in it, its own hook diverts."""
         return self._runs.hold(cgroup)
@@ -95,19 +104,15 @@ class Diversion:
         self.beat_ns = time.monotonic_ns()  # the first heartbeat is due within a second
 
     def concerns(self, cgroup: int) -> bool:
-        """Who cannot be told is asked about: then a process decides, or `on_failure`."""
+        """Where the kernel does not say, it is asked about. A cgroup that has gone was none of a run that lives."""
         if self._standing is not None:
             return not self._standing.is_a_runs(cgroup)
-        return self._scope.holds(cgroup) is not False
+        return not cgroup or self._scope.holds(cgroup) is True
 
     def selects(self, pid: int) -> bool:
-        """As the connect hook does: also who is still to be judged."""
         if self._standing is None:
             return True
-        verdict = self._standing.verdict(pid)
-        if verdict is None:
-            return self.settings.everything
-        return not verdict & Verdict.OWN_TRAFFIC and bool(verdict & (Verdict.SELECTED | Verdict.UNDECIDED))
+        return self._standing.selects(pid, everything=self.settings.everything)
 
     def decide(self, process: Process, remote: Endpoint, transport: Transport) -> Choice:
         if transport is Transport.UDP:
@@ -129,7 +134,8 @@ class Diversion:
         return not (self._standing.verdict(pid) or Verdict(0)) & Verdict.SELECTED
 
     def expect(self, flow: ExpectedFlow) -> None:
-        announce(self._teller, flow)
+        selected = self._standing is None or not self._is_unjudged(flow.origin.pid)
+        announce(self._teller, replace(flow, origin=replace(flow.origin, selected=selected)))
 
     def _missed(
         self, reason: Reason, process: Process, remote: Endpoint, transport: Transport, *, denied: bool

@@ -42,6 +42,7 @@ from mitmsec.service.divert_messages import (
     NotDiverted,
     Stall,
 )
+from mitmsec.service.ground import reserved_ports
 from mitmsec_redirect import connect_hook, expected_flows, netns, windivert
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, BackendUnavailable, GateGround, Watched
 from mitmsec_redirect.bpf import ProgramRejected
@@ -51,15 +52,12 @@ from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.records import Missed, Reason
 from mitmsec_redirect.socket_table import DiagTable, OpenSocket, holder_of
 from mitmsec_redirect.steps import Selection
-from mitmsec_redirect.verdicts import Verdict
 
 SILENT_S = 1.0  # of a diverter, which says something five times a second
 LOOK_S = 0.2
 RESTART_PAUSE_S = 0.5  # after a start that failed
 STOP_GRACE_S = 6.0  # what is held is answered first
 DIVERTED = "diverted"
-PORTS = 2000  # for the gate's own connections
-PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 class DivertBackend(Backend):
@@ -83,7 +81,8 @@ class DivertBackend(Backend):
         self._faults: list[BackendFault] = []
         self._stand_in: ConnectHook | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._is_closed = False
+        self._is_closed = self._is_detached = False
+        self._replacing: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -116,10 +115,10 @@ class DivertBackend(Backend):
             everything=selection is not None and selection.everything,
         )
         made = cls(settings, label, network, log)
-        if selection is not None:
-            made._maps = [os.dup(selection.verdicts), os.dup(selection.runs)]
-            made._keep_pins(pin_folder)
         try:
+            if selection is not None:
+                made._maps = [os.dup(selection.verdicts), os.dup(selection.runs)]
+                made._keep_pins(pin_folder)
             await made._start()
         except BaseException:
             made.close()
@@ -135,9 +134,14 @@ class DivertBackend(Backend):
         child = self._child = ChildProcess(
             Role.DIVERTER, partial(spawn, self._label, self._network), self._log, FROM_DIVERTER
         )
-        answer = await child.start(self._settings, self._heartbeat_fd, self._teller.fileno(), *self._maps)
-        if isinstance(answer, DiverterRefused):
-            raise BackendUnavailable(answer.reason, answer.remedy)
+        try:
+            fds = (self._heartbeat_fd, self._teller.fileno(), *self._maps)
+            answer = await child.start(self._settings, *fds)
+            if isinstance(answer, DiverterRefused):
+                raise BackendUnavailable(answer.reason, answer.remedy)
+        except BaseException:
+            child.kill()
+            raise
         self._heard_s = asyncio.get_running_loop().time()
         child.on_message = self._heard
         child.watch(self._died)
@@ -169,7 +173,7 @@ class DivertBackend(Backend):
                 self._heard_s = math.inf
 
     def _died(self, status: int) -> None:
-        if self._is_closed:
+        if self._is_closed or self._is_detached:
             return
         self._faults.append(BackendFault("diverter_died", f"status {status}; its connections have ended"))
         self._before.update({DIVERTED: self._status.diverted, **self._status.untold})
@@ -207,7 +211,7 @@ class DivertBackend(Backend):
 
         try:
             netns.inside(self._network, cut)
-        except OSError as error:
+        except Exception as error:  # whatever it is, another diverter is to be started
             self._faults.append(BackendFault("not_cut", str(error), failed=OnFailure.OPEN))
 
     def _selection(self) -> Selection | None:
@@ -220,8 +224,7 @@ class DivertBackend(Backend):
         if not self._maps:
             return bool(Scope(self._settings.cgroup).holds(one.cgroup))
         pid = holder_of(one.inode)
-        verdict = None if pid is None else Standing(*self._maps).verdict(pid)
-        return verdict is not None and bool(verdict & Verdict.SELECTED)
+        return pid is not None and Standing(*self._maps).selects(pid, everything=self._settings.everything)
 
     def _let(self) -> None:
         if self._stand_in is not None:
@@ -231,9 +234,9 @@ class DivertBackend(Backend):
 
     async def _replace(self) -> None:
         if self._settings.on_failure is OnFailure.CLOSED:
-            self._cut_connecting()
+            await asyncio.to_thread(self._cut_connecting)
         await self._sweep()
-        while not self._is_closed:
+        while not (self._is_closed or self._is_detached):
             try:
                 await self._start()
                 return self._let()
@@ -277,6 +280,9 @@ class DivertBackend(Backend):
             self._settings, on_failure=on_failure, quic=quic, everything=everything
         )
         self._order(Change(on_failure=on_failure, quic=quic, everything=everything))
+        if self._replacing is not None and not self._replacing.done():
+            self._let()
+            self._deny()
 
     def _keep_pins(self, folder: Path | None) -> None:
         """A folder for what else has to outlive us, as long as the diverter itself may; what it is, is its owner's."""
@@ -319,6 +325,7 @@ class DivertBackend(Backend):
 
     # -- its end -------------------------------------------------------------------------------------------------------
     def detach(self) -> None:
+        self._is_detached = True
         self._order(Detach())
 
     def close(self) -> None:
@@ -331,6 +338,9 @@ class DivertBackend(Backend):
 
     async def ended(self) -> None:
         """After `close`: the process has gone, and so has everything of its."""
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.wait([self._replacing])
         if self._child is not None and not self._child.ended.done():
             await self._child.stop(grace_s=STOP_GRACE_S)
         self._let()
@@ -355,19 +365,6 @@ def _missed(told: NotDiverted) -> Missed:
         denied=told.denied,
         confidence=Confidence.KERNEL,
         process=told.process,
-    )
-
-
-def reserved_ports() -> tuple[int, int]:
-    """Ports of the current namespace that no program gets without asking for that one. Raises BackendUnavailable."""
-    first, last = map(int, PORT_RANGE.read_text().split())
-    if last + PORTS < 1 << 16:
-        return last + 1, last + PORTS
-    if first - PORTS >= 1024:
-        return first - PORTS, first - 1
-    raise BackendUnavailable(
-        f"net.ipv4.ip_local_port_range, {first} to {last}, leaves no ports for the gate's own connections",
-        f"Make it smaller by {PORTS} ports.",
     )
 
 

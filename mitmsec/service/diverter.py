@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -42,14 +43,16 @@ from mitmsec.service.divert_messages import (
 from mitmsec_redirect import windivert
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.divert_seams import Callbacks
+from mitmsec_redirect.divert_signals import Report
 from mitmsec_redirect.filters import Own, Ports
 from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.windivert import Windivert
 
-CLAIM = "\0mitmsec-diverter"  # an abstract name: one in each network namespace, free again when its holder has ended
+CLAIMS = Path("/run")  # where only root can make a file, so that nobody else can take one; it is locked, and stays
 STATUS_S = 0.2
 LOOK_S = 0.1
 NICENESS = -10  # whoever connects waits for it
+COLLAPSED = 70  # exit status, EX_SOFTWARE
 SWITCH_S = 0.0005  # between threads: a first packet is not to wait for a diverted flow's batch
 MACHINE_REMEDY = (
     "`--backend windivert` is for Windows, and on Linux for tests: it needs root, cgroup v2, CONFIG_NET_CLS_BPF and "
@@ -65,18 +68,18 @@ class DiverterProgram:
         self._reports = Reports()
         self._backend: Windivert | None = None
         self._telling: asyncio.Task[None] | None = None
-        self._claim = socket.socket(socket.AF_UNIX)
+        self._claim = -1
         self._is_closing = False
 
     async def start(self, settings: DiverterSettings, fds: list[int]) -> Message:
         """Take packets from now on."""
         heartbeat_fd, teller_fd, *maps = fds
         standing = Standing(*maps) if settings.is_standing else None
-        self._heartbeat = Pulse(heartbeat_fd)
+        self._heartbeat, self._loop = Pulse(heartbeat_fd), asyncio.get_running_loop()
         self._diversion = Diversion(settings, socket.socket(fileno=teller_fd), self._reports, standing)
         try:
-            self._claim.bind(CLAIM)
-        except OSError:
+            self._claim = claimed()
+        except BlockingIOError:
             self._is_closing = True
             return DiverterRefused(
                 reason="another run diverts with windivert in this network namespace",
@@ -94,13 +97,24 @@ class DiverterProgram:
         self._telling = asyncio.create_task(self._tell())
         return Ready()
 
+    def _reported(self, report: Report) -> None:
+        """By a thread of the backend's. One that has failed is worth nothing: the supervisor starts another process."""
+        self._reports.fault(report)
+        if report.what == "backend_failed":
+            self._loop.call_soon_threadsafe(self._collapse)
+
+    def _collapse(self) -> None:
+        if not self._control.closed:  # else it is all that still refuses
+            self._tell_now()
+            os._exit(COLLAPSED)
+
     def _opened(self, settings: DiverterSettings) -> Windivert:
         windivert.reap()  # what another one has left is not to stand in the way
         diversion = self._diversion
         callbacks = Callbacks(
             decide=diversion.decide,
             expect=diversion.expect,
-            report=self._reports.fault,
+            report=self._reported,
             concerns=diversion.concerns,
             selects=diversion.selects,
         )
@@ -139,7 +153,8 @@ class DiverterProgram:
             if not self._is_closing:
                 await self._outlive()
             await asyncio.to_thread(self._backend.close)
-        self._claim.close()
+        if self._claim >= 0:
+            os.close(self._claim)
 
     async def _outlive(self) -> None:
         """Closed: refuse until the command has ended; a service's programs, until somebody gives an order."""
@@ -161,18 +176,34 @@ class DiverterProgram:
     async def _tell(self) -> None:
         while True:
             await asyncio.sleep(STATUS_S)
-            with contextlib.suppress(ChannelFull):  # a supervisor that hangs; it will end us, or end
-                for message in self._reports.take():
-                    self._control.send(message)
-                self._control.send(self._status())
+            self._tell_now()
+
+    def _tell_now(self) -> None:
+        with contextlib.suppress(ChannelFull):  # a supervisor that hangs; it will end us, or end
+            for message in self._reports.take():
+                self._control.send(message)
+            self._control.send(self._status())
 
     def _status(self) -> DiverterStatus:
         assert self._backend is not None
         return DiverterStatus(
             beat_ns=self._diversion.beat_ns,
-            diverted=self._backend.statistics().diverted,
+            diverted=self._backend.diverted,
             untold=self._reports.untold(),
         )
+
+
+def claimed() -> int:
+    """A descriptor that holds this network namespace for us, as long as it is open. Raises BlockingIOError, OSError."""
+    space = os.stat("/proc/self/ns/net")
+    path = CLAIMS / f"mitmsec-diverter-{space.st_dev:x}-{space.st_ino}"
+    claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(claim)
+        raise
+    return claim
 
 
 def main() -> None:

@@ -153,6 +153,7 @@ class ToldOrigins:
             comm=origin.comm,
             connected_ns=origin.connected_ns,
             source=origin.source,
+            selected=origin.selected,
             told=flow.process,
         )
 

@@ -234,6 +234,8 @@ class GateAndWorkers:
 
     def _gate_exited(self, status: int) -> None:
         self._pulse = None
+        if self._ground.inward is not None:
+            self._ground.inward.forget_legs()  # they ended with it, and others may have their addresses
         if not self._closing:
             self._ground.fault("gate_died", f"status {status}")
             self._background.begin(self.rebuild())

@@ -8,10 +8,14 @@ import errno
 import os
 import socket
 import time
+from pathlib import Path
 
+from mitmsec_redirect.backend import BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 
 BACKLOG = 4096
+PORTS = 2000  # for a gate's own connections, where they have to be known by their ports
+PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PORT_TRIES = 16  # until one is free for both families
 RELEASE_TRIES, RELEASE_PAUSE_S = 50, 0.01  # for children that fork while they are moved
 
@@ -52,6 +56,19 @@ def _listener(family: socket.AddressFamily, address: str, port: int = 0) -> sock
         raise
     sock.setblocking(False)
     return sock
+
+
+def reserved_ports() -> tuple[int, int]:
+    """Ports of the current namespace that no program gets without asking for that one. Raises BackendUnavailable."""
+    first, last = map(int, PORT_RANGE.read_text().split())
+    if last + PORTS < 1 << 16:
+        return last + 1, last + PORTS
+    if first - PORTS >= 1024:
+        return first - PORTS, first - 1
+    raise BackendUnavailable(
+        f"net.ipv4.ip_local_port_range, {first} to {last}, leaves no ports for the gate's own connections",
+        f"Make it smaller by {PORTS} ports.",
+    )
 
 
 def release(cgroup: SessionCgroup, home: str | None) -> int:

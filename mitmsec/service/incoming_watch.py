@@ -15,6 +15,8 @@ from mitmsec.service.scopes import Scope
 from mitmsec_redirect.backend import BackendUnavailable
 from mitmsec_redirect.inbound_hook import InboundHook
 
+TURN_LIMIT = 64  # pieces of news
+
 
 class IncomingWatch:
     """On the loop that runs when it is made. Ended by `close`, which is idempotent."""
@@ -72,7 +74,8 @@ class IncomingWatch:
             return
         self._is_closed = True
         asyncio.get_running_loop().remove_reader(self._hook.fileno())
-        self._readable()
+        while news := self._hook.drain():
+            self._tell(self._incoming.take(news))
         self._tell(self._incoming.lost(self._hook.lost()))
         self._tell(self._incoming.left(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
         self._hook.close()
@@ -80,7 +83,8 @@ class IncomingWatch:
             self._inward.close()
 
     def _readable(self) -> None:
-        self._tell(self._incoming.take(self._hook.drain()))
+        """In turns, as others have work: each piece of news may mean to read a process."""
+        self._tell(self._incoming.take(self._hook.drain(TURN_LIMIT)))
 
     def _tell(self, events: Iterable[Seen]) -> None:
         for event in events:

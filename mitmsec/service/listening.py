@@ -17,7 +17,7 @@ from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.process_history import TICK_NS
 from mitmsec_redirect.processes import ProcessTable
 
-HEIRS_LIMIT = 64
+HEIRS_LIMIT = 16
 
 
 def whose(processes: ProcessTable, one: Inbound, heirs: Callable[[], Sequence[int]]) -> Owner:

@@ -90,8 +90,8 @@ class Session:
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
-            if self.is_service:  # one that denied for a killed service would stand in the way
-                left_diverters.reap(self.shared.state, ends=self.shared.is_nobodys)
+        if self.is_service:  # one that denied for a killed service would stand in the way
+            await asyncio.to_thread(left_diverters.reap, self.shared.state, ends=self.shared.is_nobodys)
         self.listeners = netns.inside(self.network, self._listeners)
         hook = self.hook = await self._opened_hook(scope)
         if self.is_service or isinstance(hook, ConnectHook):

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -124,7 +124,7 @@ def _classifier(reply: Reply) -> Classifier:
 
 
 def sweep() -> int:
-    """Remove the library's classifiers whose process is gone, and clsact where nothing is below it. How many of both.
+    """Remove the library's classifiers whose process is gone, and clsact below which nothing is then. How many of both.
 
     For the calling thread's network namespace. Of clsact that another program made nothing is lost: an empty one does
     nothing. Raises OSError.
@@ -137,14 +137,14 @@ def sweep() -> int:
         for one in dead:
             with contextlib.suppress(FileNotFoundError):  # its owner has closed it meanwhile
                 control.detach(one)
-        return len(dead) + tidy(control)
+        return len(dead) + tidy(control, {one.interface for one in dead})
 
 
-def tidy(control: TrafficControl) -> int:
-    """Remove each clsact with nothing below it; how many. Never raises."""
+def tidy(control: TrafficControl, interfaces: Collection[int] | None = None) -> int:
+    """Remove each clsact (of these interfaces) with nothing below it; how many. Never raises."""
     removed = 0
     with contextlib.suppress(OSError):
-        for interface in control.clsact():
+        for interface in control.clsact() if interfaces is None else control.clsact().intersection(interfaces):
             if not control.classifiers(interface):
                 control.remove_clsact(interface)
                 removed += 1

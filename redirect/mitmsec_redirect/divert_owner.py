@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
+import time
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +16,8 @@ from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.sockdiag import CookieLookup
 
 SOURCE = "windivert"
-HASH_WAIT_S = 0.02  # others' first packets wait as long; once for each executable that is not very large
+HASH_WAIT_S = 0.02  # others' first packets wait as long
+HASH_PAUSES = 20  # times as long, nobody waits again: a twentieth of the time at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Owners:
 
     def __init__(self, processes: ProcessTable | None = None) -> None:
         self._processes = processes or ProcessTable()
+        self._wait_again_s = 0.0
         self._lookup = None if sys.platform == "win32" else CookieLookup()
 
     def socket_of(self, flow: Flow, interface: int) -> SocketTold:
@@ -44,22 +47,23 @@ class Owners:
     def process(self, pid: int, uid: int, connected_ns: int | None) -> Process:
         """The process as far as it can be read; else `uid` is its user. `connected_ns` None: a table named it."""
         owner = self._processes.whose(pid, _real_uid(pid, uid), "", connected_ns)
-        process, confidence = _hashed(owner), owner.process.confidence
+        process, confidence = self._hashed(owner), owner.process.confidence
         if connected_ns is None and confidence is Confidence.KERNEL:
             confidence = Confidence.TABLE
         return msgspec.structs.replace(process, source=SOURCE, confidence=confidence)
+
+    def _hashed(self, owner: Owner) -> Process:
+        """With its hash if that comes at once: the process may end as soon as its connection goes on."""
+        begun_s = time.monotonic()
+        if owner.sha256 is not None and begun_s >= self._wait_again_s:
+            concurrent.futures.wait([owner.sha256], HASH_WAIT_S)
+            self._wait_again_s = time.monotonic() + HASH_PAUSES * (time.monotonic() - begun_s)
+        return settled(owner).process
 
     def close(self) -> None:
         self._processes.close()
         if self._lookup is not None:
             self._lookup.close()
-
-
-def _hashed(owner: Owner) -> Process:
-    """With its hash if that comes at once: the process may end as soon as its connection goes on."""
-    if owner.sha256 is not None:
-        concurrent.futures.wait([owner.sha256], HASH_WAIT_S)
-    return settled(owner).process
 
 
 def _real_uid(pid: int, otherwise: int) -> int:

@@ -1,4 +1,4 @@
-"""What the `windivert` backend asks and tells whoever opened it. Types only."""
+"""What the `windivert` backend asks and tells whoever opened it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,30 @@ from dataclasses import dataclass
 
 from mitmsec.core.model import Endpoint, Process, Transport
 from mitmsec_redirect.divert_library import HandleStats
-from mitmsec_redirect.divert_signals import Choice, Report
+from mitmsec_redirect.divert_signals import Choice, Flow, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow
+from mitmsec_redirect.records import Origin
+
+
+def expected(
+    flow: Flow, process: Process, uid: int, connected_ns: int | None, gate_port: int, is_loopback: bool
+) -> ExpectedFlow:
+    """What the gate has to know of `flow` before it comes to `gate_port`: reflected, but for what stays on loopback."""
+    client, gate = (flow.local, flow.remote) if is_loopback else (flow.remote, flow.local)
+    return ExpectedFlow(
+        client=Endpoint(address=client.address, port=flow.local.port),
+        gate=Endpoint(address=gate.address, port=gate_port),
+        origin=Origin(
+            remote=flow.remote,
+            pid=process.pid,
+            uid=uid,
+            comm=process.name or "",
+            connected_ns=connected_ns or 0,
+            bound=None,
+            source=flow.local.address,
+        ),
+        process=process,
+    )
 
 
 @dataclass(frozen=True, slots=True)

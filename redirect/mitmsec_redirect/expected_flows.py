@@ -11,6 +11,9 @@ What was told and never came, because its program gave up, is forgotten after a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
+import os
 import socket
 from dataclasses import dataclass
 
@@ -53,8 +56,14 @@ def channel() -> tuple[socket.socket, socket.socket]:
 
 
 def announce(teller: socket.socket, flow: ExpectedFlow) -> None:
-    """Told when this returns. Raises OSError: nobody reads, or nobody is there to read."""
-    teller.send(_encode(flow), socket.MSG_NOSIGNAL)
+    """Told when this returns. Raises OSError: nobody reads, nobody is there to read, or it is too long to be read."""
+    packet = _encode(flow)
+    if len(packet) > PACKET_LIMIT_BYTES:  # paths are a program's to choose; its ancestors' are not worth a connection
+        bare = msgspec.structs.replace(flow.process, parent=None)
+        packet = _encode(dataclasses.replace(flow, process=bare))
+    if len(packet) > PACKET_LIMIT_BYTES:
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+    teller.send(packet, socket.MSG_NOSIGNAL)
 
 
 class ExpectedFlows:

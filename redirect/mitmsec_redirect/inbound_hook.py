@@ -100,9 +100,9 @@ class InboundHook:
         """Readable when `drain` has something."""
         return self._ring.fileno()
 
-    def drain(self) -> list[Inbound]:
-        """What happened since the last call, in order."""
-        return [parse_inbound(record) for record in self._ring.drain()]
+    def drain(self, most: int | None = None) -> list[Inbound]:
+        """What happened since the last call, in order; with `most`, the first of it."""
+        return [parse_inbound(record) for record in self._ring.drain(most)]
 
     def lost(self) -> int:
         """How many records found no room since the last call."""

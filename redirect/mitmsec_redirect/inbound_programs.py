@@ -269,6 +269,7 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.move(R3, R8)
     asm.move(R4, 0)
     asm.call(Helper.MAP_UPDATE)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "kept")  # no room: it is not led to the gate, and told as it comes in
     _port_count(asm, maps)
     asm.jump_if(R0, Condition.EQUAL, 0, "first")
     asm.move(R2, 1)

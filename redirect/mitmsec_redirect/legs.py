@@ -20,6 +20,8 @@ from mitmsec_redirect.inbound_records import INBOUND, Inbound, parse_inbound
 from mitmsec_redirect.records import COOKIE
 from mitmsec_redirect.sockdiag import CookieLookup
 
+LOOPBACK = 1  # the number of `lo` in every network namespace
+
 type Address = tuple[str, int] | tuple[str, int, int, int]  # a scope stands only in the socket's own form
 
 
@@ -75,7 +77,7 @@ class Legs:
         except OSError:
             sock.close()
             raise
-        scope = here[3] if len(here) > 2 else 0
+        scope = (here[3] if len(here) > 2 else 0) or LOOPBACK  # through which every leg comes
         cookie = self._cookies.cookie_of(called, source, interface=scope)
         record = None if cookie is None else self._listeners.lookup(COOKIE.pack(cookie))
         return Leg(self._legs, key, sock, here, None if record is None else parse_inbound(record))

@@ -35,12 +35,12 @@ class RingBuffer:
         """Readable when there is something to drain."""
         return self._fd
 
-    def drain(self) -> list[bytes]:
-        """All records that were complete when this was called, in the order in which they were begun."""
+    def drain(self, most: int | None = None) -> list[bytes]:
+        """All records that were complete when this was called, or the first `most`, in the order of their beginning."""
         start = at = self._read_to.value
         written_to = int.from_bytes(self._theirs[:8], "little")
         places: list[tuple[int, int]] = []
-        while at < written_to:
+        while at < written_to and (most is None or len(places) < most):
             length, _ = HEADER.unpack_from(self._theirs, self._page + at % self._size)
             if length & BUSY:
                 break

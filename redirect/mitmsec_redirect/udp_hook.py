@@ -24,7 +24,7 @@ from mitmsec_redirect.connect_hook import btf_int_array
 from mitmsec_redirect.ringbuffer import RingBuffer
 from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.udp_programs import UdpLayout
-from mitmsec_redirect.udp_records import Counts, SocketReleased, UdpFlow, is_flow, parse_counts, parse_record
+from mitmsec_redirect.udp_records import Counts, SocketReleased, UdpFlow, is_flow, key_of, parse_counts, parse_record
 
 RING_BYTES = 1 << 20  # 6,000 flows between two looks
 FLOWS_LIMIT = 16384
@@ -132,6 +132,7 @@ class UdpHook:
                 most -= 1
             else:
                 beyond.append(record)
+                self.take(key_of(record))  # its next datagram begins it anew, when there may be room
         last = parse_record(beyond[-1]) if beyond else None
         return Drained(told, len(beyond), last if isinstance(last, UdpFlow) else None)
 

@@ -112,6 +112,13 @@ def parse_record(record: bytes) -> UdpFlow | SocketReleased:
     )
 
 
+def key_of(record: bytes) -> bytes:
+    """The key in the map of flows of the flow that `record` tells."""
+    flow = parse_record(record)
+    assert isinstance(flow, UdpFlow)
+    return flow.key
+
+
 def parse_counts(value: bytes) -> Counts:
     """`value` is one element of the map of flows."""
     sent, received, last_ns, flags = COUNTS.unpack(value)

@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Final, assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
+from mitmsec.core.model import OnFailure, Process, Quic, Transport
 from mitmsec_redirect import clsact, divert_library, netns
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import filter_of
@@ -39,18 +39,17 @@ from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShu
 from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_path import DataPath
 from mitmsec_redirect.divert_records import RECORD_BYTES, Layer, parse_connect
-from mitmsec_redirect.divert_seams import Callbacks, Statistics
+from mitmsec_redirect.divert_seams import Callbacks, Statistics, expected
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
-from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import EBPFDIVERT, WINDIVERT, Own, syn_filter
 from mitmsec_redirect.nat import Added, NatTable
 from mitmsec_redirect.processes import ProcessTable
-from mitmsec_redirect.records import Origin
 from mitmsec_redirect.socket_table import OpenSocket, system_table
 
 IS_LINUX: Final = sys.platform != "win32"
 LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
 SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S = 2000, 1900, 1 << 24, 0.005, 0.2
+EVENT_BATCHES = 4
 
 EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
 # the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
@@ -66,7 +65,7 @@ class Windivert:
     def __init__(self, own: Own, on_failure: OnFailure, callbacks: Callbacks, held: ExitStack) -> None:
         self._own, self._on_failure, self._callbacks, self._stack = own, on_failure, callbacks, held
         self._engine = DivertEngine(on_failure)
-        self._lock = threading.Lock()
+        self._lock, self._detaching = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
         self._held: dict[int, tuple[FirstPackets, Taken, int]] = {}  # and the user who made the socket
         self._diverted: dict[Flow, Known] = {}
@@ -182,7 +181,9 @@ class Windivert:
         """What has connected since the last time."""
         events: list[AnyEvent] = []
         with contextlib.suppress(HandleShut):
-            while (count := self._events.receive(self._event_batch, 0)[0]) > 0:
+            for _ in range(EVENT_BATCHES):  # of the whole machine: whoever floods must not keep others' SYNs waiting
+                if not (count := self._events.receive(self._event_batch, 0)[0]):
+                    break
                 events += self._connects(count)
         return events
 
@@ -262,23 +263,9 @@ class Windivert:
         if added is not Added.ADDED:
             return f"nat_{added}"
         self._diverted[flow] = (command.sequence, known)
-        client, gate = (flow.local, flow.remote) if known.loopback else (flow.remote, flow.local)
         try:
             self._callbacks.expect(
-                ExpectedFlow(
-                    client=Endpoint(address=client.address, port=flow.local.port),
-                    gate=Endpoint(address=gate.address, port=self._own.gate_port),
-                    origin=Origin(
-                        remote=flow.remote,
-                        pid=command.process.pid,
-                        uid=uid,
-                        comm=command.process.name or "",
-                        connected_ns=command.connected_ns or 0,
-                        bound=None,
-                        source=flow.local.address,
-                    ),
-                    process=command.process,
-                )
+                expected(flow, command.process, uid, command.connected_ns, self._own.gate_port, known.loopback)
             )
         except Exception as error:
             return repr(error)
@@ -331,6 +318,11 @@ class Windivert:
         with self._lock:
             self._on_failure = self._engine.on_failure = on_failure
 
+    @property
+    def diverted(self) -> int:
+        """Connections so far. Waits for nobody."""
+        return self._counts["diverted"]
+
     # -- its end -------------------------------------------------------------------------------------------------------
     def statistics(self) -> Statistics:
         """What was counted; not after `close`."""
@@ -350,6 +342,10 @@ class Windivert:
 
     def detach(self) -> None:
         """Divert nothing new; diverted flows live on. Takes `HOLD_LIMIT_S` at most, for what is held. Idempotent."""
+        with self._detaching:
+            self._detach()
+
+    def _detach(self) -> None:
         if self._is_detached:
             return
         self._is_detached = True

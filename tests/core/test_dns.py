@@ -194,3 +194,14 @@ def test_any_bytes_have_one_of_three_outcomes(data: bytes) -> None:
     if isinstance(message, DnsMessage):
         assert len(message.wire_name) <= dns.NAME_LIMIT_BYTES
         assert len(message.addresses) <= dns.ADDRESSES_LIMIT
+
+
+def test_a_message_of_names_without_end_is_none() -> None:
+    """A hundred answers that each send their reader over a name of a hundred labels."""
+    name = b"".join(b"\x01a" for _ in range(100)) + b"\0"
+    pointer = b"\xc0\x0c"
+    answers = 100
+    head = (1).to_bytes(2) + b"\x81\x80" + (1).to_bytes(2) + answers.to_bytes(2) + bytes(4)
+    alias = pointer + b"\0\x05\0\x01" + bytes(4) + b"\0\x02" + pointer
+    found = parse(head + name + b"\0\x01\0\x01" + alias * answers)
+    assert found == Malformed(reason="names without end")

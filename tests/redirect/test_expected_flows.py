@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
+from msgspec import structs
 
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process
 from mitmsec_redirect import expected_flows
@@ -93,3 +94,16 @@ def test_a_teller_that_has_gone_leaves_what_it_told(pair: Pair) -> None:
     pair.teller.close()
     assert pair.flows.find(flow(40001).client, GATE, 1.0) == flow(40001)
     assert pair.flows.find(flow(40002).client, GATE, 1.0) is None
+
+
+def test_paths_that_were_made_to_be_too_long_cost_the_ancestors_and_no_connection(pair: Pair) -> None:
+    parent = ParentProcess(pid=1, exe="x" * 70_000)
+    long = replace(flow(40001), process=structs.replace(flow(40001).process, parent=parent))
+    announce(pair.teller, long)
+    found = pair.flows.find(long.client, GATE, 1.0)
+    assert found is not None
+    assert (found.process.parent, found.process.exe) == (None, "/usr/bin/curl")
+    longer = replace(long, process=structs.replace(long.process, exe="x" * 70_000))
+    with pytest.raises(OSError, match="too long"):
+        announce(pair.teller, longer)
+    assert pair.flows.find(longer.client, GATE, 1.0) is None

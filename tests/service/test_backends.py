@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from mitmsec.core.messages import Whose
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Quic, Transport
@@ -160,11 +161,23 @@ def test_a_process_that_was_read_before_its_connection_began_is_told_as_it_was()
     asked = Whose(number=1, pid=7, uid=0, comm="curl", told=process)
     owner = backends.found(cast("Backend", Finding(OURSELVES)), asked, ProcessTable())
     assert owner is not None
-    assert owner.process is process
+    assert owner.process == process
     told = replace(missed(Confidence.KERNEL, 7, -1), process=process)
     owner = backends.found_missed(told, ProcessTable())
     assert owner is not None
     assert owner.process is process
+
+
+def test_a_hash_that_was_not_there_in_time_is_waited_for_if_it_is_still_that_process() -> None:
+    table = ProcessTable()
+    ours = table.whose(os.getpid(), os.getuid(), "").process
+    early = structs.replace(ours, sha256=None)
+    for process, comes in ((early, True), (structs.replace(early, started="1970-01-01T00:00:00.00Z"), False)):
+        asked = Whose(number=1, pid=os.getpid(), uid=os.getuid(), comm="", told=process)
+        owner = backends.found(cast("Backend", Finding(None)), asked, table)
+        assert owner is not None
+        assert (owner.sha256 is not None or owner.process.sha256 is not None) is comes
+        assert (owner.process.started, owner.process.exe) == (process.started, process.exe)
 
 
 def test_what_the_kernel_wrote_down_at_connect_is_not_looked_up() -> None:

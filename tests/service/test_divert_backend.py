@@ -14,7 +14,9 @@ from divert_ground import Ground, ground, stat_of
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec.service import divert_backend as module
-from mitmsec.service.divert_backend import DivertBackend, reserved_ports
+from mitmsec.service import ground as ground_module
+from mitmsec.service.divert_backend import DivertBackend
+from mitmsec.service.ground import reserved_ports
 from mitmsec_redirect.backend import BackendKind, BackendUnavailable
 
 pytestmark = pytest.mark.root
@@ -136,7 +138,7 @@ def test_the_gates_own_ports_are_none_that_a_program_is_given(
     said: str, ports: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "range").write_text(said)
-    monkeypatch.setattr(module, "PORT_RANGE", tmp_path / "range")
+    monkeypatch.setattr(ground_module, "PORT_RANGE", tmp_path / "range")
     assert reserved_ports() == ports
 
 
@@ -144,6 +146,6 @@ def test_where_programs_are_given_all_ports_there_is_none_for_the_gate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "range").write_text("1024 65535")
-    monkeypatch.setattr(module, "PORT_RANGE", tmp_path / "range")
+    monkeypatch.setattr(ground_module, "PORT_RANGE", tmp_path / "range")
     with pytest.raises(BackendUnavailable, match="leaves no ports"):
         reserved_ports()

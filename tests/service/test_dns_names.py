@@ -89,3 +89,16 @@ def test_nonsense_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
         return names.names_of("192.0.2.1")
 
     assert told(story, monkeypatch) == ("a.test",)
+
+
+def test_what_comes_all_at_once_is_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dns_names, "TURN_LIMIT", 2)
+
+    def story(ring: Ring, names: DnsNames) -> object:
+        for payload in (b"x", b"y"):
+            ring.has(payload, sent=False)
+        ring.has(query("a.test"), sent=True)
+        ring.has(ANSWER, sent=False)
+        return names.names_of("192.0.2.1"), names.names_of("192.0.2.1")
+
+    assert told(story, monkeypatch) == ((), ("a.test",))
