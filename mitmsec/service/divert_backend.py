@@ -32,6 +32,7 @@ from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.diversion import Standing
 from mitmsec.service.divert_messages import (
     FROM_DIVERTER,
+    AllTold,
     Change,
     Close,
     Detach,
@@ -56,6 +57,7 @@ from mitmsec_redirect.steps import Selection
 SILENT_S = 1.0  # of a diverter, which says something five times a second
 LOOK_S = 0.2
 RESTART_PAUSE_S = 0.5  # after a start that failed
+ALL_TOLD_S = 1.0
 STOP_GRACE_S = 6.0  # what is held is answered first
 DIVERTED = "diverted"
 
@@ -80,6 +82,7 @@ class DivertBackend(Backend):
         self._missed: list[Missed] = []
         self._faults: list[BackendFault] = []
         self._stand_in: ConnectHook | None = None
+        self._all_told = asyncio.Event()
         self._watching: asyncio.Task[None] | None = None
         self._is_closed = self._is_detached = False
         self._replacing: asyncio.Task[None] | None = None
@@ -152,6 +155,8 @@ class DivertBackend(Backend):
         match message:
             case DiverterStatus():
                 self._status = message
+            case AllTold():
+                self._all_told.set()
             case NotDiverted():
                 self._missed.append(_missed(message))
             case DiverterFault():
@@ -337,11 +342,13 @@ class DivertBackend(Backend):
             self._order(Close())
 
     async def ended(self) -> None:
-        """After `close`: the process has gone, and so has everything of its."""
+        """After `close`: the process has gone, and so has everything of its. What it told last can still be taken."""
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.wait([self._replacing])
         if self._child is not None and not self._child.ended.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_told.wait(), ALL_TOLD_S)
             await self._child.stop(grace_s=STOP_GRACE_S)
         self._let()
         self._keep_pins(None)

@@ -1,7 +1,7 @@
 """What the supervisor and a diverter say to each other.
 
 supervisor ⇄ diverter   DiverterSettings, Stall, Change, Detach, Close → · ← Ready | DiverterRefused,
-                        then NotDiverted, DiverterFault, DiverterStatus
+                        then NotDiverted, DiverterFault, DiverterStatus, at last AllTold
 """
 
 from __future__ import annotations
@@ -79,5 +79,9 @@ class DiverterStatus(Message, frozen=True):
     untold: dict[str, int]  # attempts like those of `NotDiverted`, too many to be told, by reason
 
 
-FROM_DIVERTER = (Ready, DiverterRefused, NotDiverted, DiverterFault, DiverterStatus)
+class AllTold(Message, frozen=True):
+    """The answer to `Close`, after everything that there was to tell."""
+
+
+FROM_DIVERTER = (Ready, DiverterRefused, NotDiverted, DiverterFault, DiverterStatus, AllTold)
 TO_DIVERTER = (Stall, Change, Detach, Close)

