@@ -23,7 +23,6 @@ from msgspec.structs import replace
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.gate.ids import flow_id
 from mitmsec.service.owners import told
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.owner import Owner
@@ -105,7 +104,7 @@ class Incoming:
             self._live.pop(one.cookie, None)
             return None
         if live is None:
-            live = self._live[one.cookie] = _Live(flow_id(), one, owner)
+            live = self._live[one.cookie] = _Live(f"{self._session}-in-{one.cookie:x}", one, owner)
             if len(self._live) > LIVE_LIMIT:
                 del self._live[next(iter(self._live))]
         live.newest, live.owner = one, owner
