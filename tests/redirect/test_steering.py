@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,6 +169,7 @@ def test_pinned_it_outlives_who_made_it_until_it_is_reaped(sandbox: Sandbox, tmp
 def test_who_is_closed_has_nothing_to_detach(stage: Stage) -> None:
     """A session that could not begin closes what it has, and ends as all do."""
     stage.steering.close()
-    with open("/dev/null"):  # who has the descriptor's number now is not to suffer
+    with open("/dev/null") as other:  # who has the descriptor's number now is not to suffer
         stage.steering.detach()
-    stage.steering.close()
+        stage.steering.close()
+        assert os.path.samestat(os.fstat(other.fileno()), os.stat("/dev/null"))
