@@ -87,6 +87,7 @@ class Session:
         """Everything up to a gate that accepts. Raises ChildFailed, OSError, BackendUnavailable; then call close."""
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
+        self.children.begin()
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
