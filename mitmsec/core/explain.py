@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
 from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+from mitmsec.core.units import WINDOWS_SERVICE
 
 
 class Checked(Value, frozen=True):
@@ -101,12 +102,18 @@ def _lacks(policy: Policy, entry: str, process: Process) -> str:
         "process_name": process.name,
         "user": process.user,
         "sha256": process.sha256,
-        "service": process.unit,
+        "service": ", ".join(_services(process)) or None,
+        "signer": process.signer,
         "container": process.container,
         "pid": None if process.pid == NO_PID else str(process.pid),
     }
     lacks = [_lack(key, has[key], tuple(map(str, getattr(wants, key)))) for key, answer in answers if not answer]
     return f" ({'; '.join(lacks)})"
+
+
+def _services(process: Process) -> tuple[str, ...]:
+    own = () if process.unit is None else (process.unit,)
+    return (*own, *(WINDOWS_SERVICE + service for service in process.services))
 
 
 def _lack(key: str, has: str | None, wants: tuple[str, ...]) -> str:
