@@ -32,6 +32,7 @@ ENVELOPE_LIMIT_BYTES = 60_000  # an entry of a tiled log has a 16-bit length
 CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in characters, longest list
 
 Fields = dict[str, Any]
+WINDOWS_FACTS = frozenset({"package", "services", "signer", "unread"})
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
@@ -157,8 +158,9 @@ def _connection(seen: ConnectionSeen) -> Fields:
     plain = _plain(seen)
     fields = {
         key: plain[key]
-        for key in ("process", "direction", "protocol", "action", "rule", "reason", "duration_ms", "tls", "outcome")
+        for key in ("direction", "protocol", "action", "rule", "reason", "duration_ms", "tls", "outcome")
     }
+    fields["process"] = _process(seen.process)
     fields["connection"] = seen.flow
     fields["local"] = {"address": seen.local.address, "port": seen.local.port}
     fields["remote"] = {"address": seen.remote.address, "port": seen.remote.port, "host": seen.host}
@@ -189,7 +191,12 @@ def _fault(seen: FaultSeen, owner: Process | None, host: str | None) -> Fields:
 
 
 def _owned(fields: Fields, owner: Process | None, host: str | None) -> Fields:
-    return {**fields, "process": None if owner is None else _plain(owner), "host": host}
+    return {**fields, "process": None if owner is None else _process(owner), "host": host}
+
+
+def _process(process: Process) -> Fields:
+    """Without Windows' own facts where there are none."""
+    return {key: item for key, item in _plain(process).items() if item or key not in WINDOWS_FACTS}
 
 
 def _directed(fields: Fields, direction: Direction) -> Fields:

@@ -12,6 +12,7 @@ from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, V
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
 from mitmsec.core.policytest import called
 from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+from mitmsec.core.units import WINDOWS_SERVICE
 
 
 class Checked(Value, frozen=True):
@@ -106,12 +107,18 @@ def _lacks(policy: Policy, entry: str, process: Process) -> str:
         "process_name": process.name,
         "user": process.user,
         "sha256": process.sha256,
-        "service": process.unit,
+        "service": ", ".join(_services(process)) or None,
+        "signer": process.signer,
         "container": process.container,
         "pid": None if process.pid == NO_PID else str(process.pid),
     }
     lacks = [_lack(key, has[key], tuple(map(str, getattr(wants, key)))) for key, answer in answers if not answer]
     return f" ({'; '.join(lacks)})"
+
+
+def _services(process: Process) -> tuple[str, ...]:
+    own = () if process.unit is None else (process.unit,)
+    return (*own, *(WINDOWS_SERVICE + service for service in process.services))
 
 
 def _lack(key: str, has: str | None, wants: tuple[str, ...]) -> str:

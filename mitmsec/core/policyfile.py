@@ -12,14 +12,13 @@ from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.selector import is_path
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
-from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, unit_mistake
+from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_APPLICATION = ("signer",)
 LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
 LATER_ON_FINDING = ("quarantine", "redact")
 LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
-CRITERIA = ("path", "process_name", "user", "sha256", "service", "container", "pid")
+CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
 PID_MAX = 0xFFFF_FFFF  # of Windows; Linux has no pid beyond 4194304
 
@@ -113,25 +112,26 @@ def read_application(table: Table, context: Context) -> Application:
         process_name=tuple(text for _, text in table.texts("process_name")),
         user=tuple(text for _, text in table.texts("user")),
         sha256=tuple(_sha256(table, place, text) for place, text in table.texts("sha256")),
-        service=tuple(_unit(table, place, text) for place, text in table.texts("service")),
+        service=tuple(_service(table, place, text) for place, text in table.texts("service")),
+        signer=tuple(text for _, text in table.texts("signer")),
         container=tuple(_container(table, place, text) for place, text in table.texts("container")),
         pid=_pids(table),
         children=table.flag("children"),
     )
-    if not any(key in table for key in (*CRITERIA, *LATER_APPLICATION)):
+    if not any(key in table for key in CRITERIA):
         table.note(f"selects nothing: give {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}")
     if application.children and not _has_heirs(application):
         table.note(
-            "of a parent only path and pid are known: children needs path or pid, without process_name and sha256",
+            "of a parent only path and pid are known: children needs one of these, no process_name, sha256 or signer",
             "children",
         )
-    table.close(later=LATER_APPLICATION)
+    table.close()
     return application
 
 
 def _has_heirs(application: Application) -> bool:
     is_known_of_parents = bool(application.path or application.pid)
-    return is_known_of_parents and not application.process_name and not application.sha256
+    return is_known_of_parents and not (application.process_name or application.sha256 or application.signer)
 
 
 def _path(table: Table, place: int, glob: str) -> str:
@@ -146,8 +146,8 @@ def _sha256(table: Table, place: int, text: str) -> str:
     return text.lower()
 
 
-def _unit(table: Table, place: int, text: str) -> str:
-    if not is_glob(text) and (why := unit_mistake(text)) is not None:
+def _service(table: Table, place: int, text: str) -> str:
+    if not is_glob(text) and (why := service_mistake(text)) is not None:
         table.note(why, "service", place)
     return text
 
@@ -316,7 +316,8 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         port=_test_port(table),
         address=_test_address(table),
         user=table.text("user"),
-        service=_test_unit(table),
+        service=_test_service(table),
+        signer=table.text("signer"),
         container=_test_container(table),
         rule=rule,
         direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
@@ -354,9 +355,9 @@ def _test_address(table: Table) -> str:
         return ""
 
 
-def _test_unit(table: Table) -> str | None:
+def _test_service(table: Table) -> str | None:
     text = table.text("service")
-    if text is not None and (why := unit_mistake(text)) is not None:
+    if text is not None and (why := service_mistake(text)) is not None:
         table.note(why, "service")
     return text
 

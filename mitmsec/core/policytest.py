@@ -5,6 +5,7 @@ from __future__ import annotations
 from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
 from mitmsec.core.selector import NO_PID
+from mitmsec.core.units import windows_services
 
 
 class TestOutcome(Value, frozen=True):
@@ -26,12 +27,15 @@ def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
 
 def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
     """Who connects and where to (inbound: who listens, and who connects); the address is empty where none is given."""
+    of_windows = windows_services(test.service)
     process = Process(
         pid=NO_PID,
         exe=test.application,
         name=basename(test.application),
         user=test.user,
-        unit=test.service,
+        unit=None if of_windows else test.service,
+        services=of_windows,
+        signer=test.signer,
         container=test.container,
         source="test",
     )

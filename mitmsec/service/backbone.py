@@ -40,6 +40,7 @@ from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
 from mitmsec_redirect.cgroup import cgroup2_root
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
@@ -53,7 +54,8 @@ class Backbone:
 
     def __init__(self, state: State, log: Callable[[str], None]) -> None:
         self.state, self.log = state, log
-        self.processes = ProcessTable()
+        self._paths = ExecutablePaths()
+        self.processes = ProcessTable(paths=self._paths)
         self.sessions: dict[str, Session] = {}
         self.off = False
         self.switching = asyncio.Lock()
@@ -124,6 +126,7 @@ class Backbone:
         if self._recorder is not None:
             await self._recorder.stop(grace_s=RECORDER_GRACE_S)
         self.processes.close()
+        self._paths.close()
 
     @property
     def children(self) -> list[ChildProcess]:

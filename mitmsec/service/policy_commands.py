@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.udp_limits import udp_limits
-from mitmsec.core.units import container_mistake, unit_mistake
+from mitmsec.core.units import container_mistake, service_mistake, windows_services
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
 from mitmsec.service.policy_loading import load
@@ -110,26 +111,19 @@ class Sha256(click.ParamType[str]):
         return str(value).lower()
 
 
-class UnitName(click.ParamType[str]):
-    """A systemd unit that programs run in."""
+class Named(click.ParamType[str]):
+    """A unit (or `windows:` and a service), or a container, in full. `mistake` says why it is none."""
 
-    name = "unit"
+    def __init__(self, name: str, mistake: Callable[[str], str | None]) -> None:
+        self.name, self._mistake = name, mistake
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if (why := unit_mistake(value)) is not None:
+        if (why := self._mistake(value)) is not None:
             self.fail(why)
         return str(value)
 
 
-class ContainerName(click.ParamType[str]):
-    """A container as events tell it: `runtime:id`, the id in full."""
-
-    name = "container"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if (why := container_mistake(value)) is not None:
-            self.fail(why)
-        return str(value)
+UNIT, CONTAINER = Named("unit", service_mistake), Named("container", container_mistake)
 
 
 def _note(ctx: click.Context | None, words: str) -> None:
@@ -205,8 +199,9 @@ def check(file: Path, as_json: bool) -> None:
 @click.option("--user", type=UserName(), metavar="U", help="Whom the program runs as.")
 @click.option("--sha256", type=Sha256(), metavar="HEX", help="The hash of the program.")
 @click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
-@click.option("--unit", type=UnitName(), metavar="U", help="The systemd unit it runs in: nginx.service.")
-@click.option("--container", type=ContainerName(), metavar="C", help="The container it runs in: runtime:id, in full.")
+@click.option("--unit", type=UNIT, metavar="U", help="The systemd unit it runs in: nginx.service.")
+@click.option("--signer", metavar="S", help="The subject of the certificate that signed it (Windows).")
+@click.option("--container", type=CONTAINER, metavar="C", help="The container it runs in: runtime:id, in full.")
 @click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
 @json_option
 @debug_option
@@ -223,6 +218,7 @@ def explain_decision(
     sha256: str | None,
     parent: str | None,
     unit: str | None,
+    signer: str | None,
     container: str | None,
     pid: int | None,
     as_json: bool,
@@ -238,7 +234,9 @@ def explain_decision(
         user=user,
         sha256=sha256,
         parent=ParentProcess(pid=NO_PID, exe=parent) if parent else None,
-        unit=unit,
+        unit=None if windows_services(unit) else unit,
+        services=windows_services(unit),
+        signer=signer,
         container=container,
         source="question",
     )

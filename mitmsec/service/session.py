@@ -220,6 +220,7 @@ class Session:
             pins=lambda: self._pins(self.policy),
             label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
+            paths=self.processes.paths,
         )
         return await backends.opened(self._choice, terms, self.shared.log)
 

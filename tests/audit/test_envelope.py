@@ -34,7 +34,7 @@ from mitmsec.audit.event import (
     Seen,
     ServiceSeen,
 )
-from mitmsec.core.model import Direction
+from mitmsec.core.model import Direction, Fact
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 KEYS = st.text(st.sampled_from("abcdefgh_"), min_size=1, max_size=6)
@@ -147,6 +147,18 @@ def test_the_other_kinds_have_their_fields() -> None:
     assert (event["what"], event["failed"], event["connection"], event["pid"]) == ("worker_died", "open", "f", 3)
     kind, fields = fields_of(FaultSeen(what="stranger"))
     assert (kind, fields) == (Kind.FAULT, {"what": "stranger", "detail": "", "count": 1})
+
+
+def test_what_only_windows_knows_is_told_where_it_is_known() -> None:
+    assert not {"services", "package", "signer", "unread"} & set(event_of(connection())["process"])
+    host = replace(CURL, services=("Dnscache", "lmhosts"), signer="CN=A", unread=(Fact.PACKAGE,))
+    for seen in (replace(connection(), process=host), finding()):
+        kind, fields = fields_of(seen, owner=host)
+        told = json.loads(canonical(fields))["process"]
+        assert (told["services"], told["signer"], told["unread"]) == (["Dnscache", "lmhosts"], "CN=A", ["package"]), (
+            kind
+        )
+        assert "package" not in told
 
 
 def test_an_event_of_no_session_says_none() -> None:

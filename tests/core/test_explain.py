@@ -89,6 +89,15 @@ def test_units_containers_and_pids_that_fail_are_named() -> None:
     assert told(Process(pid=7, exe="/x")) == "/x is one of that"
 
 
+def test_services_and_signers_that_fail_are_named() -> None:
+    applications = (Application(name="a", service=("windows:x",), signer=("B",)),)
+    policy = Policy(applications=applications, rules=(Rule(name="r", action=Action.BLOCK, application=("a",)),))
+    process = Process(pid=8, exe="C:/x", services=("y", "z"), signer="CN=C")
+    assert explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why == (
+        "C:/x is none of a (service windows:y, windows:z is not windows:x; signer CN=C is not B)"
+    )
+
+
 def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> None:
     applications = (
         Application(name="tool", path=("/usr/bin/*",), user=("joe", "ann"), sha256=("cd" * 32,)),

@@ -12,10 +12,12 @@ from mitmsec.core.policytest import basename, flow_of, run_tests
 RULES = (
     Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",)),
     Rule(name="root", action=Action.BLOCK, application=("root's curl",), address=("192.0.2.0/24",), port=((80, 80),)),
+    Rule(name="signed", action=Action.BLOCK, application=("signed service",)),
     Rule(name="boxes", action=Action.CAPTURE, application=("boxed web",)),
 )
 APPLICATIONS = (
     Application(name="root's curl", process_name=("curl",), user=("root",)),
+    Application(name="signed service", service=("windows:W3SVC",), signer=("A",)),
     Application(name="boxed web", service=("*.service",), container=("docker:*",)),
 )
 
@@ -49,6 +51,14 @@ APPLICATIONS = (
             True,
             "capture",
             'capture by "boxes"',
+        ),
+        (
+            PolicyTest(
+                application="C:\\x.exe", service="windows:w3svc", signer="CN=A", expect=Action.BLOCK, rule="signed"
+            ),
+            True,
+            'block by "signed"',
+            'block by "signed"',
         ),
         (
             PolicyTest(application="/x", service="web.service", expect=Action.CAPTURE),

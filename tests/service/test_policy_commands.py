@@ -177,6 +177,7 @@ def test_explain_as_json(good: Path) -> None:
         ("--sha256", "", "64 hexadecimal digits are wanted"),
         ("--user", "", "a user is wanted"),
         ("--unit", "nginx", 'did you mean "nginx.service"?'),
+        ("--unit", "windows:", "names no service"),
         ("--container", "docker:web", "by an id of 64 digits, not by a name"),
         ("--pid", "0", "0 is not in the range"),
     ],
@@ -247,18 +248,23 @@ def test_what_was_found_out_about_the_question_is_told_once_everything_is_valid(
 
 def test_explain_asks_about_a_unit_a_container_and_a_process(tmp_path: Path) -> None:
     file, whole = tmp_path / "p.toml", f"docker:{'ab' * 32}"
-    criteria = ('service = ["nginx.*"]', f'container = ["{"AB" * 6}"]', "pid = [7]")
+    criteria = ('service = ["nginx.*"]', f'container = ["{"AB" * 6}"]', "pid = [7]", 'signer = ["A"]')
     applications = "".join(f'[[application]]\nname = "a{n}"\n{one}\n' for n, one in enumerate(criteria))
     rules = "".join(
         f'[[rule]]\nname = "r{n}"\napplication = ["a{n}"]\naction = "block"\n' for n in range(len(criteria))
     )
     file.write_text(f"version = 1\n{applications}{rules}")
-    for n, words in enumerate((["--unit", "nginx.service"], ["--container", whole], ["--pid", "7"])):
+    for n, words in enumerate(
+        (["--unit", "nginx.service"], ["--container", whole], ["--pid", "7"], ["--signer", "CN=A"])
+    ):
         assert run("explain", file, "--app", "/x", *words).stdout.startswith(f'block by rule "r{n}"')
     told = run("explain", file, "--app", "/x", "--pid", "8", "--unit", "a.scope").stdout
     assert told.startswith("decrypt by [defaults]")
     assert "/x is none of a0 (service a.scope is not nginx.*)" in told
     assert "/x is none of a2 (pid 8 is not 7)" in told
+    assert "/x is none of a3 (signer is not known)" in told
+    told = run("explain", file, "--app", "/x", "--unit", "windows:Dnscache").stdout
+    assert "/x is none of a0 (service windows:Dnscache is not nginx.*)" in told
 
 
 def test_a_users_number_is_the_name_that_rules_are_asked_about(tmp_path: Path) -> None:
