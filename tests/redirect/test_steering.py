@@ -83,6 +83,32 @@ def test_a_port_is_led_as_long_as_anybody_listens_on_it(stage: Stage, sandbox: S
     assert sandbox.nobody_came()
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+def test_who_listens_on_the_same_port_at_another_address_has_its_connections(
+    stage: Stage, sandbox: Sandbox, ours: str, theirs: str
+) -> None:
+    port = stage.listen(ours)
+    with socket.create_server((theirs, port)) as other:
+        client = stage.call(theirs, port)
+        accepted, peer = other.accept()
+        accepted.close()
+        assert peer == client.getsockname(), "from its peer itself, not from a leg"
+    assert sandbox.nobody_came()
+    stage.call(ours, port)
+    stage.led()
+
+
+def test_to_listen_on_a_gates_port_at_another_address_leads_nobody_away_from_it(stage: Stage) -> None:
+    """Another session's gate, say: its own connections are nobody's to refuse."""
+    with socket.create_server(("127.0.0.1", 0)) as gate:
+        port = gate.getsockname()[1]
+        assert stage.listen("127.0.0.2", port) == port
+        client = stage.call("127.0.0.1", port)
+        accepted, peer = gate.accept()
+        accepted.close()
+        assert peer == client.getsockname()
+
+
 def test_a_listener_in_another_network_namespace_is_nobodys_here(stage: Stage, sandbox: Sandbox) -> None:
     elsewhere = "import subprocess; os.unshare(os.CLONE_NEWNET); subprocess.run(['ip', 'link', 'set', 'lo', 'up'])"
     stage.agent(elsewhere)
