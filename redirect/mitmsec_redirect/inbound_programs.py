@@ -4,6 +4,7 @@
     handshake   ──► addresses, time, cookie ─► selected, as far as can be told by who listens? ─► record BEGAN       │
     accept()    ──► who calls it, once ──────► selected? ──────────────────────────────────────► record ACCEPTED  ◄──┘
     TCP_CLOSE   ──► bytes, error ────────────► was it selected? ────────────────────────────────► record ENDED
+    connect()   ──► a socket that is used once more is another connection: its record goes
 
 All but accept() are one program (BPF_PROG_TYPE_SOCK_OPS): it runs in the caller of listen(), and else in whatever
 context the kernel handles packets. accept() asks for the peer's address where its caller wants that, which is what
@@ -54,7 +55,7 @@ from mitmsec_redirect.verdicts import Verdict
 LONG = Size.LONG
 # struct bpf_sock_ops
 OP, OLD_STATE, NEW_STATE, REMOTE_V4, REMOTE_V6, REMOTE_PORT, OPS_SOCKET = 0, 4, 8, 24, 32, 64, 184
-PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 5, 10, 11  # BPF_SOCK_OPS_…_CB
+CONNECTS, PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 3, 5, 10, 11  # BPF_SOCK_OPS_…_CB
 TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # our stack, from the frame pointer: a leg's key, and at other times the others
@@ -93,12 +94,18 @@ def happened(layout: InboundLayout) -> bytes:
     asm.load(R2, R6, OP)
     asm.jump_if(R2, Condition.EQUAL, STATE_CHANGED, "state")
     asm.jump_if(R2, Condition.EQUAL, LISTENS, "listens")
+    asm.jump_if(R2, Condition.EQUAL, CONNECTS, "connects")
     asm.jump_if(R2, Condition.NOT_EQUAL, PASSIVE_ESTABLISHED, "out")
     _began(asm, layout)
     asm.label("listens")
     _listens(asm, layout)
     asm.label("state")
     _state(asm, layout)
+    asm.jump("out")
+    asm.label("connects")  # what it was before, to whom it was accepted from, is over
+    asm.map(R1, layout.sockets)
+    asm.move(R2, R7)
+    asm.call(Helper.SK_STORAGE_DELETE)
     asm.label("out")
     asm.exit(1)
     return asm.code()

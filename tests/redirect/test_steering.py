@@ -15,6 +15,7 @@ from steering_stage import Stage
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.connect_hook import reap
+from mitmsec_redirect.inbound_records import InboundKind
 from mitmsec_redirect.steering_records import Steered
 
 pytestmark = pytest.mark.root
@@ -57,6 +58,34 @@ def test_the_gates_leg_reaches_the_program_which_sees_the_true_peer(stage: Stage
         carried.sendall(b"on behalf")
         assert stage.agent("answer = c.recv(99).decode()")["answer"] == "on behalf"
     assert stage.hook.drain() == [], "the gate tells of it"
+
+
+def test_a_socket_that_is_used_once_more_is_told_whom_it_calls_then(stage: Stage) -> None:
+    port = stage.listen("127.0.0.1")
+    client = stage.call("127.0.0.1", port)
+    with stage.leg(stage.led()).connect(), socket.create_server(("127.0.0.3", 0)) as other:
+        assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname())
+        assert stage.agent(anew(other.getsockname()[1]))["answer"] == list(other.getsockname())
+
+
+def test_what_a_socket_is_used_for_afterwards_is_no_end_of_what_came_in(stage: Stage) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.stall()
+    stage.call("127.0.0.1", port)
+    with socket.create_server(("127.0.0.3", 0)) as other:
+        stage.agent(ACCEPT)
+        stage.agent(anew(other.getsockname()[1]))
+        stage.agent("c.close()")
+    told = [record.kind for record in stage.hook.drain()]
+    assert told == [InboundKind.BEGAN, InboundKind.ACCEPTED, InboundKind.ENDED]
+
+
+def anew(port: int) -> str:
+    """The accepted socket lets go, and calls 127.0.0.3 (connect(2) with AF_UNSPEC, for which Python has no name)."""
+    return (
+        "import ctypes, struct; ctypes.CDLL(None).connect(c.fileno(), struct.pack('=H14x', socket.AF_UNSPEC), 16); "
+        f"c.connect(('127.0.0.3', {port})); answer = c.getpeername()"
+    )
 
 
 def test_who_does_not_listen_in_the_cgroup_has_its_connections(stage: Stage, sandbox: Sandbox) -> None:
