@@ -31,7 +31,8 @@ for _ in range(2):
 def test_the_peer_sees_the_service_itself_and_the_record_sees_what_they_say(
     mitmsec: Mitmsec, network: Network, outside: list[str]
 ) -> None:
-    with keyed(mitmsec, network, OURS_V4) as shop:
+    capture = mitmsec.state.parent / "in.pcapng"
+    with keyed(mitmsec, network, OURS_V4, "--capture", str(capture)) as shop:
         assert shop.fetch(outside, "--http1.1", "-d", "about Project Eagle") == f"{PEER_V4} HTTP/1.1"
         assert shop.fetch(outside, "--http2") == f"{PEER_V4} HTTP/2.0"
         certificate, again = as_a_peer_that_keeps_its_connection(shop, outside)
@@ -64,6 +65,10 @@ def test_the_peer_sees_the_service_itself_and_the_record_sees_what_they_say(
     assert (finding["connection"], finding["location"].partition("+")[0]) == (posted["connection"], "request.body")
     assert finding["direction"] == "inbound"
     assert mitmsec.of_kind("certificate") == [], "nobody has made one"
+    kept = capture.read_bytes()
+    assert b"CLIENT_TRAFFIC_SECRET_0" in kept, "the peers' leg can be read in the capture"
+    assert NAME.encode() in kept
+    assert b"other.example" not in kept, "what is relayed unread is not kept either"
     (policy,) = mitmsec.of_kind("policy")
     assert policy["certificates"] == [certificate]
 
