@@ -29,6 +29,7 @@ import msgspec
 from mitmsec.core.model import Caller, Confidence, Fact, ParentProcess, Process
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.owner import Owner, rfc3339, settled, unhashed
+from mitmsec_redirect.windows_signers import Signature, Signers
 
 SOURCE = "windivert"
 TICK_NS = 16_000_000  # of the system's clock, at most
@@ -62,6 +63,7 @@ class System(Protocol):
     def open(self, pid: int) -> Opened | None: ...
     def services(self) -> Mapping[int, tuple[str, ...]]: ...
     def open_file(self, path: str) -> int: ...
+    def signer(self, path: str, descriptor: int) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class _Life:
     has_parents: bool = False  # its chain of parents was read
     is_told: bool = False
     sha256: Future[str | None] | None = None
+    signature: Future[Signature | None] | None = None
     ended_ns: int | None = None
 
 
@@ -111,11 +114,14 @@ def now() -> Now:
 
 
 class WindowsProcesses:
-    """Processes by pid, as `processes.ProcessTable` has them on Linux. Not thread-safe; nothing waits for a hash."""
+    """Processes by pid, as `processes.ProcessTable` has them on Linux. Not thread-safe; nothing waits for a hash
+    or a signature: whoever asks again later is told more.
+    """
 
     def __init__(self, system: System, hashes: ExecutableHashes | None = None, clock: Callable[[], Now] = now) -> None:
         self._system = system
         self._hashes = hashes or ExecutableHashes()
+        self._signers = Signers(system.signer)
         self._clock = clock
         self._lives: dict[int, _Life] = {}  # the one asked about longest ago first
         self._services = _Services()
@@ -152,8 +158,8 @@ class WindowsProcesses:
         surety = Confidence.INFERRED if life is None else _surety(life, at, connected_ns)
         if life is None or surety is Confidence.UNKNOWN:
             return _only(pid, comm)
-        life.sha256 = life.sha256 or self._sha256(life)
-        process = self._with_services(life, self._with_parents(life), at)
+        self._begin_to_read(life)
+        process = _with_signer(life, self._with_services(life, self._with_parents(life), at))
         return settled(Owner(msgspec.structs.replace(process, confidence=surety), life.sha256))
 
     def close(self) -> None:
@@ -174,7 +180,7 @@ class WindowsProcesses:
             started=rfc3339(opened.began_ns / 1e9),
             exe=exe,
             name=None if exe is None else ntpath.basename(exe),
-            user=opened.user(),
+            user=_written(opened.user()),
             source=SOURCE,
             **_package(opened),
         )
@@ -230,19 +236,34 @@ class WindowsProcesses:
             return msgspec.structs.replace(process, unread=(*process.unread, Fact.SERVICES))
         return msgspec.structs.replace(process, services=self._services.names.get(process.pid, ()))
 
-    def _sha256(self, life: _Life) -> Future[str | None]:
-        """Of the file that lies where the process says, if that has not been written or put there since it began."""
+    def _begin_to_read(self, life: _Life) -> None:
+        if life.sha256 is None:
+            file = self._file_of(life)
+            life.sha256 = unhashed() if file is None else self._hashes.begin(file, hash(life.process.user))
+            file = self._file_of(life)
+            life.signature = None if file is None else self._signers.begin(life.process.exe or "", file)
+
+    def _file_of(self, life: _Life) -> int | None:
+        """The file that lies where the process says, if that has not been written or put there since it began."""
         if life.process.exe is None or life.opened.has_ended():
-            return unhashed()
+            return None
         try:
             file = self._system.open_file(life.process.exe)
         except OSError:
-            return unhashed()
+            return None
         status = os.fstat(file)
         if max(status.st_mtime_ns, status.st_ctime_ns) > life.opened.began_ns + TICK_NS:
             os.close(file)
-            return unhashed()
-        return self._hashes.begin(file, hash(life.process.user))
+            return None
+        return file
+
+
+def _with_signer(life: _Life, process: Process) -> Process:
+    signature = life.signature.result() if life.signature is not None and life.signature.done() else None
+    if signature is None:
+        return process
+    unread = tuple(fact for fact in process.unread if fact is not Fact.SIGNER)
+    return msgspec.structs.replace(process, signer=signature.subject, unread=unread)
 
 
 def _only(pid: int, comm: str) -> Owner:
@@ -251,9 +272,9 @@ def _only(pid: int, comm: str) -> Owner:
     return Owner(Process(pid=pid, name=comm or None, source=SOURCE, confidence=confidence, unread=unread))
 
 
-def _written(path: str | None) -> str | None:
-    """As text that can be written: halves of surrogate pairs, which names may have, become `?`, which none has."""
-    return None if path is None else path.encode(errors="replace").decode()
+def _written(name: str | None) -> str | None:
+    """As text that can be written: halves of surrogate pairs, which names may have, become `?`, which no path has."""
+    return None if name is None else name.encode(errors="replace").decode()
 
 
 def _surety(life: _Life, at: Now, connected_ns: int | None) -> Confidence:

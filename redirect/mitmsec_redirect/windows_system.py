@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import psutil
 
+from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS, Malformed
 from mitmsec_redirect.windows_service_rows import parse_services, services_by_pid
 
@@ -100,10 +101,11 @@ class OpenProcess:
 
 
 class WindowsSystem:
-    """`libraries` stand for the system's own. Raises OSError where there are none."""
+    """`libraries` and `authenticode` stand for the system's own. Raises OSError where there are none."""
 
-    def __init__(self, libraries: Libraries | None = None) -> None:
+    def __init__(self, libraries: Libraries | None = None, authenticode: Authenticode | None = None) -> None:
         self._libraries = libraries or _loaded()
+        self._authenticode = authenticode or Authenticode()
 
     def pids(self) -> list[int]:
         """Of all processes that live now."""
@@ -158,6 +160,13 @@ class WindowsSystem:
             raise OSError(f"{path} cannot be opened: error {self._libraries.last_error()}")
         descriptor: int = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)  # type: ignore[attr-defined]
         return descriptor
+
+    def signer(self, path: str, descriptor: int) -> str | None:
+        """Who signed the file that `descriptor` is, as `Authenticode.signer` tells it. Raises OSError."""
+        import msvcrt  # Windows only
+
+        handle: int = msvcrt.get_osfhandle(descriptor)  # type: ignore[attr-defined]
+        return self._authenticode.signer(path, handle)
 
 
 def _loaded() -> Libraries:

@@ -72,6 +72,7 @@ class Machine:
     by_service: Mapping[int, tuple[str, ...]] | None = field(default_factory=dict)
     asked_services: int = 0
     files: dict[str, Path] = field(default_factory=dict)
+    signed: dict[bytes, str | None] = field(default_factory=dict)  # who signed a content
 
     def clock(self) -> Now:
         return Now(self.now_ns, BOOT_NS + self.now_ns)
@@ -104,6 +105,12 @@ class Machine:
 
     def open_file(self, path: str) -> int:
         return os.open(self.files[path], os.O_RDONLY) if path in self.files else os.open("/nowhere", os.O_RDONLY)
+
+    def signer(self, path: str, descriptor: int) -> str | None:
+        content = os.read(descriptor, 100)
+        if content not in self.signed:
+            raise OSError(f"{path}: WinVerifyTrust: 0x2")
+        return self.signed[content]
 
 
 @pytest.fixture
@@ -290,9 +297,10 @@ def test_an_executable_is_hashed_while_its_process_lives(
     machine: Machine, table: WindowsProcesses, program: Path
 ) -> None:
     machine.begins(7, path="C:\\x.exe")
-    owner = table.whose(7, 0, "")
-    assert owner.sha256 is not None
-    owner.sha256.result(timeout=30)
+    whose(table, 7)
+    begun = table._lives[7].sha256
+    assert begun is not None
+    begun.result(timeout=30)
     assert whose(table, 7).sha256 == hashlib.sha256(b"MZ").hexdigest()
 
 
@@ -317,6 +325,41 @@ def test_who_has_ended_may_have_had_another_file(machine: Machine, table: Window
     table.refresh()
     machine.ends(7)
     assert table.whose(7, 0, "").sha256.result(timeout=0) is None  # type: ignore[union-attr]
+
+
+# --- its signer -------------------------------------------------------------------------------------------------------
+def settles(table: WindowsProcesses, pid: int) -> Process:
+    """What is told once everything that is under way is done."""
+    whose(table, pid)
+    life = table._lives[pid]
+    if life.signature is not None:
+        life.signature.result(timeout=30)
+    return whose(table, pid)
+
+
+@pytest.mark.parametrize("signer", ["CN=A", None])
+def test_who_signed_it_is_told_once_that_is_known(
+    machine: Machine, table: WindowsProcesses, program: Path, signer: str | None
+) -> None:
+    machine.signed[b"MZ"] = signer
+    machine.begins(7, path="C:\\x.exe")
+    told = settles(table, 7)
+    assert (told.signer, told.unread) == (signer, ())
+
+
+def test_a_signature_that_cannot_be_verified_stays_unread(
+    machine: Machine, table: WindowsProcesses, program: Path
+) -> None:
+    machine.begins(7, path="C:\\x.exe")
+    told = settles(table, 7)
+    assert (told.signer, told.unread) == (None, (Fact.SIGNER,))
+
+
+def test_nor_is_another_files_signature_told(machine: Machine, table: WindowsProcesses, program: Path) -> None:
+    machine.signed[b"MZ"] = "CN=A"
+    machine.now_ns -= SECOND_NS
+    machine.begins(7, path="C:\\x.exe")
+    assert settles(table, 7).unread == (Fact.SIGNER,)
 
 
 # --- who begins and ends ----------------------------------------------------------------------------------------------

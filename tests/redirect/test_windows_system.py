@@ -14,6 +14,7 @@ from windows_compiler import FOLDER
 from windows_python import WHY_NOT, is_there, windows_python
 from windows_structs import services_of
 
+from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS
 from mitmsec_redirect.windows_system import TRIES, Libraries, WindowsSystem
 
@@ -99,7 +100,7 @@ class Dlls:
 
 
 def system(dlls: Dlls) -> WindowsSystem:
-    return WindowsSystem(Libraries(dlls, dlls, dlls, lambda: dlls.error))
+    return WindowsSystem(Libraries(dlls, dlls, dlls, lambda: dlls.error), Authenticode(dlls, dlls))
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -219,9 +220,15 @@ def test_a_file_is_opened_so_that_others_may_do_what_they_like(monkeypatch: pyte
             assert (handle, flags) == (5, os.O_RDONLY | 0x8000)
             return 6
 
+        @staticmethod
+        def get_osfhandle(descriptor: int) -> int:
+            return descriptor - 1
+
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
     monkeypatch.setattr(os, "O_BINARY", 0x8000, raising=False)
     assert system(Dlls()).open_file("C:\\x.exe") == 6
+    monkeypatch.setattr(Authenticode, "signer", lambda self, path, handle: f"CN={path} {handle}")
+    assert system(Dlls()).signer("C:\\x.exe", 6) == "CN=C:\\x.exe 5", "asked by its handle"
     with pytest.raises(OSError, match=r"gone\.exe cannot be opened: error 2"):
         system(Dlls(error=2)).open_file("C:\\gone.exe")
 
@@ -237,8 +244,8 @@ def test_the_systems_own_libraries_are_taken(monkeypatch: pytest.MonkeyPatch) ->
         restype = argtypes = None
 
     class Library:
-        def __init__(self, name: str, *, use_last_error: bool) -> None:
-            assert use_last_error
+        def __init__(self, name: str, *, use_last_error: bool = False) -> None:
+            assert use_last_error or name in ("wintrust", "crypt32")
             self.name = name
 
         def __getattr__(self, name: str) -> Function:
@@ -257,6 +264,7 @@ def test_the_systems_own_libraries_are_taken(monkeypatch: pytest.MonkeyPatch) ->
 UNDER_WINE = r"""
 import subprocess, time
 from msgspec import to_builtins
+from mitmsec.core.model import Fact
 from mitmsec_redirect.windows_processes import WindowsProcesses, now
 from mitmsec_redirect.windows_system import WindowsSystem
 
@@ -267,7 +275,7 @@ told(to_builtins([one.process for one in began]))
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 time.sleep(0.1)
 owner = table.whose(child.pid, 0, "", now().event_ns)
-while owner.process.sha256 is None:
+while owner.process.sha256 is None or Fact.SIGNER in owner.process.unread:
     owner = table.whose(child.pid, 0, "", now().event_ns)
 told([os.getpid(), child.pid])
 told(to_builtins(owner.process))
@@ -298,7 +306,8 @@ def test_under_wine_all_of_it_is_so() -> None:
     assert process["exe"].lower().endswith("\\wine\\python.exe")
     assert process["sha256"] == hashlib.sha256((FOLDER / "python.exe").read_bytes()).hexdigest()
     assert process["user"].endswith(f"\\{psutil.Process().username()}")
-    assert (process["package"], process["unread"]) == (None, ["signer"])
+    assert (process["package"], process["unread"]) == (None, [])
+    assert process["signer"].startswith("CN=Python Software Foundation, O=Python Software Foundation, ")
     assert ["Ended", child] in events
     assert not is_reused, "it is held open"
     assert (ended["exe"], ended["confidence"]) == (process["exe"], "kernel")
