@@ -33,7 +33,6 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
-    "mitmsec/service/backbone.py": "composition root; tests/end_to_end/test_deaths.py",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",

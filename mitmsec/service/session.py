@@ -87,6 +87,7 @@ class Session:
         """Everything up to a gate that accepts. Raises ChildFailed, OSError, BackendUnavailable; then call close."""
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
+        self.children.begin()
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
@@ -217,6 +218,7 @@ class Session:
             pins=lambda: self._pins(self.policy),
             label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
+            paths=self.processes.paths,
         )
         return await backends.opened(self._choice, terms, self.shared.log)
 

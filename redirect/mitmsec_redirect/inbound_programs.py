@@ -22,10 +22,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mitmsec_redirect import inbound_records as records
-from mitmsec_redirect import name_steps, process_steps, steps
+from mitmsec_redirect import name_steps, path_steps, process_steps, steps
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
@@ -72,6 +73,7 @@ class InboundLayout:
     offsets: Offsets
     selection: Selection | None = None  # None: all that the cgroup holds
     steering: SteeringMaps | None = None  # None: nothing is led to the gate
+    paths: PathMaps | None = None  # None: where a caller's executable lies is not noted
 
 
 def build(layout: InboundLayout) -> Mapping[str, bytes]:
@@ -114,7 +116,7 @@ def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
         asm.jump_if(R2, Condition.EQUAL, InboundFlag.GATES, "gates")
     asm.mask(R2, InboundFlag.ACCEPTED)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
-    _caller(asm, layout.offsets)
+    _caller(asm, layout.offsets, layout.paths)
     asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED)
     steps.unless_selected(asm, layout, "out")
     asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED | InboundFlag.SELECTED)
@@ -134,7 +136,7 @@ def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
 # --- what has happened ------------------------------------------------------------------------------------------------
 def _listens(asm: Assembler, layout: InboundLayout) -> None:
     _record(asm, layout, create=True)
-    _caller(asm, layout.offsets)
+    _caller(asm, layout.offsets, layout.paths)
     asm.store(R8, records.FLAGS, 0)
     if layout.steering is not None:
         _keep_listener(asm, layout.steering)
@@ -350,7 +352,7 @@ def _record(asm: Assembler, layout: InboundLayout, *, create: bool) -> None:
     asm.move(R8, R0)
 
 
-def _caller(asm: Assembler, at: Offsets) -> None:
+def _caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
     """Who runs now, into the record: as `caller_steps` does, read through the kernel's own types."""
     asm.call(Helper.CURRENT_TASK)
     asm.load(R2, R0, at.task_tgid)
@@ -371,6 +373,8 @@ def _caller(asm: Assembler, at: Offsets) -> None:
     asm.load(R3, R2, at.task_start, LONG)
     asm.store(R8, records.PARENT_STARTED, R3, LONG)
     process_steps.executable(asm, at, task=R0, record=R8, place=records.EXECUTABLE)
+    if paths is not None:
+        path_steps.note(asm, at, paths, base=R8, key=records.EXECUTABLE)
 
 
 def _tell(asm: Assembler, layout: InboundLayout, kind: InboundKind) -> None:

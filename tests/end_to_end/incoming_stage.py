@@ -60,7 +60,8 @@ def outside(network: Network) -> Iterator[list[str]]:
         ):
             subprocess.run(["ip", *words], check=True)
         yield ["nsenter", f"--net=/run/netns/{name}"]
-    finally:
+    finally:  # a namespace goes some time later, and its links with it: the next one of this name could not be made
+        subprocess.run(["ip", "-n", network.name, "link", "delete", "ms-ours"], check=False)
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
