@@ -8,8 +8,10 @@ Windows gives a pid to nobody else while a handle of its process is open. So a p
 connection was made is whose that is, though it may have ended since. One that was opened afterwards is, if it began
 before: Windows tells a beginning a tick too early at most (TICK_NS), and what lies within that tick is `inferred`.
 
-There is no word from the kernel about who begins: `refresh` looks how often it is called, and a process that lives
-shorter than that is missed, unless a connection of it is asked about while it lives: then all that is told is its pid.
+There is no word from the kernel about who begins. `refresh` sees who lives whenever it is called; who lives between two
+calls is missed, and known by its pid alone, unless a connection of it is asked about while it lives. The first one
+mostly is: its SYN is held until the owner was read, and few programs end before they are connected. (Windows' tracing,
+ETW, would tell of all, but in batches, by default up to a second late; Win32_ProcessStartTrace is that, through COM.)
 
 `unread` names what only Windows knows and was not found out yet. Arguments are not read: they hold secrets.
 """
@@ -36,6 +38,7 @@ TICK_NS = 16_000_000  # of the system's clock, at most
 ENDED_S = 60.0  # how long an ended process is held, and its pid with it
 ENDED_LIMIT = 1024
 HELD_LIMIT = 4096  # living ones
+NEW_LIMIT = 200  # that one `refresh` meets: a millisecond each, under Wine
 SERVICES_S = 2.0  # how long an answer about services serves for processes that are older than it
 ANCESTORS_LIMIT = 5
 NOT_TOLD = 0  # stands for a pid that is not known
@@ -127,11 +130,13 @@ class WindowsProcesses:
         self._services = _Services()
 
     def refresh(self) -> list[Began | Ended]:
-        """Who began and ended since the last call, the first time all that live; who did both may be missing."""
+        """Who began and ended since the last call, at first all that live; who did both in between is missing.
+
+        Of many that began, some are told at the next call.
+        """
         at = self._clock()
-        for pid in self._system.pids():
-            if pid not in self._lives:
-                self._met(pid)
+        for pid in [pid for pid in self._system.pids() if pid not in self._lives][:NEW_LIMIT]:
+            self._met(pid)
         new = [life for life in self._lives.values() if not life.is_told]
         began = [Began(self._with_parents(life)) for life in new]
         for life in new:

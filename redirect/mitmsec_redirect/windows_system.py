@@ -39,6 +39,7 @@ NO_PACKAGE, INSUFFICIENT_BUFFER, MORE_DATA = 15700, 122, 234
 ENUMERATE_SERVICE, WIN32_SERVICES, ACTIVE = 4, 0x30, 1
 GENERIC_READ, SHARE_ALL, OPEN_EXISTING = 0x80000000, 7, 3
 INVALID_HANDLE: Final = c_void_p(-1).value
+LATEST_NS = 2**63  # in the year 2262
 PATH_CHARS = 32768  # the longest path
 PACKAGE_CHARS = 128  # PACKAGE_FULL_NAME_MAX_LENGTH is 127
 BASIC_WORDS, PARENT_WORD = 6, 5  # PROCESS_BASIC_INFORMATION
@@ -118,10 +119,12 @@ class WindowsSystem:
         if not handle:
             return None
         times = (c_uint64 * 4)()  # FILETIME: creation, exit, kernel, user
-        if not kernel32.GetProcessTimes(handle, *(byref(times, at) for at in (0, 8, 16, 24))):
+        is_told = kernel32.GetProcessTimes(handle, *(byref(times, at) for at in (0, 8, 16, 24)))
+        began_ns = times[0] * 100 - EPOCH_1601_NS
+        if not is_told or not 0 < began_ns < LATEST_NS:  # Wine tells nonsense of one that is being made
             kernel32.CloseHandle(handle)
             return None
-        return OpenProcess(self._libraries, handle, pid, times[0] * 100 - EPOCH_1601_NS)
+        return OpenProcess(self._libraries, handle, pid, began_ns)
 
     def services(self) -> Mapping[int, tuple[str, ...]]:
         """The names of the services that run in each process, by pid. Raises OSError."""

@@ -17,6 +17,7 @@ from mitmsec_redirect.windows_processes import (
     ENDED_LIMIT,
     ENDED_S,
     HELD_LIMIT,
+    NEW_LIMIT,
     SERVICES_S,
     TICK_NS,
     Began,
@@ -391,7 +392,20 @@ def test_who_lives_between_two_looks_is_missed(machine: Machine, table: WindowsP
     assert whose(table, 7).name is None
 
 
+def test_of_many_that_begin_at_once_some_are_told_later(machine: Machine, table: WindowsProcesses) -> None:
+    """Whoever asks about others meanwhile waits for a bounded time."""
+    ran = [machine.begins(pid) for pid in range(1, NEW_LIMIT + 11)]
+    assert (len(table.refresh()), len(table.refresh()), table.refresh()) == (NEW_LIMIT, 10, [])
+    assert all(one.held == 1 for one in ran)
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
+def refreshed(table: WindowsProcesses, processes: int) -> None:
+    """As often as it takes to meet so many."""
+    for _ in range(processes // NEW_LIMIT + 1):
+        table.refresh()
+
+
 def test_an_ended_process_is_let_go_of_after_a_while(machine: Machine, table: WindowsProcesses) -> None:
     one = machine.begins(7)
     table.refresh()
@@ -408,7 +422,7 @@ def test_an_ended_process_is_let_go_of_after_a_while(machine: Machine, table: Wi
 
 def test_of_ended_ones_a_number_is_kept_the_last(machine: Machine, table: WindowsProcesses) -> None:
     ran = [machine.begins(pid) for pid in range(1, ENDED_LIMIT + 11)]
-    table.refresh()
+    refreshed(table, len(ran))
     for one in ran:
         machine.ends(one.pid)
     table.refresh()
@@ -417,7 +431,7 @@ def test_of_ended_ones_a_number_is_kept_the_last(machine: Machine, table: Window
 
 def test_of_living_ones_a_number_is_held_those_asked_about_last(machine: Machine, table: WindowsProcesses) -> None:
     ran = [machine.begins(pid) for pid in range(1, HELD_LIMIT + 1)]
-    table.refresh()
+    refreshed(table, len(ran))
     whose(table, 1)
     more = machine.begins(HELD_LIMIT + 1)
     assert whose(table, more.pid).name == "x.exe"

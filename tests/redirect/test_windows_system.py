@@ -27,6 +27,7 @@ class Dlls:
 
     def __init__(self, **answers: Any) -> None:
         self.path, self.package, self.status, self.times = "C:\\x.exe", "P_1.0_x64__id", 0, 1
+        self.created = (BEGAN_NS + EPOCH_1601_NS) // 100  # FILETIME
         self.parent_status, self.error, self.growth = 0, 234, 0
         self.services: list[tuple[str, int]] = []
         self.closed: list[int] = []
@@ -52,8 +53,7 @@ class Dlls:
 
     def GetProcessTimes(self, handle: int, created: Any, *others: Any) -> int:  # noqa: N802  # its name
         assert (handle, len(others)) == (HANDLE, 3)
-        filetime = (BEGAN_NS + EPOCH_1601_NS) // 100
-        ctypes.memmove(created, filetime.to_bytes(8, "little"), 8)
+        ctypes.memmove(created, self.created.to_bytes(8, "little"), 8)
         return self.times
 
     def QueryFullProcessImageNameW(self, handle: int, flags: int, text: Any, size: Any) -> int:  # noqa: N802  # its name
@@ -122,8 +122,11 @@ def test_who_is_not_there_is_not_opened(pid: int) -> None:
     assert system(Dlls()).open(pid) is None
 
 
-def test_who_does_not_say_when_it_began_is_let_go_of() -> None:
-    dlls = Dlls(times=0)
+@pytest.mark.parametrize(
+    "answers", [{"times": 0}, {"created": 0}, {"created": EPOCH_1601_NS // 100}, {"created": 0x5555_5555_5555_5555}]
+)
+def test_who_does_not_say_when_it_began_is_let_go_of(answers: dict[str, int]) -> None:
+    dlls = Dlls(**answers)
     assert system(dlls).open(7) is None
     assert dlls.closed == [HANDLE]
 
@@ -273,7 +276,12 @@ table = WindowsProcesses(system)
 began = table.refresh()
 told(to_builtins([one.process for one in began]))
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-time.sleep(0.1)
+watched = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+new = {}
+while watched.pid not in new:
+    new |= {one.process.pid: one.process for one in table.refresh()}
+watched.communicate(b"\n")
+told([watched.pid, to_builtins(new[watched.pid])])
 owner = table.whose(child.pid, 0, "", now().event_ns)
 while owner.process.sha256 is None or Fact.SIGNER in owner.process.unread:
     owner = table.whose(child.pid, 0, "", now().event_ns)
@@ -295,7 +303,7 @@ table.close()
 
 @pytest.mark.skipif(not is_there(), reason=WHY_NOT)
 def test_under_wine_all_of_it_is_so() -> None:
-    living, (own, child), process, events, is_reused, ended, services, magic = windows_python(
+    living, (watched, began), (own, child), process, events, is_reused, ended, services, magic = windows_python(
         "processes.py", UNDER_WINE
     )
     assert own in {one["pid"] for one in living}
@@ -309,6 +317,7 @@ def test_under_wine_all_of_it_is_so() -> None:
     assert (process["package"], process["unread"]) == (None, [])
     assert process["signer"].startswith("CN=Python Software Foundation, O=Python Software Foundation, ")
     assert ["Ended", child] in events
+    assert (began["pid"], began["exe"], began["parent"]["pid"]) == (watched, process["exe"], own)
     assert not is_reused, "it is held open"
     assert (ended["exe"], ended["confidence"]) == (process["exe"], "kernel")
     assert "PlugPlay" in services
