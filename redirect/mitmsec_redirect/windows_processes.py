@@ -21,7 +21,7 @@ from __future__ import annotations
 import ntpath
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -112,7 +112,7 @@ class _Services:
 
 
 def now() -> Now:
-    """The clock of events is QueryPerformanceCounter, which WinDivert's stamps are of."""
+    """The clock of events is QueryPerformanceCounter, in nanoseconds; WinDivert's stamps are its ticks."""
     return Now(time.perf_counter_ns(), time.time_ns())
 
 
@@ -135,8 +135,7 @@ class WindowsProcesses:
         Of many that began, some are told at the next call.
         """
         at = self._clock()
-        for pid in [pid for pid in self._system.pids() if pid not in self._lives][:NEW_LIMIT]:
-            self._met(pid)
+        self._meet(self._system.pids())
         new = [life for life in self._lives.values() if not life.is_told]
         began = [Began(self._with_parents(life)) for life in new]
         for life in new:
@@ -174,6 +173,15 @@ class WindowsProcesses:
         self._lives.clear()
 
     # -- lives ---------------------------------------------------------------------------------------------------------
+    def _meet(self, pids: Sequence[int]) -> None:
+        """Those that are not held, as far as there is room: one that is let go of now would only be met again."""
+        room = min(NEW_LIMIT, HELD_LIMIT - sum(life.ended_ns is None for life in self._lives.values()))
+        for pid in pids:
+            if room <= 0:
+                return
+            if pid not in self._lives and self._met(pid) is not None:
+                room -= 1
+
     def _met(self, pid: int) -> _Life | None:
         """Open it, and read what does not change."""
         opened = self._system.open(pid)
@@ -224,7 +232,8 @@ class WindowsProcesses:
         """Of who ended long ago, and of who is too many: their pids may be used again."""
         ended = sorted((one.ended_ns, pid) for pid, one in self._lives.items() if one.ended_ns is not None)
         old_ns = at.event_ns - int(ENDED_S * 1e9)
-        gone = [pid for at, (ended_ns, pid) in enumerate(ended) if ended_ns <= old_ns or at < len(ended) - ENDED_LIMIT]
+        many = len(ended) - ENDED_LIMIT
+        gone = [pid for place, (ended_ns, pid) in enumerate(ended) if ended_ns <= old_ns or place < many]
         living = [pid for pid, one in self._lives.items() if one.ended_ns is None]
         for pid in [*gone, *living[: max(len(living) - HELD_LIMIT, 0)]]:
             self._lives.pop(pid).opened.close()

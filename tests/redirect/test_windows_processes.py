@@ -7,11 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from mitmsec.core.model import Confidence, Fact, ParentProcess, Process
 from mitmsec_redirect import windows_processes
+from mitmsec_redirect.divert_owner import Owners
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.windows_processes import (
     ANCESTORS_LIMIT,
     ENDED_LIMIT,
@@ -228,6 +231,18 @@ def test_a_pid_that_is_used_again_is_somebody_else(machine: Machine, table: Wind
     assert whose(table, 7, connected_ns).exe is None
 
 
+def test_a_diverter_asks_it_as_it_asks_linux(machine: Machine, table: WindowsProcesses) -> None:
+    machine.begins(7)
+    passes(machine, 1)
+    owners = Owners(cast("ProcessTable", table))
+    told = owners.process(7, 0, machine.now_ns)
+    assert (told.name, told.user, told.confidence) == ("x.exe", "HOME\\joe", Confidence.KERNEL)
+    assert owners.process(7, 0, None).confidence is Confidence.TABLE, "a table named it"
+    assert owners.process(8, 0, None).confidence is Confidence.INFERRED
+    owners.close()
+    assert machine.running[7].held == 0
+
+
 # --- parents ----------------------------------------------------------------------------------------------------------
 def test_parents_are_told_as_far_as_events_tell_them(machine: Machine, table: WindowsProcesses) -> None:
     for pid in range(1, 10):
@@ -399,6 +414,15 @@ def test_of_many_that_begin_at_once_some_are_told_later(machine: Machine, table:
     assert all(one.held == 1 for one in ran)
 
 
+def test_who_cannot_be_asked_takes_nobodys_place(
+    machine: Machine, table: WindowsProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine.begins(7)
+    monkeypatch.setattr(machine, "pids", lambda: [*range(1000, 1000 + 2 * NEW_LIMIT), 7])
+    assert [each.process.pid for each in table.refresh()] == [7]
+    assert one.held == 1
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
 def refreshed(table: WindowsProcesses, processes: int) -> None:
     """As often as it takes to meet so many."""
@@ -436,6 +460,7 @@ def test_of_living_ones_a_number_is_held_those_asked_about_last(machine: Machine
     more = machine.begins(HELD_LIMIT + 1)
     assert whose(table, more.pid).name == "x.exe"
     assert (ran[0].held, ran[1].held, more.held) == (1, 0, 1)
+    assert [one.process.pid for one in table.refresh()] == [more.pid], "who was let go of is not told of again"
     assert sum(one.held for one in ran) == HELD_LIMIT - 1
 
 
