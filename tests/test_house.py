@@ -199,7 +199,7 @@ def policy_keys() -> set[str]:
     """The keys that the policy's reader asks its tables for."""
     readers = {"choice", "flag", "items", "raw", "table", "tables", "text", "texts"}
     keys = set()
-    for path in (ROOT / "mitmsec/core/policyfile.py", ROOT / "mitmsec/config.py"):
+    for path in (ROOT / f"mitmsec/{name}.py" for name in ("core/policyfile", "core/inbound_section", "config")):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(key)), *_]) if (

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
+from mitmsec.core.policytest import called
 from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
 from mitmsec.core.units import WINDOWS_SERVICE
 
@@ -46,7 +47,10 @@ def explain(
     name: str | None,
     direction: Direction = Direction.OUTBOUND,
 ) -> Explanation:
-    """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds."""
+    """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds.
+
+    One that comes in is taken for TLS.
+    """
     tried: list[Tried] = []
     decider: Rule | None = None
     for rule in policy.rules:
@@ -56,11 +60,12 @@ def explain(
         if decided:
             decider = rule
         tried.append(Tried(rule=rule.name, accepts=accepts, decided=decided, conditions=conditions))
-    return Explanation(
-        decision=policy.decided_by(decider, direction),
-        needs_name=policy.at_connect(process, remote, direction) is None,
-        tried=tuple(tried),
-    )
+    decision = policy.decided_by(decider, direction)
+    needs_name = policy.at_connect(process, remote, direction) is None
+    if direction is Direction.INBOUND:
+        needs_name = needs_name or decision.action is Action.DECRYPT
+        decision = policy.with_key(decision, called(remote), name)
+    return Explanation(decision=decision, needs_name=needs_name, tried=tuple(tried))
 
 
 def _direction(rule: Rule, direction: Direction) -> Iterator[Checked]:

@@ -171,6 +171,7 @@ class Decision(Value, frozen=True):
     inspect: tuple[str, ...] = ()
     on_finding: OnFinding = OnFinding.ALERT
     upstream: Upstream = Upstream.MIRROR
+    service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 
 
 class Severity(StrEnum):

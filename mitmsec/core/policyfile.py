@@ -15,7 +15,6 @@ from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, service_mistake
 
 LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
-LATER_INBOUND = ("decrypt",)
 LATER_ON_FINDING = ("quarantine", "redact")
 LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
@@ -180,16 +179,15 @@ def read_rule(table: Table, context: Context) -> Rule:
     if name == DEFAULTS:
         table.note(f'"{DEFAULTS}" stands for the [defaults] in every record; choose another name', "name")
     direction = table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND
-    later = LATER_INBOUND if direction is Direction.INBOUND else ()
     if direction is Direction.INBOUND and "host" in table:
         table.note("of connections that come in no name is known", "host")
     rule = Rule(
         name=name,
-        action=table.choice("action", Action, None, later) or Action.DECRYPT,  # the one that excludes no other setting
+        action=table.choice("action", Action, None) or Action.DECRYPT,  # the one that excludes no other setting
         direction=direction,
         application=tuple(_reference(table, place, entry, context) for place, entry in table.texts("application")),
-        host=_hosts(table, context),
-        port=_ports(table),
+        host=read_hosts(table, context),
+        port=read_ports(table),
         address=_addresses(table),
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
@@ -205,7 +203,8 @@ def _reference(table: Table, place: int, entry: str, context: Context) -> str:
     return entry
 
 
-def _hosts(table: Table, context: Context) -> tuple[str, ...]:
+def read_hosts(table: Table, context: Context) -> tuple[str, ...]:
+    """The patterns under `host`, those of its lists among them."""
     patterns: dict[str, None] = {}
     before = len(context.notes.errors)
     for place, text in table.texts("host"):
@@ -218,7 +217,7 @@ def _hosts(table: Table, context: Context) -> tuple[str, ...]:
             except ValueError as error:
                 table.note(f"{error}; {_host_meant(text)}", "host", place)
     if "host" in table and not patterns and len(context.notes.errors) == before:
-        table.note("the lists hold no names, so this rule can never match", "host")
+        table.note("the lists hold no names, so this can never match", "host")
     return tuple(patterns)
 
 
@@ -247,7 +246,8 @@ def _host_list(table: Table, place: int, file: str, context: Context) -> tuple[s
     return context.lists[file]
 
 
-def _ports(table: Table) -> tuple[tuple[int, int], ...]:
+def read_ports(table: Table) -> tuple[tuple[int, int], ...]:
+    """The ranges under `port`."""
     ranges = [_port_range(table, place, value) for place, value in table.items("port")]
     return tuple(ports for ports in ranges if ports is not None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Decision, Endpoint, Process, Value
+from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.units import windows_services
@@ -42,6 +42,11 @@ def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
     return process, Endpoint(address=test.address, port=test.port)
 
 
+def called(peer: Endpoint) -> Endpoint:
+    """The service that `peer` of an incoming connection calls, as far as a question tells: not at which address."""
+    return Endpoint(address="", port=peer.port)
+
+
 def basename(path: str) -> str:
     """The last part of a path of either family."""
     return path.replace("\\", "/").rpartition("/")[2]
@@ -50,6 +55,8 @@ def basename(path: str) -> str:
 def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
     process, remote = flow_of(test)
     decision = policy.at_hello(process, remote, name=test.host, direction=test.direction)
+    if test.direction is Direction.INBOUND:
+        decision = policy.with_key(decision, called(remote), test.host)
     passed = decision.action is test.expect and test.rule in (None, decision.rule)
     return TestOutcome(
         test=test,

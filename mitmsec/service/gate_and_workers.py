@@ -87,6 +87,7 @@ class Ground(Protocol):
     network: int
     listeners: list[socket.socket]
     capture_fd: int | None
+    keys_fd: int | None
     hook: Backend | None
     scope: Scope | None
 
@@ -205,7 +206,9 @@ class GateAndWorkers:
             capture=ground.capture_fd is not None,
         )
         with gate_end, worker_end, recorder, signer:
-            fds = (worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd)
+            fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
+            if ground.keys_fd is not None:
+                fds.append(ground.keys_fd)
             try:
                 await worker.start(settings, *fds)
             except ChildFailed:

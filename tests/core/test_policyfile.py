@@ -95,7 +95,7 @@ def test_a_whole_rule() -> None:
         ('host = ["10.0.0.1"]', 'host[0]: "10.0.0.1" is an IP address; those stand under address'),
         ('host = ["@none.txt"]', "host[0]: cannot read none.txt: No such file or directory"),
         ('host = ["@strange"]', "host[0]: cannot read strange: no number"),
-        ('host = ["@empty.txt"]', "host: the lists hold no names, so this rule can never match"),
+        ('host = ["@empty.txt"]', "host: the lists hold no names, so this can never match"),
         ('host = ["@bad.txt"]', 'bad.txt: "*.bad.example" is not a host name'),
         ("host = []", "host: an empty list can never match"),
         ("port = [true]", "port[0]: a port is a number or a range"),
@@ -306,10 +306,11 @@ def test_a_rule_may_be_for_incoming_connections() -> None:
     assert (rule.direction, rule.port, messages(context)) == (Direction.INBOUND, ((443, 443),), [])
 
 
-def test_what_cannot_be_done_to_incoming_connections_yet_is_refused() -> None:
-    table, context = opened('name = "r"\naction = "decrypt"\ndirection = "inbound"')
-    read_rule(table, context)
-    assert messages(context) == ['action: "decrypt" is not supported by this version']
+def test_incoming_connections_may_be_decrypted_and_inspected() -> None:
+    table, context = opened('name = "r"\naction = "decrypt"\ndirection = "inbound"\ninspect = ["keywords"]')
+    rule = read_rule(table, context)
+    assert (rule.action, rule.direction, rule.inspect) == (Action.DECRYPT, Direction.INBOUND, ("keywords",))
+    assert messages(context) == []
 
 
 def test_incoming_connections_have_no_names() -> None:

@@ -81,13 +81,6 @@ class Network:
         return self.folder / "root.pem"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interruptible() -> None:
-    """Who started the suite in the background of a shell has SIGINT ignored, and so would all that it starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
     if os.geteuid() != 0:

@@ -118,7 +118,7 @@ def fetch(where: list[str], address: str, port: str) -> bytes:
 
 
 def until_listens(network: Network, port: int) -> None:
-    wanted, end = f":{port}", time.monotonic() + 10
+    wanted, end = f":{port}", time.monotonic() + 30
     while wanted not in subprocess.run(network.inside("ss", "-ltn"), capture_output=True, text=True).stdout:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -126,7 +126,7 @@ def until_listens(network: Network, port: int) -> None:
 
 def until(mitmsec: Mitmsec, count: int) -> list[dict[str, Any]]:
     """The connections that came in, once so many have ended and are on record."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while len(found := inbound(mitmsec)) < count and time.monotonic() < end:
         time.sleep(0.1)
     assert len(found) == count, found

@@ -1,4 +1,4 @@
-"""The issuing key is in the signer and nowhere else, and each process has loaded only what its row allows."""
+"""The issuing key is in the signer, a service's in the worker, neither anywhere else; and who has loaded what."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Mitmsec, Network, asked
+from conftest import V4, Mitmsec, Network, asked, status_of
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from keyed_stage import keyed
 from test_deaths import client
 
 from mitmsec.service import control
@@ -55,6 +56,19 @@ def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitm
         found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(program.run.pid, needles)}
         program.end()
     assert found == {"signer": True} | dict.fromkeys(("recorder", "gate", "worker", "supervisor", "front-end"), False)
+
+
+def test_a_services_key_is_in_the_worker_and_nowhere_else(network: Network, mitmsec: Mitmsec) -> None:
+    """The front-end has checked that key and certificate belong together, and the supervisor hands it on: unread."""
+    with keyed(mitmsec, network, V4) as shop:
+        assert shop.fetch(network.inside()).endswith("HTTP/2.0")
+        key = serialization.load_pem_private_key(shop.key_pem, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        needles = spellings(key)
+        status = status_of(mitmsec)
+        found = {role: holds(pid, needles) for role, pid, _ in status.processes}
+        found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(shop.run.pid, needles)}
+    assert found == {"worker": True} | dict.fromkeys(("recorder", "gate", "signer", "supervisor", "front-end"), False)
 
 
 ELSEWHERE = {
