@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mitmsec_redirect import caller_steps, name_steps, served_steps, steps
 from mitmsec_redirect import inbound_records as records
-from mitmsec_redirect import name_steps, path_steps, process_steps, served_steps, steps
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
@@ -352,7 +352,7 @@ def _record(asm: Assembler, layout: InboundLayout, *, create: bool) -> None:
 
 
 def _caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
-    """Who runs now, into the record: as `caller_steps` does, read through the kernel's own types."""
+    """Who runs now, into the record, read through the kernel's own types."""
     asm.call(Helper.CURRENT_TASK)
     asm.load(R2, R0, at.task_tgid)
     asm.store(R8, records.PID, R2)
@@ -362,18 +362,7 @@ def _caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
     for half in (0, 8):
         asm.load(R2, R0, at.task_comm + half, LONG)
         asm.store(R8, records.COMM + half, R2, LONG)
-    asm.load(R2, R0, at.task_leader, LONG)
-    asm.load(R3, R2, at.task_start, LONG)
-    asm.store(R8, records.STARTED, R3, LONG)
-    asm.load(R2, R2, at.task_parent, LONG)
-    asm.load(R3, R2, at.task_tgid)
-    asm.store(R8, records.PARENT, R3)
-    asm.load(R2, R2, at.task_leader, LONG)
-    asm.load(R3, R2, at.task_start, LONG)
-    asm.store(R8, records.PARENT_STARTED, R3, LONG)
-    process_steps.executable(asm, at, task=R0, record=R8, place=records.EXECUTABLE)
-    if paths is not None:
-        path_steps.note(asm, at, paths, base=R8, key=records.EXECUTABLE)
+    caller_steps.who(asm, at, paths, record=R8, place=records.STARTED)
 
 
 def _tell(asm: Assembler, layout: InboundLayout, kind: InboundKind) -> None:
