@@ -265,7 +265,7 @@ def test_the_systems_own_libraries_are_taken(monkeypatch: pytest.MonkeyPatch) ->
 
 # --- under Wine -------------------------------------------------------------------------------------------------------
 UNDER_WINE = r"""
-import subprocess, time
+import shutil, subprocess
 from msgspec import to_builtins
 from mitmsec.core.model import Fact
 from mitmsec_redirect.windows_processes import WindowsProcesses, now
@@ -293,10 +293,12 @@ others = {subprocess.Popen([sys.executable, "-c", ""]).pid for _ in range(5)}
 told(child.pid in others)
 told(to_builtins(table.whose(child.pid, 0, "", now().event_ns).process))
 told(sorted(name for names in system.services().values() for name in names))
-file = system.open_file(sys.executable)
-os.rename(sys.executable, sys.executable + ".renamed")
-os.rename(sys.executable + ".renamed", sys.executable)
+copy = shutil.copy(sys.executable, os.path.join(here, "copied.exe"))
+file = system.open_file(copy)
+os.replace(copy, os.path.join(here, "renamed.exe"))
 told(os.read(file, 2).decode())
+os.close(file)
+os.remove(os.path.join(here, "renamed.exe"))
 table.close()
 """
 
