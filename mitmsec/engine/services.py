@@ -82,6 +82,16 @@ class Services:
         return self._services.get(name)
 
 
+def refusal(known: KnownService, key_pem: bytes) -> str | None:
+    """Why TLS will not be served with this certificate and key, in OpenSSL's words; None: it will."""
+    try:
+        Service(known, key_pem)
+    except (ValueError, SSL.Error, crypto.Error) as error:
+        details = error.args[0] if error.args else ""
+        return str(details[-1][-1]) if isinstance(details, list) and details else str(error)
+    return None
+
+
 def _note_request(connection: SSL.Connection, _where: int, _result: int) -> None:
     if connection.get_state_string() == _ASKED:
         session: Any = connection.get_app_data()

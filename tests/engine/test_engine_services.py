@@ -8,6 +8,7 @@ import hashlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -20,7 +21,7 @@ from mitmsec.audit.event import Outcome, SecretsSeen
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded
 from mitmsec.core.model import Direction, OnFinding
-from mitmsec.engine.services import Services
+from mitmsec.engine.services import Services, refusal
 
 CA = trustme.CA()
 LEAF = CA.create_child_ca().issue_cert(NAME)
@@ -187,7 +188,8 @@ def test_a_service_that_asks_for_it_only_later_is_not_told_that_the_peer_has_non
     context.set_session_id(b"shop")
     context.set_options(SSL.OP_NO_TICKET)
     context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, one.chain[0]).to_cryptography())
-    context.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key))
+    private: Any = crypto.load_privatekey(crypto.FILETYPE_PEM, key).to_cryptography_key()
+    context.use_privatekey(private)
     server = SSL.Connection(context, None)
     server.set_accept_state()
 
@@ -234,3 +236,10 @@ def test_keys_belong_to_services_by_their_place() -> None:
     assert (one.name, two.name) == ("one", "two")
     assert services.find("") is services.find("three") is None
     assert Services([first[0]], b"").find("one") is None, "a worker that is given no keys reads nothing"
+
+
+def test_what_openssl_does_not_take_is_told_in_its_words() -> None:
+    one, key = known()
+    assert refusal(one, key) is None
+    assert refusal(one, known(OTHER)[1]) == "key values mismatch"
+    assert refusal(replace(one, chain=(b"x",)), key) == "not a certificate"
