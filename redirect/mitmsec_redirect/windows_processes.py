@@ -38,6 +38,7 @@ HELD_LIMIT = 4096  # living ones
 SERVICES_S = 2.0  # how long an answer about services serves for processes that are older than it
 ANCESTORS_LIMIT = 5
 NOT_TOLD = 0  # stands for a pid that is not known
+NETWORK = "\\\\"  # how a path begins that may lead to another machine
 
 
 class Opened(Protocol):
@@ -231,11 +232,15 @@ class WindowsProcesses:
         return msgspec.structs.replace(process, services=self._services.names.get(process.pid, ()))
 
     def _sha256(self, life: _Life) -> Future[str | None]:
-        """Of the file that lies where the process says, if that has not been written or put there since it began."""
-        if life.process.exe is None or life.opened.has_ended():
+        """Of the file that lies where the process says, if that has not been written or put there since it began.
+
+        None of another machine's: whoever runs one would choose to whom we log on, and how long we wait for an answer.
+        """
+        exe = life.process.exe
+        if exe is None or exe.startswith(NETWORK) or life.opened.has_ended():
             return unhashed()
         try:
-            file = self._system.open_file(life.process.exe)
+            file = self._system.open_file(exe)
         except OSError:
             return unhashed()
         status = os.fstat(file)
