@@ -27,7 +27,7 @@ wheel: $(BIN)/.dev ## the suite against the built wheel, in an environment of it
 	@tools/packages $(TEST_PACKAGES)
 	@tools/wheel-test $(PARALLEL)
 
-wine: $(BIN)/.dev ## the real WinDivert.dll under Wine, so that the suite has it compile every filter (root; 700 MB, a minute)
+wine: $(BIN)/.dev ## the real WinDivert.dll and a Windows Python under Wine, for the suite (root; 700 MB, a minute)
 	@tools/packages wine:wine
 	@tools/windivert-under-wine .venv/wine $(BIN)/pip
 

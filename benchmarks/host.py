@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 CLIENT_ADDRESS, ORIGIN_ADDRESS = "10.213.7.1", "10.213.7.2"
 ORIGIN_NAME = "origin.bench.example"
+_APART = "10.213.8.1", "10.213.8.2"
 _TUNABLES = {
     "net/ipv4/ip_local_port_range": "20000 65500",
     "net/ipv4/tcp_tw_reuse": "1",
@@ -61,18 +63,39 @@ def enter_client_namespace() -> int:
     Gives the descriptor that keeps the origin's namespace alive.
     """
     os.unshare(os.CLONE_NEWNET)
-    origin_fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    origin_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     _tune()
     os.unshare(os.CLONE_NEWNET)
     _tune()
-    origin = origin_namespace(origin_fd)
-    run(["ip", "link", "add", "bench-c", "type", "veth", "peer", "name", "bench-o"])
-    run(["ip", "link", "set", "bench-o", "netns", origin])
-    run(["ip", "address", "add", f"{CLIENT_ADDRESS}/24", "dev", "bench-c"])
-    run(["ip", "link", "set", "bench-c", "up"])
-    run(in_namespace(origin, ["ip", "address", "add", f"{ORIGIN_ADDRESS}/24", "dev", "bench-o"]))
-    run(in_namespace(origin, ["ip", "link", "set", "bench-o", "up"]))
+    _join(origin_fd, "bench", CLIENT_ADDRESS, ORIGIN_ADDRESS)
     return origin_fd
+
+
+def apart(origin_fd: int) -> int:
+    """A further client namespace, joined to the same origin, for who would be in the others' way: its descriptor."""
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.unshare(os.CLONE_NEWNET)
+        _tune()
+        _join(origin_fd, "apart", *_APART)
+        run(["ip", "route", "add", ORIGIN_ADDRESS, "via", _APART[1]])
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.setns(here, os.CLONE_NEWNET)
+        os.close(here)
+
+
+@contextmanager
+def within(namespace_fd: int | None) -> Iterator[None]:
+    """What is started meanwhile is started in that namespace; None: where we are."""
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if namespace_fd is not None:
+            os.setns(namespace_fd, os.CLONE_NEWNET)
+        yield
+    finally:
+        os.setns(here, os.CLONE_NEWNET)
+        os.close(here)
 
 
 def origin_namespace(origin_fd: int) -> str:
@@ -102,6 +125,17 @@ def facts(versions: dict[str, str]) -> Facts:
         python=platform.python_version(),
         versions=versions,
     )
+
+
+def _join(origin_fd: int, name: str, client_address: str, origin_address: str) -> None:
+    """A veth pair from the namespace that we are in."""
+    origin = origin_namespace(origin_fd)
+    run(["ip", "link", "add", f"{name}-c", "type", "veth", "peer", "name", f"{name}-o"])
+    run(["ip", "link", "set", f"{name}-o", "netns", origin])
+    run(["ip", "address", "add", f"{client_address}/24", "dev", f"{name}-c"])
+    run(["ip", "link", "set", f"{name}-c", "up"])
+    run(in_namespace(origin, ["ip", "address", "add", f"{origin_address}/24", "dev", f"{name}-o"]))
+    run(in_namespace(origin, ["ip", "link", "set", f"{name}-o", "up"]))
 
 
 def _tune() -> None:

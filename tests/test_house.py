@@ -47,6 +47,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
+    "redirect/mitmsec_redirect/served_steps.py": "instructions; tests/redirect/test_steering.py",
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {

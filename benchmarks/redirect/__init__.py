@@ -13,6 +13,7 @@ traffic is plain TCP that nobody reads, so that only the leading differs::
     │ sh ── beside each of them, not led anywhere         bystanders     │       │                   │
     └──────────────────────────────────────────────────────────────────┘       └───────────────────┘
 
+What takes every first packet of its namespace (windivert) has, with its bystanders, a client namespace of its own.
 `callers` runs in the shells; `counting` tells a led connection from one that came by itself by the time to live in its
 first packet: the caller sets one that no relay sets. `figures`, `tables` and what reads the programs' words are pure.
 """

@@ -20,6 +20,8 @@ ORIGIN_PORT = 80
 NAMES = (DIRECT, EXPLICIT, BARE, HOOK, WINDIVERT, NFTABLES, TRANSPARENT, LOCAL)
 LEADING = (DIRECT, HOOK, WINDIVERT, NFTABLES, TRANSPARENT, LOCAL)
 """Rows that stand beside bystanders; beside direct nobody is led, which is what the others are compared with."""
+APART = (WINDIVERT,)
+"""Rows with a client namespace of their own: what takes every first packet of its namespace takes the others' too."""
 _PORTS = {EXPLICIT: 8091, BARE: 8092}
 _BYPASS = 'version = 1\n\n[defaults]\naction = "bypass"\n'
 _UNREAD = ("--ignore-hosts", ".*")  # mitmdump relays every connection without looking into it

@@ -47,13 +47,17 @@ class Plan:
 class Bench:
     """The started rows with their bystanders, and the steps that are taken of them."""
 
-    def __init__(self, session: Session, plan: Plan, counted: Counting) -> None:
-        self._session, self._plan, self._counted = session, plan, counted
+    def __init__(self, session: Session, plan: Plan, counted: Counting, apart_fd: int) -> None:
+        self._session, self._plan, self._counted, self._apart_fd = session, plan, counted, apart_fd
         self._leading: dict[str, Running] = {}
         self._beside: dict[str, Running] = {}
 
     def start(self, name: str, around: Surroundings, stack: ExitStack) -> None:
         """A row, and its bystanders where it has some; what cannot be made is noted. The stack ends them."""
+        with host.within(self._apart_fd if name in backends.APART else None):
+            self._start(name, around, stack)
+
+    def _start(self, name: str, around: Surroundings, stack: ExitStack) -> None:
         try:
             variant = backends.made(name, around)
         except (Absent, Failed, OSError) as why:
@@ -147,7 +151,9 @@ def _start(session: Session, plan: Plan, names: Sequence[str], mitmdump: Path, s
     served = stack.enter_context(origin.serving(made(folder / "origin"), origin_fd))
     counted = stack.enter_context(counting.serving(origin_fd))
     peers.redirect_clients("{ 80, 7008 }")
-    bench = Bench(session, plan, counted)
+    apart_fd = host.apart(origin_fd)
+    stack.callback(os.close, apart_fd)
+    bench = Bench(session, plan, counted, apart_fd)
     for name in names:
         around = Surroundings(made(folder / name.replace(" ", "-")), cgroup, served.ca_file, mitmdump)
         bench.start(name, around, stack)

@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import Decision, Direction, Endpoint, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process
 from mitmsec.core.rules import Rule
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Decides
@@ -61,7 +61,9 @@ class Inward:
     def at_connect(
         self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
     ) -> Decision | None:
-        return self.policy.at_connect(process, self._asked(remote), direction)
+        """None also where it is to be decrypted: whether there is a key for that, only the name can tell."""
+        said = self.policy.at_connect(process, self._asked(remote), direction)
+        return None if said is not None and said.action is Action.DECRYPT else said
 
     def at_hello(
         self,

@@ -17,6 +17,7 @@ import contextlib
 import math
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -302,6 +303,9 @@ class DivertBackend(Backend):
 
     @property
     def last_beat_ns(self) -> int:
+        """The gate's, as the diverter heard it. While there is none we listen: a gate is not to die of that."""
+        if self._replacing is not None and not self._replacing.done() and Pulse(self._heartbeat_fd).heard():
+            self._status = msgspec.structs.replace(self._status, beat_ns=time.monotonic_ns())
         return self._status.beat_ns
 
     def owner(self, client: Endpoint, origin: Endpoint) -> None:
@@ -383,11 +387,7 @@ def spawn(label: str, network: int, control: int, output: int) -> int:
     arguments = [sys.executable, "-P", "-m", "mitmsec.service.diverter", str(control), str(network), label]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     kept: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (control, network)]  # the same number: it is inherited
-    streams: list[Any] = [
-        (os.POSIX_SPAWN_DUP2, null, 0),
-        (os.POSIX_SPAWN_DUP2, output, 1),
-        (os.POSIX_SPAWN_DUP2, output, 2),
-    ]
+    streams: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate((null, output, output))]
     try:
         return os.posix_spawn(sys.executable, arguments, _environment(), file_actions=[*kept, *streams], setsid=True)
     finally:

@@ -123,7 +123,8 @@ class DiverterProgram:
             gate_port=settings.gate_port, upstream=Ports(first=settings.local_ports[0], last=settings.local_ports[1])
         )
         quic = Quic.REFUSE if settings.is_standing else settings.quic  # a service's may change
-        return Windivert.open(own, callbacks, on_failure=settings.on_failure, quic=quic)
+        only = None if settings.is_standing else Path(settings.cgroup)
+        return Windivert.open(own, callbacks, on_failure=settings.on_failure, quic=quic, only=only)
 
     def told(self, message: Stall | Change | Detach | Close, fds: list[int]) -> None:
         """A later message of the supervisor."""

@@ -62,8 +62,10 @@ class Helper(IntEnum):
     SKB_LOAD_BYTES = 26  # 4.10
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
+    SKB_ANCESTOR_CGROUP_ID = 83  # 4.19, for classifiers
     MAP_PUSH = 87  # 4.20
     SK_RELEASE = 86  # 4.20
+    SK_FULLSOCK = 95  # 5.1
     SK_STORAGE_GET = 107  # 5.3
     SK_STORAGE_DELETE = 108  # 5.3
     PROBE_READ_KERNEL = 113  # 5.5

@@ -24,13 +24,8 @@ SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
 ATTR_BYTES = 152
 VERIFIER_LOG_BYTES = 1 << 20
 VERIFIER_LOG_TAIL = 2000  # characters of the verifier's log in an error: its verdict stands at the end
-PROG_TYPE_CGROUP_SKB = 8
-PROG_TYPE_CGROUP_SOCK = 9
-PROG_TYPE_SOCK_OPS = 13
-PROG_TYPE_RAW_TRACEPOINT = 17
-PROG_TYPE_CGROUP_SOCK_ADDR = 18
-PROG_TYPE_TRACING = 26
-PROG_TYPE_SK_LOOKUP = 30
+PROG_TYPE_SCHED_CLS, PROG_TYPE_CGROUP_SKB, PROG_TYPE_CGROUP_SOCK, PROG_TYPE_SOCK_OPS = 3, 8, 9, 13
+PROG_TYPE_RAW_TRACEPOINT, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_TRACING, PROG_TYPE_SK_LOOKUP = 17, 18, 26, 30
 TRACE_RAW_TRACEPOINT = 23  # attach type of a tracing program that is typed by BTF (Linux 5.5)
 MAP_FLAG_NO_PREALLOC = 1
 MAP_FLAG_CLONE = 1 << 9  # of storage in sockets: what a listener has, its connections begin with
@@ -266,6 +261,11 @@ class ProgramRejected(OSError):
 def load_program(code: bytes, attach: Attach, name: str) -> int:
     """A descriptor of the loaded program. Raises ProgramRejected with the verifier's log."""
     return _load(code, _KINDS.get(attach, PROG_TYPE_CGROUP_SOCK_ADDR), attach, name)
+
+
+def load_classifier(code: bytes, name: str) -> int:
+    """A program for packets on an interface (`clsact`). Raises ProgramRejected."""
+    return _load(code, PROG_TYPE_SCHED_CLS, 0, name)
 
 
 def load_tracing(code: bytes, btf_id: int, name: str) -> int:

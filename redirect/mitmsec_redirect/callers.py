@@ -2,8 +2,8 @@
 
     Caller: start, file ──┬─ /proc/PID has that start, and runs that file ──► read, and remembered for this caller
                           ├─ it was read before, for an earlier connection ─► remembered, whatever it is by now
-                          └─ neither, but where the file lies is known: ────► that path, if the file still lies there
-             of another process, or from the hook (`executable_paths`)
+                          └─ neither, but where the file lies is known ─────► that path, if the file still lies there
+                             (read of another process, or noted by a hook)
 
 A start in /proc has a resolution of one clock tick, a file is exact: who has the same pid, in the same tick, is taken
 for the caller only if it runs the same program.

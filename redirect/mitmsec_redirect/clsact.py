@@ -30,8 +30,11 @@ from mitmsec_redirect.netlink import (
 )
 
 NLM_F_ACK = 0x4
-RTM_DELQDISC, RTM_GETQDISC, RTM_DELTFILTER, RTM_GETTFILTER = 37, 38, 45, 46
-TCA_KIND, TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_ID = 1, 2, 7, 11
+NLM_F_NEW = 0x200 | 0x400  # there is none yet, and it is made
+RTM_DELQDISC, RTM_GETQDISC, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 37, 38, 44, 45, 46
+TCA_KIND, TCA_OPTIONS, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 1, 2, 6, 7, 8, 11
+TCA_BPF_FLAG_ACT_DIRECT = 1  # what the program answers is done
+ETH_P_ALL = 3
 CLSACT_HANDLE, CLSACT_PARENT, INGRESS, EGRESS = 0xFFFF0000, 0xFFFFFFF1, 0xFFFFFFF2, 0xFFFFFFF3
 PROGRAMS: Final = b"tc_divert_"  # what the library's programs are called, with "ingress" or "egress"
 
@@ -77,21 +80,33 @@ class TrafficControl:
             if reply.fields[4]  # an empty head comes first
         ]
 
+    def attach(self, interface: int, parent: int, handle: int, priority: int, program: int, name: bytes) -> Classifier:
+        """Raises OSError."""
+        what = (
+            _attribute(TCA_BPF_FD, struct.pack("=I", program))
+            + _attribute(TCA_BPF_NAME, name + b"\0")
+            + _attribute(TCA_BPF_FLAGS, struct.pack("=I", TCA_BPF_FLAG_ACT_DIRECT))
+        )
+        info = priority << 16 | socket.htons(ETH_P_ALL)
+        body = _TC.pack(0, 0, 0, interface, handle, parent, info)
+        self._tell(RTM_NEWTFILTER, body + _attribute(TCA_KIND, b"bpf\0") + _attribute(TCA_OPTIONS, what), NLM_F_NEW)
+        return Classifier(interface, parent, handle, info, b"bpf\0", name, 0)
+
     def detach(self, one: Classifier) -> None:
         """Raises OSError."""
-        kind = struct.pack("=HH", 4 + len(one.kind), TCA_KIND) + one.kind.ljust((len(one.kind) + 3) & ~3, b"\0")
+        kind = _attribute(TCA_KIND, one.kind)
         self._tell(RTM_DELTFILTER, _TC.pack(0, 0, 0, one.interface, one.handle, one.parent, one.info) + kind)
 
     def remove_clsact(self, interface: int) -> None:
         """Raises OSError."""
-        kind = struct.pack("=HH", 11, TCA_KIND) + b"clsact\0\0"
+        kind = _attribute(TCA_KIND, b"clsact\0")
         self._tell(RTM_DELQDISC, _TC.pack(0, 0, 0, interface, CLSACT_HANDLE, CLSACT_PARENT, 0) + kind)
 
     def close(self) -> None:
         self._sock.close()
 
-    def _tell(self, kind: int, body: bytes) -> None:
-        list(self._ask(kind, NLM_F_ACK, body))
+    def _tell(self, kind: int, body: bytes, flags: int = 0) -> None:
+        list(self._ask(kind, NLM_F_ACK | flags, body))
 
     def _ask(self, kind: int, flags: int, body: bytes) -> Iterator[Reply]:
         self._number += 1
@@ -108,6 +123,10 @@ class TrafficControl:
                         raise OSError(code, f"traffic control: {errno.errorcode.get(code, code)}")
                     return
                 yield parse(payload, _TC)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value.ljust((len(value) + 3) & ~3, b"\0")
 
 
 def _classifier(reply: Reply) -> Classifier:

@@ -351,7 +351,9 @@ def _key_of_event(event: s.SocketConnected) -> Key | None:
     """None: an event that names no socket."""
     if event.cookie is not None:
         return event.cookie
-    return None if event.local is None else (event.transport, event.local.port, event.remote)
+    if event.local is None or event.remote is None:
+        return None
+    return event.transport, event.local.port, event.remote
 
 
 def _key_of_syn(event: s.SynHeld) -> Key:

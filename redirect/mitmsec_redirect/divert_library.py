@@ -15,9 +15,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import socket
+import struct
 import sys
 from abc import ABC, abstractmethod
-from ctypes import byref, c_char, c_uint32, c_uint64
+from ctypes import byref, c_char, c_int, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, Final
@@ -28,7 +30,13 @@ from mitmsec_redirect.packet import Malformed, length_at
 PACKETS_MOST: Final = 255  # WINDIVERT_BATCH_MAX
 PACKET_BYTES_MOST: Final = 65_575  # WINDIVERT_MTU_MAX
 BATCH_BYTES: Final = 4 << 20
+DIVIDED_ABOVE: Final = 16_384  # at least: no interface's MTU grows that far while a handle is open
+SIOCGIFMTU: Final = 0x8921  # netdevice(7)
+_INTERFACE: Final = struct.Struct("16si20x")
 SHUTDOWN_RECEIVING, SHUTDOWN_BOTH = 1, 3
+# handle, packets, their size, how many bytes came, address records, how many packets came, milliseconds
+_RECV_EX: Final = (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_void_p, c_int)
+_SEND_EX: Final = (c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, c_uint32)
 
 
 class HandleFlag(IntFlag):
@@ -81,8 +89,11 @@ class Batch:
         self.view, self.address_view = memoryview(self.bytes), memoryview(self.addresses)
         self.c_bytes = (c_char * size_bytes).from_buffer(self.bytes)
         self.c_addresses = (c_char * len(self.addresses)).from_buffer(self.addresses)
+        self.bytes_at, self.addresses_at = ctypes.addressof(self.c_bytes), ctypes.addressof(self.c_addresses)
 
-    def put(self, at: int, offset: int, packet: bytes | bytearray | memoryview, address: bytes | memoryview) -> int:
+    def put(
+        self, at: int, offset: int, packet: bytes | bytearray | memoryview, address: bytes | bytearray | memoryview
+    ) -> int:
         """Make `packet` the one at place `at`, its bytes from `offset` on. The offset of the next."""
         end = offset + len(packet)
         self.bytes[offset:end] = packet
@@ -92,6 +103,9 @@ class Batch:
 
 class Handle(ABC):
     """An open handle."""
+
+    divided_above = PACKET_BYTES_MOST
+    """Longer packets are sent in pieces, with checksums that the system computes; their own ones do not matter."""
 
     @abstractmethod
     def receive(self, batch: Batch, timeout_s: float) -> tuple[int, int]:
@@ -147,6 +161,8 @@ class EbpfHandle(Handle):
     def __init__(self, library: Any, handle: int) -> None:
         self._library = library
         self._handle: int | None = handle
+        self._recv_ex = _by_number(library, "ebpfdivert_recv_ex", _RECV_EX)
+        self._send_ex = _by_number(library, "ebpfdivert_send_ex", _SEND_EX)
 
     @classmethod
     def open(cls, text: str, layer: Layer, *, priority: int, flags: HandleFlag, ring_bytes: int) -> EbpfHandle:
@@ -161,16 +177,18 @@ class EbpfHandle(Handle):
             code = ctypes.get_errno() or errno.EIO
             _check_filter(libebpfdivert, text, layer)
             raise HandleRefused(code, f"open a {layer.name} handle: {os.strerror(code)}")
-        return cls(libebpfdivert, handle)
+        opened = cls(libebpfdivert, handle)
+        opened.divided_above = max(_greatest_mtu(), DIVIDED_ABOVE)
+        return opened
 
     def receive(self, batch: Batch, timeout_s: float) -> tuple[int, int]:
-        length, count = c_uint32(0), c_uint32(batch.packets)
-        result = self._library.ebpfdivert_recv_ex(
+        length, count = c_uint32(), c_uint32(batch.packets)
+        result = self._recv_ex(
             self._open,
-            batch.c_bytes,
+            batch.bytes_at,
             len(batch.bytes),
             byref(length),
-            _records(batch, 0),
+            batch.addresses_at,
             byref(count),
             int(timeout_s * 1000),
         )
@@ -184,12 +202,11 @@ class EbpfHandle(Handle):
     def send(self, batch: Batch, count: int, length: int) -> int:
         """The library stops at the first packet that it cannot send; the others are sent all the same."""
         at = offset = refused = 0
-        sent = c_uint32(0)
+        sent = c_uint32()
         while at < count:
             sent.value = 0
-            self._library.ebpfdivert_send_ex(
-                self._open, byref(batch.c_bytes, offset), length - offset, byref(sent), _records(batch, at), count - at
-            )
+            records_at = batch.addresses_at + at * RECORD_BYTES
+            self._send_ex(self._open, batch.bytes_at + offset, length - offset, byref(sent), records_at, count - at)
             if offset + sent.value >= length:
                 break
             end = offset + sent.value
@@ -229,10 +246,28 @@ class EbpfHandle(Handle):
         return self._handle
 
 
-def _records(batch: Batch, at: int) -> Any:
-    from pydivert.bpf import WinDivertAddress
+def _greatest_mtu() -> int:
+    """Of the interfaces but loopback, which the calling thread's network namespace has now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        return max((_mtu(sock, name) for _, name in socket.if_nameindex() if name != "lo"), default=0)
 
-    return ctypes.cast(byref(batch.c_addresses, at * RECORD_BYTES), ctypes.POINTER(WinDivertAddress))
+
+def _mtu(sock: socket.socket, name: str) -> int:
+    """0: it has gone."""
+    import fcntl  # which Windows lacks
+
+    try:
+        answer = fcntl.ioctl(sock, SIOCGIFMTU, _INTERFACE.pack(name.encode(), 0))
+    except OSError:
+        return 0
+    return int(_INTERFACE.unpack(answer)[1])
+
+
+def _by_number(library: Any, name: str, types: tuple[type, ...]) -> Any:
+    """The function, as one that takes addresses as numbers: pointers of a type cost more to make than to follow."""
+    function = ctypes.CDLL.__getitem__(library, name)
+    function.argtypes, function.restype = types, c_int
+    return function
 
 
 def _length(batch: Batch, offset: int, end: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 import msgspec
 
 from mitmsec.core.model import Confidence, Process
-from mitmsec_redirect.divert_signals import Flow
+from mitmsec_redirect.divert_records import TRANSPORTS
 from mitmsec_redirect.owner import Owner, settled
+from mitmsec_redirect.packet import Ends
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.sockdiag import CookieLookup
 
 SOURCE = "windivert"
 HASH_WAIT_S = 0.02  # others' first packets wait as long
+STATUS_BYTES = 4096  # the user stands among the first lines
 HASH_PAUSES = 20  # times as long, nobody waits again: a twentieth of the time at most
 
 
@@ -37,11 +40,12 @@ class Owners:
         self._wait_again_s = 0.0
         self._lookup = None if sys.platform == "win32" else CookieLookup()
 
-    def socket_of(self, flow: Flow, interface: int) -> SocketTold:
+    def socket_of(self, ends: Ends, interface: int) -> SocketTold:
         """Its cookie, if it is still there. `interface` counts for sockets that are bound to one."""
         if self._lookup is None:
             return SocketTold()
-        found = self._lookup.find(flow.local, flow.remote, flow.transport, interface)
+        local, remote = (ends.source, ends.source_port), (ends.destination, ends.destination_port)
+        found = self._lookup.find_packed(TRANSPORTS[ends.protocol], local, remote, interface)
         return SocketTold() if found is None else SocketTold(found.cookie, found.uid, found.cgroup)
 
     def process(self, pid: int, uid: int, connected_ns: int | None) -> Process:
@@ -69,7 +73,13 @@ class Owners:
 def _real_uid(pid: int, otherwise: int) -> int:
     """Of the process: a socket may come from one of another user."""
     try:
-        with open(f"/proc/{pid}/status") as status:
-            return next((int(line.split()[1]) for line in status if line.startswith("Uid:")), otherwise)
+        file = os.open(f"/proc/{pid}/status", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return otherwise
+    try:
+        _, named, rest = os.read(file, STATUS_BYTES).partition(b"\nUid:\t")
+    except OSError:
+        return otherwise
+    finally:
+        os.close(file)
+    return int(rest.split(maxsplit=1)[0]) if named else otherwise

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from mitmsec_redirect.divert_library import Batch, Handle, HandleShut, HandleStats
 from mitmsec_redirect.divert_records import FLAGS_AT, RECORD_BYTES, RecordFlag
 from mitmsec_redirect.fragments import Fragments
-from mitmsec_redirect.nat import Left, NatTable, rewrite
+from mitmsec_redirect.nat import PACKET_MOST, Left, NatTable, rewrite
 from mitmsec_redirect.packet import TCP, Packet, parse
 
 PRIORITY_FIRST, PRIORITIES = 1000, 500  # of data handles; neighbours in time must differ
@@ -28,13 +28,13 @@ type Opens = Callable[[str, int], Handle]  # with this filter and priority
 class Translator:
     """Rewrites batches by a table. One for each thread; the table is shared."""
 
-    def __init__(self, table: NatTable) -> None:
-        self._table, self._fragments = table, Fragments()
+    def __init__(self, table: NatTable, divided_above: int = PACKET_MOST) -> None:
+        self._table, self._fragments, self._divided_above = table, Fragments(), divided_above
         self.strays = 0  # packets of the gate that belong to no flow; nobody is to see them
 
     def translate(self, batch: Batch, count: int, length: int) -> tuple[int, int]:
         """Rewrite the packets of known flows, drop the gate's strays. How many packets and bytes there are now."""
-        left = rewrite(batch.view, length, batch.address_view, count, self._table)
+        left = rewrite(batch.view, length, batch.address_view, count, self._table, self._divided_above)
         strays = [one for one in left if self._is_stray(batch, *one)] if left else []
         return without(batch, count, length, strays) if strays else (count, length)
 
@@ -126,7 +126,7 @@ class _Pump:
     """One data handle, until it is shut and drained."""
 
     def __init__(self, handle: Handle, table: NatTable, ended: Callable[[_Pump], None]) -> None:
-        self.translator = Translator(table)
+        self.translator = Translator(table, handle.divided_above)
         self.unsent = 0
         self.failed = ""
         self._handle = handle

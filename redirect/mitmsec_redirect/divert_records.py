@@ -18,7 +18,9 @@ from mitmsec_redirect.divert_signals import SocketConnected
 
 RECORD_BYTES: Final = 80
 FLAGS_AT: Final = 10
-_SOCKET: Final = struct.Struct("<qBBHIQQI4I4IHHB7x")
+_COOKIE: Final = struct.Struct("<qxB6xQ8xI36xB7x")  # time, event, endpoint, pid, protocol
+_SOCKET: Final = struct.Struct("<qxB22xI4I4IHHB7x")  # time, event, pid, both addresses and ports, protocol
+type Buffer = bytes | bytearray | memoryview
 TRANSPORTS: Final = {6: Transport.TCP, 17: Transport.UDP}
 
 
@@ -55,18 +57,32 @@ class RecordFlag(IntFlag):
 CHECKSUMS: Final = RecordFlag.IP_CHECKSUM | RecordFlag.TCP_CHECKSUM | RecordFlag.UDP_CHECKSUM
 
 
-def parse_connect(record: bytes | bytearray | memoryview, *, has_cookie: bool) -> SocketConnected | None:
-    """The event, if somebody connects by TCP or UDP. `has_cookie`: endpoints are cookies of sockets, as on Linux."""
-    time, _, event, _, _, endpoint, _, pid, *words, local_port, remote_port, protocol = _SOCKET.unpack(record)
+def parse_connects(records: Buffer, count: int, *, has_cookie: bool) -> list[SocketConnected]:
+    """Of the first `count` records those that say that somebody connects."""
+    found = (parse_connect(records, at, has_cookie=has_cookie) for at in range(count))
+    return [event for event in found if event is not None]
+
+
+def parse_connect(records: Buffer, at: int = 0, *, has_cookie: bool) -> SocketConnected | None:
+    """The event in record `at`, if somebody connects by TCP or UDP.
+
+    `has_cookie`: endpoints are cookies of sockets, as on Linux; addresses are not read then. The whole machine's
+    connections come by here.
+    """
+    if has_cookie:
+        time, event, endpoint, pid, protocol = _COOKIE.unpack_from(records, at * RECORD_BYTES)
+        if event != SocketEvent.CONNECT or protocol not in TRANSPORTS:
+            return None
+        return SocketConnected(transport=TRANSPORTS[protocol], pid=pid, connected_ns=time, cookie=endpoint)
+    time, event, pid, *words, local_port, remote_port, protocol = _SOCKET.unpack_from(records, at * RECORD_BYTES)
     if event != SocketEvent.CONNECT or protocol not in TRANSPORTS:
         return None
     return SocketConnected(
         transport=TRANSPORTS[protocol],
         pid=pid,
-        remote=Endpoint.of(_address(words[4:]), remote_port),
         connected_ns=time,
-        cookie=endpoint if has_cookie else None,
-        local=None if has_cookie else Endpoint.of(_address(words[:4]), local_port),
+        local=Endpoint.of(_address(words[:4]), local_port),
+        remote=Endpoint.of(_address(words[4:]), remote_port),
     )
 
 

@@ -52,10 +52,10 @@ class SocketConnected(Event, frozen=True):
 
     transport: Transport
     pid: int
-    remote: Endpoint
     connected_ns: int
     cookie: int | None = None  # Linux: of the socket, the exact key
-    local: Endpoint | None = None  # Windows: the only key there is
+    local: Endpoint | None = None  # Windows: this and the remote are the only key there is
+    remote: Endpoint | None = None
 
 
 class SynHeld(Event, frozen=True):

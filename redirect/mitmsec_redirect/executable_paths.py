@@ -10,6 +10,7 @@ by now. Whoever takes one sees first that the very file lies there.
 from __future__ import annotations
 
 import contextlib
+import os
 
 from mitmsec_redirect import path_records
 from mitmsec_redirect.bpf import Map, MapKind
@@ -18,6 +19,7 @@ from mitmsec_redirect.process_records import EXECUTABLE, Executable
 from mitmsec_redirect.records import INDEX
 
 PATHS_LIMIT = 2048  # executables; 1.7 MB in the kernel
+PATHS_OF_PROCESSOR = 128  # that many free elements each processor may keep from the others
 
 
 class ExecutablePaths:
@@ -30,8 +32,8 @@ class ExecutablePaths:
     def maps(self) -> PathMaps:
         """For a hook's programs, which keep them as long as they live. Raises EbpfUnavailable, OSError."""
         if self._paths is None:
-            size = path_records.VALUE_BYTES
-            self._paths = Map.create(MapKind.LRU_HASH, EXECUTABLE.size, size, PATHS_LIMIT, "ms_paths")
+            size, limit = path_records.VALUE_BYTES, PATHS_LIMIT + PATHS_OF_PROCESSOR * (os.cpu_count() or 1)
+            self._paths = Map.create(MapKind.LRU_HASH, EXECUTABLE.size, size, limit, "ms_paths")
         if self._blank is None:
             self._blank = Map.create(MapKind.ARRAY, INDEX.size, path_records.VALUE_BYTES, 1, "ms_paths_blank")
         return PathMaps(self._paths.fd, self._blank.fd)

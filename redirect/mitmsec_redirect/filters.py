@@ -23,6 +23,9 @@ from itertools import pairwise
 
 from mitmsec.core.model import Transport, Value
 
+EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
+# the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
+QUIC_FILTER = "outbound and udp.DstPort == 443 and udp.Payload[0] >= 128"
 FRAGMENTS_V4 = {
     Transport.TCP: "(ip.Protocol == 6 and fragment)",
     Transport.UDP: "(ip.Protocol == 17 and fragment)",

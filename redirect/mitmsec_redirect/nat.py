@@ -24,9 +24,10 @@ from enum import StrEnum, unique
 from typing import Final
 
 from mitmsec.core.model import Value
-from mitmsec_redirect.packet import IPV4_LEAST, IPV6_HEADER, TCP, Malformed, Packet, length_at
+from mitmsec_redirect.packet import IPV4_LEAST, IPV6_HEADER, PLAIN_V4, TCP, Ends, Malformed, Packet, length_at
 
 FLOWS_MOST = 65_536
+PACKET_MOST = 65_575  # no packet of a handle is longer
 
 ADDRESS_SIZE = 80  # WINDIVERT_ADDRESS
 FLAGS_AT = 10  # the byte of its bits Sniffed, Outbound, Loopback, Impostor, IPv6, IPChecksum, TCPChecksum, UDPChecksum
@@ -35,7 +36,7 @@ OUTBOUND, LOOPBACK, TCP_CHECKSUM = 0x02, 0x04, 0x40
 TCP_LEAST, CHECKSUM_AT = 20, 16  # the shortest TCP header; its checksum
 IPV4_ADDRESSES_AT, IPV6_ADDRESSES_AT = 12, 8
 # A plain packet has nothing between its addresses and its ports, so that they are one piece.
-PLAIN_V4, PLAIN_V4_LEAST, PLAIN_V4_CHECKSUM_AT = 0x45, IPV4_LEAST + TCP_LEAST, IPV4_LEAST + CHECKSUM_AT
+PLAIN_V4_LEAST, PLAIN_V4_CHECKSUM_AT = IPV4_LEAST + TCP_LEAST, IPV4_LEAST + CHECKSUM_AT
 PLAIN_V6_LEAST, PLAIN_V6_CHECKSUM_AT = IPV6_HEADER + TCP_LEAST, IPV6_HEADER + CHECKSUM_AT
 _IPV4: Final = struct.Struct("!2xH2xHxB2x12s12xH")  # length, fragment, protocol, tuple, checksum of TCP
 _IPV6: Final = struct.Struct("!4xH2x36s12xH")  # payload length, tuple, checksum
@@ -110,6 +111,11 @@ class NatTable:
         del self.moves[there[0]], self.moves[back[0]], self._flows[back[0]]
         return True
 
+    def has(self, ends: Ends) -> bool:
+        """Whether packets between these ends are rewritten."""
+        key = ends.source + ends.destination + _PORTS.pack(ends.source_port, ends.destination_port)
+        return key in self.moves
+
     def flow_at_gate(self, *, local: bytes, peer: bytes, peer_port: int) -> Flow | None:
         """Whose is a socket that the gate accepted? `local` and `peer` as its getsockname and getpeername tell."""
         return self._flows.get(local + peer + _PORTS.pack(self.gate_port, peer_port))
@@ -125,14 +131,20 @@ class NatTable:
 
 
 def rewrite(
-    buffer: bytearray | memoryview, length: int, addresses: bytearray | memoryview, count: int, table: NatTable
+    buffer: bytearray | memoryview,
+    length: int,
+    addresses: bytearray | memoryview,
+    count: int,
+    table: NatTable,
+    divided_above: int = PACKET_MOST,
 ) -> list[Left]:
     """Rewrite in place the packets of a batch that belong to flows of `table`; what was left as it is, in order.
 
     `addresses` holds `count` WINDIVERT_ADDRESS records. Left are packets of other flows (a SYN of a new one too),
     fragments and packets with IPv4 options or IPv6 extension headers (`Fragments.rewrite` takes those), and anything
     malformed. Where a length lies, the rest of the batch is one last piece, of all records that remain.
-    Memoryviews are a fifth faster.
+    Of a packet longer than `divided_above` the sum is left as it is, whatever it is: who divides it computes one for
+    each piece. Memoryviews are a fifth faster.
     """
     known, v4, v6, put = table.moves.get, _IPV4.unpack_from, _IPV6.unpack_from, _U16.pack_into
     left: list[Left] = []
@@ -169,6 +181,8 @@ def rewrite(
             buffer[start : start + len(new)] = new
             if flags & TCP_CHECKSUM:
                 put(buffer, checksum_at, 0xFFFE - (0xFFFE - checksum + growth) % 0xFFFF)
+            elif size > divided_above:
+                flags |= TCP_CHECKSUM
             addresses[at] = flags & stay
         index += 1
         offset += size

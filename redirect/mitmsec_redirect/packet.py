@@ -28,9 +28,11 @@ EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DE
 EXTENSIONS_MOST = 16  # RFC 8200 §4.1 knows seven places; nothing that a stack sends comes near
 
 IPV4_LEAST, IPV6_HEADER, PORTS = 20, 40, 4
+PLAIN_V4: Final = 0x45  # version and length of an IPv4 header without options
 TCP_FLAGS_AT = 13  # from the transport header on
 _IPV4: Final = struct.Struct("!BxHHHxB2x4s4s")  # IHL, length, identification, fragment, protocol, source, destination
 _IPV6: Final = struct.Struct("!4xHBx16s16s")  # payload length, next header, source, destination
+_PLAIN: Final = struct.Struct("!2xH2xHxB2x4s4sHH")  # IPv4 without options, ports included
 _IPV6_FRAGMENT: Final = struct.Struct("!BxHI")  # next header, offset and more, identification
 _PORTS: Final = struct.Struct("!HH")
 
@@ -74,6 +76,46 @@ class Packet(Value, frozen=True):
     destination_port: int | None
     tcp_flags: int | None  # None also where a first fragment ends before them
     fragment: Fragment | None
+
+
+class Ends(Value, frozen=True):
+    """Between which two ports of what addresses (4 or 16 bytes) a packet of TCP or UDP goes."""
+
+    protocol: int
+    transport: int  # offset of the transport header
+    source: bytes
+    destination: bytes
+    source_port: int
+    destination_port: int
+
+
+def ends_of(packet: bytes) -> Ends | None:
+    """What `parse` says of one packet that has ports, and no more of it; None: it has none, or is none.
+
+    First packets of connections pay for this one by one, so the usual one is read in one step.
+    """
+    if len(packet) >= IPV4_LEAST + PORTS and packet[0] == PLAIN_V4:
+        length, fragment, protocol, source, destination, source_port, destination_port = _PLAIN.unpack_from(packet)
+        if protocol in (TCP, UDP) and not fragment & 0x3FFF and IPV4_LEAST + PORTS <= length <= len(packet):
+            return Ends(
+                protocol=protocol,
+                transport=IPV4_LEAST,
+                source=source,
+                destination=destination,
+                source_port=source_port,
+                destination_port=destination_port,
+            )
+    told = parse(packet)
+    if isinstance(told, Malformed) or told.source_port is None or told.destination_port is None:
+        return None
+    return Ends(
+        protocol=told.protocol,
+        transport=told.transport,
+        source=told.source,
+        destination=told.destination,
+        source_port=told.source_port,
+        destination_port=told.destination_port,
+    )
 
 
 def parse(buffer: Buffer, offset: int = 0, end: int | None = None) -> Packet | Malformed:

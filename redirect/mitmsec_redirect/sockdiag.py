@@ -11,26 +11,28 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 from dataclasses import dataclass, field
 
 from mitmsec.core.model import Endpoint, Transport
-from mitmsec_redirect.netlink import parse
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST = 1
 NLMSG_ERROR = 2
 COOKIE_OFFSET = 16 + 4 + 40  # netlink header, inet_diag_msg up to idiag_cookie
-UID_OFFSET = COOKIE_OFFSET + 8 + 12  # cookie, expires, both queues
 INET_DIAG_CGROUP_ID = 21  # linux/inet_diag.h
-ANSWER_BYTES = 16384
+ANSWER_BYTES = 4096
 
 _HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBBI")
+_REQUEST = struct.Struct("=IHHIIBBBBI")  # netlink header, then family, protocol, -, -, states
 _TUPLE = struct.Struct(">HH16s16s")
+_INTERFACE = struct.Struct("=I")
 _ANY_COOKIE = b"\xff" * 8
-_MESSAGE = struct.Struct("=72x")  # inet_diag_msg, before its attributes
+_QUESTION_BYTES = _REQUEST.size + _TUPLE.size + _INTERFACE.size + len(_ANY_COOKIE)
+_MESSAGE_BYTES = 72  # inet_diag_msg, before its attributes
+_ATTRIBUTE = struct.Struct("=HH")
+_CGROUP_ID = struct.Struct("=Q")
+_FOUND = struct.Struct("=II12xII")  # from the cookie on: its halves, expires, both queues, uid, inode
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,15 @@ class FoundSocket:
 
 def cgroup_in(message: bytes) -> int:
     """The id of the cgroup that an `inet_diag_msg` and its attributes tell; 0: they do not."""
-    if len(message) < _MESSAGE.size:
-        return 0
-    return int.from_bytes(parse(message, _MESSAGE).attributes.get(INET_DIAG_CGROUP_ID, b"")[:8], sys.byteorder)
+    at = _MESSAGE_BYTES
+    while at + _ATTRIBUTE.size <= len(message):
+        size, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == INET_DIAG_CGROUP_ID and size == _ATTRIBUTE.size + _CGROUP_ID.size and at + size <= len(message):
+            return int(_CGROUP_ID.unpack_from(message, at + _ATTRIBUTE.size)[0])
+        if size < _ATTRIBUTE.size:
+            return 0
+        at += (size + 3) & ~3
+    return 0
 
 
 class CookieLookup:
@@ -76,8 +84,15 @@ class CookieLookup:
         self, local: Endpoint, remote: Endpoint, transport: Transport = Transport.TCP, interface: int = 0
     ) -> FoundSocket | None:
         """As `cookie_of`, and whose it is. A UDP socket is found as a datagram from `remote` would find it."""
+        here, there = (_packed(local), local.port), (_packed(remote), remote.port)
+        return self.find_packed(transport, here, there, interface)
+
+    def find_packed(
+        self, transport: Transport, local: tuple[bytes, int], remote: tuple[bytes, int], interface: int
+    ) -> FoundSocket | None:
+        """The same, by addresses of 4 or 16 bytes and ports as they stand in packets."""
         self._number = (self._number + 1) & 0xFFFFFFFF
-        self._sock.send(_question(self._number, local, remote, transport, interface))
+        self._sock.send(_question(self._number, transport, local, remote, interface))
         while True:
             answer = self._sock.recv(ANSWER_BYTES)
             _, kind, _, number, _ = _HEADER.unpack_from(answer)
@@ -85,24 +100,29 @@ class CookieLookup:
                 continue  # the answer to a question whose caller was interrupted
             if kind == NLMSG_ERROR:
                 return None
-            low, high = struct.unpack_from("=II", answer, COOKIE_OFFSET)
-            uid, inode = struct.unpack_from("=II", answer, UID_OFFSET)
+            low, high, uid, inode = _FOUND.unpack_from(answer, COOKIE_OFFSET)
             return FoundSocket(low | high << 32, uid, inode, answer[_HEADER.size :])
 
     def close(self) -> None:
         self._sock.close()
 
 
-def _question(number: int, local: Endpoint, remote: Endpoint, transport: Transport, interface: int) -> bytes:
-    family = socket.AF_INET6 if local.is_v6 else socket.AF_INET
-    protocol, sides = socket.IPPROTO_TCP, (local, remote)
+def _question(
+    number: int, transport: Transport, local: tuple[bytes, int], remote: tuple[bytes, int], interface: int
+) -> bytes:
+    family = socket.AF_INET if len(local[0]) == 4 else socket.AF_INET6
+    protocol = socket.IPPROTO_TCP
     if transport is Transport.UDP:  # the kernel takes them the other way round, "for historical reasons"
-        protocol, sides = socket.IPPROTO_UDP, (remote, local)
-    addresses = (socket.inet_pton(family, side.address).ljust(16, b"\0") for side in sides)
-    body = (
-        _REQUEST.pack(family, protocol, 0, 0, 0xFFFFFFFF)
-        + _TUPLE.pack(sides[0].port, sides[1].port, *addresses)
-        + struct.pack("=I", interface)
+        protocol, local, remote = socket.IPPROTO_UDP, remote, local
+    return (
+        _REQUEST.pack(
+            _QUESTION_BYTES, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0, family, protocol, 0, 0, 0xFFFFFFFF
+        )
+        + _TUPLE.pack(local[1], remote[1], local[0], remote[0])
+        + _INTERFACE.pack(interface)
         + _ANY_COOKIE
     )
-    return _HEADER.pack(_HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0) + body
+
+
+def _packed(side: Endpoint) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if side.is_v6 else socket.AF_INET, side.address)

@@ -26,37 +26,35 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Final, assert_never
 
 from mitmsec.core.model import OnFailure, Process, Quic, Transport
 from mitmsec_redirect import clsact, divert_library, netns
 from mitmsec_redirect import divert_signals as s
+from mitmsec_redirect.bystanders import Bystanders
 from mitmsec_redirect.coverage import filter_of
 from mitmsec_redirect.divert_engine import HOLD_LIMIT_S, DivertEngine
-from mitmsec_redirect.divert_held import FirstPackets, Taken
+from mitmsec_redirect.divert_held import FirstPackets, Taken, flow_of, nat_flow
 from mitmsec_redirect.divert_keeper import Keeper, Known, Rounds
 from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShut, HandleStats, open_handle
 from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_path import DataPath
-from mitmsec_redirect.divert_records import RECORD_BYTES, Layer, parse_connect
+from mitmsec_redirect.divert_records import Layer, parse_connects
 from mitmsec_redirect.divert_seams import Callbacks, Statistics, expected
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
-from mitmsec_redirect.filters import EBPFDIVERT, WINDIVERT, Own, syn_filter
+from mitmsec_redirect.filters import EBPFDIVERT, EVENTS_FILTER, QUIC_FILTER, WINDIVERT, Own, syn_filter
 from mitmsec_redirect.nat import Added, NatTable
+from mitmsec_redirect.packet import Ends
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.socket_table import OpenSocket, system_table
 
 IS_LINUX: Final = sys.platform != "win32"
 LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
-SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S = 2000, 1900, 1 << 24, 0.005, 0.2
-EVENT_BATCHES = 4
+SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S, EVENT_BATCHES = 2000, 1900, 1 << 24, 0.005, 0.2, 4
 
-EVENTS_FILTER = "event == CONNECT and (tcp or (udp and remotePort == 443))"
-# the first bit of a long header; later packets of a QUIC connection have a short one (RFC 9000 §17)
-QUIC_FILTER = "outbound and udp.DstPort == 443 and udp.Payload[0] >= 128"
-NOT_LOOPBACK = (
-    " and !loopback"  # Linux: the library does not take what is longer than 65,535 bytes, which is usual there
-)
+# Linux: the library does not take what is longer than 65,535 bytes, which is usual there
+NOT_LOOPBACK = " and !loopback" if IS_LINUX else ""
 
 
 class Windivert:
@@ -67,7 +65,7 @@ class Windivert:
         self._engine = DivertEngine(on_failure)
         self._lock, self._detaching = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
-        self._held: dict[int, tuple[FirstPackets, Taken, int]] = {}  # and the user who made the socket
+        self._held: dict[int, tuple[FirstPackets, Taken, Ends, int]] = {}  # and the user who made the socket
         self._diverted: dict[Flow, Known] = {}
         self._table = NatTable(gate_port=own.gate_port)
         self._counts: Counter[str] = Counter()
@@ -88,9 +86,11 @@ class Windivert:
         quic: Quic,
         netns_fd: int | None = None,
         processes: ProcessTable | None = None,
+        only: Path | None = None,
     ) -> Windivert:
         """Take the connections of this machine (Linux: of that network namespace, on the interfaces it has now).
 
+        `only` (Linux): nobody else's than those of sockets made in this cgroup and below; others' are not even seen.
         A gate has to listen on `own.gate_port` of all addresses, of both families. Raises HandleRefused, OSError, with
         nothing left behind.
         """
@@ -99,6 +99,8 @@ class Windivert:
             with ExitStack() as held:
                 made = cls(own, on_failure, callbacks, held)
                 made._open(quic, processes)
+                if only is not None:
+                    held.callback(Bystanders(only, own.gate_port).close)
                 made._stack = held.pop_all()
                 return made
 
@@ -120,13 +122,13 @@ class Windivert:
         sniff = HandleFlag.SNIFF | HandleFlag.RECEIVE_ONLY
         self._events = open_handle(EVENTS_FILTER, Layer.SOCKET, flags=sniff, ring_bytes=RING_BYTES)
         keep.callback(self._events.close)
-        self._data = DataPath(self._table, _open_data)
+        self._data = DataPath(self._table, _network)
         keep.callback(self._data.close)
         self._text = filter_of(Terms(), self._own, LIMITS)
         self._data.exchange(self._text)
-        self._take(syn_filter(self._own) + (NOT_LOOPBACK if IS_LINUX else ""), SYN_PRIORITY)
+        self._take(syn_filter(self._own) + NOT_LOOPBACK, SYN_PRIORITY)
         if quic is Quic.REFUSE:
-            self._take(QUIC_FILTER + (NOT_LOOPBACK if IS_LINUX else ""), QUIC_PRIORITY)
+            self._take(QUIC_FILTER + NOT_LOOPBACK, QUIC_PRIORITY)
         self._begin("divert-filters", self._exchange_filters)
         self._begin("divert-keeper", self._keeper.run)
         if not IS_LINUX:
@@ -135,7 +137,7 @@ class Windivert:
             self._begin("divert-first", partial(self._receive, first))
 
     def _take(self, text: str, priority: int) -> None:
-        handle = open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)
+        handle = _network(text, priority)
         self._stack.callback(handle.close)
         self._first.append(FirstPackets(handle, self._table))
 
@@ -161,30 +163,37 @@ class Windivert:
             with self._lock:
                 events: list[AnyEvent] = self._drain() if IS_LINUX else []
                 for one in taken:
-                    if one.flow is None:
+                    if one.ends is None:
                         first.put_back(one)
-                    elif (held := self._hold(first, one, one.flow)) is not None:
-                        events.append(held)
+                    else:
+                        events += self._hold(first, one, one.ends)
                 self._tell([*events, s.Tick()])
 
-    def _hold(self, first: FirstPackets, taken: Taken, flow: Flow) -> AnyEvent | None:
-        told = self._owners.socket_of(flow, taken.interface)
+    def _hold(self, first: FirstPackets, taken: Taken, ends: Ends) -> list[AnyEvent]:
+        """Whose does not concern us goes on at once: the shortest way that there is, for it is everybody's."""
+        told = self._owners.socket_of(ends, taken.interface)
         if not self._callbacks.concerns(told.cgroup):
             self._counts["left"] += 1
             first.put_back(taken)
-            return None
+            return self._overtaken(ends)
         number = next(self._numbers)
-        self._held[number] = (first, taken, told.uid)
-        return s.SynHeld(number=number, flow=flow, sequence=taken.sequence, cookie=told.cookie)
+        self._held[number] = (first, taken, ends, told.uid)
+        return [s.SynHeld(number=number, flow=flow_of(ends), sequence=taken.sequence, cookie=told.cookie)]
+
+    def _overtaken(self, ends: Ends) -> list[AnyEvent]:
+        """A diverted flow that had the same addresses is over, or the other's packets would follow it to the gate."""
+        known = self._diverted.get(flow_of(ends)) if self._table.has(ends) else None
+        return [] if known is None else [s.FlowClosed(flow=flow_of(ends), sequence=known[0])]
 
     def _drain(self) -> list[AnyEvent]:
         """What has connected since the last time."""
         events: list[AnyEvent] = []
         with contextlib.suppress(HandleShut):
             for _ in range(EVENT_BATCHES):  # of the whole machine: whoever floods must not keep others' SYNs waiting
-                if not (count := self._events.receive(self._event_batch, 0)[0]):
+                count = self._events.receive(self._event_batch, 0)[0]
+                events += parse_connects(self._event_batch.address_view, count, has_cookie=IS_LINUX)
+                if count < self._event_batch.packets:
                     break
-                events += self._connects(count)
         return events
 
     def _listen(self) -> None:
@@ -194,15 +203,7 @@ class Windivert:
                 count, _ = self._events.receive(self._event_batch, IDLE_WAIT_S)
             except HandleShut:
                 return
-            self._tell_locked(self._connects(count))
-
-    def _connects(self, count: int) -> list[AnyEvent]:
-        records = self._event_batch.address_view
-        found = (
-            parse_connect(records[at * RECORD_BYTES : (at + 1) * RECORD_BYTES], has_cookie=IS_LINUX)
-            for at in range(count)
-        )
-        return [event for event in found if event is not None]
+            self._tell_locked(parse_connects(self._event_batch.address_view, count, has_cookie=IS_LINUX))
 
     # -- commands out --------------------------------------------------------------------------------------------------
     def _tell(self, events: Iterable[AnyEvent]) -> None:
@@ -230,11 +231,14 @@ class Windivert:
                 if (known := self._diverted.pop(flow, None)) is not None:
                     self._table.remove(known[1])
             case s.ReleaseSyn(number=number, diverted=diverted):
-                first, taken, _ = self._held.pop(number)
+                first, taken, _, _ = self._held.pop(number)
                 self._counts["diverted" if diverted else "left"] += 1
-                first.put_back(taken)
+                if diverted:
+                    first.divert(taken)
+                else:
+                    first.put_back(taken)
             case s.RefuseSyn(number=number):
-                first, taken, _ = self._held.pop(number)
+                first, taken, _, _ = self._held.pop(number)
                 self._counts["refused"] += 1
                 first.refuse(taken)
             case s.DropSyn(number=number):
@@ -249,7 +253,7 @@ class Windivert:
         process, fault, choice = Process(pid=command.pid), "", Choice.LEAVE
         try:
             if self._callbacks.selects(command.pid):
-                process = self._owners.process(command.pid, self._held[command.number][2], command.connected_ns)
+                process = self._owners.process(command.pid, self._held[command.number][3], command.connected_ns)
                 choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
         except Exception as error:
             fault = repr(error)
@@ -257,8 +261,8 @@ class Windivert:
 
     def _expect(self, command: s.Expect) -> str:
         """What went wrong; empty: nothing."""
-        _, taken, uid = self._held[command.number]
-        flow, known = command.flow, taken.nat_flow()
+        _, taken, ends, uid = self._held[command.number]
+        flow, known = command.flow, nat_flow(taken, ends)
         added = self._table.add(known)
         if added is not Added.ADDED:
             return f"nat_{added}"
@@ -392,5 +396,5 @@ def reap() -> int:
     return clsact.sweep() if IS_LINUX else 0
 
 
-def _open_data(text: str, priority: int) -> Handle:
+def _network(text: str, priority: int) -> Handle:
     return open_handle(text, Layer.NETWORK, priority=priority, ring_bytes=RING_BYTES)

@@ -8,8 +8,10 @@ Windows gives a pid to nobody else while a handle of its process is open. So a p
 connection was made is whose that is, though it may have ended since. One that was opened afterwards is, if it began
 before: Windows tells a beginning a tick too early at most (TICK_NS), and what lies within that tick is `inferred`.
 
-There is no word from the kernel about who begins: `refresh` looks how often it is called, and a process that lives
-shorter than that is missed, unless a connection of it is asked about while it lives: then all that is told is its pid.
+There is no word from the kernel about who begins. `refresh` sees who lives whenever it is called; who lives between two
+calls is missed, and known by its pid alone, unless a connection of it is asked about while it lives. The first one
+mostly is: its SYN is held until the owner was read, and few programs end before they are connected. (Windows' tracing,
+ETW, would tell of all, but in batches, by default up to a second late; Win32_ProcessStartTrace is that, through COM.)
 
 `unread` names what only Windows knows and was not found out yet. Arguments are not read: they hold secrets.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import ntpath
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -29,12 +31,14 @@ import msgspec
 from mitmsec.core.model import Caller, Confidence, Fact, ParentProcess, Process
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.owner import Owner, rfc3339, settled, unhashed
+from mitmsec_redirect.windows_signers import Signature, Signers
 
 SOURCE = "windivert"
 TICK_NS = 16_000_000  # of the system's clock, at most
 ENDED_S = 60.0  # how long an ended process is held, and its pid with it
 ENDED_LIMIT = 1024
 HELD_LIMIT = 4096  # living ones
+NEW_LIMIT = 200  # that one `refresh` meets: a millisecond each, under Wine
 SERVICES_S = 2.0  # how long an answer about services serves for processes that are older than it
 ANCESTORS_LIMIT = 5
 NOT_TOLD = 0  # stands for a pid that is not known
@@ -63,6 +67,7 @@ class System(Protocol):
     def open(self, pid: int) -> Opened | None: ...
     def services(self) -> Mapping[int, tuple[str, ...]]: ...
     def open_file(self, path: str) -> int: ...
+    def signer(self, path: str, descriptor: int) -> str | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +100,7 @@ class _Life:
     has_parents: bool = False  # its chain of parents was read
     is_told: bool = False
     sha256: Future[str | None] | None = None
+    signature: Future[Signature | None] | None = None
     ended_ns: int | None = None
 
 
@@ -107,26 +113,30 @@ class _Services:
 
 
 def now() -> Now:
-    """The clock of events is QueryPerformanceCounter, which WinDivert's stamps are of."""
+    """The clock of events is QueryPerformanceCounter, in nanoseconds; WinDivert's stamps are its ticks."""
     return Now(time.perf_counter_ns(), time.time_ns())
 
 
 class WindowsProcesses:
-    """Processes by pid, as `processes.ProcessTable` has them on Linux. Not thread-safe; nothing waits for a hash."""
+    """Processes by pid, as `processes.ProcessTable` has them on Linux. Not thread-safe; nothing waits for a hash
+    or a signature: whoever asks again later is told more.
+    """
 
     def __init__(self, system: System, hashes: ExecutableHashes | None = None, clock: Callable[[], Now] = now) -> None:
         self._system = system
         self._hashes = hashes or ExecutableHashes()
+        self._signers = Signers(system.signer)
         self._clock = clock
         self._lives: dict[int, _Life] = {}  # the one asked about longest ago first
         self._services = _Services()
 
     def refresh(self) -> list[Began | Ended]:
-        """Who began and ended since the last call, the first time all that live; who did both may be missing."""
+        """Who began and ended since the last call, at first all that live; who did both in between is missing.
+
+        Of many that began, some are told at the next call.
+        """
         at = self._clock()
-        for pid in self._system.pids():
-            if pid not in self._lives:
-                self._met(pid)
+        self._meet(self._system.pids())
         new = [life for life in self._lives.values() if not life.is_told]
         began = [Began(self._with_parents(life)) for life in new]
         for life in new:
@@ -153,8 +163,8 @@ class WindowsProcesses:
         surety = Confidence.INFERRED if life is None else _surety(life, at, connected_ns)
         if life is None or surety is Confidence.UNKNOWN:
             return _only(pid, comm)
-        life.sha256 = life.sha256 or self._sha256(life)
-        process = self._with_services(life, self._with_parents(life), at)
+        self._begin_to_read(life)
+        process = _with_signer(life, self._with_services(life, self._with_parents(life), at))
         return settled(Owner(msgspec.structs.replace(process, confidence=surety), life.sha256))
 
     def close(self) -> None:
@@ -164,6 +174,15 @@ class WindowsProcesses:
         self._lives.clear()
 
     # -- lives ---------------------------------------------------------------------------------------------------------
+    def _meet(self, pids: Sequence[int]) -> None:
+        """Those that are not held, as far as there is room: one that is let go of now would only be met again."""
+        room = min(NEW_LIMIT, HELD_LIMIT - sum(life.ended_ns is None for life in self._lives.values()))
+        for pid in pids:
+            if room <= 0:
+                return
+            if pid not in self._lives and self._met(pid) is not None:
+                room -= 1
+
     def _met(self, pid: int) -> _Life | None:
         """Open it, and read what does not change."""
         opened = self._system.open(pid)
@@ -175,7 +194,7 @@ class WindowsProcesses:
             started=rfc3339(opened.began_ns / 1e9),
             exe=exe,
             name=None if exe is None else ntpath.basename(exe),
-            user=opened.user(),
+            user=_written(opened.user()),
             source=SOURCE,
             **_package(opened),
         )
@@ -214,7 +233,8 @@ class WindowsProcesses:
         """Of who ended long ago, and of who is too many: their pids may be used again."""
         ended = sorted((one.ended_ns, pid) for pid, one in self._lives.items() if one.ended_ns is not None)
         old_ns = at.event_ns - int(ENDED_S * 1e9)
-        gone = [pid for at, (ended_ns, pid) in enumerate(ended) if ended_ns <= old_ns or at < len(ended) - ENDED_LIMIT]
+        many = len(ended) - ENDED_LIMIT
+        gone = [pid for place, (ended_ns, pid) in enumerate(ended) if ended_ns <= old_ns or place < many]
         living = [pid for pid, one in self._lives.items() if one.ended_ns is None]
         for pid in [*gone, *living[: max(len(living) - HELD_LIMIT, 0)]]:
             self._lives.pop(pid).opened.close()
@@ -231,23 +251,38 @@ class WindowsProcesses:
             return msgspec.structs.replace(process, unread=(*process.unread, Fact.SERVICES))
         return msgspec.structs.replace(process, services=self._services.names.get(process.pid, ()))
 
-    def _sha256(self, life: _Life) -> Future[str | None]:
-        """Of the file that lies where the process says, if that has not been written or put there since it began.
+    def _begin_to_read(self, life: _Life) -> None:
+        if life.sha256 is None:
+            file = self._file_of(life)
+            life.sha256 = unhashed() if file is None else self._hashes.begin(file, hash(life.process.user))
+            file = self._file_of(life)
+            life.signature = None if file is None else self._signers.begin(life.process.exe or "", file)
+
+    def _file_of(self, life: _Life) -> int | None:
+        """The file that lies where the process says, if that has not been written or put there since it began.
 
         None of another machine's: whoever runs one would choose to whom we log on, and how long we wait for an answer.
         """
         exe = life.process.exe
         if exe is None or exe.startswith(NETWORK) or life.opened.has_ended():
-            return unhashed()
+            return None
         try:
             file = self._system.open_file(exe)
         except OSError:
-            return unhashed()
+            return None
         status = os.fstat(file)
         if max(status.st_mtime_ns, status.st_ctime_ns) > life.opened.began_ns + TICK_NS:
             os.close(file)
-            return unhashed()
-        return self._hashes.begin(file, hash(life.process.user))
+            return None
+        return file
+
+
+def _with_signer(life: _Life, process: Process) -> Process:
+    signature = life.signature.result() if life.signature is not None and life.signature.done() else None
+    if signature is None:
+        return process
+    unread = tuple(fact for fact in process.unread if fact is not Fact.SIGNER)
+    return msgspec.structs.replace(process, signer=signature.subject, unread=unread)
 
 
 def _only(pid: int, comm: str) -> Owner:
@@ -256,9 +291,9 @@ def _only(pid: int, comm: str) -> Owner:
     return Owner(Process(pid=pid, name=comm or None, source=SOURCE, confidence=confidence, unread=unread))
 
 
-def _written(path: str | None) -> str | None:
-    """As text that can be written: halves of surrogate pairs, which names may have, become `?`, which none has."""
-    return None if path is None else path.encode(errors="replace").decode()
+def _written(name: str | None) -> str | None:
+    """As text that can be written: halves of surrogate pairs, which names may have, become `?`, which no path has."""
+    return None if name is None else name.encode(errors="replace").decode()
 
 
 def _surety(life: _Life, at: Now, connected_ns: int | None) -> Confidence:

@@ -29,6 +29,7 @@ from typing import Any, Final
 
 import psutil
 
+from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS, Malformed
 from mitmsec_redirect.windows_service_rows import parse_services, services_by_pid
 
@@ -38,6 +39,7 @@ NO_PACKAGE, INSUFFICIENT_BUFFER, MORE_DATA = 15700, 122, 234
 ENUMERATE_SERVICE, WIN32_SERVICES, ACTIVE = 4, 0x30, 1
 GENERIC_READ, SHARE_ALL, OPEN_EXISTING = 0x80000000, 7, 3
 INVALID_HANDLE: Final = c_void_p(-1).value
+LATEST_NS = 2**63  # in the year 2262
 PATH_CHARS = 32768  # the longest path
 PACKAGE_CHARS = 128  # PACKAGE_FULL_NAME_MAX_LENGTH is 127
 BASIC_WORDS, PARENT_WORD = 6, 5  # PROCESS_BASIC_INFORMATION
@@ -100,10 +102,11 @@ class OpenProcess:
 
 
 class WindowsSystem:
-    """`libraries` stand for the system's own. Raises OSError where there are none."""
+    """`libraries` and `authenticode` stand for the system's own. Raises OSError where there are none."""
 
-    def __init__(self, libraries: Libraries | None = None) -> None:
+    def __init__(self, libraries: Libraries | None = None, authenticode: Authenticode | None = None) -> None:
         self._libraries = libraries or _loaded()
+        self._authenticode = authenticode or Authenticode()
 
     def pids(self) -> list[int]:
         """Of all processes that live now."""
@@ -116,10 +119,12 @@ class WindowsSystem:
         if not handle:
             return None
         times = (c_uint64 * 4)()  # FILETIME: creation, exit, kernel, user
-        if not kernel32.GetProcessTimes(handle, *(byref(times, at) for at in (0, 8, 16, 24))):
+        is_told = kernel32.GetProcessTimes(handle, *(byref(times, at) for at in (0, 8, 16, 24)))
+        began_ns = times[0] * 100 - EPOCH_1601_NS
+        if not is_told or not 0 < began_ns < LATEST_NS:  # Wine tells nonsense of one that is being made
             kernel32.CloseHandle(handle)
             return None
-        return OpenProcess(self._libraries, handle, pid, times[0] * 100 - EPOCH_1601_NS)
+        return OpenProcess(self._libraries, handle, pid, began_ns)
 
     def services(self) -> Mapping[int, tuple[str, ...]]:
         """The names of the services that run in each process, by pid. Raises OSError."""
@@ -162,6 +167,13 @@ class WindowsSystem:
             self._libraries.kernel32.CloseHandle(handle)
             raise
         return descriptor
+
+    def signer(self, path: str, descriptor: int) -> str | None:
+        """Who signed the file that `descriptor` is, as `Authenticode.signer` tells it. Raises OSError."""
+        import msvcrt  # Windows only
+
+        handle: int = msvcrt.get_osfhandle(descriptor)  # type: ignore[attr-defined]
+        return self._authenticode.signer(path, handle)
 
 
 def _loaded() -> Libraries:

@@ -9,10 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from benchmarks import host
 from benchmarks.figures import Metric
 from benchmarks.host import CLIENT_ADDRESS, ORIGIN_ADDRESS, run
 from benchmarks.redirect import callers, counting
@@ -112,3 +114,26 @@ def test_the_times_of_connect_are_what_the_figures_are_read_from() -> None:
     assert 0 < figures[Metric.CONNECT_P50] <= figures[Metric.CONNECT_P99]
     assert figures[Metric.CONNECT_P50] < figures[Metric.ANSWER_P50]
     assert 0 < figures[Metric.UDP_CONNECT] < 1000
+
+
+def test_who_is_set_apart_calls_the_same_origin_by_a_way_of_his_own():
+    """From a thread, so that this process stays where it is."""
+
+    def story():
+        origin_fd = host.enter_client_namespace()
+        apart_fd = host.apart(origin_fd)
+        with counting.serving(origin_fd) as counted:
+            called = {}
+            for who, namespace_fd in (("here", None), ("apart", apart_fd)):
+                with host.within(namespace_fd):
+                    called[who] = run(["ip", "-o", "route", "get", ORIGIN_ADDRESS])
+                    assert loop(ORIGIN_ADDRESS, PORT, 3, who)["failed"] == 0
+            arrived = [counted.arrivals(who) for who in called]
+        for fd in (origin_fd, apart_fd):
+            os.close(fd)
+        return called, arrived
+
+    with ThreadPoolExecutor(1) as thread:
+        called, arrived = thread.submit(story).result()
+    assert ("dev bench-c" in called["here"], "dev apart-c" in called["apart"]) == (True, True)
+    assert arrived == [Arrivals(seen=3, alone=3, twice=0)] * 2

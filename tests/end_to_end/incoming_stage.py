@@ -41,6 +41,13 @@ print(server.server_port, os.getpid(), flush=True)
 try: server.serve_forever()
 except KeyboardInterrupt: pass
 """
+CALLS_ITSELF = """
+import os, socket
+l = socket.create_server(("127.0.0.1", 0))
+if not os.fork():
+    c, _ = l.accept(); c.sendall(c.recv(9)); c.close(); os._exit(0)
+s = socket.create_connection(l.getsockname()); s.sendall(b"question"); print(s.recv(9).decode()); os.wait()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +148,9 @@ def nginx_conf(folder: Path, address: str, port: int) -> Path:
         f"http {{ access_log off; {paths} {server} }}"
     )
     return conf
+
+
+def call_itself(mitmsec: Mitmsec, policy: str) -> None:
+    """A command with a server and a client, that exchange eight bytes."""
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-I", "-S", "-c", CALLS_ITSELF)
+    assert done.stdout == "question\n", done.stderr

@@ -45,7 +45,6 @@ from mitmsec.gate.signals import (
     Staff,
     Staffed,
     WatchClient,
-    WatchServer,
 )
 from mitmsec.gate.terms import Terms
 
@@ -60,7 +59,9 @@ def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
     inward = Inward(policy, PARTNER)
     asked = Endpoint(address=PARTNER.address, port=service.port)
     way = Direction.INBOUND
-    assert inward.at_connect(process, service) == policy.at_connect(process, asked, way)
+    early = policy.at_connect(process, asked, way)
+    is_certain = early is not None and early.action is not Action.DECRYPT
+    assert inward.at_connect(process, service) == (early if is_certain else None)
     said = policy.at_hello(process, asked, name=name, direction=way)
     assert inward.at_hello(process, service, name=name) == said
     assert inward.at_hello(process, service, name=name, ja4="t13") == policy.with_key(said, service, name)
@@ -235,21 +236,21 @@ HERE = Endpoint(address="198.51.100.1", port=443)
 
 
 def flow(on_failure: OnFailure = OnFailure.OPEN) -> tuple[Flow, Playbook, Colleagues]:
-    """One that came in, up to where its leg stands. No certificate of ours can be had, and none is needed."""
+    """One that came in, up to its first bytes. No certificate of ours can be had, and none is needed."""
     policy, health = Policy(inbound=Action.DECRYPT, services=(SHOP,), on_failure=on_failure), Colleagues()
     health.signing = False
     made = Flow("f", Terms(on_failure=on_failure), Inward(policy, PARTNER), Names(), health)
     made.about.direction = Direction.INBOUND
     play = Playbook(made.told) >> Accepted(PARTNER, HERE, Origin(remote=HERE, pid=80, uid=0, comm="nginx"))
     play << SetDeadline << Ask
-    play >> OwnerKnown(SERVICE) << NEVER << Dial((HERE,)) << Peek(1)
-    play >> Dialled(HERE) << WatchServer()
+    play >> OwnerKnown(SERVICE) << SetDeadline(0.3) << Peek(1)
     return made, play, health
 
 
 def test_tls_for_a_known_service_goes_to_a_worker_and_nothing_is_minted() -> None:
     made, play, _ = flow()
-    play >> FirstBytes(TLS) << NEVER << Staff()
+    play >> FirstBytes(TLS) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Staff()
     play >> Staffed(3) << NEVER << Record
     handed = play.last.seen
     assert isinstance(handed, FlowHanded)
@@ -267,7 +268,8 @@ OTHER = hello(server_name(b"b.test"))
 
 def test_tls_for_nobody_whose_key_is_known_is_relayed_unread() -> None:
     _, play, _ = flow()
-    play >> FirstBytes(OTHER) << NEVER << Relay(False)
+    play >> FirstBytes(OTHER) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Relay(False)
     seen = ended_in_order(play)
     assert (seen.action, seen.outcome, seen.host) == (Action.BYPASS, Outcome.COMPLETED, "b.test")
     assert "no [[inbound]] is for b.test on port 443, so it is relayed unread" in seen.reason
@@ -279,7 +281,7 @@ def ended_in_order(play: Playbook) -> ConnectionSeen:
     return play.last.seen
 
 
-def test_where_failures_close_it_is_reset() -> None:
+def test_where_failures_close_it_is_reset_and_the_service_hears_nothing_of_it() -> None:
     _, play, _ = flow(OnFailure.CLOSED)
     play >> FirstBytes(OTHER) << NEVER << Reset() << Record
     assert (play.last.seen.action, play.last.seen.outcome) == (Action.BLOCK, Outcome.BLOCKED)
@@ -287,7 +289,8 @@ def test_where_failures_close_it_is_reset() -> None:
 
 def test_plain_http_needs_no_key() -> None:
     _, play, _ = flow()
-    play >> FirstBytes(HTTP) << NEVER << Staff()
+    play >> FirstBytes(HTTP) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Staff()
     play >> Staffed(3) << NEVER << Record << Hand
     assert play.last.order.kind is Plaintext.HTTP
     assert play << WatchClient()
@@ -295,5 +298,6 @@ def test_plain_http_needs_no_key() -> None:
 
 def test_what_no_worker_reads_is_relayed_as_if_it_went_out() -> None:
     _, play, _ = flow()
-    play >> FirstBytes(b"SSH-2.0-x\r\n") << NEVER << Relay(False)
+    play >> FirstBytes(b"SSH-2.0-x\r\n") << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Relay(False)
     assert ended_in_order(play).action is Action.CAPTURE

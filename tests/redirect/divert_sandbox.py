@@ -136,7 +136,11 @@ class Divert:
         self._is_closed = False
 
     def open(
-        self, on_failure: OnFailure = OnFailure.OPEN, quic: Quic = Quic.BYPASS, netns_fd: int | None = None
+        self,
+        on_failure: OnFailure = OnFailure.OPEN,
+        quic: Quic = Quic.BYPASS,
+        netns_fd: int | None = None,
+        only: Path | None = None,
     ) -> Windivert:
         callbacks = Callbacks(
             decide=self.decide,
@@ -144,7 +148,7 @@ class Divert:
             report=self.faults.append,
             concerns=lambda cgroup: self.concerns(cgroup),
         )
-        self.backend = Windivert.open(OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd)
+        self.backend = Windivert.open(OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd, only=only)
         return self.backend
 
     def decide(self, process: Process, remote: Endpoint, transport: Transport) -> Choice:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -172,9 +174,17 @@ def test_who_connects_is_told_with_the_sockets_cookie() -> None:
             assert count
             records = [bytes(batch.address_view[at * RECORD_BYTES :][:RECORD_BYTES]) for at in range(count)]
             assert {record[9] for record in records} == {SocketEvent.CONNECT}
-            events = [parse_connect(record, has_cookie=True) for record in records]
+            events = [parse_connect(batch.address_view, at, has_cookie=True) for at in range(count)]
             found = [event for event in events if event is not None and event.cookie == cookie]
-        assert found[0].remote.port == server.getsockname()[1]
+        assert found[0].pid == os.getpid()
+
+
+def test_what_the_system_divides_is_longer_than_any_interface_takes() -> None:
+    with open_handle() as handle:
+        assert handle.divided_above == divert_library.DIVIDED_ABOVE
+    subprocess.run(["ip", "link", "set", "va", "mtu", "40000"], check=True)
+    with open_handle() as handle:
+        assert handle.divided_above == 40000
 
 
 def test_a_filter_that_is_none_is_told_with_the_place() -> None:

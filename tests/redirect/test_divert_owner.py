@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.core.model import Confidence, Endpoint, Transport
+from mitmsec.core.model import Confidence, Endpoint
 from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.divert_owner import SOURCE, Owners, SocketTold
-from mitmsec_redirect.divert_signals import Flow
+from mitmsec_redirect.packet import TCP, Ends
 
 SO_COOKIE = 57
 
@@ -28,6 +28,17 @@ def own_cgroup() -> int:
     lines = Path("/proc/self/cgroup").read_text().splitlines()
     path = next(line[3:] for line in lines if line.startswith("0::"))
     return os.stat(cgroup2_root() / path.lstrip("/")).st_ino
+
+
+def ends(local: Endpoint, remote: Endpoint) -> Ends:
+    return Ends(
+        protocol=TCP,
+        transport=20,
+        source=socket.inet_aton(local.address),
+        destination=socket.inet_aton(remote.address),
+        source_port=local.port,
+        destination_port=remote.port,
+    )
 
 
 @pytest.fixture
@@ -40,10 +51,8 @@ def test_a_socket_is_known_by_its_cookie_and_its_makers_user(owners: Owners) -> 
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         cookie = struct.unpack("=Q", client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))[0]
         local, remote = Endpoint.of(*client.getsockname()), Endpoint.of(*client.getpeername())
-        flow = Flow(transport=Transport.TCP, local=local, remote=remote)
-        assert owners.socket_of(flow, 0) == SocketTold(cookie, os.getuid(), own_cgroup())
-        other = Flow(transport=Transport.TCP, local=local, remote=Endpoint.of("127.0.0.9", 1))
-        assert owners.socket_of(other, 0) == SocketTold()
+        assert owners.socket_of(ends(local, remote), 0) == SocketTold(cookie, os.getuid(), own_cgroup())
+        assert owners.socket_of(ends(local, Endpoint.of("127.0.0.9", 1)), 0) == SocketTold()
 
 
 def test_a_living_process_is_read_and_whoever_named_it_says_how_sure_that_is(owners: Owners) -> None:

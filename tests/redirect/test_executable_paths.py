@@ -68,11 +68,19 @@ class Stage:
         told = self._agent(f"import subprocess; subprocess.run({[str(word) for word in words]!r}, check=True)")
         assert "error" not in told
 
+    def callers(self) -> list[UdpFlow]:
+        """The flows since the last look, whose processes are gone."""
+        flows = [one for one in self.hook.drain(100).told if isinstance(one, UdpFlow)]
+        assert not any(Path(f"/proc/{flow.pid}").exists() for flow in flows)
+        return flows
+
     def caller(self) -> UdpFlow:
-        """Of the only flow since the last look."""
-        (flow,) = (one for one in self.hook.drain(100).told if isinstance(one, UdpFlow))
-        assert not Path(f"/proc/{flow.pid}").exists()
+        """The only one."""
+        (flow,) = self.callers()
         return flow
+
+    def whose(self, flow: UdpFlow) -> Process:
+        return read(self._table, flow.pid, flow.uid, flow.comm, flow.at_ns, flow.caller)
 
     def who(self, *words: str | Path, noted: Path | str | None = None) -> Process:
         """Who connected, when it is gone; `noted` is what stood in the notes then."""
@@ -80,7 +88,7 @@ class Stage:
         flow = self.caller()
         assert self._table.paths is not None
         assert noted is None or self._table.paths.find(executable_of(flow)) == str(noted)
-        return read(self._table, flow.pid, flow.uid, flow.comm, flow.at_ns, flow.caller)
+        return self.whose(flow)
 
 
 def read(table: ProcessTable, pid: int, uid: int, comm: str, at_ns: int, caller: Caller | None) -> Process:
@@ -194,6 +202,14 @@ def test_a_file_that_was_changed_is_another_executable(stage: Stage, program: Pa
     with program.open("ab") as file:
         file.write(b"changed")
     assert is_known(stage.who(program, "-c", CONNECTS), program)
+
+
+def test_of_many_that_come_at_once_the_first_ones_too_are_known(stage: Stage, program: Path) -> None:
+    """Some find the note while another still writes it, and are not told less for that."""
+    stage.run(BASH, "-c", f"for _ in {{1..40}}; do {program} -c '{CONNECTS}' & done; wait")
+    told = stage.callers()
+    assert len(told) == 40
+    assert all(is_known(stage.whose(flow), program) for flow in told)
 
 
 # --- wherever it lies -------------------------------------------------------------------------------------------------

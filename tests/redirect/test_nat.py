@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_packets import V4, V6
 
 from mitmsec_redirect.nat import Added, Flow, NatTable, rewrite, rewrite_one
-from mitmsec_redirect.packet import Packet, parse
+from mitmsec_redirect.packet import Packet, ends_of, parse
 
 GATE = 8080
 OUTBOUND, LOOPBACK, TCP_VALID = 0x02, 0x04, 0x40
@@ -304,6 +304,24 @@ def test_the_table_is_bounded_and_the_same_flow_takes_no_room() -> None:
     assert (len(table), set(table)) == (2, {flow(), flow(client_port=40002)})
     assert table.remove(flow())
     assert table.add(flow(client_port=40003)) is Added.ADDED
+
+
+@pytest.mark.parametrize("each", [flow(), flow(V6), flow(loopback=True)])
+def test_whose_packets_are_rewritten_can_be_asked_before_there_are_any(each: Flow) -> None:
+    ends = ends_of(made.tcp(each.client, each.origin, (40001, 443)))
+    other = ends_of(made.tcp(each.client, each.origin, (40002, 443)))
+    assert ends is not None
+    assert other is not None
+    assert (table_of(each).has(ends), table_of(each).has(other)) == (True, False)
+
+
+@pytest.mark.parametrize(("divided_above", "is_called_valid"), [(10_039, True), (10_040, False)])
+def test_no_sum_is_computed_of_what_is_divided_on_its_way(divided_above: int, is_called_valid: bool) -> None:
+    packet = made.tcp(*V4, (40001, 443), data=bytes(10_000))
+    batch, address = bytearray(packet), bytearray(made.record(OUTBOUND))
+    assert rewrite(batch, len(batch), address, 1, table_of(flow()), divided_above) == []
+    assert bool(address[10] & TCP_VALID) is is_called_valid
+    assert batch[36:38] == packet[36:38]
 
 
 def test_a_removed_flow_leaves_nothing() -> None:

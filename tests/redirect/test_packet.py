@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_packets import V4, V6
 
-from mitmsec_redirect.packet import EXTENSIONS_MOST, Flaw, Fragment, Malformed, Packet, parse, split
+from mitmsec_redirect.packet import EXTENSIONS_MOST, Ends, Flaw, Fragment, Malformed, Packet, ends_of, parse, split
 
 PORTS = (40001, 443)
 
@@ -245,3 +245,37 @@ def test_after_a_length_that_lies_the_rest_is_one_piece() -> None:
 def test_a_packet_whose_inside_is_malformed_does_not_end_the_batch() -> None:
     batch = made.v4(*V4, b"abc") + TCP4
     assert list(split(batch, len(batch))) == [(0, 23, Malformed(flaw=Flaw.TRUNCATED)), (23, 40, parse(TCP4))]
+
+
+# --- ends -------------------------------------------------------------------------------------------------------------
+def ends_by_parse(data: bytes) -> Ends | None:
+    packet = parse(data)
+    if isinstance(packet, Malformed) or packet.source_port is None or packet.destination_port is None:
+        return None
+    return Ends(
+        protocol=packet.protocol,
+        transport=packet.transport,
+        source=packet.source,
+        destination=packet.destination,
+        source_port=packet.source_port,
+        destination_port=packet.destination_port,
+    )
+
+
+@settings(deadline=None)
+@given(st.one_of(made.packets(), ANYTHING))
+def test_ends_are_those_that_parsing_tells(data: bytes) -> None:
+    assert ends_of(data) == ends_by_parse(data)
+
+
+@settings(deadline=None)
+@given(st.sampled_from([TCP4, TCP6]), st.integers(0, 39), st.binary(min_size=1, max_size=4), st.integers(0, 60))
+def test_ends_of_a_packet_that_something_was_done_to(data: bytes, at: int, new: bytes, kept: int) -> None:
+    damaged = changed(data, at, new)[:kept]
+    assert ends_of(damaged) == ends_by_parse(damaged)
+
+
+def test_every_real_packet_has_the_ends_that_parsing_tells() -> None:
+    found = [ends_of(data) for data in made.captured()]
+    assert found == [ends_by_parse(data) for data in made.captured()]
+    assert {None, 443} <= {ends and ends.destination_port for ends in found}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mitmsec_redirect import path_records
@@ -19,6 +19,7 @@ def value(state: int, names: bytes, length: int | None = None) -> bytes:
     return (head + names).ljust(path_records.VALUE_BYTES, b"\0")
 
 
+@settings(deadline=None)
 @given(NAMES)
 def test_names_from_leaf_to_root_are_a_path_as_the_system_spells_it(names: list[bytes]) -> None:
     told = b"".join(name + b"\0" for name in names)[: path_records.TEXT_LIMIT]
@@ -36,6 +37,7 @@ def test_what_is_being_written_what_has_no_root_and_what_has_no_name_is_no_path(
     assert parse_path(value(PathState.DONE | PathState.ROOTED, b"sh\0bin\0")) == "/bin/sh"
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=path_records.VALUE_BYTES, max_size=path_records.VALUE_BYTES))
 def test_any_bytes_are_a_path_or_none(data: bytes) -> None:
     rooted = struct.pack("=I", PathState.DONE | PathState.ROOTED) + data[4:]

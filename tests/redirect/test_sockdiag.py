@@ -6,9 +6,11 @@ import socket
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mitmsec.core.model import Endpoint
-from mitmsec_redirect.sockdiag import CookieLookup
+from mitmsec_redirect.sockdiag import INET_DIAG_CGROUP_ID, CookieLookup, cgroup_in
 
 SO_COOKIE = 57
 
@@ -39,3 +41,21 @@ def test_a_connection_that_is_not_there_has_no_cookie() -> None:
     lookup = CookieLookup()
     assert lookup.cookie_of(Endpoint(address="127.0.0.1", port=1), Endpoint(address="127.0.0.1", port=2)) is None
     lookup.close()
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return (struct.pack("=HH", 4 + len(value), kind) + value).ljust((7 + len(value)) & ~3, b"\0")
+
+
+def test_the_cgroup_is_found_among_other_attributes() -> None:
+    others = attribute(8, b"\0") + attribute(INET_DIAG_CGROUP_ID, b"short")
+    message = bytes(72) + others + attribute(INET_DIAG_CGROUP_ID, struct.pack("=Q", 1 << 40))
+    assert cgroup_in(message) == 1 << 40
+    assert cgroup_in(bytes(72) + others) == 0
+    assert cgroup_in(message[:-1]) == 0
+
+
+@given(st.binary(max_size=120))
+def test_no_answer_raises_or_keeps_us(message: bytes) -> None:
+    assert cgroup_in(bytes(72) + message) >= 0
+    assert cgroup_in(message[:71]) == 0

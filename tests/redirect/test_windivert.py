@@ -409,6 +409,17 @@ def test_flows_that_are_over_are_forgotten(divert: Divert) -> None:
     assert len(backend._table) == 0
 
 
+def test_addresses_that_a_diverted_flow_had_are_free_for_who_is_not_to_be_diverted(divert: Divert) -> None:
+    backend = divert.open()
+    divert.choices = {PYTHON: Choice.DIVERT}
+    with socket.create_connection((ORIGIN_V4, ORIGIN_PORT), timeout=20, source_address=("", 45000)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    divert.concerns = lambda cgroup: False
+    assert backend.statistics().live == 1, "its end is only seen by the next look"
+    assert from_port(fetched(source=("", 45000))) == 45000
+    assert backend.statistics().live == 0
+
+
 def test_what_cannot_be_opened_leaves_nothing_behind(divert: Divert, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windivert, "QUIC_FILTER", "no filter")
     with pytest.raises(ValueError, match="the filter is none"):

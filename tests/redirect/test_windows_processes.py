@@ -7,16 +7,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from mitmsec.core.model import Confidence, Fact, ParentProcess, Process
 from mitmsec_redirect import windows_processes
+from mitmsec_redirect.divert_owner import Owners
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.windows_processes import (
     ANCESTORS_LIMIT,
     ENDED_LIMIT,
     ENDED_S,
     HELD_LIMIT,
+    NEW_LIMIT,
     SERVICES_S,
     TICK_NS,
     Began,
@@ -72,6 +76,7 @@ class Machine:
     by_service: Mapping[int, tuple[str, ...]] | None = field(default_factory=dict)
     asked_services: int = 0
     files: dict[str, Path] = field(default_factory=dict)
+    signed: dict[bytes, str | None] = field(default_factory=dict)  # who signed a content
 
     def clock(self) -> Now:
         return Now(self.now_ns, BOOT_NS + self.now_ns)
@@ -104,6 +109,12 @@ class Machine:
 
     def open_file(self, path: str) -> int:
         return os.open(self.files[path], os.O_RDONLY) if path in self.files else os.open("/nowhere", os.O_RDONLY)
+
+    def signer(self, path: str, descriptor: int) -> str | None:
+        content = os.read(descriptor, 100)
+        if content not in self.signed:
+            raise OSError(f"{path}: WinVerifyTrust: 0x2")
+        return self.signed[content]
 
 
 @pytest.fixture
@@ -220,6 +231,18 @@ def test_a_pid_that_is_used_again_is_somebody_else(machine: Machine, table: Wind
     assert whose(table, 7, connected_ns).exe is None
 
 
+def test_a_diverter_asks_it_as_it_asks_linux(machine: Machine, table: WindowsProcesses) -> None:
+    machine.begins(7)
+    passes(machine, 1)
+    owners = Owners(cast("ProcessTable", table))
+    told = owners.process(7, 0, machine.now_ns)
+    assert (told.name, told.user, told.confidence) == ("x.exe", "HOME\\joe", Confidence.KERNEL)
+    assert owners.process(7, 0, None).confidence is Confidence.TABLE, "a table named it"
+    assert owners.process(8, 0, None).confidence is Confidence.INFERRED
+    owners.close()
+    assert machine.running[7].held == 0
+
+
 # --- parents ----------------------------------------------------------------------------------------------------------
 def test_parents_are_told_as_far_as_events_tell_them(machine: Machine, table: WindowsProcesses) -> None:
     for pid in range(1, 10):
@@ -290,9 +313,10 @@ def test_an_executable_is_hashed_while_its_process_lives(
     machine: Machine, table: WindowsProcesses, program: Path
 ) -> None:
     machine.begins(7, path="C:\\x.exe")
-    owner = table.whose(7, 0, "")
-    assert owner.sha256 is not None
-    owner.sha256.result(timeout=30)
+    whose(table, 7)
+    begun = table._lives[7].sha256
+    assert begun is not None
+    begun.result(timeout=30)
     assert whose(table, 7).sha256 == hashlib.sha256(b"MZ").hexdigest()
 
 
@@ -330,6 +354,41 @@ def test_who_has_ended_may_have_had_another_file(machine: Machine, table: Window
     assert table.whose(7, 0, "").sha256.result(timeout=0) is None  # type: ignore[union-attr]
 
 
+# --- its signer -------------------------------------------------------------------------------------------------------
+def settles(table: WindowsProcesses, pid: int) -> Process:
+    """What is told once everything that is under way is done."""
+    whose(table, pid)
+    life = table._lives[pid]
+    if life.signature is not None:
+        life.signature.result(timeout=30)
+    return whose(table, pid)
+
+
+@pytest.mark.parametrize("signer", ["CN=A", None])
+def test_who_signed_it_is_told_once_that_is_known(
+    machine: Machine, table: WindowsProcesses, program: Path, signer: str | None
+) -> None:
+    machine.signed[b"MZ"] = signer
+    machine.begins(7, path="C:\\x.exe")
+    told = settles(table, 7)
+    assert (told.signer, told.unread) == (signer, ())
+
+
+def test_a_signature_that_cannot_be_verified_stays_unread(
+    machine: Machine, table: WindowsProcesses, program: Path
+) -> None:
+    machine.begins(7, path="C:\\x.exe")
+    told = settles(table, 7)
+    assert (told.signer, told.unread) == (None, (Fact.SIGNER,))
+
+
+def test_nor_is_another_files_signature_told(machine: Machine, table: WindowsProcesses, program: Path) -> None:
+    machine.signed[b"MZ"] = "CN=A"
+    machine.now_ns -= SECOND_NS
+    machine.begins(7, path="C:\\x.exe")
+    assert settles(table, 7).unread == (Fact.SIGNER,)
+
+
 # --- who begins and ends ----------------------------------------------------------------------------------------------
 def test_who_begins_and_who_ends_is_told_once(machine: Machine, table: WindowsProcesses) -> None:
     machine.begins(7)
@@ -359,7 +418,29 @@ def test_who_lives_between_two_looks_is_missed(machine: Machine, table: WindowsP
     assert whose(table, 7).name is None
 
 
+def test_of_many_that_begin_at_once_some_are_told_later(machine: Machine, table: WindowsProcesses) -> None:
+    """Whoever asks about others meanwhile waits for a bounded time."""
+    ran = [machine.begins(pid) for pid in range(1, NEW_LIMIT + 11)]
+    assert (len(table.refresh()), len(table.refresh()), table.refresh()) == (NEW_LIMIT, 10, [])
+    assert all(one.held == 1 for one in ran)
+
+
+def test_who_cannot_be_asked_takes_nobodys_place(
+    machine: Machine, table: WindowsProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = machine.begins(7)
+    monkeypatch.setattr(machine, "pids", lambda: [*range(1000, 1000 + 2 * NEW_LIMIT), 7])
+    assert [each.process.pid for each in table.refresh()] == [7]
+    assert one.held == 1
+
+
 # --- bounds -----------------------------------------------------------------------------------------------------------
+def refreshed(table: WindowsProcesses, processes: int) -> None:
+    """As often as it takes to meet so many."""
+    for _ in range(processes // NEW_LIMIT + 1):
+        table.refresh()
+
+
 def test_an_ended_process_is_let_go_of_after_a_while(machine: Machine, table: WindowsProcesses) -> None:
     one = machine.begins(7)
     table.refresh()
@@ -376,7 +457,7 @@ def test_an_ended_process_is_let_go_of_after_a_while(machine: Machine, table: Wi
 
 def test_of_ended_ones_a_number_is_kept_the_last(machine: Machine, table: WindowsProcesses) -> None:
     ran = [machine.begins(pid) for pid in range(1, ENDED_LIMIT + 11)]
-    table.refresh()
+    refreshed(table, len(ran))
     for one in ran:
         machine.ends(one.pid)
     table.refresh()
@@ -385,11 +466,12 @@ def test_of_ended_ones_a_number_is_kept_the_last(machine: Machine, table: Window
 
 def test_of_living_ones_a_number_is_held_those_asked_about_last(machine: Machine, table: WindowsProcesses) -> None:
     ran = [machine.begins(pid) for pid in range(1, HELD_LIMIT + 1)]
-    table.refresh()
+    refreshed(table, len(ran))
     whose(table, 1)
     more = machine.begins(HELD_LIMIT + 1)
     assert whose(table, more.pid).name == "x.exe"
     assert (ran[0].held, ran[1].held, more.held) == (1, 0, 1)
+    assert [one.process.pid for one in table.refresh()] == [more.pid], "who was let go of is not told of again"
     assert sum(one.held for one in ran) == HELD_LIMIT - 1
 
 

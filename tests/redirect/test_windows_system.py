@@ -14,6 +14,7 @@ from windows_compiler import FOLDER
 from windows_python import WHY_NOT, is_there, windows_python
 from windows_structs import services_of
 
+from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS
 from mitmsec_redirect.windows_system import TRIES, Libraries, WindowsSystem
 
@@ -26,6 +27,7 @@ class Dlls:
 
     def __init__(self, **answers: Any) -> None:
         self.path, self.package, self.status, self.times = "C:\\x.exe", "P_1.0_x64__id", 0, 1
+        self.created = (BEGAN_NS + EPOCH_1601_NS) // 100  # FILETIME
         self.parent_status, self.error, self.growth = 0, 234, 0
         self.services: list[tuple[str, int]] = []
         self.closed: list[int] = []
@@ -51,8 +53,7 @@ class Dlls:
 
     def GetProcessTimes(self, handle: int, created: Any, *others: Any) -> int:  # noqa: N802  # its name
         assert (handle, len(others)) == (HANDLE, 3)
-        filetime = (BEGAN_NS + EPOCH_1601_NS) // 100
-        ctypes.memmove(created, filetime.to_bytes(8, "little"), 8)
+        ctypes.memmove(created, self.created.to_bytes(8, "little"), 8)
         return self.times
 
     def QueryFullProcessImageNameW(self, handle: int, flags: int, text: Any, size: Any) -> int:  # noqa: N802  # its name
@@ -99,7 +100,7 @@ class Dlls:
 
 
 def system(dlls: Dlls) -> WindowsSystem:
-    return WindowsSystem(Libraries(dlls, dlls, dlls, lambda: dlls.error))
+    return WindowsSystem(Libraries(dlls, dlls, dlls, lambda: dlls.error), Authenticode(dlls, dlls))
 
 
 # --- one process ------------------------------------------------------------------------------------------------------
@@ -121,8 +122,11 @@ def test_who_is_not_there_is_not_opened(pid: int) -> None:
     assert system(Dlls()).open(pid) is None
 
 
-def test_who_does_not_say_when_it_began_is_let_go_of() -> None:
-    dlls = Dlls(times=0)
+@pytest.mark.parametrize(
+    "answers", [{"times": 0}, {"created": 0}, {"created": EPOCH_1601_NS // 100}, {"created": 0x5555_5555_5555_5555}]
+)
+def test_who_does_not_say_when_it_began_is_let_go_of(answers: dict[str, int]) -> None:
+    dlls = Dlls(**answers)
     assert system(dlls).open(7) is None
     assert dlls.closed == [HANDLE]
 
@@ -221,10 +225,16 @@ def test_a_file_is_opened_so_that_others_may_do_what_they_like(monkeypatch: pyte
                 raise OSError(24, "Too many open files")
             return 6
 
+        @staticmethod
+        def get_osfhandle(descriptor: int) -> int:
+            return descriptor - 1
+
     is_full = False
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
     monkeypatch.setattr(os, "O_BINARY", 0x8000, raising=False)
     assert system(Dlls()).open_file("C:\\x.exe") == 6
+    monkeypatch.setattr(Authenticode, "signer", lambda self, path, handle: f"CN={path} {handle}")
+    assert system(Dlls()).signer("C:\\x.exe", 6) == "CN=C:\\x.exe 5", "asked by its handle"
     with pytest.raises(OSError, match=r"gone\.exe cannot be opened: error 2"):
         system(Dlls(error=2)).open_file("C:\\gone.exe")
     is_full, dlls = True, Dlls()
@@ -244,8 +254,8 @@ def test_the_systems_own_libraries_are_taken(monkeypatch: pytest.MonkeyPatch) ->
         restype = argtypes = None
 
     class Library:
-        def __init__(self, name: str, *, use_last_error: bool) -> None:
-            assert use_last_error
+        def __init__(self, name: str, *, use_last_error: bool = False) -> None:
+            assert use_last_error or name in ("wintrust", "crypt32")
             self.name = name
 
         def __getattr__(self, name: str) -> Function:
@@ -262,8 +272,9 @@ def test_the_systems_own_libraries_are_taken(monkeypatch: pytest.MonkeyPatch) ->
 
 # --- under Wine -------------------------------------------------------------------------------------------------------
 UNDER_WINE = r"""
-import subprocess, time
+import shutil, subprocess
 from msgspec import to_builtins
+from mitmsec.core.model import Fact
 from mitmsec_redirect.windows_processes import WindowsProcesses, now
 from mitmsec_redirect.windows_system import WindowsSystem
 
@@ -272,9 +283,14 @@ table = WindowsProcesses(system)
 began = table.refresh()
 told(to_builtins([one.process for one in began]))
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-time.sleep(0.1)
+watched = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+new = {}
+while watched.pid not in new:
+    new |= {one.process.pid: one.process for one in table.refresh()}
+watched.communicate(b"\n")
+told([watched.pid, to_builtins(new[watched.pid])])
 owner = table.whose(child.pid, 0, "", now().event_ns)
-while owner.process.sha256 is None:
+while owner.process.sha256 is None or Fact.SIGNER in owner.process.unread:
     owner = table.whose(child.pid, 0, "", now().event_ns)
 told([os.getpid(), child.pid])
 told(to_builtins(owner.process))
@@ -284,17 +300,19 @@ others = {subprocess.Popen([sys.executable, "-c", ""]).pid for _ in range(5)}
 told(child.pid in others)
 told(to_builtins(table.whose(child.pid, 0, "", now().event_ns).process))
 told(sorted(name for names in system.services().values() for name in names))
-file = system.open_file(sys.executable)
-os.rename(sys.executable, sys.executable + ".renamed")
-os.rename(sys.executable + ".renamed", sys.executable)
+copy = shutil.copy(sys.executable, os.path.join(here, "copied.exe"))
+file = system.open_file(copy)
+os.replace(copy, os.path.join(here, "renamed.exe"))
 told(os.read(file, 2).decode())
+os.close(file)
+os.remove(os.path.join(here, "renamed.exe"))
 table.close()
 """
 
 
 @pytest.mark.skipif(not is_there(), reason=WHY_NOT)
 def test_under_wine_all_of_it_is_so() -> None:
-    living, (own, child), process, events, is_reused, ended, services, magic = windows_python(
+    living, (watched, began), (own, child), process, events, is_reused, ended, services, magic = windows_python(
         "processes.py", UNDER_WINE
     )
     assert own in {one["pid"] for one in living}
@@ -305,8 +323,10 @@ def test_under_wine_all_of_it_is_so() -> None:
     assert process["exe"].lower().endswith("\\wine\\python.exe")
     assert process["sha256"] == hashlib.sha256((FOLDER / "python.exe").read_bytes()).hexdigest()
     assert process["user"].endswith(f"\\{psutil.Process().username()}")
-    assert (process["package"], process["unread"]) == (None, ["signer"])
+    assert (process["package"], process["unread"]) == (None, [])
+    assert process["signer"].startswith("CN=Python Software Foundation, O=Python Software Foundation, ")
     assert ["Ended", child] in events
+    assert (began["pid"], began["exe"], began["parent"]["pid"]) == (watched, process["exe"], own)
     assert not is_reused, "it is held open"
     assert (ended["exe"], ended["confidence"]) == (process["exe"], "kernel")
     assert "PlugPlay" in services

@@ -18,6 +18,7 @@ from mitmsec.service import ground as ground_module
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.ground import reserved_ports
 from mitmsec_redirect.backend import BackendKind, BackendUnavailable
+from mitmsec_redirect.pulse import Pulse
 
 pytestmark = pytest.mark.root
 GATE_PORT = 8085
@@ -121,6 +122,10 @@ def test_one_that_cannot_be_replaced_is_tried_again(place: Ground, monkeypatch: 
         faults: list[str] = []
         await until(lambda: "diverter_not_started" in (faults.extend(x.what for x in backend.troubles()) or faults))
         assert place.programs() == 0, "open, and nothing left behind"
+        before_ns = time.monotonic_ns()
+        assert backend.last_beat_ns < before_ns, "a gate that is silent is silent"
+        Pulse(backend.ground.heartbeat_fd).beat()
+        assert backend.last_beat_ns >= before_ns, "one that beats is heard, though there is no diverter"
         monkeypatch.setattr(module, "spawn", real)
         await until(lambda: place.programs() > 0)
         await closed(backend)

@@ -1,0 +1,67 @@
+"""The two classifiers that let the packets of everybody but one cgroup pass by the library's handles (Linux).
+
+    packet of a socket ──► `leave`  the cgroup's, the gate's, marked, nobody's? ── on ──► handles take what is theirs
+                              │                                                              ▲
+                              └─ else: marked ──► handles skip what has that mark ──► `back` unmarked ──► out
+
+The library's classifiers skip what it has put back itself, which it knows by a mark. A packet that has a mark already
+(routing by mark) is left to the handles, which give it back as well; so no mark but ours is ever changed.
+"""
+
+from __future__ import annotations
+
+from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
+from mitmsec_redirect.records import PROTOCOL_TCP, PROTOCOL_UDP
+from mitmsec_redirect.steps import LOCAL_PORT, R0, R1, R2, R3, R6
+
+SKB_MARK, SKB_SOCKET = 8, 168  # struct __sk_buff
+SOCKET_TYPE, SOCKET_PROTOCOL = 8, 12  # struct bpf_sock
+SOCK_RAW = 3  # also the kernel's own socket, by which it answers for those that have gone
+LEFT_MARK = 0x4D49FFFF  # the library's own marks end in the priority of the handle that put the packet back
+NEXT_CLASSIFIER = -1  # TC_ACT_UNSPEC
+
+
+def leave(cgroup: int, level: int, gate_port: int) -> bytes:
+    """For egress, before the handles: mark what is sent by sockets made outside the cgroup, `level` below the root."""
+    asm = Assembler()
+    asm.move(R6, R1)
+    asm.load(R2, R6, SKB_MARK)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "on")
+    asm.load(R1, R6, SKB_SOCKET, Size.LONG)
+    asm.jump_if(R1, Condition.EQUAL, 0, "on")
+    asm.call(Helper.SK_FULLSOCK)
+    asm.jump_if(R0, Condition.EQUAL, 0, "on")
+    asm.load(R2, R0, SOCKET_TYPE)
+    asm.jump_if(R2, Condition.EQUAL, SOCK_RAW, "on")
+    asm.load(R2, R0, SOCKET_PROTOCOL)
+    asm.jump_if(R2, Condition.EQUAL, PROTOCOL_UDP, "whose")
+    asm.jump_if(R2, Condition.NOT_EQUAL, PROTOCOL_TCP, "on")
+    asm.load(R2, R0, LOCAL_PORT)
+    asm.jump_if(R2, Condition.EQUAL, gate_port, "on")
+    asm.jump_if(R2, Condition.EQUAL, 0, "on")  # it is being closed with a reset, and may be the gate's
+    asm.label("whose")
+    asm.move(R1, R6)
+    asm.move(R2, level)
+    asm.call(Helper.SKB_ANCESTOR_CGROUP_ID)
+    asm.move(R3, R0)
+    asm.shift_right(R3, 32)
+    asm.jump_if_word(R3, Condition.NOT_EQUAL, cgroup >> 32, "leave")
+    asm.jump_if_word(R0, Condition.EQUAL, cgroup & 0xFFFFFFFF, "on")
+    asm.label("leave")
+    asm.move(R2, LEFT_MARK)
+    asm.store(R6, SKB_MARK, R2)
+    asm.label("on")
+    asm.exit(NEXT_CLASSIFIER)
+    return asm.code()
+
+
+def back() -> bytes:
+    """For egress, after the handles: take our mark away."""
+    asm = Assembler()
+    asm.load(R2, R1, SKB_MARK)
+    asm.jump_if(R2, Condition.NOT_EQUAL, LEFT_MARK, "on")
+    asm.move(R2, 0)
+    asm.store(R1, SKB_MARK, R2)
+    asm.label("on")
+    asm.exit(NEXT_CLASSIFIER)
+    return asm.code()

@@ -1,0 +1,46 @@
+"""Who is not in a run's cgroup does not pay for its diverter: their packets pass by the handles, unseen (Linux).
+
+Two classifiers on every interface that the handles are on, `bystander_programs`. They end with whoever holds them, or
+are found by `clsact.sweep` as what the library leaves: a dead one's are of no handle's use, and change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import ExitStack
+from pathlib import Path
+
+from mitmsec_redirect import bpf, bystander_programs
+from mitmsec_redirect.cgroup import cgroup2_root
+from mitmsec_redirect.clsact import EGRESS, PROGRAMS, Classifier, TrafficControl
+
+BEFORE, AFTER = 20_000, 30_000  # priorities of classifiers; the handles' lie between, see `divert_library`
+HANDLE = 1
+
+
+def _detach(control: TrafficControl, one: Classifier) -> None:
+    with contextlib.suppress(OSError):  # the interface has gone
+        control.detach(one)
+
+
+class Bystanders:
+    """For the network namespace and the interfaces that are there when it is made. Closing detaches it there."""
+
+    def __init__(self, cgroup: Path, gate_port: int) -> None:
+        """Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind."""
+        level = len(cgroup.relative_to(cgroup2_root()).parts)
+        leave = bystander_programs.leave(os.stat(cgroup).st_ino, level, gate_port)
+        with ExitStack() as held:
+            control = held.enter_context(contextlib.closing(TrafficControl()))
+            for code, what, priority in ((bystander_programs.back(), b"back", AFTER), (leave, b"leave", BEFORE)):
+                program = bpf.load_classifier(code, f"ms_{what.decode()}")
+                held.callback(os.close, program)
+                for interface in control.clsact():
+                    one = control.attach(interface, EGRESS, HANDLE, priority, program, PROGRAMS + what)
+                    held.callback(_detach, control, one)
+            self._held = held.pop_all()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._held.close()

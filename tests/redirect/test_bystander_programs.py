@@ -1,0 +1,28 @@
+"""The classifiers as the verifier sees them, and what they answer about packets of nobody."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mitmsec_redirect import bpf, bystander_programs
+
+INSTRUCTION_BYTES = 8
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("cgroup", [1, 0xFFFFFFFF, 0x80000000, 1 << 40 | 0x80000001])
+def test_every_program_is_accepted(cgroup: int) -> None:
+    for code in (bystander_programs.leave(cgroup, 1, 8085), bystander_programs.back()):
+        os.close(bpf.load_classifier(code, "ms_test"))
+
+
+def test_everybodys_packets_pay_for_few_instructions() -> None:
+    assert len(bystander_programs.leave(1 << 40, 2, 8085)) <= 28 * INSTRUCTION_BYTES
+    assert len(bystander_programs.back()) <= 6 * INSTRUCTION_BYTES
+
+
+def test_the_mark_is_of_the_librarys_kind_and_of_no_handle() -> None:
+    assert bystander_programs.LEFT_MARK >> 16 == 0x4D49
+    assert bystander_programs.LEFT_MARK & 0xFFFF == 0xFFFF

@@ -1,0 +1,160 @@
+"""Whoever is not in the cgroup passes by the handles: real programs, real packets, the real library."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from divert_packets import until
+from divert_sandbox import ORIGIN_PORT, ORIGIN_V4, ORIGIN_V6, OWN, Divert, curl, link_to_an_origin, was_diverted
+
+from mitmsec.core.model import Quic
+from mitmsec_redirect import bpf, bystander_programs, clsact
+from mitmsec_redirect.assembler import Assembler, Condition
+from mitmsec_redirect.bystanders import AFTER, BEFORE, Bystanders
+from mitmsec_redirect.cgroup import SessionCgroup
+from mitmsec_redirect.clsact import EGRESS, TrafficControl
+from mitmsec_redirect.divert_library import open_handle
+from mitmsec_redirect.divert_records import Layer
+from mitmsec_redirect.divert_signals import Choice
+from mitmsec_redirect.steps import R1, R2
+from mitmsec_redirect.windivert import Windivert
+
+pytestmark = pytest.mark.root
+ADDRESSES = pytest.mark.parametrize("host", [ORIGIN_V4, ORIGIN_V6], ids=["v4", "v6"])
+TC_ACT_SHOT = 2
+CURL_GOT_NOTHING, CURL_WAS_RESET = 52, 56
+LEAVER = """
+import os, sys
+sys.path[:0] = eval(sys.argv[1])
+from pathlib import Path
+from mitmsec_redirect.bystanders import Bystanders
+Bystanders(Path(sys.argv[2]), int(sys.argv[3]))
+os._exit(0)
+"""
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[SessionCgroup]:
+    made = SessionCgroup.create("bystanders", f"{os.getpid()}-{next(_numbers)}")
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def divert(cgroup: SessionCgroup) -> Iterator[Divert]:
+    """Diverts curl, wherever; who is taken at all is in the cgroup."""
+    with link_to_an_origin():
+        with contextlib.closing(Divert({"curl": Choice.DIVERT})) as made:
+            yield made
+        with contextlib.closing(TrafficControl()) as control:
+            assert control.clsact() == frozenset()
+
+
+def opened(divert: Divert, cgroup: SessionCgroup, quic: Quic = Quic.BYPASS) -> Windivert:
+    return divert.open(quic=quic, only=cgroup.path)
+
+
+def inside(cgroup: SessionCgroup, host: str = ORIGIN_V4, path: str = "") -> str:
+    """What the origin says to a curl in the cgroup."""
+    return curl(host=host, path=path, preexec_fn=lambda: (cgroup.path / "cgroup.procs").write_text("0")).stdout
+
+
+@ADDRESSES
+def test_the_cgroups_connections_are_diverted_and_others_are_not_even_seen(
+    divert: Divert, cgroup: SessionCgroup, host: str
+) -> None:
+    backend = opened(divert, cgroup)
+    assert was_diverted(inside(cgroup, host, "3000000"))
+    before = backend.statistics()
+    assert not was_diverted(curl(host=host, path="3000000").stdout)
+    after = backend.statistics()
+    assert (after.syns.taken, after.data.taken) == (before.syns.taken, before.data.taken)
+    assert [flow.origin.remote.address for flow in divert.expected] == [host]
+    assert divert.faults == []
+
+
+def test_a_reset_by_the_gate_comes_to_the_program(divert: Divert, cgroup: SessionCgroup) -> None:
+    opened(divert, cgroup)
+    command = ["curl", "-sS", "--max-time", "10", f"http://{ORIGIN_V4}:1/"]  # nobody listens there
+    done = subprocess.run(command, preexec_fn=lambda: (cgroup.path / "cgroup.procs").write_text("0"))
+    assert done.returncode in {CURL_GOT_NOTHING, CURL_WAS_RESET}
+
+
+def test_packets_to_a_remote_that_is_taken_as_a_whole_are_the_cgroups_alone(
+    divert: Divert, cgroup: SessionCgroup
+) -> None:
+    backend = opened(divert, cgroup)
+    for _ in range(6):
+        assert was_diverted(inside(cgroup))
+    until(lambda: backend.statistics().live == 0)
+    before = backend.statistics().data.taken
+    assert not was_diverted(curl(path="3000000").stdout)
+    assert backend.statistics().data.taken == before
+
+
+def dropping_what_has_our_mark() -> int:
+    asm = Assembler()
+    asm.load(R2, R1, bystander_programs.SKB_MARK)
+    asm.jump_if(R2, Condition.NOT_EQUAL, bystander_programs.LEFT_MARK, "next")
+    asm.exit(TC_ACT_SHOT)
+    asm.label("next")
+    asm.exit(bystander_programs.NEXT_CLASSIFIER)
+    return bpf.load_classifier(asm.code(), "ms_test")
+
+
+def test_classifiers_of_others_see_packets_without_our_mark(divert: Divert, cgroup: SessionCgroup) -> None:
+    opened(divert, cgroup)
+    program, interface = dropping_what_has_our_mark(), socket.if_nametoindex("va")
+    with contextlib.closing(TrafficControl()) as control:
+        for priority, comes_through in ((AFTER + 1, True), (BEFORE + 1, False)):
+            one = control.attach(interface, EGRESS, 1, priority, program, b"another")
+            assert bool(curl("--connect-timeout", "2").stdout) is comes_through
+            control.detach(one)
+    os.close(program)
+
+
+def test_what_has_a_mark_already_keeps_it_and_goes_the_longer_way(divert: Divert, cgroup: SessionCgroup) -> None:
+    backend = opened(divert, cgroup)
+    divert.choices = {}
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+        sock.connect((ORIGIN_V4, ORIGIN_PORT))
+    assert backend.statistics().syns.taken == 1
+
+
+@ADDRESSES
+def test_others_may_speak_quic_and_the_cgroup_may_not(divert: Divert, cgroup: SessionCgroup, host: str) -> None:
+    backend = opened(divert, cgroup, Quic.REFUSE)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(5)
+        sock.connect((host, 443))
+        sock.send(b"\xc0" + bytes(1199))
+        assert len(sock.recv(2000)) == 1200
+    assert backend.statistics().syns.taken == 0
+
+
+@pytest.mark.usefixtures("own_netns")
+def test_they_are_found_where_a_dead_process_has_left_them(cgroup: SessionCgroup) -> None:
+    with (
+        contextlib.closing(TrafficControl()) as control,
+        contextlib.closing(open_handle("tcp.DstPort == 9", Layer.NETWORK, priority=5)),
+    ):
+        interface = socket.if_nametoindex("va")
+        before = control.classifiers(interface)
+        held = Bystanders(cgroup.path, OWN.gate_port)
+        assert len(control.classifiers(interface)) == len(before) + 2
+        assert clsact.sweep() == 0, "as long as somebody holds them"
+        held.close()
+        assert control.classifiers(interface) == before
+        command = [sys.executable, "-c", LEAVER, repr(sys.path), str(cgroup.path), str(OWN.gate_port)]
+        subprocess.run(command, check=True)
+        assert clsact.sweep() == 2 * len(control.clsact())
+        assert control.classifiers(interface) == before
