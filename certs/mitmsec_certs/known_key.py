@@ -40,6 +40,7 @@ def own_chain(name: str, pem: bytes) -> OwnChain:
     try:
         chain = all_certificates(name, pem)
         leaf = x509.load_der_x509_certificate(chain[0])
+        leaf.public_key()
         return OwnChain(
             chain=chain,
             names=_names(leaf),
@@ -48,7 +49,7 @@ def own_chain(name: str, pem: bytes) -> OwnChain:
         )
     except BadBundle as error:
         raise BadChain(str(error)) from None
-    except (ValueError, OverflowError, x509.InvalidVersion) as error:
+    except (ValueError, OverflowError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise BadChain(f"{name}: the first certificate cannot be read: {error}") from None
 
 
@@ -87,11 +88,19 @@ def key_flaw(name: str, pem: bytes, chain: tuple[bytes, ...]) -> str | None:
 
 def _mismatch(name: str, public: bytes, chain: tuple[bytes, ...]) -> str | None:
     for place, der in enumerate(chain):
-        if _spki(x509.load_der_x509_certificate(der)) == public:
+        if _spki_of(der) == public:
             if place == 0:
                 return None
             return f"{name} belongs to certificate {place + 1} of the chain: the service's own has to be the first"
     return f"{name} does not belong to the certificate" if chain else None
+
+
+def _spki_of(der: bytes) -> bytes | None:
+    """None: its key is of a kind that is not known here, so it is not ours."""
+    try:
+        return _spki(x509.load_der_x509_certificate(der))
+    except (ValueError, UnsupportedAlgorithm):
+        return None
 
 
 def _spki(

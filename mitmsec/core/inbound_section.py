@@ -9,6 +9,8 @@ from mitmsec.core.model import Value
 from mitmsec.core.policyfile import Context, read_hosts, read_ports, unique_name
 from mitmsec.core.toml_table import Table
 
+MARK = "-----BEGIN"  # of a block of PEM
+
 
 class Pair(Value, frozen=True):
     """What the files of one entry hold, or why they are none; see KnownService for the rest."""
@@ -34,8 +36,7 @@ def unread_pair(certificate: str, key: str) -> Pair:
 def read_inbound(table: Table, context: Context, taken: dict[str, int], pair: ReadPair) -> KnownService:
     """`taken`: names of the entries before, with their lines."""
     name = unique_name(table, taken)
-    certificate = table.text("certificate", required=True)
-    key = table.text("key", required=True)
+    certificate, key = _file(table, "certificate"), _file(table, "key")
     found = Pair() if certificate is None or key is None else pair(certificate, key)
     for flaw, blamed in ((found.certificate_flaw, "certificate"), (found.key_flaw, "key")):
         if flaw is not None:
@@ -57,3 +58,12 @@ def read_inbound(table: Table, context: Context, taken: dict[str, int], pair: Re
     )
     table.close()
     return service
+
+
+def _file(table: Table, key: str) -> str | None:
+    """The file that is named there. A key that was put there itself stands in no error, nor anywhere else."""
+    name = table.text(key, required=True)
+    if name is None or not (MARK in name or "\n" in name):
+        return name
+    table.note("the name of a file is wanted, not what is in it", key)
+    return None

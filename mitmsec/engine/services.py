@@ -5,7 +5,8 @@
 
 The service's certificate is compared, byte by byte, and not verified: who has its key is whom the peer wants. No other
 certificate would do, whatever root it has. What a worker cannot do is to pose as the peer: a service that asks for a
-client's certificate ends the flow, for it would take the peer for somebody without one.
+client's certificate ends the flow, for it would take the peer for somebody without one. One that would ask later, by
+beginning another handshake, is refused that (RFC 5246 §7.2.1, no_renegotiation).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Service:
         self._back.set_min_proto_version(SSL.TLS1_2_VERSION)
         self._back.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         self._back.set_verify(SSL.VERIFY_NONE)
+        self._back.set_options(SSL.OP_NO_RENEGOTIATION)  # in which TLS 1.2 may ask for a certificate, or show another
         self._back.set_info_callback(_note_request)
 
     def session(self, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool) -> TlsSession:
@@ -78,6 +80,16 @@ class Services:
 
     def find(self, name: str) -> Service | None:
         return self._services.get(name)
+
+
+def refusal(known: KnownService, key_pem: bytes) -> str | None:
+    """Why TLS will not be served with this certificate and key, in OpenSSL's words; None: it will."""
+    try:
+        Service(known, key_pem)
+    except (ValueError, SSL.Error, crypto.Error) as error:
+        details = error.args[0] if error.args else ""
+        return str(details[-1][-1]) if isinstance(details, list) and details else str(error)
+    return None
 
 
 def _note_request(connection: SSL.Connection, _where: int, _result: int) -> None:

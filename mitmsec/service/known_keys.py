@@ -2,7 +2,8 @@
 
     key file ── sendfile ──► memory file ─────────────────────► supervisor ──► workers of the run
                                 │    (the kernel copies; no byte passes through us)
-                                └─► a fork reads it: is it a key, and the certificate's? ── a sentence, or none
+                                └─► a fork reads it: is it a key, and the certificate's, and one that OpenSSL takes?
+                                                     ── a sentence, or none
 
 Who checks a policy may be the front-end of a run, which lives as long as its command does. A key that it had once read
 would stand in its memory all that time.
@@ -19,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mitmsec.core.inbound_section import Pair
+from mitmsec.core.known_service import KnownService
 from mitmsec_certs.known_key import BadChain, OwnChain, key_flaw, own_chain
 
 KEY_LIMIT_BYTES = 1 << 16
@@ -97,7 +99,20 @@ class KnownKeys:
 
     def _flaw(self, begin: int, name: str, own: OwnChain | None) -> str | None:
         size, chain = self._size_bytes - begin, own.chain if own is not None else ()
-        return apart(lambda: key_flaw(name, os.pread(self._all, size, begin), chain))
+
+        def question() -> str | None:
+            pem = os.pread(self._all, size, begin)
+            return key_flaw(name, pem, chain) or (_refusal(name, pem, chain) if chain else None)
+
+        return apart(question)
+
+
+def _refusal(name: str, pem: bytes, chain: tuple[bytes, ...]) -> str | None:
+    """Why a worker could not serve with it: asked of what a worker would use."""
+    from mitmsec.engine.services import refusal
+
+    why = refusal(KnownService(name=name, chain=chain), pem)
+    return None if why is None else f"{name} and the certificate cannot be used for TLS: {why}"
 
 
 @contextmanager

@@ -76,14 +76,13 @@ class Callers[Known]:
         read = self._paths.find(executable)
         if read is not None and _lies_at(read, executable):
             return read
-        told = None if self._told is None else self._told.find(executable)
-        if self._told is None or told is None:
+        if self._told is None:
             return None
-        if not _lies_at(told, executable):
-            self._told.forget(executable)
-            return None
-        self._paths.keep(executable, told)
-        return told
+        told = self._told.find(executable)
+        if told is not None and _lies_at(told, executable):
+            return self._paths.keep(executable, told)
+        self._told.forget(executable)  # also one that led nowhere: it was met first by a way that only its caller had
+        return None
 
 
 def _lies_at(path: str, executable: Executable) -> bool:

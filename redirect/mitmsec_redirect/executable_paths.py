@@ -44,7 +44,7 @@ class ExecutablePaths:
         return None if value is None else parse_path(value)
 
     def forget(self, executable: Executable) -> None:
-        """What `find` says is of no use here: the next who runs it may tell better."""
+        """What `find` says, or that it says nothing, is of no use: the next who runs it may tell better."""
         if self._paths is not None:
             self._paths.delete(executable.key())
 

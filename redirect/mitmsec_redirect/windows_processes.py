@@ -42,6 +42,7 @@ NEW_LIMIT = 200  # that one `refresh` meets: a millisecond each, under Wine
 SERVICES_S = 2.0  # how long an answer about services serves for processes that are older than it
 ANCESTORS_LIMIT = 5
 NOT_TOLD = 0  # stands for a pid that is not known
+NETWORK = "\\\\"  # how a path begins that may lead to another machine
 
 
 class Opened(Protocol):
@@ -258,11 +259,15 @@ class WindowsProcesses:
             life.signature = None if file is None else self._signers.begin(life.process.exe or "", file)
 
     def _file_of(self, life: _Life) -> int | None:
-        """The file that lies where the process says, if that has not been written or put there since it began."""
-        if life.process.exe is None or life.opened.has_ended():
+        """The file that lies where the process says, if that has not been written or put there since it began.
+
+        None of another machine's: whoever runs one would choose to whom we log on, and how long we wait for an answer.
+        """
+        exe = life.process.exe
+        if exe is None or exe.startswith(NETWORK) or life.opened.has_ended():
             return None
         try:
-            file = self._system.open_file(life.process.exe)
+            file = self._system.open_file(exe)
         except OSError:
             return None
         status = os.fstat(file)

@@ -161,7 +161,11 @@ class WindowsSystem:
         handle = ask(path, GENERIC_READ, SHARE_ALL, None, OPEN_EXISTING, 0, None)
         if handle == INVALID_HANDLE:
             raise OSError(f"{path} cannot be opened: error {self._libraries.last_error()}")
-        descriptor: int = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)  # type: ignore[attr-defined]
+        try:
+            descriptor: int = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)  # type: ignore[attr-defined]
+        except OSError:  # as many are open as may be
+            self._libraries.kernel32.CloseHandle(handle)
+            raise
         return descriptor
 
     def signer(self, path: str, descriptor: int) -> str | None:

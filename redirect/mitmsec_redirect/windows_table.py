@@ -67,9 +67,9 @@ class WindowsTable:
     def named(self, flow: Flow) -> Named | None:
         """Who made the flow's socket. UDP sockets name no remote, so of those by the local end. Raises OSError."""
         for one in self.sockets(flow.transport):
-            if one.local.port != flow.local.port or one.pid is None:
+            if one.pid is None or one.local.port != flow.local.port or not _is_at(one.local, flow.local):
                 continue
-            if one.remote == flow.remote or (one.transport is Transport.UDP and _is_at(one.local, flow.local)):
+            if one.remote == flow.remote or one.transport is Transport.UDP:
                 return self._named(one.pid, one.created_ns)
         return None
 

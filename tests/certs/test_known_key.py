@@ -106,3 +106,21 @@ OLD = (
 )
 def test_what_is_no_key_says_why(pem: bytes, why: str) -> None:
     assert (key_flaw("k.pem", pem, ()) or "").startswith(why)
+
+
+def of_no_known_kind(der: bytes) -> str:
+    """The certificate, with an algorithm of its key that nobody has registered."""
+    return ssl.DER_cert_to_PEM_cert(
+        der.replace(bytes.fromhex("06072a8648ce3d0201"), bytes.fromhex("06072a8648ce3d0263"))
+    )
+
+
+def test_a_key_of_a_kind_that_nobody_knows_is_told_where_it_is_the_services_and_else_not_looked_at() -> None:
+    leaf, issuer = certificates_in(CHAIN_PEM)
+    with pytest.raises(BadChain, match=r"c\.pem: the first certificate cannot be read: .*1\.2\.840\.10045\.2\.99"):
+        own_chain("c.pem", of_no_known_kind(leaf).encode())
+    pem = (ssl.DER_cert_to_PEM_cert(leaf) + of_no_known_kind(issuer)).encode()
+    assert key_flaw("k.pem", KEY_PEM, own_chain("c.pem", pem).chain) is None
+    other = CA.issue_cert("other.example").private_key_pem.bytes()
+    why = "k.pem does not belong to the certificate"
+    assert key_flaw("k.pem", other, own_chain("c.pem", pem).chain) == why

@@ -62,6 +62,19 @@ def test_every_mistake_is_told_at_its_key(text: str, pair: Pair, says: list[str]
     assert read(text, pair)[1] == says
 
 
+@pytest.mark.parametrize("inline", ["-----BEGIN PRIVATE KEY----- c2VjcmV0", '""c2Vj\ncmV0""'])
+def test_a_key_in_the_policy_itself_is_refused_without_being_quoted_or_kept(inline: str) -> None:
+    def asked(certificate: str, key: str) -> Pair:
+        raise AssertionError("no file is looked for")
+
+    text = f'name = "s"\ncertificate = "c.pem"\nkey = "{inline}"\n'
+    notes = Notes("p.toml", index(text))
+    context = Context(notes=notes, read_list=lambda name: "", inspectors=())
+    service = read_inbound(Table(tomllib.loads(text), (), notes), context, {}, asked)
+    assert [error.message for error in notes.errors] == ["the name of a file is wanted, not what is in it"]
+    assert (service.certificate, service.key) == ("c.pem", "")
+
+
 def test_a_certificate_without_names_is_fine_where_hosts_are_written() -> None:
     assert read(GOOD + 'host = ["a.example"]', Pair(chain=(b"leaf",)))[1] == []
 

@@ -8,18 +8,20 @@ import hashlib
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from engine_h2 import Origin
 from engine_world import NAME, Pages, Serve, Word, World, connected, curl, origin, trusting, world
 from msgspec.structs import replace
+from OpenSSL import SSL, crypto
 
 from mitmsec.audit.event import Outcome, SecretsSeen
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded
 from mitmsec.core.model import Direction, OnFinding
-from mitmsec.engine.services import Services
+from mitmsec.engine.services import Services, refusal
 
 CA = trustme.CA()
 LEAF = CA.create_child_ca().issue_cert(NAME)
@@ -174,6 +176,44 @@ def test_a_service_that_asks_for_the_peers_certificate_cannot_be_decrypted_and_s
     asyncio.run(main())
 
 
+def test_a_service_that_asks_for_it_only_later_is_not_told_that_the_peer_has_none() -> None:
+    """TLS 1.2, in a second handshake: the service goes without, or ends the connection."""
+    one, key = known()
+    service = Services([one], key).find("shop")
+    assert service is not None
+    client = service.session(NAME, sni=True, alpn=(), tls12=True)
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_session_id(b"shop")
+    context.set_options(SSL.OP_NO_TICKET)
+    context.use_certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, one.chain[0]).to_cryptography())
+    private: Any = crypto.load_privatekey(crypto.FILETYPE_PEM, key).to_cryptography_key()
+    context.use_privatekey(private)
+    server = SSL.Connection(context, None)
+    server.set_accept_state()
+
+    def exchanged() -> None:
+        for _ in range(4):
+            with contextlib.suppress(SSL.WantReadError):
+                server.recv(1)
+            with contextlib.suppress(SSL.WantReadError):
+                client.feed(server.bio_read(1 << 16))
+            if client.handshake():
+                client.read()
+            if ciphertext := client.outgoing():
+                server.bio_write(ciphertext)
+
+    exchanged()
+    server.set_verify(SSL.VERIFY_PEER, lambda *_: True)
+    assert server.renegotiate()
+    with contextlib.suppress(SSL.WantReadError):
+        server.do_handshake()
+    with contextlib.suppress(SSL.Error):  # the service's answer to the refusal
+        exchanged()
+    assert (server.total_renegotiations(), client.is_asked) == (1, False), "begun, and not gone along with"
+
+
 def test_without_the_services_key_nobody_is_shown_anything(tmp_path: Path) -> None:
     """Nor a certificate of ours: the gate has asked for none."""
 
@@ -196,3 +236,10 @@ def test_keys_belong_to_services_by_their_place() -> None:
     assert (one.name, two.name) == ("one", "two")
     assert services.find("") is services.find("three") is None
     assert Services([first[0]], b"").find("one") is None, "a worker that is given no keys reads nothing"
+
+
+def test_what_openssl_does_not_take_is_told_in_its_words() -> None:
+    one, key = known()
+    assert refusal(one, key) is None
+    assert refusal(one, known(OTHER)[1]) == "key values mismatch"
+    assert refusal(replace(one, chain=(b"x",)), key) == "not a certificate"

@@ -32,10 +32,11 @@ def caller_of(pid: int) -> Caller:
     return Caller(status.start_ticks * TICK_NS + 7, status.parent, 0, **file)
 
 
-def mark(noted: ExecutablePaths, executable: Executable, path: str) -> None:
+def mark(noted: ExecutablePaths, executable: Executable, path: str, *, rooted: bool = True) -> None:
     """As if a hook had noted that."""
     names = b"".join(os.fsencode(name) + b"\0" for name in reversed(path[1:].split("/")))
-    value = struct.pack("=II", PathState.DONE | PathState.ROOTED, len(names)) + names
+    state = PathState.DONE | (PathState.ROOTED if rooted else PathState(0))
+    value = struct.pack("=II", state, len(names)) + names
     elements = Map(noted.maps().paths, EXECUTABLE.size, path_records.VALUE_BYTES)
     elements.update(executable.key(), value.ljust(path_records.VALUE_BYTES, b"\0"))
 

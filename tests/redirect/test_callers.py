@@ -106,6 +106,8 @@ def test_a_file_that_nobody_was_seen_to_run_is_named_by_what_a_hook_noted_if_tha
         mark(noted, executable, CAT)
         assert known.path_of(caller) is None
         assert noted.find(executable) is None, "of no use, and given up"
+        mark(noted, executable, str(program), rooted=False)
+        assert known.path_of(caller) is None, "it ends below no root"
         mark(noted, executable, str(program))
         assert known.path_of(caller) == str(program)
         noted.forget(executable)

@@ -304,6 +304,22 @@ def test_who_mounts_its_own_program_over_another_is_not_taken_for_that(stage: St
     assert is_known(stage.who(program, "-c", CONNECTS), program), "elsewhere it is what it is"
 
 
+def test_who_runs_it_first_by_a_way_without_an_end_hides_nobody_who_runs_it_later(stage: Stage, program: Path) -> None:
+    deep = laid(program, *["f"] * 24, "program")
+    words = in_own_mounts(f"mount --bind {program} {deep}; exec {deep} -c '{CONNECTS}'")
+    assert is_unknown(stage.who(*words))
+    assert is_known(stage.who(program, "-c", CONNECTS), program)
+
+
+def test_a_link_of_ours_that_its_own_mounts_imitate_is_no_place_where_it_lies(stage: Stage, program: Path) -> None:
+    vendor = program.parent / "vendor"
+    vendor.mkdir()
+    (link := vendor / "current").symlink_to(program.parent)
+    mounts = f"mount -t tmpfs own {vendor}; mkdir {link}; mount --bind {program.parent} {link}"
+    words = in_own_mounts(f"{mounts}; exec {link}/program -c '{CONNECTS}'")
+    assert is_unknown(stage.who(*words, noted=link / "program"))
+
+
 def test_a_file_system_of_its_own_makes_nothing_true(stage: Stage, tmp_path: Path) -> None:
     decoy = tmp_path / "program"
     decoy.write_bytes(b"another")

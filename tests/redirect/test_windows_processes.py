@@ -336,6 +336,17 @@ def test_what_cannot_be_opened_has_no_hash(machine: Machine, table: WindowsProce
     assert table.whose(7, 0, "").sha256.result(timeout=0) is None  # type: ignore[union-attr]
 
 
+def test_another_machine_is_not_asked_for_its_file(machine: Machine, table: WindowsProcesses, program: Path) -> None:
+    """We would log on there, as whoever we are."""
+    path = "\\\\203.0.113.9\\share\\x.exe"
+    machine.files[path] = program
+    machine.begins(7, path=path)
+    owner = table.whose(7, 0, "")
+    assert owner.process.exe == path
+    assert owner.sha256 is not None
+    assert owner.sha256.result(timeout=30) is None
+
+
 def test_who_has_ended_may_have_had_another_file(machine: Machine, table: WindowsProcesses, program: Path) -> None:
     machine.begins(7, path="C:\\x.exe")
     table.refresh()

@@ -221,12 +221,15 @@ def test_a_file_is_opened_so_that_others_may_do_what_they_like(monkeypatch: pyte
         @staticmethod
         def open_osfhandle(handle: int, flags: int) -> int:
             assert (handle, flags) == (5, os.O_RDONLY | 0x8000)
+            if is_full:
+                raise OSError(24, "Too many open files")
             return 6
 
         @staticmethod
         def get_osfhandle(descriptor: int) -> int:
             return descriptor - 1
 
+    is_full = False
     monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
     monkeypatch.setattr(os, "O_BINARY", 0x8000, raising=False)
     assert system(Dlls()).open_file("C:\\x.exe") == 6
@@ -234,6 +237,10 @@ def test_a_file_is_opened_so_that_others_may_do_what_they_like(monkeypatch: pyte
     assert system(Dlls()).signer("C:\\x.exe", 6) == "CN=C:\\x.exe 5", "asked by its handle"
     with pytest.raises(OSError, match=r"gone\.exe cannot be opened: error 2"):
         system(Dlls(error=2)).open_file("C:\\gone.exe")
+    is_full, dlls = True, Dlls()
+    with pytest.raises(OSError, match="Too many"):
+        system(dlls).open_file("C:\\x.exe")
+    assert dlls.closed == [5]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it is there")

@@ -74,6 +74,13 @@ def test_the_owner_of_a_connection_is_who_has_both_of_its_ends() -> None:
     assert table.owner_of(flow(Endpoint.of("192.0.2.1", 50001))) is None
 
 
+def test_of_two_connections_from_one_port_each_is_told_by_its_own_address() -> None:
+    """Who binds another address of the machine may have the same port, and call the same remote."""
+    other = Endpoint.of("192.0.2.7", HERE.port)
+    table = WindowsTable(Iphlpapi([tcp(other, THERE, 4), tcp(HERE, THERE, 3)]))
+    assert (table.owner_of(flow()), table.owner_of(flow(other))) == (3, 4)
+
+
 @pytest.mark.parametrize(
     ("began_ns", "named"),
     [(10**18, Named(3, Confidence.TABLE)), (10**18 + 10**9, None), (None, Named(3, Confidence.INFERRED))],

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from mitmsec.core.inbound_section import Pair
 from mitmsec.service.known_keys import CHAIN_LIMIT_BYTES, KEY_LIMIT_BYTES, KnownKeys, apart
@@ -56,6 +61,20 @@ def test_a_key_of_another_certificate_is_refused(tmp_path: Path, keys: KnownKeys
     lay(tmp_path, "a")
     lay(tmp_path, "b")
     assert flaws(keys.pair("a.pem", "b.key")) == (None, "b.key does not belong to the certificate")
+
+
+def test_a_key_with_which_openssl_would_not_serve_is_refused_before_a_run_begins(
+    tmp_path: Path, keys: KnownKeys
+) -> None:
+    key, now = rsa.generate_private_key(65537, 1024), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a.example")])
+    begun = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    (tmp_path / "a.pem").write_bytes(begun.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    clear = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "a.key").touch(0o600)
+    (tmp_path / "a.key").write_bytes(clear)
+    why = "a.key and the certificate cannot be used for TLS: ee key too small"
+    assert flaws(keys.pair("a.pem", "a.key")) == (None, why)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o622])
