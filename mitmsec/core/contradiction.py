@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from mitmsec.core.model import Action, Direction, OnFinding, Value
+from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
     host_covers,
@@ -61,6 +61,18 @@ def without_key(policy: Policy) -> Iterator[Contradiction]:
             yield Contradiction(rule=number, key="action", message=f"{_NO_KEY}; add one, with certificate and key")
         elif not any(service.may_be_for(merged(rule.port)) for service in policy.services):
             yield Contradiction(rule=number, key="port", message="no [[inbound]] is for any of these ports")
+
+
+def escapes(policy: Policy) -> list[str]:
+    """A sentence for each rule whose findings are to block, and which a peer can have passed by, as it likes."""
+    if policy.on_failure is OnFailure.CLOSED:
+        return []
+    return [
+        f'rule "{rule.name}" blocks what is found, but a peer that shows no name, or one of no [[inbound]], is relayed '
+        'unread: on_failure = "closed" would reset it'
+        for rule in policy.rules
+        if rule.direction is Direction.INBOUND and rule.action is Action.DECRYPT and rule.on_finding is OnFinding.BLOCK
+    ]
 
 
 _NO_KEY = "there is no [[inbound]] whose key could decrypt what comes in"

@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.core.contradiction import escapes
 from mitmsec.core.explain import Explanation, Tried, explain
 from mitmsec.core.known_service import doubts
 from mitmsec.core.model import Decision, Direction, Endpoint, ParentProcess, Process
@@ -287,7 +288,8 @@ def _counts(loaded: Policy) -> dict[str, int]:
 
 
 def _doubts(loaded: Policy) -> list[str]:
-    return udp_limits(loaded) + doubts(loaded.services, int(time.time()), are_used=loaded.decrypts_inbound)
+    of_services = doubts(loaded.services, int(time.time()), are_used=loaded.decrypts_inbound)
+    return udp_limits(loaded) + of_services + escapes(loaded)
 
 
 def _tell(story: Explanation, host: str | None) -> None:

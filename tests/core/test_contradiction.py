@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import policies
 import pytest
 from hypothesis import given
 
-from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.contradiction import escapes, impossible_defaults, impossible_pairs, never_matching, without_key
 from mitmsec.core.known_service import KnownService
-from mitmsec.core.model import Action, Direction, Endpoint, OnFinding, Process
+from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
 
 
@@ -136,3 +137,21 @@ def test_defaults_for_what_comes_in_need_a_key_too_and_take_inspectors() -> None
     assert (found.rule, found.key) == (None, "inbound")
     assert list(impossible_defaults(policy)) == []
     assert list(without_key(Policy(inbound=Action.DECRYPT, services=(WEB,)))) == []
+
+
+@pytest.mark.parametrize(
+    ("differs", "on_failure", "told"),
+    [
+        ({}, OnFailure.OPEN, ["in"]),
+        ({}, OnFailure.CLOSED, []),
+        ({"on_finding": OnFinding.ALERT}, OnFailure.OPEN, []),
+        ({"direction": Direction.OUTBOUND}, OnFailure.OPEN, []),
+        ({"action": Action.BLOCK}, OnFailure.OPEN, []),
+    ],
+)
+def test_a_peer_that_can_pass_by_what_blocks_is_told_of(
+    differs: dict[str, object], on_failure: OnFailure, told: list[str]
+) -> None:
+    blocks = Rule(name="in", action=Action.DECRYPT, direction=Direction.INBOUND, on_finding=OnFinding.BLOCK)
+    policy = Policy(rules=(msgspec.structs.replace(blocks, **differs),), on_failure=on_failure)
+    assert [sentence.split('"')[1] for sentence in escapes(policy)] == told
