@@ -130,8 +130,8 @@ class Backbone:
 
     @property
     def children(self) -> list[ChildProcess]:
-        """Signer and recorder, as far as they run."""
-        return [child for child in (self._recorder, self._signer) if child is not None]
+        """Signer, recorder and the worker that waits, as far as they run."""
+        return [child for child in (self._recorder, self._signer, self._worker) if child is not None]
 
     # -- what a session asks for ---------------------------------------------------------------------------------------
     def begun_worker(self) -> ChildProcess:

@@ -21,6 +21,7 @@ from mitmsec.service import control
 from mitmsec_redirect import bpf
 
 pytestmark = pytest.mark.root
+ROLES = ("supervisor", "signer", "recorder", "gate", "worker", "front-end")
 
 
 def spellings(key: ec.EllipticCurvePrivateKey) -> list[bytes]:
@@ -52,10 +53,10 @@ def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitm
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         needles = spellings(key)
         status = program.status()
-        found = {role: holds(pid, needles) for role, pid, _ in status.processes}
-        found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(program.run.pid, needles)}
+        found = {(role, holds(pid, needles)) for role, pid, _ in status.processes}
+        found |= {("supervisor", holds(status.supervisor, needles)), ("front-end", holds(program.run.pid, needles))}
         program.end()
-    assert found == {"signer": True} | dict.fromkeys(("recorder", "gate", "worker", "supervisor", "front-end"), False)
+    assert found == {(role, role == "signer") for role in ROLES}
 
 
 def test_a_services_key_is_in_the_worker_and_nowhere_else(network: Network, mitmsec: Mitmsec) -> None:
@@ -66,9 +67,9 @@ def test_a_services_key_is_in_the_worker_and_nowhere_else(network: Network, mitm
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         needles = spellings(key)
         status = status_of(mitmsec)
-        found = {role: holds(pid, needles) for role, pid, _ in status.processes}
-        found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(shop.run.pid, needles)}
-    assert found == {"worker": True} | dict.fromkeys(("recorder", "gate", "signer", "supervisor", "front-end"), False)
+        found = {(role, holds(pid, needles)) for role, pid, _ in status.processes}
+        found |= {("supervisor", holds(status.supervisor, needles)), ("front-end", holds(shop.run.pid, needles))}
+    assert found == {(role, role == "worker") for role in ROLES}
 
 
 ELSEWHERE = {
