@@ -5,6 +5,8 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1 mitmsec certs redirect 
 PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
 SECONDS := 60
+# Many tests wait for a process to start or to die, so one more than there are cores.
+PARALLEL = -n $$(( $$(nproc) + 1 )) --dist worksteal
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables
 
 .PHONY: help demo test wheel wine lint format fuzz bench bench-attribution bench-redirect clean
@@ -19,13 +21,13 @@ demo: $(BIN)/.run ## set up, then a tour of everything in under 20 seconds (root
 test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for what touches the kernel)
 	@tools/packages $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory lint
-	@$(BIN)/pytest -q
+	@$(BIN)/pytest -q $(PARALLEL)
 
 wheel: $(BIN)/.dev ## the suite against the built wheel, in an environment of its own; PYTHON names another Python
 	@tools/packages $(TEST_PACKAGES)
-	@tools/wheel-test
+	@tools/wheel-test $(PARALLEL)
 
-wine: $(BIN)/.dev ## the real WinDivert.dll under Wine, so that the suite has it compile every filter (root; 700 MB, a minute)
+wine: $(BIN)/.dev ## the real WinDivert.dll and a Windows Python under Wine, for the suite (root; 700 MB, a minute)
 	@tools/packages wine:wine
 	@tools/windivert-under-wine .venv/wine $(BIN)/pip
 

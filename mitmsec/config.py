@@ -16,11 +16,11 @@ import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
+from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
 from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
 from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
 from mitmsec.core.policyfile import (
-    LATER_INBOUND,
     Context,
     read_application,
     read_inspect,
@@ -74,6 +74,7 @@ def load_policy_and_text(
     inspectors: Collection[str] = KNOWN_INSPECTORS,
     unusable: Unusable = nothing_unusable,
     no_roots: NoRoots = no_certificate,
+    pair: ReadPair = unread_pair,
 ) -> tuple[Policy, str]:
     """As load_policy, with exactly the text that the policy was made of (for its hash).
 
@@ -87,6 +88,7 @@ def load_policy_and_text(
         inspectors=inspectors,
         unusable=unusable,
         no_roots=no_roots,
+        pair=pair,
     )
     return policy, text
 
@@ -133,34 +135,37 @@ def parse_policy(
     inspectors: Collection[str] = KNOWN_INSPECTORS,
     unusable: Unusable = nothing_unusable,
     no_roots: NoRoots = no_certificate,
+    pair: ReadPair = unread_pair,
 ) -> Policy:
     """The policy that `text` is. Raises PolicyErrors with all errors.
 
     `file` stands in the errors. `read_list` gives the text of a file that the policy names, as it is written there
     (relative to the policy file); what it raises as OSError or ValueError becomes an error of the policy.
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
-    `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in.
+    `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in,
+    and with it `pair`, which reads the files of an `[[inbound]]`.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     document = _document(text, file)
     notes = Notes(file, index(text))
     context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable)
-    policy = _policy(Table(document, (), notes), context, no_roots)
+    policy = _policy(Table(document, (), notes), context, no_roots, pair)
     if notes.errors:
         raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))
     return policy
 
 
-def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
+def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) -> Policy:
     """Sections in the order in which they need each other; the errors come out in the order of the file anyway."""
     _version(root)
     read_inspectors(root.table("inspector"), context)
     defaults = root.table("defaults")
     applications = tuple([read_application(table, context) for table in root.tables("application")])
     rules, sound = _rules(root, context)
+    taken: dict[str, int] = {}
     policy = Policy(
         action=defaults.choice("action", Action, Action.DECRYPT) or Action.DECRYPT,
-        inbound=defaults.choice("inbound", Action, Action.BYPASS, LATER_INBOUND) or Action.BYPASS,
+        inbound=defaults.choice("inbound", Action, Action.BYPASS) or Action.BYPASS,
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
         quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
         unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,
@@ -171,6 +176,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots) -> Policy:
         rules=rules,
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
+        services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
     )
     defaults.close()
     root.close()
@@ -212,8 +218,9 @@ def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) ->
     if not notes.errors:
         for found in impossible_defaults(policy):
             notes.add(("defaults", found.key), found.message)
-    for found in (*impossible_pairs(policy), *never_matching(policy, sound)):
-        notes.add(("rule", found.rule or 0, *([found.key] if found.key else [])), found.message)
+    for found in (*impossible_pairs(policy), *without_key(policy), *never_matching(policy, sound)):
+        where = ("defaults",) if found.rule is None else ("rule", found.rule)
+        notes.add((*where, *([found.key] if found.key else [])), found.message)
 
 
 def _document(text: str, file: str) -> dict[str, object]:

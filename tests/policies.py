@@ -19,7 +19,7 @@ OTHER_CURL = Process(pid=13, exe="/usr/bin/curl", name="curl", user="root")  # d
 APPLICATIONS = (
     Application(name="browsers", path=("/usr/lib/firefox/*",), children=True),
     Application(name="root's", user=("root",)),
-    Application(name="web", service=("nginx.*",)),
+    Application(name="web", service=("nginx.*", "windows:W3SVC")),
     Application(name="boxes", container=("cd" * 6, "podman:*")),
     Application(name="those", pid=(7, 13), children=True),
 )

@@ -6,12 +6,14 @@ import os
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec import config
 from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
+from mitmsec.core.inbound_section import Pair
 from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
 from mitmsec.core.policy import Policy
 
@@ -262,5 +264,45 @@ def test_the_defaults_say_what_becomes_of_incoming_connections() -> None:
         return parse_policy(f"version = 1\n[defaults]\n{defaults}", file="p", read_list=str)
 
     assert read("").inbound is read('inbound = "bypass"').inbound is Action.BYPASS
-    with pytest.raises(PolicyErrors, match='"decrypt" is not supported by this version'):
+    with pytest.raises(PolicyErrors, match=r"defaults.inbound: there is no \[\[inbound\]\] whose key could decrypt"):
         read('inbound = "decrypt"')
+
+
+INBOUND = """
+version = 1
+[defaults]
+inbound = "decrypt"
+inspect = ["keywords"]
+[inspector.keywords]
+words = ["Adler"]
+[[inbound]]
+name = "shop"
+certificate = "tls/shop.pem"
+key = "tls/shop.key"
+"""
+
+
+def test_services_are_in_the_policy_with_what_their_files_hold() -> None:
+    asked = []
+
+    def pair(certificate: str, key: str) -> Pair:
+        asked.append((certificate, key))
+        return Pair(names=("shop.example",), chain=(b"leaf",), sha256="ab", key_bytes=9)
+
+    policy = parse_policy(INBOUND, file="p", read_list=str, pair=pair)
+    assert asked == [("tls/shop.pem", "tls/shop.key")]
+    (service,) = policy.services
+    assert (service.names, service.sha256, service.key_bytes) == (("shop.example",), "ab", 9)
+    assert msgspec.json.decode(msgspec.json.encode(policy), type=Policy) == policy
+
+
+def test_flaws_of_services_stand_among_the_others_with_line_and_name() -> None:
+    text = INBOUND + 'prot = [1]\n[[inbound]]\nname = "shop"\ncertificate = "b"\nkey = "b"\n'
+    with pytest.raises(PolicyErrors) as caught:
+        parse_policy(text, file="p", read_list=str, pair=lambda *_: Pair(key_flaw="k is none"))
+    assert str(caught.value).splitlines() == [
+        'p:11: inbound "shop": key: k is none',
+        'p:12: inbound "shop": prot: unknown key; did you mean "port"?',
+        'p:14: inbound "shop": name: the name "shop" is taken since line 9',
+        'p:16: inbound "shop": key: k is none',
+    ]

@@ -33,7 +33,6 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
-    "mitmsec/service/backbone.py": "composition root; tests/end_to_end/test_deaths.py",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
@@ -48,6 +47,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
+    "redirect/mitmsec_redirect/served_steps.py": "instructions; tests/redirect/test_steering.py",
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {
@@ -200,7 +200,7 @@ def policy_keys() -> set[str]:
     """The keys that the policy's reader asks its tables for."""
     readers = {"choice", "flag", "items", "raw", "table", "tables", "text", "texts"}
     keys = set()
-    for path in (ROOT / "mitmsec/core/policyfile.py", ROOT / "mitmsec/config.py"):
+    for path in (ROOT / f"mitmsec/{name}.py" for name in ("core/policyfile", "core/inbound_section", "config")):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(key)), *_]) if (

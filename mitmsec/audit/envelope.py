@@ -26,12 +26,13 @@ from mitmsec.audit.event import (
     Seen,
     ServiceSeen,
 )
-from mitmsec.core.model import Process
+from mitmsec.core.model import Direction, Process
 
 ENVELOPE_LIMIT_BYTES = 60_000  # an entry of a tiled log has a 16-bit length
 CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in characters, longest list
 
 Fields = dict[str, Any]
+WINDOWS_FACTS = frozenset({"package", "services", "signer", "unread"})
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
@@ -92,22 +93,28 @@ def _clipped(value: Any, text_limit: int, list_limit: int) -> Any:
 
 
 # --- from what was seen to the fields of an event ---------------------------------------------------------------------
-def fields_of(seen: Seen, owner: Process | None = None, host: str | None = None) -> tuple[Kind, Fields]:
+def fields_of(
+    seen: Seen,
+    owner: Process | None = None,
+    host: str | None = None,
+    direction: Direction = Direction.OUTBOUND,
+) -> tuple[Kind, Fields]:
     """The kind of event that `seen` is, and the fields it has beside the common ones.
 
-    `owner` and `host` are the flow's, as its gate told them, for a producer that only knows the flow's id.
+    `owner`, `host` and `direction` are the flow's, as its gate told them, for a producer that only knows its id.
     """
     match seen:
         case ConnectionSeen():
             return Kind.CONNECTION, _connection(seen)
         case RequestSeen():
-            return Kind.REQUEST, _owned(_without_none(_renamed(_plain(seen)), "outcome", "answered_by"), owner, host)
+            request = _without_none(_renamed(_plain(seen)), "outcome", "answered_by")
+            return Kind.REQUEST, _directed(_owned(request, owner, host), direction)
         case FindingSeen():
-            return Kind.FINDING, _owned(_finding(seen), owner, host)
+            return Kind.FINDING, _directed(_owned(_finding(seen), owner, host), direction)
         case CertificateSeen():
             return Kind.CERTIFICATE, _without_none(_renamed(_plain(seen)), "flaw")
         case PolicySeen():
-            return Kind.POLICY, _plain(seen)
+            return Kind.POLICY, {key: value for key, value in _plain(seen).items() if key != "certificates" or value}
         case CaSeen():
             return Kind.CA, _plain(seen)
         case ServiceSeen():
@@ -151,8 +158,9 @@ def _connection(seen: ConnectionSeen) -> Fields:
     plain = _plain(seen)
     fields = {
         key: plain[key]
-        for key in ("process", "direction", "protocol", "action", "rule", "reason", "duration_ms", "tls", "outcome")
+        for key in ("direction", "protocol", "action", "rule", "reason", "duration_ms", "tls", "outcome")
     }
+    fields["process"] = _process(seen.process)
     fields["connection"] = seen.flow
     fields["local"] = {"address": seen.local.address, "port": seen.local.port}
     fields["remote"] = {"address": seen.remote.address, "port": seen.remote.port, "host": seen.host}
@@ -183,7 +191,17 @@ def _fault(seen: FaultSeen, owner: Process | None, host: str | None) -> Fields:
 
 
 def _owned(fields: Fields, owner: Process | None, host: str | None) -> Fields:
-    return {**fields, "process": None if owner is None else _plain(owner), "host": host}
+    return {**fields, "process": None if owner is None else _process(owner), "host": host}
+
+
+def _process(process: Process) -> Fields:
+    """Without Windows' own facts where there are none."""
+    return {key: item for key, item in _plain(process).items() if item or key not in WINDOWS_FACTS}
+
+
+def _directed(fields: Fields, direction: Direction) -> Fields:
+    """Only of a flow that came in it is said."""
+    return {**fields, "direction": direction.value} if direction is Direction.INBOUND else fields
 
 
 def _plain(value: msgspec.Struct) -> Fields:

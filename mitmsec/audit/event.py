@@ -68,6 +68,7 @@ class FlowHanded(Seen, frozen=True):
     host: str | None
     local: Endpoint | None = None  # with `remote`, where the flow is captured: the worker's pieces do not say
     remote: Endpoint | None = None
+    direction: Direction = Direction.OUTBOUND
 
 
 class ConnectionSeen(Seen, frozen=True):
@@ -156,6 +157,7 @@ class PolicySeen(Seen, frozen=True):
     sha256: str
     rules: int
     on_failure: str
+    certificates: tuple[str, ...] = ()  # SHA-256, hex, of those of its services; their keys are on no record
 
 
 class CaSeen(Seen, frozen=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from mitmsec.core.model import Endpoint, Process
+from mitmsec.core.model import Direction, Endpoint, Process
 
 FLOWS_LIMIT = 65_536
 LINGER_S = 60.0  # for how long a flow that has ended may still be spoken about
@@ -28,6 +28,7 @@ class Flow:
     host: str | None
     local: Endpoint | None = None
     remote: Endpoint | None = None
+    direction: Direction = Direction.OUTBOUND
 
 
 class Flows:

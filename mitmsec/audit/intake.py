@@ -181,12 +181,13 @@ class Intake:
             return Aside(flow) if seen.process is None else Refused("BytesSeen that names a process")
         if isinstance(seen, SecretsSeen):
             return Aside(flow)
-        return Admitted(*fields_of(seen, flow.process, flow.host), session=source.session)
+        return Admitted(*fields_of(seen, flow.process, flow.host, flow.direction), session=source.session)
 
     def _of_gate(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         match seen:
             case FlowHanded():
-                flow = Flow(seen.flow, source.session, seen.worker, seen.process, seen.host, seen.local, seen.remote)
+                ends = (seen.local, seen.remote, seen.direction)
+                flow = Flow(seen.flow, source.session, seen.worker, seen.process, seen.host, *ends)
                 return Aside(flow) if self.flows.handed(flow) else Refused("FlowHanded of another session's flow")
             case BytesSeen():
                 return Aside()

@@ -21,6 +21,9 @@ def full(process: Process, said: str = "") -> str:
         ("parent", _parent(process)),
         ("unit", process.unit),
         ("container", process.container),
+        ("services", ", ".join(process.services) or None),
+        ("package", process.package),
+        ("signer", process.signer),
         ("owner found by", f"{process.source} ({process.confidence.value})"),
     ]
     lines = [f"{key}: {one_line(value)}" for key, value in pairs if value is not None]

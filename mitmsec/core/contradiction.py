@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from mitmsec.core.model import Action, OnFinding, Value
+from mitmsec.core.model import Action, Direction, OnFinding, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
     host_covers,
@@ -28,7 +28,7 @@ class Contradiction(Value, frozen=True):
 
 def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
     """Settings of the defaults that no rule and no default could ever use."""
-    inherits = policy.action is Action.DECRYPT or any(
+    inherits = Action.DECRYPT in (policy.action, policy.inbound) or any(
         rule.action is Action.DECRYPT and rule.inspect is None for rule in policy.rules
     )
     if policy.inspect and not inherits:
@@ -48,6 +48,22 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+
+
+def without_key(policy: Policy) -> Iterator[Contradiction]:
+    """What is to be decrypted of connections that come in, and for which no service's key can be had."""
+    if policy.inbound is Action.DECRYPT and not policy.services:
+        yield Contradiction(rule=None, key="inbound", message=f"{_NO_KEY}; add one, with certificate and key")
+    for number, rule in enumerate(policy.rules):
+        if rule.direction is not Direction.INBOUND or rule.action is not Action.DECRYPT:
+            continue
+        if not policy.services:
+            yield Contradiction(rule=number, key="action", message=f"{_NO_KEY}; add one, with certificate and key")
+        elif not any(service.may_be_for(merged(rule.port)) for service in policy.services):
+            yield Contradiction(rule=number, key="port", message="no [[inbound]] is for any of these ports")
+
+
+_NO_KEY = "there is no [[inbound]] whose key could decrypt what comes in"
 
 
 def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradiction]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
+from mitmsec.core.policytest import called
 from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+from mitmsec.core.units import WINDOWS_SERVICE
 
 
 class Checked(Value, frozen=True):
@@ -45,7 +47,10 @@ def explain(
     name: str | None,
     direction: Direction = Direction.OUTBOUND,
 ) -> Explanation:
-    """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds."""
+    """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds.
+
+    One that comes in is taken for TLS.
+    """
     tried: list[Tried] = []
     decider: Rule | None = None
     for rule in policy.rules:
@@ -55,11 +60,12 @@ def explain(
         if decided:
             decider = rule
         tried.append(Tried(rule=rule.name, accepts=accepts, decided=decided, conditions=conditions))
-    return Explanation(
-        decision=policy.decided_by(decider, direction),
-        needs_name=policy.at_connect(process, remote, direction) is None,
-        tried=tuple(tried),
-    )
+    decision = policy.decided_by(decider, direction)
+    needs_name = policy.at_connect(process, remote, direction) is None
+    if direction is Direction.INBOUND:
+        needs_name = needs_name or decision.action is Action.DECRYPT
+        decision = policy.with_key(decision, called(remote), name)
+    return Explanation(decision=decision, needs_name=needs_name, tried=tuple(tried))
 
 
 def _direction(rule: Rule, direction: Direction) -> Iterator[Checked]:
@@ -101,12 +107,18 @@ def _lacks(policy: Policy, entry: str, process: Process) -> str:
         "process_name": process.name,
         "user": process.user,
         "sha256": process.sha256,
-        "service": process.unit,
+        "service": ", ".join(_services(process)) or None,
+        "signer": process.signer,
         "container": process.container,
         "pid": None if process.pid == NO_PID else str(process.pid),
     }
     lacks = [_lack(key, has[key], tuple(map(str, getattr(wants, key)))) for key, answer in answers if not answer]
     return f" ({'; '.join(lacks)})"
+
+
+def _services(process: Process) -> tuple[str, ...]:
+    own = () if process.unit is None else (process.unit,)
+    return (*own, *(WINDOWS_SERVICE + service for service in process.services))
 
 
 def _lack(key: str, has: str | None, wants: tuple[str, ...]) -> str:

@@ -111,7 +111,8 @@ class Matcher:
         exe = (process.exe, process.claimed_exe is None)
         cgroup = (process.unit, process.container)
         pids = lineage(process) if self._asks_pid else ()
-        key = (exe, process.name, process.user, process.sha256, cgroup, pids, parent, process.confidence)
+        windows = (process.services, process.signer, process.unread)
+        key = (exe, process.name, process.user, process.sha256, cgroup, windows, pids, parent, process.confidence)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:

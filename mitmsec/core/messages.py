@@ -271,7 +271,8 @@ class MintAnswer(Message, frozen=True):
 
 # --- supervisor → worker ----------------------------------------------------------------------------------------------
 class WorkerSettings(Message, frozen=True):
-    """fds, in this order: gate channel, signer channel, recorder channel, upstream roots (memfd, PEM)."""
+    """fds, in this order: gate channel, signer channel, recorder channel, upstream roots (memfd, PEM), the policy
+    (memfd) where `inspectors` are in it, the keys of its services (memfd) where it decrypts what comes in."""
 
     session: str
     worker: int
@@ -297,6 +298,7 @@ class HandOver(Message, frozen=True):
     origin: Endpoint
     client: Endpoint
     decision: Decision
+    direction: Direction = Direction.OUTBOUND
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
 
 

@@ -83,6 +83,14 @@ class Confidence(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Fact(StrEnum):
+    """What only Windows knows of a process, and may take a while to be found out."""
+
+    PACKAGE = "package"
+    SERVICES = "services"
+    SIGNER = "signer"
+
+
 class Endpoint(Value, frozen=True, order=True, array_like=True):
     """One side of a flow. `address` is canonical text; a v4-mapped address is written as IPv4."""
 
@@ -131,7 +139,10 @@ class ParentProcess(Value, frozen=True):
 
 
 class Process(Value, frozen=True):
-    """Who owns a flow. Fields that could not be read are None, never guessed."""
+    """Who owns a flow. Fields that could not be read are None, never guessed.
+
+    Of Windows' own facts, what is not among `unread` and yet None or empty, the process has not: on Linux none of them.
+    """
 
     pid: int
     started: str | None = None  # RFC 3339, UTC
@@ -143,6 +154,10 @@ class Process(Value, frozen=True):
     parent: ParentProcess | None = None
     unit: str | None = None  # systemd's; of a user's own manager behind its name: user@1000.service/app.service
     container: str | None = None  # runtime:id, likewise
+    services: tuple[str, ...] = ()  # Windows' that run in it
+    package: str | None = None  # the full name of its AppX or MSIX package
+    signer: str | None = None  # the subject of the certificate that signed its executable, which Windows trusts
+    unread: tuple[Fact, ...] = ()
     source: str = "connect_hook"
     confidence: Confidence = Confidence.UNKNOWN
 
@@ -156,6 +171,7 @@ class Decision(Value, frozen=True):
     inspect: tuple[str, ...] = ()
     on_finding: OnFinding = OnFinding.ALERT
     upstream: Upstream = Upstream.MIRROR
+    service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 
 
 class Severity(StrEnum):

@@ -4,7 +4,8 @@
     at_hello    … and the name, if there is one → the decision
 
 Each is asked about one direction, and answered by its rules alone. Of a connection that comes in, the process is who
-listens, and `remote` the peer's address with the port of the service.
+listens, and `remote` the peer's address with the port of the service. What is decrypted of those that come in is asked
+once more, as soon as TLS is seen (`with_key`): it takes the key of a service.
 
 `at_connect` answers only what `at_hello` would answer for every name and for none, so an early answer is never another
 answer. Same rule is same answer; two rules are two answers, whatever their actions.
@@ -16,6 +17,7 @@ from functools import cached_property
 
 from msgspec.structs import replace
 
+from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.matcher import Matcher
 from mitmsec.core.model import (
     Action,
@@ -61,12 +63,22 @@ class Policy(Value, frozen=True, dict=True):
     tests: tuple[PolicyTest, ...] = ()
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What each configured inspector looks for."""
+    services: tuple[KnownService, ...] = ()
+    """Those whose key is known, for connections that come in."""
 
     @property
     def governs_inbound(self) -> bool:
         """Whether anything may become of a connection that comes in, but that it does: the gate must have it then."""
-        actions = {rule.action for rule in self.rules if rule.direction is Direction.INBOUND}
-        return not actions.union({self.inbound}) <= {Action.BYPASS}
+        return not self._inbound_actions <= {Action.BYPASS}
+
+    @property
+    def decrypts_inbound(self) -> bool:
+        """Whether any that comes in may be decrypted: the workers must have the services' keys then."""
+        return Action.DECRYPT in self._inbound_actions
+
+    @property
+    def _inbound_actions(self) -> set[Action]:
+        return {self.inbound, *(rule.action for rule in self.rules if rule.direction is Direction.INBOUND)}
 
     def can_judge(self, process: Process, direction: Direction = Direction.OUTBOUND) -> bool:
         """Whether everything is known about `process` that its rules ask.
@@ -103,6 +115,23 @@ class Policy(Value, frozen=True, dict=True):
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
         return self._decision(number, direction)
+
+    def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision:
+        """`decision` about a connection that came in to `called`, once it is known to be TLS.
+
+        Where it is to be decrypted, the decision names the service whose key does it. Without one for this port and
+        name it is not decrypted: `on_failure` decides between bypass and block.
+        """
+        if decision.action is not Action.DECRYPT:
+            return decision
+        service = service_for(self.services, called.port, name or called.address)
+        if service is not None:
+            return replace(decision, service=service.name)
+        whom = name or "a peer that names no host"
+        reason = f"{decision.reason}; no [[inbound]] is for {whom} on port {called.port}"
+        if self.on_failure is OnFailure.CLOSED:
+            return replace(decision, action=Action.BLOCK, reason=f'{reason}, and on_failure = "closed"', inspect=())
+        return replace(decision, action=Action.BYPASS, reason=f"{reason}, so it is relayed unread", inspect=())
 
     def decided_by(self, rule: Rule | None, direction: Direction = Direction.OUTBOUND) -> Decision:
         """What `rule` says, or the defaults (None) for this direction."""

@@ -12,15 +12,13 @@ from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.selector import is_path
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
-from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, unit_mistake
+from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_APPLICATION = ("signer",)
 LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
-LATER_INBOUND = ("decrypt",)
 LATER_ON_FINDING = ("quarantine", "redact")
 LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
-CRITERIA = ("path", "process_name", "user", "sha256", "service", "container", "pid")
+CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
 PID_MAX = 0xFFFF_FFFF  # of Windows; Linux has no pid beyond 4194304
 
@@ -114,25 +112,26 @@ def read_application(table: Table, context: Context) -> Application:
         process_name=tuple(text for _, text in table.texts("process_name")),
         user=tuple(text for _, text in table.texts("user")),
         sha256=tuple(_sha256(table, place, text) for place, text in table.texts("sha256")),
-        service=tuple(_unit(table, place, text) for place, text in table.texts("service")),
+        service=tuple(_service(table, place, text) for place, text in table.texts("service")),
+        signer=tuple(text for _, text in table.texts("signer")),
         container=tuple(_container(table, place, text) for place, text in table.texts("container")),
         pid=_pids(table),
         children=table.flag("children"),
     )
-    if not any(key in table for key in (*CRITERIA, *LATER_APPLICATION)):
+    if not any(key in table for key in CRITERIA):
         table.note(f"selects nothing: give {', '.join(CRITERIA[:-1])} or {CRITERIA[-1]}")
     if application.children and not _has_heirs(application):
         table.note(
-            "of a parent only path and pid are known: children needs path or pid, without process_name and sha256",
+            "of a parent only path and pid are known: children needs one of these, no process_name, sha256 or signer",
             "children",
         )
-    table.close(later=LATER_APPLICATION)
+    table.close()
     return application
 
 
 def _has_heirs(application: Application) -> bool:
     is_known_of_parents = bool(application.path or application.pid)
-    return is_known_of_parents and not application.process_name and not application.sha256
+    return is_known_of_parents and not (application.process_name or application.sha256 or application.signer)
 
 
 def _path(table: Table, place: int, glob: str) -> str:
@@ -147,8 +146,8 @@ def _sha256(table: Table, place: int, text: str) -> str:
     return text.lower()
 
 
-def _unit(table: Table, place: int, text: str) -> str:
-    if not is_glob(text) and (why := unit_mistake(text)) is not None:
+def _service(table: Table, place: int, text: str) -> str:
+    if not is_glob(text) and (why := service_mistake(text)) is not None:
         table.note(why, "service", place)
     return text
 
@@ -180,16 +179,15 @@ def read_rule(table: Table, context: Context) -> Rule:
     if name == DEFAULTS:
         table.note(f'"{DEFAULTS}" stands for the [defaults] in every record; choose another name', "name")
     direction = table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND
-    later = LATER_INBOUND if direction is Direction.INBOUND else ()
     if direction is Direction.INBOUND and "host" in table:
         table.note("of connections that come in no name is known", "host")
     rule = Rule(
         name=name,
-        action=table.choice("action", Action, None, later) or Action.DECRYPT,  # the one that excludes no other setting
+        action=table.choice("action", Action, None) or Action.DECRYPT,  # the one that excludes no other setting
         direction=direction,
         application=tuple(_reference(table, place, entry, context) for place, entry in table.texts("application")),
-        host=_hosts(table, context),
-        port=_ports(table),
+        host=read_hosts(table, context),
+        port=read_ports(table),
         address=_addresses(table),
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
@@ -205,7 +203,8 @@ def _reference(table: Table, place: int, entry: str, context: Context) -> str:
     return entry
 
 
-def _hosts(table: Table, context: Context) -> tuple[str, ...]:
+def read_hosts(table: Table, context: Context) -> tuple[str, ...]:
+    """The patterns under `host`, those of its lists among them."""
     patterns: dict[str, None] = {}
     before = len(context.notes.errors)
     for place, text in table.texts("host"):
@@ -218,7 +217,7 @@ def _hosts(table: Table, context: Context) -> tuple[str, ...]:
             except ValueError as error:
                 table.note(f"{error}; {_host_meant(text)}", "host", place)
     if "host" in table and not patterns and len(context.notes.errors) == before:
-        table.note("the lists hold no names, so this rule can never match", "host")
+        table.note("the lists hold no names, so this can never match", "host")
     return tuple(patterns)
 
 
@@ -247,7 +246,8 @@ def _host_list(table: Table, place: int, file: str, context: Context) -> tuple[s
     return context.lists[file]
 
 
-def _ports(table: Table) -> tuple[tuple[int, int], ...]:
+def read_ports(table: Table) -> tuple[tuple[int, int], ...]:
+    """The ranges under `port`."""
     ranges = [_port_range(table, place, value) for place, value in table.items("port")]
     return tuple(ports for ports in ranges if ports is not None)
 
@@ -316,7 +316,8 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         port=_test_port(table),
         address=_test_address(table),
         user=table.text("user"),
-        service=_test_unit(table),
+        service=_test_service(table),
+        signer=table.text("signer"),
         container=_test_container(table),
         rule=rule,
         direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
@@ -354,9 +355,9 @@ def _test_address(table: Table) -> str:
         return ""
 
 
-def _test_unit(table: Table) -> str | None:
+def _test_service(table: Table) -> str | None:
     text = table.text("service")
-    if text is not None and (why := unit_mistake(text)) is not None:
+    if text is not None and (why := service_mistake(text)) is not None:
         table.note(why, "service")
     return text
 

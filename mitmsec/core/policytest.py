@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Decision, Endpoint, Process, Value
+from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
 from mitmsec.core.selector import NO_PID
+from mitmsec.core.units import windows_services
 
 
 class TestOutcome(Value, frozen=True):
@@ -26,16 +27,24 @@ def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
 
 def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
     """Who connects and where to (inbound: who listens, and who connects); the address is empty where none is given."""
+    of_windows = windows_services(test.service)
     process = Process(
         pid=NO_PID,
         exe=test.application,
         name=basename(test.application),
         user=test.user,
-        unit=test.service,
+        unit=None if of_windows else test.service,
+        services=of_windows,
+        signer=test.signer,
         container=test.container,
         source="test",
     )
     return process, Endpoint(address=test.address, port=test.port)
+
+
+def called(peer: Endpoint) -> Endpoint:
+    """The service that `peer` of an incoming connection calls, as far as a question tells: not at which address."""
+    return Endpoint(address="", port=peer.port)
 
 
 def basename(path: str) -> str:
@@ -46,6 +55,8 @@ def basename(path: str) -> str:
 def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
     process, remote = flow_of(test)
     decision = policy.at_hello(process, remote, name=test.host, direction=test.direction)
+    if test.direction is Direction.INBOUND:
+        decision = policy.with_key(decision, called(remote), test.host)
     passed = decision.action is test.expect and test.rule in (None, decision.rule)
     return TestOutcome(
         test=test,

@@ -17,7 +17,9 @@ class Application(Value, frozen=True):
     user: tuple[str, ...] = ()
     sha256: tuple[str, ...] = ()
     service: tuple[str, ...] = ()
-    """Globs over the systemd unit."""
+    """Globs over the systemd unit; after `windows:`, over a service of Windows."""
+    signer: tuple[str, ...] = ()
+    """Globs over the signing certificate's subject; without `=`, over the common name in it."""
     container: tuple[str, ...] = ()
     """12 or more digits of the id, `runtime:` before them or not, or globs over `runtime:id`."""
     pid: tuple[int, ...] = ()
@@ -59,6 +61,7 @@ class PolicyTest(Value, frozen=True):
     address: str = ""
     user: str | None = None
     service: str | None = None
+    signer: str | None = None
     container: str | None = None
     rule: str | None = None
     direction: Direction = Direction.OUTBOUND

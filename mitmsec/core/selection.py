@@ -69,6 +69,7 @@ def _asks_more_than_a_path(application: Application) -> bool:
         or application.user
         or application.sha256
         or application.service
+        or application.signer
         or application.container
         or application.pid
     )

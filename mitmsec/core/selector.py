@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 
-from mitmsec.core.model import Confidence, ParentProcess, Process
+from mitmsec.core.model import Confidence, Fact, ParentProcess, Process
 from mitmsec.core.names import parents
 from mitmsec.core.rules import Application
-from mitmsec.core.units import CONTAINER_DIGITS, MACHINES_CONTAINER
+from mitmsec.core.signers import common_name, is_of_a_subject
+from mitmsec.core.units import CONTAINER_DIGITS, MACHINES_CONTAINER, WINDOWS_SERVICE, is_windows_service
 
 # Stand-ins that no path has, for comparing a glob with a glob: they fit only a wildcard that accepts as much.
 _ANY_RUN, _ANY_CHAR = "\x00", "\x01"
@@ -90,7 +91,9 @@ class Program:
         if mine.sha256:
             yield "sha256", None if process.sha256 is None else process.sha256 in mine.sha256
         if mine.service:
-            yield "service", _cgroup_answer(process, mine.service, process.unit, text_matches)
+            yield "service", _service_answer(process, mine.service)
+        if mine.signer:
+            yield "signer", _signer_answer(process, mine.signer)
         if mine.container:
             yield "container", _cgroup_answer(process, mine.container, process.container, container_matches)
         if mine.pid:
@@ -144,6 +147,39 @@ def _cgroup_answer(
         return any(matches(one, text) for one in wanted)
     is_read = process.confidence in CGROUP_IS_READ or process.unit is not None or process.container is not None
     return False if is_read else None
+
+
+def _service_answer(process: Process, wanted: Sequence[str]) -> bool | None:
+    of_windows = [one for one in wanted if is_windows_service(one)]
+    units = [one for one in wanted if not is_windows_service(one)]
+    answers = {
+        _cgroup_answer(process, units, process.unit, text_matches) if units else False,
+        _windows_service_answer(process, of_windows) if of_windows else False,
+    }
+    return True if True in answers else None if None in answers else False
+
+
+def _windows_service_answer(process: Process, wanted: Sequence[str]) -> bool | None:
+    if Fact.SERVICES in process.unread:
+        return None
+    return any(service_matches(one, service) for one in wanted for service in process.services)
+
+
+def _signer_answer(process: Process, wanted: Sequence[str]) -> bool | None:
+    if process.signer is None:
+        return None if Fact.SIGNER in process.unread else False
+    return any(signer_matches(one, process.signer) for one in wanted)
+
+
+def signer_matches(wanted: str, subject: str) -> bool:
+    """A glob over the whole subject, or, where it has no `=`, over the common name."""
+    text = subject if is_of_a_subject(wanted) else common_name(subject)
+    return text is not None and text_matches(wanted, text)
+
+
+def service_matches(wanted: str, service: str) -> bool:
+    """`wanted` has `windows:` before it. Windows knows services by their names in any case."""
+    return text_matches(wanted.removeprefix(WINDOWS_SERVICE).lower(), service.lower())
 
 
 def text_matches(glob: str, text: str) -> bool:

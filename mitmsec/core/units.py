@@ -1,7 +1,8 @@
-"""Units and containers as people write them: what could name one, and what never can.
+"""Units, containers and services as people write them: what could name one, and what never can.
 
 Processes have them as mitmsec_redirect.cgroup_path tells: `nginx.service`, `docker:<64 digits>`; what a user's own
-manager names stands behind that manager's name, `user@1000.service/podman:<64 digits>`.
+manager names stands behind that manager's name, `user@1000.service/podman:<64 digits>`. Services of Windows are written
+with `windows:` before their name, as no unit is.
 """
 
 from __future__ import annotations
@@ -16,8 +17,32 @@ CONTAINER_DIGITS = re.compile(rf"(?:{_RUNTIME}:)?(?P<id>[0-9a-f]{{12,64}})")
 MACHINES_CONTAINER = re.compile(rf"{_RUNTIME}:(?P<id>[0-9a-f]{{64}})")
 
 
+WINDOWS_SERVICE = "windows:"
+SERVICE_NAME_LIMIT = 256  # CreateService
+
+
 def is_glob(text: str) -> bool:
     return "*" in text or "?" in text
+
+
+def is_windows_service(text: str) -> bool:
+    """Whether this is about services of Windows, not about units."""
+    return text.startswith(WINDOWS_SERVICE)
+
+
+def windows_services(text: str | None) -> tuple[str, ...]:
+    """The service of Windows that is written here, as a process has it; none, where this is a unit."""
+    return (text.removeprefix(WINDOWS_SERVICE),) if text is not None and is_windows_service(text) else ()
+
+
+def service_mistake(text: str) -> str | None:
+    """Why no process has this unit or runs this service of Windows; None: one may."""
+    if not is_windows_service(text):
+        return unit_mistake(text)
+    name = text.removeprefix(WINDOWS_SERVICE)
+    if 0 < len(name) <= SERVICE_NAME_LIMIT and not set(name) & {"/", "\\"}:
+        return None
+    return f'"{text}" names no service: a name has 1 to {SERVICE_NAME_LIMIT} characters, / and \\ not among them'
 
 
 def unit_mistake(text: str) -> str | None:

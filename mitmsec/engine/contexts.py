@@ -24,7 +24,7 @@ LEAVES_LIMIT = 512
 LEAF_USE_S = 3600.0  # how long one leaf serves new connections before the signer is asked again
 KEY_USE_S = 86400.0
 _CLIENT_OPTIONS = SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
-_ECDSA_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 
 KeyLog = Callable[[TlsSession, bytes], None]
 
@@ -45,18 +45,8 @@ class OriginContext:
         self.roots = len(roots)
 
     def session(self, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool) -> TlsSession:
-        """A client's side towards `name`. Without `tls12`, TLS 1.3 or nothing."""
-        connection = SSL.Connection(self._context, None)
-        session = TlsSession(connection)
-        if not tls12:
-            connection.set_options(SSL.OP_NO_TLSv1_2)
-        if sni:
-            connection.set_tlsext_host_name(name.encode())
-        if alpn:
-            connection.set_alpn_protos(list(alpn))
-        openssl.expect_peer(connection, name)
-        connection.set_connect_state()
-        return session
+        """A client's side towards `name`, as `openssl.client_side` makes it."""
+        return openssl.client_side(self._context, name, sni=sni, alpn=alpn, tls12=tls12, verified=True)
 
 
 class Leaves:
@@ -97,29 +87,42 @@ class Leaves:
 
     def _made(self, chain: Sequence[bytes], key: LeafKey, name: str) -> tuple[SSL.Context, int]:
         try:
-            leaf, *rest = (openssl.certificate(der) for der in chain)
-            context = SSL.Context(SSL.TLS_SERVER_METHOD)
-            context.use_certificate(leaf.to_cryptography())
-            for issuer in rest:
-                context.add_extra_chain_cert(issuer.to_cryptography())
-            context.use_privatekey(key.private)
-            context.check_privatekey()
+            certificates = [openssl.certificate(der) for der in chain]
+            context = server_context(certificates, key.private, name, self._on_key_log)
         except (ValueError, SSL.Error, crypto.Error) as error:
             raise Refused(f"the certificates for {name} cannot be used: {error}") from error
-        context.set_min_proto_version(SSL.TLS1_2_VERSION)
-        context.set_options(_CLIENT_OPTIONS)
-        context.set_cipher_list(_ECDSA_CIPHERS)
-        context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-        context.set_session_id(openssl.session_context(name))
-        context.set_alpn_select_callback(_select)
-        if self._on_key_log is not None:
-            context.set_keylog_callback(self._key_log)
-        return context, openssl.not_after_s(leaf)
+        return context, openssl.not_after_s(certificates[0])
 
-    def _key_log(self, connection: SSL.Connection, line: bytes) -> None:
-        session: Any = connection.get_app_data()
-        if self._on_key_log is not None and isinstance(session, TlsSession):
-            self._on_key_log(session, line)
+
+def server_context(
+    chain: Sequence[crypto.X509], private: Any, name: str, on_key_log: KeyLog | None = None
+) -> SSL.Context:
+    """For a server's side with `chain`, its own certificate first. Sessions are resumed under the same `name` only.
+
+    Raises ValueError, SSL.Error, crypto.Error.
+    """
+    leaf, *rest = chain
+    context = SSL.Context(SSL.TLS_SERVER_METHOD)
+    context.use_certificate(leaf.to_cryptography())
+    for issuer in rest:
+        context.add_extra_chain_cert(issuer.to_cryptography())
+    context.use_privatekey(private)
+    context.check_privatekey()
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(_CLIENT_OPTIONS)
+    context.set_cipher_list(_CIPHERS)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_session_id(openssl.session_context(name))
+    context.set_alpn_select_callback(_select)
+    if on_key_log is not None:
+
+        def log(connection: SSL.Connection, line: bytes) -> None:
+            session: Any = connection.get_app_data()
+            if isinstance(session, TlsSession):
+                on_key_log(session, line)
+
+        context.set_keylog_callback(log)
+    return context
 
 
 def client_session(context: SSL.Context, alpn: bytes) -> TlsSession:

@@ -6,7 +6,8 @@ origin's handshake          with the client's name, protocols and lowest version
   │      └ fails ─────────► the same kind of failure for the client: alert, reset, end
 verdict: fine │ mirror │ block │ accept
   │
-leaf ◄── signer             never valid longer than the origin's, flawed where that is flawed
+leaf ◄── signer             never valid longer than the origin's, flawed where that is flawed; of a service whose
+  │                         key is known, its own certificate instead
   │
 client's handshake          agreeing to the protocol that the origin agreed to, and to no other
   │      └ fails ─────────► client_rejected
@@ -23,8 +24,7 @@ from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy.context import Context
 
 from mitmsec.audit.event import BytesSeen, FaultSeen, Outcome
-from mitmsec.core import clienthello
-from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
+from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.messages import (
     Flaw,
     FlowEnded,
@@ -38,6 +38,7 @@ from mitmsec.core.model import Upstream
 from mitmsec.engine import alerts
 from mitmsec.engine.contexts import client_session
 from mitmsec.engine.dialogue import Dialogue
+from mitmsec.engine.hello import read_hello
 from mitmsec.engine.leg import Leg
 from mitmsec.engine.openssl import TlsFailed, TlsSession
 from mitmsec.engine.resumption import Place, Resumption
@@ -48,12 +49,13 @@ from mitmsec.engine.watch import Blocked, Watch
 if TYPE_CHECKING:
     import socket
 
+    from OpenSSL import SSL
+
     from mitmsec.engine.engine import Engine
 
 TLS12 = 0x0303
 PIECE_BYTES = 1 << 16  # of a capture
 HTTP1_PROTOCOLS = (b"http/1.1", b"http/1.0")
-HELLO_LIMIT_BYTES = clienthello.HELLO_LIMIT_BYTES
 
 
 class Conversation:
@@ -75,6 +77,7 @@ class Conversation:
         self._relief: asyncio.Task[None] | None = None
         self._resumption: Resumption | None = None
         self._if_late = Outcome.CLIENT_CLOSED
+        self._service = engine.services.find(hand_over.decision.service)
 
     async def run(self) -> FlowEnded:
         """Serve the flow; its end."""
@@ -105,7 +108,7 @@ class Conversation:
 
     # -- TLS -----------------------------------------------------------------------------------------------------------
     async def _handshakes(self) -> tuple[TlsSession, TlsSession]:
-        hello, raw = await self._read_hello()
+        hello, raw = await read_hello(self._front)
         self._hello = hello
         self._facts_client = TlsClientFacts(sni=hello.sni, ja4=hello.ja4)
         if hello.sni is not None and hello.sni != self._hand_over.name:
@@ -114,31 +117,12 @@ class Conversation:
         front = await self._shake_client(raw, back, not_after_s)
         return front, back
 
-    async def _read_hello(self) -> tuple[ClientHello, bytes]:
-        data = b""
-        while True:
-            try:
-                more = await self._front.chunk()
-            except OSError as error:
-                raise Ended(Outcome.CLIENT_CLOSED, str(error), reset=True) from None
-            if not more:
-                raise Ended(Outcome.CLIENT_CLOSED, "ended before its hello was complete")
-            data += more
-            match clienthello.parse(data):
-                case ClientHello() as hello:
-                    return hello, data
-                case Malformed(reason=reason):
-                    raise Ended(Outcome.MALFORMED, f"client's hello: {reason}", reset=True)
-                case NeedMore():
-                    if len(data) > HELLO_LIMIT_BYTES:
-                        raise Ended(Outcome.MALFORMED, "client's hello: too long", reset=True)
-
     async def _shake_origin(self, leg: Leg, alpn: tuple[bytes, ...] | None = None) -> tuple[TlsSession, int | None]:
         """TLS towards the origin on `leg`, and its certificate's notAfter. Raises Ended."""
         hello = self._hello
         if hello is None:
             raise Ended(Outcome.FAULT, "no hello to speak for", reset=True)
-        session = self._engine.origins.session(
+        session = (self._service or self._engine.origins).session(
             self._hand_over.name,
             sni=hello.sni is not None,
             alpn=tuple(name.encode("latin-1") for name in hello.alpn) if alpn is None else alpn,
@@ -149,6 +133,7 @@ class Conversation:
         self._if_late = Outcome.ORIGIN_TIMEOUT
         try:
             while not session.handshake():
+                _no_certificate_of(session)
                 leg.write(session.outgoing())
                 data = await leg.chunk()
                 if not data:
@@ -159,6 +144,7 @@ class Conversation:
             raise self._origin_failed(error) from None
         except OSError as error:
             raise Ended(Outcome.ORIGIN_RESET, f"TLS handshake: {error}", reset=True) from None
+        _no_certificate_of(session)
         leg.write(session.outgoing())
         not_after_s = self._judge(session)
         if not_after_s is not None and self._facts_server is not None and self._facts_server.verified:
@@ -179,7 +165,8 @@ class Conversation:
     def _judge(self, session: TlsSession) -> int | None:
         """Record what the origin showed; the end of its certificate's validity. Raises Ended where policy says so."""
         certificate = session.peer_certificate()
-        defect = self._engine.collaborators.judge(session.verify_errors)
+        judged = self._engine.collaborators.judge(session.verify_errors)
+        defect = judged if self._service is None else self._service.defect(session)
         flaw = defect.flaw if defect is not None else None
         is_further = self._facts_server is not None
         if is_further and flaw is not None and flaw is not self._flaw:
@@ -194,25 +181,12 @@ class Conversation:
             resumed=True if session.resumed else None,
             error=defect.text if defect is not None else None,
         )
-        if defect is not None and self._hand_over.decision.upstream is Upstream.BLOCK:
+        if defect is not None and (self._service is not None or self._hand_over.decision.upstream is Upstream.BLOCK):
             raise Ended(Outcome.ORIGIN_CERTIFICATE, defect.text, reset=True)
         return certificate[1] if certificate else None
 
     async def _shake_client(self, hello: bytes, back: TlsSession, not_after_s: int | None) -> TlsSession:
-        mirrors = self._hand_over.decision.upstream is Upstream.MIRROR
-        flaw = self._flaw if mirrors else None
-        if not mirrors and not_after_s is not None and not_after_s <= time.time():
-            not_after_s = None  # accepted in spite of it
-        self._if_late = Outcome.FAULT
-        try:
-            context = await self._engine.leaves.context(
-                self._hand_over.flow, self._hand_over.name, not_after_s=not_after_s, flaw=flaw
-            )
-        except Refused as error:
-            self._recorder.record(
-                FaultSeen(what="no_certificate", detail=str(error), failed="closed", flow=self._hand_over.flow)
-            )
-            raise Ended(Outcome.FAULT, str(error), reset=True) from None
+        context = await self._leaf(not_after_s) if self._service is None else self._service.front
         self._if_late = Outcome.CLIENT_CLOSED
         session = client_session(context, back.alpn)
         session.owner = self._hand_over.flow
@@ -234,6 +208,23 @@ class Conversation:
         self._front.write(session.outgoing())
         self._note_client(session)
         return session
+
+    async def _leaf(self, not_after_s: int | None) -> SSL.Context:
+        """The context with a certificate that is made for this flow. Raises Ended."""
+        mirrors = self._hand_over.decision.upstream is Upstream.MIRROR
+        flaw = self._flaw if mirrors else None
+        if not mirrors and not_after_s is not None and not_after_s <= time.time():
+            not_after_s = None  # accepted in spite of it
+        self._if_late = Outcome.FAULT
+        try:
+            return await self._engine.leaves.context(
+                self._hand_over.flow, self._hand_over.name, not_after_s=not_after_s, flaw=flaw
+            )
+        except Refused as error:
+            self._recorder.record(
+                FaultSeen(what="no_certificate", detail=str(error), failed="closed", flow=self._hand_over.flow)
+            )
+            raise Ended(Outcome.FAULT, str(error), reset=True) from None
 
     @property
     def _mirrors_flaw(self) -> bool:
@@ -380,6 +371,12 @@ class Conversation:
             tls=facts,
             reset=ended.reset,
         )
+
+
+def _no_certificate_of(session: TlsSession) -> None:
+    """A service that wants the peer's certificate would take it for somebody without one. Raises Ended."""
+    if session.is_asked:
+        raise Ended(Outcome.ORIGIN_REFUSED, "the service asks for a client's certificate; let it pass", reset=True)
 
 
 def _describe(connection: Connection, session: TlsSession) -> None:

@@ -12,6 +12,7 @@ from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
+from mitmsec.engine.services import Services
 from mitmsec.engine.side import faulty
 
 STOP_S = 5.0
@@ -26,6 +27,7 @@ class Engine:
         self.origins = OriginContext(collaborators.roots_pem)
         on_key_log = log_keys(collaborators.recorder.record) if settings.capture else None
         self.leaves = Leaves(collaborators.certifier, on_key_log=on_key_log)
+        self.services = Services(collaborators.services, collaborators.keys_pem, on_key_log)
         self.resumptions = Resumptions()
         self._flows: dict[str, asyncio.Task[None]] = {}
 

@@ -78,6 +78,7 @@ class Exchange:
             except Blocked as blocked:
                 self.refused = self.page_for(blocked)
         if self.refused is not None:
+            self.refused = pages.told(self.refused, self._hand_over.direction)
             self._status = self.refused.status
             self._response_bytes = len(self.refused.body)
             if self.refused.fault is not None:
@@ -172,7 +173,8 @@ class Exchange:
     def page_for(self, blocked: Blocked) -> Page:
         """What tells the client of `blocked`; from now on the exchange is refused."""
         self._is_stopped = True
-        self.refused = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
+        page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
+        self.refused = pages.told(page, self._hand_over.direction)
         self._status = self.refused.status
         self._response_bytes = len(self.refused.body)
         return self.refused

@@ -67,7 +67,7 @@ class Hooks:
         """The client broke HTTP, which ends the flow; what it may be told. What exactly it sent is not recorded."""
         self._fault("malformed_request", detail)
         self.noted = self.noted or Ended(Outcome.MALFORMED, "the client broke HTTP")
-        return page(self._hand_over.flow)
+        return pages.told(page(self._hand_over.flow), self._hand_over.direction)
 
     def end(self) -> None:
         """The flow is over."""

@@ -58,6 +58,7 @@ class TlsSession:
         "_into",
         "_ssl",
         "closed",
+        "is_asked",
         "owner",
         "verify_errors",
         "wanted_alpn",
@@ -70,6 +71,7 @@ class TlsSession:
         self._begun: SSL.Session | None = None  # as the handshake left it
         self._finished = False  # we have sent ours
         self.closed = False  # the peer has sent close_notify
+        self.is_asked = False  # the server wants a client's certificate; noted of services only
         self.verify_errors: list[int] = []  # X509_V_ERR_…, filled while the origin's certificate is checked
         self.wanted_alpn = b""  # a server agrees to this protocol only
         self.owner: Any = None  # whom key log lines belong to
@@ -196,6 +198,27 @@ class TlsSession:
 @lru_cache(CERTIFICATES_LIMIT)
 def _print_and_end(der: bytes) -> tuple[str, int]:
     return hashlib.sha256(der).hexdigest(), not_after_s(certificate(der))
+
+
+def client_side(
+    context: SSL.Context, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool, verified: bool = False
+) -> TlsSession:
+    """A client's side towards `name`, for whom the certificate has to be if `verified`.
+
+    Without `tls12`, TLS 1.3 or nothing.
+    """
+    connection = SSL.Connection(context, None)
+    session = TlsSession(connection)
+    if not tls12:
+        connection.set_options(SSL.OP_NO_TLSv1_2)
+    if sni:
+        connection.set_tlsext_host_name(name.encode())
+    if alpn:
+        connection.set_alpn_protos(list(alpn))
+    if verified:
+        expect_peer(connection, name)
+    connection.set_connect_state()
+    return session
 
 
 def expect_peer(connection: SSL.Connection, name: str) -> None:

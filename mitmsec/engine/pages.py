@@ -1,8 +1,13 @@
-"""What mitmsec itself answers over HTTP: short, plain, and with the rule and the connection's id to ask about."""
+"""What mitmsec itself answers over HTTP: short, plain, and with the rule and the connection's id to ask about.
+
+A peer that called from outside is told the status and no more.
+"""
 
 from __future__ import annotations
 
-from mitmsec.core.model import Value
+from msgspec.structs import replace
+
+from mitmsec.core.model import Direction, Value
 
 MISDIRECTED = 421
 FORBIDDEN = 403
@@ -20,6 +25,13 @@ class Page(Value, frozen=True):
     @property
     def body(self) -> bytes:
         return self.text.encode("utf-8", "replace")
+
+
+def told(page: Page, direction: Direction) -> Page:
+    """`page` as its reader may have it: who calls from outside is not to hear of our rules, nor of us."""
+    if direction is Direction.OUTBOUND:
+        return page
+    return replace(page, text=page.text.partition("\n")[0] + "\n")
 
 
 def misdirected(flow: str) -> Page:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from mitmsec.audit.event import Seen
 from mitmsec.core.inspection import Inspector
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import Flaw, FlowEnded
 from mitmsec.core.model import OnFailure, Value
 
@@ -80,7 +81,7 @@ class EngineSettings(Value, frozen=True):
 class Collaborators:
     """Who answers. `inspectors` are by the name that stands in a decision's `inspect`."""
 
-    __slots__ = ("certifier", "gate", "inspectors", "judge", "recorder", "roots_pem")
+    __slots__ = ("certifier", "gate", "inspectors", "judge", "keys_pem", "recorder", "roots_pem", "services")
 
     def __init__(
         self,
@@ -91,10 +92,14 @@ class Collaborators:
         recorder: Recorder,
         roots_pem: bytes,
         inspectors: Sequence[Inspector] = (),
+        services: Sequence[KnownService] = (),
+        keys_pem: bytes = b"",
     ) -> None:
+        """`keys_pem`: those of `services`, one after the other; empty where nothing that comes in is decrypted."""
         self.certifier = certifier
         self.gate = gate
         self.judge = judge
         self.recorder = recorder
         self.roots_pem = roots_pem
         self.inspectors = {inspector.name: inspector for inspector in inspectors}
+        self.services, self.keys_pem = services, keys_pem

@@ -110,8 +110,19 @@ class Account:
 
     @property
     def plaintext(self) -> Plaintext | None:
-        """What a worker is to read it as; None: it cannot."""
-        return None if self.tunnel else PLAINTEXT.get(self.protocol)
+        """What a worker is to read it as; None: it cannot, nor TLS that came in without its service's key."""
+        has_no_key = self.protocol is Protocol.TLS and not self.is_minted and not self.service
+        return None if self.tunnel or has_no_key else PLAINTEXT.get(self.protocol)
+
+    @property
+    def service(self) -> str:
+        """Whose key it is decrypted with."""
+        return self.decision.service if self.decision is not None else ""
+
+    @property
+    def is_minted(self) -> bool:
+        """Whether a certificate of ours is needed to decrypt it. For what comes in, none is ever made."""
+        return self.protocol is Protocol.TLS and self.direction is Direction.OUTBOUND
 
     @property
     def may_have_page(self) -> bool:
@@ -142,12 +153,20 @@ class Account:
         """From now on this worker may report on the flow."""
         return FlowHanded(
             flow=self.flow,
-            process=self.process,
+            process=self._told_process,
             worker=worker,
             host=self.first.name if self.first else None,
             local=self.client,
             remote=self.remote,
+            direction=self.direction,
         )
+
+    @property
+    def _told_process(self) -> Process:
+        """Of a connection that came in, who listens is known, not which of its heirs serves."""
+        if self.direction is Direction.OUTBOUND or self.process.confidence is Confidence.UNKNOWN:
+            return self.process
+        return replace(self.process, confidence=Confidence.INFERRED)
 
     def hand_over(self, kind: Plaintext, name: str, decision: Decision) -> HandOver:
         """What the worker has to know."""
@@ -158,7 +177,8 @@ class Account:
             origin=self.remote,
             client=self.client,
             decision=decision,
-            owner=_told_apart(self.process),
+            direction=self.direction,
+            owner="" if self.direction is Direction.INBOUND else _told_apart(self.process),
         )
 
     def seen(
@@ -173,18 +193,16 @@ class Account:
     ) -> ConnectionSeen:
         """The event. `action` is what was done, `rule` and `reason` are why."""
         assert self.decision is not None
-        process, local, remote = self.process, self.client, self.remote
+        local, remote = self.client, self.remote
         if self.direction is Direction.INBOUND:  # it is the service's, and told from its side
             local, remote, sent, received = remote, local, received, sent
-            if process.confidence is not Confidence.UNKNOWN:  # known is who listens, not which of its heirs serves
-                process = replace(process, confidence=Confidence.INFERRED)
         if tls is None and self.protocol is Protocol.TLS:
             tls = TlsFacts(client=self.hello_facts())
         shown = self.first.name if self.first else None
         answered = self.resolved[0] if self.resolved else None
         return ConnectionSeen(
             flow=self.flow,
-            process=process,
+            process=self._told_process,
             protocol=self.protocol,
             local=local,
             remote=remote,

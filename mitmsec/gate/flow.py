@@ -29,7 +29,7 @@ from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded, Plaintext
+from mitmsec.core.messages import FlowEnded
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
@@ -343,7 +343,7 @@ class Flow:
         self.state = State.STAFF
         if not self._health.recording:
             return self._fail("recorder_gone")
-        if not self._health.signing and self.about.protocol is Protocol.TLS:
+        if not self._health.signing and self.about.is_minted:
             return self._fail("signer_gone")
         return [s.Staff()]
 
@@ -356,7 +356,7 @@ class Flow:
         return [
             s.SetDeadline(None),
             s.Record(self.about.handed(worker)),
-            *([s.Mint(name)] if kind is Plaintext.TLS else []),
+            *([s.Mint(name)] if self.about.is_minted else []),
             s.Hand(worker, self.about.hand_over(kind, name, self.about.decision)),
             s.WatchClient(),
         ]

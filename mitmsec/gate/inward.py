@@ -2,8 +2,9 @@
 
     peer ──► gate ── leg ──► listener          the peer is the client, the service it called is the origin
 
-The policy is asked by the rules for incoming connections, about the peer's address and the service's port. No further
-addresses of a name are ever tried: a peer that names somebody else's host must not be taken there.
+The policy is asked by the rules for incoming connections, about the peer's address and the service's port; TLS that is
+to be decrypted, once more for the service whose key does it. No further addresses of a name are ever tried: a peer that
+names somebody else's host must not be taken there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import Decision, Direction, Endpoint, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process
 from mitmsec.core.rules import Rule
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Decides
@@ -30,7 +31,7 @@ class Way(Protocol):
         """Whether that is anybody whom the gate is to look after."""
 
     def connect(self) -> socket.socket:
-        """A socket on its way there. Once only. Raises OSError."""
+        """A socket on its way there; another one each time. Raises OSError."""
 
     def close(self) -> None:
         """The connection is over. Idempotent."""
@@ -60,7 +61,9 @@ class Inward:
     def at_connect(
         self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
     ) -> Decision | None:
-        return self.policy.at_connect(process, self._asked(remote), direction)
+        """None also where it is to be decrypted: whether there is a key for that, only the name can tell."""
+        said = self.policy.at_connect(process, self._asked(remote), direction)
+        return None if said is not None and said.action is Action.DECRYPT else said
 
     def at_hello(
         self,
@@ -74,7 +77,11 @@ class Inward:
         direction: Direction = Direction.INBOUND,
     ) -> Decision:
         asked = self._asked(remote)
-        return self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, proven=proven, direction=direction)
+        said = self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, proven=proven, direction=direction)
+        return said if ja4 is None else self.policy.with_key(said, remote, name)  # only TLS has one, and takes a key
+
+    def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision:
+        return self.policy.with_key(decision, called, name)
 
     def _asked(self, service: Endpoint) -> Endpoint:
         return Endpoint(address=self.peer.address, port=service.port)

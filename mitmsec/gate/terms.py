@@ -45,6 +45,8 @@ class Decides(Protocol):
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...
 
+    def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision: ...
+
 
 class Health(Protocol):
     """Who is there to work with, now."""

@@ -35,10 +35,12 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.gate_and_workers import begun
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
 from mitmsec_redirect.cgroup import cgroup2_root
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
@@ -52,7 +54,8 @@ class Backbone:
 
     def __init__(self, state: State, log: Callable[[str], None]) -> None:
         self.state, self.log = state, log
-        self.processes = ProcessTable()
+        self._paths = ExecutablePaths()
+        self.processes = ProcessTable(paths=self._paths)
         self.sessions: dict[str, Session] = {}
         self.off = False
         self.switching = asyncio.Lock()
@@ -60,6 +63,7 @@ class Backbone:
         self._producer: Producer | None = None
         self._recorder: ChildProcess | None = None
         self._signer: ChildProcess | None = None
+        self._worker: ChildProcess | None = None
         self._flushes: dict[str, asyncio.Future[SessionFlushed]] = {}
         self._stopping = False
         self._mending: set[asyncio.Task[None]] = set()
@@ -68,6 +72,7 @@ class Backbone:
     # -- begin and end -------------------------------------------------------------------------------------------------
     async def start(self) -> None:
         """Raises ChildFailed with what the operator should know."""
+        self._worker = begun(self, Role.WORKER)  # somebody will want one, and it takes longest
         await asyncio.gather(self._start_recorder(), self._start_signer())
 
     def _start_recorder(self) -> Awaitable[None]:
@@ -109,6 +114,8 @@ class Backbone:
         self._stopping = True
         for task in self._mending:
             task.cancel()
+        if self._worker is not None:
+            await self._worker.stop()
         if self._signer is not None:
             await self._signer.stop()
         if self._producer is not None:
@@ -119,6 +126,7 @@ class Backbone:
         if self._recorder is not None:
             await self._recorder.stop(grace_s=RECORDER_GRACE_S)
         self.processes.close()
+        self._paths.close()
 
     @property
     def children(self) -> list[ChildProcess]:
@@ -126,6 +134,11 @@ class Backbone:
         return [child for child in (self._recorder, self._signer) if child is not None]
 
     # -- what a session asks for ---------------------------------------------------------------------------------------
+    def begun_worker(self) -> ChildProcess:
+        """One that waits for its settings: the caller's from now on. Raises OSError."""
+        worker, self._worker = self._worker, None
+        return begun(self, Role.WORKER) if worker is None or worker.ended.done() else worker
+
     def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket:
         """The producer's end of a new channel to the recorder, which knows it as `role` of `session`."""
         return _introduce(self._recorder, ProducerUp(role=role, session=session, worker=worker))

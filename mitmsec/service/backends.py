@@ -23,6 +23,7 @@ from mitmsec.service.divert_backend import DivertBackend
 from mitmsec_redirect.backend import Backend, BackendUnavailable, SocketOwner
 from mitmsec_redirect.bpf import EbpfUnavailable, ProgramRejected
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.nftables import Nftables
 from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.probe import KERNEL_FLOOR, kernel_version
@@ -45,6 +46,7 @@ class Terms:
     pins: Callable[[], Path | None]  # where a connect hook outlives us, if it is to; makes room for it, may raise
     label: str = ""  # of the session: its state and its name
     selection: Selection | None = None  # of a standing service, which rules of nftables cannot serve
+    paths: ExecutablePaths | None = None  # what a connect hook is to fill
 
 
 async def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
@@ -97,6 +99,7 @@ def connect_hook(terms: Terms) -> ConnectHook:
         pin_folder=terms.pins(),
         netns_fd=terms.netns_fd,
         selection=terms.selection,
+        paths=terms.paths,
     )
 
 

@@ -1,6 +1,6 @@
 """What `mitmsec run` and the supervisor say to each other over STATE/run/control.sock.
 
-    run ── OpenRun + network, policy, roots[, capture file] ──► supervisor
+    run ── OpenRun + network, policy, roots[, capture file][, keys] ──► supervisor
         ◄── RunOpened | Refused
         ── CommandEnded(status) ──►        the hook comes off, flows drain, events are committed
         ◄── RunClosed
@@ -39,7 +39,8 @@ class BackendChoice(StrEnum):
 
 
 class OpenRun(Message, frozen=True):
-    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM), then the capture file if any.
+    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM), then the capture file if any, then
+    with `keys` those of the policy's services (memfd).
 
     Of the command only the program is told: arguments hold passwords and tokens, which have no place in a log.
     """
@@ -52,6 +53,7 @@ class OpenRun(Message, frozen=True):
     workers: int
     capture: bool
     backend: BackendChoice = BackendChoice.AUTO
+    keys: bool = False
 
 
 class RunOpened(Message, frozen=True):

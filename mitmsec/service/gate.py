@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -62,6 +63,7 @@ UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never 
 
 type Order = WorkerUp | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
 ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain)
+LEGS_LIMIT = 16  # of one connection that came in
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
 
@@ -110,8 +112,11 @@ class NatOrigins:
 class LedWay:
     """How the gate reaches whom one connection was meant for (mitmsec.gate.inward.Way)."""
 
-    def __init__(self, leg: Leg) -> None:
-        self.connect, self.close = leg.connect, leg.close
+    def __init__(self, begin: Callable[[], Leg]) -> None:
+        """`begin` tells the kernel of a leg for this connection. Raises OSError."""
+        leg = begin()
+        self._begin, self._legs = begin, [leg]
+        self._next: Leg | None = leg
         self.is_ours = leg.listener is not None
         who = leg.listener
         self.origin = Origin(remote=leg.called, pid=0, uid=-1, comm="")
@@ -119,6 +124,22 @@ class LedWay:
             self.origin = Origin(
                 remote=leg.called, pid=who.pid, uid=who.uid, comm=who.comm, connected_ns=who.at_ns, caller=who.caller
             )
+
+    def connect(self) -> socket.socket:
+        """The first leg, then further ones, as long as somebody of ours would get them."""
+        leg, self._next = self._next, None
+        if leg is None:
+            leg = self._begin()
+            self._legs.append(leg)
+            if len(self._legs) > LEGS_LIMIT:
+                self._legs.pop(0).close()  # long over: the flow's worker may have no more than this under way
+            if leg.listener is None:
+                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return leg.connect()
+
+    def close(self) -> None:
+        for leg in self._legs:
+            leg.close()
 
 
 class LedWays:
@@ -129,7 +150,7 @@ class LedWays:
 
     def begin(self, accepted: socket.socket) -> LedWay:
         """Told to the kernel, not yet gone. Raises OSError."""
-        return LedWay(self._legs.begin(accepted))
+        return LedWay(lambda: self._legs.begin(accepted))
 
 
 class ToldOrigins:

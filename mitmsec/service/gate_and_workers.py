@@ -4,9 +4,11 @@
       │                                         signer and recorder
       └─ dies or hangs ──► all built anew       worker dies ──► that one, after a pause
 
-A worker that dies is replaced alone. When the gate dies, or the signer or recorder of the supervisor, gate and workers
-are all built anew (`rebuild`); the listeners stay open, and until the new gate's first heartbeat the hook follows
-`on_failure`. Another policy needs other workers (`successors`): new flows go to new ones, the old end with their last.
+A process takes longest to start for what it imports, a worker above all: `begin` starts them all at once, and `build`
+gives them their settings. A worker that dies is replaced alone. When the gate dies, or the signer or recorder of the
+supervisor, gate and workers are all built anew (`rebuild`); the listeners stay open, and until the new gate's first
+heartbeat the hook follows `on_failure`. Another policy needs other workers (`successors`): new flows go to new ones,
+the old end with their last.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Shared(Protocol):
     """The kill switch has been thrown."""
 
     def record(self, seen: Seen) -> None: ...
+    def begun_worker(self) -> ChildProcess: ...
     def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
     def signer_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
 
@@ -84,6 +87,7 @@ class Ground(Protocol):
     network: int
     listeners: list[socket.socket]
     capture_fd: int | None
+    keys_fd: int | None
     hook: Backend | None
     scope: Scope | None
 
@@ -99,8 +103,21 @@ class Ground(Protocol):
     def asked_whose(self, gate: ChildProcess, asked: Whose) -> None: ...
 
 
+class Jails(Protocol):
+    """Of the supervisor, as far as a child without a folder needs it."""
+
+    state: State
+    log: Callable[[str], None]
+
+
+def begun(shared: Jails, role: Role, network: int | None = None) -> ChildProcess:
+    """A gate or a worker that waits for its settings. Raises OSError."""
+    jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
+    return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
+
+
 class GateAndWorkers:
-    """Begun by `build`; ended by `drain` and `stop`, or `abandon`."""
+    """Begun by `begin`; serving with `build`; ended by `drain` and `stop`, or `abandon`."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -123,12 +140,20 @@ class GateAndWorkers:
         return [*([self.gate] if self.gate else []), *self.workers.values()]
 
     # -- begin ---------------------------------------------------------------------------------------------------------
+    def begin(self) -> None:
+        """Processes that do nothing yet. Raises OSError."""
+        self.gate = begun(self._ground.shared, Role.GATE, self._ground.network)
+        self._active = self._new_numbers()
+        for number in self._active:
+            self._begin_worker(number)
+
     async def build(self) -> None:
-        """Up to a gate that accepts. Raises ChildFailed, OSError."""
+        """What was begun, up to a gate that accepts. Raises ChildFailed, OSError."""
         ground, shared = self._ground, self._ground.shared
         assert ground.hook is not None
         assert ground.scope is not None
-        gate = self.gate = self._spawn(Role.GATE, ground.network)
+        assert self.gate is not None
+        gate = self.gate
         gate.on_message = lambda message, fds: self._gate_said(gate, message, fds)
         recorder = shared.recorder_channel(Role.GATE, ground.name)
         signer = shared.signer_channel(Role.GATE, ground.name)
@@ -160,20 +185,17 @@ class GateAndWorkers:
             raise ChildFailed(f"the gate answered {answer!r}")
         gate.watch(self._gate_exited)
         self._pulse = Pulse()
-        self._active = self._new_numbers()
-        await asyncio.gather(*(self._start_worker(number) for number in self._active))
+        await asyncio.gather(*map(self._start_worker, self._active))
 
     def _new_numbers(self) -> tuple[int, ...]:
         return tuple(itertools.islice(self._numbers, self._ground.worker_count))
 
-    def _spawn(self, role: Role, network: int | None = None) -> ChildProcess:
-        shared = self._ground.shared
-        jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
-        return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
+    def _begin_worker(self, number: int) -> None:
+        self.workers[number] = self._ground.shared.begun_worker()
 
     async def _start_worker(self, number: int, *, reserve: bool = False) -> None:
         ground, shared = self._ground, self._ground.shared
-        worker = self.workers[number] = self._spawn(Role.WORKER)
+        worker = self.workers[number]
         gate_end, worker_end = pair()
         recorder = shared.recorder_channel(Role.WORKER, ground.name, number)
         signer = shared.signer_channel(Role.WORKER, ground.name, number)
@@ -184,7 +206,9 @@ class GateAndWorkers:
             capture=ground.capture_fd is not None,
         )
         with gate_end, worker_end, recorder, signer:
-            fds = (worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd)
+            fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
+            if ground.keys_fd is not None:
+                fds.append(ground.keys_fd)
             try:
                 await worker.start(settings, *fds)
             except ChildFailed:
@@ -261,6 +285,7 @@ class GateAndWorkers:
         async with self.building:
             if number in self._active and self.workers[number].ended.done():  # else a rebuild has replaced it
                 try:
+                    self._begin_worker(number)
                     await self._start_worker(number)
                 except (ChildFailed, OSError) as error:
                     self._ground.fault("worker_not_started", f"worker {number}: {error}")
@@ -276,6 +301,8 @@ class GateAndWorkers:
         before, numbers = self._active, self._new_numbers()
         self._active = before + numbers  # whoever of them dies is replaced
         try:
+            for number in numbers:
+                self._begin_worker(number)
             await asyncio.gather(*(self._start_worker(number, reserve=True) for number in numbers))
             yield numbers
         except BaseException:
@@ -337,6 +364,7 @@ class GateAndWorkers:
             if self._ground.inward is not None:
                 self._ground.inward.forget_legs()
             try:
+                self.begin()
                 await self.build()
             except (ChildFailed, OSError) as error:
                 self._ground.fault("rebuild_failed", str(error))
@@ -361,8 +389,8 @@ class GateAndWorkers:
 
     async def drain(self) -> None:
         """The gate ends its flows, in DRAINED_S at most."""
-        if self.gate is None or self.gate.ended.done():
-            return
+        if self.gate is None or self._pulse is None or self.gate.ended.done():
+            return  # none that serves
         self._drained = asyncio.get_running_loop().create_future()
         self.gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
         await asyncio.wait((self._drained, self.gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)

@@ -21,11 +21,11 @@ RELEASE_TRIES, RELEASE_PAUSE_S = 50, 0.01  # for children that fork while they a
 
 
 def listeners() -> list[socket.socket]:
-    """Loopback listeners in the current network namespace: IPv4, and IPv6 where the namespace has it."""
-    found = [_listener(socket.AF_INET, "127.0.0.1")]
-    with contextlib.suppress(OSError):
-        found.append(_listener(socket.AF_INET6, "::1"))
-    return found
+    """Loopback listeners in the current network namespace, with one port: IPv4, and IPv6 where the namespace has it.
+
+    So nobody else can listen on that port at all addresses, of either family, and have what is meant for us led away.
+    """
+    return _with_one_port("127.0.0.1", "::1")
 
 
 def listeners_everywhere() -> list[socket.socket]:
@@ -33,10 +33,14 @@ def listeners_everywhere() -> list[socket.socket]:
 
     For connections whose packets are led here; whoever connects of their own accord is a stranger to the gate.
     """
+    return _with_one_port("", "")
+
+
+def _with_one_port(four: str, six: str) -> list[socket.socket]:
     for _ in range(PORT_TRIES):
-        found = [_listener(socket.AF_INET, "")]
+        found = [_listener(socket.AF_INET, four)]
         try:
-            return [*found, _listener(socket.AF_INET6, "", found[0].getsockname()[1])]
+            return [*found, _listener(socket.AF_INET6, six, found[0].getsockname()[1])]
         except OSError as error:
             if error.errno != errno.EADDRINUSE:  # no IPv6
                 return found

@@ -13,6 +13,7 @@ from mitmsec.service.incoming import Incoming
 from mitmsec.service.inward import InwardGround
 from mitmsec.service.scopes import Scope
 from mitmsec_redirect.backend import BackendUnavailable
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.inbound_hook import InboundHook
 
 TURN_LIMIT = 64  # pieces of news
@@ -37,17 +38,20 @@ class IncomingWatch:
         record: Callable[[Seen], None],
         say: Callable[[str], None],
         *,
+        paths: ExecutablePaths | None = None,
         inward: InwardGround | None = None,
         pins: Path | None = None,
     ) -> IncomingWatch | None:
         """Over all that the scope covers. None, and `say` is told why, where the kernel has not what that needs.
 
-        With `inward` the gate depends on it, and it outlives us in `pins`: then this raises BackendUnavailable,
-        ProgramRejected, OSError instead.
+        `paths` as in `InboundHook.open`. With `inward` the gate depends on it, and it outlives us in `pins`: then this
+        raises BackendUnavailable, ProgramRejected, OSError instead.
         """
         steering, pinned = (None, None) if inward is None else (inward.maps, pins)
         try:
-            hook = InboundHook.open(scope.path, selection=scope.selection, steering=steering, pin_folder=pinned)
+            hook = InboundHook.open(
+                scope.path, selection=scope.selection, paths=paths, steering=steering, pin_folder=pinned
+            )
         except (BackendUnavailable, OSError) as error:
             if inward is not None:
                 inward.close()

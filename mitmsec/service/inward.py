@@ -31,7 +31,7 @@ class InwardGround:
             return None
         if not isinstance(hook, ConnectHook):
             raise BackendUnavailable(
-                "the policy blocks or captures connections that come in; only the connect hook leads them to the gate",
+                "the policy governs connections that come in; only the connect hook leads them to the gate",
                 "Use --backend connect_hook, or a policy that lets them pass.",
             )
         gates = netns.inside(network, listeners)

@@ -92,7 +92,13 @@ class Observers:
         whose = partial(self._who_accepts, scope)
         incoming = Incoming(name=ground.name, whose=whose, selects=scope.selects, policy=ground.policy)
         self._incoming = IncomingWatch.begin(
-            scope, incoming, ground.shared.record, ground.shared.log, inward=self.inward, pins=ground.pins
+            scope,
+            incoming,
+            ground.shared.record,
+            ground.shared.log,
+            paths=ground.processes.paths,
+            inward=self.inward,
+            pins=ground.pins,
         )
 
     @property

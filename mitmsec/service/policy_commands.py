@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import shutil
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import msgspec
@@ -17,8 +18,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.explain import Explanation, Tried, explain
+from mitmsec.core.known_service import doubts
 from mitmsec.core.model import Decision, Direction, Endpoint, ParentProcess, Process
 from mitmsec.core.names import is_address, written_name
 from mitmsec.core.policy import Policy
@@ -26,14 +27,13 @@ from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.udp_limits import udp_limits
-from mitmsec.core.units import container_mistake, unit_mistake
+from mitmsec.core.units import container_mistake, service_mistake, windows_services
 from mitmsec.service.groups import Group
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, program
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
+from mitmsec.service.policy_loading import load
 from mitmsec.service.policy_starter import STARTER
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
-from mitmsec_addons.registry import build
-from mitmsec_certs.bundle import BadBundle, all_certificates
 
 POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
@@ -111,26 +111,19 @@ class Sha256(click.ParamType[str]):
         return str(value).lower()
 
 
-class UnitName(click.ParamType[str]):
-    """A systemd unit that programs run in."""
+class Named(click.ParamType[str]):
+    """A unit (or `windows:` and a service), or a container, in full. `mistake` says why it is none."""
 
-    name = "unit"
+    def __init__(self, name: str, mistake: Callable[[str], str | None]) -> None:
+        self.name, self._mistake = name, mistake
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if (why := unit_mistake(value)) is not None:
+        if (why := self._mistake(value)) is not None:
             self.fail(why)
         return str(value)
 
 
-class ContainerName(click.ParamType[str]):
-    """A container as events tell it: `runtime:id`, the id in full."""
-
-    name = "container"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if (why := container_mistake(value)) is not None:
-            self.fail(why)
-        return str(value)
+UNIT, CONTAINER = Named("unit", service_mistake), Named("container", container_mistake)
 
 
 def _note(ctx: click.Context | None, words: str) -> None:
@@ -179,7 +172,7 @@ def check(file: Path, as_json: bool) -> None:
     """
     loaded = _loaded(file, as_json=as_json)
     if as_json:
-        warnings = unmatched(loaded) + udp_limits(loaded)
+        warnings = [*unmatched(loaded), *_doubts(loaded)]
         return _print_json({"valid": True, "file": str(file), **_counts(loaded), "warnings": warnings})
     counts = ", ".join(f"{what}: {number}" for what, number in _counts(loaded).items())
     click.echo(f"{file}: valid; {counts}")
@@ -187,7 +180,7 @@ def check(file: Path, as_json: bool) -> None:
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
-    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *udp_limits(loaded)]:
+    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *_doubts(loaded)]:
         click.echo(sentence, err=True)
 
 
@@ -206,8 +199,9 @@ def check(file: Path, as_json: bool) -> None:
 @click.option("--user", type=UserName(), metavar="U", help="Whom the program runs as.")
 @click.option("--sha256", type=Sha256(), metavar="HEX", help="The hash of the program.")
 @click.option("--parent", type=ProgramPath(), metavar="P", help="The program that started it, as --app.")
-@click.option("--unit", type=UnitName(), metavar="U", help="The systemd unit it runs in: nginx.service.")
-@click.option("--container", type=ContainerName(), metavar="C", help="The container it runs in: runtime:id, in full.")
+@click.option("--unit", type=UNIT, metavar="U", help="The systemd unit it runs in: nginx.service.")
+@click.option("--signer", metavar="S", help="The subject of the certificate that signed it (Windows).")
+@click.option("--container", type=CONTAINER, metavar="C", help="The container it runs in: runtime:id, in full.")
 @click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
 @json_option
 @debug_option
@@ -224,6 +218,7 @@ def explain_decision(
     sha256: str | None,
     parent: str | None,
     unit: str | None,
+    signer: str | None,
     container: str | None,
     pid: int | None,
     as_json: bool,
@@ -239,7 +234,9 @@ def explain_decision(
         user=user,
         sha256=sha256,
         parent=ParentProcess(pid=NO_PID, exe=parent) if parent else None,
-        unit=unit,
+        unit=None if windows_services(unit) else unit,
+        services=windows_services(unit),
+        signer=signer,
         container=container,
         source="question",
     )
@@ -278,59 +275,19 @@ def run_policy_tests(file: Path, as_json: bool) -> None:
         sys.exit(EXIT_NOT_SO)
 
 
-class Loaded(NamedTuple):
-    """A policy, the text that it is, and the certificates (DER) of its `upstream_roots`."""
-
-    policy: Policy
-    text: str
-    roots: tuple[bytes, ...]
-
-
 def _loaded(file: Path, *, as_json: bool) -> Policy:
     """The policy, or the end of the command with every error."""
-    return loaded_with_roots(file, as_json=as_json).policy
-
-
-def loaded_with_roots(file: Path, *, as_json: bool = False) -> Loaded:
-    """What `file` and the files that it names hold, or the end of the command with every error."""
-    roots: list[bytes] = []
-
-    def no_roots(name: str, pem: str) -> str | None:
-        try:
-            roots.extend(all_certificates(name, pem.encode()))
-        except BadBundle as error:
-            return str(error)
-        return None
-
-    try:
-        return Loaded(*load_policy_and_text(file, unusable=_unusable, no_roots=no_roots), tuple(roots))
-    except PolicyErrors as errors:
-        _tell_errors(file, errors.errors, as_json=as_json)
-        sys.exit(EXIT_USAGE)
-
-
-def _unusable(name: str, words: tuple[str, ...]) -> str | None:
-    try:
-        build(name, words)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _tell_errors(file: Path, errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
-    for error in errors:
-        if as_json:
-            _print_json({"valid": False, **msgspec.to_builtins(error)})
-        else:
-            click.echo(shown(error), err=True)
-    if not as_json:
-        these = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        again = f"{program()} policy check {shlex.quote(str(file))}"
-        click.echo(f"mitmsec: {these} in the policy\n  mend it, then look again: {again}", err=True)
+    loaded = load(file, as_json=as_json)
+    loaded.forget_keys()
+    return loaded.policy
 
 
 def _counts(loaded: Policy) -> dict[str, int]:
     return {"applications": len(loaded.applications), "rules": len(loaded.rules), "tests": len(loaded.tests)}
+
+
+def _doubts(loaded: Policy) -> list[str]:
+    return udp_limits(loaded) + doubts(loaded.services, int(time.time()), are_used=loaded.decrypts_inbound)
 
 
 def _tell(story: Explanation, host: str | None) -> None:
@@ -355,9 +312,10 @@ def _when(story: Explanation, host: str | None) -> str:
 
 
 def _details(decision: Decision) -> list[str]:
+    details = [f'with the key of [[inbound]] "{shown(decision.service)}"'] if decision.service else []
     if not decision.inspect:
-        return []
-    return [f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
+        return details
+    return [*details, f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
 
 
 def _table(tried: tuple[Tried, ...]) -> Table:

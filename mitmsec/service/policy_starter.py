@@ -22,7 +22,7 @@ inspect = ["keywords"]      # what reads the decrypted traffic
 words = ["project nightingale", "internal use only"]    # a finding for each; lists = ["words.txt"] takes files
 
 # Programs under a name, so that rules can speak of them: by path, process_name, user, sha256, service (systemd unit),
-# container or pid. Each that is given must hold.
+# signer (Windows), container or pid. Each that is given must hold.
 [[application]]
 name = "package managers"
 path = ["*/apt-get", "*/npm", "*/pip", "*/pip3"]        # globs over the whole path; * takes in / too

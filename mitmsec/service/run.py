@@ -69,6 +69,7 @@ class Plan(Value, frozen=True):
     java: bool = False
     backend: control.BackendChoice = control.BackendChoice.AUTO
     upstream_roots: tuple[bytes, ...] = ()  # DER, beside those that the command would have used
+    keys: int | None = None  # a descriptor, the keys of the policy's services behind it
 
 
 class Report(Value, frozen=True):
@@ -185,8 +186,10 @@ class Run:
             workers=self._plan.workers,
             capture=self._capture is not None,
             backend=self._plan.backend,
+            keys=self._plan.keys is not None,
         )
-        fds = [network, policy, roots, *([self._capture.fileno()] if self._capture else [])]
+        keys = [] if self._plan.keys is None else [self._plan.keys]
+        fds = [network, policy, roots, *([self._capture.fileno()] if self._capture else []), *keys]
         answer = None
         for _ in range(JOIN_TRIES):  # the supervisor may be ending with its last run just when we ask
             self._channel = join(self._state)
@@ -194,7 +197,7 @@ class Run:
             if (answer := self._asked(order, *fds, timeout_s=START_DEADLINE_S)) is not None:
                 break
             self._channel.close()
-        for descriptor in (network, policy, roots):
+        for descriptor in (network, policy, roots, *keys):
             os.close(descriptor)
         if isinstance(answer, control.Refused) and answer.status == refusals.OURS:
             raise CannotRun(*refusals.of_start(answer.error, self._state))

@@ -23,7 +23,7 @@ from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
-from mitmsec.service.policy_commands import Loaded, loaded_with_roots
+from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.run import (
     WORKERS_LIMIT,
     CannotRun,
@@ -200,6 +200,7 @@ def _plan(
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
         policy_sha256=plan_policy(loaded.text if policy_file else None),
         upstream_roots=loaded.roots,
+        keys=loaded.keys,
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         wait=wait,
         java=java,
@@ -209,11 +210,11 @@ def _plan(
 
 def _policy(path: str | None, caller: Caller) -> Loaded:
     if path is None:
-        return Loaded(DEFAULT_POLICY, "", ())
+        return Loaded(DEFAULT_POLICY, "")
     if Path(path) == STDIN:
         fail("--policy: standard input is the command's", "name a file, or <(…) in a shell that knows it", EXIT_USAGE)
     with acting_as(caller):
-        return loaded_with_roots(Path(path))
+        return load(Path(path))
 
 
 def _whole_path(policy_file: str) -> str:

@@ -29,7 +29,7 @@ from mitmsec.service.options import (
     program,
     state_option,
 )
-from mitmsec.service.policy_commands import Loaded, loaded_with_roots
+from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
@@ -226,9 +226,9 @@ def _status(state: State) -> control.StatusAnswer | None:
 # -- what they share ---------------------------------------------------------------------------------------------------
 def _loaded(policy_file: Path) -> Loaded:
     """The policy, if it is one that a service can keep, and a warning where it selects nobody."""
-    loaded = loaded_with_roots(policy_file)
+    loaded = load(policy_file)
     if loaded.policy.governs_inbound:
-        why = f"{policy_file} blocks or captures connections that come in: only `mitmsec run` can, in this version"
+        why = f"{policy_file} blocks, captures or decrypts what comes in: only `mitmsec run` can, in this version"
         fail(why, 'give these rules, and [defaults] inbound, the action "bypass"', EXIT_USAGE)
     _warn_of_selection(loaded.policy, policy_file)
     return loaded

@@ -70,6 +70,7 @@ class Session:
         self._since = rfc3339(time.time())
         self.network, self.policy_fd, self.roots_fd = fds[:3]
         self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
+        self.keys_fd = fds[-1] if isinstance(order, OpenRun) and order.keys else None
         self.policy = msgspec.json.decode(read_all(self.policy_fd), type=Policy)
         self._owners = Owners(self._whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
@@ -87,6 +88,7 @@ class Session:
         """Everything up to a gate that accepts. Raises ChildFailed, OSError, BackendUnavailable; then call close."""
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
+        self.children.begin()
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
@@ -117,6 +119,7 @@ class Session:
                 sha256=order.policy_sha256,
                 rules=len(self.policy.rules),
                 on_failure=self.policy.on_failure,
+                certificates=tuple(service.sha256 for service in self.policy.services),
             )
         )
 
@@ -217,6 +220,7 @@ class Session:
             pins=lambda: self._pins(self.policy),
             label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
+            paths=self.processes.paths,
         )
         return await backends.opened(self._choice, terms, self.shared.log)
 
@@ -350,8 +354,7 @@ class Session:
         for listener in self.listeners:
             listener.close()
         close_all([self.network, self.policy_fd, self.roots_fd])
-        if self.capture_fd is not None:
-            close_all([self.capture_fd])
+        close_all([fd for fd in (self.capture_fd, self.keys_fd) if fd is not None])
         if survivors:
             note(self.folder, living)  # they were told of the roots in it
         else:

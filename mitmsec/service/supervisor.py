@@ -129,7 +129,11 @@ class Supervisor:
     # -- runs ----------------------------------------------------------------------------------------------------------
     async def opened(self, order: control.OpenRun | control.StartService, fds: list[int], user: str) -> Session:
         """A session that serves. Raises what went wrong, once nothing of it is left."""
-        session = Session(self.backbone, secrets.token_hex(4), order, fds)
+        try:
+            session = Session(self.backbone, secrets.token_hex(4), order, fds)
+        except BaseException:  # a policy of another version's, say
+            close_all(fds)
+            raise
         self.sessions[session.name] = session
         try:
             begun = unrecorded.Begun(

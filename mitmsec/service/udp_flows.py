@@ -19,6 +19,7 @@ from mitmsec.service.scopes import Scope
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.dns_hook import DnsHook
 from mitmsec_redirect.owner import Owner
+from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.udp_hook import UdpHook
 
 
@@ -41,6 +42,8 @@ class Ground(Protocol):
     def shared(self) -> Records: ...
     @property
     def children(self) -> TellsGate: ...
+    @property
+    def processes(self) -> ProcessTable: ...
 
 
 class UdpFlows:
@@ -58,7 +61,9 @@ class UdpFlows:
         if kind is not BackendKind.CONNECT_HOOK:
             return
         self._scope = scope
-        self._hook = UdpHook.open(scope.path, quic=self._ground.policy.quic, selection=scope.selection)
+        ground = self._ground
+        paths = ground.processes.paths
+        self._hook = UdpHook.open(scope.path, quic=ground.policy.quic, selection=scope.selection, paths=paths)
         self._datagrams = Datagrams(self._hook, self, self._ground.name)
         asyncio.get_running_loop().add_reader(self._hook.fileno(), self._datagrams.take)
         if scope.selection is None:

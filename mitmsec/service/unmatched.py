@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import pwd
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import path_matches
+from mitmsec.core.units import is_windows_service
 from mitmsec.service.terminal import shown
 
 FILES_LOOKED_AT = 20_000  # for one glob: a tenth of a second; in a larger tree it may be that something matches
@@ -34,6 +36,8 @@ def _flaws(application: Application) -> Iterator[str]:
         ("no file that is there", application.path, _may_be_a_file),
         ("no user that is known here", application.user, _is_user),
         ("no process that runs", application.pid, _runs),
+        ("a signer, and programs have none but on Windows", application.signer, _is_on_windows),
+        ("services of Windows only", application.service, _may_be_a_service),
     ]
     for what, named, is_there in checks:
         if named and not any(map(is_there, named)):
@@ -64,6 +68,14 @@ def _is_user(name: str) -> bool:
     except KeyError:
         return name.isdecimal()
     return True
+
+
+def _is_on_windows(_: str) -> bool:
+    return sys.platform == "win32"
+
+
+def _may_be_a_service(name: str) -> bool:
+    return _is_on_windows(name) or not is_windows_service(name)
 
 
 def _runs(pid: int) -> bool:

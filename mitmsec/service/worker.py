@@ -1,6 +1,6 @@
 """The worker's composition root: plaintext lives here, and nothing else does. No network, no disk, no CA key.
 
-    supervisor ── WorkerSettings + gate, signer, recorder channels, roots ──► engine ── Ready ──►
+    supervisor ── WorkerSettings + gate, signer, recorder channels, roots, policy[, keys] ──► engine ── Ready ──►
     gate ── HandOver + both sockets ──► engine ──► FlowEnded ──► gate
 
 It ends when the supervisor's or the gate's end of the channel closes: what lives is cut and recorded.
@@ -47,12 +47,12 @@ class Worker:
 
     async def start(self, settings: WorkerSettings, fds: list[int]) -> Message | None:
         """Take up the channels and serve."""
-        if len(fds) not in (4, 5):
+        if len(fds) not in (4, 5, 6):
             close_all(fds)
-            return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 or 5 are due")
-        named = settings.inspectors
-        if len(fds) == 5:
-            named = msgspec.json.decode(read_all(fds[4]), type=Policy).inspectors
+            return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 to 6 are due")
+        policy = Policy(inspectors=settings.inspectors)
+        if len(fds) > 4:
+            policy = msgspec.json.decode(read_all(fds[4]), type=Policy)
         loop = asyncio.get_running_loop()
         gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])
         self._recorder = Producer(recorder, loop)
@@ -66,7 +66,9 @@ class Worker:
                 judge=gravest,
                 recorder=self._recorder,
                 roots_pem=read_all(fds[3]),
-                inspectors=_inspectors(settings.session, named, self._recorder),
+                inspectors=_inspectors(settings.session, policy.inspectors, self._recorder),
+                services=policy.services,
+                keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
             ),
         )
         self._engine.settle()

@@ -3,6 +3,7 @@
     Caller: start, file ──┬─ /proc/PID has that start, and runs that file ──► read, and remembered for this caller
                           ├─ it was read before, for an earlier connection ─► remembered, whatever it is by now
                           └─ neither, but where the file lies is known ─────► that path, if the file still lies there
+                             (read of another process, or noted by a hook)
 
 A start in /proc has a resolution of one clock tick, a file is exact: who has the same pid, in the same tick, is taken
 for the caller only if it runs the same program.
@@ -14,6 +15,7 @@ import os
 
 from mitmsec.core.model import Caller
 from mitmsec_redirect import proc_files
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.hashes import Remembered
 from mitmsec_redirect.process_history import TICK_NS
 from mitmsec_redirect.process_records import Executable
@@ -49,7 +51,9 @@ def runs_still(folder: int, caller: Caller) -> bool:
 class Callers[Known]:
     """What was read of callers while they ran, and where their executables lie."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: ExecutablePaths | None = None) -> None:
+        """`told` is what the hooks noted."""
+        self._told = told
         self._known: Remembered[tuple[int, int, Executable | None], Known] = Remembered(CALLERS_LIMIT)
         self._paths: Remembered[Executable, str] = Remembered(FILES_LIMIT)
 
@@ -67,11 +71,26 @@ class Callers[Known]:
     def path_of(self, caller: Caller) -> str | None:
         """Where its executable lies, if that is still true, and it has no other name."""
         executable = executable_of(caller)
-        path = None if executable is None else self._paths.find(executable)
-        file = None if executable is None or path is None else proc_files.opened_as(path, executable)
-        if file is None:
+        if executable is None:
             return None
-        try:
-            return path if os.fstat(file).st_nlink == 1 else None
-        finally:
-            os.close(file)
+        read = self._paths.find(executable)
+        if read is not None and _lies_at(read, executable):
+            return read
+        if self._told is None:
+            return None
+        told = self._told.find(executable)
+        if told is not None and _lies_at(told, executable):
+            return self._paths.keep(executable, told)
+        self._told.forget(executable)  # also one that led nowhere: it was met first by a way that only its caller had
+        return None
+
+
+def _lies_at(path: str, executable: Executable) -> bool:
+    """Here, and under no other name."""
+    file = proc_files.opened_as(path, executable)
+    if file is None:
+        return False
+    try:
+        return os.fstat(file).st_nlink == 1
+    finally:
+        os.close(file)

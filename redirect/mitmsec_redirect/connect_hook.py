@@ -24,10 +24,12 @@ from pathlib import Path
 from types import TracebackType
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
-from mitmsec_redirect import bpf, kernel_types, netns, programs, records
+from mitmsec_redirect import bpf, hook_programs, kernel_types, netns, programs, records
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
-from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, ProgramRejected, RunCount
+from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.heartbeat import Heartbeat
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
 from mitmsec_redirect.routes import RouteMirror
 from mitmsec_redirect.steps import Selection
@@ -62,6 +64,7 @@ class ConnectHook(Backend):
         self._cgroup = -1
         self._selection = selection
         self._offsets = kernel_types.process_offsets()
+        self._paths: PathMaps | None = None
         self._pins: Path | None = None
         self._mirror: RouteMirror | None = None
         self._drained: dict[Reason, int] = {}
@@ -80,18 +83,21 @@ class ConnectHook(Backend):
         pin_folder: Path | None = None,
         netns_fd: int | None = None,
         selection: Selection | None = None,
+        paths: ExecutablePaths | None = None,
     ) -> ConnectHook:
         """Attach to the cgroup. From now on its sockets' connections go to the gate's listeners.
 
         `netns_cookies` are the namespaces with listeners on these ports; the routes of `netns_fd` (None: our own) are
-        mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. `selection`
-        narrows all this to the processes that it names; its map stays the caller's. The gate has one second for its
-        first heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
+        mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. `selection` narrows all this to the
+        processes that it names; its map stays the caller's. In `paths`, the caller's too, is noted where executables
+        lie. The gate has one second for its first heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with
+        nothing left behind.
         """
         with ExitStack() as held:
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
             maps["truth"] = socket_storage("ms_truth", records.TRUTH.size, held)
             hook = cls(maps, held, selection)
+            hook._paths = None if paths is None else paths.maps()
             for cookie in netns_cookies:
                 maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
             hook.set_port(port_v4, port_v6)
@@ -120,14 +126,19 @@ class ConnectHook(Backend):
         """Each attach point runs the program that these terms want, or none."""
         fds = {name: one.fd for name, one in self._maps.items()}
         layout = programs.Layout(
-            **fds, on_failure=on_failure, quic=quic, selection=self._selection, offsets=self._offsets
+            **fds,
+            on_failure=on_failure,
+            quic=quic,
+            selection=self._selection,
+            offsets=self._offsets,
+            paths=self._paths,
         )
-        loaded: dict[Attach, int] = {}
+        nameless = replace(layout, paths=None)
+        layouts = (layout, nameless, replace(nameless, offsets=None))
+        accepted, loaded = hook_programs.load(layouts, programs.build, "mitmsec_")
+        self._offsets, self._paths = accepted.offsets, accepted.paths
+        wanted = set(loaded)
         try:
-            plain = programs.build(replace(layout, offsets=None))
-            for name, code in programs.build(layout).items():
-                loaded[Attach[name]] = self._load(Attach[name], code, plain[name])
-            wanted = set(loaded)
             # the names before the connections, so that no program ever sees the gate as its peer
             for attach in sorted(wanted, reverse=True):
                 self._put_one(attach, loaded[attach])
@@ -137,16 +148,6 @@ class ConnectHook(Backend):
                 os.close(program)
         for attach in self._links.keys() - wanted:
             self._take_away(attach)
-
-    def _load(self, attach: Attach, code: bytes, plain: bytes) -> int:
-        """On a kernel that lets no such program look at its caller, the caller is told by its pid alone."""
-        name = f"mitmsec_{attach.name.lower()}"[:15]
-        if self._offsets is not None:
-            try:
-                return bpf.load_program(code, attach, name)
-            except ProgramRejected:
-                self._offsets = None
-        return bpf.load_program(plain, attach, name)
 
     def _put_one(self, attach: Attach, program: int) -> None:
         if attach in self._links:

@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from mitmsec_redirect import bpf, inbound_programs, kernel_types, records
+from mitmsec_redirect import bpf, hook_programs, inbound_programs, kernel_types, records
 from mitmsec_redirect import inbound_records as inbound
 from mitmsec_redirect.bpf import Attach, EbpfUnavailable, Map, MapKind, RunCount
 from mitmsec_redirect.connect_hook import socket_storage
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.inbound_programs import InboundLayout
 from mitmsec_redirect.inbound_records import Inbound, parse_inbound
 from mitmsec_redirect.ringbuffer import RingBuffer
@@ -48,13 +49,14 @@ class InboundHook:
         cgroup_path: Path | str,
         *,
         selection: Selection | None = None,
+        paths: ExecutablePaths | None = None,
         steering: SteeringMaps | None = None,
         pin_folder: Path | None = None,
         ring_bytes: int = RING_BYTES,
     ) -> InboundHook:
         """From now on connections to sockets of the cgroup are told, of the selected processes among them.
 
-        `selection` is the connect hook's. `pin_folder` exists, on a bpffs. `ring_bytes` is a power of two,
+        `selection` and `paths` are the connect hook's. `pin_folder` exists, on a bpffs. `ring_bytes` is a power of two,
         at least a page. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         offsets = kernel_types.process_offsets()
@@ -68,7 +70,8 @@ class InboundHook:
             lost = _made(held, MapKind.ARRAY, records.INDEX.size, records.COUNT.size, 1, "ms_inbound_lost")
             ring = RingBuffer(ring_map.fd, ring_bytes)
             held.callback(ring.close)
-            layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection, steering)
+            noted = None if paths is None else paths.maps()
+            layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection, steering, noted)
             hook = cls(layout, lost, ring, cgroup)
             held.callback(hook._let_go)
             hook._put()
@@ -79,15 +82,12 @@ class InboundHook:
 
     def _put(self) -> None:
         """Who accepts first, so that nobody has accepted unseen what was seen to begin."""
-        for name, code in sorted(inbound_programs.build(self._layout).items()):
-            attach = Attach[name]
-            program = bpf.load_program(code, attach, f"mitmsec_in_{name.lower()}"[:15])
-            if attach in self._links:
-                bpf.replace_program(self._links[attach], program)
-                os.close(self._programs.pop(attach))
-            self._programs[attach] = program
-            if attach not in self._links:
-                self._links[attach] = bpf.attach_to_cgroup(program, self._cgroup, attach)
+        layouts = (self._layout, replace(self._layout, paths=None))
+        self._layout, loaded = hook_programs.load(layouts, inbound_programs.build, "mitmsec_in_")
+        hook_programs.put(loaded, self._links, self._cgroup)
+        for program in self._programs.values():
+            os.close(program)
+        self._programs = loaded
 
     def _let_go(self) -> None:
         for descriptors in (self._links, self._programs):

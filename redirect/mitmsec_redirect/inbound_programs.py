@@ -4,6 +4,7 @@
     handshake   ──► addresses, time, cookie ─► selected, as far as can be told by who listens? ─► record BEGAN       │
     accept()    ──► who calls it, once ──────► selected? ──────────────────────────────────────► record ACCEPTED  ◄──┘
     TCP_CLOSE   ──► bytes, error ────────────► was it selected? ────────────────────────────────► record ENDED
+    connect()   ──► a socket that is used once more is another connection: its record goes
 
 All but accept() are one program (BPF_PROG_TYPE_SOCK_OPS): it runs in the caller of listen(), and else in whatever
 context the kernel handles packets. accept() asks for the peer's address where its caller wants that, which is what
@@ -21,12 +22,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from mitmsec_redirect import caller_steps, name_steps, served_steps, steps
 from mitmsec_redirect import inbound_records as records
-from mitmsec_redirect import name_steps, process_steps, steps
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.served_steps import FAMILY, LOCAL_PORT, LOCAL_V4, LOCAL_V6
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
     AF_INET,
@@ -51,14 +54,12 @@ from mitmsec_redirect.verdicts import Verdict
 
 LONG = Size.LONG
 # struct bpf_sock_ops
-OP, OLD_STATE, NEW_STATE, FAMILY, REMOTE_V4, LOCAL_V4 = 0, 4, 8, 20, 24, 28
-REMOTE_V6, LOCAL_V6, REMOTE_PORT, LOCAL_PORT = 32, 48, 64, 68
-OPS_SOCKET = 184
-PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 5, 10, 11  # BPF_SOCK_OPS_…_CB
+OP, OLD_STATE, NEW_STATE, REMOTE_V4, REMOTE_V6, REMOTE_PORT, OPS_SOCKET = 0, 4, 8, 24, 32, 64, 184
+CONNECTS, PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 3, 5, 10, 11  # BPF_SOCK_OPS_…_CB
 TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # our stack, from the frame pointer: a leg's key, and at other times the others
-LEG, COUNT, COOKIE = -shared.LEG.size, -8, -16
+LEG, COUNT, COOKIE, SERVED = -shared.LEG.size, -8, -16, -shared.LEG.size - 24
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
@@ -72,6 +73,7 @@ class InboundLayout:
     offsets: Offsets
     selection: Selection | None = None  # None: all that the cgroup holds
     steering: SteeringMaps | None = None  # None: nothing is led to the gate
+    paths: PathMaps | None = None  # None: where a caller's executable lies is not noted
 
 
 def build(layout: InboundLayout) -> Mapping[str, bytes]:
@@ -92,12 +94,18 @@ def happened(layout: InboundLayout) -> bytes:
     asm.load(R2, R6, OP)
     asm.jump_if(R2, Condition.EQUAL, STATE_CHANGED, "state")
     asm.jump_if(R2, Condition.EQUAL, LISTENS, "listens")
+    asm.jump_if(R2, Condition.EQUAL, CONNECTS, "connects")
     asm.jump_if(R2, Condition.NOT_EQUAL, PASSIVE_ESTABLISHED, "out")
     _began(asm, layout)
     asm.label("listens")
     _listens(asm, layout)
     asm.label("state")
     _state(asm, layout)
+    asm.jump("out")
+    asm.label("connects")  # what it was before, to whom it was accepted from, is over
+    asm.map(R1, layout.sockets)
+    asm.move(R2, R7)
+    asm.call(Helper.SK_STORAGE_DELETE)
     asm.label("out")
     asm.exit(1)
     return asm.code()
@@ -114,7 +122,7 @@ def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
         asm.jump_if(R2, Condition.EQUAL, InboundFlag.GATES, "gates")
     asm.mask(R2, InboundFlag.ACCEPTED)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
-    _caller(asm, layout.offsets)
+    _caller(asm, layout.offsets, layout.paths)
     asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED)
     steps.unless_selected(asm, layout, "out")
     asm.store(R8, records.FLAGS, InboundFlag.ACCEPTED | InboundFlag.SELECTED)
@@ -134,7 +142,7 @@ def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
 # --- what has happened ------------------------------------------------------------------------------------------------
 def _listens(asm: Assembler, layout: InboundLayout) -> None:
     _record(asm, layout, create=True)
-    _caller(asm, layout.offsets)
+    _caller(asm, layout.offsets, layout.paths)
     asm.store(R8, records.FLAGS, 0)
     if layout.steering is not None:
         _keep_listener(asm, layout.steering)
@@ -252,7 +260,7 @@ def _counts(asm: Assembler, at: Offsets) -> None:
 
 # --- what is led to the gate ------------------------------------------------------------------------------------------
 def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
-    """By its cookie, and count it for its port; only in the network namespace that the gate is in."""
+    """By its cookie, and count it for where it listens; only in the network namespace that the gate is in."""
     asm.move(R1, R6)
     asm.call(Helper.NETNS_COOKIE)
     asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace & 0xFFFFFFFF, "kept")
@@ -270,15 +278,15 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.move(R4, 0)
     asm.call(Helper.MAP_UPDATE)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "kept")  # no room: it is not led to the gate, and told as it comes in
-    _port_count(asm, maps)
+    served_steps.count(asm, maps, SERVED, "kept_any")
     asm.jump_if(R0, Condition.EQUAL, 0, "first")
     asm.move(R2, 1)
     asm.add_atomically(R0, R2)
     asm.jump("kept")
     asm.label("first")
     asm.store(R10, COUNT, 1, LONG)
-    asm.map(R1, maps.ports)
-    asm.point(R2, KEY)
+    asm.map(R1, maps.served)
+    asm.point(R2, SERVED)
     asm.point(R3, COUNT)
     asm.move(R4, 0)
     asm.call(Helper.MAP_UPDATE)
@@ -286,21 +294,21 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
 
 
 def _forget_listener(asm: Assembler, maps: SteeringMaps) -> None:
-    """And its port, where nobody else of ours listens on it."""
+    """And where it listened, if nobody else of ours listens there."""
     _cookie(asm)
     asm.map(R1, maps.listeners)
     asm.point(R2, COOKIE)
     asm.call(Helper.MAP_DELETE)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "out")  # it was not kept
-    _port_count(asm, maps)
+    served_steps.count(asm, maps, SERVED, "forgot_any")
     asm.jump_if(R0, Condition.EQUAL, 0, "out")
     asm.move(R7, R0)
     asm.move(R2, -1)
     asm.add_atomically(R7, R2)
     asm.load(R2, R7, 0, LONG)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
-    asm.map(R1, maps.ports)
-    asm.point(R2, KEY)
+    asm.map(R1, maps.served)
+    asm.point(R2, SERVED)
     asm.call(Helper.MAP_DELETE)
 
 
@@ -308,13 +316,6 @@ def _cookie(asm: Assembler) -> None:
     asm.move(R1, R6)
     asm.call(Helper.SOCKET_COOKIE)
     asm.store(R10, COOKIE, R0, LONG)
-
-
-def _port_count(asm: Assembler, maps: SteeringMaps) -> None:
-    """R0: how many listen on the socket's port; 0, no pointer: none yet."""
-    asm.load(R2, R6, LOCAL_PORT)
-    asm.store(R10, KEY, R2)
-    steps.look_up(asm, maps.ports, KEY)
 
 
 def _unless_gates(asm: Assembler, maps: SteeringMaps) -> None:
@@ -350,8 +351,8 @@ def _record(asm: Assembler, layout: InboundLayout, *, create: bool) -> None:
     asm.move(R8, R0)
 
 
-def _caller(asm: Assembler, at: Offsets) -> None:
-    """Who runs now, into the record: as `caller_steps` does, read through the kernel's own types."""
+def _caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
+    """Who runs now, into the record, read through the kernel's own types."""
     asm.call(Helper.CURRENT_TASK)
     asm.load(R2, R0, at.task_tgid)
     asm.store(R8, records.PID, R2)
@@ -361,16 +362,7 @@ def _caller(asm: Assembler, at: Offsets) -> None:
     for half in (0, 8):
         asm.load(R2, R0, at.task_comm + half, LONG)
         asm.store(R8, records.COMM + half, R2, LONG)
-    asm.load(R2, R0, at.task_leader, LONG)
-    asm.load(R3, R2, at.task_start, LONG)
-    asm.store(R8, records.STARTED, R3, LONG)
-    asm.load(R2, R2, at.task_parent, LONG)
-    asm.load(R3, R2, at.task_tgid)
-    asm.store(R8, records.PARENT, R3)
-    asm.load(R2, R2, at.task_leader, LONG)
-    asm.load(R3, R2, at.task_start, LONG)
-    asm.store(R8, records.PARENT_STARTED, R3, LONG)
-    process_steps.executable(asm, at, task=R0, record=R8, place=records.EXECUTABLE)
+    caller_steps.who(asm, at, paths, record=R8, place=records.STARTED)
 
 
 def _tell(asm: Assembler, layout: InboundLayout, kind: InboundKind) -> None:

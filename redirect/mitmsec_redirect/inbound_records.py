@@ -21,7 +21,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from mitmsec.core.model import Caller, Endpoint
-from mitmsec_redirect.records import address_text, port_field
+from mitmsec_redirect.records import CALLER_FIELDS, address_text, caller_of, port_field
 
 INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII16sII")
 KIND, FLAGS, COOKIE, NAMESPACE, BEGAN, AT, LOCAL, REMOTE = 0, 4, 8, 16, 24, 32, 40, 56
@@ -73,16 +73,7 @@ class Inbound:
 def parse_inbound(record: bytes) -> Inbound:
     """`record` is one of the ring."""
     kind, flags, cookie, netns, began, at, local, remote, *rest = INBOUND.unpack(record)
-    local_port, remote_port, sent, received, error, _, pid, uid, comm, started, parent_started, parent, _, *file = rest
-    device, inode, ctime_s, ctime_ns, *_ = file
-    caller = Caller(
-        start_ns=started,
-        parent=parent,
-        parent_start_ns=parent_started,
-        device=device,
-        inode=inode,
-        ctime_ns=ctime_s * 10**9 + ctime_ns,
-    )
+    local_port, remote_port, sent, received, error, _, pid, uid, comm, *who = rest
     return Inbound(
         kind=InboundKind(kind),
         cookie=cookie,
@@ -98,5 +89,5 @@ def parse_inbound(record: bytes) -> Inbound:
         pid=pid,
         uid=uid,
         comm=comm.split(b"\0", 1)[0].decode(errors="replace"),
-        caller=caller if pid else None,
+        caller=caller_of(*who[:CALLER_FIELDS]),
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import pwd
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from mitmsec.core.model import ParentProcess, Process
-from mitmsec_redirect.proc_files import ExePath
+
+if TYPE_CHECKING:  # Windows has none of it
+    from mitmsec_redirect.proc_files import ExePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ def displayed(path: str | None) -> str | None:
 
 
 def user_name(uid: int) -> str:
-    """The user's name, or the number as text where there is none."""
+    """The user's name, or the number as text where there is none. Not on Windows."""
+    import pwd
+
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,7 +2,8 @@
 
 An executable's *path* is what the process itself sees, and a mount namespace of its own (any user can make one) shows
 it whatever files it likes under whatever names. So a path counts only if it leads us, here, to that very file, or if
-the file, deleted since, lies on a mount that is one of ours. Otherwise it is a claim.
+the file, deleted since, lies on a mount that is one of ours. Otherwise it is a claim. Nor does it count if it leads
+there by a link: mounts of its own show a program's folder as lying where a link of ours merely points to it.
 """
 
 from __future__ import annotations
@@ -180,21 +181,38 @@ def is_executable(file: int, executable: Executable, folder: int | None = None) 
 
 def opened_as(path: str, executable: Executable) -> int | None:
     """A descriptor (O_PATH) of what lies at `path`, if that is the file that the kernel told of."""
-    try:
-        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
-        return None
-    if is_executable(file, executable):
+    file = _opened_at(path)
+    if file is None or is_executable(file, executable):
         return file
     os.close(file)
     return None
 
 
 def _leads_there(file: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except (OSError, ValueError):
+    there = _opened_at(path)
+    if there is None:
         return False
+    try:
+        return os.path.samestat(os.fstat(file), os.fstat(there))
+    except OSError:  # a file system that is not open to us
+        return False
+    finally:
+        os.close(there)
+
+
+def _opened_at(path: str) -> int | None:
+    """A descriptor (O_PATH) of what lies at `path`, if the kernel calls it so too: no link, no dots on the way."""
+    try:
+        file = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        if os.readlink(f"/proc/self/fd/{file}") == path:
+            return file
+    except OSError:  # longer than it can be told
+        pass
+    os.close(file)
+    return None
 
 
 def files_of(folder: int) -> frozenset[tuple[int, int]]:

@@ -147,13 +147,13 @@ def _tail(data: bytes, flags: int) -> tuple[int, str | None, str]:
     name_at = TEXT + path_bytes
     if len(data) < name_at + name_bytes:
         raise MalformedRecord("shorter than it says")
-    path = _path(data[TEXT:name_at]) if flags & _PATH_STATE == _PATH_WHOLE else None
+    path = path_of_names(data[TEXT:name_at]) if flags & _PATH_STATE == _PATH_WHOLE else None
     return namespace, path, _decoded(data[name_at : name_at + name_bytes].removesuffix(b"\0"))
 
 
 @lru_cache(maxsize=4096)
-def _path(names: bytes) -> str:
-    """Root first. The same programs start again and again."""
+def path_of_names(names: bytes) -> str:
+    """Root first, of names from leaf to root, each with its zero. The same programs start again and again."""
     return "/" + "/".join(_decoded(name) for name in reversed(names.split(b"\0")[:-1]))
 
 

@@ -2,18 +2,18 @@
 
 Registers: R6 the task, R7 what a record is written to, R8 and R9 as each step says; R0–R5 are lost at each call.
 
-    stack, from the frame pointer:   0 ── HEAD ── -112 ── KEY ── -120 ── VALUE ── -128 ── walk ── -160
+    stack, from the frame pointer:   0 ── HEAD ── -112 ── KEY ── -120 ── VALUE ── -128 ── NAME ── -136
 
 Memory of the kernel is read through the types that the kernel itself declares (BTF): the verifier refuses a program
-whose offsets are not those of the running kernel, and a null pointer reads as zero. Only mounts and names, which lie
-behind arithmetic, are read with bpf_probe_read_kernel. A rename during the walk can mix an old and a new name, but only
-of folders that whoever renames them may write to.
+whose offsets are not those of the running kernel, and a null pointer reads as zero. Only the path is read otherwise
+(`path_steps`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mitmsec_redirect import path_steps
 from mitmsec_redirect import process_records as records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
 from mitmsec_redirect.process_offsets import Offsets
@@ -25,7 +25,7 @@ LONG = Size.LONG
 HEAD = -records.HEAD.size
 KEY = HEAD - 8
 VALUE = KEY - 8
-DENTRY, MOUNT, OTHER, NAME = VALUE - 8, VALUE - 16, VALUE - 24, VALUE - 32
+NAME = VALUE - 8
 STEPS_LIMIT = 64  # names and mounts of one path
 CTIME_BITS = 0x7FFFFFFF  # the topmost says whether anybody has asked (Linux 6.13)
 
@@ -175,67 +175,19 @@ def walk_path(asm: Assembler, at: Offsets) -> None:
     """The names of the executable's path, leaf first, and the mount namespace in which that is meant."""
     for offset in (records.MOUNT_NAMESPACE, records.NAME_BYTES):
         asm.store(R7, offset, 0, LONG)
-    asm.load(R9, R6, at.task_mm, LONG)
-    asm.jump_if(R9, Condition.EQUAL, 0, "walked")
-    asm.load(R9, R9, at.mm_file, LONG)
-    asm.jump_if(R9, Condition.EQUAL, 0, "walked")
-    _read(asm, DENTRY, R9, at.file_dentry)
-    _read(asm, MOUNT, R9, at.file_mount)
-    asm.load(R2, R10, MOUNT, LONG)
-    asm.add(R2, -at.mount_inner)
-    asm.store(R10, MOUNT, R2, LONG)
-    _read_at(asm, OTHER, MOUNT, at.mount_namespace)
-    asm.load(R3, R10, OTHER, LONG)
+    path_steps.begin(asm, at, R6)
+    path_steps.read_at(asm, path_steps.OTHER, path_steps.MOUNT, at.mount_namespace)
+    asm.load(R3, R10, path_steps.OTHER, LONG)
     asm.add(R3, at.namespace_number)
     asm.move(R1, R7)
     asm.add(R1, records.MOUNT_NAMESPACE)
     asm.move(R2, 4)
     asm.call(Helper.PROBE_READ_KERNEL)
-    asm.move(R8, 0)
-    asm.label("walk")
-    asm.jump_if(R8, Condition.EQUAL, STEPS_LIMIT, "cut")
-    asm.add(R8, 1)
-    _read_at(asm, OTHER, MOUNT, at.mount_root)
-    asm.load(R2, R10, OTHER, LONG)
-    asm.load(R3, R10, DENTRY, LONG)
-    asm.jump_if(R2, Condition.EQUAL, R3, "mount_root")
-    _component(asm, at)
-    asm.jump("walk")
-    asm.label("mount_root")
-    _read_at(asm, OTHER, MOUNT, at.mount_parent)
-    asm.load(R2, R10, OTHER, LONG)
-    asm.load(R3, R10, MOUNT, LONG)
-    asm.jump_if(R2, Condition.EQUAL, R3, "rooted")
-    _read_at(asm, DENTRY, MOUNT, at.mount_point)
-    asm.load(R2, R10, OTHER, LONG)
-    asm.store(R10, MOUNT, R2, LONG)
-    asm.jump("walk")
-    asm.label("cut")
-    _flag(asm, RecordFlag.CUT)
-    asm.jump("walked")
-    asm.label("rooted")
-    _flag(asm, RecordFlag.ROOTED)
-    asm.label("walked")
-
-
-def _component(asm: Assembler, at: Offsets) -> None:
-    """One name more, and up; "walked" where nothing is above (memfd), "cut" where there is no room."""
-    _read_at(asm, OTHER, DENTRY, at.dentry_parent)
-    asm.load(R2, R10, OTHER, LONG)
-    asm.load(R3, R10, DENTRY, LONG)
-    asm.jump_if(R2, Condition.EQUAL, R3, "walked")
-    _read_at(asm, VALUE, DENTRY, at.dentry_name)
-    asm.load(R9, R7, records.PATH_BYTES)
-    asm.jump_if(R9, Condition.ABOVE, records.PATH_LIMIT - records.NAME_LIMIT, "cut")
-    asm.move(R1, R7)
-    asm.add(R1, records.TEXT)
-    asm.add(R1, R9)
-    _read_text(asm, VALUE)
-    asm.jump_if(R0, Condition.ABOVE, records.NAME_LIMIT, "cut")  # below zero: could not be read
-    asm.add(R9, R0)
-    asm.store(R7, records.PATH_BYTES, R9)
-    asm.load(R2, R10, OTHER, LONG)
-    asm.store(R10, DENTRY, R2, LONG)
+    path_steps.walk(asm, at, into=R7, text=records.TEXT, limit=records.PATH_LIMIT, steps_limit=STEPS_LIMIT)
+    asm.store(R7, records.PATH_BYTES, R2)
+    asm.load(R2, R7, records.FLAGS)
+    asm.merge(R2, R1)
+    asm.store(R7, records.FLAGS, R2)
 
 
 def copy_name(asm: Assembler) -> None:
@@ -245,39 +197,10 @@ def copy_name(asm: Assembler) -> None:
     asm.move(R1, R7)
     asm.add(R1, records.TEXT)
     asm.add(R1, R9)
-    _read_text(asm, NAME)
+    path_steps.read_text(asm, NAME)
     asm.jump_if(R0, Condition.ABOVE, records.NAME_LIMIT, "named")
     asm.store(R7, records.NAME_BYTES, R0)
     asm.label("named")
-
-
-def _read(asm: Assembler, into: int, base: Register, offset: int) -> None:
-    """Eight bytes of the kernel's memory to our stack."""
-    asm.move(R3, base)
-    asm.add(R3, offset)
-    asm.point(R1, into)
-    asm.move(R2, 8)
-    asm.call(Helper.PROBE_READ_KERNEL)
-
-
-def _read_at(asm: Assembler, into: int, base: int, offset: int) -> None:
-    """The same, where the address stands on our stack."""
-    asm.load(R3, R10, base, LONG)
-    _read(asm, into, R3, offset)
-
-
-def _read_text(asm: Assembler, at: int) -> None:
-    """A string, whose address stands on our stack, to where R1 points; R0 its length with the zero."""
-    asm.move(R2, records.NAME_LIMIT)
-    asm.load(R3, R10, at, LONG)
-    asm.call(Helper.PROBE_READ_KERNEL_STR)
-
-
-def _flag(asm: Assembler, flag: RecordFlag) -> None:
-    asm.load(R2, R7, records.FLAGS)
-    asm.move(R1, flag)
-    asm.merge(R2, R1)
-    asm.store(R7, records.FLAGS, R2)
 
 
 # --- out --------------------------------------------------------------------------------------------------------------

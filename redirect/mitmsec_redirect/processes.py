@@ -32,6 +32,7 @@ from mitmsec.core.model import Caller, Confidence, ParentProcess, Process
 from mitmsec_redirect import callers, cgroup_path, proc_files
 from mitmsec_redirect.callers import Callers
 from mitmsec_redirect.cgroup_ids import CgroupPaths
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.hashes import ExecutableHashes, FileIdentity, Remembered, can_be_remembered, identity_of
 from mitmsec_redirect.monitor import Monitor, Scanned
 from mitmsec_redirect.owner import Owner, chained, displayed, rfc3339, settled, unhashed, user_name
@@ -63,7 +64,8 @@ class _Known:
 class ProcessTable:
     """Processes by pid. Not thread-safe; nothing here waits for a hash.
 
-    The monitor, if there is one, stays its owner's; what it tells goes to `heard` too, once, in order.
+    The monitor, if there is one, stays its owner's; what it tells goes to `heard` too, once, in order. So do `paths`,
+    which the hooks of its callers are to fill.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class ProcessTable:
         hashes: ExecutableHashes | None = None,
         monitor: Monitor | None = None,
         heard: Heard | None = None,
+        paths: ExecutablePaths | None = None,
     ) -> None:
+        self.paths = paths
         self._proc = str(proc)
         self._hashes = hashes or ExecutableHashes()
         self._boot_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
         self._known: dict[int, _Known] = {}  # least recently used first
-        self._callers: Callers[Owner] = Callers()
+        self._callers: Callers[Owner] = Callers(paths)
         self._users: Remembered[int, tuple[float, str]] = Remembered(USERS_LIMIT)
         self._monitor = monitor
         self._heard = heard

@@ -101,7 +101,7 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
 def _describe(asm: Assembler, layout: Layout, *, v6: bool) -> None:
     steps.describe(asm, v6=v6)
     if layout.offsets is not None:
-        caller_steps.caller(asm, layout.offsets)
+        caller_steps.caller(asm, layout.offsets, layout.paths)
 
 
 def sendmsg(layout: Layout, *, v6: bool) -> bytes:

@@ -25,6 +25,7 @@ ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQQQIIQQqII")
 REMOTE, PORT, PROTOCOL, REASON, PID, UID, COMM = 0, 16, 18, 20, 24, 28, 32
 SOURCE, SOURCE_PORT, FLAGS, TIME, NAMESPACE = 48, 64, 66, 72, 80
 STARTED, PARENT_STARTED, PARENT, EXECUTABLE = 88, 96, 104, 112
+CALLER_FIELDS: Final = 9  # from STARTED on; the same in `inbound_records`
 
 TRUTH: Final = struct.Struct("=16s16sII")  # remote, source (zero: unknown), remote port in network order, flags
 TRUTH_REMOTE, TRUTH_SOURCE, TRUTH_PORT = 0, 16, 32
@@ -158,7 +159,7 @@ def _text(comm: bytes) -> str:
     return comm.split(b"\0", 1)[0].decode(errors="replace")
 
 
-def _caller(
+def caller_of(
     started: int,
     parent_started: int,
     parent: int,
@@ -169,7 +170,7 @@ def _caller(
     ctime_ns: int,
     __: int,
 ) -> Caller | None:
-    """None: the program did not know the kernel's types. A process that starts at 0 there is none."""
+    """The fields from STARTED on. None: nothing is written there; a process that starts at 0 there is none."""
     if not started:
         return None
     return Caller(started, parent, parent_started, device, inode, ctime_s * 10**9 + ctime_ns)
@@ -194,7 +195,7 @@ def parse_origin(value: bytes) -> Origin:
         connected_ns=time_ns,
         bound=_bound(source, source_port, flags, remote),
         source=None if source == UNKNOWN_ADDRESS else address_text(source),
-        caller=_caller(*who),
+        caller=caller_of(*who),
         selected=bool(flags & AttemptFlag.SELECTED),
     )
 
@@ -212,5 +213,5 @@ def parse_missed(value: bytes) -> Missed:
         at_ns=time_ns,
         netns=netns,
         denied=bool(flags & AttemptFlag.DENIED),
-        caller=_caller(*who),
+        caller=caller_of(*who),
     )

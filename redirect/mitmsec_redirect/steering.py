@@ -1,6 +1,6 @@
 """Leads connections that come in for selected programs to the gate, before anybody else sees them.
 
-    InboundHook ── listen(), close() ──► ports, listeners ──┐
+    InboundHook ── listen(), close() ──► served, listeners ─┐
                                                             ├── program on the network namespace ──► gate's listener
     gate ── its own legs ──────────────► legs ──────────────┤
          ── its heartbeat ─────────────► (the connect hook's)
@@ -26,10 +26,10 @@ from mitmsec_redirect.inbound_records import INBOUND
 from mitmsec_redirect.steering_programs import SteeringLayout
 from mitmsec_redirect.steering_records import Steered, SteeringMaps
 
-PORTS_LIMIT, LISTENERS_LIMIT, LEGS_LIMIT = 4096, 8192, 65536
+SERVED_LIMIT, LISTENERS_LIMIT, LEGS_LIMIT = 4096, 8192, 65536
 _SOCKET = struct.Struct("=Q")
 MAPS: Mapping[str, tuple[MapKind, int, int, int]] = {
-    "ports": (MapKind.HASH, records.INDEX.size, shared.LISTENS.size, PORTS_LIMIT),
+    "served": (MapKind.HASH, shared.SERVED.size, shared.LISTENS.size, SERVED_LIMIT),
     "listeners": (MapKind.HASH, records.COOKIE.size, INBOUND.size, LISTENERS_LIMIT),
     "legs": (MapKind.HASH, shared.LEG.size, shared.PEER.size, LEGS_LIMIT),
     "gates": (MapKind.SOCKMAP, records.INDEX.size, _SOCKET.size, 2),
@@ -86,7 +86,7 @@ class Steering:
     @property
     def maps(self) -> SteeringMaps:
         """For `InboundHook.open`."""
-        return SteeringMaps(self._maps["ports"].fd, self._maps["listeners"].fd, self._maps["legs"].fd, self._namespace)
+        return SteeringMaps(self._maps["served"].fd, self._maps["listeners"].fd, self._maps["legs"].fd, self._namespace)
 
     @property
     def descriptors(self) -> tuple[int, int]:

@@ -2,15 +2,15 @@
 
 The kernel runs it when it looks for the listener of a first segment; what belongs to a connection never meets it.
 
-     not TCP, or nobody of ours listens on the port ─► whoever it is meant for
-     the gate's own leg ────────────────────────────► whoever it is meant for
-     gate's heartbeat older than STALL_NS ──────────► on_failure
-     the gate has no listener of this family ───────► on_failure
+     not TCP, or nobody of ours listens there ─► whoever it is meant for
+     the gate's own leg ───────────────────────► whoever it is meant for
+     gate's heartbeat older than STALL_NS ─────► on_failure
+     the gate has no listener of this family ──► on_failure
       ▼
      the gate's listener, which sees both true addresses
 
 on_failure: open lets it in to whoever it is meant for, closed refuses it (reset); either is counted. Registers: R6 the
-context, R7 the gate's listener; R0–R5 are lost at each call.
+context, R7 the gate's listener, R9 whether a port is served at all addresses; R0–R5 are lost at each call.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mitmsec_redirect import records, steps
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.steering_records import Steered
-from mitmsec_redirect.steps import AF_INET, MAPPED_WORD, R0, R1, R2, R3, R6, R7, R8, R10, STALL_NS
+from mitmsec_redirect.steps import AF_INET, MAPPED_WORD, R0, R1, R2, R3, R6, R7, R8, R9, R10, STALL_NS
 
 # struct bpf_sk_lookup
 FAMILY, PROTOCOL, REMOTE_V4, REMOTE_V6, REMOTE_PORT, LOCAL_V4, LOCAL_V6, LOCAL_PORT = 8, 12, 16, 20, 36, 40, 44, 60
@@ -31,14 +31,14 @@ FOUR, SIX = 0, 1  # indices of the gate's listeners
 
 # our stack, from the frame pointer
 LEG = -shared.LEG.size
-INDEX, BEAT = LEG - 8, LEG - 16
+INDEX, BEAT, SERVED = LEG - 8, LEG - 16, LEG - 40
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringLayout:
     """Descriptors of the maps that the program uses, and what is fixed for a session."""
 
-    ports: int  # on which somebody of ours listens
+    served: int  # what somebody of ours listens on
     legs: int
     gates: int  # the gate's listeners, by FOUR and SIX
     counts: int  # by Steered
@@ -52,11 +52,9 @@ def build(layout: SteeringLayout) -> bytes:
     asm.move(R6, R1)
     asm.load(R2, R6, PROTOCOL)
     asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_TCP, "pass")
-    asm.load(R2, R6, LOCAL_PORT)
-    asm.store(R10, LEG + shared.LEG_LOCAL_PORT, R2)
-    steps.look_up(asm, layout.ports, LEG + shared.LEG_LOCAL_PORT)
-    asm.jump_if(R0, Condition.EQUAL, 0, "pass")
+    _served_everywhere(asm, layout)
     _addresses(asm)
+    _served_here(asm, layout)
     steps.look_up(asm, layout.legs, LEG)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "pass")
     _heartbeat(asm, layout)
@@ -74,6 +72,28 @@ def build(layout: SteeringLayout) -> bytes:
     asm.label("pass")
     asm.exit(PASS)
     return asm.code()
+
+
+def _served_everywhere(asm: Assembler, layout: SteeringLayout) -> None:
+    """R9: whether somebody of ours listens on the port at all addresses."""
+    asm.load(R2, R6, LOCAL_PORT)
+    asm.store(R10, LEG + shared.LEG_LOCAL_PORT, R2)
+    asm.store(R10, SERVED + shared.SERVED_PORT, R2)
+    for half in (0, 8):
+        asm.store(R10, SERVED + shared.SERVED_LOCAL + half, 0, Size.LONG)
+    steps.look_up(asm, layout.served, SERVED)
+    asm.move(R9, R0)
+
+
+def _served_here(asm: Assembler, layout: SteeringLayout) -> None:
+    """On to "pass" where nobody does, and nobody at this address either."""
+    asm.jump_if(R9, Condition.NOT_EQUAL, 0, "served")
+    for half in (0, 8):
+        asm.load(R2, R10, LEG + shared.LEG_LOCAL + half, Size.LONG)
+        asm.store(R10, SERVED + shared.SERVED_LOCAL + half, R2, Size.LONG)
+    steps.look_up(asm, layout.served, SERVED)
+    asm.jump_if(R0, Condition.EQUAL, 0, "pass")
+    asm.label("served")
 
 
 def _addresses(asm: Assembler) -> None:

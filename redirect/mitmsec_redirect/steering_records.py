@@ -6,6 +6,11 @@ the gate again, and so that the listener's program can be told whose connection 
     key    0 remote[16] │ 16 local[16] │ 32 remote port │ 36 local port │ 40        as the listener sees them
     value  0 peer[16] │ 16 peer's port │ 20 - │ 24
 
+What somebody of ours *serves*, the address and port that it listens on, is kept with how many sockets do. Who listens
+on all addresses, of whichever family, has the address ::, which nobody ever calls:
+
+    key    0 local[16] │ 16 local port │ 20
+
 Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. The remote ports are in network order, the local port is the machine's.
 """
 
@@ -22,14 +27,16 @@ from mitmsec_redirect.records import address_bytes, port_field
 LEG: Final = struct.Struct("=16s16sII")
 LEG_REMOTE, LEG_LOCAL, LEG_REMOTE_PORT, LEG_LOCAL_PORT = 0, 16, 32, 36
 PEER: Final = struct.Struct("=16sII")
-LISTENS: Final = struct.Struct("=Q")  # of a port: how many sockets listen on it
+SERVED: Final = struct.Struct("=16sI")
+SERVED_LOCAL, SERVED_PORT = 0, 16
+LISTENS: Final = struct.Struct("=Q")  # of what is served: how many sockets listen on it
 
 
 @dataclass(frozen=True, slots=True)
 class SteeringMaps:
     """Descriptors of the maps that `inbound_programs` fills and reads, and the namespace that it does so for."""
 
-    ports: int
+    served: int
     listeners: int
     legs: int
     namespace: int  # its cookie

@@ -15,6 +15,7 @@ from typing import Protocol
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.records import AttemptFlag, Code, port_field, word
 from mitmsec_redirect.verdicts import Verdict
@@ -78,6 +79,7 @@ class Layout:
     quic: Quic
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
+    paths: PathMaps | None = None  # None: where its executable lies is not noted
 
 
 # --- the attempt, as far as it is known -------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from pathlib import Path
 from types import TracebackType
 
 from mitmsec.core.model import Quic
-from mitmsec_redirect import bpf, kernel_types, records, udp_programs, udp_records
-from mitmsec_redirect.bpf import Attach, Btf, Map, MapKind, ProgramRejected, RunCount
+from mitmsec_redirect import bpf, hook_programs, kernel_types, records, udp_programs, udp_records
+from mitmsec_redirect.bpf import Attach, Btf, Map, MapKind, RunCount
 from mitmsec_redirect.connect_hook import btf_int_array
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.ringbuffer import RingBuffer
 from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.udp_programs import UdpLayout
@@ -55,10 +56,11 @@ class UdpHook:
         *,
         quic: Quic,
         selection: Selection | None = None,
+        paths: ExecutablePaths | None = None,
         ring_bytes: int = RING_BYTES,
         flows_limit: int = FLOWS_LIMIT,
     ) -> UdpHook:
-        """Attach to the cgroup: what its sockets do from now on is told. `selection` as in `ConnectHook.open`.
+        """Attach to the cgroup: what its sockets do from now on is told. `selection`, `paths` as in `ConnectHook.open`.
 
         Refused QUIC is not told. `ring_bytes` is a power of two, at least a page. Raises EbpfUnavailable,
         ProgramRejected, OSError, with nothing left behind.
@@ -70,7 +72,9 @@ class UdpHook:
             cgroup = os.open(cgroup_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             held.callback(os.close, cgroup)
             fds = {name: one.fd for name, one in maps.items()}
-            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=kernel_types.process_offsets())
+            noted = None if paths is None else paths.maps()
+            offsets = kernel_types.process_offsets()
+            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=offsets, paths=noted)
             hook = cls(maps, ring, cgroup, layout)
             held.callback(hook.detach)
             hook._put()
@@ -78,34 +82,13 @@ class UdpHook:
             return hook
 
     def _put(self) -> None:
-        try:
-            programs = self._load(self._layout)
-        except ProgramRejected:  # no such program may look at its caller here: it is told by its pid alone
-            self._layout = replace(self._layout, offsets=None)
-            programs = self._load(self._layout)
-        with ExitStack() as unused:
-            for program in programs.values():
-                unused.callback(os.close, program)
-            for attach, program in programs.items():
-                if attach in self._links:
-                    bpf.replace_program(self._links[attach], program)
-                else:
-                    self._links[attach] = bpf.attach_to_cgroup(program, self._cgroup, attach)
-            unused.pop_all()
+        nameless = replace(self._layout, paths=None)
+        layouts = (self._layout, nameless, replace(nameless, offsets=None))
+        self._layout, programs = hook_programs.load(layouts, udp_programs.build, "ms_udp_")
+        hook_programs.put(programs, self._links, self._cgroup)
         for program in self._programs.values():
             os.close(program)
         self._programs = programs
-
-    def _load(self, layout: UdpLayout) -> dict[Attach, int]:
-        programs: dict[Attach, int] = {}
-        try:
-            for name, code in udp_programs.build(layout).items():
-                programs[Attach[name]] = bpf.load_program(code, Attach[name], f"ms_udp_{name.lower()}"[:15])
-        except BaseException:
-            for program in programs.values():
-                os.close(program)
-            raise
-        return programs
 
     def change(self, *, quic: Quic, everything: bool = False) -> None:
         """Other terms from now on, as in `ConnectHook.change`. Raises what `open` raises."""

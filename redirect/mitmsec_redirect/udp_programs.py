@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from mitmsec.core.model import Quic
 from mitmsec_redirect import caller_steps, records, steps, udp_records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.steps import (
     ATTEMPT,
@@ -62,6 +63,7 @@ class UdpLayout:
     quic: Quic
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
+    paths: PathMaps | None = None  # None: where its executable lies is not noted
 
 
 def build(layout: UdpLayout) -> Mapping[str, bytes]:
@@ -156,7 +158,7 @@ def _describe(asm: Assembler, layout: UdpLayout, what: What) -> None:
     """The whole record."""
     steps.circumstances(asm)
     if layout.offsets is not None:
-        caller_steps.caller(asm, layout.offsets)
+        caller_steps.caller(asm, layout.offsets, layout.paths)
     if layout.selection is not None:
         steps.note_selected(asm)
     asm.load(R2, R10, FLOW_KEY, Size.LONG)

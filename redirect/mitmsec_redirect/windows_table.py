@@ -9,12 +9,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_uint32, c_void_p
+from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
 import psutil
 
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Confidence, Endpoint, Transport
 from mitmsec_redirect.divert_signals import Flow
 from mitmsec_redirect.socket_table import Pair, packed, pair_of
 from mitmsec_redirect.windows_rows import Kind, Malformed, OwnedSocket, parse
@@ -29,6 +30,18 @@ KINDS: Final = {
     Transport.TCP: (Kind.TCP4_MODULE, Kind.TCP6_MODULE),
     Transport.UDP: (Kind.UDP4_MODULE, Kind.UDP6_MODULE),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Whom the table names for a flow, and how far that holds.
+
+    TABLE: the process began before the socket was made. INFERRED: one of these times cannot be asked for, so the pid
+    may be somebody else's by now.
+    """
+
+    pid: int
+    confidence: Confidence
 
 
 class WindowsTable:
@@ -47,12 +60,17 @@ class WindowsTable:
             yield from found
 
     def owner_of(self, flow: Flow) -> int | None:
-        """The pid of who made the flow's socket. UDP sockets name no remote, so of those by the local end."""
+        """The pid of who made the flow's socket, as `named` says it, however far that holds."""
+        named = self.named(flow)
+        return None if named is None else named.pid
+
+    def named(self, flow: Flow) -> Named | None:
+        """Who made the flow's socket. UDP sockets name no remote, so of those by the local end. Raises OSError."""
         for one in self.sockets(flow.transport):
-            if one.local.port != flow.local.port or one.pid is None:
+            if one.pid is None or one.local.port != flow.local.port or not _is_at(one.local, flow.local):
                 continue
-            if one.remote == flow.remote or (one.transport is Transport.UDP and _is_at(one.local, flow.local)):
-                return one.pid if self._is_older(one.pid, one.created_ns) else None
+            if one.remote == flow.remote or one.transport is Transport.UDP:
+                return self._named(one.pid, one.created_ns)
         return None
 
     def pairs(self) -> frozenset[Pair]:
@@ -65,10 +83,12 @@ class WindowsTable:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _is_older(self, pid: int, created_ns: int | None) -> bool:
-        """Else the pid is somebody's who has it now; who cannot be asked for is not in doubt."""
+    def _named(self, pid: int, created_ns: int | None) -> Named | None:
+        """None: the process that has the pid now began later."""
         began_ns = None if created_ns is None else self._began_ns(pid)
-        return began_ns is None or created_ns is None or began_ns <= created_ns + ROUNDING_NS
+        if began_ns is None or created_ns is None:
+            return Named(pid, Confidence.INFERRED)
+        return Named(pid, Confidence.TABLE) if began_ns <= created_ns + ROUNDING_NS else None
 
     def _read(self, kind: Kind) -> bytes:
         size = c_uint32(0)

@@ -34,6 +34,7 @@ from mitmsec.audit.event import (
     Seen,
     ServiceSeen,
 )
+from mitmsec.core.model import Direction, Fact
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 KEYS = st.text(st.sampled_from("abcdefgh_"), min_size=1, max_size=6)
@@ -135,6 +136,8 @@ def test_the_other_kinds_have_their_fields() -> None:
     assert "flaw" not in event
     policy = PolicySeen(session="run-1", path="p.toml", sha256="00", rules=3, on_failure="open")
     assert event_of(policy)["rules"] == 3
+    assert "certificates" not in event_of(policy)
+    assert event_of(replace(policy, certificates=("ab",)))["certificates"] == ["ab"]
     ca = CaSeen(operation="created", subject="CN=x", sha256="00", not_after="2036-01-01T00:00:00Z")
     assert event_of(ca)["operation"] == "created"
     event = event_of(ServiceSeen(operation="run_started", command=("curl", "x")))
@@ -144,6 +147,18 @@ def test_the_other_kinds_have_their_fields() -> None:
     assert (event["what"], event["failed"], event["connection"], event["pid"]) == ("worker_died", "open", "f", 3)
     kind, fields = fields_of(FaultSeen(what="stranger"))
     assert (kind, fields) == (Kind.FAULT, {"what": "stranger", "detail": "", "count": 1})
+
+
+def test_what_only_windows_knows_is_told_where_it_is_known() -> None:
+    assert not {"services", "package", "signer", "unread"} & set(event_of(connection())["process"])
+    host = replace(CURL, services=("Dnscache", "lmhosts"), signer="CN=A", unread=(Fact.PACKAGE,))
+    for seen in (replace(connection(), process=host), finding()):
+        kind, fields = fields_of(seen, owner=host)
+        told = json.loads(canonical(fields))["process"]
+        assert (told["services"], told["signer"], told["unread"]) == (["Dnscache", "lmhosts"], "CN=A", ["package"]), (
+            kind
+        )
+        assert "package" not in told
 
 
 def test_an_event_of_no_session_says_none() -> None:
@@ -191,3 +206,9 @@ def test_the_search_columns_come_from_the_event_alone() -> None:
     fault, _ = sealed(draft(FaultSeen(what="x", flow="f")), 0)
     assert columns_of({"kind": "fault", "process": "no mapping"})[4] is None
     assert fault["process"]["exe"] == "/usr/bin/curl"
+
+
+def test_what_was_seen_on_a_flow_that_came_in_says_so() -> None:
+    for seen in (request(), finding()):
+        assert "direction" not in fields_of(seen, CURL, "a.example")[1]
+        assert fields_of(seen, CURL, "a.example", Direction.INBOUND)[1]["direction"] == "inbound"

@@ -33,6 +33,7 @@ from mitmsec.audit.intake import (
     held,
 )
 from mitmsec.core.messages import Role, encode
+from mitmsec.core.model import Direction
 
 GATE = Source(Role.GATE, "run-1")
 WORKER = Source(Role.WORKER, "run-1", 0)
@@ -223,3 +224,11 @@ def test_a_worker_reports_so_many_faults_of_no_flow_and_the_rest_is_counted() ->
     judge.forget("run-1")
     assert judge.flows.find("flow-1") is None
     assert judged(WORKER, 1, now_s + 1) == [Admitted]
+
+
+def test_what_a_worker_tells_of_a_flow_that_came_in_says_so() -> None:
+    made = Intake()
+    assert isinstance(made.judge(GATE, replace(handed(), direction=Direction.INBOUND), 0), Aside)
+    admitted = made.judge(WORKER, request(), 0)
+    assert isinstance(admitted, Admitted)
+    assert admitted.fields["direction"] == "inbound"

@@ -41,6 +41,11 @@ def test_what_is_not_known_is_left_out_or_said_to_be_unknown() -> None:
     assert short(CURL) == "/usr/bin/curl pid 42"
 
 
+def test_what_windows_knows_is_told_too() -> None:
+    host = Process(pid=4, exe="C:\\x.exe", services=("a", "b"), package="P_1.0_x64__id", signer="CN=A")
+    assert full(host).splitlines()[2:5] == ["services: a, b", "package: P_1.0_x64__id", "signer: CN=A"]
+
+
 def test_a_path_cannot_forge_a_line() -> None:
     forger = Process(pid=1, exe="/tmp/x\nrule: trusted\r\x1b[2J")
     assert full(forger).splitlines()[0] == "process: /tmp/x\\nrule: trusted\\r\\x1b[2J"

@@ -74,7 +74,9 @@ def test_a_withdrawn_flow_gets_nothing(desk: SignerDesk) -> None:
     assert len(desk) == 0
 
 
-@pytest.mark.parametrize("key", [b"", b"garbage", KEY[:-1], KEY + b"\0" * 3000])
+@pytest.mark.parametrize(
+    "key", [b"", b"garbage", KEY[:-1], KEY + b"\0" * 3000], ids=["none", "garbage", "cut short", "too long"]
+)
 def test_a_bad_key_gets_nothing_and_spends_nothing(desk: SignerDesk, key: bytes) -> None:
     desk.decide("f", "www.origin.test", NOW_S)
     assert desk.answer(asked(key=key), NOW_S)[0].chain == ()

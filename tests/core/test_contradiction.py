@@ -6,7 +6,8 @@ import policies
 import pytest
 from hypothesis import given
 
-from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching
+from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
 
@@ -105,3 +106,33 @@ def test_a_rule_for_one_direction_hides_none_for_the_other() -> None:
     assert shadowed(rule("1"), rule("2", **inward)) == []
     assert shadowed(rule("1", **inward), rule("2")) == []
     assert shadowed(rule("1", **inward), rule("2", port=((443, 443),), **inward)) == [1]
+
+
+WEB = KnownService(name="web", names=("a.test",), port=((443, 443),))
+
+
+@pytest.mark.parametrize(
+    ("services", "port", "says"),
+    [
+        ((), (), ["action"]),
+        ((WEB,), (), []),
+        ((WEB,), ((443, 443),), []),
+        ((WEB,), ((80, 80), (8443, 8443)), ["port"]),
+        ((WEB, KnownService(name="any")), ((80, 80),), []),
+    ],
+)
+def test_what_comes_in_is_decrypted_with_some_key_or_not_at_all(
+    services: tuple[KnownService, ...], port: tuple[tuple[int, int], ...], says: list[str]
+) -> None:
+    decrypts = Rule(name="in", action=Action.DECRYPT, direction=Direction.INBOUND, port=port)
+    others = (rule("blocks", direction=Direction.INBOUND), Rule(name="out", action=Action.DECRYPT))
+    found = list(without_key(Policy(rules=(*others, decrypts), services=services)))
+    assert [(one.rule, one.key) for one in found] == [(2, key) for key in says]
+
+
+def test_defaults_for_what_comes_in_need_a_key_too_and_take_inspectors() -> None:
+    policy = Policy(action=Action.BYPASS, inbound=Action.DECRYPT, inspect=("keywords",))
+    (found,) = without_key(policy)
+    assert (found.rule, found.key) == (None, "inbound")
+    assert list(impossible_defaults(policy)) == []
+    assert list(without_key(Policy(inbound=Action.DECRYPT, services=(WEB,)))) == []

@@ -6,6 +6,7 @@ import policies
 from hypothesis import given
 
 from mitmsec.core.explain import Checked, explain
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, Process
 from mitmsec.core.policy import Application, Policy, Rule
 
@@ -88,6 +89,15 @@ def test_units_containers_and_pids_that_fail_are_named() -> None:
     assert told(Process(pid=7, exe="/x")) == "/x is one of that"
 
 
+def test_services_and_signers_that_fail_are_named() -> None:
+    applications = (Application(name="a", service=("windows:x",), signer=("B",)),)
+    policy = Policy(applications=applications, rules=(Rule(name="r", action=Action.BLOCK, application=("a",)),))
+    process = Process(pid=8, exe="C:/x", services=("y", "z"), signer="CN=C")
+    assert explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why == (
+        "C:/x is none of a (service windows:y, windows:z is not windows:x; signer CN=C is not B)"
+    )
+
+
 def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> None:
     applications = (
         Application(name="tool", path=("/usr/bin/*",), user=("joe", "ann"), sha256=("cd" * 32,)),
@@ -131,3 +141,16 @@ def test_a_rule_for_the_other_direction_says_that_it_is_one() -> None:
     assert explain(policy, policies.CURL, peer, None).decision.rule == "out"
     nowhere = explain(Policy(), policies.CURL, peer, None, Direction.INBOUND)
     assert (nowhere.decision.action, nowhere.needs_name) == (Action.BYPASS, False)
+
+
+def test_an_incoming_connection_is_explained_with_the_service_whose_key_opens_it() -> None:
+    policy = Policy(inbound=Action.DECRYPT, services=(KnownService(name="shop", names=("shop.example",)),))
+    peer = Endpoint(address="192.0.2.7", port=443)
+
+    def told(name: str | None) -> tuple[Action, str, bool]:
+        story = explain(policy, policies.NGINX, peer, name, Direction.INBOUND)
+        return story.decision.action, story.decision.service, story.needs_name
+
+    assert told("shop.example") == (Action.DECRYPT, "shop", True)
+    assert told("other.example") == (Action.BYPASS, "", True)
+    assert told(None) == (Action.BYPASS, "", True)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from mitmsec.core import matcher
 from mitmsec.core.matcher import Destination, Matcher
-from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
+from mitmsec.core.model import Action, Endpoint, Fact, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
 from mitmsec.core.selector import Program, host_patterns, parse_address
@@ -71,6 +71,8 @@ def test_programs_that_differ_in_what_rules_ask_for_are_not_taken_for_each_other
         (replace(one, pid=13), 2),
         (replace(one, parent=ParentProcess(pid=90, parent=ParentProcess(pid=13))), 2),
         (replace(one, parent=ParentProcess(pid=90, parent=ParentProcess(pid=14))), None),
+        (replace(one, unread=(Fact.SERVICES,)), None),
+        (replace(one, services=("w3svc",)), 0),
         (one, None),
     ]
     assert [arranged.first(process, remote, None) for process, _ in others] == [number for _, number in others]

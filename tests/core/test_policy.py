@@ -7,7 +7,9 @@ import policies
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import (
     Action,
     Decision,
@@ -220,3 +222,63 @@ def test_the_gate_has_what_comes_in_only_where_something_else_than_bypass_may_be
     policy: Policy, governs: bool
 ) -> None:
     assert policy.governs_inbound is governs
+
+
+SHOP = KnownService(name="shop", names=("shop.example", "192.0.2.1"), port=((443, 443),))
+CALLED = Endpoint(address="192.0.2.1", port=443)
+
+
+def keyed(action: Action = Action.DECRYPT, on_failure: OnFailure = OnFailure.OPEN) -> tuple[Policy, Decision]:
+    policy = Policy(inbound=action, on_failure=on_failure, services=(SHOP,), inspect=("keywords",))
+    return policy, policy.decided_by(None, Direction.INBOUND)
+
+
+@pytest.mark.parametrize(("name", "address"), [("shop.example", ""), (None, "192.0.2.1")])
+def test_what_comes_in_is_decrypted_with_the_key_of_the_service_that_was_called(name: str | None, address: str) -> None:
+    policy, decision = keyed()
+    known = policy.with_key(decision, Endpoint(address=address, port=443), name)
+    assert known == replace(decision, service="shop")
+    assert known.inspect == ("keywords",)
+
+
+@pytest.mark.parametrize(
+    ("name", "called", "whom"),
+    [
+        ("other.example", CALLED, "other.example on port 443"),
+        ("shop.example", Endpoint(address="192.0.2.1", port=8443), "shop.example on port 8443"),
+        (None, Endpoint(address="192.0.2.2", port=443), "a peer that names no host on port 443"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("on_failure", "action", "end"),
+    [
+        (OnFailure.OPEN, Action.BYPASS, ", so it is relayed unread"),
+        (OnFailure.CLOSED, Action.BLOCK, ', and on_failure = "closed"'),
+    ],
+)
+def test_without_a_key_it_is_not_decrypted(
+    name: str | None, called: Endpoint, whom: str, on_failure: OnFailure, action: Action, end: str
+) -> None:
+    policy, decision = keyed(on_failure=on_failure)
+    found = policy.with_key(decision, called, name)
+    assert (found.action, found.service, found.inspect, found.rule) == (action, "", (), "defaults")
+    assert found.reason == f"{decision.reason}; no [[inbound]] is for {whom}{end}"
+
+
+@pytest.mark.parametrize("action", [Action.BYPASS, Action.BLOCK, Action.CAPTURE])
+def test_what_is_not_to_be_decrypted_needs_no_key(action: Action) -> None:
+    policy, decision = keyed(action)
+    assert policy.with_key(decision, CALLED, "shop.example") is decision
+
+
+@pytest.mark.parametrize(
+    ("policy", "decrypts"),
+    [
+        (Policy(rules=(Rule(name="out", action=Action.DECRYPT),)), False),
+        (Policy(rules=(Rule(name="in", action=Action.DECRYPT, direction=Direction.INBOUND),)), True),
+        (Policy(inbound=Action.DECRYPT), True),
+        (Policy(inbound=Action.CAPTURE), False),
+    ],
+)
+def test_workers_have_keys_only_where_something_that_comes_in_is_decrypted(policy: Policy, decrypts: bool) -> None:
+    assert policy.decrypts_inbound is decrypts

@@ -95,7 +95,7 @@ def test_a_whole_rule() -> None:
         ('host = ["10.0.0.1"]', 'host[0]: "10.0.0.1" is an IP address; those stand under address'),
         ('host = ["@none.txt"]', "host[0]: cannot read none.txt: No such file or directory"),
         ('host = ["@strange"]', "host[0]: cannot read strange: no number"),
-        ('host = ["@empty.txt"]', "host: the lists hold no names, so this rule can never match"),
+        ('host = ["@empty.txt"]', "host: the lists hold no names, so this can never match"),
         ('host = ["@bad.txt"]', 'bad.txt: "*.bad.example" is not a host name'),
         ("host = []", "host: an empty list can never match"),
         ("port = [true]", "port[0]: a port is a number or a range"),
@@ -177,9 +177,8 @@ def test_a_whole_application() -> None:
     assert application == Application(
         name="x", path=("/a/*",), user=("joe",), children=True, sha256=("ab" * 32,), process_name=("y",)
     )
-    assert messages(context) == [
-        "children: of a parent only path and pid are known: children needs path or pid, without process_name and sha256"
-    ]
+    why = "of a parent only path and pid are known: children needs one of these, no process_name, sha256 or signer"
+    assert messages(context) == [f"children: {why}"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +186,10 @@ def test_a_whole_application() -> None:
     [
         ('name = "browsers"\nuser = ["x"]', ['name: the name "browsers" is taken since line 3']),
         ('name = "a/b"\nuser = ["x"]', ["name: a name cannot contain / \\ * ?: those mark path globs"]),
-        ('name = "x"', [": selects nothing: give path, process_name, user, sha256, service, container or pid"]),
-        ('name = "x"\nsigner = ["y"]', ["signer: not supported by this version"]),
+        ('name = "x"', [": selects nothing: give path, process_name, user, sha256, service, signer, container or pid"]),
+        ('name = "x"\nsigner = ["y", ""]', ["signer[1]: a text is wanted, not an empty text"]),
+        ('name = "x"\npath = ["/y"]\nsigner = ["y"]\nchildren = true', ["children: of a parent only path and pid"]),
+        ('name = "x"\nservice = ["windows:a/b"]', ['service[0]: "windows:a/b" names no service: a name has 1 to 256']),
         ('name = "x"\nservices = ["y.service"]\npid = [1]', ['services: unknown key; did you mean "service"?']),
         (
             'name = "x"\nservice = ["a.service", "b"]',
@@ -234,11 +235,20 @@ def test_an_application_may_be_a_process_a_unit_or_a_container() -> None:
     assert messages(context) == []
 
 
+def test_an_application_may_be_who_signed_it_or_a_service_of_windows() -> None:
+    table, context = opened('name = "x"\nsigner = ["A Corporation", "CN=B, *"]\nservice = ["windows:Dnscache", "*"]')
+    signed = Application(name="x", signer=("A Corporation", "CN=B, *"), service=("windows:Dnscache", "*"))
+    assert read_application(table, context) == signed
+    assert messages(context) == []
+
+
 def test_a_test_may_be_about_a_unit_and_a_container() -> None:
     whole = f"podman:{'ab' * 32}"
-    table, context = opened(f'application = "/x"\nexpect = "block"\nservice = "a.scope"\ncontainer = "{whole}"')
+    table, context = opened(
+        f'application = "/x"\nexpect = "block"\nservice = "a.scope"\ncontainer = "{whole}"\nsigner = "A"'
+    )
     test = read_test(table, context)
-    assert (test.service, test.container) == ("a.scope", whole)
+    assert (test.service, test.container, test.signer) == ("a.scope", whole, "A")
     assert messages(context) == []
 
 
@@ -271,6 +281,7 @@ def test_a_whole_test() -> None:
         ('address = "x"', 'address: "x" is not an IP address'),
         ('service = "nginx"', 'service: "nginx" is no unit that programs run in'),
         ('service = "nginx.*"', 'service: "nginx.*" is no unit that programs run in'),
+        ('service = "windows:"', 'service: "windows:" names no service'),
         (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "tls"', "protocol: not supported by this version"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
@@ -295,10 +306,11 @@ def test_a_rule_may_be_for_incoming_connections() -> None:
     assert (rule.direction, rule.port, messages(context)) == (Direction.INBOUND, ((443, 443),), [])
 
 
-def test_what_cannot_be_done_to_incoming_connections_yet_is_refused() -> None:
-    table, context = opened('name = "r"\naction = "decrypt"\ndirection = "inbound"')
-    read_rule(table, context)
-    assert messages(context) == ['action: "decrypt" is not supported by this version']
+def test_incoming_connections_may_be_decrypted_and_inspected() -> None:
+    table, context = opened('name = "r"\naction = "decrypt"\ndirection = "inbound"\ninspect = ["keywords"]')
+    rule = read_rule(table, context)
+    assert (rule.action, rule.direction, rule.inspect) == (Action.DECRYPT, Direction.INBOUND, ("keywords",))
+    assert messages(context) == []
 
 
 def test_incoming_connections_have_no_names() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Application, Policy, PolicyTest, Rule
 from mitmsec.core.policytest import basename, flow_of, run_tests
@@ -11,10 +12,12 @@ from mitmsec.core.policytest import basename, flow_of, run_tests
 RULES = (
     Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",)),
     Rule(name="root", action=Action.BLOCK, application=("root's curl",), address=("192.0.2.0/24",), port=((80, 80),)),
+    Rule(name="signed", action=Action.BLOCK, application=("signed service",)),
     Rule(name="boxes", action=Action.CAPTURE, application=("boxed web",)),
 )
 APPLICATIONS = (
     Application(name="root's curl", process_name=("curl",), user=("root",)),
+    Application(name="signed service", service=("windows:W3SVC",), signer=("A",)),
     Application(name="boxed web", service=("*.service",), container=("docker:*",)),
 )
 
@@ -50,6 +53,14 @@ APPLICATIONS = (
             'capture by "boxes"',
         ),
         (
+            PolicyTest(
+                application="C:\\x.exe", service="windows:w3svc", signer="CN=A", expect=Action.BLOCK, rule="signed"
+            ),
+            True,
+            'block by "signed"',
+            'block by "signed"',
+        ),
+        (
             PolicyTest(application="/x", service="web.service", expect=Action.CAPTURE),
             False,
             "capture",
@@ -77,3 +88,15 @@ def test_a_test_of_an_incoming_connection_asks_about_the_service() -> None:
     outward = PolicyTest(application="/x", expect=Action.BYPASS, rule="web")
     outcomes = run_tests(Policy(rules=(rule,), tests=(test, outward)))
     assert [outcome.passed for outcome in outcomes] == [True, False]
+
+
+def test_a_test_of_an_incoming_connection_takes_it_for_tls_and_names_whom_the_peer_asks_for() -> None:
+    def got(host: str | None) -> str:
+        test = PolicyTest(application="/x", host=host, expect=Action.DECRYPT, direction=Direction.INBOUND)
+        shop = KnownService(name="shop", names=("shop.example",))
+        (outcome,) = run_tests(Policy(inbound=Action.DECRYPT, services=(shop,), tests=(test,)))
+        assert outcome.passed is (outcome.decision.action is Action.DECRYPT)
+        return outcome.got
+
+    assert got("shop.example") == 'decrypt by "defaults"'
+    assert got("other.example") == got(None) == 'bypass by "defaults"'

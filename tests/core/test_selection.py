@@ -40,6 +40,7 @@ def test_every_path_is_everything_whoever_it_is(path: str) -> None:
         {"process_name": ("curl",)},
         {"service": ("*",)},
         {"container": ("*",)},
+        {"signer": ("*",)},
         {"pid": (1,)},
     ],
 )

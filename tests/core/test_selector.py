@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.model import Confidence, ParentProcess, Process
+from mitmsec.core.model import Confidence, Fact, ParentProcess, Process
 from mitmsec.core.rules import Application
 from mitmsec.core.selector import (
     Program,
@@ -186,6 +186,7 @@ def test_the_pids_of_a_process_and_its_parents() -> None:
     assert lineage(GRANDCHILD) == (9, 8, 7)
 
 
+HOST = msgspec.structs.replace(READ, services=("Dnscache", "lmhosts"), signer='CN="A, Corporation", O=B, C=US')
 GRANDCHILD = Process(pid=9, exe="/x", parent=ParentProcess(pid=8, parent=ParentProcess(pid=7)))
 
 
@@ -202,6 +203,23 @@ GRANDCHILD = Process(pid=9, exe="/x", parent=ParentProcess(pid=8, parent=ParentP
         ({"container": ("*",)}, UNREAD_PATH, None),
         ({"container": ("*",)}, msgspec.structs.replace(UNREAD_PATH, unit="a.service"), False),
         ({"container": ("*",)}, msgspec.structs.replace(UNREAD_PATH, container="lxc:a"), True),
+        ({"service": ("windows:dns*",)}, HOST, True),  # in any case
+        ({"service": ("windows:dns",)}, HOST, False),
+        ({"service": ("*",)}, HOST, False),  # it is in no unit
+        ({"service": ("*.service", "windows:LMHOSTS")}, HOST, True),
+        ({"service": ("*.service", "windows:x")}, msgspec.structs.replace(READ, unit="a.service"), True),
+        ({"service": ("windows:*",)}, READ, False),  # Windows' alone has any
+        ({"service": ("windows:*",)}, UNREAD_PATH, False),
+        ({"service": ("windows:*",)}, msgspec.structs.replace(READ, unread=(Fact.SERVICES,)), None),
+        ({"service": ("*.service", "windows:*")}, UNREAD_PATH, None),
+        ({"signer": ("A, Corporation",)}, HOST, True),
+        ({"signer": ("A*", "?")}, HOST, True),
+        ({"signer": ("a, corporation", "Corporation", "B")}, HOST, False),
+        ({"signer": ('CN="A, Corporation", *, C=US',)}, HOST, True),
+        ({"signer": ("CN=A, Corporation", "*O=A*")}, HOST, False),
+        ({"signer": ("*",)}, READ, False),  # it was read, and nobody has signed it; or it runs on Linux
+        ({"signer": ("*",)}, msgspec.structs.replace(READ, unread=(Fact.SIGNER,)), None),
+        ({"signer": ("*",)}, msgspec.structs.replace(READ, signer="no subject"), False),
         ({"pid": (1, 2)}, UNREAD_PATH, True),
         ({"pid": (2,)}, UNREAD_PATH, False),
         ({"pid": (7,)}, GRANDCHILD, False),
@@ -214,7 +232,7 @@ GRANDCHILD = Process(pid=9, exe="/x", parent=ParentProcess(pid=8, parent=ParentP
         ({"pid": (6,), "children": True}, Process(pid=5, parent=ParentProcess(pid=0)), None),
     ],
 )
-def test_what_is_known_of_units_containers_and_pids(
+def test_what_is_known_of_units_services_signers_containers_and_pids(
     criteria: dict[str, Any], process: Process, answer: bool | None
 ) -> None:
     program = Program(Application(name="x", **criteria))

@@ -12,7 +12,9 @@ from mitmsec.core.units import (
     container_pattern,
     container_pattern_mistake,
     is_glob,
+    service_mistake,
     unit_mistake,
+    windows_services,
 )
 from mitmsec_redirect.cgroup_path import names_of
 
@@ -36,6 +38,24 @@ ID = "0123456789ab" + "cd" * 26
 )
 def test_units(unit: str, says: str | None) -> None:
     assert unit_mistake(unit) == says
+
+
+@pytest.mark.parametrize("service", ["windows:Dnscache", "windows:a b.c", f"windows:{'x' * 256}", "nginx.service"])
+def test_services_of_windows_have_nearly_any_name(service: str) -> None:
+    assert service_mistake(service) is None
+    assert windows_services(service) == ((service[8:],) if service.startswith("windows:") else ())
+
+
+@pytest.mark.parametrize("service", ["windows:", "windows:a/b", "windows:a\\b", f"windows:{'x' * 257}"])
+def test_but_not_these(service: str) -> None:
+    assert service_mistake(service) == (
+        f'"{service}" names no service: a name has 1 to 256 characters, / and \\ not among them'
+    )
+
+
+def test_what_is_no_service_of_windows_is_a_unit_or_a_mistake() -> None:
+    assert service_mistake("Dnscache") == unit_mistake("Dnscache")
+    assert windows_services(None) == ()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -80,13 +81,6 @@ class Network:
         return self.folder / "root.pem"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def interruptible() -> None:
-    """Who started the suite in the background of a shell has SIGINT ignored, and so would all that it starts."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
     if os.geteuid() != 0:
@@ -108,11 +102,34 @@ def network() -> Iterator[Network]:
         net.hold()
         yield net
     finally:
+        end_all(net.name)
         for process in net.processes:
             process.kill()
             process.wait()
         subprocess.run(["ip", "netns", "delete", net.name], check=False)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_all(namespace: str) -> None:
+    """Whoever is left in it: an interrupted test ends nothing, and a supervisor left behind watches the machine."""
+    with contextlib.suppress(OSError):
+        network = os.stat(f"/run/netns/{namespace}").st_ino
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + 5
+            while (pids := _living_in(network)) and time.monotonic() < deadline:
+                for pid in pids:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(0.1)
+
+
+def _living_in(network: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (folder / "ns" / "net").stat().st_ino == network and " Z " not in (folder / "stat").read_text():
+                found.append(int(folder.name))
+    return found
 
 
 def _pki(folder: Path) -> None:
@@ -206,12 +223,15 @@ def far(network: Network) -> Iterator[Network]:
             subprocess.run(["ip", *words.split()], check=True)
         yield replace(network, name=name, processes=[])
     finally:
+        end_all(name)
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
 def here(*arguments: str) -> str:
     """What the command line prints, in this process: to start another for each look takes half of a test's time."""
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    if done.output.endswith("Aborted!\n"):
+        raise KeyboardInterrupt
     assert done.exit_code == 0, done.output
     return done.stdout
 

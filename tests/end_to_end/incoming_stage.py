@@ -41,6 +41,13 @@ print(server.server_port, os.getpid(), flush=True)
 try: server.serve_forever()
 except KeyboardInterrupt: pass
 """
+CALLS_ITSELF = """
+import os, socket
+l = socket.create_server(("127.0.0.1", 0))
+if not os.fork():
+    c, _ = l.accept(); c.sendall(c.recv(9)); c.close(); os._exit(0)
+s = socket.create_connection(l.getsockname()); s.sendall(b"question"); print(s.recv(9).decode()); os.wait()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +67,8 @@ def outside(network: Network) -> Iterator[list[str]]:
         ):
             subprocess.run(["ip", *words], check=True)
         yield ["nsenter", f"--net=/run/netns/{name}"]
-    finally:
+    finally:  # a namespace goes some time later, and its links with it: the next one of this name could not be made
+        subprocess.run(["ip", "-n", network.name, "link", "delete", "ms-ours"], check=False)
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
@@ -110,7 +118,7 @@ def fetch(where: list[str], address: str, port: str) -> bytes:
 
 
 def until_listens(network: Network, port: int) -> None:
-    wanted, end = f":{port}", time.monotonic() + 10
+    wanted, end = f":{port}", time.monotonic() + 30
     while wanted not in subprocess.run(network.inside("ss", "-ltn"), capture_output=True, text=True).stdout:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -118,7 +126,7 @@ def until_listens(network: Network, port: int) -> None:
 
 def until(mitmsec: Mitmsec, count: int) -> list[dict[str, Any]]:
     """The connections that came in, once so many have ended and are on record."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while len(found := inbound(mitmsec)) < count and time.monotonic() < end:
         time.sleep(0.1)
     assert len(found) == count, found
@@ -140,3 +148,9 @@ def nginx_conf(folder: Path, address: str, port: int) -> Path:
         f"http {{ access_log off; {paths} {server} }}"
     )
     return conf
+
+
+def call_itself(mitmsec: Mitmsec, policy: str) -> None:
+    """A command with a server and a client, that exchange eight bytes."""
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-I", "-S", "-c", CALLS_ITSELF)
+    assert done.stdout == "question\n", done.stderr

@@ -20,6 +20,7 @@ from incoming_stage import (
     PEER_V6,
     SERVER,
     Served,
+    call_itself,
     fetch,
     nginx_conf,
     outside,
@@ -102,16 +103,8 @@ def test_nginx_that_was_started_as_a_daemon_is_known(
 
 def test_a_connection_within_one_command_is_told_from_both_sides(mitmsec: Mitmsec, outside: list[str]) -> None:
     """The server's peer is the gate, which has dialled for the client."""
-    code = (
-        "import os, socket\n"
-        "l = socket.create_server(('127.0.0.1', 0))\n"
-        "if not os.fork():\n"
-        "    c, _ = l.accept(); c.sendall(c.recv(9)); c.close(); os._exit(0)\n"
-        "s = socket.create_connection(l.getsockname()); s.sendall(b'question'); print(s.recv(9).decode()); os.wait()"
-    )
     policy = mitmsec.policy('[defaults]\naction = "bypass"\n')
-    done = mitmsec.run("--policy", policy, "--", sys.executable, "-I", "-S", "-c", code)
-    assert done.stdout == "question\n", done.stderr
+    call_itself(mitmsec, policy)
     told = {event["direction"]: event for event in mitmsec.of_kind("connection")}
     assert set(told) == {"inbound", "outbound"}
     out, inward = told["outbound"], told["inbound"]

@@ -21,6 +21,7 @@ from incoming_stage import (
     PEER_V6,
     SERVER,
     Served,
+    call_itself,
     fetch,
     nginx_conf,
     outside,
@@ -115,16 +116,8 @@ def test_what_is_captured_is_kept(
 
 
 def test_a_command_that_calls_itself_is_decided_on_both_ways(mitmsec: Mitmsec) -> None:
-    code = (
-        "import os, socket\n"
-        "l = socket.create_server(('127.0.0.1', 0))\n"
-        "if not os.fork():\n"
-        "    c, _ = l.accept(); c.sendall(c.recv(9)); c.close(); os._exit(0)\n"
-        "s = socket.create_connection(l.getsockname()); s.sendall(b'question'); print(s.recv(9).decode()); os.wait()"
-    )
     policy = mitmsec.policy('[defaults]\naction = "bypass"\ninbound = "capture"\n')
-    done = mitmsec.run("--policy", policy, "--", sys.executable, "-I", "-S", "-c", code)
-    assert done.stdout == "question\n", done.stderr
+    call_itself(mitmsec, policy)
     told = {event["direction"]: event["action"] for event in mitmsec.of_kind("connection")}
     assert told == {"inbound": "capture", "outbound": "bypass"}
 

@@ -297,7 +297,7 @@ def test_waiting_for_the_last_child_can_be_given_up(network: Network, mitmsec: M
     try:
         while _name_of_parent(pid) == "sh":  # until the command has ended, the signal would be for it
             time.sleep(0.01)
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while run.poll() is None and time.monotonic() < until:
             run.send_signal(signal.SIGINT)
             time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""The issuing key is in the signer and nowhere else, and each process has loaded only what its row allows."""
+"""The issuing key is in the signer, a service's in the worker, neither anywhere else; and who has loaded what."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Mitmsec, Network, asked
+from conftest import V4, Mitmsec, Network, asked, status_of
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from keyed_stage import keyed
 from test_deaths import client
 
 from mitmsec.service import control
@@ -57,6 +58,19 @@ def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitm
     assert found == {"signer": True} | dict.fromkeys(("recorder", "gate", "worker", "supervisor", "front-end"), False)
 
 
+def test_a_services_key_is_in_the_worker_and_nowhere_else(network: Network, mitmsec: Mitmsec) -> None:
+    """The front-end has checked that key and certificate belong together, and the supervisor hands it on: unread."""
+    with keyed(mitmsec, network, V4) as shop:
+        assert shop.fetch(network.inside()).endswith("HTTP/2.0")
+        key = serialization.load_pem_private_key(shop.key_pem, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        needles = spellings(key)
+        status = status_of(mitmsec)
+        found = {role: holds(pid, needles) for role, pid, _ in status.processes}
+        found |= {"supervisor": holds(status.supervisor, needles), "front-end": holds(shop.run.pid, needles)}
+    assert found == {"worker": True} | dict.fromkeys(("recorder", "gate", "signer", "supervisor", "front-end"), False)
+
+
 ELSEWHERE = {
     "supervisor": "mitmproxy OpenSSL cryptography sqlite3 mitmsec.gate mitmsec.engine mitmsec.capture mitmsec_addons"
     " mitmsec_certs",
@@ -90,15 +104,17 @@ def test_a_program_outside_the_command_runs_nothing_of_ours(origin: Network, mit
     statistics = bpf.enable_stats()
     try:
         with client(mitmsec, "open") as program:
-            nothing = run_count()
+            (session,) = program.status().sessions
+            cgroup = session[2]
+            nothing = run_count(cgroup)
             assert "mitmsec issuing" in program.tries()
-            own = run_count()
+            own = run_count(cgroup)
             stranger = (
                 "import socket\nfor _ in range(100):\n"
                 "    socket.create_connection(('203.0.113.10', 443), 5).getpeername()\n"
             )
             subprocess.run(origin.inside(sys.executable, "-c", stranger), check=True)
-            after = run_count()
+            after = run_count(cgroup)
             program.end()
     finally:
         os.close(statistics)
@@ -106,14 +122,16 @@ def test_a_program_outside_the_command_runs_nothing_of_ours(origin: Network, mit
     assert after == own
 
 
-PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD = 11, 13, 15
+PROG_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD, PROG_QUERY = 13, 15, 16
 INFO_BYTES, NAME_OFFSET, RUNS_OFFSET = 208, 64, 200
+QUERY = struct.Struct("=IIIIQI")  # cgroup, attach type, two kinds of flags, where ids go, how many have room
+PROGRAMS_LIMIT = 64
 
 
-def run_count() -> int:
-    """How often programs of ours have run so far, whoever holds them: from the kernel's own listing."""
-    total, identity = 0, 0
-    while (identity := _next_program(identity)) != 0:
+def run_count(cgroup: str) -> int:
+    """How often programs of ours on this cgroup have run so far: from the kernel's own listing."""
+    total = 0
+    for identity in programs_on(cgroup):
         info = ctypes.create_string_buffer(INFO_BYTES)
         program = _bpf(PROG_GET_FD_BY_ID, struct.pack("=I", identity))
         try:
@@ -125,11 +143,20 @@ def run_count() -> int:
     return total
 
 
-def _next_program(identity: int) -> int:
-    attr = ctypes.create_string_buffer(struct.pack("=III", identity, 0, 0), 152)
-    if _libc.syscall(bpf.SYSCALL_NUMBER[platform.machine()], PROG_GET_NEXT_ID, attr, 152) < 0:
-        return 0
-    return int(struct.unpack_from("=I", attr.raw, 4)[0])
+def programs_on(cgroup: str) -> list[int]:
+    """Ids of the programs on it, of every type that we attach."""
+    found: list[int] = []
+    folder = os.open(cgroup, os.O_RDONLY)
+    try:
+        for attach in set(bpf.Attach) - {bpf.Attach.SK_LOOKUP}:  # that one is a network namespace's
+            ids = (ctypes.c_uint32 * PROGRAMS_LIMIT)()
+            query = QUERY.pack(folder, attach, 0, 0, ctypes.addressof(ids), PROGRAMS_LIMIT)
+            _bpf(PROG_QUERY, query)
+            found += [identity for identity in ids if identity]
+    finally:
+        os.close(folder)
+    assert found
+    return found
 
 
 def _bpf(command: int, attr: bytes) -> int:

@@ -67,7 +67,7 @@ class Service:
 
     def settled(self, count: int) -> list[dict[str, Any]]:
         """The connections on record, once there are so many."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 30
         while len(found := self.connections()) < count and time.monotonic() < until:
             time.sleep(0.1)
         assert len(found) == count, found

@@ -77,6 +77,7 @@ def test_under_run_a_storm_of_children_is_told_for_what_it_is(origin: Network, m
     known = is_told_rightly_or_not_at_all(seen, storm["callers"], os.path.realpath(sys.executable))
     print(f"run: {storm['rate']:.0f} children a second, {known} of {CALLERS} callers known")
     assert known >= CALLERS // 2, "those who wait for their answer are known"
+    assert known == sum(event["process"]["pid"] > 0 for event in seen), "and all whose connection was still there"
 
 
 def test_under_the_service_a_storm_of_children_is_bounded_and_others_are_served(

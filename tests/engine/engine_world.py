@@ -17,8 +17,9 @@ import trustme
 
 from mitmsec.audit.event import FaultSeen, FindingSeen, RequestSeen, Seen
 from mitmsec.core.inspection import Inspector, Part
+from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext
-from mitmsec.core.model import Action, Decision, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.seams import Collaborators, EngineSettings, LeafQuestion, Refused
 from mitmsec_certs.keystore import open_keystore
@@ -143,6 +144,7 @@ class World:
         self.name = NAME
         self.kind = Plaintext.TLS
         self.owner = ""
+        self.direction = Direction.OUTBOUND
         self.port = 0
         self.ends: asyncio.Queue[FlowEnded] = asyncio.Queue()
         self.connects = 0
@@ -172,6 +174,7 @@ class World:
                 origin=self.origin,
                 client=Endpoint(address=address, port=port),
                 decision=self.decision,
+                direction=self.direction,
                 owner=self.owner,
             ),
             client,
@@ -229,6 +232,8 @@ async def world(
     kind: Plaintext = Plaintext.TLS,
     deadline_s: float = 20.0,
     client_send_buffer_bytes: int | None = None,
+    services: Sequence[KnownService] = (),
+    keys_pem: bytes = b"",
 ) -> AsyncIterator[World]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
     (tmp_path / "root.pem").write_text(mint.root_pem)
@@ -241,6 +246,8 @@ async def world(
             recorder=recorder,
             roots_pem=b"".join(ca.cert_pem.bytes() for ca in roots),
             inspectors=inspectors,
+            services=services,
+            keys_pem=keys_pem,
         ),
     )
     made = gate.world = World(engine, recorder, mint, Endpoint(address="127.0.0.1", port=origin_port))

@@ -8,7 +8,7 @@ from hellos import hello, server_name
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts
-from mitmsec.core.model import Action, Confidence, Decision, Endpoint, Process
+from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, Account
 from mitmsec.gate.signals import Accepted, DialFailure, Ending, Origin
@@ -142,3 +142,15 @@ def test_the_owner_of_a_hand_over_tells_processes_apart() -> None:
 def test_a_process_that_is_not_known_is_nobodys_owner() -> None:
     assert owner_of(msgspec.structs.replace(KNOWN, confidence=Confidence.INFERRED)) == ""
     assert owner_of(msgspec.structs.replace(KNOWN, started=None)) == ""
+
+
+def test_tls_that_came_in_is_read_with_its_services_key_or_not_at_all() -> None:
+    about = account()
+    assert (about.plaintext, about.is_minted, about.service) == (Plaintext.TLS, True, "")
+    about.direction = Direction.INBOUND
+    assert (about.plaintext, about.is_minted) == (None, False)
+    about.decision = Decision(action=Action.DECRYPT, rule="r", reason="", service="shop")
+    assert (about.plaintext, about.is_minted, about.service) == (Plaintext.TLS, False, "shop")
+    about.protocol = Protocol.HTTP
+    about.decision = None
+    assert (about.plaintext, about.service) == (Plaintext.HTTP, "")

@@ -11,14 +11,41 @@ from collections.abc import AsyncIterator
 import policies
 import pytest
 from gate_house import WAIT_S, House, houses, on_loop
+from gate_stage import HTTP, NEVER, TLS, Colleagues
+from hellos import hello, server_name
 from hypothesis import given
+from playbook import Playbook
 
-from mitmsec.audit.event import BytesSeen, Outcome
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, FlowHanded, Outcome
+from mitmsec.core.known_service import KnownService
+from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Action, Confidence, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy, Rule
+from mitmsec.gate.flow import Flow
 from mitmsec.gate.inward import Inward
 from mitmsec.gate.loop import Gate, Surroundings
-from mitmsec.gate.signals import Origin
+from mitmsec.gate.names import Names
+from mitmsec.gate.signals import (
+    Accepted,
+    Ask,
+    Close,
+    Dial,
+    Dialled,
+    Ending,
+    FirstBytes,
+    Hand,
+    Origin,
+    OwnerKnown,
+    Peek,
+    Record,
+    Relay,
+    RelayEnded,
+    Reset,
+    SetDeadline,
+    Staff,
+    Staffed,
+    WatchClient,
+)
 from mitmsec.gate.terms import Terms
 
 SERVICE = Process(pid=80, exe="/usr/sbin/nginx", name="nginx", confidence=Confidence.KERNEL)
@@ -32,8 +59,13 @@ def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
     inward = Inward(policy, PARTNER)
     asked = Endpoint(address=PARTNER.address, port=service.port)
     way = Direction.INBOUND
-    assert inward.at_connect(process, service) == policy.at_connect(process, asked, way)
-    assert inward.at_hello(process, service, name=name) == policy.at_hello(process, asked, name=name, direction=way)
+    early = policy.at_connect(process, asked, way)
+    is_certain = early is not None and early.action is not Action.DECRYPT
+    assert inward.at_connect(process, service) == (early if is_certain else None)
+    said = policy.at_hello(process, asked, name=name, direction=way)
+    assert inward.at_hello(process, service, name=name) == said
+    assert inward.at_hello(process, service, name=name, ja4="t13") == policy.with_key(said, service, name)
+    assert inward.with_key(said, service, name) == policy.with_key(said, service, name)
     assert inward.can_judge(process) == policy.can_judge(process, way)
     assert inward.rules == policy.rules
 
@@ -196,3 +228,76 @@ async def test_whoever_calls_the_listener_itself_is_a_stranger() -> None:
             await door.answer()
         assert (await door.recorder.connection()).outcome is Outcome.STRANGER
         assert door.ways == []
+
+
+# -- decrypted ---------------------------------------------------------------------------------------------------------
+SHOP = KnownService(name="shop", names=("a.test",))
+HERE = Endpoint(address="198.51.100.1", port=443)
+
+
+def flow(on_failure: OnFailure = OnFailure.OPEN) -> tuple[Flow, Playbook, Colleagues]:
+    """One that came in, up to its first bytes. No certificate of ours can be had, and none is needed."""
+    policy, health = Policy(inbound=Action.DECRYPT, services=(SHOP,), on_failure=on_failure), Colleagues()
+    health.signing = False
+    made = Flow("f", Terms(on_failure=on_failure), Inward(policy, PARTNER), Names(), health)
+    made.about.direction = Direction.INBOUND
+    play = Playbook(made.told) >> Accepted(PARTNER, HERE, Origin(remote=HERE, pid=80, uid=0, comm="nginx"))
+    play << SetDeadline << Ask
+    play >> OwnerKnown(SERVICE) << SetDeadline(0.3) << Peek(1)
+    return made, play, health
+
+
+def test_tls_for_a_known_service_goes_to_a_worker_and_nothing_is_minted() -> None:
+    made, play, _ = flow()
+    play >> FirstBytes(TLS) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Staff()
+    play >> Staffed(3) << NEVER << Record
+    handed = play.last.seen
+    assert isinstance(handed, FlowHanded)
+    assert (handed.direction, handed.process.confidence) == (Direction.INBOUND, Confidence.INFERRED)
+    play << Hand
+    order = play.last.order
+    assert (order.kind, order.name, order.decision.service) == (Plaintext.TLS, "a.test", "shop")
+    assert (order.client, order.origin, order.owner) == (PARTNER, HERE, "")
+    assert play << WatchClient()
+    assert made.about.service == "shop"
+
+
+OTHER = hello(server_name(b"b.test"))
+
+
+def test_tls_for_nobody_whose_key_is_known_is_relayed_unread() -> None:
+    _, play, _ = flow()
+    play >> FirstBytes(OTHER) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Relay(False)
+    seen = ended_in_order(play)
+    assert (seen.action, seen.outcome, seen.host) == (Action.BYPASS, Outcome.COMPLETED, "b.test")
+    assert "no [[inbound]] is for b.test on port 443, so it is relayed unread" in seen.reason
+
+
+def ended_in_order(play: Playbook) -> ConnectionSeen:
+    play >> RelayEnded(Ending.ORDERLY, 1, 2) << NEVER << Close() << Record
+    assert isinstance(play.last.seen, ConnectionSeen)
+    return play.last.seen
+
+
+def test_where_failures_close_it_is_reset_and_the_service_hears_nothing_of_it() -> None:
+    _, play, _ = flow(OnFailure.CLOSED)
+    play >> FirstBytes(OTHER) << NEVER << Reset() << Record
+    assert (play.last.seen.action, play.last.seen.outcome) == (Action.BLOCK, Outcome.BLOCKED)
+
+
+def test_plain_http_needs_no_key() -> None:
+    _, play, _ = flow()
+    play >> FirstBytes(HTTP) << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Staff()
+    play >> Staffed(3) << NEVER << Record << Hand
+    assert play.last.order.kind is Plaintext.HTTP
+    assert play << WatchClient()
+
+
+def test_what_no_worker_reads_is_relayed_as_if_it_went_out() -> None:
+    _, play, _ = flow()
+    play >> FirstBytes(b"SSH-2.0-x\r\n") << NEVER << Dial((HERE,))
+    play >> Dialled(HERE) << Relay(False)
+    assert ended_in_order(play).action is Action.CAPTURE

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 from mitmsec.core.model import Caller
-from mitmsec_redirect import proc_files
+from mitmsec_redirect import path_records, proc_files
+from mitmsec_redirect.bpf import Map
+from mitmsec_redirect.executable_paths import ExecutablePaths
+from mitmsec_redirect.path_records import PathState
 from mitmsec_redirect.process_history import TICK_NS
+from mitmsec_redirect.process_records import EXECUTABLE, Executable
 
 
 def caller_of(pid: int) -> Caller:
@@ -25,6 +30,15 @@ def caller_of(pid: int) -> Caller:
     assert executable is not None
     file = {"device": executable.device, "inode": executable.inode, "ctime_ns": executable.ctime_ns}
     return Caller(status.start_ticks * TICK_NS + 7, status.parent, 0, **file)
+
+
+def mark(noted: ExecutablePaths, executable: Executable, path: str, *, rooted: bool = True) -> None:
+    """As if a hook had noted that."""
+    names = b"".join(os.fsencode(name) + b"\0" for name in reversed(path[1:].split("/")))
+    state = PathState.DONE | (PathState.ROOTED if rooted else PathState(0))
+    value = struct.pack("=II", state, len(names)) + names
+    elements = Map(noted.maps().paths, EXECUTABLE.size, path_records.VALUE_BYTES)
+    elements.update(executable.key(), value.ljust(path_records.VALUE_BYTES, b"\0"))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import netns, records
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.origins import Origin, OriginTable
 from mitmsec_redirect.records import Missed
@@ -131,6 +132,7 @@ class Sandbox:
         pin_folder: Path | None = None,
         v6: bool = True,
         selection: Selection | None = None,
+        paths: ExecutablePaths | None = None,
     ) -> ConnectHook:
         opened = ConnectHook.open(
             self.cgroup.path,
@@ -141,6 +143,7 @@ class Sandbox:
             quic=quic,
             pin_folder=pin_folder,
             selection=selection,
+            paths=paths,
         )
         self._held.callback(opened.close)
         return opened

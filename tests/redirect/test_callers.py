@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from caller_stage import caller_of
+from caller_stage import caller_of, mark
 
 from mitmsec.core.model import Caller
 from mitmsec_redirect import callers, proc_files
 from mitmsec_redirect.callers import Callers
+from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.process_history import TICK_NS
 
 CAT = shutil.which("cat") or ""
@@ -89,6 +91,31 @@ def test_a_file_is_named_as_long_as_it_lies_there_unchanged_and_has_no_other_nam
     assert known.path_of(now) is None  # which of the two names was executed?
     program.unlink()
     assert known.path_of(now) is None
+
+
+@pytest.mark.root
+def test_a_file_that_nobody_was_seen_to_run_is_named_by_what_a_hook_noted_if_that_is_true(
+    child: subprocess.Popen[bytes], program: Path
+) -> None:
+    caller = caller_of(child.pid)
+    executable = callers.executable_of(caller)
+    assert executable is not None
+    with contextlib.closing(ExecutablePaths()) as noted:
+        known: Callers[str] = Callers(noted)
+        assert known.path_of(caller) is None, "no hook has asked for the notes"
+        mark(noted, executable, CAT)
+        assert known.path_of(caller) is None
+        assert noted.find(executable) is None, "of no use, and given up"
+        mark(noted, executable, str(program), rooted=False)
+        assert known.path_of(caller) is None, "it ends below no root"
+        mark(noted, executable, str(program))
+        assert known.path_of(caller) == str(program)
+        noted.forget(executable)
+        assert known.path_of(caller) == str(program), "which is remembered"
+        known.keep(child.pid, caller, "read", CAT)
+        assert known.path_of(caller) is None
+        mark(noted, executable, str(program))
+        assert known.path_of(caller) == str(program), "a second way to it"
 
 
 def named_anew(caller: Caller, program: Path) -> Caller:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mitmsec.core.model import Caller, Endpoint
+from mitmsec_redirect import inbound_records, records
 from mitmsec_redirect.inbound_records import INBOUND, Inbound, InboundFlag, InboundKind, parse_inbound
 from mitmsec_redirect.records import address_bytes
 
@@ -14,7 +15,7 @@ PORTS = st.integers(0, 0xFFFF)
 WORDS, LONGS = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 CALLERS = st.builds(
     Caller,
-    start_ns=LONGS,
+    start_ns=st.integers(1, 2**64 - 1),
     parent=WORDS,
     parent_start_ns=LONGS,
     device=LONGS,
@@ -76,6 +77,7 @@ def written(one: Inbound, flags: InboundFlag = InboundFlag.SELECTED) -> bytes:
     )
 
 
+@settings(deadline=None)  # the first example waits for the strategies to be built
 @given(INBOUNDS)
 def test_a_record_says_what_was_written(one: Inbound) -> None:
     assert parse_inbound(written(one)) == one
@@ -91,6 +93,12 @@ def test_of_a_listener_that_nobody_saw_begin_no_caller_is_told() -> None:
     record[0] = InboundKind.BEGAN
     told = parse_inbound(bytes(record))
     assert (told.pid, told.caller, told.is_accepted) == (0, None, False)
+
+
+def test_who_called_is_written_as_in_an_attempt() -> None:
+    names = ("STARTED", "PARENT_STARTED", "PARENT", "EXECUTABLE")
+    ours, theirs = ([getattr(one, name) - one.STARTED for name in names] for one in (inbound_records, records))
+    assert ours == theirs
 
 
 def test_a_kind_that_there_is_not_is_a_fault_of_ours() -> None:

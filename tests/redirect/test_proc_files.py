@@ -78,6 +78,27 @@ def test_a_name_that_ends_like_a_deleted_ones_is_a_name(program: Path) -> None:
 
 
 @pytest.mark.root
+def test_nor_does_one_that_lies_where_a_link_of_ours_points_to_it(program: Path, tmp_path: Path) -> None:
+    """Here the link leads to this very file; but nobody who runs it by the link is called so."""
+    folder = tmp_path / "vendor"
+    folder.mkdir()
+    (link := folder / "current").symlink_to(program.parent)
+    with folder_of(link / "program") as plain:
+        assert exe_of(plain) == ExePath(path=str(program))
+    script = f"mount -t tmpfs none {folder} && mkdir {link} && mount --bind {tmp_path} {link} && exec {link}/program"
+    with folder_of("/usr/bin/unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "program") as faked:
+        assert os.readlink("exe", dir_fd=faked) == f"{link}/program"
+        assert exe_of(faked) == ExePath(claimed=f"{link}/program")
+        executable = executable_of(faked)
+    assert executable is not None
+    assert opened_as(f"{link}/program", executable) is None
+    assert opened_as(f"{tmp_path}/vendor/../program", executable) is None
+    file = opened_as(str(program), executable)
+    assert file is not None
+    os.close(file)
+
+
+@pytest.mark.root
 def test_a_bind_mount_in_a_user_namespace_does_not_make_it_another_program(program: Path, tmp_path: Path) -> None:
     """Any user can do this, and /proc/PID/exe then says /usr/bin/env of a program that is not."""
     faked = os.path.realpath(shutil.which("env") or "")

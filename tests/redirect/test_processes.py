@@ -93,7 +93,7 @@ def test_what_is_remembered_costs_one_look_and_is_the_same(
     first = whose(table, child.pid, 0, "x")
     assert whose(table, child.pid, 0, "x") == first
     monkeypatch.setattr(processes.os, "open", None)
-    monkeypatch.setattr(owner.pwd, "getpwuid", None)
+    monkeypatch.setattr("pwd.getpwuid", None)
     assert whose(table, child.pid, 0, "x") == first
 
 

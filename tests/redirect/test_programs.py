@@ -9,6 +9,7 @@ import pytest
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect.bpf import Attach
+from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.programs import Layout, build
 
@@ -52,6 +53,13 @@ def test_only_programs_that_describe_an_attempt_look_at_the_caller() -> None:
     somewhere = Offsets(*range(0, 8 * len(fields(Offsets)), 8))
     plain, telling = build(layout()), build(replace(layout(), offsets=somewhere))
     assert {name for name in plain if plain[name] != telling[name]} == {"CONNECT4", "CONNECT6", "SENDMSG4", "SENDMSG6"}
+
+
+def test_where_its_executable_lies_is_noted_by_the_same_programs() -> None:
+    telling = replace(layout(), offsets=Offsets(*range(0, 8 * len(fields(Offsets)), 8)))
+    noting = replace(telling, paths=PathMaps(11, 12))
+    told, noted = build(telling), build(noting)
+    assert {name for name in told if told[name] != noted[name]} == {"CONNECT4", "CONNECT6", "SENDMSG4", "SENDMSG6"}
 
 
 def test_names_do_no_more_than_one_look_up() -> None:

@@ -15,6 +15,7 @@ from steering_stage import Stage
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec_redirect import bpffs
 from mitmsec_redirect.connect_hook import reap
+from mitmsec_redirect.inbound_records import InboundKind
 from mitmsec_redirect.steering_records import Steered
 
 pytestmark = pytest.mark.root
@@ -59,6 +60,34 @@ def test_the_gates_leg_reaches_the_program_which_sees_the_true_peer(stage: Stage
     assert stage.hook.drain() == [], "the gate tells of it"
 
 
+def test_a_socket_that_is_used_once_more_is_told_whom_it_calls_then(stage: Stage) -> None:
+    port = stage.listen("127.0.0.1")
+    client = stage.call("127.0.0.1", port)
+    with stage.leg(stage.led()).connect(), socket.create_server(("127.0.0.3", 0)) as other:
+        assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname())
+        assert stage.agent(anew(other.getsockname()[1]))["answer"] == list(other.getsockname())
+
+
+def test_what_a_socket_is_used_for_afterwards_is_no_end_of_what_came_in(stage: Stage) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.stall()
+    stage.call("127.0.0.1", port)
+    with socket.create_server(("127.0.0.3", 0)) as other:
+        stage.agent(ACCEPT)
+        stage.agent(anew(other.getsockname()[1]))
+        stage.agent("c.close()")
+    told = [record.kind for record in stage.hook.drain()]
+    assert told == [InboundKind.BEGAN, InboundKind.ACCEPTED, InboundKind.ENDED]
+
+
+def anew(port: int) -> str:
+    """The accepted socket lets go, and calls 127.0.0.3 (connect(2) with AF_UNSPEC, for which Python has no name)."""
+    return (
+        "import ctypes, struct; ctypes.CDLL(None).connect(c.fileno(), struct.pack('=H14x', socket.AF_UNSPEC), 16); "
+        f"c.connect(('127.0.0.3', {port})); answer = c.getpeername()"
+    )
+
+
 def test_who_does_not_listen_in_the_cgroup_has_its_connections(stage: Stage, sandbox: Sandbox) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         client = stage.call("127.0.0.1", other.getsockname()[1])
@@ -81,6 +110,32 @@ def test_a_port_is_led_as_long_as_anybody_listens_on_it(stage: Stage, sandbox: S
         stage.call("127.0.0.1", port)
         other.accept()[0].close()
     assert sandbox.nobody_came()
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
+def test_who_listens_on_the_same_port_at_another_address_has_its_connections(
+    stage: Stage, sandbox: Sandbox, ours: str, theirs: str
+) -> None:
+    port = stage.listen(ours)
+    with socket.create_server((theirs, port)) as other:
+        client = stage.call(theirs, port)
+        accepted, peer = other.accept()
+        accepted.close()
+        assert peer == client.getsockname(), "from its peer itself, not from a leg"
+    assert sandbox.nobody_came()
+    stage.call(ours, port)
+    stage.led()
+
+
+def test_to_listen_on_a_gates_port_at_another_address_leads_nobody_away_from_it(stage: Stage) -> None:
+    """Another session's gate, say: its own connections are nobody's to refuse."""
+    with socket.create_server(("127.0.0.1", 0)) as gate:
+        port = gate.getsockname()[1]
+        assert stage.listen("127.0.0.2", port) == port
+        client = stage.call("127.0.0.1", port)
+        accepted, peer = gate.accept()
+        accepted.close()
+        assert peer == client.getsockname()
 
 
 def test_a_listener_in_another_network_namespace_is_nobodys_here(stage: Stage, sandbox: Sandbox) -> None:

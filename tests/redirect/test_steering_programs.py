@@ -23,6 +23,11 @@ def test_only_a_closed_policy_refuses_anything(on_failure: OnFailure) -> None:
     assert len(drops) == (1 if on_failure is OnFailure.CLOSED else 0)
 
 
+def test_an_address_is_looked_up_only_where_nobody_listens_on_all() -> None:
+    calls = [int.from_bytes(one[4:], "little") for one in built(OnFailure.OPEN) if one[0] == 0x85]
+    assert calls.count(Helper.MAP_LOOKUP) == 6, "served by all, by one, a leg, the heartbeat, a gate, a count"
+
+
 def test_what_it_takes_from_the_map_it_gives_back() -> None:
     calls = [int.from_bytes(one[4:], "little") for one in built(OnFailure.OPEN) if one[0] == 0x85]
     assert calls.count(Helper.SK_ASSIGN) == calls.count(Helper.SK_RELEASE) == 1

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 from windows_structs import table_of
 
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Confidence, Endpoint, Transport
 from mitmsec_redirect import socket_table
 from mitmsec_redirect.divert_signals import Flow
 from mitmsec_redirect.socket_table import packed, pair_of
 from mitmsec_redirect.windows_rows import TIME_WAIT, Kind, OwnedSocket
-from mitmsec_redirect.windows_table import TRIES, WindowsTable
+from mitmsec_redirect.windows_table import TRIES, Named, WindowsTable
 
 HERE, THERE = Endpoint.of("192.0.2.1", 50000), Endpoint.of("203.0.113.9", 443)
 HERE6, THERE6 = Endpoint.of("2001:db8::1", 50000), Endpoint.of("2001:db8::9", 443)
@@ -74,10 +74,28 @@ def test_the_owner_of_a_connection_is_who_has_both_of_its_ends() -> None:
     assert table.owner_of(flow(Endpoint.of("192.0.2.1", 50001))) is None
 
 
-@pytest.mark.parametrize(("began_ns", "owner"), [(10**18, 3), (10**18 + 10**9, None), (None, 3)])
-def test_a_process_that_is_younger_than_the_socket_is_not_its_owner(began_ns: int | None, owner: int | None) -> None:
+def test_of_two_connections_from_one_port_each_is_told_by_its_own_address() -> None:
+    """Who binds another address of the machine may have the same port, and call the same remote."""
+    other = Endpoint.of("192.0.2.7", HERE.port)
+    table = WindowsTable(Iphlpapi([tcp(other, THERE, 4), tcp(HERE, THERE, 3)]))
+    assert (table.owner_of(flow()), table.owner_of(flow(other))) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    ("began_ns", "named"),
+    [(10**18, Named(3, Confidence.TABLE)), (10**18 + 10**9, None), (None, Named(3, Confidence.INFERRED))],
+)
+def test_a_process_that_is_younger_than_the_socket_is_not_its_owner(began_ns: int | None, named: Named | None) -> None:
     made = msgspec.structs.replace(tcp(HERE, THERE, 3), created_ns=10**18)
-    assert WindowsTable(Iphlpapi([made]), lambda _: began_ns).owner_of(flow()) == owner
+    table = WindowsTable(Iphlpapi([made]), lambda _: began_ns)
+    assert table.named(flow()) == named
+    assert table.owner_of(flow()) == (None if named is None else 3)
+
+
+def test_of_a_socket_whose_making_is_not_told_the_owner_is_inferred() -> None:
+    table = WindowsTable(Iphlpapi([tcp(HERE, THERE, 3)]), lambda _: 10**18)
+    assert table.named(flow()) == Named(3, Confidence.INFERRED)
+    assert table.named(flow(HERE6, THERE6)) is None
 
 
 def test_when_a_process_began_is_what_the_system_says() -> None:

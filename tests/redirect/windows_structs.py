@@ -1,11 +1,11 @@
-"""The rows of GetExtendedTcpTable and GetExtendedUdpTable as C lays them out, by their declarations in tcpmib.h."""
+"""What Windows fills in, as C lays it out by its declarations: rows of sockets (tcpmib.h), of services (winsvc.h)."""
 
 from __future__ import annotations
 
 import ctypes
 import socket
 from collections.abc import Sequence
-from ctypes import Structure, c_int64, c_ubyte, c_uint32, c_uint64
+from ctypes import Structure, c_int64, c_ubyte, c_uint32, c_uint64, c_void_p
 
 from mitmsec.core.model import Transport
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS, Kind, OwnedSocket
@@ -63,3 +63,29 @@ def _put(row: Structure, name: str, address: str, port: int, *, is_v6: bool) -> 
 
 def size_of(kind: Kind) -> int:
     return ctypes.sizeof(row_of(kind))
+
+
+class ServiceStatusProcess(Structure):
+    """SERVICE_STATUS_PROCESS: type, state, controls, two exit codes, check point, wait hint; then these."""
+
+    _fields_ = (("before", c_uint32 * 7), ("pid", c_uint32), ("flags", c_uint32))
+
+
+class EnumServiceStatusProcess(Structure):
+    """ENUM_SERVICE_STATUS_PROCESSW."""
+
+    _fields_ = (("name", c_void_p), ("display_name", c_void_p), ("status", ServiceStatusProcess))
+
+
+def services_of(services: Sequence[tuple[str, int]], spare: int = 0) -> ctypes.Array[ctypes.c_char]:
+    """A buffer as EnumServicesStatusExW leaves it: rows, and behind them the names that they point to."""
+    names = [f"{name}\0".encode("utf-16-le") for name, _ in services]
+    at = ctypes.sizeof(EnumServiceStatusProcess) * len(services)
+    buffer = ctypes.create_string_buffer(at + sum(map(len, names)) + spare)
+    rows = (EnumServiceStatusProcess * len(services)).from_buffer(buffer)
+    for row, name, (_, pid) in zip(rows, names, services, strict=True):
+        row.name = row.display_name = ctypes.addressof(buffer) + at
+        row.status.pid = pid
+        buffer[at : at + len(name)] = name
+        at += len(name)
+    return buffer

@@ -205,6 +205,7 @@ def missed(confidence: Confidence, pid: int, uid: int) -> Missed:
         (Confidence.UNKNOWN, 0, -1, (0, None, Confidence.UNKNOWN)),
         (Confidence.TABLE, os.getpid(), 0, (os.getpid(), "root", Confidence.TABLE)),
     ],
+    ids=["nobody", "nobody's user", "us"],
 )
 def test_who_missed_is_told_as_far_as_it_is_known(
     confidence: Confidence, pid: int, uid: int, told: tuple[int, str | None, Confidence]

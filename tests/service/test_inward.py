@@ -14,6 +14,7 @@ import pytest
 
 from mitmsec.core.model import Action, OnFailure, Quic
 from mitmsec.core.policy import Policy
+from mitmsec.service.ground import listeners
 from mitmsec.service.inward import InwardGround
 from mitmsec_redirect import netns
 from mitmsec_redirect.backend import BackendUnavailable
@@ -111,3 +112,15 @@ def test_where_something_fails_nothing_is_left(network: int, hook: ConnectHook, 
     with pytest.raises(OSError, match="pin"):
         InwardGround.open(BLOCKING, hook, network, tmp_path / "missing")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nobody_can_listen_on_all_addresses_at_the_port_of_a_gate(network: int) -> None:
+    """What is called on a port that is served at all addresses is led: so a gate's own port must not be one."""
+    gates = listeners()
+    port = gates[0].getsockname()[1]
+    assert [gate.getsockname()[:2] for gate in gates] == [("127.0.0.1", port), ("::1", port)]
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with pytest.raises(OSError, match="Address already in use"):
+            socket.create_server((address, port), family=family)
+    for gate in gates:
+        gate.close()

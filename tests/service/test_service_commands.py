@@ -75,5 +75,5 @@ def test_a_policy_that_blocks_what_comes_in_is_for_runs(tmp_path: Path, order: s
     policy.write_text('version = 1\n[defaults]\ninbound = "block"\n' + APPLICATION.format("/usr/bin/curl"))
     status, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
     assert status == 2
-    assert "blocks or captures connections that come in: only `mitmsec run` can" in err
+    assert "blocks, captures or decrypts what comes in: only `mitmsec run` can" in err
     assert not (tmp_path / "state").exists()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from mitmsec.channel import Channel
 from mitmsec.service import control
 from mitmsec.service.childlog import LogFile
+from mitmsec.service.run import memory_file
 from mitmsec.service.state import State
 from mitmsec.service.supervisor import Supervisor
 
@@ -50,6 +53,32 @@ def test_a_run_that_is_being_ended_is_ended_once_though_who_asked_has_gone(
 
     assert asyncio.run(story()) == CLOSED
     assert ended == ["begun", "run-1"]
+
+
+def test_of_a_run_with_a_policy_that_it_cannot_read_it_keeps_nothing(tmp_path: Path) -> None:
+    """As a front-end of another version may send it; behind one of the descriptors are keys."""
+    order = control.OpenRun(
+        program="true",
+        arguments=0,
+        user="root",
+        policy_file="p.toml",
+        policy_sha256="",
+        workers=1,
+        capture=False,
+        keys=True,
+    )
+
+    async def story() -> None:
+        one = supervisor(tmp_path)
+        fds = [memory_file(name, b'{"action": "teleport"}') for name in ("network", "policy", "roots", "keys")]
+        with pytest.raises(msgspec.ValidationError):
+            await one.opened(order, list(fds), "root")
+        assert one.sessions == {}
+        for descriptor in fds:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+
+    asyncio.run(story())
 
 
 @pytest.mark.root

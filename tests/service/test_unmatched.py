@@ -80,6 +80,16 @@ def test_each_criterion_is_told_of_and_what_may_come_is_not() -> None:
     ]
 
 
+def test_on_linux_nothing_has_a_signer_and_nothing_is_a_service_of_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert said(signer=["A Corporation"], service=["windows:Dnscache"]) == [
+        'application "a" names a signer, and programs have none but on Windows',
+        'application "a" names services of Windows only',
+    ]
+    assert said(service=["windows:Dnscache", "nginx.service"]) == []
+    monkeypatch.setattr(module.sys, "platform", "win32")
+    assert said(signer=["A Corporation"], service=["windows:Dnscache"]) == []
+
+
 def test_policy_check_says_so_and_is_content(tmp_path: Path) -> None:
     policy = tmp_path / "p.toml"
     policy.write_text('version = 1\n[[application]]\nname = "old"\npath = ["/nowhere/curl"]\n')

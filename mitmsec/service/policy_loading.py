@@ -1,0 +1,78 @@
+"""A policy file and all that it names, as a command needs it: loaded, or the end of the command with every error."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import msgspec
+
+from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
+from mitmsec.core.policy import Policy
+from mitmsec.service.known_keys import KnownKeys
+from mitmsec.service.options import EXIT_USAGE, program
+from mitmsec.service.terminal import shown
+from mitmsec_addons.registry import build
+from mitmsec_certs.bundle import BadBundle, all_certificates
+
+
+class Loaded(NamedTuple):
+    """A policy, the text that it is, and what the files hold that it names."""
+
+    policy: Policy
+    text: str
+    roots: tuple[bytes, ...] = ()
+    """The certificates (DER) of its `upstream_roots`."""
+    keys: int | None = None
+    """A descriptor, the keys of its services behind it; None: the policy decrypts nothing that comes in."""
+
+    def forget_keys(self) -> None:
+        """Close the descriptor, where nobody is handed it."""
+        if self.keys is not None:
+            os.close(self.keys)
+
+
+def load(file: Path, *, as_json: bool = False) -> Loaded:
+    """What `file` and the files that it names hold, or the end of the command with every error."""
+    roots: list[bytes] = []
+    keys = KnownKeys(file.parent)
+
+    def no_roots(name: str, pem: str) -> str | None:
+        try:
+            roots.extend(all_certificates(name, pem.encode()))
+        except BadBundle as error:
+            return str(error)
+        return None
+
+    try:
+        policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=keys.pair)
+        return Loaded(policy, text, tuple(roots), keys.detach() if policy.decrypts_inbound else None)
+    except PolicyErrors as errors:
+        _tell_errors(file, errors.errors, as_json=as_json)
+        sys.exit(EXIT_USAGE)
+    finally:
+        keys.close()
+
+
+def _unusable(name: str, words: tuple[str, ...]) -> str | None:
+    try:
+        build(name, words)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _tell_errors(file: Path, errors: tuple[ConfigError, ...], *, as_json: bool) -> None:
+    for error in errors:
+        if as_json:
+            click.echo(msgspec.json.encode({"valid": False, **msgspec.to_builtins(error)}))
+        else:
+            click.echo(shown(error), err=True)
+    if not as_json:
+        these = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        again = f"{program()} policy check {shlex.quote(str(file))}"
+        click.echo(f"mitmsec: {these} in the policy\n  mend it, then look again: {again}", err=True)
