@@ -52,6 +52,7 @@ from mitmsec_redirect.windivert import Windivert
 CLAIMS = Path("/run")  # where only root can make a file, so that nobody else can take one; it is locked, and stays
 STATUS_S = 0.2
 LOOK_S = 0.1
+GATE_END_S = 1.0  # the gate ends with its supervisor, not before
 NICENESS = -10  # whoever connects waits for it
 COLLAPSED = 70  # exit status, EX_SOFTWARE
 SWITCH_S = 0.0005  # between threads: a first packet is not to wait for a diverted flow's batch
@@ -156,6 +157,8 @@ class DiverterProgram:
             self._diversion.beat_ns = 0  # the gate ends with its supervisor
             if not self._is_closing:
                 await self._outlive()
+                await asyncio.to_thread(self._backend.detach)
+                await asyncio.sleep(GATE_END_S)  # else the resets of its connections would not come to the programs
             await asyncio.to_thread(self._backend.close)
         if self._claim >= 0:
             os.close(self._claim)

@@ -4,8 +4,9 @@
                               │                                                              ▲
                               └─ else: marked ──► handles skip what has that mark ──► `back` unmarked ──► out
 
-The library's classifiers skip what it has put back itself, which it knows by a mark. A packet that has a mark already
-(routing by mark) is left to the handles, which give it back as well; so no mark but ours is ever changed.
+On loopback, where nothing is diverted, everything is left (`leave_all`). The library's classifiers skip what it has put
+back itself, which it knows by a mark. A packet that has a mark already (routing by mark) is left to the handles, which
+give it back as well; so no mark but ours is ever changed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,18 @@ def leave(cgroup: int, level: int, gate_port: int) -> bytes:
     asm.label("leave")
     asm.move(R2, LEFT_MARK)
     asm.store(R6, SKB_MARK, R2)
+    asm.label("on")
+    asm.exit(NEXT_CLASSIFIER)
+    return asm.code()
+
+
+def leave_all() -> bytes:
+    """For egress of loopback, before the handles: connections within the machine are nobody's to divert."""
+    asm = Assembler()
+    asm.load(R2, R1, SKB_MARK)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "on")
+    asm.move(R2, LEFT_MARK)
+    asm.store(R1, SKB_MARK, R2)
     asm.label("on")
     asm.exit(NEXT_CLASSIFIER)
     return asm.code()

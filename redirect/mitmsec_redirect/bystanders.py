@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -32,14 +33,19 @@ class Bystanders:
         level = len(cgroup.relative_to(cgroup2_root()).parts)
         leave = bystander_programs.leave(os.stat(cgroup).st_ino, level, gate_port)
         with ExitStack() as held:
-            control = held.enter_context(contextlib.closing(TrafficControl()))
-            for code, what, priority in ((bystander_programs.back(), b"back", AFTER), (leave, b"leave", BEFORE)):
-                program = bpf.load_classifier(code, f"ms_{what.decode()}")
-                held.callback(os.close, program)
-                for interface in control.clsact():
-                    one = control.attach(interface, EGRESS, HANDLE, priority, program, PROGRAMS + what)
-                    held.callback(_detach, control, one)
+            self._control = held.enter_context(contextlib.closing(TrafficControl()))
+            interfaces, loopback = self._control.clsact(), {socket.if_nametoindex("lo")}
+            self._attach(held, bystander_programs.back(), b"back", AFTER, interfaces)
+            self._attach(held, bystander_programs.leave_all(), b"leave_all", BEFORE, interfaces & loopback)
+            self._attach(held, leave, b"leave", BEFORE, interfaces - loopback)
             self._held = held.pop_all()
+
+    def _attach(self, held: ExitStack, code: bytes, what: bytes, priority: int, interfaces: frozenset[int]) -> None:
+        program = bpf.load_classifier(code, f"ms_{what.decode()}")
+        held.callback(os.close, program)
+        for interface in interfaces:
+            one = self._control.attach(interface, EGRESS, HANDLE, priority, program, PROGRAMS + what)
+            held.callback(_detach, self._control, one)
 
     def close(self) -> None:
         """Idempotent."""

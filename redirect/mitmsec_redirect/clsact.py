@@ -1,9 +1,10 @@
 """What libebpfdivert attaches to network interfaces on Linux, and removing what nobody holds any more.
 
 Each NETWORK handle attaches two classifiers to every interface, below a `clsact` queueing discipline that stays when
-the handle is closed. A process that dies leaves its classifiers too: they stop diverting three seconds later and run
-for every packet ever after. The library finds them only through a registry on /sys/fs/bpf, which not every machine
-has. So whose they are is asked of the kernel: an open handle holds its programs, and /proc says who holds a program.
+the handle is closed; `bystanders` attaches two more. A process that dies leaves them all: those of the library stop
+diverting three seconds later, and run for every packet ever after. The library finds them only through a registry on
+/sys/fs/bpf, which not every machine has. So whose they are is asked of the kernel: who opened them holds the programs,
+and /proc says who holds a program.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ sixty flows. So a remote that gets many connections becomes one term, which
 also takes the packets of others who talk to it (they pass untouched), and beyond that one term takes all of TCP.
 
     few flows ──► one term a flow ──► remotes in demand become one term each ──► everything
+
+Where nobody else's packets come to the handle, see `bystanders`, it takes everything from the beginning.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ RULES_A_REMOTE = 2  # below and above the ports of our own connections to it
 IN_DEMAND = 4  # connections to one remote within a window that make it a term of its own
 WINDOW_S = 10.0
 SLACK = 16  # so many needless rules are kept: an exchange of the filter costs more than they do
+NOTHING = Terms()
 
 
 class Coverage:
-    """The diverted flows and the terms in force."""
+    """The diverted flows and the terms in force, which never change if they take everything from the beginning."""
 
-    def __init__(self) -> None:
-        self.in_force = Terms()
+    def __init__(self, in_force: Terms = NOTHING) -> None:
+        self.in_force, self._is_fixed = in_force, in_force.everything
         self._asked: Terms | None = None
         self._flows: dict[Flow, None] = {}
         self._begun: Counter[Endpoint] = Counter()
@@ -76,6 +79,8 @@ class Coverage:
     def is_wasteful(self, now_s: float) -> bool:
         """Much of what the data handle takes concerns no diverted flow any more."""
         self._turn(now_s)
+        if self._is_fixed:
+            return False
         needed = plan(self._flows, self._begun + self._begun_before)
         return _rules(self.in_force) > _rules(needed) + SLACK or _breadth(self.in_force) > _breadth(needed)
 

@@ -28,7 +28,7 @@ from typing import assert_never
 
 from mitmsec.core.model import Endpoint, OnFailure, Process, Transport
 from mitmsec_redirect import divert_signals as s
-from mitmsec_redirect.coverage import WINDOW_S, Coverage
+from mitmsec_redirect.coverage import NOTHING, WINDOW_S, Coverage
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Terms
 
 OWNER_DEADLINE_S = 0.2  # for the event; the slowest of 36,000 on a busy machine took 13 ms
@@ -90,7 +90,8 @@ class _Answer:
 class DivertEngine:
     """All SYNs held and all flows diverted. Times are monotonic seconds."""
 
-    def __init__(self, on_failure: OnFailure) -> None:
+    def __init__(self, on_failure: OnFailure, in_force: Terms = NOTHING) -> None:
+        """`in_force`: whose packets the data handle takes at the beginning."""
         self.on_failure = on_failure
         self._connects: dict[Key, _Connect] = {}  # oldest first, as all of these
         self._held: dict[int, _Held] = {}
@@ -98,7 +99,7 @@ class DivertEngine:
         self._by_key: dict[Key, _Held] = {}
         self._live: dict[Flow, _Live] = {}
         self._answers: dict[Flow, _Answer] = {}
-        self._coverage = Coverage()
+        self._coverage = Coverage(in_force)
         self._generation = 0
         self._narrow_at_s = 0.0
         self._now_s = 0.0

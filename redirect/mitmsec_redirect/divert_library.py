@@ -29,7 +29,7 @@ from mitmsec_redirect.packet import Malformed, length_at
 
 PACKETS_MOST: Final = 255  # WINDIVERT_BATCH_MAX
 PACKET_BYTES_MOST: Final = 65_575  # WINDIVERT_MTU_MAX
-BATCH_BYTES: Final = 4 << 20
+BATCH_BYTES: Final = 1 << 18  # what stays in a core's cache: with 4 MB a byte of bulk costs an eighth more
 DIVIDED_ABOVE: Final = 16_384  # at least: no interface's MTU grows that far while a handle is open
 SIOCGIFMTU: Final = 0x8921  # netdevice(7)
 _INTERFACE: Final = struct.Struct("16si20x")

@@ -60,9 +60,10 @@ NOT_LOOPBACK = " and !loopback" if IS_LINUX else ""
 class Windivert:
     """All handles of one gate, open. Made by `open`; its methods may be called from any thread."""
 
-    def __init__(self, own: Own, on_failure: OnFailure, callbacks: Callbacks, held: ExitStack) -> None:
+    def __init__(self, own: Own, on_failure: OnFailure, callbacks: Callbacks, terms: Terms, held: ExitStack) -> None:
         self._own, self._on_failure, self._callbacks, self._stack = own, on_failure, callbacks, held
-        self._engine = DivertEngine(on_failure)
+        self._engine = DivertEngine(on_failure, terms)
+        self._text = filter_of(terms, own, LIMITS)
         self._lock, self._detaching = threading.Lock(), threading.Lock()
         self._numbers = itertools.count(1)
         self._held: dict[int, tuple[FirstPackets, Taken, Ends, int]] = {}  # and the user who made the socket
@@ -97,7 +98,7 @@ class Windivert:
 
         def start() -> Windivert:
             with ExitStack() as held:
-                made = cls(own, on_failure, callbacks, held)
+                made = cls(own, on_failure, callbacks, Terms(everything=only is not None), held)
                 made._open(quic, processes)
                 if only is not None:
                     held.callback(Bystanders(only, own.gate_port).close)
@@ -124,7 +125,6 @@ class Windivert:
         keep.callback(self._events.close)
         self._data = DataPath(self._table, _network)
         keep.callback(self._data.close)
-        self._text = filter_of(Terms(), self._own, LIMITS)
         self._data.exchange(self._text)
         self._take(syn_filter(self._own) + NOT_LOOPBACK, SYN_PRIORITY)
         if quic is Quic.REFUSE:

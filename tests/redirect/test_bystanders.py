@@ -8,7 +8,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from divert_packets import until
@@ -108,6 +110,43 @@ def dropping_what_has_our_mark() -> int:
     asm.label("next")
     asm.exit(bystander_programs.NEXT_CLASSIFIER)
     return bpf.load_classifier(asm.code(), "ms_test")
+
+
+def test_what_stays_within_the_machine_is_not_seen_though_it_is_the_cgroups(
+    divert: Divert, cgroup: SessionCgroup
+) -> None:
+    backend = opened(divert, cgroup)
+    before = backend.statistics()
+    with socket.create_server(("", 0)) as server, ThreadPoolExecutor(1) as thread:
+        answered = thread.submit(answer, server)
+        for host in ("127.0.0.1", "10.78.0.1"):
+            command = ["curl", "-sS", "--max-time", "10", f"http://{host}:{server.getsockname()[1]}/"]
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                preexec_fn=lambda: (cgroup.path / "cgroup.procs").write_text("0"),
+            )
+            assert len(done.stdout) == 5_000_000
+        answered.result()
+    after = backend.statistics()
+    assert (after.syns, after.data) == (before.syns, before.data)
+
+
+def answer(server: socket.socket) -> None:
+    """Two callers, five megabytes each."""
+    for _ in range(2):
+        with server.accept()[0] as accepted:
+            accepted.recv(65536)
+            accepted.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + bytes(5_000_000))
+
+
+def test_no_connection_of_the_cgroup_waits_for_a_filter(divert: Divert, cgroup: SessionCgroup) -> None:
+    backend = opened(divert, cgroup)
+    handles = {thread.native_id for thread in threading.enumerate() if thread.name == "divert-data"}
+    for host in (ORIGIN_V4, ORIGIN_V6, ORIGIN_V4):
+        assert was_diverted(inside(cgroup, host))
+    until(lambda: backend.statistics().live == 0)
+    assert {thread.native_id for thread in threading.enumerate() if thread.name == "divert-data"} == handles
 
 
 def test_classifiers_of_others_see_packets_without_our_mark(divert: Divert, cgroup: SessionCgroup) -> None:

@@ -119,6 +119,14 @@ def test_a_selected_programs_syn_waits_for_owner_filter_and_gate_and_then_goes_t
     assert told >> Expected(number=1) << release(1, diverted=True)
 
 
+def test_where_everything_is_taken_no_flow_waits_for_a_filter_and_none_is_ever_asked_for() -> None:
+    told = Playbook(DivertEngine(OnFailure.OPEN, Terms(everything=True)).told)
+    asked(told) >> owner(1, Choice.DIVERT) << expect(1)
+    told >> Expected(number=1) << release(1, diverted=True)
+    told.later(60) >> FlowClosed(flow=FLOW, sequence=1) << Forget(flow=FLOW)
+    assert told.later(60) >> Tick()
+
+
 def test_the_event_may_come_after_its_syn() -> None:
     told = play() >> syn(1)
     assert told.later(0.01) >> connected() << ask(1)
