@@ -13,6 +13,7 @@ import textwrap
 import time
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import netns, records
@@ -114,6 +115,7 @@ class Sandbox:
 
     def __init__(self, held: contextlib.ExitStack) -> None:
         self._held = held
+        self._hooks: list[ConnectHook] = []
         self.cgroup = SessionCgroup.create("test", f"{os.getpid()}-{next(_numbers)}")
         held.callback(self.cgroup.remove)
         self.listener_v4 = held.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -146,11 +148,16 @@ class Sandbox:
             paths=paths,
         )
         self._held.callback(opened.close)
+        self._hooks.append(opened)
         return opened
 
     def agent(self, *, inside: bool = True) -> Agent:
+        """It takes a while to start; no gate has stalled for that."""
         agent = Agent(self.cgroup.path if inside else None)
         self._held.callback(agent.close)
+        for hook in self._hooks:
+            if hook not in _STALLED:
+                beat(hook)
         return agent
 
     def accept(self, hook: ConnectHook, *, v6: bool = False) -> Origin | None:
@@ -174,12 +181,16 @@ class Sandbox:
         return True
 
 
+_STALLED: WeakSet[ConnectHook] = WeakSet()
+
+
 def beat(hook: ConnectHook) -> None:
     Heartbeat(hook.heartbeat_fd).beat()
 
 
 def stall(hook: ConnectHook) -> None:
     """The gate's last beat was just over a second ago."""
+    _STALLED.add(hook)
     old = time.clock_gettime_ns(time.CLOCK_MONOTONIC) - 1_100_000_000
     hook._maps["heartbeat"].update(records.INDEX.pack(0), records.HEARTBEAT.pack(old))
 

@@ -61,7 +61,7 @@ def test_a_child_that_stays_silent_is_given_up(state: State, monkeypatch: pytest
         with pytest.raises(ChildFailed, match=r"ready within 0 s"):
             await process.start(RecorderSettings(folder="/x"))
         await process.stop(grace_s=0.1)  # what does not end by itself is killed
-        assert process.ended.result() == -signal.SIGKILL
+        assert await asyncio.wait_for(process.ended, 10) == -signal.SIGKILL
 
     asyncio.run(story())
 

@@ -61,7 +61,8 @@ def bad(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> Result:
-    return CliRunner().invoke(policy, [str(word) for word in words], catch_exceptions=False)
+    """On a terminal that is wide enough for any folder that a test may have."""
+    return CliRunner(env={"COLUMNS": "400"}).invoke(policy, [str(word) for word in words], catch_exceptions=False)
 
 
 def objects(result: Result) -> list[dict[str, Any]]:
@@ -317,7 +318,7 @@ def test_a_program_may_be_asked_about_by_the_name_that_a_shell_would_find(
     monkeypatch.setenv("PATH", str(tmp_path))
     result = run("explain", good, "--app", "link")
     assert result.exit_code == 0
-    assert f"- application: {tmp_path}/real is none of browsers" in " ".join(result.stdout.split())  # as it is wrapped
+    assert f"- application: {tmp_path}/real is none of browsers" in result.stdout
     assert f"link is {os.path.realpath(tmp_path)}/real here" in result.stderr
 
 
