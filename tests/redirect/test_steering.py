@@ -30,7 +30,11 @@ def stage(sandbox: Sandbox) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize(
-    ("listens", "called"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.77.0.1"), ("::1", "::1"), ("::", "fd77::1")]
+    ("listens", "called"),
+    [
+        *(("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.77.0.1"), ("::1", "::1"), ("::", "fd77::1"), ("::", "10.77.0.1")),
+        *(("::ffff:127.0.0.1", "127.0.0.1"), ("::ffff:0.0.0.0", "10.77.0.1")),
+    ],
 )
 def test_it_is_led_to_the_gate_with_both_its_addresses(stage: Stage, listens: str, called: str) -> None:
     port = stage.listen(listens)
