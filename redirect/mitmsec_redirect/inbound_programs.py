@@ -60,6 +60,7 @@ TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # our stack, from the frame pointer: a leg's key, and at other times the others
 LEG, COUNT, COOKIE, SERVED = -shared.LEG.size, -8, -16, -shared.LEG.size - 24
+UNLESS_THERE = 1  # BPF_NOEXIST
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
@@ -279,17 +280,18 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.call(Helper.MAP_UPDATE)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "kept")  # no room: it is not led to the gate, and told as it comes in
     served_steps.count(asm, maps, SERVED, "kept_any")
-    asm.jump_if(R0, Condition.EQUAL, 0, "first")
-    asm.move(R2, 1)
-    asm.add_atomically(R0, R2)
-    asm.jump("kept")
-    asm.label("first")
-    asm.store(R10, COUNT, 1, LONG)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "count")
+    asm.store(R10, COUNT, 0, LONG)
     asm.map(R1, maps.served)
     asm.point(R2, SERVED)
     asm.point(R3, COUNT)
-    asm.move(R4, 0)
+    asm.move(R4, UNLESS_THERE)  # somebody may listen there just as we do: neither may undo the other's count
     asm.call(Helper.MAP_UPDATE)
+    steps.look_up(asm, maps.served, SERVED)
+    asm.jump_if(R0, Condition.EQUAL, 0, "kept")
+    asm.label("count")
+    asm.move(R2, 1)
+    asm.add_atomically(R0, R2)
     asm.label("kept")
 
 

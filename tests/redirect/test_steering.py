@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,29 @@ from steering_stage import Stage
 
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec_redirect import bpffs
+from mitmsec_redirect import steering_records as shared
+from mitmsec_redirect.bpf import Map
 from mitmsec_redirect.connect_hook import reap
 from mitmsec_redirect.inbound_records import InboundKind
+from mitmsec_redirect.records import address_bytes
 from mitmsec_redirect.steering_records import Steered
 
 pytestmark = pytest.mark.root
 ACCEPT = "c, peer = l.accept(); answer = [list(peer[:2]), list(c.getpeername()[:2]), list(c.getsockname()[:2])]"
+LISTENERS = """
+import socket, sys, time
+first, count, begins_ns = map(int, sys.argv[1:])
+made = [socket.socket() for _ in range(count)]
+for port, sock in enumerate(made, first):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", port))
+for place, sock in enumerate(made):
+    while time.monotonic_ns() < begins_ns + place * 1_000_000:
+        pass
+    sock.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
 REFUSED = pytest.raises(ConnectionRefusedError)
 
 
@@ -114,6 +135,25 @@ def test_a_port_is_led_as_long_as_anybody_listens_on_it(stage: Stage, sandbox: S
         stage.call("127.0.0.1", port)
         other.accept()[0].close()
     assert sandbox.nobody_came()
+
+
+def test_who_begin_to_listen_on_one_port_at_the_same_moment_are_all_counted(stage: Stage, sandbox: Sandbox) -> None:
+    """Else the port would be led no more once one of them has closed."""
+    ports, begins_ns = range(7000, 7400), time.monotonic_ns() + 3 * 10**9
+    command = [sys.executable, "-I", "-S", "-c", LISTENERS, str(ports.start), str(len(ports)), str(begins_ns)]
+    enters = partial((sandbox.cgroup.path / "cgroup.procs").write_text, "0")
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=enters) for _ in range(2)
+    ]
+    try:
+        assert [child.stdout.readline() for child in children if child.stdout] == [b"listening\n"] * 2
+        served = Map(stage.steering.maps.served, shared.SERVED.size, shared.LISTENS.size)
+        counts = [served.lookup(shared.SERVED.pack(address_bytes("127.0.0.1"), port)) for port in ports]
+        assert set(counts) == {shared.LISTENS.pack(2)}
+    finally:
+        for child in children:
+            child.communicate()
+    assert list(served.keys()) == [], "nobody listens any more"
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
