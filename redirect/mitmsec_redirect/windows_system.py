@@ -35,7 +35,7 @@ from mitmsec_redirect.windows_service_rows import parse_services, services_by_pi
 
 QUERY_LIMITED_INFORMATION, SYNCHRONIZE = 0x1000, 0x100000  # winnt.h
 WAIT_OBJECT_0 = 0
-NO_PACKAGE, INSUFFICIENT_BUFFER, MORE_DATA = 15700, 122, 234
+NO_PACKAGE, MORE_DATA = 15700, 234
 ENUMERATE_SERVICE, WIN32_SERVICES, ACTIVE = 4, 0x30, 1
 GENERIC_READ, SHARE_ALL, OPEN_EXISTING = 0x80000000, 7, 3
 INVALID_HANDLE: Final = c_void_p(-1).value
@@ -161,7 +161,11 @@ class WindowsSystem:
         handle = ask(path, GENERIC_READ, SHARE_ALL, None, OPEN_EXISTING, 0, None)
         if handle == INVALID_HANDLE:
             raise OSError(f"{path} cannot be opened: error {self._libraries.last_error()}")
-        descriptor: int = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)  # type: ignore[attr-defined]
+        try:
+            descriptor: int = msvcrt.open_osfhandle(handle, os.O_RDONLY | os.O_BINARY)  # type: ignore[attr-defined]
+        except OSError:  # there are too many
+            self._libraries.kernel32.CloseHandle(handle)
+            raise
         return descriptor
 
     def signer(self, path: str, descriptor: int) -> str | None:
