@@ -29,6 +29,7 @@ from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.records import word
 from mitmsec_redirect.served_steps import FAMILY, LOCAL_PORT, LOCAL_V4, LOCAL_V6
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
@@ -60,6 +61,7 @@ TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # our stack, from the frame pointer: a leg's key, and at other times the others
 LEG, COUNT, COOKIE, SERVED = -shared.LEG.size, -8, -16, -shared.LEG.size - 24
+BOUND_DEVICE = 0  # of struct bpf_sock
 UNLESS_THERE = 1  # BPF_NOEXIST
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
@@ -267,6 +269,7 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace & 0xFFFFFFFF, "kept")
     asm.shift_right(R0, 32)
     asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace >> 32, "kept")
+    _unless_bound_to_device(asm)
     asm.call(Helper.KTIME_NS)
     asm.store(R8, records.AT, R0, LONG)
     asm.move(R1, R6)
@@ -293,6 +296,16 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.move(R2, 1)
     asm.add_atomically(R0, R2)
     asm.label("kept")
+
+
+def _unless_bound_to_device(asm: Assembler) -> None:
+    """On to "kept" for who is, but by a link-local address: the gate could not find out that a leg reaches it."""
+    asm.load(R2, R7, BOUND_DEVICE)
+    asm.jump_if(R2, Condition.EQUAL, 0, "anywhere")
+    asm.load(R2, R6, LOCAL_V6)
+    asm.mask(R2, word(b"\xff\xc0\0\0"))
+    asm.jump_if(R2, Condition.NOT_EQUAL, word(b"\xfe\x80\0\0"), "kept")
+    asm.label("anywhere")
 
 
 def _forget_listener(asm: Assembler, maps: SteeringMaps) -> None:

@@ -182,6 +182,34 @@ def test_to_listen_on_a_gates_port_at_another_address_leads_nobody_away_from_it(
         assert peer == client.getsockname()
 
 
+@pytest.mark.parametrize("called", ["10.77.0.1", "fd77::1"])
+def test_who_listens_on_one_device_alone_has_its_connections_and_they_are_told(
+    stage: Stage, sandbox: Sandbox, called: str
+) -> None:
+    """The gate's leg would reach it; whose it is, the gate would not learn, and so ask no policy and keep no record."""
+    family = socket.AF_INET6 if ":" in called else socket.AF_INET
+    bound = "l.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'va'); l.bind(('', 0)); l.listen()"
+    port = stage.agent(f"l = socket.socket({int(family)}); {bound}; answer = l.getsockname()[1]")["answer"]
+    with socket.socket(family) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"va")
+        client.settimeout(5)
+        client.connect((called, port))
+        assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname()[:2])
+    assert InboundKind.ACCEPTED in {record.kind for record in stage.hook.drain()}
+    assert sandbox.nobody_came()
+
+
+def test_a_link_local_address_is_led_though_it_is_of_one_device(stage: Stage) -> None:
+    subprocess.run(["ip", "-6", "addr", "add", "fe80::77/64", "dev", "va", "nodad"], check=True)
+    where = socket.getaddrinfo("fe80::77%va", 0, socket.AF_INET6, socket.SOCK_STREAM)[0][4]
+    bound = f"l = socket.socket(socket.AF_INET6); l.bind({where!r}); l.listen(); answer = l.getsockname()[1]"
+    port = stage.agent(bound)["answer"]
+    with socket.create_connection(("fe80::77%va", port), 5):
+        leg = stage.leg(stage.led(v6=True))
+        assert leg.listener is not None
+        assert leg.listener.pid == stage.agent.pid
+
+
 def test_a_listener_in_another_network_namespace_is_nobodys_here(stage: Stage, sandbox: Sandbox) -> None:
     elsewhere = "import subprocess; os.unshare(os.CLONE_NEWNET); subprocess.run(['ip', 'link', 'set', 'lo', 'up'])"
     stage.agent(elsewhere)
