@@ -60,9 +60,9 @@ class Helper(IntEnum):
     UID_GID = 15
     COMM = 16
     SKB_LOAD_BYTES = 26  # 4.10
+    SKB_UNDER_CGROUP = 33  # 4.8, for classifiers
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
-    SKB_ANCESTOR_CGROUP_ID = 83  # 4.19, for classifiers
     MAP_PUSH = 87  # 4.20
     SK_RELEASE = 86  # 4.20
     SK_FULLSOCK = 95  # 5.1

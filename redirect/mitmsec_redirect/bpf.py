@@ -63,6 +63,7 @@ class MapKind(IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
+    CGROUP_ARRAY = 8
     LRU_HASH = 9
     LPM_TRIE = 11
     SOCKMAP = 15

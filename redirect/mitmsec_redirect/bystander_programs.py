@@ -22,8 +22,12 @@ LEFT_MARK = 0x4D49FFFF  # the library's own marks end in the priority of the han
 NEXT_CLASSIFIER = -1  # TC_ACT_UNSPEC
 
 
-def leave(cgroup: int, level: int, gate_port: int) -> bytes:
-    """For egress, before the handles: mark what is sent by sockets made outside the cgroup, `level` below the root."""
+def leave(cgroups: int, gate_port: int) -> bytes:
+    """For egress, before the handles: mark what is sent by sockets that were made outside a cgroup.
+
+    `cgroups` is the descriptor of a map with that cgroup alone (CGROUP_ARRAY). Where the kernel cannot say whose a
+    packet is, the handles are left to find out.
+    """
     asm = Assembler()
     asm.move(R6, R1)
     asm.load(R2, R6, SKB_MARK)
@@ -42,13 +46,10 @@ def leave(cgroup: int, level: int, gate_port: int) -> bytes:
     asm.jump_if(R2, Condition.EQUAL, 0, "on")  # it is being closed with a reset, and may be the gate's
     asm.label("whose")
     asm.move(R1, R6)
-    asm.move(R2, level)
-    asm.call(Helper.SKB_ANCESTOR_CGROUP_ID)
-    asm.move(R3, R0)
-    asm.shift_right(R3, 32)
-    asm.jump_if_word(R3, Condition.NOT_EQUAL, cgroup >> 32, "leave")
-    asm.jump_if_word(R0, Condition.EQUAL, cgroup & 0xFFFFFFFF, "on")
-    asm.label("leave")
+    asm.map(R2, cgroups)
+    asm.move(R3, 0)
+    asm.call(Helper.SKB_UNDER_CGROUP)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "on")
     asm.move(R2, LEFT_MARK)
     asm.store(R6, SKB_MARK, R2)
     asm.label("on")

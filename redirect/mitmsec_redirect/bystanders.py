@@ -9,15 +9,31 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from contextlib import ExitStack
 from pathlib import Path
 
-from mitmsec_redirect import bpf, bystander_programs
-from mitmsec_redirect.cgroup import cgroup2_root
+from mitmsec_redirect import bpf, bystander_programs, records
 from mitmsec_redirect.clsact import EGRESS, PROGRAMS, Classifier, TrafficControl
 
 BEFORE, AFTER = 20_000, 30_000  # priorities of classifiers; the handles' lie between, see `divert_library`
 HANDLE = 1
+DESCRIPTOR = struct.Struct("=I")
+
+
+def _only(cgroup: Path) -> bpf.Map:
+    """A map that holds it. Where it lies does not count: in a cgroup namespace nobody can tell how deep that is."""
+    made = bpf.Map.create(bpf.MapKind.CGROUP_ARRAY, records.INDEX.size, DESCRIPTOR.size, 1, "ms_only")
+    try:
+        descriptor = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            made.update(records.INDEX.pack(0), DESCRIPTOR.pack(descriptor))
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 def _detach(control: TrafficControl, one: Classifier) -> None:
@@ -30,10 +46,10 @@ class Bystanders:
 
     def __init__(self, cgroup: Path, gate_port: int) -> None:
         """Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind."""
-        level = len(cgroup.relative_to(cgroup2_root()).parts)
-        leave = bystander_programs.leave(os.stat(cgroup).st_ino, level, gate_port)
         with ExitStack() as held:
             self._control = held.enter_context(contextlib.closing(TrafficControl()))
+            only = held.enter_context(contextlib.closing(_only(cgroup)))
+            leave = bystander_programs.leave(only.fd, gate_port)
             interfaces, loopback = self._control.clsact(), {socket.if_nametoindex("lo")}
             self._attach(held, bystander_programs.back(), b"back", AFTER, interfaces)
             self._attach(held, bystander_programs.leave_all(), b"leave_all", BEFORE, interfaces & loopback)

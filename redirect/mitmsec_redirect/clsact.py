@@ -155,9 +155,19 @@ def sweep() -> int:
         held = programs_held() if ours else frozenset()  # after them: what is attached by now was held before
         dead = [one for one in ours if one.program not in held]
         for one in dead:
-            with contextlib.suppress(FileNotFoundError):  # its owner has closed it meanwhile
+            with gone():
                 control.detach(one)
         return len(dead) + tidy(control, {one.interface for one in dead})
+
+
+@contextlib.contextmanager
+def gone() -> Iterator[None]:
+    """What is not there any more (ENOENT), or lay on an interface or below a clsact that is not, is no error."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+            raise
 
 
 def tidy(control: TrafficControl, interfaces: Collection[int] | None = None) -> int:

@@ -29,6 +29,7 @@ from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
+from mitmsec_redirect.records import word
 from mitmsec_redirect.served_steps import FAMILY, LOCAL_PORT, LOCAL_V4, LOCAL_V6
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
@@ -60,6 +61,8 @@ TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
 # our stack, from the frame pointer: a leg's key, and at other times the others
 LEG, COUNT, COOKIE, SERVED = -shared.LEG.size, -8, -16, -shared.LEG.size - 24
+BOUND_DEVICE = 0  # of struct bpf_sock
+UNLESS_THERE = 1  # BPF_NOEXIST
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
@@ -266,6 +269,7 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace & 0xFFFFFFFF, "kept")
     asm.shift_right(R0, 32)
     asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace >> 32, "kept")
+    _unless_bound_to_device(asm)
     asm.call(Helper.KTIME_NS)
     asm.store(R8, records.AT, R0, LONG)
     asm.move(R1, R6)
@@ -279,18 +283,29 @@ def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
     asm.call(Helper.MAP_UPDATE)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "kept")  # no room: it is not led to the gate, and told as it comes in
     served_steps.count(asm, maps, SERVED, "kept_any")
-    asm.jump_if(R0, Condition.EQUAL, 0, "first")
-    asm.move(R2, 1)
-    asm.add_atomically(R0, R2)
-    asm.jump("kept")
-    asm.label("first")
-    asm.store(R10, COUNT, 1, LONG)
+    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "count")
+    asm.store(R10, COUNT, 0, LONG)
     asm.map(R1, maps.served)
     asm.point(R2, SERVED)
     asm.point(R3, COUNT)
-    asm.move(R4, 0)
+    asm.move(R4, UNLESS_THERE)  # somebody may listen there just as we do: neither may undo the other's count
     asm.call(Helper.MAP_UPDATE)
+    steps.look_up(asm, maps.served, SERVED)
+    asm.jump_if(R0, Condition.EQUAL, 0, "kept")
+    asm.label("count")
+    asm.move(R2, 1)
+    asm.add_atomically(R0, R2)
     asm.label("kept")
+
+
+def _unless_bound_to_device(asm: Assembler) -> None:
+    """On to "kept" for who is, but by a link-local address: the gate could not find out that a leg reaches it."""
+    asm.load(R2, R7, BOUND_DEVICE)
+    asm.jump_if(R2, Condition.EQUAL, 0, "anywhere")
+    asm.load(R2, R6, LOCAL_V6)
+    asm.mask(R2, word(b"\xff\xc0\0\0"))
+    asm.jump_if(R2, Condition.NOT_EQUAL, word(b"\xfe\x80\0\0"), "kept")
+    asm.label("anywhere")
 
 
 def _forget_listener(asm: Assembler, maps: SteeringMaps) -> None:

@@ -24,6 +24,12 @@ def count(asm: Assembler, maps: SteeringMaps, key: int, label: str) -> None:
     for index in range(0, 16, 4):
         asm.load(R2, R6, LOCAL_V6 + index)
         asm.store(R10, local + index, R2)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, label)
+    asm.load(R2, R10, local, Size.LONG)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, label)
+    asm.load(R2, R10, local + 8)
+    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, label)
+    asm.store(R10, local + 8, 0)  # ::ffff:0.0.0.0 is all addresses too
     asm.jump(label)
     asm.label(f"{label}_four")
     for half in (0, 8):

@@ -8,6 +8,7 @@ file here: who owns one can put another content under the same name, size and ti
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -55,9 +56,8 @@ class Signers:
             path, descriptor, result = self._jobs.get()
             found: Signature | None = None
             try:
-                found = Signature(subject=self._ask(path, descriptor))
-            except (OSError, ValueError):  # ValueError: a path that C cannot have
-                pass
+                with contextlib.suppress(Exception):  # whatever it is, the next one is asked about too
+                    found = Signature(subject=self._ask(path, descriptor))
             finally:
                 os.close(descriptor)
                 result.set_result(found)

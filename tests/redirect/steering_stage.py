@@ -61,7 +61,7 @@ class Stage:
         """The agent listens; on which port."""
         code = (
             f"l = socket.create_server(({address!r}, {port}), family=socket.AF_INET6 if ':' in {address!r} else "
-            f"socket.AF_INET, dualstack_ipv6={address!r} == '::'); answer = l.getsockname()[1]"
+            f"socket.AF_INET, dualstack_ipv6={address.startswith('::')}); answer = l.getsockname()[1]"
         )
         answer: int = self.agent(code)["answer"]
         (told,) = self.hook.drain()

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from divert_packets import until
@@ -81,6 +82,21 @@ def test_the_cgroups_connections_are_diverted_and_others_are_not_even_seen(
     assert (after.syns.taken, after.data.taken) == (before.syns.taken, before.data.taken)
     assert [flow.origin.remote.address for flow in divert.expected] == [host]
     assert divert.faults == []
+
+
+def test_how_deep_the_cgroup_lies_need_not_be_known(divert: Divert, cgroup: SessionCgroup, tmp_path: Path) -> None:
+    """In a cgroup namespace nobody can tell; as little as of a part that is mounted by itself."""
+    nested = cgroup.path / "a" / "b"
+    nested.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", cgroup.path / "a", tmp_path], check=True)
+    try:
+        backend = divert.open(only=tmp_path / "b")
+        assert was_diverted(inside(SessionCgroup(nested)))
+        before = backend.statistics().syns.taken
+        assert not was_diverted(inside(cgroup)), "of the cgroup above"
+        assert backend.statistics().syns.taken == before
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_a_reset_by_the_gate_comes_to_the_program(divert: Divert, cgroup: SessionCgroup) -> None:

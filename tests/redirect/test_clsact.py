@@ -63,6 +63,23 @@ def test_what_a_killed_process_has_left_is_removed_and_what_lives_is_not() -> No
             assert {len(control.classifiers(interface)) for interface in interfaces} == {2}
 
 
+def test_an_interface_that_goes_while_it_is_swept_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ip("link add vx type veth peer name vy")
+    with subprocess.Popen([sys.executable, "-c", HOLDER, repr(sys.path)], stdout=subprocess.PIPE) as killed:
+        assert killed.stdout is not None
+        killed.stdout.readline()
+        killed.send_signal(signal.SIGKILL)
+
+    def held() -> frozenset[int]:
+        ip("link del vx")
+        return frozenset()
+
+    monkeypatch.setattr(clsact, "programs_held", held)
+    clsact.sweep()
+    with contextlib.closing(TrafficControl()) as control:
+        assert control.clsact() == frozenset(), "the others are swept all the same"
+
+
 def test_other_programs_classifiers_are_left_where_they_are() -> None:
     tc("qdisc", "add", "dev", "va", "clsact")
     tc("filter", "add", "dev", "va", "egress", "bpf", "bytecode", "1,6 0 0 0")

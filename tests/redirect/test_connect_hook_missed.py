@@ -30,10 +30,10 @@ def test_a_stalled_gate(sandbox: Sandbox, on_failure: OnFailure) -> None:
 
 
 def test_a_beat_of_the_future_counts_as_none(sandbox: Sandbox) -> None:
-    hook = sandbox.hook(OnFailure.CLOSED)
+    hook, agent = sandbox.hook(OnFailure.CLOSED), sandbox.agent()
     future = time.clock_gettime_ns(time.CLOCK_MONOTONIC) + 10**12
     hook._maps["heartbeat"].update(records.INDEX.pack(0), records.HEARTBEAT.pack(future))
-    assert sandbox.agent()(f"connected({V4})") == {"error": "EPERM"}
+    assert agent(f"connected({V4})") == {"error": "EPERM"}
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,29 @@ from steering_stage import Stage
 
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec_redirect import bpffs
+from mitmsec_redirect import steering_records as shared
+from mitmsec_redirect.bpf import Map
 from mitmsec_redirect.connect_hook import reap
 from mitmsec_redirect.inbound_records import InboundKind
+from mitmsec_redirect.records import address_bytes
 from mitmsec_redirect.steering_records import Steered
 
 pytestmark = pytest.mark.root
 ACCEPT = "c, peer = l.accept(); answer = [list(peer[:2]), list(c.getpeername()[:2]), list(c.getsockname()[:2])]"
+LISTENERS = """
+import socket, sys, time
+first, count, begins_ns = map(int, sys.argv[1:])
+made = [socket.socket() for _ in range(count)]
+for port, sock in enumerate(made, first):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", port))
+for place, sock in enumerate(made):
+    while time.monotonic_ns() < begins_ns + place * 1_000_000:
+        pass
+    sock.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
 REFUSED = pytest.raises(ConnectionRefusedError)
 
 
@@ -30,7 +51,11 @@ def stage(sandbox: Sandbox) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize(
-    ("listens", "called"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.77.0.1"), ("::1", "::1"), ("::", "fd77::1")]
+    ("listens", "called"),
+    [
+        *(("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "10.77.0.1"), ("::1", "::1"), ("::", "fd77::1"), ("::", "10.77.0.1")),
+        *(("::ffff:127.0.0.1", "127.0.0.1"), ("::ffff:0.0.0.0", "10.77.0.1")),
+    ],
 )
 def test_it_is_led_to_the_gate_with_both_its_addresses(stage: Stage, listens: str, called: str) -> None:
     port = stage.listen(listens)
@@ -112,6 +137,25 @@ def test_a_port_is_led_as_long_as_anybody_listens_on_it(stage: Stage, sandbox: S
     assert sandbox.nobody_came()
 
 
+def test_who_begin_to_listen_on_one_port_at_the_same_moment_are_all_counted(stage: Stage, sandbox: Sandbox) -> None:
+    """Else the port would be led no more once one of them has closed."""
+    ports, begins_ns = range(7000, 7400), time.monotonic_ns() + 3 * 10**9
+    command = [sys.executable, "-I", "-S", "-c", LISTENERS, str(ports.start), str(len(ports)), str(begins_ns)]
+    enters = partial((sandbox.cgroup.path / "cgroup.procs").write_text, "0")
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=enters) for _ in range(2)
+    ]
+    try:
+        assert [child.stdout.readline() for child in children if child.stdout] == [b"listening\n"] * 2
+        served = Map(stage.steering.maps.served, shared.SERVED.size, shared.LISTENS.size)
+        counts = [served.lookup(shared.SERVED.pack(address_bytes("127.0.0.1"), port)) for port in ports]
+        assert set(counts) == {shared.LISTENS.pack(2)}
+    finally:
+        for child in children:
+            child.communicate()
+    assert list(served.keys()) == [], "nobody listens any more"
+
+
 @pytest.mark.parametrize(("ours", "theirs"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])
 def test_who_listens_on_the_same_port_at_another_address_has_its_connections(
     stage: Stage, sandbox: Sandbox, ours: str, theirs: str
@@ -136,6 +180,34 @@ def test_to_listen_on_a_gates_port_at_another_address_leads_nobody_away_from_it(
         accepted, peer = gate.accept()
         accepted.close()
         assert peer == client.getsockname()
+
+
+@pytest.mark.parametrize("called", ["10.77.0.1", "fd77::1"])
+def test_who_listens_on_one_device_alone_has_its_connections_and_they_are_told(
+    stage: Stage, sandbox: Sandbox, called: str
+) -> None:
+    """The gate's leg would reach it; whose it is, the gate would not learn, and so ask no policy and keep no record."""
+    family = socket.AF_INET6 if ":" in called else socket.AF_INET
+    bound = "l.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b'va'); l.bind(('', 0)); l.listen()"
+    port = stage.agent(f"l = socket.socket({int(family)}); {bound}; answer = l.getsockname()[1]")["answer"]
+    with socket.socket(family) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"va")
+        client.settimeout(5)
+        client.connect((called, port))
+        assert stage.agent(ACCEPT)["answer"][0] == list(client.getsockname()[:2])
+    assert InboundKind.ACCEPTED in {record.kind for record in stage.hook.drain()}
+    assert sandbox.nobody_came()
+
+
+def test_a_link_local_address_is_led_though_it_is_of_one_device(stage: Stage) -> None:
+    subprocess.run(["ip", "-6", "addr", "add", "fe80::77/64", "dev", "va", "nodad"], check=True)
+    where = socket.getaddrinfo("fe80::77%va", 0, socket.AF_INET6, socket.SOCK_STREAM)[0][4]
+    bound = f"l = socket.socket(socket.AF_INET6); l.bind({where!r}); l.listen(); answer = l.getsockname()[1]"
+    port = stage.agent(bound)["answer"]
+    with socket.create_connection(("fe80::77%va", port), 5):
+        leg = stage.leg(stage.led(v6=True))
+        assert leg.listener is not None
+        assert leg.listener.pid == stage.agent.pid
 
 
 def test_a_listener_in_another_network_namespace_is_nobodys_here(stage: Stage, sandbox: Sandbox) -> None:

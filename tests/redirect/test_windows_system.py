@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import sys
@@ -239,6 +240,20 @@ def test_a_file_is_opened_so_that_others_may_do_what_they_like(monkeypatch: pyte
         system(Dlls(error=2)).open_file("C:\\gone.exe")
     is_full, dlls = True, Dlls()
     with pytest.raises(OSError, match="Too many"):
+        system(dlls).open_file("C:\\x.exe")
+    assert dlls.closed == [5]
+
+
+def test_a_file_for_which_there_is_no_descriptor_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        @staticmethod
+        def open_osfhandle(handle: int, flags: int) -> int:
+            raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setitem(sys.modules, "msvcrt", Full)
+    monkeypatch.setattr(os, "O_BINARY", 0x8000, raising=False)
+    dlls = Dlls()
+    with pytest.raises(OSError, match="too many"):
         system(dlls).open_file("C:\\x.exe")
     assert dlls.closed == [5]
 
