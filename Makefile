@@ -49,7 +49,7 @@ bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; instal
 bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and score what is recorded of them (root; some minutes)
 	@$(BIN)/python -m benchmarks.attribution --report docs/attribution.md
 
-bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; under eight minutes)
+bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; about fifteen minutes)
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
 clean: ## remove what this file made
