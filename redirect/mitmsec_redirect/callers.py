@@ -34,10 +34,16 @@ def start_ticks(caller: Caller) -> int:
     return caller.start_ns // TICK_NS
 
 
-def runs_still(folder: int, caller: Caller) -> bool:
-    """The process behind an open /proc/PID is the caller, and has not executed anything else."""
-    status, executable = proc_files.status_of(folder), executable_of(caller)
-    if status is None or status.start_ticks != start_ticks(caller) or executable is None:
+def runs_still(folder: int, caller: Caller, started: int | None = None) -> bool:
+    """The process behind an open /proc/PID is the caller, and has not executed anything else.
+
+    `started`: its start in ticks, where that has been read of this very folder; it never changes.
+    """
+    if started is None:
+        status = proc_files.status_of(folder)
+        started = None if status is None else status.start_ticks
+    executable = executable_of(caller)
+    if started != start_ticks(caller) or executable is None:
         return False
     file = proc_files.exe_opened(folder)
     if file is None:

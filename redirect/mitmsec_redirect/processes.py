@@ -146,7 +146,11 @@ class ProcessTable:
     # -- called --------------------------------------------------------------------------------------------------------
     def _called(self, pid: int, uid: int, comm: str, caller: Caller, known: _Known | None) -> Owner:
         """By what the kernel said of the caller, and what agrees with that."""
-        if known is not None and known.folder != NOT_KEPT and callers.runs_still(known.folder, caller):
+        if (
+            known is not None
+            and known.folder != NOT_KEPT
+            and callers.runs_still(known.folder, caller, known.start_ticks)
+        ):
             self._callers.keep(pid, caller, known.owner, known.owner.process.exe)
             return known.owner
         if (before := self._callers.find(pid, caller)) is not None:

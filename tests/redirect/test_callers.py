@@ -39,7 +39,9 @@ def test_a_process_that_runs_on_is_the_caller_and_any_difference_makes_it_anothe
 ) -> None:
     caller, folder = caller_of(child.pid), proc_files.opened(child.pid)
     assert folder is not None
+    started = callers.start_ticks(caller)
     assert callers.runs_still(folder, caller)
+    assert callers.runs_still(folder, caller, started)
     for other in (
         {"start_ns": caller.start_ns + TICK_NS},
         {"inode": caller.inode + 1},
@@ -48,8 +50,10 @@ def test_a_process_that_runs_on_is_the_caller_and_any_difference_makes_it_anothe
         {"inode": 0},
     ):
         assert not callers.runs_still(folder, msgspec.structs.replace(caller, **other))
+        assert not callers.runs_still(folder, msgspec.structs.replace(caller, **other), started)
     child.communicate()
     assert not callers.runs_still(folder, caller)
+    assert not callers.runs_still(folder, caller, started)
     os.close(folder)
 
 
@@ -60,7 +64,9 @@ def test_a_process_that_has_ended_and_is_not_reaped_runs_nothing() -> None:
     assert folder is not None
     status = proc_files.status_of(folder)
     assert status is not None
-    assert not callers.runs_still(folder, msgspec.structs.replace(CALLER, start_ns=status.start_ticks * TICK_NS))
+    caller = msgspec.structs.replace(CALLER, start_ns=status.start_ticks * TICK_NS)
+    assert not callers.runs_still(folder, caller)
+    assert not callers.runs_still(folder, caller, status.start_ticks)
     os.close(folder)
     zombie.wait()
 

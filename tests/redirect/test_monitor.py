@@ -245,8 +245,13 @@ def test_what_the_ring_has_no_room_for_is_counted_to_the_last_and_all_is_read_ag
         assert len(mine) < 300 <= len(mine) + scanned.lost
         assert scanned.lost <= monitor.lost
         assert os.getpid() in {found.pid for found in scanned.found}
-        again = run(TRUE)
-        assert [type(event) for event in monitor.drain() if getattr(event, "pid", 0) == again][-1] is ProcessEnded
+        assert any(is_told(monitor) for _ in range(100))  # others' processes may fill it at any time
+
+
+def is_told(monitor: Monitor) -> bool:
+    """Whether a process is told to its end."""
+    pid = run(TRUE)
+    return [type(event) for event in monitor.drain() if getattr(event, "pid", 0) == pid][-1:] == [ProcessEnded]
 
 
 def test_thousands_of_children_a_second_are_all_told() -> None:
