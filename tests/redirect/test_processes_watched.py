@@ -204,7 +204,7 @@ def test_a_file_replaced_since_has_no_hash_of_its_successor(watched: ProcessTabl
 
 @pytest.mark.root
 def test_after_a_loss_what_was_known_of_the_dead_is_not_told() -> None:
-    with Monitor.open(ring_bytes=4096) as monitor:
+    with Monitor.open(ring_bytes=16384) as monitor:  # some ten processes of anybody's
         table = ProcessTable(monitor=monitor)
         pid = run(TRUE)
         at_ns = connected_while_it_ran(table, pid, TRUE)
