@@ -59,22 +59,20 @@ def leave(cgroups: int, gate_port: int) -> bytes:
 
 def leave_all() -> bytes:
     """For egress of loopback, before the handles: connections within the machine are nobody's to divert."""
-    asm = Assembler()
-    asm.load(R2, R1, SKB_MARK)
-    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "on")
-    asm.move(R2, LEFT_MARK)
-    asm.store(R1, SKB_MARK, R2)
-    asm.label("on")
-    asm.exit(NEXT_CLASSIFIER)
-    return asm.code()
+    return _marked(0, LEFT_MARK)
 
 
 def back() -> bytes:
     """For egress, after the handles: take our mark away."""
+    return _marked(LEFT_MARK, 0)
+
+
+def _marked(before: int, after: int) -> bytes:
+    """What has the mark `before` goes on with `after`."""
     asm = Assembler()
     asm.load(R2, R1, SKB_MARK)
-    asm.jump_if(R2, Condition.NOT_EQUAL, LEFT_MARK, "on")
-    asm.move(R2, 0)
+    asm.jump_if(R2, Condition.NOT_EQUAL, before, "on")
+    asm.move(R2, after)
     asm.store(R1, SKB_MARK, R2)
     asm.label("on")
     asm.exit(NEXT_CLASSIFIER)

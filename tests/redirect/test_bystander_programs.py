@@ -15,9 +15,15 @@ INSTRUCTION_BYTES = 8
 @pytest.mark.root
 def test_every_program_is_accepted() -> None:
     with contextlib.closing(bpf.Map.create(bpf.MapKind.CGROUP_ARRAY, 4, 4, 1, "ms_test")) as cgroups:
-        leave, back = bystander_programs.leave(cgroups.fd, 8085), bystander_programs.back()
-        for code in (leave, bystander_programs.leave_all(), back):
-            os.close(bpf.load_classifier(code, "ms_test"))
+        codes = (
+            bystander_programs.leave(cgroups.fd, 8085),
+            bystander_programs.leave_all(),
+            bystander_programs.back(),
+        )
+        programs = [bpf.load_classifier(code, "ms_test") for code in codes]
+    for program in programs:
+        assert os.readlink(f"/proc/self/fd/{program}") == "anon_inode:bpf-prog"
+        os.close(program)
 
 
 def test_everybodys_packets_pay_for_few_instructions() -> None:
