@@ -5,11 +5,11 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1 mitmsec certs redirect 
 PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
 SECONDS := 60
-# Many tests wait for a process to start or to die, so one more than there are cores.
-PARALLEL = -n $$(( $$(nproc) + 1 )) --dist worksteal
-TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables
+# Many tests wait for a process to start or to die, so two more than there are cores.
+PARALLEL = -n $$(( $$(nproc) + 2 )) --dist worksteal
+TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2
 
-.PHONY: help demo test wheel wine lint format fuzz bench bench-attribution bench-redirect clean
+.PHONY: help demo test wheel wine lint format fuzz bench bench-attribution bench-redirect checklist badssl clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -23,9 +23,9 @@ test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for wha
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/pytest -q $(PARALLEL)
 
-wheel: $(BIN)/.dev ## the suite against the built wheel, in an environment of its own; PYTHON names another Python
+wheel: $(BIN)/.dev ## the suite, or TESTS of it, against the built wheel in an environment of its own; PYTHON names another Python
 	@tools/packages $(TEST_PACKAGES)
-	@tools/wheel-test $(PARALLEL)
+	@tools/wheel-test $(PARALLEL) $(TESTS)
 
 wine: $(BIN)/.dev ## the real WinDivert.dll and a Windows Python under Wine, for the suite (root; 700 MB, a minute)
 	@tools/packages wine:wine
@@ -51,6 +51,13 @@ bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and sco
 
 bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; about fifteen minutes)
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
+
+checklist: $(BIN)/.dev ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
+	@tools/packages $(TEST_PACKAGES)
+	@$(BIN)/pytest -q $(PARALLEL) -m checklist --checklist=docs/security-checklist.md
+
+badssl: $(BIN)/.dev ## what mitmsec, curl and mitmproxy think of a local mirror of badssl.com: docs/badssl.md
+	@PYTHONPATH=tests $(BIN)/python tests/engine/badssl_table.py docs/badssl.md
 
 clean: ## remove what this file made
 	rm -rf .venv .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

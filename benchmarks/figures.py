@@ -29,6 +29,8 @@ class Metric(StrEnum):
     CONNECT_P99 = "connect_p99_us"
     ANSWER_P50 = "answer_p50_us"
     UDP_CONNECT = "udp_connect_us"
+    PACKETS = "packets_per_cpu_s"
+    PACKETS_RELAYED = "packets_per_cpu_s_with_relay"
     LOOP_MADE = "loop_connections"
     LOOP_LOST = "loop_lost"
     LOOP_UNDIVERTED = "loop_undiverted"

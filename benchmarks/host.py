@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +20,20 @@ _TUNABLES = {
     "net/ipv4/tcp_tw_reuse": "1",
     "net/core/somaxconn": "4096",
 }
+_MIRROR = f"""
+link add mirror type veth peer name behind
+address add {CLIENT_ADDRESS}/32 dev mirror
+address add {ORIGIN_ADDRESS}/32 dev mirror
+link set mirror up
+link set behind up
+rule add pref 10 iif lo lookup 100
+rule add pref 20 lookup local
+rule del pref 0
+route add {CLIENT_ADDRESS} dev mirror table 100
+route add {ORIGIN_ADDRESS} dev mirror src {CLIENT_ADDRESS} table 100
+neighbour add {CLIENT_ADDRESS} lladdr 02:00:00:00:00:01 dev mirror
+neighbour add {ORIGIN_ADDRESS} lladdr 02:00:00:00:00:02 dev mirror
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +101,31 @@ def apart(origin_fd: int) -> int:
         os.close(here)
 
 
+def mirror() -> int:
+    """A namespace with both ends of a connection in it, whose packets leave by a link all the same: its descriptor.
+
+    Who sends takes the other's address for a neighbour's, who is not there; what comes in from the link is ours.
+    """
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.unshare(os.CLONE_NEWNET)
+        _tune()
+        for line in _MIRROR.strip().splitlines():
+            run(["ip", *line.split()])
+        for name, value in {"accept_local": "1", "rp_filter": "0"}.items():
+            for place in ("all", "mirror"):
+                Path("/proc/sys/net/ipv4/conf", place, name).write_text(value)
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.setns(here, os.CLONE_NEWNET)
+        os.close(here)
+
+
+def links() -> list[str]:
+    """The network interfaces where we are, but loopback."""
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
 @contextmanager
 def within(namespace_fd: int | None) -> Iterator[None]:
     """What is started meanwhile is started in that namespace; None: where we are."""
@@ -111,6 +152,14 @@ def in_namespace(path: str, argv: Sequence[str]) -> list[str]:
 def end_with_us(argv: Sequence[str]) -> list[str]:
     """The command line whose program is killed when this process dies, however that happens."""
     return ["setpriv", "--pdeathsig", "KILL", "--", *argv]
+
+
+def commit() -> list[str]:
+    """What is measured, in a word or two; none outside of a checkout, or without git."""
+    if shutil.which("git") is None:
+        return []
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return [f"commit {told.stdout.strip()}"] if told.returncode == 0 else []
 
 
 def facts(versions: dict[str, str]) -> Facts:

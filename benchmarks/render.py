@@ -166,8 +166,13 @@ def _mark(check: Check) -> str:
 
 
 def _said(check: Check) -> str:
-    reached = "not measured" if check.reached is None else f"{check.reached:.2f}"
-    return f"{check.name} {'≥' if check.at_least else '≤'} {check.limit:g}: {reached}"
+    reached = "not measured" if check.reached is None else shown(check.reached)
+    return f"{check.name} {'≥' if check.at_least else '≤'} {check.limit:,g}: {reached}"
+
+
+def shown(figure: float) -> str:
+    """A ratio, or a figure of thousands."""
+    return f"{figure:.2f}" if figure < 1_000 else f"{figure:,.0f}"
 
 
 def _remarks(rows: Iterable[Row]) -> Iterable[str]:

@@ -58,7 +58,8 @@ class Running:
         home = cgroup if variant.is_ours else variant.clients
         argv = list(variant.diverts)
         self.shell = Shell(cgroups.inside(home, argv) if home else argv, folder, variant.environment)
-        self._command = cgroups.of_process(self.shell.pid(_START_DEADLINE_S))
+        self.client_pid = self.shell.pid(_START_DEADLINE_S)
+        self._command = cgroups.of_process(self.client_pid)
 
     def cpu_s(self) -> float:
         """CPU seconds that the proxy, and not its clients, has used."""

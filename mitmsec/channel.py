@@ -26,6 +26,7 @@ FDS_LIMIT = 16
 BURST = 64  # messages taken from one channel before other events have their turn
 QUEUE_LIMIT = 4096
 RETRY_S = 0.01  # where the kernel has no room and does not say when it will have
+TORN = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # an int: to combine flags as what they are takes a microsecond
 NO_ROOM = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})  # the last: too many descriptors on their way
 
 
@@ -158,7 +159,7 @@ class Channel:
         if not packet:
             close_all(fds)
             return None
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & TORN:
             close_all(fds)
             raise ChannelBroken("truncated packet")
         for fd in fds:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import signal
 import sys
 import traceback
@@ -13,6 +12,7 @@ import click
 
 from mitmsec import __version__
 from mitmsec.service.groups import Group
+from mitmsec.service.importing import imported
 from mitmsec.service.stdout import Unwritable, told_apart
 
 EXIT_MACHINE, EXIT_FAULT = 3, 125
@@ -21,6 +21,7 @@ EXIT_NO_READER = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else EXIT_MA
 COMMANDS = {
     "apps": "mitmsec.service.apps_command:apps",
     "audit": "mitmsec.service.audit_commands:audit",
+    "ca": "mitmsec.service.ca_commands:ca",
     "clean": "mitmsec.service.clean_command:clean",
     "demo": "mitmsec.service.demo_command:demo",
     "doctor": "mitmsec.service.doctor_command:doctor",
@@ -45,7 +46,7 @@ class Commands(Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), name)
+        command: click.Command = getattr(imported(module), name)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -17,8 +17,19 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
-from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
+from mitmsec.core.learning import read_hours, read_learned_bypass, read_on_request
+from mitmsec.core.model import (
+    Action,
+    OnFailure,
+    Quic,
+    Revocation,
+    Transparency,
+    UnprovenName,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.policy import LANGUAGE_VERSION, Policy, Rule
 from mitmsec.core.policyfile import (
     Context,
@@ -161,6 +172,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
     read_inspectors(root.table("inspector"), context)
     defaults = root.table("defaults")
     applications = tuple([read_application(table, context) for table in root.tables("application")])
+    identities = tuple([read_identity(table, context, pair) for table in root.tables("client_certificate")])
     rules, sound = _rules(root, context)
     taken: dict[str, int] = {}
     policy = Policy(
@@ -171,11 +183,18 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,
         upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,
         upstream_roots=_upstream_roots(defaults, context, no_roots),
+        upstream_trust=defaults.choice("upstream_trust", UpstreamTrust, UpstreamTrust.SYSTEM) or UpstreamTrust.SYSTEM,
+        upstream_revocation=defaults.choice("upstream_revocation", Revocation, Revocation.SOFT) or Revocation.SOFT,
+        upstream_sct=defaults.choice("upstream_sct", Transparency, Transparency.REPORT) or Transparency.REPORT,
         inspect=read_inspect(defaults, context) or (),
+        learned_bypass=read_learned_bypass(defaults),
+        learned_bypass_hours=read_hours(defaults),
+        on_certificate_request=read_on_request(defaults),
         applications=applications,
         rules=rules,
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
+        identities=identities,
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
     )
     defaults.close()

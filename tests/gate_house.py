@@ -13,7 +13,7 @@ from typing import Any
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import Committed, MintDecision, MintWithdrawn
+from mitmsec.core.messages import Committed, Crls, MintDecision, MintWithdrawn
 from mitmsec.core.model import Action, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.gate.loop import Gate, Surroundings
@@ -85,17 +85,20 @@ class House:
         self.signer.attach(loop, lambda message, fds: self.minted.append(message), lambda: None)
         self.origin: Origin | None = None
         self.process: Process | None = CURL
+        self.asked = 0  # whose connection it is
         self.beats = 0
         self.hung: list[int] = []
+        self.dns: list[tuple[Endpoint, Endpoint, bool, bytes]] = []
         self.producer = Producer(mine, loop)
         self.address = listeners[0].getsockname()[:2]
         around = Surroundings(
             origins=self,
             recorder=self.producer,
-            signer=Channel(signer, [Committed]),
+            signer=Channel(signer, [Crls]),
             ask=self._ask,
             beat=self._beat,
             hangs=self.hung.append,
+            dns=lambda *message: self.dns.append(message),
         )
         self.gate = Gate(
             listeners, around, policy, terms, session="test", connect_deadline_s=5.0, heartbeat_s=0.01, limit=limit
@@ -106,6 +109,7 @@ class House:
         return self.origin
 
     def _ask(self, number: int, origin: Origin) -> None:
+        self.asked += 1
         if self.process is not None:
             asyncio.get_running_loop().call_soon(self.gate.owner, number, self.process)
 
@@ -163,6 +167,25 @@ async def houses() -> AsyncIterator[HouseMaker]:
             yield maker
     finally:
         await maker.close()
+
+
+class Tape:
+    """A tee that keeps everything, or refuses, or has no room until `resume`."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
+        self.refuses = False
+        self.full = False
+        self.waiting: list[Callable[[], None]] = []
+
+    def take(self, sent: bool, data: bytes) -> bool:
+        self.kept[sent] += data
+        return not self.refuses
+
+    def wait(self, resume: Callable[[], None]) -> bool:
+        if self.full:
+            self.waiting.append(resume)
+        return self.full
 
 
 class Server:

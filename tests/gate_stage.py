@@ -11,6 +11,7 @@ from mitmsec.audit.event import ConnectionSeen, Outcome
 from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process, UnprovenName, Upstream
 from mitmsec.core.policy import Application, Policy, Rule
 from mitmsec.gate.flow import Flow
+from mitmsec.gate.learned import Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import (
     Accepted,
@@ -68,6 +69,7 @@ class Stage:
         application: bool = False,
         upstream: Upstream = Upstream.MIRROR,
         unproven_name: UnprovenName = UnprovenName.ALLOW,
+        learned: Learned | None = None,
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
@@ -80,6 +82,7 @@ class Stage:
             self.terms,
             Policy(
                 action=action,
+                on_failure=on_failure,
                 rules=rules,
                 inspect=inspect,
                 applications=applications,
@@ -88,6 +91,7 @@ class Stage:
             ),
             self.names,
             self.health,
+            learned,
         )
         self.play = Playbook(self.flow.told)
 

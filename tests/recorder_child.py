@@ -34,7 +34,7 @@ class RecorderChild:
     """The child and the supervisor's end of its channel."""
 
     def __init__(self, folder: Path, code: str = "") -> None:
-        program = ["-c", code] if code else ["-m", "mitmsec.service.recorder"]
+        program = ["-c", code] if code else ["-m", "mitmsec.service", "recorder"]
         ours, theirs = pair()
         self.process = subprocess.Popen(
             [sys.executable, *program, str(theirs.fileno())],

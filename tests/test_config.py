@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from mitmsec import config
 from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
 from mitmsec.core.inbound_section import Pair
-from mitmsec.core.model import Action, OnFailure, Quic, UnprovenName, Upstream
+from mitmsec.core.model import (
+    Action,
+    OnFailure,
+    Quic,
+    Revocation,
+    Transparency,
+    UnprovenName,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.policy import Policy
 
 GOOD = r"""
@@ -26,6 +35,9 @@ quic = "bypass"
 unproven_name = "decrypt"
 upstream = "block"
 upstream_roots = ["corp.pem"]
+upstream_trust = "public"
+upstream_revocation = "hard"
+upstream_sct = "refuse"
 inspect = ["keywords"]
 
 [inspector.keywords]
@@ -81,6 +93,8 @@ def test_a_whole_policy() -> None:
     assert (policy.action, policy.on_failure, policy.quic) == (Action.BYPASS, OnFailure.CLOSED, Quic.BYPASS)
     assert policy.unproven_name is UnprovenName.DECRYPT
     assert (policy.upstream, policy.upstream_roots, policy.inspect) == (Upstream.BLOCK, ("corp.pem",), ("keywords",))
+    asked = (policy.upstream_trust, policy.upstream_revocation, policy.upstream_sct)
+    assert asked == (UpstreamTrust.PUBLIC, Revocation.HARD, Transparency.REFUSE)
     assert policy.inspectors == (("keywords", ("Adler",)),)
     assert policy.rules[0].host == ("*.bank.example", ".finance.example")
     assert [len(part) for part in (policy.applications, policy.rules, policy.tests)] == [1, 2, 1]
@@ -306,3 +320,17 @@ def test_flaws_of_services_stand_among_the_others_with_line_and_name() -> None:
         'p:14: inbound "shop": name: the name "shop" is taken since line 9',
         'p:16: inbound "shop": key: k is none',
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("upstream_trust", "public, system"),
+        ("upstream_revocation", "hard, off, soft"),
+        ("upstream_sct", "off, refuse, report"),
+    ],
+)
+def test_what_an_origin_must_prove_is_one_of_few_words(key: str, known: str) -> None:
+    (error,) = broken(f'version = 1\n[defaults]\n{key} = "strict"\n')
+    assert (error.line, error.key) == (3, f"defaults.{key}")
+    assert all(word in error.message for word in known.split(", "))

@@ -31,19 +31,23 @@ LINES_LIMIT = 600
 TESTED_ELSEWHERE = {
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
+    "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
+    "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
+    "mitmsec/service/children_ground.py": "types only; tests/end_to_end",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
     "mitmsec/service/divert_messages.py": "types only; tests/service/test_divert_backend.py sends them",
     "mitmsec/service/diverter.py": "composition root; tests/service/test_divert_backend.py and tests/end_to_end",
+    "mitmsec/service/__main__.py": "tests/service/test_importing.py, and every process of ours",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
-    "mitmsec/service/observers.py": "joins what has tests of its own; tests/end_to_end",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
     "mitmsec/service/gate_and_workers.py": "composition root; tests/end_to_end",
+    "mitmsec/service/seal_keeper.py": "types only; tests/service/test_sealing.py and test_dpapi.py use them",
     "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",
     "redirect/mitmsec_redirect/route_steps.py": "instructions; tests/redirect/test_connect_hook_routes.py",
@@ -51,6 +55,7 @@ TESTED_ELSEWHERE = {
 }
 # Files beyond LINES_USUAL, and why they are one thing.
 LONG: dict[str, str] = {
+    "mitmsec/core/messages.py": "one list: what the processes say to each other",
     "mitmsec/gate/flow.py": "one state machine: its ladder is read from top to bottom",
 }
 

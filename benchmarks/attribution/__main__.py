@@ -141,7 +141,8 @@ def _write(options: argparse.Namespace, scores: Mapping[str, Score]) -> None:
         options.json.write_text(json.dumps(told, indent=2) + "\n")
     if options.report:
         facts = host.facts({})
-        machine = f"{time.strftime('%Y-%m-%d', time.gmtime())}, Linux {facts.kernel}, {facts.cores} cores, "
+        measured = ", ".join([time.strftime("%Y-%m-%d", time.gmtime()), *host.commit()])
+        machine = f"{measured}, Linux {facts.kernel}, {facts.cores} cores, "
         said = [f"{machine}Python {facts.python}, seed {options.seed}."]
         for action, scored in scores.items():
             said.append(f"**{action}**\n\n```text\n{score.table(scored, examples=0)}\n```")

@@ -13,15 +13,24 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.cgroups import Cgroup
 from benchmarks.host import CLIENT_ADDRESS, ORIGIN_ADDRESS, run
-from benchmarks.redirect.figures import BARE, BESIDE, DIRECT, EXPLICIT, HOOK, LOCAL, NFTABLES, TRANSPARENT, WINDIVERT
+from benchmarks.redirect.figures import (
+    BARE,
+    BESIDE,
+    DIRECT,
+    EXPLICIT,
+    FLOOR,
+    HOOK,
+    LOCAL,
+    NFTABLES,
+    TRANSPARENT,
+    WINDIVERT,
+)
 from benchmarks.variants import Variant
 
 ORIGIN_PORT = 80
-NAMES = (DIRECT, EXPLICIT, BARE, HOOK, WINDIVERT, NFTABLES, TRANSPARENT, LOCAL)
+NAMES = (DIRECT, EXPLICIT, BARE, HOOK, WINDIVERT, FLOOR, NFTABLES, TRANSPARENT, LOCAL)
 LEADING = (DIRECT, HOOK, WINDIVERT, NFTABLES, TRANSPARENT, LOCAL)
 """Rows that stand beside bystanders; beside direct nobody is led, which is what the others are compared with."""
-APART = (WINDIVERT,)
-"""Rows with a client namespace of their own: what takes every first packet of its namespace takes the others' too."""
 _PORTS = {EXPLICIT: 8091, BARE: 8092}
 _BYPASS = 'version = 1\n\n[defaults]\naction = "bypass"\n'
 _UNREAD = ("--ignore-hosts", ".*")  # mitmdump relays every connection without looking into it
@@ -80,6 +89,10 @@ def _proxy(name: str, kind: str, *places: str) -> Variant:
     return Variant(name, "", proxy=(*program, str(_PORTS[name]), ORIGIN_ADDRESS, str(ORIGIN_PORT), *places))
 
 
+def _floor(around: Surroundings) -> Variant:
+    return Variant(FLOOR, "", proxy=(sys.executable, "-m", "benchmarks.redirect.floor"))
+
+
 def _ours(name: str) -> Callable[[Surroundings], Variant]:
     backend = name.removeprefix("mitmsec ")
 
@@ -121,6 +134,7 @@ _MAKERS: Mapping[str, Callable[[Surroundings], Variant]] = {
     EXPLICIT: _explicit,
     BARE: _bare,
     HOOK: _ours(HOOK),
+    FLOOR: _floor,
     WINDIVERT: _ours(WINDIVERT),
     NFTABLES: _ours(NFTABLES),
     TRANSPARENT: _transparent,

@@ -67,7 +67,7 @@ def recorder(state: Path) -> socket.socket:
     """A producer's end of a channel to a recorder of its own, which ends when this process does."""
     state.mkdir()
     ours, theirs = pair()
-    argv = [sys.executable, "-m", "mitmsec.service.recorder", str(theirs.fileno())]
+    argv = [sys.executable, "-m", "mitmsec.service", "recorder", str(theirs.fileno())]
     subprocess.Popen(argv, pass_fds=[theirs.fileno()])
     theirs.close()
     control = Channel(ours, [Ready, Fault])

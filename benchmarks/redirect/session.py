@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,10 +19,20 @@ from benchmarks.figures import Row
 from benchmarks.host import Failed
 from benchmarks.measure import Figures
 from benchmarks.origin import HUGE, SMALL
-from benchmarks.redirect import backends, callers, counting
+from benchmarks.redirect import backends, callers, counting, packets
 from benchmarks.redirect.backends import Absent, Surroundings
 from benchmarks.redirect.counting import Counting
-from benchmarks.redirect.figures import BESIDE, DIRECT, LOCAL, TRANSPARENT, looped, parse_connect, parse_loop
+from benchmarks.redirect.figures import (
+    BESIDE,
+    DIRECT,
+    FLOOR,
+    LOCAL,
+    TRANSPARENT,
+    WINDIVERT,
+    looped,
+    parse_connect,
+    parse_loop,
+)
 from benchmarks.session import Session, made, own_folder
 from benchmarks.variants import Running
 
@@ -47,14 +57,15 @@ class Plan:
 class Bench:
     """The started rows with their bystanders, and the steps that are taken of them."""
 
-    def __init__(self, session: Session, plan: Plan, counted: Counting, apart_fd: int) -> None:
-        self._session, self._plan, self._counted, self._apart_fd = session, plan, counted, apart_fd
+    def __init__(self, session: Session, plan: Plan, counted: Counting, apart: Mapping[str, int]) -> None:
+        """`apart`: the namespaces of rows that have one of their own."""
+        self._session, self._plan, self._counted, self._apart = session, plan, counted, apart
         self._leading: dict[str, Running] = {}
         self._beside: dict[str, Running] = {}
 
     def start(self, name: str, around: Surroundings, stack: ExitStack) -> None:
         """A row, and its bystanders where it has some; what cannot be made is noted. The stack ends them."""
-        with host.within(self._apart_fd if name in backends.APART else None):
+        with host.within(self._apart.get(name)):
             self._start(name, around, stack)
 
     def _start(self, name: str, around: Surroundings, stack: ExitStack) -> None:
@@ -84,6 +95,7 @@ class Bench:
             "bulk, again": self._bulk,
             "connect()": self._connect,
             "bulk, once more": self._bulk,
+            "packets": self._packets,
         }
         self._session.measure({name: partial(self._busily, step) for name, step in steps.items()}, self._plan.rounds)
         for name in self._beside:
@@ -101,6 +113,14 @@ class Bench:
 
     def _bulk(self, running: Running) -> Figures:
         return measure.bulk_within(url(running, HUGE), running, self._plan.bulk_s)
+
+    def _packets(self, running: Running) -> Figures:
+        """Of who diverts packet by packet, which is who has a namespace of its own."""
+        apart_fd = self._apart.get(running.variant.name)
+        if apart_fd is None:
+            return {}
+        with packets.divided(apart_fd):
+            return packets.counted(running, partial(self._bulk, running))
 
     def _connections(self, running: Running) -> Figures:
         return measure.connections_to(url(running, SMALL), running, self._plan.window_s)
@@ -151,9 +171,12 @@ def _start(session: Session, plan: Plan, names: Sequence[str], mitmdump: Path, s
     served = stack.enter_context(origin.serving(made(folder / "origin"), origin_fd))
     counted = stack.enter_context(counting.serving(origin_fd))
     peers.redirect_clients("{ 80, 7008 }")
-    apart_fd = host.apart(origin_fd)
-    stack.callback(os.close, apart_fd)
-    bench = Bench(session, plan, counted, apart_fd)
+    apart = {WINDIVERT: host.apart(origin_fd), FLOOR: host.mirror()}  # what takes everybody's packets there
+    for namespace_fd in apart.values():
+        stack.callback(os.close, namespace_fd)
+    if FLOOR in names:
+        stack.enter_context(origin.serving(made(folder / "mirrored"), apart[FLOOR], is_near=False))
+    bench = Bench(session, plan, counted, apart)
     for name in names:
         around = Surroundings(made(folder / name.replace(" ", "-")), cgroup, served.ca_file, mitmdump)
         bench.start(name, around, stack)

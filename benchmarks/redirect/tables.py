@@ -25,6 +25,11 @@ _NOT_LED: tuple[tuple[str, Cell], ...] = (
     ("p99 µs", plain(Metric.CONNECT_P99, 0)),
     ("UDP µs", plain(Metric.UDP_CONNECT, 2)),
 )
+_PACKETS: tuple[tuple[str, Cell], ...] = (
+    ("of who takes them", plain(Metric.PACKETS, 0)),
+    ("of all, the relay included", plain(Metric.PACKETS_RELAYED, 0)),
+    ("least–greatest, of who takes them", spread(Metric.PACKETS, 0)),
+)
 _IN_A_ROW: tuple[tuple[str, Cell], ...] = (
     ("connections", plain(Metric.LOOP_MADE, 0)),
     ("lost", plain(Metric.LOOP_LOST, 0)),
@@ -41,10 +46,11 @@ _SPREAD: tuple[tuple[str, Cell], ...] = (
 
 
 def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
-    """Who is led, who is not, what came through in a row, and how far the rounds lie apart."""
+    """Who is led, who is not, what a packet costs, what came through in a row, and how far the rounds lie apart."""
     by_name = {row.variant: row for row in rows}
     led = [row for row in rows if not row.variant.startswith(BESIDE)]
     beside = [row for row in rows if row.variant.startswith(BESIDE) and row.summaries]
+    packets = [row for row in led if row.median(Metric.PACKETS) is not None]
     in_a_row = [row for row in led if row.median(Metric.LOOP_MADE) is not None]
     return (
         table("Clients that are led (× share of direct), medians", _LED, led, by_name.get(DIRECT)),
@@ -54,6 +60,7 @@ def tables(rows: Sequence[Row]) -> tuple[Table, ...]:
             beside,
             by_name.get(BESIDE + DIRECT),
         ),
+        table("Packets for each CPU second, where TCP divides by itself, medians", _PACKETS, packets, None),
         table("Connections in a row, as the origin saw them", _IN_A_ROW, in_a_row, None),
         table("Least and greatest of the rounds", _SPREAD, [row for row in rows if row.summaries], None),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from mitmsec.core.model import Value
 from mitmsec.core.names import parse_name
@@ -111,3 +113,25 @@ def _spki(
     | ed448.Ed448PrivateKey,
 ) -> bytes:
     return holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def opened(name: str, data: bytes, password: bytes) -> tuple[bytes, bytes]:
+    """Key and chain, PEM both, of the PKCS#12 file `name`; the key in clear. Raises BadChain."""
+    try:
+        key, own, others = pkcs12.load_key_and_certificates(data, password or None)
+    except (ValueError, UnsupportedAlgorithm):
+        raise BadChain(f"{name}: no PKCS#12 file that this password opens") from None
+    if key is None or own is None or not isinstance(key, _KINDS):
+        raise BadChain(f"{name} holds no certificate with its RSA, EC or EdDSA key")
+    encoding = serialization.Encoding.PEM
+    pem = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem, b"".join(one.public_bytes(encoding) for one in _from_own(own, others))
+
+
+def _from_own(own: x509.Certificate, others: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """Its own first, then who issued it, and so on, without a root: in the file they stand anyhow."""
+    chain, left = [own], [one for one in others if one.issuer != one.subject]
+    while above := next((one for one in left if one.subject == chain[-1].issuer), None):
+        left.remove(above)
+        chain.append(above)
+    return chain

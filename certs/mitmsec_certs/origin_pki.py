@@ -30,7 +30,7 @@ def origin_pki(label: str, names: tuple[str, ...], now_s: int) -> OriginPki:
     root = make_root(RootProfile(common_name=f"{label} root", validity=validity), root_key, _serial())
     profile = IssuingProfile(common_name=f"{label} CA", validity=validity)
     issuing = make_issuing(profile, root, root_key, issuing_key.public_key(), _serial())
-    authority = Authority(issuing_key, issuing)
+    authority = Authority(issuing_key, issuing, has_list=False)
     servers = {}
     for name in names:
         key = ec.generate_private_key(ec.SECP256R1())

@@ -1,7 +1,7 @@
 """What each certificate must contain, as values. Nothing here signs, reads a clock or touches a file.
 
-    root      P-384, path length 1          made once, its key is destroyed
-      └─ issuing   P-256, path length 0     serverAuth only; its key stays in the signer
+    root      P-384, path length 1          its key is destroyed (automatic CA), or leaves the machine (`ca init`)
+      └─ issuing   P-256, path length 0     serverAuth only, a year at most; its key stays in the signer
            └─ leaf      ≤ 90 days           exactly one name, never outlives the issuing CA or the origin's certificate
 
 A flawed leaf mirrors an origin's own failure. None of them can ever become a valid one: an expired leaf ended in the
@@ -19,11 +19,13 @@ from typing import assert_never
 from mitmsec.core.messages import Flaw
 from mitmsec.core.model import Value
 from mitmsec.core.names import parse_name
+from mitmsec_certs.constraints import UNCONSTRAINED, WRONG_NAME, Constraints
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
 
 CA_LIFETIME_S = 365 * DAY_S
+ROOT_LIFETIME_S = 3 * CA_LIFETIME_S  # of one whose key is kept: it outlives the issuing CAs that it signs
 CA_BACKDATED_S = DAY_S
 LEAF_LIFETIME_S = 90 * DAY_S
 LEAF_BACKDATED_S = HOUR_S  # clocks of client and signer are usually one and the same; containers and VMs drift
@@ -31,7 +33,6 @@ OLDEST_EXPIRY_S = 3650 * DAY_S  # how far back an expired leaf mirrors the origi
 
 COMMON_NAME_LIMIT = 64  # RFC 5280, ub-common-name
 HOST_LIMIT = 24  # of the host's name within the root's subject
-WRONG_NAME = "wrong-name.mitmsec.invalid"
 UNTRUSTED_ISSUER = "mitmsec: the origin's certificate is not trusted"
 
 _HOST = re.compile(r"[^A-Za-z0-9.-]+", re.ASCII)
@@ -46,7 +47,8 @@ class Name(Value, frozen=True):
     @classmethod
     def of(cls, text: str) -> Name:
         """Parse a decided name. Raises ValueError for wildcards, U-labels, upper case, and whatever is neither."""
-        if "%" not in text:  # a scope means nothing to anybody else
+        may_be_address = ":" in text or text[-1:].isdecimal()  # to ask is dear, and most are none
+        if may_be_address and "%" not in text:  # a scope means nothing to anybody else
             with suppress(ValueError):
                 return cls(text=ipaddress.ip_address(text).compressed, is_address=True)
         if parse_name(text) != text:
@@ -72,6 +74,7 @@ class RootProfile(Value, frozen=True):
     common_name: str
     validity: Validity
     path_length: int = 1
+    constraints: Constraints = UNCONSTRAINED
 
 
 class IssuingProfile(Value, frozen=True):
@@ -80,6 +83,7 @@ class IssuingProfile(Value, frozen=True):
     common_name: str
     validity: Validity
     path_length: int = 0
+    constraints: Constraints = UNCONSTRAINED
 
 
 class LeafProfile(Value, frozen=True):
@@ -94,17 +98,51 @@ class LeafProfile(Value, frozen=True):
         return self.flaw is not Flaw.UNTRUSTED
 
 
+class Place(Value, frozen=True):
+    """What tells several CAs of one organisation apart: the host, the date (text) and `tag`, short and random."""
+
+    host: str
+    tag: str
+    date: str
+
+    def common_name(self, kind: str) -> str:
+        """Never over `COMMON_NAME_LIMIT`."""
+        where = _HOST.sub("-", self.host)[:HOST_LIMIT].strip("-.") or "unnamed"
+        return f"mitmsec {kind} {where} {self.date} {self.tag}"
+
+
 def ca_profiles(host: str, tag: str, date: str, now_s: int) -> tuple[RootProfile, IssuingProfile]:
-    """Root and issuing CA of a machine. Host, date (text) and `tag` (short, random) tell several roots apart.
+    """Root and issuing CA of an automatic CA.
 
     Both end together: a root whose key is gone can never sign another issuing CA, so to trust it longer gains nothing.
     """
-    where = _HOST.sub("-", host)[:HOST_LIMIT].strip("-.") or "unnamed"
-    validity = Validity(not_before_s=now_s - CA_BACKDATED_S, not_after_s=now_s + CA_LIFETIME_S - CA_BACKDATED_S)
+    place = Place(host=host, tag=tag, date=date)
+    validity = _validity(now_s, CA_LIFETIME_S)
     return (
-        RootProfile(common_name=f"mitmsec root {where} {date} {tag}", validity=validity),
-        IssuingProfile(common_name=f"mitmsec issuing {where} {date} {tag}", validity=validity),
+        RootProfile(common_name=place.common_name("root"), validity=validity),
+        IssuingProfile(common_name=place.common_name("issuing"), validity=validity),
     )
+
+
+def lasting_root_profile(place: Place, now_s: int, constraints: Constraints) -> RootProfile:
+    """A root whose key is kept offline."""
+    validity = _validity(now_s, ROOT_LIFETIME_S)
+    return RootProfile(common_name=place.common_name("root"), validity=validity, constraints=constraints)
+
+
+def issuing_profile(place: Place, now_s: int, root: Validity, constraints: Constraints) -> IssuingProfile:
+    """An issuing CA below a lasting root, which it does not outlive. Raises ValueError once the root has ended."""
+    usual = _validity(now_s, CA_LIFETIME_S)
+    if now_s >= root.not_after_s:
+        raise ValueError("the root has ended: make a new one")
+    validity = Validity(
+        not_before_s=max(usual.not_before_s, root.not_before_s), not_after_s=min(usual.not_after_s, root.not_after_s)
+    )
+    return IssuingProfile(common_name=place.common_name("issuing"), validity=validity, constraints=constraints)
+
+
+def _validity(now_s: int, lifetime_s: int) -> Validity:
+    return Validity(not_before_s=now_s - CA_BACKDATED_S, not_after_s=now_s + lifetime_s - CA_BACKDATED_S)
 
 
 def leaf_profile(

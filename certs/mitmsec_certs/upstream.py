@@ -1,83 +1,108 @@
-"""What an origin's certificate is worth: OpenSSL's verification codes in our words, and facts about a certificate."""
+"""What an origin's proof is worth.
+
+    OpenSSL's errors ──┐
+    chain, verified ───┴─► forbidden? ─► OpenSSL's word ─► weak? ─► the gravest defect
+                                                              └─ none ─► stapled? logged? revoked? ─► defect, note
+
+Only a chain that holds is asked about further: questions about revocation leave the machine.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+import time
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
-from cryptography import x509
+from mitmsec.core.model import Revocation, Transparency, Value
+from mitmsec.core.origin_proof import Proof, Standing, Status
+from mitmsec_certs import revocation, revocation_rules, transparency_rules
+from mitmsec_certs.bundle import certificates_in
+from mitmsec_certs.chain_rules import Link, forbidden, omissions, weaknesses
+from mitmsec_certs.defects import Defect, gravest, of_codes, untrusted
+from mitmsec_certs.origin_chain import BadCertificate, certificate_of, key_sha256, link_of
 
-from mitmsec.core.messages import Flaw
-from mitmsec.core.model import Value
-from mitmsec_certs.authority import validity_of
+CHAINS_LIMIT = 256  # that need not be read again
 
-X509_V_OK = 0
-CERTIFICATE_LIMIT_BYTES = 1 << 20
-
-# OpenSSL's X509_V_ERR_… numbers are part of its stable interface.
-_KNOWN: dict[int, tuple[Flaw, str]] = {
-    9: (Flaw.NOT_YET_VALID, "the certificate is not valid yet"),
-    10: (Flaw.EXPIRED, "the certificate has expired"),
-    62: (Flaw.WRONG_NAME, "the certificate is for another host"),
-    63: (Flaw.WRONG_NAME, "the certificate is for another e-mail address"),
-    64: (Flaw.WRONG_NAME, "the certificate is for another IP address"),
-    2: (Flaw.UNTRUSTED, "an issuer's certificate is missing"),
-    7: (Flaw.UNTRUSTED, "a signature in the chain is wrong"),
-    18: (Flaw.UNTRUSTED, "the certificate is self-signed"),
-    19: (Flaw.UNTRUSTED, "the chain ends in a root that is not trusted"),
-    20: (Flaw.UNTRUSTED, "the issuer is unknown"),
-    21: (Flaw.UNTRUSTED, "the chain is incomplete"),
-    22: (Flaw.UNTRUSTED, "the chain is too long"),
-    23: (Flaw.UNTRUSTED, "the certificate was revoked"),
-    24: (Flaw.UNTRUSTED, "an issuer is no CA"),
-    25: (Flaw.UNTRUSTED, "a CA's path length is exceeded"),
-    26: (Flaw.UNTRUSTED, "the certificate is not meant for servers"),
-    27: (Flaw.UNTRUSTED, "the root is not trusted for servers"),
-    28: (Flaw.UNTRUSTED, "the root is marked as rejected"),
-    47: (Flaw.UNTRUSTED, "a CA's name constraints forbid this name"),
-    66: (Flaw.UNTRUSTED, "the certificate's key is too weak"),
-    67: (Flaw.UNTRUSTED, "a CA's key is too weak"),
-    68: (Flaw.UNTRUSTED, "a signature's digest is too weak"),
-}
-# A client that may not go on with the first must not be shown the second only.
-_GRAVITY = (Flaw.UNTRUSTED, Flaw.WRONG_NAME, Flaw.EXPIRED, Flaw.NOT_YET_VALID)
+type Ask = Callable[[tuple[bytes, ...]], Awaitable[tuple[Status, ...]]]
+"""What the issuers say about each certificate of a chain (DER) but the last. Never raises."""
 
 
-class BadCertificate(ValueError):
-    """Bytes that are no X.509 certificate."""
+class Judgement(Value, frozen=True):
+    """`note`: what is to be recorded of a proof that holds."""
+
+    defect: Defect | None = None
+    note: str | None = None
 
 
-class Defect(Value, frozen=True):
-    """How an origin's certificate failed: the kind that a client is shown, and the words for the record."""
+class Terms(Value, frozen=True):
+    """What is asked of origins. `own_pem`: certificates of CAs that nobody signs with but we."""
 
-    flaw: Flaw
-    text: str
-
-
-def classify(code: int) -> Defect | None:
-    """The defect that an OpenSSL verification result (X509_V_ERR_…) stands for; None for X509_V_OK."""
-    if code == X509_V_OK:
-        return None
-    flaw, text = _KNOWN.get(code, (Flaw.UNTRUSTED, f"the certificate cannot be verified (OpenSSL code {code})"))
-    return Defect(flaw=flaw, text=text)
+    own_pem: str = ""
+    public_roots: frozenset[str] = frozenset()  # SHA-256, hex
+    revocation: Revocation = Revocation.SOFT
+    sct: Transparency = Transparency.REPORT
 
 
-def gravest(codes: Iterable[int]) -> Defect | None:
-    """The one defect to show when verification met several errors; None when it met none."""
-    defects = [defect for code in codes if (defect := classify(code)) is not None]
-    return min(defects, key=lambda defect: _GRAVITY.index(defect.flaw), default=None)
+async def _nobody(chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+    return (Status(standing=Standing.UNASKED),) * (len(chain) - 1)
 
 
-def not_after_of(der: bytes) -> int:
-    """The end of a certificate's validity in Unix seconds. Raises BadCertificate."""
-    if len(der) > CERTIFICATE_LIMIT_BYTES:
-        raise BadCertificate("a certificate of more than 1 MiB")
-    try:
-        return validity_of(x509.load_der_x509_certificate(der)).not_after_s
-    except (ValueError, OverflowError, x509.InvalidVersion) as error:
-        raise BadCertificate(str(error)) from None
+class Verifier:
+    """Judges what origins show, by terms that do not change while it lives."""
+
+    def __init__(self, terms: Terms, ask: Ask = _nobody, *, clock_s: Callable[[], float] = time.time) -> None:
+        """Raises BadCertificate."""
+        self._terms, self._ask, self._clock_s = terms, ask, clock_s
+        ours = certificates_in(terms.own_pem.encode())
+        self._own_keys = frozenset(key_sha256(certificate_of(der)) for der in ours)
+
+    async def judge(self, proof: Proof) -> Judgement:
+        """What is wrong with it, if anything is."""
+        defect = self.defect(proof)
+        if defect is not None or proof.resumed:
+            return Judgement(defect=defect)
+        chain = _links(proof.chain)
+        is_public = self._is_public(chain)
+        unlogged, note = transparency_rules.by_logs(chain[0], self._terms.sct, is_public=is_public)
+        if unlogged is not None:
+            return Judgement(defect=unlogged)
+        revoked, unsure = await self._revoked(proof, chain[0])
+        left_out = () if is_public else (one.text for one in omissions(chain))
+        return Judgement(defect=revoked, note="; ".join(filter(None, (note, *left_out, unsure))) or None)
+
+    def defect(self, proof: Proof) -> Defect | None:
+        """The gravest of what the chain itself shows; None for one that holds."""
+        found = of_codes(proof.errors)
+        if not proof.chain and not proof.resumed:
+            return gravest((*found, untrusted("the origin showed no certificate")))
+        try:
+            chain = _links(proof.chain)
+        except BadCertificate:
+            return gravest((*found, untrusted("a certificate of the chain cannot be read")))
+        left_out = omissions(chain) if self._is_public(chain) else ()
+        return gravest((*forbidden(chain, self._own_keys), *found, *weaknesses(chain), *left_out))
+
+    def _is_public(self, chain: tuple[Link, ...]) -> bool:
+        return bool(chain) and chain[-1].sha256 in self._terms.public_roots
+
+    async def _revoked(self, proof: Proof, leaf: Link) -> tuple[Defect | None, str | None]:
+        if self._terms.revocation is Revocation.OFF or len(proof.chain) == 1:
+            return None, None
+        staple = self._stapled(proof)
+        if (defect := revocation_rules.by_staple(staple, must_staple=leaf.must_staple)) is not None:
+            return defect, None
+        if staple is not None and staple.standing is Standing.GOOD:
+            answers = (staple, *await self._ask(proof.chain[1:]))
+        else:
+            answers = await self._ask(proof.chain)
+        return revocation_rules.by_answers(answers, self._terms.revocation)
+
+    def _stapled(self, proof: Proof) -> Status | None:
+        if not proof.staple:
+            return None
+        return revocation.by_ocsp(proof.staple, proof.chain[0], proof.chain[1], int(self._clock_s()))
 
 
-def sha256_of(der: bytes) -> str:
-    """The fingerprint of a certificate, hex."""
-    return hashlib.sha256(der).hexdigest()
+@lru_cache(CHAINS_LIMIT)
+def _links(chain: tuple[bytes, ...]) -> tuple[Link, ...]:
+    return tuple(map(link_of, chain))

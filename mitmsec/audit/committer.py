@@ -22,7 +22,7 @@ from mitmsec.audit.envelope import Draft
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.store import LogUnwritable, Store
 
-LINGER_S = 0.02  # events that come close together share a sync and their index pages; `drained` does not wait for it
+LINGER_S = 0.05  # events that come close together share a sync and their index pages; `drained` does not wait for it
 RETRY_S = 0.5
 GATHERED_LIMIT = 4096
 

@@ -116,7 +116,7 @@ def fields_of(
         case PolicySeen():
             return Kind.POLICY, {key: value for key, value in _plain(seen).items() if key != "certificates" or value}
         case CaSeen():
-            return Kind.CA, _plain(seen)
+            return Kind.CA, _without_none(_plain(seen), "detail", "user")
         case ServiceSeen():
             return Kind.SERVICE, _without_none(_plain(seen), "user", "status", "session")
         case FaultSeen():

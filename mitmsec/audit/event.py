@@ -43,6 +43,7 @@ class Outcome(StrEnum):
     ORIGIN_TIMEOUT = "origin_timeout"
     ORIGIN_UNREACHABLE = "origin_unreachable"
     STRANGER = "stranger"  # nobody's hook diverted it
+    UNSEEN = "unseen"  # of UDP: a socket was connected to it; whether anything was sent or came is not known
 
 
 class NamedBy(StrEnum):
@@ -162,9 +163,11 @@ class PolicySeen(Seen, frozen=True):
 
 class CaSeen(Seen, frozen=True):
     operation: str  # created, …
-    subject: str
+    subject: str  # of the root
     sha256: str
     not_after: str
+    detail: str = ""
+    user: str | None = None
 
 
 class ServiceSeen(Seen, frozen=True):
@@ -193,9 +196,9 @@ PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SecretsSeen, FaultSeen),
     Role.SIGNER: (CertificateSeen, FaultSeen),
     Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, FaultSeen, ConnectionSeen),
+    Role.BROKER: (),
     Role.DIVERTER: (),
     Role.RECORDER: (),
-    Role.DIVERTER: (),
 }
 
 __all__ = ["PERMITTED", "Confidence", "Kind", "Outcome", "Seen"]

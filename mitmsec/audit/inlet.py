@@ -21,7 +21,7 @@ import msgspec
 
 from mitmsec.audit.event import PERMITTED, Seen
 from mitmsec.audit.intake import Source
-from mitmsec.channel import PACKET_LIMIT_BYTES, decoder
+from mitmsec.channel import PACKET_LIMIT_BYTES, TORN, decoder
 from mitmsec.core.messages import Committed, Role, encode
 
 BURST = 64  # messages taken from one producer before the others have their turn
@@ -130,7 +130,7 @@ class Inlet:
         return size_bytes
 
     def _take(self, size_bytes: int, flags: int) -> None:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & TORN:
             return self._on_malformed(self, "a packet that is too long, or brings descriptors")
         try:
             seen = _DECODE(bytes(_BUFFER[:size_bytes]))

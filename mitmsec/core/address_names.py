@@ -4,7 +4,8 @@
 
 An answer counts only where a program of this run asked for it, so that whoever wants to put a name in here must do to
 the program itself what DNS spoofing always had to. The names are what the program's resolver said, and a program may
-choose its resolver: they name flows that show no name, and are compared with those that do; nothing is decided by them.
+choose its resolver: they name flows that show no name, and are compared with those that do. No rule is decided by them;
+they can only fail to confirm the name that a bypass is owed to (`unproven_name`).
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ HELLO_LIMIT_BYTES = 64 * 1024  # all records; a hello with post-quantum key shar
 RECORD_LIMIT_BYTES = 1 << 14  # plaintext, RFC 8446 §5.1
 SERVER_NAME_LIMIT_BYTES = 255
 
+_EXTENSION = struct.Struct(">HH")  # type, length
 _RECORD_HEADER_BYTES = 5
 _MESSAGE_HEADER_BYTES = 4
 _HANDSHAKE = 0x16
@@ -51,6 +52,8 @@ class ClientHello(Value, frozen=True):
     """As in `supported_versions`, else only the hello's own version field."""
     ciphers: tuple[int, ...]
     groups: tuple[int, ...]
+    signatures: tuple[int, ...]
+    """As in `signature_algorithms`; empty where the client sends none."""
     ja4: str
     ech: bool
     """An encrypted hello (or its GREASE) is inside: then `sni` is the outer, public name."""
@@ -182,17 +185,19 @@ def _hello(body: bytes, raw: bytes) -> ClientHello:
     reader.end()
     alpn = _alpn(extensions[_ALPN]) if _ALPN in extensions else []
     versions = _listed(extensions, _VERSIONS, "supported versions", size_of_length=1) or (version,)
+    signatures = _listed(extensions, _SIGNATURE_ALGORITHMS, "signature algorithms")
     return ClientHello(
         sni=_server_name(extensions[_SERVER_NAME]) if _SERVER_NAME in extensions else None,
         alpn=tuple(value.decode("latin-1") for value in alpn),
         versions=versions,
         ciphers=ciphers,
         groups=_listed(extensions, _GROUPS, "groups"),
+        signatures=signatures,
         ja4=fingerprint(
             versions=versions,
             ciphers=ciphers,
             extensions=tuple(extensions),
-            signature_algorithms=_listed(extensions, _SIGNATURE_ALGORITHMS, "signature algorithms"),
+            signature_algorithms=signatures,
             alpn=alpn[0] if alpn else b"",
         ),
         ech=_ECH in extensions,
@@ -203,12 +208,18 @@ def _hello(body: bytes, raw: bytes) -> ClientHello:
 def _extensions(data: bytes) -> dict[int, bytes]:
     """By type, in the order sent."""
     found: dict[int, bytes] = {}
-    reader = _Reader(data, "extension")
-    while reader.left:
-        kind = reader.number(2)
+    at, size_bytes = 0, len(data)
+    while at < size_bytes:
+        start = at + _EXTENSION.size
+        if start > size_bytes:
+            raise _Bad("extension ends early")
+        kind, length = _EXTENSION.unpack_from(data, at)
+        at = start + length
         if kind in found:
             raise _Bad(f"extension {kind:#06x} twice")
-        found[kind] = reader.vector(2)
+        if at > size_bytes:
+            raise _Bad("extension ends early")
+        found[kind] = data[start:at]
     return found
 
 
@@ -219,12 +230,15 @@ def _numbers(data: bytes, what: str) -> tuple[int, ...]:
 
 
 def _listed(extensions: dict[int, bytes], kind: int, what: str, *, size_of_length: int = 2) -> tuple[int, ...]:
-    if kind not in extensions:
+    data = extensions.get(kind)
+    if data is None:
         return ()
-    reader = _Reader(extensions[kind], what)
-    values = reader.vector(size_of_length)
-    reader.end()
-    return _numbers(values, what)
+    size = int.from_bytes(data[:size_of_length])
+    if size_of_length + size > len(data):
+        raise _Bad(f"{what} ends early")
+    if size_of_length + size < len(data):
+        raise _Bad(f"{what} has bytes left over")
+    return _numbers(data[size_of_length:], what)
 
 
 def _alpn(data: bytes) -> list[bytes]:

@@ -17,6 +17,8 @@ from mitmsec.core.selector import (
     ports_cover,
 )
 
+OUTBOUND = ("learned_bypass", "on_certificate_request", "client_certificate")
+
 
 class Contradiction(Value, frozen=True):
     """`rule` is the rule's number, None for the defaults; `key` the key to blame, empty for the rule as a whole."""
@@ -48,6 +50,11 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        if rule.action is not Action.DECRYPT or rule.direction is Direction.INBOUND:
+            for key in OUTBOUND:
+                if getattr(rule, key) is not None:
+                    why = 'is for rules with action "decrypt", about connections that go out'
+                    yield Contradiction(rule=number, key=key, message=why)
 
 
 def without_key(policy: Policy) -> Iterator[Contradiction]:

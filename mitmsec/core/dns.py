@@ -171,7 +171,7 @@ class _Answer(Value, frozen=True):
     owner: bytes
     ttl_s: int
     alias: bytes | None = None
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[bytes, ...] = ()  # as they stand there: to write one as text takes longer than all else about it
 
 
 def _records(data: bytes, at: int, count: int, walk: _Walk) -> Iterator[_Answer]:
@@ -192,7 +192,7 @@ def _answer(data: bytes, at: int, length: int, kind: int, owner: bytes, ttl_s: i
     if kind == CNAME:
         return _Answer(owner=owner, ttl_s=ttl_s, alias=_alias(data[: at + length], at, walk))
     if (kind, length) in ((A, 4), (AAAA, 16)):
-        return _Answer(owner=owner, ttl_s=ttl_s, addresses=(_address(rdata),))
+        return _Answer(owner=owner, ttl_s=ttl_s, addresses=(rdata,))
     if kind in (A, AAAA):
         raise _Broken("an address of another length")
     return _Answer(owner=owner, ttl_s=ttl_s, addresses=_hints(rdata) if kind in (SVCB, HTTPS) else ())
@@ -215,19 +215,19 @@ def _address(packed: bytes) -> str:
     return str(mapped or ip)
 
 
-def _hints(rdata: bytes) -> tuple[str, ...]:
+def _hints(rdata: bytes) -> tuple[bytes, ...]:
     """Addresses that a service record gives for whoever does not want to ask once more; none where it is broken."""
     at = 2
     while at < len(rdata) and 0 < rdata[at] <= _LABEL_MOST:  # its target's name is never compressed
         at += 1 + rdata[at]
     at += 1
-    found: list[str] = []
+    found: list[bytes] = []
     while at + _PAIR.size <= len(rdata):
         key, length = _PAIR.unpack_from(rdata, at)
         at += _PAIR.size
         value, size = rdata[at : at + length], {_IPV4_HINT: 4, _IPV6_HINT: 16}.get(key, 0)
         if size and len(value) == length and length % size == 0:
-            found += [_address(value[place : place + size]) for place in range(0, length, size)]
+            found += [value[place : place + size] for place in range(0, length, size)]
         at += length
     return tuple(found)
 
@@ -242,7 +242,7 @@ def _addresses(name: bytes, records: tuple[_Answer, ...]) -> tuple[Address, ...]
         chain[alias.alias] = min(chain[name], alias.ttl_s)
         name = alias.alias
     found = (
-        Address(address=address, ttl_s=min(one.ttl_s, chain[one.owner]))
+        Address(address=_address(address), ttl_s=min(one.ttl_s, chain[one.owner]))
         for one in records
         if one.owner in chain
         for address in one.addresses

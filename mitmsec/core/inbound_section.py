@@ -36,7 +36,7 @@ def unread_pair(certificate: str, key: str) -> Pair:
 def read_inbound(table: Table, context: Context, taken: dict[str, int], pair: ReadPair) -> KnownService:
     """`taken`: names of the entries before, with their lines."""
     name = unique_name(table, taken)
-    certificate, key = _file(table, "certificate"), _file(table, "key")
+    certificate, key = file_named(table, "certificate"), file_named(table, "key")
     found = Pair() if certificate is None or key is None else pair(certificate, key)
     for flaw, blamed in ((found.certificate_flaw, "certificate"), (found.key_flaw, "key")):
         if flaw is not None:
@@ -60,7 +60,7 @@ def read_inbound(table: Table, context: Context, taken: dict[str, int], pair: Re
     return service
 
 
-def _file(table: Table, key: str) -> str | None:
+def file_named(table: Table, key: str) -> str | None:
     """The file that is named there. A key that was put there itself stands in no error, nor anywhere else."""
     name = table.text(key, required=True)
     if name is None or not (MARK in name or "\n" in name):

@@ -26,9 +26,7 @@ KNOWN_LIMIT = 512  # fingerprints that need not be computed again; none is large
 _COUNT_LIMIT = 99  # two digits are all that the format has
 
 
-def is_grease(value: int) -> bool:
-    """Whether a 16-bit code point is one of the reserved do-nothing values (RFC 8701)."""
-    return value & 0x0F0F == 0x0A0A and value >> 8 == value & 0xFF
+GREASE = frozenset(0x0A0A + step * 0x1010 for step in range(16))  # 16-bit values that are reserved to do nothing
 
 
 def fingerprint(
@@ -41,12 +39,16 @@ def fingerprint(
 ) -> str:
     """JA4 of a hello. All lists in the order sent, GREASE included; `alpn` is the first value, empty where absent."""
     return _fingerprint(
-        max((value for value in versions if not is_grease(value)), default=0),
-        tuple(sorted(value for value in ciphers if not is_grease(value))),
-        tuple(sorted(value for value in extensions if not is_grease(value))),
-        tuple(value for value in signature_algorithms if not is_grease(value)),
+        max(_meant(versions), default=0),
+        tuple(sorted(_meant(ciphers))),
+        tuple(sorted(_meant(extensions))),
+        tuple(_meant(signature_algorithms)),
         alpn,
     )
+
+
+def _meant(values: Sequence[int]) -> list[int]:
+    return [value for value in values if value not in GREASE]
 
 
 @lru_cache(KNOWN_LIMIT)

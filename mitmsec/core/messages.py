@@ -3,12 +3,13 @@
     supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
                            UdpFlowTold →
                            Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
-    supervisor ⇄ signer    SignerSettings →, ProducerUp → · ← Ready
+    supervisor ⇄ signer    SignerSettings →, ProducerUp →, CaReload → · ← SignerReady, Fault
     supervisor ⇄ worker    WorkerSettings → · ← Ready
     supervisor ⇄ recorder  RecorderSettings, ProducerUp → · ← Ready
-    gate → signer          MintDecision
+    gate ⇄ signer          MintDecision, MintWithdrawn → · ← Crls
     gate ⇄ worker          HandOver, UpstreamAnswer → · ← Taken, UpstreamQuestion, FlowEnded
     worker ⇄ signer        MintQuestion → · ← MintAnswer
+    worker ⇄ broker        mitmsec.service.broker_messages
     producers → recorder   mitmsec.audit.event; ← Committed
 
 Whoever reads a channel accepts only the kinds listed for it: a worker is what an attacker gets.
@@ -21,7 +22,8 @@ from enum import StrEnum
 import msgspec
 
 from mitmsec.core.address_names import Agreement
-from mitmsec.core.model import Caller, Decision, Direction, Endpoint, OnFailure, Process, Value
+from mitmsec.core.leaf_choice import LeafKeyKind
+from mitmsec.core.model import Caller, Decision, Direction, Endpoint, LearnedBypass, OnFailure, Process, Refusal, Value
 
 
 class Message(Value, frozen=True, tag=True):
@@ -31,6 +33,7 @@ class Message(Value, frozen=True, tag=True):
 class Role(StrEnum):
     """The processes, as they are named in commands, events and logs."""
 
+    BROKER = "broker"
     DIVERTER = "diverter"
     GATE = "gate"
     RECORDER = "recorder"
@@ -97,15 +100,20 @@ class SessionFlushed(Message, frozen=True):
 
 # --- supervisor ⇄ signer ----------------------------------------------------------------------------------------------
 class SignerSettings(Message, frozen=True):
-    """fds: the signer's channel to the recorder. `folder` holds the issuing key and certificates, made on first use."""
+    """fds: the signer's channel to the recorder; where the key in `folder` is sealed, a memfd with what opens it."""
 
     folder: str
 
 
+class CaReload(Message, frozen=True):
+    """fds: as the second of SignerSettings. The CA's files have changed: read them. Answered SignerReady, or Fault."""
+
+
 class SignerReady(Message, frozen=True):
-    root_pem: str  # the root certificate, for trust bundles
+    root_pem: str  # the roots that commands should trust, the CA's own first
     issuing_pem: str
     created: bool  # True when this start made the CA
+    own_pem: str = ""  # certificates of CAs that nobody signs with but we
     subject: str = ""  # of the root
     sha256: str = ""  # of the root certificate, hex
     not_after: str = ""  # of the root, RFC 3339, UTC
@@ -124,6 +132,7 @@ class GateSettings(Message, frozen=True):
     has_v6: bool
     capture: bool  # keep the bytes of decrypted and captured flows for the session's capture file
     names: bool = False  # there is one more fd, the last: the ring with DNS packets (mitmsec_redirect.dns_hook)
+    relays: bool = False  # `DnsRelays` follows
     off: bool = False  # the kill switch has been thrown
     backend: str = "connect_hook"  # a BackendKind
     inward: int = 0
@@ -131,6 +140,10 @@ class GateSettings(Message, frozen=True):
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
+
+
+class DnsRelays(Message, frozen=True):
+    """fds: the maps of servers and of what is behind (mitmsec_redirect.dns_lead), then sockets that DNS is led to."""
 
 
 class WorkerUp(Message, frozen=True):
@@ -184,6 +197,7 @@ class UdpFlowTold(Message, frozen=True):
     ended: bool  # False: it lives, and has for long; its end is still to be told
     sent: int | None = None  # datagrams; None: not counted
     received: int | None = None
+    seen: bool = True  # a datagram was; else only that a socket was connected
 
 
 class Govern(Message, frozen=True):
@@ -214,6 +228,7 @@ class FlowsQuestion(Message, frozen=True):
 class FlowsAnswer(Message, frozen=True):
     live: int
     decrypted: int
+    learned: tuple[LearnedBypass, ...] = ()  # the newest of them
 
 
 class Drain(Message, frozen=True):
@@ -242,6 +257,12 @@ class MintWithdrawn(Message, frozen=True):
     flow: str
 
 
+class Crls(Message, frozen=True):
+    """Signer → gate: the revocation lists that clients may ask for, DER, by their paths (mitmsec.core.crl_place)."""
+
+    lists: tuple[tuple[str, bytes], ...]
+
+
 class Flaw(StrEnum):
     """How an origin's certificate fails; the client is to see a failure of the same kind."""
 
@@ -252,20 +273,21 @@ class Flaw(StrEnum):
 
 
 class MintQuestion(Message, frozen=True):
-    """Once a flow. `public_key` is the worker's leaf key as SubjectPublicKeyInfo (DER)."""
+    """Once a flow. Neither name nor key is the worker's to choose."""
 
     number: int
     flow: str
-    public_key: bytes
+    key: LeafKeyKind = LeafKeyKind.P256
     not_after_s: int | None = None  # the origin's own notAfter, Unix seconds
     flaw: Flaw | None = None
 
 
 class MintAnswer(Message, frozen=True):
-    """DER certificates, leaf first, without the root; empty with `error` when the signer refuses."""
+    """DER certificates, leaf first, without the root, and the leaf's key (PKCS #8, DER); or why there are none."""
 
     number: int
     chain: tuple[bytes, ...] = ()
+    key: bytes = b""
     error: str = ""
 
 
@@ -279,6 +301,8 @@ class WorkerSettings(Message, frozen=True):
     on_failure: OnFailure
     capture: bool
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, its words (e.g. keyword lists)
+    own_pem: str = ""  # certificates of our own CA: no origin proves itself by them
+    broker: bool = False  # there is one more fd, the last: the channel to the broker
 
 
 # --- gate ⇄ worker ----------------------------------------------------------------------------------------------------
@@ -326,20 +350,28 @@ class UpstreamAnswer(Message, frozen=True):
 class TlsClientFacts(Value, frozen=True):
     version: str | None = None
     cipher: str | None = None
+    group: str | None = None  # of the key exchange
+    refusal: Refusal | None = None  # how it left, where our certificate may be why
+    exceeds_server: str | None = None  # in what the client was told more than the server has: version, cipher, group
     sni: str | None = None
     alpn: str | None = None
     ja4: str | None = None
+    ech: bool | None = None  # an encrypted hello (or its GREASE) was inside, and `sni` is the public name
     name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them
 
 
 class TlsServerFacts(Value, frozen=True):
     version: str | None = None
     cipher: str | None = None
+    group: str | None = None
     alpn: str | None = None
     certificate_sha256: str | None = None
+    asks_certificate: bool | None = None  # of its clients, and we had none to show
+    client_certificate: str | None = None  # the name of the one that it was shown
     verified: bool | None = None  # for a resumed session: when it began
     resumed: bool | None = None
     error: str | None = None
+    note: str | None = None  # what is to be said of a certificate that was verified
 
 
 class TlsFacts(Value, frozen=True):
@@ -356,6 +388,7 @@ class FlowEnded(Message, frozen=True):
     outcome: str  # see mitmsec.audit.event.Outcome
     error: str = ""
     tls: TlsFacts | None = None
+    was_heard: bool = False  # the client has said something inside TLS: it took the certificate
     reset: bool = False  # the client is to see a reset, not an orderly end
 
 

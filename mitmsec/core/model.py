@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -28,6 +29,13 @@ class Action(StrEnum):
     DECRYPT = "decrypt"
 
 
+class OnCertificateRequest(StrEnum):
+    """What becomes of connections to an origin that asks for a client's certificate, which we have not."""
+
+    BLOCK = "block"
+    BYPASS = "bypass"
+
+
 class OnFailure(StrEnum):
     """Which way the network falls when mitmsec itself cannot decide or act."""
 
@@ -48,6 +56,37 @@ class Upstream(StrEnum):
     ACCEPT = "accept"
     BLOCK = "block"
     MIRROR = "mirror"
+
+
+class UpstreamTrust(StrEnum):
+    """Which roots origins may prove themselves by, beside those that the policy names."""
+
+    SYSTEM = "system"  # all that the command would have used, or the system
+    PUBLIC = "public"  # of these, the ones that the operating system's vendor ships
+
+
+class Revocation(StrEnum):
+    """What becomes of an origin where nobody can say whether its certificate was revoked."""
+
+    SOFT = "soft"  # it goes on, recorded
+    HARD = "hard"  # its proof does not hold
+    OFF = "off"  # nobody is asked
+
+
+class Transparency(StrEnum):
+    """What a certificate of a public root without proof that it was logged does."""
+
+    REPORT = "report"
+    REFUSE = "refuse"
+    OFF = "off"
+
+
+class Refusal(StrEnum):
+    """How a program left that had seen our certificate and said nothing after it."""
+
+    ALERT = "alert"  # saying that it does not accept the certificate
+    CLOSED = "closed"
+    RESET = "reset"
 
 
 class Quic(StrEnum):
@@ -91,6 +130,13 @@ class Fact(StrEnum):
     SIGNER = "signer"
 
 
+@lru_cache(maxsize=4096)  # of a connection's two sides one is mostly known already, and to parse it takes long
+def _canonical(address: str) -> str:
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).compressed
+
+
 class Endpoint(Value, frozen=True, order=True, array_like=True):
     """One side of a flow. `address` is canonical text; a v4-mapped address is written as IPv4."""
 
@@ -100,12 +146,9 @@ class Endpoint(Value, frozen=True, order=True, array_like=True):
     @classmethod
     def of(cls, address: str, port: int) -> Endpoint:
         """Parse `address` (a scope is dropped). Raises ValueError for anything that is no IP address or port."""
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-            ip = ip.ipv4_mapped
         if not 0 <= port <= 0xFFFF:
             raise ValueError(f"port {port} is not within 0..65535")
-        return cls(address=ip.compressed, port=port)
+        return cls(address=_canonical(address), port=port)
 
     @property
     def is_v6(self) -> bool:
@@ -162,6 +205,32 @@ class Process(Value, frozen=True):
     confidence: Confidence = Confidence.UNKNOWN
 
 
+LEARNED_HOURS = 12  # until what was learned is tried again
+
+
+class Learning(Value, frozen=True):
+    """What may be learned of the connections that one rule decrypts: that some of them cannot be, so that they pass."""
+
+    after: int = 0  # refusals of our certificate, those with an alert counted whole and silent ones half; 0: never
+    on_request: bool = False  # at once, where the origin asks for a client's certificate
+    hours: int = LEARNED_HOURS
+    needs_proof: bool = False  # only for a name that a DNS answer gave this address
+
+
+NOTHING_LEARNED = Learning()
+
+
+class LearnedBypass(Value, frozen=True):
+    """The gate lets connections of a program to a host pass, because they could not be decrypted."""
+
+    program: str
+    user: str
+    host: str
+    port: int
+    why: str
+    left_s: int  # until it is tried again
+
+
 class Decision(Value, frozen=True):
     """What the policy said, and why: `rule` is a rule's name or "defaults"."""
 
@@ -171,6 +240,8 @@ class Decision(Value, frozen=True):
     inspect: tuple[str, ...] = ()
     on_finding: OnFinding = OnFinding.ALERT
     upstream: Upstream = Upstream.MIRROR
+    learning: Learning = NOTHING_LEARNED
+    identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 
 

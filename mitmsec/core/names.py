@@ -9,8 +9,10 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from functools import lru_cache
 
 NAME_LIMIT_CHARS = 253  # RFC 1035 §2.3.4: 255 octets on the wire, so 253 characters as text
+KNOWN_LIMIT = 1024
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # the underscore is no host name in RFC 952, but is in daily use
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this is read as an IPv4 address by resolvers
 _A_LABEL_PREFIX = "xn--"
@@ -18,6 +20,12 @@ _A_LABEL_PREFIX = "xn--"
 
 def parse_name(text: str) -> str | None:
     """`text` as a comparable host name, or None where it is none (an IP address is none)."""
+    return _parsed(text) if 0 < len(text) <= NAME_LIMIT_CHARS + 1 else None
+
+
+@lru_cache(KNOWN_LIMIT)
+def _parsed(text: str) -> str | None:
+    """A connection's name is read again and again: in its hello, for the policy, in each of its requests."""
     name = text.removesuffix(".")
     if not name.isascii() or not 0 < len(name) <= NAME_LIMIT_CHARS:
         return None

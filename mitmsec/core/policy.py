@@ -17,18 +17,27 @@ from functools import cached_property
 
 from msgspec.structs import replace
 
+from mitmsec.core.identity import Identity
 from mitmsec.core.known_service import KnownService, service_for
+from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
 from mitmsec.core.model import (
+    LEARNED_HOURS,
+    NOTHING_LEARNED,
     Action,
     Decision,
     Direction,
     Endpoint,
+    Learning,
+    OnCertificateRequest,
     OnFailure,
     Process,
     Quic,
+    Revocation,
+    Transparency,
     UnprovenName,
     Upstream,
+    UpstreamTrust,
     Value,
 )
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
@@ -56,6 +65,13 @@ class Policy(Value, frozen=True, dict=True):
     upstream: Upstream = Upstream.MIRROR
     upstream_roots: tuple[str, ...] = ()
     """PEM files, as the policy file names them: relative to it."""
+    upstream_trust: UpstreamTrust = UpstreamTrust.SYSTEM
+    upstream_revocation: Revocation = Revocation.SOFT
+    upstream_sct: Transparency = Transparency.REPORT
+    learned_bypass: int | None = None
+    """After how many refusals of our certificate a program's connections to that host pass; None: see core.learning."""
+    learned_bypass_hours: int = LEARNED_HOURS
+    on_certificate_request: OnCertificateRequest | None = None
     inspect: tuple[str, ...] = ()
     """For every decrypting rule that names no inspectors of its own, and for decrypting defaults."""
     applications: tuple[Application, ...] = ()
@@ -65,6 +81,25 @@ class Policy(Value, frozen=True, dict=True):
     """What each configured inspector looks for."""
     services: tuple[KnownService, ...] = ()
     """Those whose key is known, for connections that come in."""
+
+    identities: tuple[Identity, ...] = ()
+    """Those that programs can be to origins."""
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether workers must have any keys."""
+        return self.decrypts_inbound or bool(self.identities)
+
+    @property
+    def key_bytes(self) -> int:
+        """How much of the file with all keys they must have: the identities' are in front, the services' behind."""
+        of_services = sum(one.key_bytes for one in self.services) if self.decrypts_inbound else 0
+        return sum(one.key_bytes for one in self.identities) + of_services
+
+    @property
+    def certificates(self) -> tuple[str, ...]:
+        """SHA-256 (hex) of all whose keys it names."""
+        return tuple(one.sha256 for one in self.identities) + tuple(one.sha256 for one in self.services)
 
     @property
     def governs_inbound(self) -> bool:
@@ -145,6 +180,22 @@ class Policy(Value, frozen=True, dict=True):
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
             upstream=self.upstream,
+            learning=self._learning(rule),
+            identity=rule.client_certificate or "",
+        )
+
+    def _learning(self, rule: Rule) -> Learning:
+        """Of what comes in nothing is learned: its peers cannot be told apart."""
+        if rule.action is not Action.DECRYPT or rule.direction is Direction.INBOUND:
+            return NOTHING_LEARNED
+        said = rule.learned_bypass, rule.on_certificate_request
+        return learning(
+            self.learned_bypass if said[0] is None else said[0],
+            self.on_certificate_request if said[1] is None else said[1],
+            hours=self.learned_bypass_hours,
+            on_failure=self.on_failure,
+            on_finding=rule.on_finding,
+            needs_proof=self.unproven_name is not UnprovenName.ALLOW,
         )
 
     def _defaults(self, direction: Direction) -> Rule:

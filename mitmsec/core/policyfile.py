@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from mitmsec.core.learning import read_learned_bypass, read_on_request
 from mitmsec.core.model import Action, Direction, OnFinding
 from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
@@ -36,6 +37,7 @@ class Context:
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
     applications: dict[str, int] = field(default_factory=dict)  # name → line
     rules: dict[str, int] = field(default_factory=dict)
+    identities: dict[str, int] = field(default_factory=dict)
     words: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each list file held
 
@@ -192,9 +194,19 @@ def read_rule(table: Table, context: Context) -> Rule:
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
+        learned_bypass=read_learned_bypass(table),
+        on_certificate_request=read_on_request(table),
+        client_certificate=_identity(table, context),
     )
     table.close(later=LATER_RULE)
     return rule
+
+
+def _identity(table: Table, context: Context) -> str | None:
+    name = table.text("client_certificate")
+    if name is not None and name not in context.identities:
+        table.note(f'no [[client_certificate]] is called "{name}"', "client_certificate")
+    return name
 
 
 def _reference(table: Table, place: int, entry: str, context: Context) -> str:

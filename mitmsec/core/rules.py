@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Action, Direction, OnFinding, Value
+from mitmsec.core.model import Action, Direction, OnCertificateRequest, OnFinding, Value
 
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
@@ -47,6 +47,11 @@ class Rule(Value, frozen=True):
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
     on_finding: OnFinding = OnFinding.ALERT
+    learned_bypass: int | None = None
+    """None: as in the defaults; so below."""
+    on_certificate_request: OnCertificateRequest | None = None
+    client_certificate: str | None = None
+    """Whom the program is to an origin that asks for a certificate: the name of an identity."""
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 

@@ -20,11 +20,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from mitmproxy.connection import Connection, ConnectionState, Server
+from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
+from msgspec.structs import replace
 
 from mitmsec.audit.event import BytesSeen, FaultSeen, Outcome
 from mitmsec.core.clienthello import ClientHello
+from mitmsec.core.leaf_choice import leaf_key
 from mitmsec.core.messages import (
     Flaw,
     FlowEnded,
@@ -34,16 +36,21 @@ from mitmsec.core.messages import (
     TlsFacts,
     TlsServerFacts,
 )
-from mitmsec.core.model import Upstream
+from mitmsec.core.model import Refusal, Upstream
 from mitmsec.engine import alerts
 from mitmsec.engine.contexts import client_session
 from mitmsec.engine.dialogue import Dialogue
+from mitmsec.engine.embedded import describe, server_of
+from mitmsec.engine.facts import client_facts, server_facts
 from mitmsec.engine.hello import read_hello
 from mitmsec.engine.leg import Leg
 from mitmsec.engine.openssl import TlsFailed, TlsSession
+from mitmsec.engine.origin_handshake import shake
+from mitmsec.engine.refusals import after_handshake, by_alert
 from mitmsec.engine.resumption import Place, Resumption
 from mitmsec.engine.seams import Refused
 from mitmsec.engine.side import Ended, Side, faulty
+from mitmsec.engine.strength import floor_of, takes_either
 from mitmsec.engine.watch import Blocked, Watch
 
 if TYPE_CHECKING:
@@ -53,9 +60,9 @@ if TYPE_CHECKING:
 
     from mitmsec.engine.engine import Engine
 
-TLS12 = 0x0303
 PIECE_BYTES = 1 << 16  # of a capture
 HTTP1_PROTOCOLS = (b"http/1.1", b"http/1.0")
+MUTE = "its own does not hold, so it gets none, and nothing else"
 
 
 class Conversation:
@@ -77,7 +84,9 @@ class Conversation:
         self._relief: asyncio.Task[None] | None = None
         self._resumption: Resumption | None = None
         self._if_late = Outcome.CLIENT_CLOSED
+        self._is_mute = False  # nothing more is said to the origin
         self._service = engine.services.find(hand_over.decision.service)
+        self._own = engine.identities.find(hand_over.decision.identity)  # what origins are shown that ask for it
 
     async def run(self) -> FlowEnded:
         """Serve the flow; its end."""
@@ -115,6 +124,8 @@ class Conversation:
             raise Ended(Outcome.FAULT, "the hello names another host than the one that was decided", reset=True)
         back, not_after_s = await self._shake_origin(self._back)
         front = await self._shake_client(raw, back, not_after_s)
+        if self._is_mute:
+            raise Ended(Outcome.ORIGIN_CERTIFICATE, f"it asks for a client's certificate: {MUTE}", reset=True)
         return front, back
 
     async def _shake_origin(self, leg: Leg, alpn: tuple[bytes, ...] | None = None) -> tuple[TlsSession, int | None]:
@@ -122,35 +133,35 @@ class Conversation:
         hello = self._hello
         if hello is None:
             raise Ended(Outcome.FAULT, "no hello to speak for", reset=True)
-        session = (self._service or self._engine.origins).session(
-            self._hand_over.name,
-            sni=hello.sni is not None,
-            alpn=tuple(name.encode("latin-1") for name in hello.alpn) if alpn is None else alpn,
-            tls12=min((v for v in hello.versions if v >= TLS12 and v & 0x0F0F != 0x0A0A), default=TLS12) <= TLS12,
-        )
-        place = Place(self._hand_over.owner, self._hand_over.name, self._hand_over.origin, hello.sni is not None)
+        session = self._towards_origin(hello, alpn)
+        order, has_name = self._hand_over, hello.sni is not None
+        place = Place(order.owner, order.name, order.origin, has_name, order.decision.identity)
         resumption = self._engine.resumptions.begin(place, session, time.time())
         self._if_late = Outcome.ORIGIN_TIMEOUT
         try:
-            while not session.handshake():
-                _no_certificate_of(session)
-                leg.write(session.outgoing())
-                data = await leg.chunk()
-                if not data:
-                    raise Ended(Outcome.ORIGIN_RESET, "the origin ended in its TLS handshake")
-                session.feed(data)
+            self._is_mute = not await shake(leg, session, self._judge)
         except TlsFailed as error:
             leg.write(session.outgoing())
             raise self._origin_failed(error) from None
         except OSError as error:
             raise Ended(Outcome.ORIGIN_RESET, f"TLS handshake: {error}", reset=True) from None
-        _no_certificate_of(session)
-        leg.write(session.outgoing())
-        not_after_s = self._judge(session)
+        certificate = session.peer_certificate()
+        not_after_s = certificate[1] if certificate else None
         if not_after_s is not None and self._facts_server is not None and self._facts_server.verified:
             resumption.verified(session, not_after_s, time.time())
             self._resumption = self._resumption or resumption
         return session, not_after_s
+
+    def _towards_origin(self, hello: ClientHello, alpn: tuple[bytes, ...] | None) -> TlsSession:
+        """As the client would speak to it, and no weaker. Raises Ended."""
+        name, sni, floor = self._hand_over.name, hello.sni is not None, floor_of(hello)
+        alpn = tuple(name.encode("latin-1") for name in hello.alpn) if alpn is None else alpn
+        if self._service is not None:
+            return self._service.session(name, sni=sni, alpn=alpn, tls12=floor.tls12)
+        try:
+            return (self._own or self._engine.origins).session(name, sni=sni, alpn=alpn, tls12=floor.tls12, floor=floor)
+        except TlsFailed as error:
+            raise self._origin_failed(error) from None
 
     def _origin_failed(self, error: TlsFailed) -> Ended:
         """A handshake that the origin broke off, or that broke on what it sent; the client hears it as an alert."""
@@ -162,33 +173,44 @@ class Conversation:
         self._front.write(alerts.record(alert))
         return Ended(Outcome.ORIGIN_REFUSED if error.alert is not None else Outcome.MALFORMED, text)
 
-    def _judge(self, session: TlsSession) -> int | None:
-        """Record what the origin showed; the end of its certificate's validity. Raises Ended where policy says so."""
-        certificate = session.peer_certificate()
-        judged = self._engine.collaborators.judge(session.verify_errors)
-        defect = judged if self._service is None else self._service.defect(session)
-        flaw = defect.flaw if defect is not None else None
-        is_further = self._facts_server is not None
-        if is_further and flaw is not None and flaw is not self._flaw:
+    async def _judge(self, session: TlsSession) -> bool:
+        """Record what the origin showed; whether more is said to it. Raises Ended where policy says so."""
+        is_asked, session.is_asked, note = session.is_asked, False, None
+        if self._service is None:
+            judged = await self._engine.collaborators.judge(session.proof())
+            defect, note = judged.defect, judged.note
+        else:
+            defect = self._service.defect(session)
+        flaw, is_further = defect.flaw if defect is not None else None, self._facts_server is not None
+        if is_further and flaw is not None and (flaw is not self._flaw or (is_asked and not self._is_proven)):
             raise Ended(Outcome.ORIGIN_CERTIFICATE, "another connection showed another certificate", reset=True)
-        self._flaw = flaw
-        self._facts_server = TlsServerFacts(
-            version=session.version,
-            cipher=session.cipher,
-            alpn=session.alpn.decode("latin-1") or None,
-            certificate_sha256=certificate[0] if certificate else None,
-            verified=defect is None,
-            resumed=True if session.resumed else None,
-            error=defect.text if defect is not None else None,
-        )
+        if not is_further:  # what the program was told of the first stays on record
+            self._flaw = flaw
+            is_shown = is_asked and self._is_proven and self._own is not None
+            identity = self._hand_over.decision.identity if is_shown else None
+            self._facts_server = server_facts(session, defect, note, identity)
         if defect is not None and (self._service is not None or self._hand_over.decision.upstream is Upstream.BLOCK):
             raise Ended(Outcome.ORIGIN_CERTIFICATE, defect.text, reset=True)
-        return certificate[1] if certificate else None
+        if is_asked and self._is_proven and self._own is None:
+            raise self._no_certificate()
+        return not is_asked or self._is_proven
+
+    @property
+    def _is_proven(self) -> bool:
+        """The origin is whom it says, or the policy takes it for that."""
+        return self._flaw is None or self._hand_over.decision.upstream is Upstream.ACCEPT
+
+    def _no_certificate(self) -> Ended:
+        """Who wants a client's certificate would take the program for somebody without one."""
+        self._facts_server = replace(self._facts_server or TlsServerFacts(), asks_certificate=True)
+        who = "origin" if self._service is None else "service"
+        return Ended(Outcome.ORIGIN_REFUSED, f"the {who} asks for a client's certificate; let it pass", reset=True)
 
     async def _shake_client(self, hello: bytes, back: TlsSession, not_after_s: int | None) -> TlsSession:
-        context = await self._leaf(not_after_s) if self._service is None else self._service.front
+        context = await self._leaf(not_after_s, back) if self._service is None else self._service.front
         self._if_late = Outcome.CLIENT_CLOSED
-        session = client_session(context, back.alpn)
+        choice = self._hello is not None and takes_either(self._hello)
+        session = client_session(context, back.alpn, origin=back.strength, choice=choice)
         session.owner = self._hand_over.flow
         session.feed(hello)
         try:
@@ -196,29 +218,30 @@ class Conversation:
                 self._front.write(session.outgoing())
                 data = await self._front.chunk()
                 if not data:
-                    raise self._rejected("ended in the TLS handshake, after it saw the certificate")
+                    raise self._rejected(Refusal.CLOSED, "ended in the TLS handshake, after it saw the certificate")
                 session.feed(data)
         except TlsFailed as error:
             self._front.write(session.outgoing())
             if error.alert is None:
                 raise Ended(Outcome.MALFORMED, f"client's TLS handshake: {error}") from None
-            raise self._rejected(f"TLS: {error}") from None
+            raise self._rejected(by_alert(error.alert), f"TLS: {error}") from None
         except OSError as error:
-            raise self._rejected(str(error)) from None
+            raise self._rejected(Refusal.RESET, str(error)) from None
         self._front.write(session.outgoing())
-        self._note_client(session)
+        self._facts_client = client_facts(session, self._hello, back)
         return session
 
-    async def _leaf(self, not_after_s: int | None) -> SSL.Context:
+    async def _leaf(self, not_after_s: int | None, back: TlsSession) -> SSL.Context:
         """The context with a certificate that is made for this flow. Raises Ended."""
         mirrors = self._hand_over.decision.upstream is Upstream.MIRROR
         flaw = self._flaw if mirrors else None
         if not mirrors and not_after_s is not None and not_after_s <= time.time():
             not_after_s = None  # accepted in spite of it
+        key = leaf_key(self._hello, tls13=back.strength.version == "TLSv1.3")
         self._if_late = Outcome.FAULT
         try:
             return await self._engine.leaves.context(
-                self._hand_over.flow, self._hand_over.name, not_after_s=not_after_s, flaw=flaw
+                self._hand_over.flow, self._hand_over.name, not_after_s=not_after_s, flaw=flaw, key=key
             )
         except Refused as error:
             self._recorder.record(
@@ -230,27 +253,18 @@ class Conversation:
     def _mirrors_flaw(self) -> bool:
         return self._flaw is not None and self._hand_over.decision.upstream is Upstream.MIRROR
 
-    def _rejected(self, why: str) -> Ended:
+    def _rejected(self, refusal: Refusal | None, why: str) -> Ended:
         if self._mirrors_flaw:
             return Ended(Outcome.ORIGIN_CERTIFICATE, why)
+        self._facts_client = replace(self._facts_client or TlsClientFacts(), refusal=refusal)
         return Ended(Outcome.CLIENT_REJECTED, why)
-
-    def _note_client(self, session: TlsSession) -> None:
-        hello = self._hello
-        self._facts_client = TlsClientFacts(
-            version=session.version,
-            cipher=session.cipher,
-            sni=hello.sni if hello else None,
-            alpn=session.alpn.decode("latin-1") or None,
-            ja4=hello.ja4 if hello else None,
-        )
 
     # -- plaintext -----------------------------------------------------------------------------------------------------
     async def _talk(self, front: TlsSession | None, back: TlsSession | None) -> Ended:
-        server = self._server(back)
+        server = server_of(self._hand_over.origin, self._hand_over.name, back)
         client = self._context.client
         if front is not None:
-            _describe(client, front)
+            describe(client, front)
             client.sni = self._hello.sni if self._hello else None
         self._context.server = server
         try:
@@ -273,28 +287,28 @@ class Conversation:
             connect=self._connect,
             loop=self._loop,
         )
+        shaken_s = self._loop.time()
         self._dialogue.start(is_http=_is_http(front))
         ended = await self._dialogue.ended
         if self._resumption is not None and back is not None:
             self._resumption.finish(back, time.time())
-        if ended.outcome is Outcome.CLIENT_REJECTED:
-            return self._rejected(str(ended))
-        if front is None or self._dialogue.was_heard or ended.outcome is not Outcome.COMPLETED:
-            return ended
-        if ended.reset and not self._dialogue.was_answered:  # those of GnuTLS look only after the handshake
-            return self._rejected("reset by the client, which had said nothing since it saw the certificate")
-        return self._rejected(str(ended) or "closed by the client once it had seen it") if self._mirrors_flaw else ended
+        if back is not None and back.is_asked and self._is_proven:
+            self._facts_server = replace(self._facts_server or TlsServerFacts(), asks_certificate=True)
+        return ended if front is None else self._left(ended, self._dialogue, self._loop.time() - shaken_s)
 
-    def _server(self, session: TlsSession | None) -> Server:
-        origin = self._hand_over.origin
-        server = Server(address=(origin.address, origin.port))
-        server.peername = server.address
-        server.timestamp_start = time.time()
-        server.state = ConnectionState.OPEN
-        if session is not None:
-            _describe(server, session)
-            server.sni = self._hand_over.name
-        return server
+    def _left(self, ended: Ended, dialogue: Dialogue, waited_s: float) -> Ended:
+        """How the client has, seen from our certificate. Some look at that only when the handshake is done."""
+        is_said = dialogue.was_heard or dialogue.was_answered
+        refusal = after_handshake(ended, was_anything_said=is_said, waited_s=waited_s)
+        if refusal is Refusal.ALERT:
+            return self._rejected(refusal, str(ended))
+        if refusal is Refusal.RESET:
+            return self._rejected(refusal, "reset by the client, which had said nothing since it saw the certificate")
+        if self._mirrors_flaw and not dialogue.was_heard and ended.outcome is Outcome.COMPLETED:
+            return self._rejected(None, str(ended) or "closed by the client once it had seen it")
+        if self._facts_client is not None:
+            self._facts_client = replace(self._facts_client, refusal=refusal)
+        return ended
 
     async def _connect(self, connection: Server) -> Side:
         """Another connection to the same origin, from the gate. Raises Ended."""
@@ -317,7 +331,7 @@ class Conversation:
         except BaseException:
             leg.abort()
             raise
-        _describe(connection, session)
+        describe(connection, session)
         return Side(leg, session, connection)
 
     # -- capture -------------------------------------------------------------------------------------------------------
@@ -359,9 +373,8 @@ class Conversation:
                 self._front.abort()
 
     def _report(self, ended: Ended) -> FlowEnded:
-        facts = None
-        if self._facts_client is not None:
-            facts = TlsFacts(client=self._facts_client, server=self._facts_server)
+        client, server = self._facts_client, self._facts_server
+        facts = TlsFacts(client=client, server=server) if client is not None else None
         return FlowEnded(
             flow=self._hand_over.flow,
             bytes_sent=self._front.received,
@@ -369,21 +382,9 @@ class Conversation:
             outcome=ended.outcome,
             error=ended.error,
             tls=facts,
+            was_heard=self._dialogue is not None and self._dialogue.was_heard,
             reset=ended.reset,
         )
-
-
-def _no_certificate_of(session: TlsSession) -> None:
-    """A service that wants the peer's certificate would take it for somebody without one. Raises Ended."""
-    if session.is_asked:
-        raise Ended(Outcome.ORIGIN_REFUSED, "the service asks for a client's certificate; let it pass", reset=True)
-
-
-def _describe(connection: Connection, session: TlsSession) -> None:
-    """What mitmproxy's layers read of a TLS connection that was made outside of them."""
-    connection.tls = True
-    connection.alpn = session.alpn
-    connection.timestamp_tls_setup = time.time()
 
 
 def _is_http(front: TlsSession | None) -> bool | None:

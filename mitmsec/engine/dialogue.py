@@ -38,6 +38,7 @@ SNIFF_S = 0.3
 QUEUE_LIMIT_BYTES = 8 << 20  # above what both windows of HTTP/2 let a side hold, so what it takes at once is no flood
 TURN_S = 0.05  # of the loop; a leg whose bytes take longer gets fewer at a time
 READ_S = 0.05  # until inspectors are asked about what came, where nothing waits for their answer
+ANOTHER_HANDSHAKE = "the origin begins another handshake, in which it may ask for a client's certificate"
 
 Connect = Callable[[Server], Awaitable[Side]]
 
@@ -71,7 +72,7 @@ class Dialogue:
         self.was_heard = False
         """The client has said something inside TLS: it took the certificate."""
         self.was_answered = False
-        """The origin has said something inside TLS."""
+        """The origin has said something inside TLS, or was the first to end."""
         self.ended: asyncio.Future[Ended] = loop.create_future()
 
     def start(self, *, is_http: bool | None) -> None:
@@ -151,6 +152,8 @@ class Dialogue:
             side.leg.write(session.outgoing())
         except TlsFailed as error:
             return self._tls_failed(side, error)
+        if session.is_asked:
+            return self.end(Ended(Outcome.ORIGIN_REFUSED, ANOTHER_HANDSHAKE, reset=True))
         if plain:
             self.was_heard = self.was_heard or side is self._front
             self.was_answered = self.was_answered or side is not self._front
@@ -179,6 +182,7 @@ class Dialogue:
         if side.over or self._ending is not None:
             return
         side.over = True
+        self.was_answered = self.was_answered or (side is not self._front and not self._front.over)
         self._hooks.origin_ends = side is not self._front
         side.connection.state &= ~ConnectionState.CAN_READ
         self._dispatch(events.ConnectionClosed(side.connection))
@@ -219,6 +223,7 @@ class Dialogue:
             self._fault(error)
         finally:
             self._busy = False
+            self._hooks.requests.settle()
         if self._ending is None:
             self._balance()
 

@@ -7,12 +7,15 @@ Nothing listens, nothing is written, no configuration folder is looked for.
 
 from __future__ import annotations
 
+import time
+
 from mitmproxy import options, version
-from mitmproxy.connection import Client, ConnectionState
+from mitmproxy.connection import Client, Connection, ConnectionState, Server
 from mitmproxy.proxy import mode_specs
 from mitmproxy.proxy.context import Context
 
 from mitmsec.core.model import Endpoint
+from mitmsec.engine.openssl import TlsSession
 
 SUPPORTED = ("12.2.", "12.3.")  # layers that are subclassed here are mitmproxy's own business, and may change
 _MORE_OPTIONS: tuple[tuple[str, object, object], ...] = (  # that mitmproxy's addons would define
@@ -76,3 +79,22 @@ class Embedded:
             state=ConnectionState.OPEN,
         )
         return _FlowContext(connection, self.options)
+
+
+def server_of(origin: Endpoint, name: str, session: TlsSession | None) -> Server:
+    """The origin's side of a flow that is connected, for mitmproxy's layers."""
+    server = Server(address=(origin.address, origin.port))
+    server.peername = server.address
+    server.timestamp_start = time.time()
+    server.state = ConnectionState.OPEN
+    if session is not None:
+        describe(server, session)
+        server.sni = name
+    return server
+
+
+def describe(connection: Connection, session: TlsSession) -> None:
+    """What mitmproxy's layers read of a TLS connection that was made outside of them."""
+    connection.tls = True
+    connection.alpn = session.alpn
+    connection.timestamp_tls_setup = time.time()

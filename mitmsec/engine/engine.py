@@ -10,6 +10,7 @@ from mitmsec.core.messages import FlowEnded, HandOver
 from mitmsec.engine.contexts import Leaves, OriginContext, log_keys
 from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
+from mitmsec.engine.identities import Identities
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.engine.services import Services
@@ -27,7 +28,9 @@ class Engine:
         self.origins = OriginContext(collaborators.roots_pem)
         on_key_log = log_keys(collaborators.recorder.record) if settings.capture else None
         self.leaves = Leaves(collaborators.certifier, on_key_log=on_key_log)
-        self.services = Services(collaborators.services, collaborators.keys_pem, on_key_log)
+        keys_pem = collaborators.keys_pem
+        self.identities = Identities(collaborators.identities, keys_pem, collaborators.roots_pem)
+        self.services = Services(collaborators.services, keys_pem[self.identities.size_bytes :], on_key_log)
         self.resumptions = Resumptions()
         self._flows: dict[str, asyncio.Task[None]] = {}
 

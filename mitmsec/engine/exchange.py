@@ -18,7 +18,7 @@ from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
 from mitmsec.engine import authority, pages
 from mitmsec.engine.pages import Page
-from mitmsec.engine.seams import Recorder
+from mitmsec.engine.seams import Records
 from mitmsec.engine.watch import Blocked, Reading, Watch
 
 HOLD_BYTES = 64 * 1024
@@ -44,7 +44,7 @@ class Exchange:
         self,
         hand_over: HandOver,
         watch: Watch,
-        recorder: Recorder,
+        recorder: Records,
         *,
         on_finished: Callable[[Exchange], None] | None = None,
     ) -> None:

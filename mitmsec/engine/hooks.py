@@ -18,7 +18,7 @@ from mitmproxy.proxy.layers.http._hooks import (
     HttpResponseHook,
 )
 
-from mitmsec.audit.event import FaultSeen, Outcome
+from mitmsec.audit.event import FaultSeen, Outcome, Seen
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import pages, stream
 from mitmsec.engine.exchange import Exchange
@@ -26,9 +26,25 @@ from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.http import EXCHANGE
 from mitmsec.engine.http1 import answer
 from mitmsec.engine.pages import Page
-from mitmsec.engine.seams import Recorder
+from mitmsec.engine.seams import Recorder, Records
 from mitmsec.engine.side import Ended
 from mitmsec.engine.watch import Blocked, Watch
+
+
+class Later:
+    """Events that are recorded once what they are about has been sent: nobody's answer waits for its record."""
+
+    def __init__(self, recorder: Records) -> None:
+        self._recorder = recorder
+        self._waiting: list[Seen] = []
+
+    def record(self, seen: Seen) -> None:
+        self._waiting.append(seen)
+
+    def settle(self) -> None:
+        """Record them now."""
+        while self._waiting:
+            self._recorder.record(self._waiting.pop(0))
 
 
 class Hooks:
@@ -36,6 +52,7 @@ class Hooks:
 
     def __init__(self, hand_over: HandOver, watch: Watch, recorder: Recorder) -> None:
         self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
+        self.requests = Later(recorder)
         self._open: set[Exchange] = set()
         self._stream: stream.Stream | None = None
         self.unfinished: bytes | None = None  # a first line that was relayed before it was known to be no request
@@ -59,7 +76,7 @@ class Hooks:
 
     def new_exchange(self) -> Exchange:
         """One more request."""
-        exchange = Exchange(self._hand_over, self._watch, self._recorder, on_finished=self._open.discard)
+        exchange = Exchange(self._hand_over, self._watch, self.requests, on_finished=self._open.discard)
         self._open.add(exchange)
         return exchange
 
@@ -76,6 +93,7 @@ class Hooks:
         if self._stream is not None:
             with contextlib.suppress(Blocked):  # recorded; what it was about has been sent
                 self._stream.close()
+        self.requests.settle()
 
     def answer(self, hook: commands.StartHook) -> None:
         """Answer one of mitmproxy's hooks; those that say nothing to us are passed over."""

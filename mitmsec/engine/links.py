@@ -25,7 +25,7 @@ from mitmsec.core.messages import (
     UpstreamAnswer,
     UpstreamQuestion,
 )
-from mitmsec.engine.seams import LeafQuestion, Refused
+from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
 
 ANSWER_DEADLINE_S = 35.0  # the gate's own deadline for a connection is 30 s
 Take = Callable[[HandOver, socket.socket, socket.socket], None]
@@ -121,22 +121,22 @@ class SignerLink:
         self._channel = Channel(sock, [MintAnswer])
         self._loop = loop
         self._numbers = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[tuple[bytes, ...]]] = {}
+        self._asked: dict[int, asyncio.Future[Leaf]] = {}
         self._channel.attach(loop, self._told, self._drop)
 
-    async def chain(self, question: LeafQuestion) -> tuple[bytes, ...]:
-        """DER certificates, leaf first, without the root. Raises Refused."""
+    async def leaf(self, question: LeafQuestion) -> Leaf:
+        """The leaf, as `question` wants it. Raises Refused."""
         if self._channel.closed:
             raise Refused("the signer has gone")
         number = next(self._numbers)
-        future: asyncio.Future[tuple[bytes, ...]] = self._loop.create_future()
+        future: asyncio.Future[Leaf] = self._loop.create_future()
         self._asked[number] = future
         try:
             self._channel.send(
                 MintQuestion(
                     number=number,
                     flow=question.flow,
-                    public_key=question.public_key,
+                    key=question.key,
                     not_after_s=question.not_after_s,
                     flaw=question.flaw,
                 )
@@ -154,7 +154,7 @@ class SignerLink:
         if future is None or future.done():
             return
         if answer.chain and not answer.error:
-            future.set_result(answer.chain)
+            future.set_result(Leaf(chain=answer.chain, key=answer.key))
         else:
             future.set_exception(Refused(answer.error or "the signer answered without a certificate"))
 

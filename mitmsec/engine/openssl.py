@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-import secrets
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -20,7 +19,9 @@ from typing import Any
 
 from OpenSSL import SSL, crypto
 
+from mitmsec.core.origin_proof import Proof
 from mitmsec.engine import alerts
+from mitmsec.engine.strength import Strength, classical_of
 
 _lib: Any = SSL._lib  # type: ignore[attr-defined]
 _ffi: Any = SSL._ffi  # type: ignore[attr-defined]
@@ -28,8 +29,10 @@ _SIZE_BYTES = 1 << 16
 _BUFFER: Any = _ffi.new("char[]", _SIZE_BYTES)  # one loop, one thread: nobody else is between a read and its copy
 _VIEW: Any = _ffi.buffer(_BUFFER, _SIZE_BYTES)
 _HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+KEYS_LIMIT = 4  # of leaves: two kinds, and those of the day before
 CERTIFICATES_LIMIT = 256  # origins' certificates that need not be read again
-_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_ASKED = b"SSLv3/TLS read server certificate request"  # OpenSSL's word for that state, of TLS 1.3 too
+_ALERT_SENT = 0x4008  # SSL_CB_WRITE_ALERT
 
 
 class TlsFailed(Exception):
@@ -71,7 +74,7 @@ class TlsSession:
         self._begun: SSL.Session | None = None  # as the handshake left it
         self._finished = False  # we have sent ours
         self.closed = False  # the peer has sent close_notify
-        self.is_asked = False  # the server wants a client's certificate; noted of services only
+        self.is_asked = False  # the server wants a client's certificate, or another handshake
         self.verify_errors: list[int] = []  # X509_V_ERR_…, filled while the origin's certificate is checked
         self.wanted_alpn = b""  # a server agrees to this protocol only
         self.owner: Any = None  # whom key log lines belong to
@@ -184,6 +187,12 @@ class TlsSession:
         return self._connection.get_cipher_name()
 
     @property
+    def strength(self) -> Strength:
+        """After the handshake."""
+        bits, group = self._connection.get_cipher_bits(), self._connection.get_group_name()
+        return Strength(version=self.version, cipher_bits=bits or 0, group=group)
+
+    @property
     def resumed(self) -> bool:
         return bool(_lib.SSL_session_reused(self._ssl))
 
@@ -194,21 +203,53 @@ class TlsSession:
             return None
         return _print_and_end(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
 
+    def proof(self) -> Proof:
+        """What the origin showed, once the handshake is complete."""
+        chain = self._connection.get_verified_chain() or ()
+        ders = tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, one) for one in chain)
+        return Proof(errors=tuple(self.verify_errors), chain=ders, staple=self._staple(), resumed=self.resumed)
+
+    def _staple(self) -> bytes:
+        place = _ffi.new("unsigned char **")
+        size = _lib.SSL_get_tlsext_status_ocsp_resp(self._ssl, place)
+        return bytes(_ffi.buffer(place[0], size)) if size > 0 else b""
+
 
 @lru_cache(CERTIFICATES_LIMIT)
 def _print_and_end(der: bytes) -> tuple[str, int]:
     return hashlib.sha256(der).hexdigest(), not_after_s(certificate(der))
 
 
+def note_request(connection: SSL.Connection, where: int, result: int) -> None:
+    """For set_info_callback of a client's side: whether the server asks for a certificate (`is_asked`).
+
+    In TLS 1.2 it may also begin another handshake for that, which is refused: what it meant to ask is not heard then.
+    """
+    is_refused = where == _ALERT_SENT and result & 0xFF == alerts.NO_RENEGOTIATION
+    if is_refused or connection.get_state_string() == _ASKED:
+        session: Any = connection.get_app_data()
+        if session is not None:
+            session.is_asked = True
+
+
 def client_side(
-    context: SSL.Context, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool, verified: bool = False
+    context: SSL.Context,
+    name: str,
+    *,
+    sni: bool,
+    alpn: Sequence[bytes],
+    tls12: bool,
+    groups: str = "",
+    verified: bool = False,
 ) -> TlsSession:
     """A client's side towards `name`, for whom the certificate has to be if `verified`.
 
-    Without `tls12`, TLS 1.3 or nothing.
+    Without `tls12`, TLS 1.3 or nothing. `groups` to offer, empty: OpenSSL's own. Raises TlsFailed where it has none.
     """
     connection = SSL.Connection(context, None)
     session = TlsSession(connection)
+    if groups:
+        restrict_groups(connection, groups)
     if not tls12:
         connection.set_options(SSL.OP_NO_TLSv1_2)
     if sni:
@@ -217,8 +258,21 @@ def client_side(
         connection.set_alpn_protos(list(alpn))
     if verified:
         expect_peer(connection, name)
+        connection.request_ocsp()
     connection.set_connect_state()
     return session
+
+
+def restrict_groups(of: SSL.Connection | SSL.Context, groups: str) -> None:
+    """Agree to these, as strength.GROUPS writes them, and to no others. Raises TlsFailed where OpenSSL has none."""
+    raw: Any = of
+    is_whole = isinstance(of, SSL.Context)
+    set_list, at = (_lib.SSL_CTX_set1_curves_list, raw._context) if is_whole else (_lib.SSL_set1_curves_list, raw._ssl)
+    for names in (groups, classical_of(groups)):
+        if names and set_list(at, names.encode()) == 1:
+            return
+    _lib.ERR_clear_error()
+    raise TlsFailed(f"OpenSSL has none of the groups {groups}", alerts.INSUFFICIENT_SECURITY)
 
 
 def expect_peer(connection: SSL.Connection, name: str) -> None:
@@ -237,16 +291,13 @@ def expect_peer(connection: SSL.Connection, name: str) -> None:
         raise ValueError(f"OpenSSL does not accept {name!r} as a peer's name")
 
 
-class LeafKey:
-    """A P-256 key for leaf certificates. `public_key` is SubjectPublicKeyInfo, DER."""
-
-    __slots__ = ("made_s", "private", "public_key")
-
-    def __init__(self, now_s: float) -> None:
-        key = crypto.load_privatekey(crypto.FILETYPE_ASN1, _fresh_p256())
-        self.private: Any = key.to_cryptography_key()
-        self.public_key = crypto.dump_publickey(crypto.FILETYPE_ASN1, key)
-        self.made_s = now_s
+@lru_cache(KEYS_LIMIT)
+def private_key(der: bytes) -> Any:
+    """A leaf's key (PKCS #8) as a context takes it; many leaves have the same. Raises ValueError."""
+    try:
+        return crypto.load_privatekey(crypto.FILETYPE_ASN1, der).to_cryptography_key()
+    except crypto.Error as error:
+        raise ValueError("not a private key") from error
 
 
 def certificate(der: bytes) -> crypto.X509:
@@ -282,16 +333,6 @@ def not_after_s(certificate: crypto.X509) -> int:
 def session_context(name: str) -> bytes:
     """A session id context that no two names share."""
     return hashlib.sha256(name.encode()).digest()
-
-
-def _fresh_p256() -> bytes:
-    """A new private key as ECPrivateKey (RFC 5915), the public half left for OpenSSL to compute."""
-    secret = 0
-    while not 0 < secret < _P256_ORDER:
-        secret = secrets.randbits(256)
-    curve = bytes.fromhex("a00a06082a8648ce3d030107")
-    body = b"\x02\x01\x01" + b"\x04\x20" + secret.to_bytes(32) + curve
-    return bytes((0x30, len(body))) + body
 
 
 def _failed(error: SSL.Error) -> TlsFailed:

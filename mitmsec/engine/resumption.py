@@ -33,6 +33,7 @@ class Place(NamedTuple):
     name: str
     origin: Endpoint
     sni: bool
+    identity: str = ""  # whom the origin was shown the certificate of, if it asked
 
 
 @dataclass(frozen=True, slots=True)

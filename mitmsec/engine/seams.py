@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from mitmsec.audit.event import Seen
+from mitmsec.core.identity import Identity
 from mitmsec.core.inspection import Inspector
 from mitmsec.core.known_service import KnownService
+from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw, FlowEnded
 from mitmsec.core.model import OnFailure, Value
+from mitmsec.core.origin_proof import Proof
 
 
 class Refused(Exception):
@@ -18,20 +21,27 @@ class Refused(Exception):
 
 
 class LeafQuestion(Value, frozen=True):
-    """One flow's leaf certificate: for which name, for which key, how long at most, and how it is to be flawed."""
+    """One flow's leaf: for which name, with which kind of key, how long at most, and how it is to be flawed."""
 
     flow: str
     name: str
-    public_key: bytes  # SubjectPublicKeyInfo, DER
+    key: LeafKeyKind = LeafKeyKind.P256
     not_after_s: int | None = None  # the origin's own notAfter, Unix seconds
     flaw: Flaw | None = None
+
+
+class Leaf(Value, frozen=True):
+    """DER certificates, the leaf first, without the root; and the leaf's key (PKCS #8, DER)."""
+
+    chain: tuple[bytes, ...]
+    key: bytes
 
 
 class Certifier(Protocol):
     """Has certificates made, at most once a flow."""
 
-    async def chain(self, question: LeafQuestion) -> tuple[bytes, ...]:
-        """DER certificates, leaf first, without the root. Raises Refused."""
+    async def leaf(self, question: LeafQuestion) -> Leaf:
+        """The leaf, as `question` wants it. Raises Refused."""
 
 
 class Defect(Protocol):
@@ -44,8 +54,17 @@ class Defect(Protocol):
     def text(self) -> str: ...
 
 
-Judge = Callable[[Sequence[int]], Defect | None]
-"""The gravest of OpenSSL's verification errors (X509_V_ERR_…), in our words; None for none."""
+class Judgement(Protocol):
+    """What an origin's proof is worth. `note`: what is to be recorded of one that holds."""
+
+    @property
+    def defect(self) -> Defect | None: ...
+
+    @property
+    def note(self) -> str | None: ...
+
+
+Judge = Callable[[Proof], Awaitable[Judgement]]
 
 
 class Gate(Protocol):
@@ -58,10 +77,15 @@ class Gate(Protocol):
         """Both sockets of the flow are closed."""
 
 
-class Recorder(Protocol):
-    """Where events go. `record` never blocks and never raises."""
+class Records(Protocol):
+    """Where events go."""
 
-    def record(self, seen: Seen) -> None: ...
+    def record(self, seen: Seen) -> None:
+        """Never blocks and never raises."""
+
+
+class Recorder(Records, Protocol):
+    """Where events go, and when there is room for them."""
 
     @property
     def congested(self) -> bool:
@@ -81,7 +105,17 @@ class EngineSettings(Value, frozen=True):
 class Collaborators:
     """Who answers. `inspectors` are by the name that stands in a decision's `inspect`."""
 
-    __slots__ = ("certifier", "gate", "inspectors", "judge", "keys_pem", "recorder", "roots_pem", "services")
+    __slots__ = (
+        "certifier",
+        "gate",
+        "identities",
+        "inspectors",
+        "judge",
+        "keys_pem",
+        "recorder",
+        "roots_pem",
+        "services",
+    )
 
     def __init__(
         self,
@@ -93,13 +127,14 @@ class Collaborators:
         roots_pem: bytes,
         inspectors: Sequence[Inspector] = (),
         services: Sequence[KnownService] = (),
+        identities: Sequence[Identity] = (),
         keys_pem: bytes = b"",
     ) -> None:
-        """`keys_pem`: those of `services`, one after the other; empty where nothing that comes in is decrypted."""
+        """`keys_pem`: those of `identities`, then of `services`, one after the other; empty where none are needed."""
         self.certifier = certifier
         self.gate = gate
         self.judge = judge
         self.recorder = recorder
         self.roots_pem = roots_pem
         self.inspectors = {inspector.name: inspector for inspector in inspectors}
-        self.services, self.keys_pem = services, keys_pem
+        self.identities, self.services, self.keys_pem = identities, services, keys_pem

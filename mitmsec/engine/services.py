@@ -6,13 +6,12 @@
 The service's certificate is compared, byte by byte, and not verified: who has its key is whom the peer wants. No other
 certificate would do, whatever root it has. What a worker cannot do is to pose as the peer: a service that asks for a
 client's certificate ends the flow, for it would take the peer for somebody without one. One that would ask later, by
-beginning another handshake, is refused that (RFC 5246 §7.2.1, no_renegotiation).
+beginning another handshake, is refused that (RFC 5246 §7.2.2, no_renegotiation), which ends the flow as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from OpenSSL import SSL, crypto
 
@@ -22,8 +21,6 @@ from mitmsec.core.model import Value
 from mitmsec.engine import openssl
 from mitmsec.engine.contexts import KeyLog, server_context
 from mitmsec.engine.openssl import TlsSession
-
-_ASKED = b"SSLv3/TLS read server certificate request"  # OpenSSL's word for that state, of TLS 1.3 too
 
 
 class OtherCertificate(Value, frozen=True):
@@ -48,7 +45,7 @@ class Service:
         self._back.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         self._back.set_verify(SSL.VERIFY_NONE)
         self._back.set_options(SSL.OP_NO_RENEGOTIATION)  # in which TLS 1.2 may ask for a certificate, or show another
-        self._back.set_info_callback(_note_request)
+        self._back.set_info_callback(openssl.note_request)
 
     def session(self, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool) -> TlsSession:
         """A client's side towards it, as of OriginContext."""
@@ -90,9 +87,3 @@ def refusal(known: KnownService, key_pem: bytes) -> str | None:
         details = error.args[0] if error.args else ""
         return str(details[-1][-1]) if isinstance(details, list) and details else str(error)
     return None
-
-
-def _note_request(connection: SSL.Connection, _where: int, _result: int) -> None:
-    if connection.get_state_string() == _ASKED:
-        session: Any = connection.get_app_data()
-        session.is_asked = True

@@ -9,6 +9,7 @@ from mitmsec.core.address_names import Agreement, agreement
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
 from mitmsec.core.sniff import Protocol, Sniffed
+from mitmsec.gate.learned import Kind
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
 
 UNSELECTED = Decision(action=Action.BYPASS, rule="selection", reason="its program is not selected")
@@ -240,7 +241,13 @@ class Account:
     def hello_facts(self) -> TlsClientFacts:
         """What the client offered, by our own reading. Version, cipher and ALPN are settled by whoever answers it."""
         hello = self.first.hello if self.first else None
-        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, name_agrees=self.agreement) if hello else TlsClientFacts()
+        if hello is None:
+            return TlsClientFacts()
+        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=self.agreement)
+
+    def kind(self, first: Sniffed, remote: Endpoint) -> Kind | None:
+        """Whose flow it is and where it goes, as far as something can be learned of it."""
+        return Kind.of(self.process, first.name or remote.address, remote.port)
 
     @property
     def agreement(self) -> Agreement | None:
@@ -255,13 +262,6 @@ class Account:
         mine, theirs = self.hello_facts(), ended.tls or TlsFacts()
         client = _limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
-            client=TlsClientFacts(
-                version=client.version,
-                cipher=client.cipher,
-                alpn=client.alpn,
-                sni=mine.sni,
-                ja4=mine.ja4,
-                name_agrees=mine.name_agrees,
-            ),
+            client=replace(client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees),
             server=None if theirs.server is None else _limited_facts(theirs.server),
         )

@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from mitmsec.audit.event import Seen
+from mitmsec.core.crl_place import CRL_PLACE
 from mitmsec.core.messages import HandOver, UpstreamAnswer
 from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec.gate import dns_ear
 from mitmsec.gate import signals as s
 from mitmsec.gate.crew import Crew
+from mitmsec.gate.crl_origin import CrlOrigin
 from mitmsec.gate.dial import Dial
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.flow import Flow, State
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.inward import Way
+from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans, hand_out, shut
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
@@ -40,6 +44,10 @@ _TCP_INFO = struct.Struct("=120xQQ")  # struct tcp_info of linux/tcp.h up to tcp
 log = logging.getLogger(__name__)
 
 
+type HearsDns = Callable[[Endpoint, Endpoint, bool, bytes], None]
+"""Told of each DNS message over TCP: the program's end, the name server's, whether the program sent it, the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Means:
     """What all connections of a gate work with."""
@@ -50,6 +58,7 @@ class Means:
     local_ports: range | None
     policy: Decides
     names: Names
+    learned: Learned
     health: Health
     crew: Crew
     hangups: Hangups
@@ -65,6 +74,9 @@ class Means:
     """The connection is not silent any more."""
     over: Callable[[Connection], None]
     """The connection is closed and on record."""
+    crls: CrlOrigin
+    """Whom connections to `CRL_PLACE` reach."""
+    dns: HearsDns | None = None
 
 
 def moved_bytes(sock: socket.socket) -> int:
@@ -97,7 +109,7 @@ class Connection:
     )
 
     def __init__(self, means: Means, flow: str, client: socket.socket) -> None:
-        self.flow = Flow(flow, means.terms, means.policy, means.names, means.health)
+        self.flow = Flow(flow, means.terms, means.policy, means.names, means.health, means.learned)
         self._means, self._client = means, client
         self._origin: socket.socket | None = None
         self._bound: str | None = None
@@ -244,6 +256,8 @@ class Connection:
         self, connected: Callable[[socket.socket, Endpoint], None], failed: Callable[[DialFailure], None]
     ) -> Dial:
         means = self._means
+        ours = means.crls.connect if self.flow.about.remote == CRL_PLACE else None
+        begin = ours if self._way is None else self._way.connect
         return Dial(
             means.loop,
             connected,
@@ -251,7 +265,7 @@ class Connection:
             deadline_s=means.connect_deadline_s,
             bound=self._bound,
             local_ports=means.local_ports,
-            begin=None if self._way is None else self._way.connect,
+            begin=begin,
         )
 
     def _dialled(self, sock: socket.socket, endpoint: Endpoint) -> None:
@@ -286,8 +300,11 @@ class Connection:
         assert self._origin is not None
         means = self._means
         tap = means.taps.tap(self.flow.about) if tee else None
-        self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
-        self._relay.start()
+        relay = self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
+        if means.dns is not None and dns_ear.speaks_dns(self.flow.about):
+            hear = functools.partial(means.dns, self.flow.about.client, self.flow.about.remote)
+            relay.tee = dns_ear.DnsEar(hear, tap, lambda: relay.copy_to(tap))
+        relay.start()
 
     def _relay_ended(self, ending: Ending) -> None:
         assert self._relay is not None

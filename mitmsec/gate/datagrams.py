@@ -42,8 +42,15 @@ def seen(told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = 
         datagrams_sent=told.sent,
         datagrams_received=told.received,
         duration_ms=told.duration_ms,
-        outcome=Outcome.COMPLETED if told.ended else Outcome.OPEN,
+        outcome=_outcome(told),
     )
+
+
+def _outcome(told: UdpFlowTold) -> Outcome:
+    """Of one that is only known to have been connected, nothing was completed: that may be all that there was."""
+    if not told.ended:
+        return Outcome.OPEN
+    return Outcome.COMPLETED if told.seen else Outcome.UNSEEN
 
 
 def protocol_of(told: UdpFlowTold) -> str:

@@ -27,7 +27,7 @@ from typing import assert_never
 
 from msgspec.structs import replace
 
-from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
@@ -35,6 +35,7 @@ from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol,
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
 from mitmsec.gate.claims import claims, is_connect
+from mitmsec.gate.learned import Kind, Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
 from mitmsec.gate.terms import Decides, Dialling, Health, State, Terms
@@ -49,11 +50,15 @@ type Commands = list[AnyCommand]
 class Flow:
     """One accepted connection, from `Accepted` to its record. Deaf after its end. Times are monotonic seconds."""
 
-    def __init__(self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health) -> None:
+    def __init__(
+        self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health, learned: Learned | None = None
+    ) -> None:
         self.about = Account(flow)
         self.state = State.OWNER
         self.worker = -1
         self._terms, self._policy, self._names, self._health = terms, policy, names, health
+        self._learned = Learned() if learned is None else learned
+        self._kind: Kind | None = None  # once a worker has it, if something can be learned of it
         self._fault = ""
         self._heard = False  # some first bytes, not enough of them
         self._begun = False  # a hello or a request, not its end
@@ -196,7 +201,10 @@ class Flow:
         hello = first.hello
         alpn, ja4 = (hello.alpn, hello.ja4) if hello else ((), None)
         proven = first.name is not None and first.name in (self.about.resolved or ())
-        return self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4, proven=proven)
+        said = self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4, proven=proven)
+        if hello is None:
+            return said
+        return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
 
     def _settled(self, decision: Decision) -> Commands:
         commands = self._follow(decision)
@@ -353,6 +361,9 @@ class Flow:
         kind, name = self.about.plaintext, self.about.first.name or self.about.remote.address
         assert kind is not None
         self.state, self.worker = State.HANDED, worker
+        if self.about.first.hello is not None:
+            self._kind = self.about.kind(self.about.first, self.about.remote)
+            self._learned.handed(self._kind)
         return [
             s.SetDeadline(None),
             s.Record(self.about.handed(worker)),
@@ -371,7 +382,17 @@ class Flow:
     def _worker_said(self, ended: FlowEnded) -> Commands:
         if ended.tls is not None and ended.tls.server is not None and ended.tls.server.verified:
             self._remember()
-        return self._over(s.Reset() if ended.reset else s.Close(), self.about.said(ended, self._now_s))
+        return [
+            *self._learn(ended),
+            *self._over(s.Reset() if ended.reset else s.Close(), self.about.said(ended, self._now_s)),
+        ]
+
+    def _learn(self, ended: FlowEnded) -> Commands:
+        assert self.about.decision is not None
+        bypass = self._learned.heard(self._kind, ended, self.about.decision.learning, self._now_s)
+        if bypass is None:
+            return []
+        return [s.Record(FaultSeen(what="learned_bypass", detail=str(bypass), failed="open", flow=self.about.flow))]
 
     # -- our own failures ----------------------------------------------------------------------------------------------
     def _fail(self, what: str) -> Commands:
@@ -422,5 +443,6 @@ class Flow:
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:
         self.state = State.ENDED
+        self._learned.over(self._kind)
         record: Commands = [s.Record(seen)] if self.about.selected else []
         return [s.SetDeadline(None), answer, *record]

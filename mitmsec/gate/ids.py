@@ -7,6 +7,8 @@ import time
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are read aloud and typed
 ID_CHARS = 26  # 5 bits each; the first carries 3
+_PAIRS = tuple(first + second for first in _CROCKFORD for second in _CROCKFORD)
+_SHIFTS = tuple(range(5 * (ID_CHARS - 2), -1, -10))
 
 
 def flow_id(now_ms: int | None = None) -> str:
@@ -14,4 +16,4 @@ def flow_id(now_ms: int | None = None) -> str:
     if now_ms is None:
         now_ms = time.time_ns() // 1_000_000
     number = (now_ms & (1 << 48) - 1) << 80 | secrets.randbits(80)
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(5 * (ID_CHARS - 1), -1, -5))
+    return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

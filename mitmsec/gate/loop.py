@@ -25,17 +25,20 @@ from typing import Protocol
 
 from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
-from mitmsec.channel import Channel, ChannelFull
-from mitmsec.core.messages import MintDecision, MintWithdrawn, UdpFlowTold
-from mitmsec.core.model import Direction, Endpoint, OnFailure, Process
+from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.core.messages import Crls, MintDecision, MintWithdrawn, UdpFlowTold
+from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Process
 from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
-from mitmsec.gate.connection import Connection, Means
+from mitmsec.gate.asking import Asking
+from mitmsec.gate.connection import Connection, HearsDns, Means
 from mitmsec.gate.crew import Crew
+from mitmsec.gate.crl_origin import CrlOrigin
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
 from mitmsec.gate.inward import Inward, Ways
+from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.refuse import reset
@@ -78,6 +81,8 @@ class Surroundings:
     """Whom connections that came in were meant for; None: nobody leads any here."""
     names_of: Callable[[str], tuple[str, ...] | None] = lambda address: None
     """The names that DNS answers gave an address, the newest first; None: nobody looks at them."""
+    dns: HearsDns | None = None
+    """Who looks at DNS over TCP."""
 
 
 class Colleagues:
@@ -137,9 +142,7 @@ class Gate:
         self._flows: dict[str, Connection] = {}
         self._silent: dict[str, Connection] = {}  # in the order of their arrival
         self._young: deque[tuple[float, Connection]] = deque()
-        self._asked: dict[int, Connection] = {}
-        self._asking: dict[str, int] = {}  # the other way round
-        self._number = 0
+        self._asking = Asking(around.ask, loop.time)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -148,7 +151,9 @@ class Gate:
         self._faults = Faults(around.recorder.record, session)
         self.crew = Crew(loop, self._faults, around.hangs)
         self._hangups = Hangups(loop)
+        self._learned = Learned()
         self._loans = Loans(loop, self._hangups)
+        self._crls = CrlOrigin(loop)
         self._taps = Taps(loop, around.recorder, terms.on_failure)
         self._means = Means(
             loop=loop,
@@ -157,6 +162,7 @@ class Gate:
             local_ports=local_ports,
             policy=policy,
             names=Names(),
+            learned=self._learned,
             health=self._colleagues,
             crew=self.crew,
             hangups=self._hangups,
@@ -165,13 +171,15 @@ class Gate:
             taps=self._taps,
             faults=self._faults,
             record=around.recorder.record,
-            ask=self._ask,
+            ask=self._asking.ask,
             mint=self._mint,
             withdraw=self._withdraw,
             spoke=self._spoke,
             over=self._over,
+            crls=self._crls,
+            dns=around.dns,
         )
-        around.signer.attach(loop, lambda message, fds: None, self._signer_gone)
+        around.signer.attach(loop, self._signer_said, self._signer_gone)
 
     @property
     def live(self) -> int:
@@ -188,10 +196,7 @@ class Gate:
 
     def owner(self, number: int, process: Process, *, selected: bool = True) -> None:
         """The supervisor's answer to `ask`."""
-        connection = self._asked.pop(number, None)
-        if connection is not None:
-            del self._asking[connection.id]
-            connection.tell(s.OwnerKnown(process, selected))
+        self._asking.answered(number, process, selected=selected)
 
     def datagrams(self, told: UdpFlowTold) -> None:
         """Put a UDP flow on record, which went past us."""
@@ -201,6 +206,8 @@ class Gate:
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
         self._terms = terms
+        self._asking.forget()
+        self._learned.forget()
         self._taps.on_failure = terms.on_failure
         self._means = replace(self._means, policy=policy, terms=terms)
         self.crew.keep_only(workers)
@@ -217,6 +224,11 @@ class Gate:
     def decrypted(self) -> int:
         """Flows that a worker has."""
         return sum(flow.flow.state is State.HANDED for flow in self._flows.values())
+
+    @property
+    def learned(self) -> Sequence[LearnedBypass]:
+        """What is let pass, because it could not be decrypted."""
+        return self._learned.told(self._loop.time())
 
     async def drain(self, grace_s: float) -> int:
         """Accept what has arrived and nothing more, give live flows `grace_s` to end; the number that had to be cut."""
@@ -237,6 +249,7 @@ class Gate:
         self.crew.close()
         self._taps.close()
         self._loans.close()
+        self._crls.close()
         self._hangups.close()
         self._pipes.close()
         self._around.signer.close()
@@ -328,19 +341,9 @@ class Gate:
             listener.close()
 
     # -- what connections need -----------------------------------------------------------------------------------------
-    def _ask(self, connection: Connection, origin: Origin) -> None:
-        self._number += 1
-        self._asked[self._number] = connection
-        self._asking[connection.id] = self._number
-        try:
-            self._around.ask(self._number, origin)
-        except ChannelFull:  # a supervisor that hangs: the connection's own deadline sees to it
-            self._not_asking(connection)
-
-    def _not_asking(self, connection: Connection) -> None:
-        number = self._asking.pop(connection.id, None)
-        if number is not None:
-            self._asked.pop(number, None)
+    def _signer_said(self, message: Crls, fds: list[int]) -> None:
+        close_all(fds)
+        self._crls.lists = dict(message.lists)
 
     def _mint(self, flow: str, name: str) -> None:
         try:
@@ -363,7 +366,7 @@ class Gate:
     def _over(self, connection: Connection) -> None:
         self._flows.pop(connection.id, None)
         self._silent.pop(connection.id, None)
-        self._not_asking(connection)
+        self._asking.give_up(connection)
         if not self._flows:
             self._empty.set()
 

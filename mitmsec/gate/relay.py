@@ -21,7 +21,7 @@ COPY_SIZE_BYTES = 65536
 ROUNDS = 8  # fills of one direction before other flows have their turn
 BULK_BYTES = 16384  # a turn that moves less is no part of a bulk transfer
 BULK_TURNS = 16  # in a row, and nothing the other way: from then on more is let gather before it is moved
-GATHER_S = 0.001
+GATHER_S = 0.002
 LAST_WORDS_LIMIT_BYTES = 8 << 20  # more than sockets hold
 
 
@@ -111,7 +111,15 @@ class Course:
         """
         if self._relay.tee is None and self._buffer is None and not self.over and not self._relay.ended:
             self._relay.loop.remove_reader(self._source)
-            self._gathering = self._relay.loop.call_later(GATHER_S, self._resume)
+            self._gathering = self._relay.loop.call_later(GATHER_S, self._gathered)
+
+    def _gathered(self) -> None:
+        """Move it; as long as it is much, let more gather at once, without asking first whether there is any."""
+        self._gathering = None
+        self.move()
+        is_waiting = self._gathering is not None or self._buffer is not None  # for more, or for the sink
+        if not is_waiting:
+            self._resume()
 
     def _round(self) -> bool:
         """Whether there may be more to do at once."""
@@ -211,6 +219,10 @@ class Relay:
     def received_bytes(self) -> int:
         """Handed on to the client."""
         return self._in.moved_bytes
+
+    def copy_to(self, tee: Tee | None) -> None:
+        """From the next piece on."""
+        self.tee = tee
 
     def start(self) -> None:
         """Begin. What lies in the sockets already is moved from the loop, not from here."""

@@ -28,7 +28,7 @@ SLIM = 80  # columns below which the second line has to hold the program and the
 WHAT_LINES = 3  # of a slim table, for what happened
 
 ACTION_STYLES = {"block": "red", "bypass": "cyan", "capture": "yellow", "decrypt": "green"}
-GOOD_OUTCOMES = frozenset({"completed", "open"})
+GOOD_OUTCOMES = frozenset({"completed", "open", "unseen"})
 
 # The order in which `show` tells an event; what is not named here follows by its name.
 FIRST_KEYS = (
@@ -313,7 +313,8 @@ def _sentence(event: Event) -> str:
         case "policy":
             return f"{event.get('path')}: {_rules(event.get('rules'))}, fails {event.get('on_failure')}"
         case "ca":
-            return f"{event.get('operation')}: {event.get('subject')}"
+            detail = f" · {event['detail']}" if event.get("detail") else ""
+            return f"{event.get('operation')}: {event.get('subject')}{detail}"
         case "service":
             status = "" if event.get("status") is None else f"status {event['status']}"
             parts = (event.get("operation"), " ".join(event.get("command") or ()), event.get("detail"), status)

@@ -23,6 +23,7 @@ from mitmsec.audit.producer import Producer
 from mitmsec.channel import close_all
 from mitmsec.core.messages import (
     CaptureOpen,
+    CaReload,
     Fault,
     ProducerUp,
     Ready,
@@ -33,10 +34,12 @@ from mitmsec.core.messages import (
     SignerReady,
     SignerSettings,
 )
+from mitmsec.service import ca_journal, sealing, token_ground
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.gate_and_workers import begun
 from mitmsec.service.jail import Jail, spawn
+from mitmsec.service.seal_keeper import SealFailed
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
 from mitmsec_redirect.cgroup import cgroup2_root
@@ -44,7 +47,8 @@ from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
-REPLACE_PAUSE_S = 2.0
+REPLACE_PAUSE_S, REPLACE_PAUSE_LIMIT_S = 2.0, 10.0
+CA_DEADLINE_S = 10.0
 MENDED_DEADLINE_S = 25.0  # a run's end waits no longer for what cannot be replaced
 RECORDER_GRACE_S = 25.0  # more than it takes itself for its producers and the disk
 
@@ -59,12 +63,14 @@ class Backbone:
         self.sessions: dict[str, Session] = {}
         self.off = False
         self.switching = asyncio.Lock()
-        self.root_pem = ""
+        self.root_pem = self.own_pem = ""
+        self._created: CaSeen | None = None  # the CA that our signer has made, until that is on record
         self._producer: Producer | None = None
         self._recorder: ChildProcess | None = None
         self._signer: ChildProcess | None = None
         self._worker: ChildProcess | None = None
         self._flushes: dict[str, asyncio.Future[SessionFlushed]] = {}
+        self._adopting = asyncio.Lock()
         self._stopping = False
         self._mending: set[asyncio.Task[None]] = set()
         self._mending_lock = asyncio.Lock()
@@ -74,6 +80,7 @@ class Backbone:
         """Raises ChildFailed with what the operator should know."""
         self._worker = begun(self, Role.WORKER)  # somebody will want one, and it takes longest
         await asyncio.gather(self._start_recorder(), self._start_signer())
+        await self.record_ca_operations()
 
     def _start_recorder(self) -> Awaitable[None]:
         """Spawned and told its settings now, so that producers may be introduced; ready when awaited."""
@@ -89,20 +96,77 @@ class Backbone:
         return finish()
 
     async def _start_signer(self) -> None:
-        signer = self._signer = self._spawn(Role.SIGNER, self.state.ca)
-        with self.recorder_channel(Role.SIGNER, "") as recorder:
-            ready = signer.start(SignerSettings(folder=str(self.state.ca)), recorder.fileno())
+        try:
+            with sealing.descriptors(self.state) as opens:
+                shows = token_ground.modules_of(self.state).shows
+                signer = self._signer = self._spawn(Role.SIGNER, self.state.ca, shows)
+                with self.recorder_channel(Role.SIGNER, "") as recorder:
+                    ready = signer.start(SignerSettings(folder=str(self.state.ca)), recorder.fileno(), *opens)
+        except (SealFailed, token_ground.ModulesRefused) as error:
+            raise ChildFailed(f"ca_refused: {error}") from None
         answer = await _ready(signer, ready)
         assert isinstance(answer, SignerReady)
         signer.watch(lambda status: self._died(Role.SIGNER, status))
-        self.root_pem = answer.root_pem
+        self.root_pem, self.own_pem = answer.root_pem, answer.own_pem
         if answer.created:
-            self.record(
-                CaSeen(operation="created", subject=answer.subject, sha256=answer.sha256, not_after=answer.not_after)
+            self._created = CaSeen(
+                operation="created", subject=answer.subject, sha256=answer.sha256, not_after=answer.not_after
             )
 
-    def _spawn(self, role: Role, folder: Path) -> ChildProcess:
-        jail = Jail(role=role, account=account_of(role), mountpoint=str(self.state.jail), folder=str(folder))
+    async def adopt_ca(self) -> None:
+        """Have the signer read the CA's files again, and record what was done to them. Raises ChildFailed, OSError."""
+        async with self._adopting:
+            if token_ground.modules_of(self.state) != token_ground.NOTHING:
+                await self._begin_signer_anew()
+                return await self.record_ca_operations()
+            answer = await self._reloaded()
+            if isinstance(answer, Fault):
+                raise ChildFailed(f"{answer.what}: {answer.detail}")
+            self.root_pem, self.own_pem = answer.root_pem, answer.own_pem
+            await self.record_ca_operations()
+
+    async def _begin_signer_anew(self) -> None:
+        """A token is met once in a process's life: what it sees, threads of its module. Runs pause as when it dies."""
+        if self._signer is not None and not self._signer.ended.done():
+            await self._signer.stop()
+            self._died(Role.SIGNER, self._signer.ended.result())
+        await self.mended()
+        if _has_ended(self._signer):
+            raise ChildFailed("the signer cannot use the CA as it is now; supervisor.log says why")
+
+    async def _reloaded(self) -> SignerReady | Fault:
+        signer = self._signer
+        if signer is None or signer.ended.done():
+            raise ChildFailed("the signer is not running")
+        answer: asyncio.Future[SignerReady | Fault] = asyncio.get_running_loop().create_future()
+        signer.on_message = lambda message, fds: _heard_once(answer, message, fds)
+        with sealing.descriptors(self.state) as opens:
+            signer.channel.send(CaReload(), *opens)
+        async with asyncio.timeout(CA_DEADLINE_S):
+            await asyncio.wait((answer, signer.ended), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ChildFailed("the signer ended while it read the CA")
+        return answer.result()
+
+    async def record_ca_operations(self) -> None:
+        """What commands did to the CA goes on record; it is forgotten only once it is on disk.
+
+        Then, that the signer has made another: after the one before was removed.
+        """
+        done = ca_journal.left(self.state)
+        for seen in done:
+            self.record(seen)
+        if self._created is not None:
+            self.record(self._created)
+            self._created = None
+        if done and self._producer is not None:
+            async with asyncio.timeout(FLUSH_DEADLINE_S):
+                await self._producer.flushed()
+            ca_journal.forget(self.state, len(done))
+
+    def _spawn(self, role: Role, folder: Path, shows: tuple[str, ...] = ()) -> ChildProcess:
+        mountpoint = str(self.state.jail)
+        jail = Jail(role=role, account=account_of(role), mountpoint=mountpoint, folder=str(folder), shows=shows)
         return ChildProcess(role, partial(spawn, jail), self.log, [Ready, SignerReady, SessionFlushed, Fault])
 
     def is_nobodys(self, label: str) -> bool:
@@ -199,10 +263,13 @@ class Backbone:
     async def _mend(self, role: Role, status: int) -> None:
         """A new recorder means a new signer too (its channel to the recorder is gone); then every session anew."""
         async with self._mending_lock:
+            told, pause_s = "", REPLACE_PAUSE_S
             while (why := await self._replace()) is not None:
-                print(f"the {role} could not be replaced: {why!r}", file=sys.stderr)
-                self._fault(f"{role}_not_replaced", why)
-                await asyncio.sleep(REPLACE_PAUSE_S)
+                if why != told:  # a token may be away for days
+                    print(f"the {role} could not be replaced: {why!r}", file=sys.stderr)
+                    self._fault(f"{role}_not_replaced", why)
+                await asyncio.sleep(pause_s)
+                told, pause_s = why, min(pause_s + REPLACE_PAUSE_S, REPLACE_PAUSE_LIMIT_S)
             self._fault(f"{role}_died", f"status {status}")
             for session in list(self.sessions.values()):
                 self.open_capture(session)
@@ -244,6 +311,12 @@ async def _ready(child: ChildProcess, answer: Awaitable[Any]) -> object:
         child.kill()
         await child.ended
         raise
+
+
+def _heard_once(answer: asyncio.Future[Any], message: object, fds: list[int]) -> None:
+    close_all(fds)
+    if not answer.done():
+        answer.set_result(message)
 
 
 def _has_ended(child: ChildProcess | None) -> bool:

@@ -47,6 +47,7 @@ class Terms:
     label: str = ""  # of the session: its state and its name
     selection: Selection | None = None  # of a standing service, which rules of nftables cannot serve
     paths: ExecutablePaths | None = None  # what a connect hook is to fill
+    keep: Callable[[Path], None] = lambda folder: None  # pins there what a selection needs; before a diverter begins
 
 
 async def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]) -> Backend:
@@ -129,6 +130,7 @@ async def windivert(terms: Terms, say: Callable[[str], None]) -> DivertBackend:
         log=say,
         selection=terms.selection,
         pin_folder=None if terms.selection is None else terms.pins(),
+        keep=terms.keep,
     )
 
 
@@ -149,12 +151,19 @@ def found(backend: Backend, asked: Whose, processes: ProcessTable) -> Owner | No
 
 
 def _told(process: Process, asked: Whose, processes: ProcessTable) -> Owner:
-    """As it was read before its connection began; its hash may still be on the way."""
-    if process.sha256 is not None:
-        return Owner(process)
-    now = processes.whose(asked.pid, asked.uid, asked.comm, asked.connected_ns or None)
+    """As it was read before its connection began; its hash may still be on the way.
+
+    One that had ended by then, the session may have known while it lived. Who has executed something else between
+    connect() and being read is not taken for that, where the session was told of it.
+    """
+    then_ns = asked.connected_ns or None
+    now = processes.whose(asked.pid, asked.uid, asked.comm, then_ns)
     is_it = (now.process.started, now.process.exe) == (process.started, process.exe) and process.exe is not None
-    if not is_it:
+    if then_ns is not None and now.process.confidence is Confidence.KERNEL:
+        is_another = process.confidence is Confidence.KERNEL and not is_it and processes.has_seen(asked.pid, then_ns)
+        if is_another or process.confidence is Confidence.INFERRED:
+            return now
+    if process.sha256 is not None or not is_it:
         return Owner(process)
     return Owner(replace(process, sha256=now.process.sha256), now.sha256)
 

@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+
+PAUSE_S = 0.1
+
+
+async def for_ever(look: Callable[[], Awaitable[None]], failed: Callable[[Exception], None]) -> None:
+    """`look`, again and again. What it raises is told once for each kind, and a moment later it has another try."""
+    told: set[type[Exception]] = set()
+    while True:
+        try:
+            await look()
+        except Exception as error:
+            if type(error) not in told:
+                told.add(type(error))
+                failed(error)
+            await asyncio.sleep(PAUSE_S)
 
 
 class Background:

@@ -35,15 +35,19 @@ PIDS_TOLD = 3
 @click.option("--purge", is_flag=True, help="Remove everything, the audit log too. There is no way back.")
 @click.option("--yes", is_flag=True, help="Do not ask before --purge, as a terminal is asked.")
 def clean(state_folder: Path, *, as_json: bool, purge_ca: bool, purge: bool, yes: bool) -> None:
-    """Remove what killed runs left in the kernel.
+    """Remove what killed runs left, and the CA from trust stores.
 
-    Hooks, tables of rules, cgroups, mounts and sockets go, and a second look proves it. The log and the keys stay
-    unless --purge. A run that is alive is not touched. Exit status 1 if something could not be removed.
+    Hooks, tables of rules, cgroups, mounts and sockets go, and each store that `ca trust` has changed is what it was; a
+    second look proves it. The log and the keys stay unless --purge. A run that is alive is not touched. Exit status 1
+    if something could not be removed.
     """
     from mitmsec.service import leftovers
+    from mitmsec.service.ca_orders import who
 
     need_root("clean")
     state = State(state_folder)
+    if state.trust.is_dir() and not state.run.is_dir():
+        state.make()  # somebody has removed the rest: stores may trust us all the same
     if not state.run.is_dir():
         click.echo(f"nothing to clean: {state.folder} holds nothing of mitmsec", err=True)
         if as_json:
@@ -53,7 +57,8 @@ def clean(state_folder: Path, *, as_json: bool, purge_ca: bool, purge: bool, yes
         _ask(state)
     lock = _lock(state)
     try:
-        removed = leftovers.clean(state, purge=purge, purge_ca=purge_ca)
+        with _on_record(state) if purge_ca and not purge else contextlib.nullcontext():
+            removed = leftovers.clean(state, purge=purge, purge_ca=purge_ca, user=who())
         left = leftovers.remaining(state)
         if purge and not left:
             removed += leftovers.vanish(state)
@@ -66,7 +71,15 @@ def clean(state_folder: Path, *, as_json: bool, purge_ca: bool, purge: bool, yes
     if as_json:
         _tell_count(sum(1 for item in removed if not item.kept), left)
     else:
-        click.echo("nothing of mitmsec is left in the kernel" + ("" if removed else "; nothing had to be removed"))
+        left_where = "nothing of mitmsec is left in the kernel, and no trust store trusts it by our hand"
+        click.echo(left_where + ("" if removed else "; nothing had to be removed"))
+
+
+def _on_record(state: State) -> contextlib.AbstractContextManager[None]:
+    """That the CA was removed, in the log that stays."""
+    from mitmsec.service import ca_orders, ca_work
+
+    return ca_work.removing(state, ca_orders.who(), int(time.time()))
 
 
 def _ask(state: State) -> None:

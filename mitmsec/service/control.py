@@ -6,6 +6,8 @@
         ◄── RunClosed
     start, reload, off, stop ── StartService, ReloadService, SwitchService, StopService ──►
         ◄── ServiceStarted, ServiceReloaded, ServiceSwitched, RunClosed | Refused
+    ca init, import, rotate ── CaChanged ──►
+        ◄── CaAdopted | Refused
 
 The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log. Whoever else may open
 the socket is in the group that may read, and may ask for READING.
@@ -24,7 +26,7 @@ from pathlib import Path
 import msgspec
 
 from mitmsec.core.messages import Message
-from mitmsec.core.model import OnFailure, Value
+from mitmsec.core.model import LearnedBypass, OnFailure, Value
 
 ROWS_LIMIT = 40  # sessions in an answer: three texts of a kibibyte or less, and some forty bytes for each process
 
@@ -66,7 +68,8 @@ class RunOpened(Message, frozen=True):
 
 
 class StartService(Message, frozen=True):
-    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM).
+    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM), then with `keys` those of the policy's
+    services (memfd).
 
     The service lives until `StopService`; `bound` to this client, also only as long as that listens.
     """
@@ -76,6 +79,7 @@ class StartService(Message, frozen=True):
     workers: int
     bound: bool
     backend: BackendChoice = BackendChoice.AUTO
+    keys: bool = False
 
 
 class ServiceStarted(Message, frozen=True):
@@ -90,10 +94,14 @@ class StopService(Message, frozen=True):
 
 
 class ReloadService(Message, frozen=True):
-    """fds: policy (memfd, JSON), upstream roots (memfd, PEM). Live flows keep what they were decided under."""
+    """fds: policy (memfd, JSON), upstream roots (memfd, PEM), then with `keys` those of the policy's services (memfd).
+
+    Live flows keep what they were decided under.
+    """
 
     policy_file: str
     policy_sha256: str
+    keys: bool = False
 
 
 class ServiceReloaded(Message, frozen=True):
@@ -111,6 +119,14 @@ class ServiceSwitched(Message, frozen=True):
 
     cut: int
     sessions: int
+
+
+class CaChanged(Message, frozen=True):
+    """The CA's files have changed, and what was done stands in the journal (mitmsec.service.ca_journal)."""
+
+
+class CaAdopted(Message, frozen=True):
+    """The signer signs with what the files hold, and what was done is on record."""
 
 
 class Refused(Message, frozen=True):
@@ -147,6 +163,13 @@ class StatusQuestion(Message, frozen=True):
     pass
 
 
+class NamesStatus(Value, frozen=True):
+    """What programs ask these name servers over UDP is heard; what they ask `beyond` more is not."""
+
+    servers: tuple[str, ...]
+    beyond: int
+
+
 class ServiceStatus(Value, frozen=True):
     """The service, where there is one."""
 
@@ -158,6 +181,7 @@ class ServiceStatus(Value, frozen=True):
     on_failure: OnFailure
     started: str  # RFC 3339, UTC
     faults: int
+    names: NamesStatus | None = None  # None: nobody hears DNS
 
 
 class StatusAnswer(Message, frozen=True):
@@ -171,6 +195,7 @@ class StatusAnswer(Message, frozen=True):
     service: ServiceStatus | None = None
     off: bool = False
     backends: tuple[tuple[str, str], ...] = ()  # session, what diverts it
+    learned: tuple[tuple[str, LearnedBypass], ...] = ()  # session, what its gate lets pass
 
 
 class ModulesOf(Message, frozen=True):
@@ -197,12 +222,14 @@ FROM_RUN: tuple[type[Message], ...] = (
     StopService,
     ReloadService,
     SwitchService,
+    CaChanged,
 )
 FROM_SUPERVISOR: tuple[type[Message], ...] = (
     RunOpened,
     ServiceStarted,
     ServiceReloaded,
     ServiceSwitched,
+    CaAdopted,
     Refused,
     RunClosed,
     StatusAnswer,
@@ -217,6 +244,7 @@ def status_answer(
     flows: Sequence[tuple[str, int, int]] = (),
     service: ServiceStatus | None = None,
     backends: Sequence[tuple[str, str]] = (),
+    learned: Sequence[tuple[str, LearnedBypass]] = (),
     *,
     off: bool = False,
 ) -> StatusAnswer:
@@ -229,8 +257,10 @@ def status_answer(
         service=service,
         off=off,
         backends=tuple(backends[:ROWS_LIMIT]),
+        learned=tuple(learned[: ROWS_LIMIT // 2]),
     )
-    left_out = len(sessions) + len(processes) - len(answer.sessions) - len(answer.processes)
+    shown = len(answer.sessions) + len(answer.processes) + len(answer.learned)
+    left_out = len(sessions) + len(processes) + len(learned) - shown
     return msgspec.structs.replace(answer, left_out=left_out)
 
 

@@ -30,7 +30,7 @@ from mitmsec_redirect.udp_table import Counted, Told, UdpTable
 NEW_LIMIT = 512  # flows between two looks, of which there are ten a second: what the log, too, can take
 WAITING_LIMIT = 8192  # flows that have ended while there was no gate
 OWNERS_LIMIT = 512
-FINISH_S, FLUSH_PAUSE_S = 5.0, 0.01
+FINISH_S, FLUSH_PAUSE_S = 10.0, 0.01  # a gate that died is replaced by then
 LOST = "udp_not_recorded"
 
 
@@ -145,6 +145,7 @@ class Datagrams:
             ended=told.ended,
             sent=told.sent,
             received=told.received,
+            seen=told.seen,
         )
         if len(self._waiting) < WAITING_LIMIT:
             self._waiting.append(message)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 
 from mitmsec.core.messages import Message
@@ -16,6 +17,7 @@ from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
 from mitmsec.service.divert_messages import DiverterFault, DiverterSettings, NotDiverted
 from mitmsec_redirect.bpf import Map
 from mitmsec_redirect.cgroup_ids import Scope
+from mitmsec_redirect.divert_seams import SocketTold
 from mitmsec_redirect.divert_signals import Choice, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow, announce
 from mitmsec_redirect.records import Reason
@@ -43,12 +45,12 @@ class Reports:
             else:
                 self._untold[one.reason] += 1
 
-    def fault(self, report: Report) -> None:
+    def fault(self, report: Report, times: int = 1) -> None:
         with self._lock:
             key = report.what, report.failed
             detail, count = self._faults.get(key, (report.detail, 0))
             if key in self._faults or len(self._faults) < FAULTS_LIMIT:
-                self._faults[key] = detail, count + 1
+                self._faults[key] = detail, count + times
 
     def untold(self) -> dict[str, int]:
         """How many attempts of each reason could not be kept until they were told."""
@@ -68,11 +70,15 @@ class Reports:
 
 
 class Standing:
-    """A standing selection, as the process monitor and the supervisor keep it in the kernel."""
+    """A standing selection, as the process monitor and the supervisor keep it in the kernel.
 
-    def __init__(self, verdicts_fd: int, runs_fd: int) -> None:
+    `noted` says of the cookie of a TCP socket which verdict its caller had in connect(); None: it meant none of ours.
+    """
+
+    def __init__(self, verdicts_fd: int, runs_fd: int, noted: Callable[[int], Verdict | None] | None = None) -> None:
         self._verdicts = Map(verdicts_fd, PID.size, ENTRY.size)
         self._runs = RunMembers(runs_fd)
+        self._noted = noted
 
     def verdict(self, pid: int) -> Verdict | None:
         """None: nobody has judged it."""
@@ -87,9 +93,18 @@ class Standing:
         is_meant = everything or bool(verdict & (Verdict.SELECTED | Verdict.UNDECIDED))
         return is_meant and not verdict & Verdict.OWN_TRAFFIC
 
-    def is_a_runs(self, cgroup: int) -> bool:
-        """What is in it, its own hook diverts."""
-        return self._runs.hold(cgroup)
+    def note_of(self, told: SocketTold) -> Verdict | None:
+        """What was noted of the connection; None also where notes say nothing, of UDP and of sockets that have gone."""
+        if self._noted is None or told.transport is not Transport.TCP or told.cookie is None:
+            return None
+        return self._noted(told.cookie)
+
+    def may_mean(self, told: SocketTold) -> bool:
+        """False: it is certainly none of ours. What is in a run's cgroup, the run's own hook diverts."""
+        if self._runs.hold(told.cgroup):
+            return False
+        says_nothing = self._noted is None or told.transport is not Transport.TCP or told.cookie is None
+        return says_nothing or self.note_of(told) is not None
 
 
 class Diversion:
@@ -103,39 +118,45 @@ class Diversion:
         self._scope = Scope(settings.cgroup)
         self.beat_ns = time.monotonic_ns()  # the first heartbeat is due within a second
 
-    def concerns(self, cgroup: int) -> bool:
+    def concerns(self, told: SocketTold) -> bool:
         """Where the kernel does not say, it is asked about. A cgroup that has gone was none of a run that lives."""
+        if told.transport is Transport.UDP and self.settings.quic is not Quic.REFUSE:
+            return False
         if self._standing is not None:
-            return not self._standing.is_a_runs(cgroup)
-        return not cgroup or self._scope.holds(cgroup) is True
+            return self._standing.may_mean(told)
+        return not told.cgroup or self._scope.holds(told.cgroup) is True
 
-    def selects(self, pid: int) -> bool:
-        if self._standing is None:
+    def selects(self, pid: int, told: SocketTold) -> bool:
+        """By what its connect() was noted as; else by what is known of the process now."""
+        if self._standing is None or self._standing.note_of(told) is not None:
             return True
         return self._standing.selects(pid, everything=self.settings.everything)
 
-    def decide(self, process: Process, remote: Endpoint, transport: Transport) -> Choice:
-        if transport is Transport.UDP:
+    def decide(self, process: Process, remote: Endpoint, told: SocketTold) -> Choice:
+        if told.transport is Transport.UDP:
             if self.settings.quic is not Quic.REFUSE:
                 return Choice.LEAVE
-            self._missed(Reason.QUIC_REFUSED, process, remote, transport, denied=True)
+            self._missed(Reason.QUIC_REFUSED, process, remote, told.transport, denied=True)
             return Choice.DENY
         if time.monotonic_ns() - self.beat_ns <= STALLED_S * 1e9:
             return Choice.DIVERT
-        if self._is_unjudged(process.pid):
+        if self._is_unjudged(process.pid, told):
             return Choice.LEAVE  # what fails here is not to fall on the unselected
         is_closed = self.settings.on_failure is OnFailure.CLOSED
-        self._missed(Reason.GATE_STALLED, process, remote, transport, denied=is_closed)
+        self._missed(Reason.GATE_STALLED, process, remote, told.transport, denied=is_closed)
         return Choice.DENY if is_closed else Choice.LEAVE
 
-    def _is_unjudged(self, pid: int) -> bool:
+    def _is_unjudged(self, pid: int, told: SocketTold) -> bool:
         if self._standing is None or self.settings.everything:
             return False
-        return not (self._standing.verdict(pid) or Verdict(0)) & Verdict.SELECTED
+        note = self._standing.note_of(told)
+        verdict = self._standing.verdict(pid) if note is None else note
+        return not (verdict or Verdict(0)) & Verdict.SELECTED
 
-    def expect(self, flow: ExpectedFlow) -> None:
-        selected = self._standing is None or not self._is_unjudged(flow.origin.pid)
-        announce(self._teller, replace(flow, origin=replace(flow.origin, selected=selected)))
+    def expect(self, flow: ExpectedFlow, told: SocketTold) -> None:
+        if self._is_unjudged(flow.origin.pid, told):
+            flow = replace(flow, origin=replace(flow.origin, selected=False))
+        announce(self._teller, flow)
 
     def _missed(
         self, reason: Reason, process: Process, remote: Endpoint, transport: Transport, *, denied: bool

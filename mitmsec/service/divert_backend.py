@@ -45,14 +45,15 @@ from mitmsec.service.divert_messages import (
     Stall,
 )
 from mitmsec.service.ground import reserved_ports
-from mitmsec_redirect import connect_hook, expected_flows, netns, windivert
+from mitmsec.service.kept_pins import KeptPins
+from mitmsec_redirect import expected_flows, netns, windivert
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, BackendUnavailable, GateGround, Watched
 from mitmsec_redirect.bpf import ProgramRejected
 from mitmsec_redirect.cgroup_ids import Scope
 from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.records import Missed, Reason
-from mitmsec_redirect.socket_table import DiagTable, OpenSocket, holder_of
+from mitmsec_redirect.socket_table import DiagTable, OpenSocket, holders_of
 from mitmsec_redirect.steps import Selection
 
 SILENT_S = 1.0  # of a diverter, which says something five times a second
@@ -69,10 +70,11 @@ class DivertBackend(Backend):
     kind = BackendKind.WINDIVERT
     watched: Sequence[Watched] = ()
 
-    def __init__(self, settings: DiverterSettings, label: str, network: int, log: Callable[[str], None]) -> None:
-        self._settings, self._label, self._log = settings, label, log
+    def __init__(
+        self, settings: DiverterSettings, label: str, network: int, log: Callable[[str], None], pins: KeptPins
+    ) -> None:
+        self._settings, self._label, self._log, self._pins = settings, label, log, pins
         self._maps: list[int] = []
-        self._pins: Path | None = None
         self._network = os.dup(network)
         self._teller, self._told = expected_flows.channel()
         self._heartbeat_fd = Pulse.new()
@@ -101,13 +103,14 @@ class DivertBackend(Backend):
         log: Callable[[str], None],
         selection: Selection | None = None,
         pin_folder: Path | None = None,
+        keep: Callable[[Path], None] = lambda folder: None,
     ) -> DivertBackend:
         """At work when this returns.
 
         The gate listens on `gate_port` of all addresses, and has a second for its first heartbeat. `label` is for
-        whoever looks for the process. `selection` narrows all to the processes that it names; `pin_folder`, new, on a
-        bpffs, is for whatever has to outlive us with the diverter. Raises BackendUnavailable, ChildFailed, OSError,
-        with nothing left behind.
+        whoever looks for the process. `selection` narrows all to the processes that it names; into `pin_folder`, new,
+        on a bpffs, `keep` pins what has to outlive us with the diverter. Raises BackendUnavailable, ChildFailed,
+        OSError, with nothing left behind.
         """
         settings = DiverterSettings(
             cgroup=str(cgroup),
@@ -118,11 +121,11 @@ class DivertBackend(Backend):
             is_standing=selection is not None,
             everything=selection is not None and selection.everything,
         )
-        made = cls(settings, label, network, log)
+        made = cls(settings, label, network, log, KeptPins(keep))
         try:
             if selection is not None:
                 made._maps = [os.dup(selection.verdicts), os.dup(selection.runs)]
-                made._keep_pins(pin_folder)
+                made._pins.are_in(pin_folder)
             await made._start()
         except BaseException:
             made.close()
@@ -211,9 +214,8 @@ class DivertBackend(Backend):
 
         def cut() -> None:
             with contextlib.closing(DiagTable()) as sockets:
-                for one in sockets.open_sockets():
-                    if one.is_connecting and self._is_selected(one):
-                        sockets.destroy(one)
+                for one in self._selected([one for one in sockets.open_sockets() if one.is_connecting]):
+                    sockets.destroy(one)
 
         try:
             netns.inside(self._network, cut)
@@ -226,17 +228,19 @@ class DivertBackend(Backend):
         verdicts, runs = self._maps
         return Selection(verdicts, runs, everything=self._settings.everything)
 
-    def _is_selected(self, one: OpenSocket) -> bool:
+    def _selected(self, found: list[OpenSocket]) -> list[OpenSocket]:
         if not self._maps:
-            return bool(Scope(self._settings.cgroup).holds(one.cgroup))
-        pid = holder_of(one.inode)
-        return pid is not None and Standing(*self._maps).selects(pid, everything=self._settings.everything)
+            scope = Scope(self._settings.cgroup)
+            return [one for one in found if scope.holds(one.cgroup)]
+        standing, everything = Standing(self._maps[0], self._maps[1]), self._settings.everything
+        pids = holders_of({one.inode for one in found})
+        return [one for one in found if (pid := pids.get(one.inode)) and standing.selects(pid, everything=everything)]
 
-    def _let(self) -> None:
-        if self._stand_in is not None:
-            self._missed += self._stand_in.missed()
-            self._stand_in.close()
-            self._stand_in = None
+    def _let(self, stand_in: ConnectHook | None) -> None:
+        if stand_in is not None:
+            self._missed += stand_in.missed()
+            stand_in.close()
+            self._stand_in = None if self._stand_in is stand_in else self._stand_in
 
     async def _replace(self) -> None:
         if self._settings.on_failure is OnFailure.CLOSED:
@@ -245,7 +249,7 @@ class DivertBackend(Backend):
         while not (self._is_closed or self._is_detached):
             try:
                 await self._start()
-                return self._let()
+                return self._let(self._stand_in)
             except (ChildFailed, BackendUnavailable, OSError) as error:
                 self._faults.append(BackendFault("diverter_not_started", str(error)))
                 await asyncio.sleep(RESTART_PAUSE_S)
@@ -281,22 +285,15 @@ class DivertBackend(Backend):
         self, *, on_failure: OnFailure, quic: Quic, everything: bool = False, pin_folder: Path | None = None
     ) -> None:
         """Other terms from now on."""
-        self._keep_pins(pin_folder)
+        self._pins.are_in(pin_folder)
         self._settings = msgspec.structs.replace(
             self._settings, on_failure=on_failure, quic=quic, everything=everything
         )
         self._order(Change(on_failure=on_failure, quic=quic, everything=everything))
         if self._replacing is not None and not self._replacing.done():
-            self._let()
+            before, self._stand_in = self._stand_in, None
             self._deny()
-
-    def _keep_pins(self, folder: Path | None) -> None:
-        """A folder for what else has to outlive us, as long as the diverter itself may; what it is, is its owner's."""
-        if folder is None and self._pins is not None:
-            connect_hook.reap(self._pins, detach=False)
-        elif folder is not None and self._pins is None:
-            folder.mkdir(mode=0o700)
-        self._pins = folder
+            self._let(before)  # not sooner: in between nobody would deny anything
 
     def stall(self) -> None:
         self._order(Stall())
@@ -310,6 +307,10 @@ class DivertBackend(Backend):
 
     def owner(self, client: Endpoint, origin: Endpoint) -> None:
         """The origin has said so."""
+
+    @property
+    def missed_fd(self) -> None:
+        """The diverter tells it by its channel."""
 
     def missed(self) -> list[Missed]:
         found, self._missed = self._missed, []
@@ -354,8 +355,8 @@ class DivertBackend(Backend):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_told.wait(), ALL_TOLD_S)
             await self._child.stop(grace_s=STOP_GRACE_S)
-        self._let()
-        self._keep_pins(None)
+        self._let(self._stand_in)
+        self._pins.are_in(None)
         await self._sweep()
         for end in (self._teller, self._told):
             end.close()
@@ -384,7 +385,7 @@ def spawn(label: str, network: int, control: int, output: int) -> int:
 
     The label is for whoever looks for it (`left_diverters`).
     """
-    arguments = [sys.executable, "-P", "-m", "mitmsec.service.diverter", str(control), str(network), label]
+    arguments = [sys.executable, "-P", "-m", "mitmsec.service", "diverter", str(control), str(network), label]
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     kept: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (control, network)]  # the same number: it is inherited
     streams: list[Any] = [(os.POSIX_SPAWN_DUP2, fd, at) for at, fd in enumerate((null, output, output))]

@@ -1,9 +1,9 @@
 """The diverter's composition root: packets of one network namespace, each to the gate or where it was going.
 
     supervisor ── DiverterSettings ─► Ready · Stall, Change, Detach, Close ─►   ◄─ NotDiverted, faults, status
-    kernel     ── first packet ─► whose socket's cgroup? ─┬─ another's ──► on, unread
-                                                          └─ the run's ──► gate alive? ─┬─ yes ─► announced, diverted
-                                                                                        └─ no ──► on_failure
+    kernel     ── first packet ─► whose socket? ─┬─ another's ──► on, unread
+                                                 └─ the run's; ──► gate alive? ─┬─ yes ─► announced, diverted
+                                                    noted in connect()          └─ no ──► on_failure
     gate       ── heartbeat (eventfd) ─► this loop
 
 A process of its own, since it needs root, its threads stand between every new connection of the namespace and the
@@ -21,6 +21,8 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -42,11 +44,16 @@ from mitmsec.service.divert_messages import (
     Stall,
 )
 from mitmsec_redirect import windivert
+from mitmsec_redirect.backend import BackendUnavailable
+from mitmsec_redirect.bystanders import Bystanders
+from mitmsec_redirect.call_notes import CallNotes
 from mitmsec_redirect.cgroup import SessionCgroup
+from mitmsec_redirect.connect_notes import ConnectNotes
 from mitmsec_redirect.divert_seams import Callbacks
 from mitmsec_redirect.divert_signals import Report
 from mitmsec_redirect.filters import Own, Ports
 from mitmsec_redirect.pulse import Pulse
+from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.windivert import Windivert
 
 CLAIMS = Path("/run")  # where only root can make a file, so that nobody else can take one; it is locked, and stays
@@ -69,6 +76,9 @@ class DiverterProgram:
         self._control = control
         self._reports = Reports()
         self._backend: Windivert | None = None
+        self._notes: ConnectNotes | None = None  # of a service's programs
+        self._calls: CallNotes | None = None  # of a run's
+        self._unnoted: Counter[str] = Counter()
         self._telling: asyncio.Task[None] | None = None
         self._claim = -1
         self._is_closing = False
@@ -76,9 +86,7 @@ class DiverterProgram:
     async def start(self, settings: DiverterSettings, fds: list[int]) -> Message:
         """Take packets from now on."""
         heartbeat_fd, teller_fd, *maps = fds
-        standing = Standing(*maps) if settings.is_standing else None
         self._heartbeat, self._loop = Pulse(heartbeat_fd), asyncio.get_running_loop()
-        self._diversion = Diversion(settings, socket.socket(fileno=teller_fd), self._reports, standing)
         try:
             self._claim = claimed()
         except BlockingIOError:
@@ -88,8 +96,10 @@ class DiverterProgram:
                 remedy="Wait until it has ended, or take another backend.",
             )
         try:
+            standing = self._noting(settings, *maps) if settings.is_standing else None
+            self._diversion = Diversion(settings, socket.socket(fileno=teller_fd), self._reports, standing)
             self._backend = await asyncio.to_thread(self._opened, settings)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, BackendUnavailable) as error:
             self._is_closing = True
             return DiverterRefused(reason=f"windivert cannot be opened: {error}", remedy=MACHINE_REMEDY)
         self._diversion.beat_ns = time.monotonic_ns()
@@ -98,6 +108,12 @@ class DiverterProgram:
         loop.add_signal_handler(signal.SIGUSR1, self._released)
         self._telling = asyncio.create_task(self._tell())
         return Ready()
+
+    def _noting(self, settings: DiverterSettings, verdicts_fd: int, runs_fd: int) -> Standing:
+        """Whom the selection means is noted from now on. Raises EbpfUnavailable, ProgramRejected, OSError."""
+        selection = Selection(verdicts_fd, runs_fd, everything=settings.everything)
+        self._notes = ConnectNotes.open(selection, settings.on_failure)
+        return Standing(verdicts_fd, runs_fd, self._notes.verdict_of)
 
     def _reported(self, report: Report) -> None:
         """By a thread of the backend's. One that has failed is worth nothing: the supervisor starts another process."""
@@ -124,8 +140,14 @@ class DiverterProgram:
             gate_port=settings.gate_port, upstream=Ports(first=settings.local_ports[0], last=settings.local_ports[1])
         )
         quic = Quic.REFUSE if settings.is_standing else settings.quic  # a service's may change
-        only = None if settings.is_standing else Path(settings.cgroup)
-        return Windivert.open(own, callbacks, on_failure=settings.on_failure, quic=quic, only=only)
+        if self._notes is not None:
+            bystanders, calls = partial(Bystanders.unnoted, self._notes.sockets_fd), None
+        else:
+            self._calls = CallNotes.open(settings.cgroup)
+            bystanders, calls = partial(Bystanders.outside, Path(settings.cgroup)), self._calls.call_of
+        return Windivert.open(
+            own, callbacks, on_failure=settings.on_failure, quic=quic, bystanders=bystanders, calls=calls
+        )
 
     def told(self, message: Stall | Change | Detach | Close, fds: list[int]) -> None:
         """A later message of the supervisor."""
@@ -138,9 +160,7 @@ class DiverterProgram:
                 terms = msgspec.structs.replace(
                     self._diversion.settings, on_failure=on_failure, quic=quic, everything=everything
                 )
-                self._diversion.settings = terms
-                if self._backend is not None:
-                    self._backend.follow(on_failure)
+                self._change(terms)
             case Detach():
                 if self._backend is not None:
                     asyncio.get_running_loop().run_in_executor(None, self._backend.detach)
@@ -148,6 +168,17 @@ class DiverterProgram:
                 self._is_closing = True
                 self._tell_now()
                 self._control.send(AllTold())
+
+    def _change(self, terms: DiverterSettings) -> None:
+        """One that cannot note by the new terms is worth nothing: the next one begins with them."""
+        self._diversion.settings = terms
+        if self._backend is not None:
+            self._backend.follow(terms.on_failure)
+        if self._notes is not None:
+            try:
+                self._notes.change(terms.on_failure, everything=terms.everything)
+            except (OSError, BackendUnavailable) as error:
+                self._reported(Report(what="backend_failed", failed=terms.on_failure, detail=str(error)))
 
     async def stop(self) -> None:
         """The supervisor has gone, or wants an end. Nothing of ours is left when this returns."""
@@ -160,6 +191,9 @@ class DiverterProgram:
                 await asyncio.to_thread(self._backend.detach)
                 await asyncio.sleep(GATE_END_S)  # else the resets of its connections would not come to the programs
             await asyncio.to_thread(self._backend.close)
+        for notes in (self._notes, self._calls):
+            if notes is not None:
+                notes.close()
         if self._claim >= 0:
             os.close(self._claim)
 
@@ -186,10 +220,18 @@ class DiverterProgram:
             self._tell_now()
 
     def _tell_now(self) -> None:
+        if self._notes is not None:
+            self._count_unnoted(Counter(self._notes.unnoted))
         with contextlib.suppress(ChannelFull):  # a supervisor that hangs; it will end us, or end
             for message in self._reports.take():
                 self._control.send(message)
             self._control.send(self._status())
+
+    def _count_unnoted(self, so_far: Counter[str]) -> None:
+        failed = self._diversion.settings.on_failure
+        for reason, count in (so_far - self._unnoted).items():
+            self._reports.fault(Report(what=reason, failed=failed, detail="connections that were not noted"), count)
+        self._unnoted = so_far
 
     def _status(self) -> DiverterStatus:
         assert self._backend is not None
@@ -226,7 +268,3 @@ def main() -> None:
 
 def _unsealed() -> None:
     """A new filter is a new handle, and the library starts a thread for each."""
-
-
-if __name__ == "__main__":
-    main()

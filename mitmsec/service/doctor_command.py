@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option, program
+from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option, program, state_option
+from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 
 if TYPE_CHECKING:
@@ -23,15 +25,20 @@ BACKEND = "backend"  # the check that says which backend is taken
 
 @click.command()
 @json_option
+@state_option
 @debug_option
-def doctor(*, as_json: bool) -> None:
+def doctor(*, as_json: bool, state_folder: Path) -> None:
     """Say what works on this machine, and what to do.
 
-    As JSON, `ok` is null where only root can find out. Exit status 3 if `mitmsec run` cannot work here.
+    Last, the token that the issuing key is in, and the trust stores that `ca trust` has changed. As JSON, `ok` is null
+    where only root can find out. Exit status 3 if `mitmsec run` cannot work here.
     """
+    from mitmsec.service.token_checks import token_checks
+    from mitmsec.service.trust_checks import trust_checks
     from mitmsec_redirect.probe import checks
 
-    found = checks()
+    state = State(state_folder)
+    found = [*checks(), *token_checks(state), *trust_checks(state)]
     if as_json:
         for check in found:
             told = msgspec.to_builtins(check)
@@ -49,8 +56,13 @@ def _taken(found: Sequence[Check]) -> str:
 
 def _missing(found: Sequence[Check]) -> list[Check]:
     """What keeps a run from working: what only another backend than the one that is taken would need does not."""
+    return [check for check in found if not check.ok and not check.optional and _matters(check, found)]
+
+
+def _matters(check: Check, found: Sequence[Check]) -> bool:
+    """To the backend that is taken; where none is, everything does."""
     taken = _taken(found)
-    return [check for check in found if not check.ok and (not taken or check.backend in ("", taken))]
+    return not taken or check.backend in ("", taken)
 
 
 def _lacks_privilege(found: Sequence[Check]) -> bool:
@@ -65,20 +77,21 @@ def _is_unknown(check: Check, found: Sequence[Check]) -> bool:
 def _table(found: Sequence[Check]) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     told: dict[tuple[str, str], str] = {}
-    unknowable, missing = _lacks_privilege(found), _missing(found)
+    unknowable = _lacks_privilege(found)
     for check in found:
         cause = (check.detail, check.remedy)
+        lacks = Text("less", "yellow") if check.optional else Text("missing", "red")
         if check.ok:
             table.add_row(Text("works", "green"), check.name, Text(shown(check.detail)))
         elif _is_unknown(check, found):
             table.add_row(Text("unknown", "yellow"), check.name, Text("only root can find out", "dim"))
-        elif check not in missing:
+        elif not _matters(check, found):
             table.add_row(Text("missing", "yellow"), check.name, Text(f"{shown(check.detail)}; not needed here", "dim"))
         elif cause in told:
-            table.add_row(Text("missing", "red"), check.name, Text(f"for the same reason as {told[cause]}", "dim"))
+            table.add_row(lacks, check.name, Text(f"for the same reason as {told[cause]}", "dim"))
         else:
             told[cause] = check.name
-            table.add_row(Text("missing", "red"), check.name, Text(shown(check.detail)))
+            table.add_row(lacks, check.name, Text(shown(check.detail)))
             if check.remedy and not unknowable:
                 table.add_row("", "", Text(check.remedy, "bold"))
     return table

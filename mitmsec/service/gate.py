@@ -1,6 +1,7 @@
 """The gate's composition root: traffic in, decisions out; no key, no plaintext of TLS.
 
     supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
+    program    ── question, led here ─► relay ─► its name server                               (under `start`)
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
                           └► what was told before           eventfd ◄── this loop           (windivert)
@@ -25,6 +26,8 @@ import msgspec
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.messages import (
+    Crls,
+    DnsRelays,
     Drain,
     Drained,
     FlowsAnswer,
@@ -44,12 +47,14 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec.core.policy import Policy
+from mitmsec.gate.dns_relay import DnsRelay
 from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
-from mitmsec.service.dns_names import DnsNames
+from mitmsec.service.dns_names import DnsNames, copies
 from mitmsec_redirect.backend import BackendKind
+from mitmsec_redirect.dns_lead import LedServers
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.legs import Leg, Legs
@@ -61,8 +66,10 @@ from mitmsec_redirect.sockdiag import CookieLookup
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
 
 
-type Order = WorkerUp | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
-ORDERS: tuple[type[Message], ...] = (WorkerUp, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain)
+type Order = WorkerUp | DnsRelays | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
+ORDERS: tuple[type[Message], ...] = (
+    WorkerUp, DnsRelays, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain,
+)  # fmt: skip
 LEGS_LIMIT = 16  # of one connection that came in
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
@@ -122,7 +129,13 @@ class LedWay:
         self.origin = Origin(remote=leg.called, pid=0, uid=-1, comm="")
         if who is not None:
             self.origin = Origin(
-                remote=leg.called, pid=who.pid, uid=who.uid, comm=who.comm, connected_ns=who.at_ns, caller=who.caller
+                remote=leg.called,
+                pid=who.pid,
+                uid=who.uid,
+                comm=who.comm,
+                connected_ns=who.at_ns,
+                caller=who.caller,
+                selected=who.by_selected,
             )
 
     def connect(self) -> socket.socket:
@@ -174,6 +187,7 @@ class ToldOrigins:
             comm=origin.comm,
             connected_ns=origin.connected_ns,
             source=origin.source,
+            caller=origin.caller,
             selected=origin.selected,
             told=flow.process,
         )
@@ -210,19 +224,22 @@ class GateProgram:
         self._control = control
         self._gate: Gate | None = None
         self._names: DnsNames | None = None
+        self._relay: DnsRelay | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
-        self._names = DnsNames(others.pop()) if settings.names else None
+        kind = BackendKind(settings.backend)
+        if settings.names or settings.relays:
+            self._names = DnsNames(copies(others.pop(), kind) if settings.names else None)
         ways, inward = None, [others.pop() for _ in range(settings.inward)]
         if inward:
             listeners_fd, legs_fd = others.pop(), others.pop()
             ways = LedWays(legs_fd, listeners_fd)
         v6_fds = [others.pop()] if settings.has_v6 and others else []
-        origins, beat = _given(BackendKind(settings.backend), others)
+        origins, beat = _given(kind, others)
         policy = msgspec.json.decode(_read(policy_fd), type=Policy)
         around = Surroundings(
             origins=origins,
@@ -232,12 +249,13 @@ class GateProgram:
                 limit=EVENTS_LIMIT,
                 limit_bytes=EVENTS_LIMIT_BYTES,
             ),
-            signer=Channel(socket.socket(fileno=signer_fd), [Ready]),  # which never speaks; its end is what we hear
+            signer=Channel(socket.socket(fileno=signer_fd), [Crls]),
             ask=self._ask,
             beat=beat,
             hangs=self._hangs,
             ways=ways,
             names_of=self._names.names_of if self._names is not None else lambda address: None,
+            dns=self._names.hear if self._names is not None else None,
         )
         self._terms = Terms(
             on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
@@ -266,6 +284,13 @@ class GateProgram:
                 self._gate.crew.up(worker, fds.pop(), reserve=reserve)
             case WorkerUp():
                 pass
+            case DnsRelays() if self._names is not None and self._relay is None and len(fds) >= 3:
+                servers, behind, led, *sockets = fds
+                fds.clear()
+                relays = [socket.socket(fileno=fd) for fd in sockets]
+                self._relay = DnsRelay(relays, LedServers(servers, behind, led), self._names.hear)
+            case DnsRelays():
+                pass
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
             case UdpFlowTold():
@@ -279,7 +304,9 @@ class GateProgram:
             case Switch(off=off):
                 self._control.send(Switched(cut=self._gate.switch(off=off)))
             case FlowsQuestion():
-                self._control.send(FlowsAnswer(live=self._gate.live, decrypted=self._gate.decrypted))
+                gate = self._gate
+                answer = FlowsAnswer(live=gate.live, decrypted=gate.decrypted, learned=tuple(gate.learned))
+                self._control.send(answer)
             case Drain(grace_s=grace_s):
                 self._draining = self._draining or asyncio.create_task(self._drain(self._gate, grace_s))
             case _:
@@ -292,6 +319,8 @@ class GateProgram:
             self._draining.cancel()
         if self._gate is not None:
             await self._gate.close()
+        if self._relay is not None:
+            self._relay.close()
         if self._names is not None:
             self._names.close()
 
@@ -331,5 +360,6 @@ def _read(fd: int) -> bytes:
         os.close(fd)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve on the control channel whose descriptor is the first argument."""
     child.main([GateSettings, *ORDERS], GateProgram)

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Protocol
 
-from mitmsec.audit.event import FaultSeen, Seen
+from mitmsec.audit.event import FaultSeen
 from mitmsec.channel import close_all, pair
 from mitmsec.core.messages import (
+    DnsRelays,
     Drain,
     Drained,
     Fault,
@@ -43,17 +42,14 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
-from mitmsec.core.policy import Policy
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import Answers
 from mitmsec.service.background import Background
+from mitmsec.service.brokerage import Brokerage
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.inward import InwardGround
+from mitmsec.service.children_ground import Ground, Jails
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
-from mitmsec.service.scopes import Scope
-from mitmsec.service.state import State
-from mitmsec_redirect.backend import Backend
 
 DRAIN_GRACE_S = 2.0
 DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
@@ -61,53 +57,6 @@ RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
 QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questions, are not to queue behind it
 HEARD = (Ready, Fault, Whose, WorkerHangs, Drained, Governed, Switched, FlowsAnswer)  # of children
-
-
-class Shared(Protocol):
-    """What gate and workers need of the supervisor."""
-
-    state: State
-    log: Callable[[str], None]
-    off: bool
-    """The kill switch has been thrown."""
-
-    def record(self, seen: Seen) -> None: ...
-    def begun_worker(self) -> ChildProcess: ...
-    def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
-    def signer_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket: ...
-
-
-class Ground(Protocol):
-    """What they stand on: their session, with the policy that is in force when a child starts."""
-
-    name: str
-    policy: Policy
-    policy_fd: int
-    roots_fd: int
-    network: int
-    listeners: list[socket.socket]
-    capture_fd: int | None
-    keys_fd: int | None
-    hook: Backend | None
-    scope: Scope | None
-
-    @property
-    def inward(self) -> InwardGround | None: ...
-    @property
-    def names_fd(self) -> int | None: ...
-    @property
-    def shared(self) -> Shared: ...
-    @property
-    def worker_count(self) -> int: ...
-    def fault(self, what: str, detail: str = "") -> None: ...
-    def asked_whose(self, gate: ChildProcess, asked: Whose) -> None: ...
-
-
-class Jails(Protocol):
-    """Of the supervisor, as far as a child without a folder needs it."""
-
-    state: State
-    log: Callable[[str], None]
 
 
 def begun(shared: Jails, role: Role, network: int | None = None) -> ChildProcess:
@@ -134,10 +83,20 @@ class GateAndWorkers:
         self._restarts: list[float] = []
         self._background = Background()
         self._closing = False
+        self._brokerage = Brokerage(
+            begin=lambda: begun(ground.shared, Role.BROKER, ground.network),
+            roots_fd=lambda: ground.roots_fd,
+            fault=ground.fault,
+        )
 
     @property
     def all(self) -> list[ChildProcess]:
         return [*([self.gate] if self.gate else []), *self.workers.values()]
+
+    @property
+    def brokers(self) -> list[ChildProcess]:
+        """The one that a worker's first question has begun."""
+        return [] if self._brokerage.broker is None else [self._brokerage.broker]
 
     # -- begin ---------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -174,6 +133,7 @@ class GateAndWorkers:
             has_v6=len(ground.listeners) > 1,
             capture=ground.capture_fd is not None,
             names=ground.names_fd is not None,
+            relays=ground.relays is not None,
             off=shared.off,
             backend=ground.hook.kind,
             inward=ground.inward.count if ground.inward is not None else 0,
@@ -183,6 +143,8 @@ class GateAndWorkers:
             answer = await gate.start(settings, *fds)
         if not isinstance(answer, Ready):
             raise ChildFailed(f"the gate answered {answer!r}")
+        if ground.relays is not None:
+            gate.channel.send(DnsRelays(), *ground.relays.descriptors())
         gate.watch(self._gate_exited)
         self._pulse = Pulse()
         await asyncio.gather(*map(self._start_worker, self._active))
@@ -204,13 +166,15 @@ class GateAndWorkers:
             worker=number,
             on_failure=ground.policy.on_failure,
             capture=ground.capture_fd is not None,
+            own_pem=shared.own_pem,
+            broker=True,
         )
-        with gate_end, worker_end, recorder, signer:
+        with gate_end, worker_end, recorder, signer, self._brokerage.channel() as broker:
             fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
             if ground.keys_fd is not None:
                 fds.append(ground.keys_fd)
             try:
-                await worker.start(settings, *fds)
+                await worker.start(settings, *fds, broker.fileno())
             except ChildFailed:
                 worker.kill()
                 raise
@@ -299,6 +263,7 @@ class GateAndWorkers:
         After the block they are the ones that new flows go to. `building` is to be held. Raises ChildFailed, OSError.
         """
         before, numbers = self._active, self._new_numbers()
+        await self._brokerage.renew()
         self._active = before + numbers  # whoever of them dies is replaced
         try:
             for number in numbers:
@@ -330,15 +295,14 @@ class GateAndWorkers:
             self.gate.kill()  # it does not answer, and must not go on decrypting: the next one is told as it starts
             return 0
 
-    async def flows(self) -> tuple[int, int]:
-        """How many live, and how many of those are decrypted; none where no gate answers."""
+    async def flows(self) -> FlowsAnswer:
+        """How many live, and what the gate has learned; nothing where no gate answers."""
         try:
             if self.gate is not None and not self.gate.ended.done():
-                answer = await self._answers.ask(self.gate, FlowsQuestion(), answer=FlowsAnswer, deadline_s=1.0)
-                return answer.live, answer.decrypted
+                return await self._answers.ask(self.gate, FlowsQuestion(), answer=FlowsAnswer, deadline_s=1.0)
         except ChildFailed:
             pass
-        return 0, 0
+        return FlowsAnswer(live=0, decrypted=0)
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def silence(self) -> None:
@@ -378,6 +342,7 @@ class GateAndWorkers:
         """End as with a killed supervisor: nobody is told, nothing is drained."""
         self._closing = True
         self.silence()
+        self._brokerage.abandon()
         for child in self.workers.values():
             child.unwatch()
             child.kill()
@@ -396,4 +361,4 @@ class GateAndWorkers:
         await asyncio.wait((self._drained, self.gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(child.stop() for child in self.all))
+        await asyncio.gather(*(child.stop() for child in self.all), self._brokerage.stop())

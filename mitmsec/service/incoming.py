@@ -55,9 +55,16 @@ class Incoming:
     """Of one session. `whose` names the process of a record, `selects` says whether it is any business of ours."""
 
     def __init__(
-        self, *, name: str, whose: Callable[[Inbound], Owner], selects: Callable[[Process], bool], policy: Policy
+        self,
+        *,
+        name: str,
+        whose: Callable[[Inbound], Owner],
+        selects: Callable[[Process], bool],
+        policy: Policy,
+        listens: Callable[[Inbound, Process], None] = lambda one, process: None,
     ) -> None:
-        self.policy = policy
+        """`listens` is told of who begins to listen, where connections are led to the gate."""
+        self.policy, self._listens = policy, listens
         self._session, self._whose, self._selects = name, whose, selects
         self._live: dict[int, _Live] = {}  # by cookie, the oldest first
 
@@ -66,7 +73,7 @@ class Incoming:
         for one in news:
             match one.kind:
                 case InboundKind.LISTENS:
-                    self._whose(one)  # read while it lives, for the gate's questions
+                    self._listens(one, told(self._whose(one)))  # read while it lives, for the gate's questions
                 case InboundKind.BEGAN | InboundKind.ACCEPTED:
                     self._note(one)
                 case InboundKind.ENDED:

@@ -15,6 +15,7 @@ from mitmsec.service.scopes import Scope
 from mitmsec_redirect.backend import BackendUnavailable
 from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.inbound_hook import InboundHook
+from mitmsec_redirect.shortfall import Shortfall
 
 TURN_LIMIT = 64  # pieces of news
 
@@ -47,7 +48,8 @@ class IncomingWatch:
         `paths` as in `InboundHook.open`. With `inward` the gate depends on it, and it outlives us in `pins`: then this
         raises BackendUnavailable, ProgramRejected, OSError instead.
         """
-        steering, pinned = (None, None) if inward is None else (inward.maps, pins)
+        steering = None if inward is None else inward.maps_for(incoming.policy)
+        pinned = pins if incoming.policy.governs_inbound else None
         try:
             hook = InboundHook.open(
                 scope.path, selection=scope.selection, paths=paths, steering=steering, pin_folder=pinned
@@ -58,18 +60,39 @@ class IncomingWatch:
                 raise
             say(f"incoming connections are not seen: {error}")
             return None
+        if inward is not None:
+            try:
+                inward.govern(incoming.policy, pins)
+            except BaseException:
+                hook.close()
+                inward.close()
+                raise
         return cls(hook, incoming, record, inward)
 
-    def govern(self, policy: Policy, *, everything: bool) -> None:
-        """Another policy is in force, and with `everything` whoever has no verdict is selected. Raises OSError."""
-        self._hook.change(everything=everything)
+    @property
+    def shortfall(self) -> Shortfall | None:
+        return self._hook.shortfall
+
+    def govern(self, policy: Policy, *, everything: bool, pins: Path | None = None) -> None:
+        """Another policy is in force, and with `everything` whoever has no verdict is selected.
+
+        Raises BackendUnavailable, ProgramRejected, OSError.
+        """
+        inward, steering = self._inward, None if self._inward is None else self._inward.maps_for(policy)
+        pinned = pins if policy.governs_inbound else None
+        self._hook.change(everything=everything, steering=steering, pin_folder=pinned)
+        if inward is not None:
+            inward.govern(policy, pinned)
         self._incoming.policy = policy
 
     def look(self, fault: Callable[..., None]) -> None:
         """Time has passed: some connections may have lived long, some news be lost, some have found no gate."""
         if self._inward is not None:
             self._inward.look(fault)
-        self._tell(self._incoming.lost(self._hook.lost()))
+        if lost := self._hook.lost():
+            self._tell(self._incoming.lost(lost))
+            if self._inward is not None:
+                self._inward.lost()
         self._tell(self._incoming.grown_old(time.clock_gettime_ns(time.CLOCK_MONOTONIC)))
 
     def close(self) -> None:

@@ -7,8 +7,8 @@
                                     STATE/<its folder>     writable, where the role has one
                                   pivot_root; the old root is gone
                                   no capability, no group, own uid, no new privileges, bounded memory
-                                  no io_uring, ptrace, mount …; all but the gate: no connect, bind, listen, bpf
-                                  exec python -m mitmsec.service.<role> <control descriptor>
+                                  no io_uring, ptrace, mount …; all but gate and broker: no connect, bind, listen, bpf
+                                  exec python -m mitmsec.service <role> <control descriptor>
 
 Paths stay what they are, so a checkout below a home folder that nobody else may enter works: the new root has folders
 of the same names that anybody may pass, and only what is bound below them. There is no /proc, so what another process
@@ -41,6 +41,8 @@ from mitmsec.service.accounts import Account
 PACKAGES = ("mitmsec", "mitmsec_certs", "mitmsec_redirect", "mitmsec_addons")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc/ld.so.cache", "/etc/localtime")
 DEVICES = ("/dev/null", "/dev/urandom")
+RESOLVER = ("/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/gai.conf", "/etc/host.conf")
+NETWORKED = frozenset({Role.GATE, Role.BROKER})  # they dial; nobody else has business with a network
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT = 1, 2, 4, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
@@ -52,6 +54,7 @@ SYS_MOUNT_SETATTR = 442  # on every architecture
 CAPABILITIES = 64
 GIB = 1 << 30
 MEMORY_BYTES = {  # of address space; several times what the busiest was seen to use, see docs/processes.md
+    Role.BROKER: 2 * GIB,  # the C library reserves some for each thread
     Role.GATE: 4 * GIB,
     Role.RECORDER: 4 * GIB,
     Role.SIGNER: 1 * GIB,
@@ -70,6 +73,7 @@ class Jail(Value, frozen=True):
     mountpoint: str  # an existing empty folder; the mount is private to the child
     network: int | None = None
     folder: str | None = None  # the only writable place
+    shows: tuple[str, ...] = ()  # what else there is to read
 
 
 def spawn(jail: Jail, control: int, output: int) -> int:
@@ -146,14 +150,18 @@ def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: 
     _mount("tmpfs", jail.mountpoint, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")
     for path in (*SYSTEM, *DEVICES, *code):
         _bind(path, jail.mountpoint, writable=False)
+    for path in RESOLVER if jail.role is Role.BROKER else ():
+        _bind_content(path, jail.mountpoint)
     if jail.folder is not None:
         _bind(jail.folder, jail.mountpoint, writable=True)
+    for path in outermost(jail.shows):
+        _bind(path, jail.mountpoint, writable=False)
     _enter(jail.mountpoint)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES[jail.role], MEMORY_BYTES[jail.role]))
     _drop(jail.account)
     if jail.role is not Role.RECORDER:  # which reads its producers to their ends first, and these are the others
         _checked(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
-    seccomp.apply(network=jail.role is Role.GATE)  # it accepts and dials; nobody else has business with a network
+    seccomp.apply(network=jail.role in NETWORKED)
     arguments = [python, "-P", "-s", *_program(jail.role), str(control)]
     os.closerange(3, control)
     os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -168,7 +176,7 @@ def interpreter() -> str:
 
 def _program(role: Role) -> list[str]:
     optimise = ["-O"] if role is Role.WORKER else []  # the engine's type checks cost a third of a request
-    return [*optimise, "-m", f"mitmsec.service.{role}"]
+    return [*optimise, "-m", "mitmsec.service", str(role)]
 
 
 def _environment() -> dict[str, str]:
@@ -191,6 +199,16 @@ def _bind(path: str, root: str, *, writable: bool) -> None:
     _mount(path, target, None, MS_BIND | MS_REC)
     if path not in DEVICES:  # a bound device must stay one
         _restrict(target, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | (0 if writable else MOUNT_ATTR_RDONLY))
+
+
+def _bind_content(path: str, root: str) -> None:
+    """Show the file that `path` is in the end (`/etc/resolv.conf` is mostly a link) at `path` itself."""
+    real, target = os.path.realpath(path), root + path
+    if os.path.isfile(real) and not os.path.lexists(target):
+        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+        _mount(real, target, None, MS_BIND)
+        _restrict(target, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_RDONLY)
 
 
 def _restrict(target: str, attributes: int) -> None:

@@ -1,9 +1,11 @@
-"""Certificates and keys of services, read beside their policy without a key ever being in this process.
+"""Certificates and keys of services and of clients, read beside their policy without a key ever being in this process.
 
     key file ── sendfile ──► memory file ─────────────────────► supervisor ──► workers of the run
                                 │    (the kernel copies; no byte passes through us)
                                 └─► a fork reads it: is it a key, and the certificate's, and one that OpenSSL takes?
                                                      ── a sentence, or none
+
+A PKCS#12 file is opened by such a fork, which lays the key into the memory file and says the certificates.
 
 Who checks a policy may be the front-end of a run, which lives as long as its command does. A key that it had once read
 would stand in its memory all that time.
@@ -21,10 +23,12 @@ from pathlib import Path
 
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.known_service import KnownService
-from mitmsec_certs.known_key import BadChain, OwnChain, key_flaw, own_chain
+from mitmsec_certs.known_key import BadChain, OwnChain, key_flaw, opened, own_chain
 
 KEY_LIMIT_BYTES = 1 << 16
 CHAIN_LIMIT_BYTES = 1 << 20
+DER = b"\x30"  # how PKCS#12 begins, and PEM does not
+NO = "no: "
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
@@ -42,10 +46,16 @@ class KnownKeys:
         self._size_bytes = 0
 
     def pair(self, certificate: str, key: str) -> Pair:
-        """What these two files hold (mitmsec.core.inbound_section.ReadPair). A key that is right is kept."""
+        """What these two files hold (mitmsec.core.inbound_section.ReadPair). A key that is right is kept.
+
+        Where `certificate` is a PKCS#12 file, `key` is one with its password.
+        """
         own, certificate_flaw = None, None
         try:
-            own = own_chain(certificate, self._certificates(certificate))
+            content = self._certificates(certificate)
+            if content.startswith(DER):
+                return self._bundle(certificate, content, key)
+            own = own_chain(certificate, content)
         except (BadChain, NotTaken) as error:
             certificate_flaw = str(error)
         begin, flaw = self._size_bytes, None
@@ -65,8 +75,13 @@ class KnownKeys:
             key_bytes=self._size_bytes - begin,
         )
 
-    def detach(self) -> int:
-        """The descriptor of a file with all keys in it, one after the other, sealed; the caller's from now on."""
+    def detach(self, size_bytes: int | None = None) -> int:
+        """The descriptor of a file with all keys in it, one after the other, sealed; the caller's from now on.
+
+        `size_bytes`: with the first of them only, that take so much.
+        """
+        if size_bytes is not None:
+            os.ftruncate(self._all, size_bytes)
         fcntl.fcntl(self._all, fcntl.F_ADD_SEALS, SEALS)
         descriptor, self._all = self._all, -1
         return descriptor
@@ -76,6 +91,39 @@ class KnownKeys:
         if self._all >= 0:
             os.close(self._all)
             self._all = -1
+
+    def _bundle(self, name: str, content: bytes, password: str) -> Pair:
+        """Opened by a process that ends with it: this one never has the key in clear, nor the password."""
+        begin = self._size_bytes
+
+        def question() -> str:
+            try:
+                self._private(name)
+                key, chain = opened(name, content, self._private(password).rstrip(b"\r\n"))
+            except (BadChain, NotTaken) as error:
+                return NO + str(error)
+            os.pwrite(self._all, key, begin)
+            return chain.decode()
+
+        said = apart(question) or ""
+        if said.startswith(NO):
+            return Pair(certificate_flaw=said.removeprefix(NO))
+        self._size_bytes = os.fstat(self._all).st_size
+        own = own_chain(name, said.encode())
+        return Pair(
+            key_flaw=self._flaw(begin, name, own),
+            names=own.names,
+            chain=own.chain,
+            sha256=own.sha256,
+            not_after_s=own.not_after_s,
+            key_bytes=self._size_bytes - begin,
+        )
+
+    def _private(self, name: str) -> bytes:
+        """A file in which nobody but its owner has rights. Raises NotTaken."""
+        with _opened(self._folder / name, name) as file:
+            _refuse_others(file, name)
+            return os.read(file, CHAIN_LIMIT_BYTES)
 
     def _certificates(self, name: str) -> bytes:
         with _opened(self._folder / name, name) as file:
@@ -88,9 +136,7 @@ class KnownKeys:
         """Let the kernel append the file."""
         with _opened(self._folder / name, name) as file:
             found = os.fstat(file)
-            if found.st_mode & OTHERS:
-                mode, quoted = stat.S_IMODE(found.st_mode), shlex.quote(name)
-                raise NotTaken(f"others than its owner have rights in {name} (mode {mode:04o}): chmod 600 {quoted}")
+            _refuse_others(file, name)
             if not 0 < found.st_size <= KEY_LIMIT_BYTES:
                 raise NotTaken(f"{name}: a key has 1 to {KEY_LIMIT_BYTES} bytes, not {found.st_size}")
             if os.sendfile(self._all, file, 0, found.st_size) != found.st_size:
@@ -113,6 +159,13 @@ def _refusal(name: str, pem: bytes, chain: tuple[bytes, ...]) -> str | None:
 
     why = refusal(KnownService(name=name, chain=chain), pem)
     return None if why is None else f"{name} and the certificate cannot be used for TLS: {why}"
+
+
+def _refuse_others(file: int, name: str) -> None:
+    mode = stat.S_IMODE(os.fstat(file).st_mode)
+    if mode & OTHERS:
+        quoted = shlex.quote(name)
+        raise NotTaken(f"others than its owner have rights in {name} (mode {mode:04o}): chmod 600 {quoted}")
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import contextlib
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from mitmsec.service import namespaces
@@ -21,7 +22,7 @@ from mitmsec.service.state import State
 from mitmsec_redirect import netns, windivert
 from mitmsec_redirect.cgroup import PREFIX
 
-MODULE = b"mitmsec.service.diverter"
+WORDS = (b"mitmsec.service", b"diverter")
 MARK = "diverter"
 END_S = 4.0
 
@@ -36,13 +37,18 @@ def label(state: State, session: str) -> str:
     return f"{PREFIX}{state.identity()}-{session}"
 
 
+def is_diverter(words: Sequence[bytes]) -> bool:
+    """Whether a command line is a diverter's."""
+    return any(tuple(pair) == WORDS for pair in pairwise(words))
+
+
 def alive(state: State) -> Iterator[tuple[int, str]]:
     """Pid and label of each diverter of this state."""
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
         with contextlib.suppress(OSError):  # it has ended
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             name = words[-2].decode(errors="replace") if len(words) > 1 else ""
-            if MODULE in words and name.startswith(label(state, "")) and os.stat(f"/proc/{pid}").st_uid == 0:
+            if is_diverter(words) and name.startswith(label(state, "")) and os.stat(f"/proc/{pid}").st_uid == 0:
                 yield pid, name
 
 

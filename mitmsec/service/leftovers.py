@@ -1,4 +1,4 @@
-"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, tables, diverters, run folders.
+"""What dead owners left behind, found by name and removed: cgroups, pinned hooks, tables, diverters, folders, trust.
 
 `reap` runs at each start and takes only what nobody needs any more: while a command of a dead supervisor lives and its
 policy says `closed`, its hook or table stays and keeps denying. A dead service's hook stays until the next one has
@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.model import Value
-from mitmsec.service import left_diverters, left_tables, survivors
+from mitmsec.service import ended_trust, left_diverters, left_tables, survivors
 from mitmsec.service.ground import release
 from mitmsec.service.state import State
 from mitmsec_redirect import bpffs
@@ -27,7 +27,7 @@ PIDS_TOLD = 3
 class Removed(Value, frozen=True):
     """One thing that was removed, or could not be, or must not be yet."""
 
-    what: str  # cgroup | hook | table | diverter | folder | mount | log | keys
+    what: str  # cgroup | hook | table | diverter | folder | mount | trust | log | keys
     name: str
     problem: str = ""
     kept: str = ""  # for whom it stays
@@ -40,7 +40,8 @@ def reap(state: State) -> list[Removed]:
     empty = {cgroup.path.name for cgroup in _ours(state)} - {*keep}
     done = [*_tables(state, keep=keep), *_diverters(state, empty.__contains__)]
     done += [one for cgroup in _ours(state) if _session(cgroup) not in busy for one in _remove(state, cgroup)]
-    return done + [_drop(folder) for folder in _runs(state) if folder.name not in busy]
+    done += [_drop(folder) for folder in _runs(state) if folder.name not in busy]
+    return done + _trusting(ended_trust.withdraw_ended(state))
 
 
 def succeed(state: State, live: Collection[str]) -> list[Removed]:
@@ -50,8 +51,9 @@ def succeed(state: State, live: Collection[str]) -> list[Removed]:
     return [_attempt("hook", pins.name, lambda pins=pins: unpin(pins)) for pins in orphans]
 
 
-def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]:
-    """Remove the remains of all runs; with `purge` log and keys too, with `purge_ca` the keys.
+def clean(state: State, *, purge: bool, purge_ca: bool = False, user: str = "root") -> list[Removed]:
+    """Remove the remains of all runs, and the CA from trust stores; with `purge` log and keys too, with `purge_ca` the
+    keys. `user` has ordered it.
 
     Call with the state's lock held.
     """
@@ -62,10 +64,18 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False) -> list[Removed]
     if bpffs.is_mounted(state.bpf):
         removed.append(_attempt("mount", str(state.bpf), lambda: bpffs.unmount(state.bpf)))
     state.control.unlink(missing_ok=True)
+    removed += _trusting(_withdrawn(state, user))
     for folder, what, goes in ((state.log, "log", purge), (state.ca, "keys", purge or purge_ca)):
         if goes and folder.exists():
-            removed.append(_attempt(what, str(folder), lambda folder=folder: shutil.rmtree(folder)))
+            removed.append(_attempt(what, str(folder), lambda folder=folder: _remove_all(folder)))
     return removed
+
+
+def _remove_all(folder: Path) -> None:
+    """Of a CA first what says that one is there: half of one, after a kill, would keep everything from starting."""
+    for root in (folder / "next/root.pem", folder / "root.pem"):  # as in mitmsec_certs.ca_folder, which is not loaded
+        root.unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def vanish(state: State) -> list[Removed]:
@@ -77,6 +87,22 @@ def vanish(state: State) -> list[Removed]:
     with contextlib.suppress(OSError):  # somebody keeps other things in it
         state.folder.rmdir()
     return removed
+
+
+def _trusting(done: list[tuple[str, str]]) -> list[Removed]:
+    return [Removed(what="trust", name=name, problem=problem) for name, problem in done]
+
+
+def _withdrawn(state: State, user: str) -> list[tuple[str, str]]:
+    from mitmsec.service import left_trust  # what handles certificates is not for the supervisor, which calls `reap`
+
+    return left_trust.withdraw(state, user)
+
+
+def _trusting_still(state: State) -> list[str]:
+    from mitmsec.service import left_trust
+
+    return left_trust.remaining(state)
 
 
 def _tables(state: State, keep: Collection[str] = ()) -> list[Removed]:
@@ -145,5 +171,5 @@ def _attempt(what: str, name: str, action: object) -> Removed:
 def remaining(state: State) -> list[str]:
     """Names of what is still there after `clean`: the proof is a second look."""
     found = [str(cgroup.path) for cgroup in _ours(state)] + [str(pins) for pins in _folders(state.bpf)]
-    found += [*left_tables.remaining(state.identity()), *left_diverters.remaining(state)]
+    found += [*left_tables.remaining(state.identity()), *left_diverters.remaining(state), *_trusting_still(state)]
     return found + ([str(state.bpf)] if bpffs.is_mounted(state.bpf) else [])

@@ -16,19 +16,22 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from mitmsec.audit.event import Seen
+from mitmsec.audit.event import Seen, ServiceSeen
 from mitmsec.core.messages import Message
 from mitmsec.core.model import OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service import listening
 from mitmsec.service.incoming import Incoming
 from mitmsec.service.incoming_watch import IncomingWatch
-from mitmsec.service.inward import InwardGround
+from mitmsec.service.inward import InwardGround, unavailable
 from mitmsec.service.missed import Misses
+from mitmsec.service.name_relays import NameRelays
 from mitmsec.service.owners import Owners
 from mitmsec.service.scopes import Scope
+from mitmsec.service.standing import StandingScope
 from mitmsec.service.udp_flows import UdpFlows
 from mitmsec_redirect.backend import Backend, BackendKind
+from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.inbound_records import Inbound
 from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.processes import ProcessTable
@@ -80,17 +83,22 @@ class Observers:
         self.inward: InwardGround | None = None
         """What leads connections that come in to the gate; None: nothing does."""
         self._udp = UdpFlows(ground, owners)
+        self._waiting: asyncio.TimerHandle | None = None  # until it is listened again for more that was missed
 
     def begin(self, kind: BackendKind, scope: Scope) -> None:
         """Raises BackendUnavailable, ProgramRejected, OSError: UDP cannot be seen, or no gate have what comes in."""
         ground = self._ground
-        self._udp.open(scope, kind)
+        self._udp.open(scope)
         assert ground.hook is not None
-        self.inward = InwardGround.open(ground.policy, ground.hook, ground.network, ground.pins)
+        self._listen()
+        standing = scope if isinstance(scope, StandingScope) else None
+        self.inward = InwardGround.open(ground.policy, ground.hook, ground.network, standing)
         if kind is BackendKind.NFTABLES:  # which is for where eBPF cannot be used
-            return
+            return self._tell_shortfalls()
         whose = partial(self._who_accepts, scope)
-        incoming = Incoming(name=ground.name, whose=whose, selects=scope.selects, policy=ground.policy)
+        incoming = Incoming(
+            name=ground.name, whose=whose, selects=scope.selects, policy=ground.policy, listens=self._listens
+        )
         self._incoming = IncomingWatch.begin(
             scope,
             incoming,
@@ -100,23 +108,42 @@ class Observers:
             inward=self.inward,
             pins=ground.pins,
         )
+        self._tell_shortfalls()
+
+    def _tell_shortfalls(self) -> None:
+        """What the kernel will not have told of callers: on record and in the log, each kind once."""
+        hook = self._ground.hook
+        seen = (hook if isinstance(hook, ConnectHook) else None, self._udp, self._incoming)
+        found = [one.shortfall for one in seen if one is not None and one.shortfall is not None]
+        for untold, shortfall in {one.untold: one for one in reversed(found)}.items():
+            self._ground.shared.log(f"{shortfall}. {shortfall.remedy}")
+            detail = f"{untold}: {shortfall.why}"
+            self._ground.shared.record(ServiceSeen(operation="tells_less", session=self._ground.name, detail=detail))
 
     @property
     def names_fd(self) -> int | None:
         """The ring with a command's DNS, for its gate."""
         return self._udp.names_fd
 
+    @property
+    def relays(self) -> NameRelays | None:
+        """What a service's DNS is led to."""
+        return self._udp.relays
+
     def govern(self, policy: Policy, selection: Selection | None) -> None:
-        """Another policy is in force. Raises OSError."""
+        """Another policy is in force. Raises BackendUnavailable, ProgramRejected, OSError."""
+        if policy.governs_inbound and self.inward is None:
+            raise unavailable()
         everything = selection is not None and selection.everything
         if self._incoming is not None:
-            self._incoming.govern(policy, everything=everything)
+            self._incoming.govern(policy, everything=everything, pins=self._ground.pins)
         self._udp.govern(everything=everything)
 
     async def look(self) -> None:
         """Record what was seen since the last time. It takes PERIOD_S: who was missed is asked for while they live."""
-        for _ in range(LOOKS):
-            await asyncio.sleep(PERIOD_S / LOOKS)
+        looks = LOOKS if self._missed_fd is None else 1
+        for _ in range(looks):
+            await asyncio.sleep(PERIOD_S / looks)
             self._take_missed()
         self._record_missed()
         self._udp.look()
@@ -130,11 +157,15 @@ class Observers:
             return
         self.divert_no_more()
         self._record_missed()
-        for reason, count in hook.lost().items():  # its queue was full; its counters are exact
+        for reason, count in hook.lost().items():  # its ring was full; its counters are exact
             self._ground.fault(reason, "more attempts than were collected", count=count)
 
     def divert_no_more(self) -> None:
         """Nor lead anybody to the gate."""
+        if (fd := self._missed_fd) is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+        if self._waiting is not None:
+            self._waiting.cancel()
         if self._ground.hook is not None:
             self._ground.hook.detach()
         if self.inward is not None:
@@ -153,6 +184,22 @@ class Observers:
         if self._incoming is not None:
             self._incoming.close()
 
+    @property
+    def _missed_fd(self) -> int | None:
+        return self._ground.hook.missed_fd if self._ground.hook is not None else None
+
+    def _listen(self) -> None:
+        if (fd := self._missed_fd) is not None:
+            asyncio.get_running_loop().add_reader(fd, self._heard)
+
+    def _heard(self) -> None:
+        """Take it now, and what follows in a moment: who is refused may try again at once, as often as it can."""
+        loop, fd = asyncio.get_running_loop(), self._missed_fd
+        assert fd is not None
+        loop.remove_reader(fd)
+        self._take_missed()
+        self._waiting = loop.call_later(PERIOD_S / LOOKS, self._listen)
+
     def _take_missed(self) -> None:
         if self._ground.hook is not None:
             self._misses.take(self._ground.hook.missed())
@@ -164,6 +211,10 @@ class Observers:
             self._ground.shared.record(event)
         for trouble in self._ground.hook.troubles() if self._ground.hook is not None else ():
             self._ground.fault(trouble.what, trouble.detail, count=trouble.count, failed=trouble.failed)
+
+    def _listens(self, inbound: Inbound, process: Process) -> None:
+        if self.inward is not None:
+            self.inward.heard(inbound, process)
 
     def _who_accepts(self, scope: Scope, inbound: Inbound) -> Owner:
         """Who has, or could have, accepted a connection."""

@@ -4,6 +4,7 @@ StartService ──► ServiceStarted        one service a state; `bound` ones e
 ReloadService ─► ServiceReloaded       a policy that cannot be taken up changes nothing
 SwitchService ─► ServiceSwitched       holds for every session, and for those that are opened later
 StopService ───► RunClosed
+CaChanged ─────► CaAdopted             the signer reads the CA again; what was done to it goes on record
 """
 
 from __future__ import annotations
@@ -22,8 +23,16 @@ from mitmsec.service.children import ChildFailed
 from mitmsec.service.session import Session
 from mitmsec_redirect.backend import BackendUnavailable
 
-type Order = control.StartService | control.StopService | control.ReloadService | control.SwitchService
-_FDS = {control.StartService: 3, control.ReloadService: 2, control.StopService: 0, control.SwitchService: 0}
+type Order = (
+    control.StartService | control.StopService | control.ReloadService | control.SwitchService | control.CaChanged
+)
+_FDS = {
+    control.StartService: 3,
+    control.ReloadService: 2,
+    control.StopService: 0,
+    control.SwitchService: 0,
+    control.CaChanged: 0,
+}
 _NO_SERVICE = control.Refused(
     error="no service runs on this state", remedy="start one: mitmsec start --policy FILE", status=1
 )
@@ -50,7 +59,7 @@ class ServiceOrders:
 
     async def answer(self, order: Order, fds: list[int]) -> Message:
         """What became of it; nothing of what fails is left."""
-        if len(fds) != _FDS[type(order)]:
+        if len(fds) != _descriptors_of(order):
             close_all(fds)
             return control.Refused(error="descriptors are missing", remedy="", status=125)
         try:
@@ -70,6 +79,9 @@ class ServiceOrders:
             case control.StopService():
                 service = self._service()
                 return _NO_SERVICE if service is None else await self._supervisor.end(service, home=None, status=None)
+            case control.CaChanged():
+                await self._supervisor.backbone.adopt_ca()
+                return control.CaAdopted()
             case _:
                 assert_never(order)
 
@@ -119,6 +131,12 @@ class ServiceOrders:
         operation = "switched_off" if off else "switched_on"
         backbone.record(ServiceSeen(operation=operation, user=self._user, detail=detail))
         return control.ServiceSwitched(cut=cut, sessions=len(sessions))
+
+
+def _descriptors_of(order: Order) -> int:
+    """How many come with it."""
+    has_keys = isinstance(order, control.StartService | control.ReloadService) and order.keys
+    return _FDS[type(order)] + has_keys
 
 
 def refusal(error: Exception) -> control.Refused:

@@ -18,6 +18,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.core import identity
+from mitmsec.core.beyond_ca import beyond_ca
 from mitmsec.core.contradiction import escapes
 from mitmsec.core.explain import Explanation, Tried, explain
 from mitmsec.core.known_service import doubts
@@ -29,12 +31,17 @@ from mitmsec.core.policytest import TestOutcome, basename, run_tests
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.udp_limits import udp_limits
 from mitmsec.core.units import container_mistake, service_mistake, windows_services
+from mitmsec.service import origin_roots
 from mitmsec.service.groups import Group
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_loading import load
 from mitmsec.service.policy_starter import STARTER
+from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
+from mitmsec_certs.ca_facts import limits
+from mitmsec_certs.ca_folder import KeystoreRefused
+from mitmsec_certs.constraints import Constraints
 
 POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
@@ -165,15 +172,18 @@ def init(file: Path | None) -> None:
 @policy.command()
 @POLICY_FILE
 @json_option
+@state_option
 @debug_option
-def check(file: Path, as_json: bool) -> None:
+def check(file: Path, as_json: bool, state_folder: Path) -> None:
     """Say whether F is valid, and every error if it is not.
 
-    Errors come with file, line and key, and exit status 2. F may be -, for standard input.
+    Errors come with file, line and key, and exit status 2. F may be -, for standard input. What F decrypts and the CA
+    of this state may not speak for is told, too.
     """
     loaded = _loaded(file, as_json=as_json)
+    doubts = [*_doubts(loaded), *_beyond_ca(loaded, State(state_folder))]
     if as_json:
-        warnings = [*unmatched(loaded), *_doubts(loaded)]
+        warnings = [*unmatched(loaded), *doubts]
         return _print_json({"valid": True, "file": str(file), **_counts(loaded), "warnings": warnings})
     counts = ", ".join(f"{what}: {number}" for what, number in _counts(loaded).items())
     click.echo(f"{file}: valid; {counts}")
@@ -181,7 +191,7 @@ def check(file: Path, as_json: bool) -> None:
         f"otherwise: {loaded.action.value}; on failure: {loaded.on_failure.value}; quic: {loaded.quic.value}; "
         f"upstream: {loaded.upstream.value}"
     )
-    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *_doubts(loaded)]:
+    for sentence in [*(f"on this machine, {one}" for one in unmatched(loaded)), *doubts]:
         click.echo(sentence, err=True)
 
 
@@ -288,8 +298,20 @@ def _counts(loaded: Policy) -> dict[str, int]:
 
 
 def _doubts(loaded: Policy) -> list[str]:
-    of_services = doubts(loaded.services, int(time.time()), are_used=loaded.decrypts_inbound)
-    return udp_limits(loaded) + of_services + escapes(loaded)
+    now_s = int(time.time())
+    used = {rule.client_certificate for rule in loaded.rules if rule.client_certificate is not None}
+    of_keys = doubts(loaded.services, now_s, are_used=loaded.decrypts_inbound)
+    of_keys += identity.doubts(loaded.identities, used, now_s)
+    return udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
+
+
+def _beyond_ca(loaded: Policy, state: State) -> list[str]:
+    """Nothing where there is no CA, or none that this user may look at."""
+    limit: tuple[Constraints, ...] = ()
+    with contextlib.suppress(KeystoreRefused, OSError):
+        limit = tuple(one for one in limits(state.ca) if not one.are_none)
+    excluded = [name for one in limit for name in one.excluded_names]
+    return beyond_ca(loaded, lambda name: all(one.allow(name) for one in limit), excluded) if limit else []
 
 
 def _tell(story: Explanation, host: str | None) -> None:

@@ -28,7 +28,7 @@ class Loaded(NamedTuple):
     roots: tuple[bytes, ...] = ()
     """The certificates (DER) of its `upstream_roots`."""
     keys: int | None = None
-    """A descriptor, the keys of its services behind it; None: the policy decrypts nothing that comes in."""
+    """A descriptor, the keys of its services behind it; None: the policy needs none."""
 
     def forget_keys(self) -> None:
         """Close the descriptor, where nobody is handed it."""
@@ -50,7 +50,7 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
 
     try:
         policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=keys.pair)
-        return Loaded(policy, text, tuple(roots), keys.detach() if policy.decrypts_inbound else None)
+        return Loaded(policy, text, tuple(roots), keys.detach(policy.key_bytes) if policy.needs_keys else None)
     except PolicyErrors as errors:
         _tell_errors(file, errors.errors, as_json=as_json)
         sys.exit(EXIT_USAGE)

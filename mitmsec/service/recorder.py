@@ -307,5 +307,6 @@ class Recorder:
         self._control.send(answer)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve on the control channel whose descriptor is the first argument."""
     child.main(ACCEPTS, Recorder)

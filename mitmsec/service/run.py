@@ -121,8 +121,8 @@ def plan_policy(text: str | None) -> str:
 
 
 # -- the supervisor ------------------------------------------------------------------------------------------------
-def join(state: State) -> Channel:
-    """A channel to the supervisor of `state`, started if none listens. Raises CannotRun."""
+def made(state: State) -> None:
+    """The folders of `state` are there, each its owner's. Raises CannotRun."""
     try:
         state.make()
     except StateRefused as error:
@@ -131,6 +131,11 @@ def join(state: State) -> Channel:
         said = f"--state: {state.folder} cannot be used: {error.strerror}"
         told = refusals.no_room(said, state) if error.errno in refusals.FULL else None
         raise CannotRun(*told or refusals.of_machine(said, "name a folder that root can write", 2)) from None
+
+
+def join(state: State) -> Channel:
+    """A channel to the supervisor of `state`, started if none listens. Raises CannotRun."""
+    made(state)
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -146,7 +151,7 @@ def _start_supervisor(state: State) -> None:
     reading, writing = os.pipe()
     with open(state.supervisor_log, "ab", opener=_private) as log, open(os.devnull, "rb") as nothing:
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "mitmsec.service.supervisor", str(state.folder), str(writing)],
+            [sys.executable, "-P", "-m", "mitmsec.service", "supervisor", str(state.folder), str(writing)],
             stdin=nothing,
             stdout=log,
             stderr=log,
@@ -233,7 +238,11 @@ class Run:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _started(self, opened: control.RunOpened, environ: Mapping[str, str], mask: set[int]) -> int:
-        pid, error = _fork(self._plan, opened.cgroup, environ, mask)
+        members = entrance(opened.cgroup)
+        try:
+            pid, error = _fork(self._plan, members, environ, mask)
+        finally:
+            os.close(members)
         if error is not None:
             os.waitpid(pid, 0)
             status = 127 if error == errno.ENOENT else 126
@@ -292,8 +301,19 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str], mask: set[int]) -> tuple[int, int | None]:
+def entrance(cgroup: str) -> int:
+    """The descriptor by which processes enter it. Raises CannotRun where the supervisor's path is not seen."""
+    try:
+        return os.open(f"{cgroup}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        remedy = "call mitmsec where its supervisor runs, or with a state of its own (--state)"
+        raise CannotRun(f"the run's cgroup {cgroup} cannot be entered from here: {error.strerror}", remedy, 3) from None
+
+
+def _fork(plan: Plan, members: int, environ: Mapping[str, str], mask: set[int]) -> tuple[int, int | None]:
     """The command's process, in the cgroup before its first instruction, as the caller's user; or why exec failed.
+
+    `members` is the cgroup's `entrance`.
 
     Called with the signals HEARD blocked; the command gets `mask` and every action as it would be without us.
     """
@@ -307,7 +327,7 @@ def _fork(plan: Plan, cgroup: str, environ: Mapping[str, str], mask: set[int]) -
             said = pipe.read()
         return pid, int(said) if said else None
     try:
-        Path(cgroup, "cgroup.procs").write_text("0")
+        os.write(members, b"0")
         caller = plan.caller
         if os.getuid() != caller.uid:
             os.setgroups(os.getgrouplist(caller.name, caller.gid) if not caller.name.isdigit() else [caller.gid])

@@ -23,6 +23,7 @@ from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
+from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.run import (
     WORKERS_LIMIT,
@@ -230,7 +231,7 @@ def _run(plan: Plan, state: State, environ: dict[str, str], capture_path: str | 
             bundle = _roots(environ)
         if capture_path is not None:
             capture = stack.enter_context(_capture_file(capture_path, plan.caller))
-        one = Run(state, plan, bundle.adding(plan.upstream_roots).pem, capture)
+        one = Run(state, plan, origin_roots(bundle, plan.policy, plan.upstream_roots), capture)
         opened = one.open()
         status = None
         try:

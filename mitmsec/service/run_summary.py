@@ -23,6 +23,7 @@ from mitmsec.service.state import State
 DONE = {Action.DECRYPT: "decrypted", Action.BYPASS: "bypassed", Action.BLOCK: "blocked", Action.CAPTURE: "captured"}
 LEFT = "left by the program"
 CUT = "cut"
+UNSEEN = "UDP unseen"
 BY_A_FINDING = "stopped by a finding"
 NOT_KEPT = (" captured", " relayed unread (kept only with --capture)")
 
@@ -86,7 +87,7 @@ def _became(counts: Mapping[tuple[str, str], int]) -> list[str]:
         word, cause = _end(action, outcome)
         done[word] += 0 if cause else count
         failed[cause] += count if cause else 0
-    order = [*DONE.values(), BY_A_FINDING, LEFT, CUT]
+    order = [*DONE.values(), BY_A_FINDING, LEFT, CUT, UNSEEN]
     parts = [f"{done[word]} {word}" for word in sorted(+done, key=order.index)]
     if causes := sorted(+failed):
         told = [f"{failed[cause]} {cause}" if len(causes) > 1 else cause for cause in causes]
@@ -110,6 +111,8 @@ def _end(action: str, outcome: str) -> tuple[str, str]:
             return LEFT, ""
         case Outcome.CUT:
             return CUT, ""
+        case Outcome.UNSEEN:
+            return UNSEEN, ""
         case (
             Outcome.CLIENT_REJECTED
             | Outcome.FAULT

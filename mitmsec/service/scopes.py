@@ -6,7 +6,7 @@ StandingScope   the cgroup2 root; the hook asks a map whom to divert, and the ga
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,12 @@ from mitmsec.service.ground import release_beside
 from mitmsec_redirect import steps
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.verdicts import Verdict
+
+type Heirs = Mapping[tuple[int, int], Verdict]
+"""Who is selected for what started it, by pid and start in clock ticks, and what it has inherited."""
+
+NOBODY: Heirs = {}
 
 
 class Scope(Protocol):
@@ -34,8 +40,9 @@ class Scope(Protocol):
         """Who in it is meant; None: all."""
 
     def selects(self, process: Process) -> bool: ...
-    def govern(self, policy: Policy) -> None:
-        """Another policy is in force."""
+    def heirs(self) -> Heirs: ...
+    def govern(self, policy: Policy, heirs: Heirs = NOBODY) -> None:
+        """Another policy is in force; `heirs` have inherited under it before, though their parents may have ended."""
 
     def own(self, pid: int) -> None:
         """The process is one of ours: its traffic is own traffic."""
@@ -70,7 +77,10 @@ class CommandScope:
     def selects(self, process: Process) -> bool:
         return True
 
-    def govern(self, policy: Policy) -> None:
+    def heirs(self) -> Heirs:
+        return NOBODY
+
+    def govern(self, policy: Policy, heirs: Heirs = NOBODY) -> None:
         """The command is selected whatever the policy names."""
 
     def own(self, pid: int) -> None:

@@ -29,6 +29,7 @@ from mitmsec.service.options import (
     program,
     state_option,
 )
+from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
 from mitmsec.service.service_status import told
@@ -85,6 +86,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         bound=foreground,
         backend=control.BackendChoice(backend),
+        keys=loaded.keys is not None,
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -143,7 +145,11 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
     need_root("reload")
     loaded = _loaded(policy_file)
     channel = _connected(State(state_folder))
-    order = control.ReloadService(policy_file=str(policy_file.resolve())[:1024], policy_sha256=plan_policy(loaded.text))
+    order = control.ReloadService(
+        policy_file=str(policy_file.resolve())[:1024],
+        policy_sha256=plan_policy(loaded.text),
+        keys=loaded.keys is not None,
+    )
     answer = _answer(channel, order, *_memory_files(loaded), deadline_s=ORDER_DEADLINE_S)
     if not isinstance(answer, control.ServiceReloaded):
         _refused(answer)
@@ -227,9 +233,6 @@ def _status(state: State) -> control.StatusAnswer | None:
 def _loaded(policy_file: Path) -> Loaded:
     """The policy, if it is one that a service can keep, and a warning where it selects nobody."""
     loaded = load(policy_file)
-    if loaded.policy.governs_inbound:
-        why = f"{policy_file} blocks, captures or decrypts what comes in: only `mitmsec run` can, in this version"
-        fail(why, 'give these rules, and [defaults] inbound, the action "bypass"', EXIT_USAGE)
     _warn_of_selection(loaded.policy, policy_file)
     return loaded
 
@@ -246,10 +249,14 @@ def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
         click.echo(f"mitmsec: {sentence}", err=True)
 
 
-def _memory_files(loaded: Loaded) -> tuple[int, int]:
-    """Policy and roots, for the supervisor. The roots are the system's, and those that the policy names."""
-    roots = roots_as_used({}).adding(loaded.roots).pem
-    return memory_file("policy", msgspec.json.encode(loaded.policy)), memory_file("roots", roots)
+def _memory_files(loaded: Loaded) -> tuple[int, ...]:
+    """Policy, roots and the keys of services, for the supervisor. Roots are the system's, and those that it names."""
+    try:
+        roots = origin_roots(roots_as_used({}), loaded.policy, loaded.roots)
+    except CannotRun as error:
+        fail(error.error, error.remedy, error.status)
+    keys = () if loaded.keys is None else (loaded.keys,)
+    return memory_file("policy", msgspec.json.encode(loaded.policy)), memory_file("roots", roots), *keys
 
 
 def _joined(state: State) -> Channel:

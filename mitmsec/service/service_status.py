@@ -7,6 +7,7 @@ from collections import Counter
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.core.model import LearnedBypass
 from mitmsec.service import control
 from mitmsec.service.terminal import shown
 
@@ -30,6 +31,8 @@ def told(answer: control.StatusAnswer) -> Table:
         if answer.service is None or session != answer.service.session:
             by = f" by {backends[session]}" if session in backends else ""
             table.add_row("run", f"{session}  {shown(command)}{by}; {_flows(flows.get(session))}")
+    for _, bypass in answer.learned:
+        table.add_row("passes", _passes(bypass))
     table.add_row("processes", _processes(answer))
     if answer.left_out:
         table.add_row("", f"and {answer.left_out} more that have no room here")
@@ -42,12 +45,26 @@ def _add_service(table: Table, service: control.ServiceStatus, flows: dict[str, 
     table.add_row("selects", ", ".join(map(shown, service.applications)))
     table.add_row("on failure", service.on_failure.value)
     table.add_row("flows", _flows(flows.get(service.session)))
+    table.add_row("names", _names(service.names))
     table.add_row("faults", Text(str(service.faults), "bold red" if service.faults else ""))
 
 
 def _flows(counts: tuple[int, int] | None) -> str:
     live, decrypted = counts or (0, 0)
     return f"{live} live, {decrypted} of them decrypted"
+
+
+def _names(names: control.NamesStatus | None) -> str:
+    if names is None:
+        return "what programs ask name servers is not heard"
+    more = f"; not from {names.beyond} more" if names.beyond else ""
+    return f"from DNS, as answered by {', '.join(names.servers) or 'whom programs ask'}{more}"
+
+
+def _passes(bypass: LearnedBypass) -> str:
+    hours, minutes = divmod(bypass.left_s // 60, 60)
+    where = f"{shown(bypass.program)} of {shown(bypass.user) or '?'} to {shown(bypass.host)}, port {bypass.port}"
+    return f"{where}, for another {hours} h {minutes} min: {bypass.why}"
 
 
 def _processes(answer: control.StatusAnswer) -> str:

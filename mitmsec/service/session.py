@@ -15,6 +15,7 @@ import contextlib
 import shutil
 import socket
 import time
+import traceback
 from pathlib import Path
 from typing import Protocol
 
@@ -26,17 +27,19 @@ from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service import backends, left_diverters
-from mitmsec.service.background import Background
+from mitmsec.service.background import Background, for_ever
 from mitmsec.service.children import ChildProcess
+from mitmsec.service.children_ground import Shared as ChildrensShared
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.gate_and_workers import GateAndWorkers
-from mitmsec.service.gate_and_workers import Shared as ChildrensShared
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.inward import InwardGround
+from mitmsec.service.name_relays import NameRelays
 from mitmsec.service.observers import Observers
 from mitmsec.service.owners import Owners, decides_by_hash
-from mitmsec.service.scopes import CommandScope, Scope
+from mitmsec.service.reloading import Reloading, Terms
+from mitmsec.service.scopes import NOBODY, CommandScope, Heirs, Scope
 from mitmsec.service.standing import StandingScope
 from mitmsec.service.survivors import note
 from mitmsec_redirect import bpffs, netns
@@ -47,7 +50,6 @@ from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 
-MISSED_PERIOD_S, MISSED_LOOKS = 0.1, 5  # events; within that, how often owners are asked for while they live
 SERVICE = "(service)"
 NAMES_SHOWN, NAME_SHOWN = 32, 64  # of applications, and characters of each, in a status
 
@@ -70,7 +72,7 @@ class Session:
         self._since = rfc3339(time.time())
         self.network, self.policy_fd, self.roots_fd = fds[:3]
         self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
-        self.keys_fd = fds[-1] if isinstance(order, OpenRun) and order.keys else None
+        self.keys_fd = fds[-1] if order.keys else None
         self.policy = msgspec.json.decode(read_all(self.policy_fd), type=Policy)
         self._owners = Owners(self._whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
@@ -81,6 +83,7 @@ class Session:
         self.children = GateAndWorkers(self)
         self.observers = Observers(self, self._owners)
         self._background = Background()
+        self._reloading = Reloading(self)
         self._closing = False
 
     # -- begin ---------------------------------------------------------------------------------------------------------
@@ -104,7 +107,7 @@ class Session:
         self._record_policy(self.order)
         self.shared.record(self._started(user, hook.kind))
         await self.children.build()
-        self._background.begin(self._watch())
+        self._background.begin(for_ever(self._look, self._blind))
 
     def _scope(self) -> Scope:
         if isinstance(self.order, StartService):
@@ -119,7 +122,7 @@ class Session:
                 sha256=order.policy_sha256,
                 rules=len(self.policy.rules),
                 on_failure=self.policy.on_failure,
-                certificates=tuple(service.sha256 for service in self.policy.services),
+                certificates=self.policy.certificates,
             )
         )
 
@@ -169,6 +172,11 @@ class Session:
         return self.observers.names_fd
 
     @property
+    def relays(self) -> NameRelays | None:
+        """What a service's DNS is led to, for its gate to relay."""
+        return self.observers.relays
+
+    @property
     def worker_count(self) -> int:
         return self.order.workers
 
@@ -187,6 +195,7 @@ class Session:
             on_failure=self.policy.on_failure,
             started=self._since,
             faults=self.faults,
+            names=None if self.relays is None else self.relays.status,
         )
 
     def _pins(self, policy: Policy) -> Path | None:
@@ -221,6 +230,7 @@ class Session:
             label=left_diverters.label(self.shared.state, self.name),
             selection=scope.selection,
             paths=self.processes.paths,
+            keep=scope.pin,
         )
         return await backends.opened(self._choice, terms, self.shared.log)
 
@@ -252,32 +262,30 @@ class Session:
         self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
 
     # -- orders --------------------------------------------------------------------------------------------------------
-    async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int) -> None:
+    async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int, keys_fd: int | None = None) -> None:
         """The new policy for every connection from now on; it owns the descriptors then. Live flows keep the old one.
 
         Raises ChildFailed, OSError, BackendUnavailable; then the old one is in force as before.
         """
         async with self.children.building:
             policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
-            before = (self.policy, self.policy_fd, self.roots_fd)
-            self.policy, self.policy_fd, self.roots_fd = policy, policy_fd, roots_fd
-            try:
-                async with self.children.successors() as numbers:
-                    self._change_hook(policy)
-                    await self.children.govern(numbers)
-            except BaseException:
-                self.policy, self.policy_fd, self.roots_fd = before
-                self._change_hook(self.policy)
-                raise
-            close_all(before[1:])
-            self._owners.must_have_hash = decides_by_hash(policy)
+            await self._reloading.exchange(Terms(policy, policy_fd, roots_fd, keys_fd))
             self.policy_order = order
             self._record_policy(order)
 
-    def _change_hook(self, policy: Policy) -> None:
+    def heirs(self) -> Heirs:
+        """Whom the policy in force selects for what started them."""
+        return self.scope.heirs() if self.scope is not None else NOBODY
+
+    def change_hook(self, policy: Policy, heirs: Heirs) -> None:
+        """What the hook does, and for whom, follows this policy; `heirs` as in `Scope.govern`.
+
+        Raises BackendUnavailable, OSError; then some of it may have changed.
+        """
         assert isinstance(self.hook, ConnectHook | DivertBackend)  # a service's
         assert self.scope is not None
-        self.scope.govern(policy)
+        self._owners.must_have_hash = decides_by_hash(policy)  # of the gate's first question under it, too
+        self.scope.govern(policy, heirs)
         selection = self.scope.selection
         pins = self._pins(policy)
         everything = selection is not None and selection.everything
@@ -299,12 +307,17 @@ class Session:
         self._closing = True
         self.children.abandon()
 
-    async def _watch(self) -> None:
-        while True:
-            await self.observers.look()
-            if self.scope is not None:
-                self.scope.look()
-            self.children.feel_pulse()
+    async def _look(self) -> None:
+        self.children.feel_pulse()
+        await self.observers.look()
+        if self.scope is not None:
+            self.scope.look()
+        self._reloading.look()
+
+    def _blind(self, error: Exception) -> None:
+        """A bug of ours, or what nobody foresaw: some of what is to be seen may not have been."""
+        traceback.print_exception(error)
+        self.fault("look_failed", type(error).__name__)
 
     def who_missed(self, missed: Missed) -> Process:
         """Whose attempt it was that the hook did not divert."""
@@ -341,9 +354,9 @@ class Session:
             return 0
         self._closing = True
         self._background.cancel()
-        self.children.replace_no_more()
         self.observers.detach()
-        await self.observers.finish()
+        await self.observers.finish()  # with a new gate, if the last has just died
+        self.children.replace_no_more()
         await self.children.drain()
         await self.children.stop()
         self.observers.close()

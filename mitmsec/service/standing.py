@@ -24,6 +24,7 @@ from mitmsec.core.model import Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.selection import Selection
 from mitmsec.service.owners import told
+from mitmsec.service.scopes import NOBODY, Heirs
 from mitmsec_redirect import steps
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import cgroup2_root
@@ -40,6 +41,7 @@ NOT_SELECTED = Verdict(0)
 KERNEL_THREAD = ExePath()
 SETTLED_NS = 50_000_000  # more than a tick of the clock that file systems take their times from
 KNOWN_LIMIT = 8192  # files; then all are judged anew
+BEGUN_LIMIT = 64  # processes, between two questions for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class StandingScope:
         self._undecided: dict[int, _Program] = {}  # by pid: those whose hash decides, and is still to come
         self._known: dict[Executable, str] = {}  # files whose verdict is in the kernel, and the path that it is for
         self._events: deque[ProcessEvent | Scanned] = deque()
+        self._begun: dict[int, None] = {}  # by pid: who has executed a program and is selected, the oldest first
+        self._begun_more = 0  # that had to make room
         self._is_judging = False
         self._monitor = Monitor.open()
         self.processes = ProcessTable(monitor=self._monitor, heard=self._heard)
@@ -93,13 +97,52 @@ class StandingScope:
             return True  # also who has inherited it
         return self._selection.holds(process) is not False
 
-    def govern(self, policy: Policy) -> None:
+    def selected_pids(self) -> list[int]:
+        """Who is selected now, or may be; our own processes are not."""
+        entries = {pid: verdict_of(number) for pid, number in self._monitor.entries().items()}
+        if self._selection.is_everything:
+            everybody = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+            entries = {pid: entries.get(pid, Verdict.SELECTED) | Verdict.SELECTED for pid in everybody}
+        meant = Verdict.SELECTED | Verdict.UNDECIDED
+        return [pid for pid, verdict in entries.items() if verdict & meant and not verdict & Verdict.OWN_TRAFFIC]
+
+    def newly_selected(self) -> tuple[list[int], int]:
+        """Who has executed a program since the last call, and is selected; of very many the last, and how many more."""
+        found = list(self._begun), self._begun_more
+        self._begun, self._begun_more = {}, 0
+        return found
+
+    def is_undecided(self, pid: int) -> bool:
+        """Nobody has said yet whether the process is selected."""
+        verdict = verdict_of(self._monitor.entry_of(pid)) & (Verdict.SELECTED | Verdict.UNDECIDED)
+        return verdict == Verdict.UNDECIDED and not self._selection.is_everything
+
+    def heirs(self) -> Heirs:
+        """Of all who live, those that inherit. Their parents may have ended."""
+        entries = {pid: verdict_of(number) for pid, number in self._monitor.entries().items()}
+        found = {pid: verdict for pid, verdict in entries.items() if verdict & Verdict.INHERITED}
+        return {(one.pid, one.start_ticks): found[one.pid] for one in living() if one.pid in found} if found else NOBODY
+
+    def govern(self, policy: Policy, heirs: Heirs = NOBODY) -> None:
         self._selection = Selection(policy.applications)
         self._monitor.forget_executables()
         self._known.clear()
         self._know_named(policy)
         self._undecided.clear()
         self._judge_all(living())
+        if heirs:
+            self._give_back(heirs)
+
+    def _give_back(self, heirs: Heirs) -> None:
+        """They have again what they had inherited under this policy, and so has whom they have started meanwhile."""
+        found = list(living())
+        for one in found:
+            if (inherited := heirs.get((one.pid, one.start_ticks))) is not None:
+                entry = self._monitor.entry_of(one.pid)
+                program = _Program(one.pid, entry, one.start_ticks, one.uid, one.comm)
+                self._undecided.pop(one.pid, None)  # who inherits needs no decision
+                self._give(program, (verdict_of(entry) | inherited) & ~Verdict.UNDECIDED)
+        self._judge_all(one for one in found if (one.pid, one.start_ticks) not in heirs)
 
     def own(self, pid: int) -> None:
         """What we start has inherited it."""
@@ -158,6 +201,7 @@ class StandingScope:
 
     def _executed(self, event: ProcessExecuted) -> None:
         self._undecided.pop(event.pid, None)
+        self._note_begun(event.pid, verdict_of(event.entry))
         if self._has_moved(event):
             self._monitor.forget(self._forgotten(event))
         elif not verdict_of(event.entry) & Verdict.UNDECIDED:
@@ -176,7 +220,15 @@ class StandingScope:
         inherited = before & ~Verdict.UNDECIDED if before & Verdict.INHERITED else NOT_SELECTED
         self._give(program, verdict | inherited)
 
+    def _note_begun(self, pid: int, verdict: Verdict) -> None:
+        if verdict & Verdict.SELECTED and not verdict & Verdict.OWN_TRAFFIC:
+            self._begun[pid] = None
+            if len(self._begun) > BEGUN_LIMIT:
+                del self._begun[next(iter(self._begun))]
+                self._begun_more += 1
+
     def _give(self, program: _Program, verdict: Verdict) -> None:
+        self._note_begun(program.pid, verdict)
         if program.entry:
             self._monitor.decide(program.pid, program.entry, verdict)
         elif verdict:

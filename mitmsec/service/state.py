@@ -1,8 +1,9 @@
 """The state directory: who owns which folder, where things lie, and that nobody else can have laid them there.
 
 STATE/            root 0711
-  ca/             signer   0700   issuing key and certificates
+  ca/             signer   0711   issuing key, the signer's alone; certificates, which anybody may read
   log/            recorder 0750   the audit log; group `mitmsec` may read
+  trust/          root 0755       what `ca trust` has done, and what lay in those stores before (0700)
   run/            root 0711       control socket, lock, supervisor's log, one folder a run
 
 What exists already is taken over only if it is a real folder, not a link, of the right owner, that nobody else may
@@ -51,6 +52,7 @@ class State:
         self.run = self.folder / "run"
         self.jail = self.run / "jail"
         self.bpf = self.run / "bpf"
+        self.trust = self.folder / "trust"
         self.control = self.run / "control.sock"
         self.lock = self.run / "supervisor.lock"
         self.supervisor_log = self.run / "supervisor.log"
@@ -62,7 +64,7 @@ class State:
             (self.folder, 0, 0, 0o711),
             (self.run, 0, 0, 0o711),
             (self.jail, 0, 0, 0o755),
-            (self.ca, signer.uid, signer.gid, 0o700),
+            (self.ca, signer.uid, signer.gid, 0o711),
             (self.log, recorder.uid, readers_gid() or recorder.gid, 0o2750),
         )
         _check_way(self.folder)  # everything is looked at before anything is changed
@@ -77,7 +79,7 @@ class State:
     def _check_content(self) -> None:
         """A folder that holds other things is somebody's mistake, unless it has been a state already."""
         names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
-        others = names - {self.run.name, self.log.name, self.ca.name}
+        others = names - {self.run.name, self.log.name, self.ca.name, self.trust.name}
         if others and not (self.run / "identity").is_file():
             raise _refused(self.folder, f"is not a state directory: it holds {min(others)}")
 

@@ -34,6 +34,7 @@ from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
 from mitmsec.service.state import State, StateBusy
 from mitmsec_redirect import bpffs
+from mitmsec_redirect.cgroup import home_of
 from mitmsec_redirect.owner import user_name
 
 
@@ -97,7 +98,7 @@ class Supervisor:
             lambda message, fds: inbox.put_nowait((message, fds)),
             lambda: inbox.put_nowait(None),
         )
-        home = _cgroup_of(pid)
+        home = home_of(pid)
         session: Session | None = None
         orders = ServiceOrders(self, user_name(uid))
         try:
@@ -231,7 +232,7 @@ class Supervisor:
     def _children(self) -> list[tuple[ChildProcess, str]]:
         rows: list[tuple[ChildProcess, str]] = [(child, "") for child in self.backbone.children]
         for session in self.sessions.values():
-            rows += [(child, session.name) for child in session.children.all]
+            rows += [(child, session.name) for child in (*session.children.all, *session.children.brokers)]
             if isinstance(session.hook, DivertBackend):
                 rows += [(child, session.name) for child in session.hook.children]
         return rows
@@ -241,10 +242,13 @@ class Supervisor:
         flows = await asyncio.gather(*(session.children.flows() for session in live))
         sessions = [(one.name, one.program, str(one.scope.path if one.scope else "")) for one in live]
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
-        counts = [(session.name, *count) for session, count in zip(live, flows, strict=True)]
+        counts = [(one.name, told.live, told.decrypted) for one, told in zip(live, flows, strict=True)]
+        learned = [(one.name, bypass) for one, told in zip(live, flows, strict=True) for bypass in told.learned]
         service = next((one.service_status() for one in live if one.is_service), None)
         backends = [(one.name, str(one.hook.kind)) for one in live if one.hook is not None]
-        return control.status_answer(os.getpid(), sessions, processes, counts, service, backends, off=self.backbone.off)
+        return control.status_answer(
+            os.getpid(), sessions, processes, counts, service, backends, learned, off=self.backbone.off
+        )
 
     async def _modules(self, pid: int) -> tuple[str, ...]:
         if pid == os.getpid():
@@ -261,15 +265,6 @@ class Supervisor:
             )  # a new bpffs may hold files of the kernel's
             if bpffs.is_mounted(self.state.bpf) and not kept:
                 bpffs.unmount(self.state.bpf)
-
-
-def _cgroup_of(pid: int) -> str | None:
-    """The cgroup v2 path of a process, as /proc says."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
-            if line.startswith("0::"):
-                return line[3:]
-    return None
 
 
 async def _main(state: State, ready: int, log: LogFile) -> None:
@@ -317,7 +312,3 @@ def main() -> int:
         os.write(ready, b"busy\n")
         return 1
     return _run(_main(state, ready, log))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

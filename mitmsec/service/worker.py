@@ -1,6 +1,6 @@
 """The worker's composition root: plaintext lives here, and nothing else does. No network, no disk, no CA key.
 
-    supervisor ── WorkerSettings + gate, signer, recorder channels, roots, policy[, keys] ──► engine ── Ready ──►
+    supervisor ── WorkerSettings + channels (gate, signer, recorder[, broker]), roots, policy[, keys] ─► engine ── Ready
     gate ── HandOver + both sockets ──► engine ──► FlowEnded ──► gate
 
 It ends when the supervisor's or the gate's end of the channel closes: what lives is cut and recorded.
@@ -27,8 +27,10 @@ from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.service import child
+from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
-from mitmsec_certs.upstream import gravest
+from mitmsec_certs.public_roots import marks_in
+from mitmsec_certs.upstream import Terms, Verifier
 
 ACCEPTS = [WorkerSettings]
 FLUSH_S = 2.0
@@ -42,17 +44,20 @@ class Worker:
         self._engine: Engine | None = None
         self._gate: GateLink | None = None
         self._signer: SignerLink | None = None
+        self._issuers: Issuers | None = None
         self._recorder: Producer | None = None
         self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, settings: WorkerSettings, fds: list[int]) -> Message | None:
         """Take up the channels and serve."""
+        to_broker = socket.socket(fileno=fds.pop()) if settings.broker and fds else None
         if len(fds) not in (4, 5, 6):
             close_all(fds)
             return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 to 6 are due")
         policy = Policy(inspectors=settings.inspectors)
         if len(fds) > 4:
             policy = msgspec.json.decode(read_all(fds[4]), type=Policy)
+        roots_pem = read_all(fds[3])
         loop = asyncio.get_running_loop()
         gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])
         self._recorder = Producer(recorder, loop)
@@ -63,10 +68,11 @@ class Worker:
             Collaborators(
                 certifier=self._signer,
                 gate=self._gate,
-                judge=gravest,
+                judge=self._verifier(settings, policy, roots_pem, to_broker).judge,
                 recorder=self._recorder,
-                roots_pem=read_all(fds[3]),
+                roots_pem=roots_pem,
                 inspectors=_inspectors(settings.session, policy.inspectors, self._recorder),
+                identities=policy.identities,
                 services=policy.services,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
             ),
@@ -74,6 +80,21 @@ class Worker:
         self._engine.settle()
         self._gate.serve(self._engine.take, self._gate_gone)
         return None
+
+    def _verifier(
+        self, settings: WorkerSettings, policy: Policy, roots_pem: bytes, to_broker: socket.socket | None
+    ) -> Verifier:
+        """Who judges origins."""
+        terms = Terms(
+            own_pem=settings.own_pem,
+            public_roots=marks_in(roots_pem),
+            revocation=policy.upstream_revocation,
+            sct=policy.upstream_sct,
+        )
+        if to_broker is None:
+            return Verifier(terms)
+        self._issuers = Issuers(to_broker, policy.upstream_revocation, asyncio.get_running_loop())
+        return Verifier(terms, self._issuers.ask)
 
     def told(self, message: Any, fds: list[int]) -> None:
         """The supervisor has nothing more to say to a worker."""
@@ -94,7 +115,7 @@ class Worker:
         """Cut what lives; let the recorder have what there is to say about it."""
         if self._engine is not None:
             await self._engine.stop()
-        for link in (self._gate, self._signer):
+        for link in (self._gate, self._signer, self._issuers):
             if link is not None:
                 link.close()
         if self._recorder is not None:
@@ -122,7 +143,3 @@ def main() -> None:
     logging.disable(logging.CRITICAL)  # there is nowhere to write to, and mitmproxy would quote traffic
     sys.setswitchinterval(1.0)  # one thread
     child.main(ACCEPTS, Worker)
-
-
-if __name__ == "__main__":
-    main()

@@ -63,7 +63,6 @@ class Helper(IntEnum):
     SKB_UNDER_CGROUP = 33  # 4.8, for classifiers
     SOCKET_COOKIE = 46  # 4.18
     CALLBACKS_SET = 59  # bpf_sock_ops_cb_flags_set, 4.16
-    MAP_PUSH = 87  # 4.20
     SK_RELEASE = 86  # 4.20
     SK_FULLSOCK = 95  # 5.1
     SK_STORAGE_GET = 107  # 5.3

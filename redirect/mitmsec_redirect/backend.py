@@ -118,6 +118,10 @@ class Backend(Protocol):
     def owner(self, client: Endpoint, origin: Endpoint) -> SocketOwner | None:
         """Whose the accepted connection from `client` is. None: the origin has said so already."""
 
+    @property
+    def missed_fd(self) -> int | None:
+        """Readable when `missed` has something to tell; None: that has to be asked."""
+
     def missed(self) -> list[Missed]:
         """What was not diverted since the last call, oldest first."""
 

@@ -67,7 +67,6 @@ class MapKind(IntEnum):
     LRU_HASH = 9
     LPM_TRIE = 11
     SOCKMAP = 15
-    QUEUE = 22
     SK_STORAGE = 24
     RINGBUF = 27
 
@@ -174,18 +173,16 @@ class Map:
         attr = struct.pack("=7I16s4I", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode(), 0, *types)
         return cls(_call(Command.MAP_CREATE, attr, f"create the map {name}"), key_bytes, value_bytes)
 
-    def _element(self, command: Command, key: bytes | None, value: bytes | None, flags: int = 0) -> int:
-        if key is not None:
-            if len(key) != self._key_bytes:
-                raise ValueError(f"a key of {self._key_bytes} bytes is needed, not {len(key)}")
-            ctypes.memmove(self._key, key, len(key))
+    def _element(self, command: Command, key: bytes, value: bytes | None, flags: int = 0) -> int:
+        if len(key) != self._key_bytes:
+            raise ValueError(f"a key of {self._key_bytes} bytes is needed, not {len(key)}")
+        ctypes.memmove(self._key, key, len(key))
         if value is not None:
             if len(value) != self._value_bytes:
                 raise ValueError(f"a value of {self._value_bytes} bytes is needed, not {len(value)}")
             ctypes.memmove(self._value, value, len(value))
-        key_at = 0 if key is None else _address(self._key)
         value_at = 0 if command is Command.MAP_DELETE else _address(self._value)  # fields a command lacks must be zero
-        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, key_at, value_at, flags)
+        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, _address(self._key), value_at, flags)
         return _call(command, self._attr, f"map {command.name}")
 
     def lookup(self, key: bytes) -> bytes | None:
@@ -220,18 +217,6 @@ class Map:
         """The value, which is not there any more; None where there is none. Of hashes only (Linux 5.14)."""
         try:
             self._element(Command.MAP_LOOKUP_AND_DELETE, key, None)
-        except FileNotFoundError:
-            return None
-        return self._value.raw[: self._value_bytes]
-
-    def push(self, value: bytes) -> None:
-        """Append to a queue. Raises OSError E2BIG when it is full."""
-        self._element(Command.MAP_UPDATE, None, value)
-
-    def pop(self) -> bytes | None:
-        """The queue's oldest value, None when it is empty."""
-        try:
-            self._element(Command.MAP_LOOKUP_AND_DELETE, None, None)
         except FileNotFoundError:
             return None
         return self._value.raw[: self._value_bytes]

@@ -7,10 +7,13 @@ import errno
 import os
 from pathlib import Path
 
+from mitmsec_redirect import bpf
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.mounts import mounts
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+
+NEW = "_new"  # a dot is not permitted in names on a bpffs
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -38,6 +41,21 @@ def mount(folder: Path) -> None:
     if code == errno.EPERM:
         raise EbpfUnavailable(f"mounting a bpffs at {folder} is not permitted", "Run as root, with CAP_SYS_ADMIN.")
     raise OSError(code, f"mount a bpffs: {os.strerror(code)}", str(folder))
+
+
+def pin(fd: int, path: Path) -> None:
+    """Keep the object alive under `path`, in place of what was pinned there before.
+
+    That stays until then: at no moment is nothing pinned there. Raises OSError; then the one before still is.
+    """
+    new = path.with_name(f"{path.name}{NEW}")
+    new.unlink(missing_ok=True)  # of somebody who was killed in between
+    bpf.pin(fd, str(new))
+    try:
+        new.replace(path)
+    except OSError:
+        new.unlink()  # or it would be held without a name that anybody looks for
+        raise
 
 
 def unmount(folder: Path) -> bool:

@@ -105,6 +105,16 @@ class Btf:
             raise NoSuchMember(f"struct {struct} has no {path}")
         return only
 
+    def bit(self, struct: str, name: str) -> int:
+        """Where the member `name`, a bitfield of one bit, lies: in bits from the start. Raises NoSuchMember."""
+        fields = (
+            self._field(type_id, name, [MEMBERS_LIMIT], NESTING_LIMIT) for type_id in self._named(struct, Kind.STRUCT)
+        )
+        found = {field.bit for field in fields if field is not None and field.bits == 1}
+        if len(found) != 1:
+            raise NoSuchMember(f"struct {struct} has no bit {name}")
+        return found.pop()
+
     def typedef_id(self, name: str) -> int:
         """The id of the type definition `name`. Raises NoSuchMember unless there is exactly one."""
         found = self._named(name, Kind.TYPEDEF)

@@ -1,9 +1,10 @@
-"""The two classifiers that let the packets of everybody but one cgroup pass by the library's handles (Linux).
+"""The two classifiers that let the packets of everybody but whom it concerns pass by the library's handles (Linux).
 
-    packet of a socket ──► `leave`  the cgroup's, the gate's, marked, nobody's? ── on ──► handles take what is theirs
-                              │                                                              ▲
+    packet of a socket ──► `leave`  ours, the gate's, marked, nobody's? ── on ──► handles take what is theirs
+                              │                                                      ▲
                               └─ else: marked ──► handles skip what has that mark ──► `back` unmarked ──► out
 
+Ours are the sockets of one cgroup (`leave`, a run), or those whose connect() was noted (`leave_unnoted`, a service).
 On loopback, where nothing is diverted, everything is left (`leave_all`). The library's classifiers skip what it has put
 back itself, which it knows by a mark. A packet that has a mark already (routing by mark) is left to the handles, which
 give it back as well; so no mark but ours is ever changed.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import PROTOCOL_TCP, PROTOCOL_UDP
-from mitmsec_redirect.steps import LOCAL_PORT, R0, R1, R2, R3, R6
+from mitmsec_redirect.steps import LOCAL_PORT, R0, R1, R2, R3, R4, R6
 
 SKB_MARK, SKB_SOCKET = 8, 168  # struct __sk_buff
 SOCKET_TYPE, SOCKET_PROTOCOL = 8, 12  # struct bpf_sock
@@ -29,6 +30,32 @@ def leave(cgroups: int, gate_port: int) -> bytes:
     packet is, the handles are left to find out.
     """
     asm = Assembler()
+    _unless_full_socket(asm)
+    asm.jump_if(R2, Condition.EQUAL, PROTOCOL_UDP, "whose")
+    _unless_gates(asm, gate_port)
+    asm.label("whose")
+    asm.move(R1, R6)
+    asm.map(R2, cgroups)
+    asm.move(R3, 0)
+    asm.call(Helper.SKB_UNDER_CGROUP)
+    return _left(asm)
+
+
+def leave_unnoted(sockets: int, gate_port: int) -> bytes:
+    """The same for what TCP sockets send in which nothing is noted (SK_STORAGE, `noting_programs`). UDP goes on."""
+    asm = Assembler()
+    _unless_full_socket(asm)
+    _unless_gates(asm, gate_port)
+    asm.map(R1, sockets)
+    asm.move(R2, R0)
+    asm.move(R3, 0)
+    asm.move(R4, 0)
+    asm.call(Helper.SK_STORAGE_GET)
+    return _left(asm)
+
+
+def _unless_full_socket(asm: Assembler) -> None:
+    """R0: the packet's socket, R2: its protocol."""
     asm.move(R6, R1)
     asm.load(R2, R6, SKB_MARK)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "on")
@@ -39,16 +66,18 @@ def leave(cgroups: int, gate_port: int) -> bytes:
     asm.load(R2, R0, SOCKET_TYPE)
     asm.jump_if(R2, Condition.EQUAL, SOCK_RAW, "on")
     asm.load(R2, R0, SOCKET_PROTOCOL)
-    asm.jump_if(R2, Condition.EQUAL, PROTOCOL_UDP, "whose")
+
+
+def _unless_gates(asm: Assembler, gate_port: int) -> None:
+    """Of TCP only."""
     asm.jump_if(R2, Condition.NOT_EQUAL, PROTOCOL_TCP, "on")
     asm.load(R2, R0, LOCAL_PORT)
     asm.jump_if(R2, Condition.EQUAL, gate_port, "on")
     asm.jump_if(R2, Condition.EQUAL, 0, "on")  # it is being closed with a reset, and may be the gate's
-    asm.label("whose")
-    asm.move(R1, R6)
-    asm.map(R2, cgroups)
-    asm.move(R3, 0)
-    asm.call(Helper.SKB_UNDER_CGROUP)
+
+
+def _left(asm: Assembler) -> bytes:
+    """R0 0: marked."""
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "on")
     asm.move(R2, LEFT_MARK)
     asm.store(R6, SKB_MARK, R2)

@@ -1,4 +1,4 @@
-"""Who is not in a run's cgroup does not pay for its diverter: their packets pass by the handles, unseen (Linux).
+"""Who is not to be diverted does not pay for a diverter: their packets pass by the handles, unseen (Linux).
 
 Two classifiers on every interface that the handles are on, `bystander_programs`. They end with whoever holds them, or
 are found by `clsact.sweep` as what the library leaves: a dead one's are of no handle's use, and change nothing.
@@ -44,17 +44,26 @@ def _detach(control: TrafficControl, one: Classifier) -> None:
 class Bystanders:
     """For the network namespace and the interfaces that are there when it is made. Closing detaches it there."""
 
-    def __init__(self, cgroup: Path, gate_port: int) -> None:
+    def __init__(self, leave: bytes) -> None:
         """Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind."""
         with ExitStack() as held:
             self._control = held.enter_context(contextlib.closing(TrafficControl()))
-            only = held.enter_context(contextlib.closing(_only(cgroup)))
-            leave = bystander_programs.leave(only.fd, gate_port)
             interfaces, loopback = self._control.clsact(), {socket.if_nametoindex("lo")}
             self._attach(held, bystander_programs.back(), b"back", AFTER, interfaces)
             self._attach(held, bystander_programs.leave_all(), b"leave_all", BEFORE, interfaces & loopback)
             self._attach(held, leave, b"leave", BEFORE, interfaces - loopback)
             self._held = held.pop_all()
+
+    @classmethod
+    def outside(cls, cgroup: Path, gate_port: int) -> Bystanders:
+        """All but the sockets made in this cgroup and below. Raises as the class does."""
+        with contextlib.closing(_only(cgroup)) as only:
+            return cls(bystander_programs.leave(only.fd, gate_port))
+
+    @classmethod
+    def unnoted(cls, sockets_fd: int, gate_port: int) -> Bystanders:
+        """All but the sockets in which something is noted (`connect_notes`), and UDP. Raises as the class does."""
+        return cls(bystander_programs.leave_unnoted(sockets_fd, gate_port))
 
     def _attach(self, held: ExitStack, code: bytes, what: bytes, priority: int, interfaces: frozenset[int]) -> None:
         program = bpf.load_classifier(code, f"ms_{what.decode()}")

@@ -11,11 +11,11 @@ import ctypes
 import errno
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 
 from mitmsec_redirect.bpf import EbpfUnavailable
-from mitmsec_redirect.mounts import mounts
+from mitmsec_redirect.mounts import Mount, mounts
 
 PREFIX = "mitmsec-"
 IN_MODIFY = 0x2
@@ -27,6 +27,47 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def cgroup2_root(mountinfo: str | None = None) -> Path:
     """Where the cgroup2 hierarchy is mounted, its whole tree if possible. Raises EbpfUnavailable where it is not."""
+    return _mount(mountinfo).point
+
+
+def home_of(pid: int, mountinfo: str | None = None, told: str | None = None) -> str | None:
+    """Where a process is, as a path below `cgroup2_root`. None: it has ended, or is in no cgroup that is seen there.
+
+    What /proc says of it (`told` stands in for that) begins at the root of our cgroup namespace. What is mounted may
+    begin above it: then the names between are nowhere told, and the process is looked for.
+    """
+    told = _cgroup_line(pid) if told is None else told
+    try:
+        mount = _mount(mountinfo)
+    except EbpfUnavailable:
+        return None
+    if told is None:
+        return None
+    if ".." in PurePath(mount.root).parts:
+        return _searched(pid, mount.point)
+    if ".." in PurePath(told).parts or not PurePath(told).is_relative_to(mount.root):
+        return None
+    return str(PurePath("/", PurePath(told).relative_to(mount.root)))
+
+
+def _cgroup_line(pid: int) -> str | None:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    return None
+
+
+def _searched(pid: int, root: Path) -> str | None:
+    """Every cgroup is read until one has it: milliseconds, where there are hundreds."""
+    for folder, _, _ in os.walk(root):
+        with contextlib.suppress(OSError):  # it has just gone, or is threaded
+            if str(pid) in (Path(folder) / "cgroup.procs").read_text().split():
+                return str(PurePath("/", Path(folder).relative_to(root)))
+    return None
+
+
+def _mount(mountinfo: str | None) -> Mount:
     found = [mount for mount in mounts(mountinfo) if mount.kind == "cgroup2"]
     whole = [mount for mount in found if mount.root == "/"]
     if not found:
@@ -34,7 +75,7 @@ def cgroup2_root(mountinfo: str | None = None) -> Path:
             "no cgroup2 file system is mounted in this mount namespace",
             "Mount one: mount -t cgroup2 none /sys/fs/cgroup/unified (or leave `ip netns exec`, which hides it).",
         )
-    return (whole or found)[0].point
+    return (whole or found)[0]
 
 
 class SessionCgroup:

@@ -24,24 +24,26 @@ from pathlib import Path
 from types import TracebackType
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
-from mitmsec_redirect import bpf, hook_programs, kernel_types, netns, programs, records
+from mitmsec_redirect import bpf, hook_programs, kernel_types, netns, programs, records, shortfall
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.bpf import Attach, Btf, EbpfUnavailable, Map, MapKind, RunCount
 from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.records import Code, Missed, NamespaceFlag, Reason
+from mitmsec_redirect.ringbuffer import RingBuffer
 from mitmsec_redirect.routes import RouteMirror
+from mitmsec_redirect.shortfall import Shortfall
 from mitmsec_redirect.steps import Selection
 
 ORIGINS_LIMIT = 65536  # connections that the gate has not yet asked about
-MISSED_LIMIT = 4096
+MISSED_RING_BYTES = 1 << 19  # 3,276 that nobody has taken yet
 NAMESPACES_LIMIT = 64
 ROUTES_LIMIT = 8192
 
 MAPS: Mapping[str, tuple[MapKind, int, int, int, int]] = {
     "origins": (MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, ORIGINS_LIMIT, 0),
-    "missed": (MapKind.QUEUE, 0, records.ATTEMPT.size, MISSED_LIMIT, 0),
+    "missed": (MapKind.RINGBUF, 0, 0, MISSED_RING_BYTES, 0),
     "counts": (MapKind.ARRAY, records.INDEX.size, records.COUNT.size, len(Code), 0),
     "namespaces": (MapKind.HASH, records.COOKIE.size, records.NAMESPACE_FLAGS.size, NAMESPACES_LIMIT, 0),
     "routes": (MapKind.LPM_TRIE, records.ROUTE_KEY.size, records.ROUTE.size, ROUTES_LIMIT, bpf.MAP_FLAG_NO_PREALLOC),
@@ -58,6 +60,7 @@ class ConnectHook(Backend):
 
     def __init__(self, maps: Mapping[str, Map], held: ExitStack, selection: Selection | None) -> None:
         self._maps = maps
+        self._missed = RingBuffer(maps["missed"].fd, MAPS["missed"][3])
         self._held = held  # descriptors, in the order in which they must go
         self._programs: dict[Attach, int] = {}
         self._links: dict[Attach, int] = {}
@@ -65,6 +68,8 @@ class ConnectHook(Backend):
         self._selection = selection
         self._offsets = kernel_types.process_offsets()
         self._paths: PathMaps | None = None
+        self.shortfall: Shortfall | None = None
+        """What it does not tell of callers, since this kernel will not have it."""
         self._pins: Path | None = None
         self._mirror: RouteMirror | None = None
         self._drained: dict[Reason, int] = {}
@@ -97,6 +102,7 @@ class ConnectHook(Backend):
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
             maps["truth"] = socket_storage("ms_truth", records.TRUTH.size, held)
             hook = cls(maps, held, selection)
+            held.callback(hook._missed.close)
             hook._paths = None if paths is None else paths.maps()
             for cookie in netns_cookies:
                 maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
@@ -135,7 +141,8 @@ class ConnectHook(Backend):
         )
         nameless = replace(layout, paths=None)
         layouts = (layout, nameless, replace(nameless, offsets=None))
-        accepted, loaded = hook_programs.load(layouts, programs.build, "mitmsec_")
+        accepted, loaded, refused = hook_programs.load(layouts, programs.build, "mitmsec_")
+        self.shortfall = self.shortfall or shortfall.of(layout, accepted, refused)
         self._offsets, self._paths = accepted.offsets, accepted.paths
         wanted = set(loaded)
         try:
@@ -206,6 +213,10 @@ class ConnectHook(Backend):
         """For `heartbeat.Heartbeat`."""
         return self._maps["heartbeat"].fd
 
+    def map_fd(self, name: str) -> int:
+        """Of the map that has this name at the head of this module; ours."""
+        return self._maps[name].fd
+
     @property
     def last_beat_ns(self) -> int:
         """CLOCK_MONOTONIC of the gate's last beat."""
@@ -269,17 +280,20 @@ class ConnectHook(Backend):
         """None: programs stay as they were loaded, and only root can take them away."""
         return ()
 
+    @property
+    def missed_fd(self) -> int:
+        """Readable when there is something for `missed` to tell."""
+        return self._missed.fileno()
+
     def missed(self) -> list[Missed]:
-        """What was not diverted since the last call, oldest first; at most as many as the queue holds."""
-        found: list[Missed] = []
-        while len(found) < MISSED_LIMIT and (value := self._maps["missed"].pop()) is not None:
-            found.append(records.parse_missed(value))
+        """What was not diverted since the last call, oldest first; at most as many as the ring holds."""
+        found = [records.parse_missed(value) for value in self._missed.drain()]
         for one in found:
             self._drained[one.reason] = self._drained.get(one.reason, 0) + 1
         return found
 
     def lost(self) -> Mapping[Reason, int]:
-        """How many of each reason have not been told by `missed`: still queued, or the queue was full."""
+        """How many of each reason have not been told by `missed`: not taken yet, or the ring was full."""
         counts = {Reason[code.name]: self._count(code) for code in Code if code is not Code.DIVERTED}
         return {
             reason: n - self._drained.get(reason, 0) for reason, n in counts.items() if n > self._drained.get(reason, 0)

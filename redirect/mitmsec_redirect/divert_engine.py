@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Transport
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Transport
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import NOTHING, WINDOW_S, Coverage
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Terms
@@ -36,6 +36,7 @@ HOLD_LIMIT_S = 2.0
 ADDRESSES_FRESH_S = 2.0  # how long before its SYN an event without a cookie may have come
 ANSWER_KEPT_S = {Transport.TCP: 120.0, Transport.UDP: 5.0}  # SYNs are sent again for two minutes; QUIC has no number
 HELD_LIMIT = 2048
+QUIC_HELD_LIMIT = 512  # of these: anybody can send handshakes that no event tells of, and keep each for two seconds
 FLOWS_LIMIT = 65536  # as many as the NAT's table holds
 CONNECTS_LIMIT = 16384
 ANSWERS_LIMIT = 4096
@@ -95,6 +96,7 @@ class DivertEngine:
         self.on_failure = on_failure
         self._connects: dict[Key, _Connect] = {}  # oldest first, as all of these
         self._held: dict[int, _Held] = {}
+        self._held_quic = 0
         self._by_flow: dict[Flow, _Held] = {}
         self._by_key: dict[Key, _Held] = {}
         self._live: dict[Flow, _Live] = {}
@@ -122,8 +124,8 @@ class DivertEngine:
                 return self._connected(event)
             case s.SynHeld():
                 return self._syn(event)
-            case s.TableTold(number=number, pid=pid):
-                return self._table_told(self._waiting(number, State.TABLE), pid)
+            case s.TableTold(number=number):
+                return self._table_told(self._waiting(number, State.TABLE), event)
             case s.OwnerTold(number=number):
                 return self._owner_told(self._waiting(number, State.ASKED), event)
             case s.FilterReady(generation=generation, fault=fault):
@@ -184,14 +186,27 @@ class DivertEngine:
             if live.sequence == event.sequence:
                 return [*commands, s.ReleaseSyn(number=event.number, diverted=True)]
             commands += self._closed(event.flow)
-        elif (choice := self._answered(event, key)) is not None:
+        if event.fault:
+            return [*commands, *self._not_asked(event)]
+        if live is None and (choice := self._answered(event, key)) is not None:
             return [*commands, _answer(event.number, choice)]
         held = _Held(event.number, event.flow, event.sequence, key, self._now_s)
-        if len(self._held) >= HELD_LIMIT:
+        is_quic = held.flow.transport is Transport.UDP
+        if len(self._held) >= HELD_LIMIT or (is_quic and self._held_quic >= QUIC_HELD_LIMIT):
             return [*commands, *self._fail(held, "held_full")]
+        self._held_quic += is_quic
         self._held[held.number] = self._by_flow[held.flow] = self._by_key[key] = held
         connect = self._known(key)
         return commands if connect is None else [*commands, *self._ask_owner(held, connect.pid, connect.connected_ns)]
+
+    def _not_asked(self, event: s.SynHeld) -> Commands:
+        """It may be anybody's, so it is not refused: if failures close it is lost, and its program sends it again."""
+        is_open = self.on_failure is OnFailure.OPEN
+        detail = f"{event.flow.local} to {event.flow.remote}: {event.fault}"
+        return [
+            s.Report(what="socket_not_found", failed=self.on_failure, detail=detail),
+            s.ReleaseSyn(number=event.number, diverted=False) if is_open else s.DropSyn(number=event.number),
+        ]
 
     def _overtaken(self, held: _Held) -> Commands:
         """Its program has given up, and another socket has the same addresses."""
@@ -209,14 +224,19 @@ class DivertEngine:
             return None
         return answer.choice
 
-    def _ask_owner(self, held: _Held, pid: int, connected_ns: int | None) -> Commands:
+    def _ask_owner(
+        self, held: _Held, pid: int, connected_ns: int | None, confidence: Confidence = Confidence.KERNEL
+    ) -> Commands:
         held.state, held.connected_ns = State.ASKED, connected_ns
-        return [s.AskOwner(number=held.number, flow=held.flow, pid=pid, connected_ns=connected_ns)]
+        number, flow = held.number, held.flow
+        return [s.AskOwner(number=number, flow=flow, pid=pid, connected_ns=connected_ns, confidence=confidence)]
 
-    def _table_told(self, held: _Held | None, pid: int | None) -> Commands:
+    def _table_told(self, held: _Held | None, event: s.TableTold) -> Commands:
         if held is None:
             return []
-        return self._fail(held, "owner_unknown") if pid is None else self._ask_owner(held, pid, None)
+        if event.pid is None:
+            return self._fail(held, "owner_unknown", event.fault)
+        return self._ask_owner(held, event.pid, event.connected_ns, event.confidence)
 
     def _owner_told(self, held: _Held | None, event: s.OwnerTold) -> Commands:
         if held is None:
@@ -244,7 +264,8 @@ class DivertEngine:
             del self._answers[next(iter(self._answers))]
 
     def _let_go(self, held: _Held) -> None:
-        self._held.pop(held.number, None)
+        if self._held.pop(held.number, None) is not None:
+            self._held_quic -= held.flow.transport is Transport.UDP
         if self._by_flow.get(held.flow) is held:
             del self._by_flow[held.flow]
         if self._by_key.get(held.key) is held:

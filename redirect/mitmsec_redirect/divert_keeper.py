@@ -1,6 +1,8 @@
 """What the backend looks after beside its packets: tables that take long, what queues lost, flows that are over.
 
 One thread. It tells the engine what it finds, and touches nothing of the others' but through the calls it was given.
+A table that cannot be read is a fault; the next round reads it again, and nothing else waits for that. Only to find who
+slipped by it is read again at once: all else waits a second at most.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from mitmsec_redirect.nat import Flow as NatFlow
 from mitmsec_redirect.socket_table import DiagTable, OpenSocket, Pair, SocketTable, pair_of, turned
 
 LOOK_S, SWEEP_S = 0.25, 2.0
+CUT_TRIES = 4  # LOOK_S apart
 
 type Known = tuple[int, NatFlow]  # sequence of its SYN; as the NAT table knows it
 
@@ -33,6 +36,8 @@ class Rounds:
     flows: Callable[[], Mapping[Flow, Known]]
     choose: Callable[[int, OpenSocket], Choice]  # for a pid and the socket with which it has connected
     report: Callable[[Report], None]
+    refresh: Callable[[], None]  # of processes
+    is_held: Callable[[int], bool]  # a first packet of this number
 
 
 class Keeper:
@@ -60,6 +65,7 @@ class Keeper:
             if time.monotonic() >= look_s:
                 look_s = time.monotonic() + LOOK_S
                 self.count_losses()
+                self._rounds.refresh()
             if time.monotonic() >= sweep_s:
                 sweep_s = time.monotonic() + SWEEP_S
                 self.sweep()
@@ -67,11 +73,32 @@ class Keeper:
     def _answer(self, command: s.AskTable | s.CutUnseen) -> None:
         match command:
             case s.AskTable(number=number, flow=flow):
-                self._rounds.tell([s.TableTold(number=number, pid=self._sockets.owner_of(flow))])
+                if self._rounds.is_held(number):  # else the answer would come too late, and keep others waiting
+                    self._rounds.tell([self._told(number, flow)])
             case s.CutUnseen(connected=connected):
-                self._cut(connected)
+                self._cut_surely(connected)
             case _:
                 assert_never(command)
+
+    def _told(self, number: int, flow: Flow) -> s.TableTold:
+        """A table that cannot be read now is a failure of this one flow."""
+        try:
+            named = self._sockets.named(flow)
+        except OSError as error:
+            return s.TableTold(number=number, pid=None, fault=str(error))
+        if named is None:
+            return s.TableTold(number=number, pid=None)
+        return s.TableTold(number=number, pid=named.pid, confidence=named.confidence, connected_ns=named.made_ns)
+
+    def _cut_surely(self, connected: Mapping[int, int]) -> None:
+        """As often as may help; what cannot be cut stays undiverted."""
+        for _ in range(CUT_TRIES):
+            try:
+                return self._cut(connected)
+            except OSError as error:
+                fault = str(error)
+            time.sleep(LOOK_S)
+        self._rounds.report(Report(what="not_cut", failed=OnFailure.OPEN, detail=fault))
 
     def _cut(self, connected: Mapping[int, int]) -> None:
         """End those of the sockets that would have been diverted or denied: not own ones, none within this machine."""
@@ -99,15 +126,19 @@ class Keeper:
         self._rounds.tell(events)
 
     def sweep(self) -> None:
-        """Flows whose sockets are gone, the program's and the gate's, are over."""
+        """Flows whose sockets are gone, the program's and the gate's, are over; where nobody can tell, later."""
         flows = self._rounds.flows()
-        if flows:
+        if not flows:
+            return
+        try:
             pairs = self._sockets.pairs()
-            self._rounds.tell(
-                s.FlowClosed(flow=flow, sequence=sequence)
-                for flow, (sequence, known) in flows.items()
-                if not any(pair in pairs for pair in self._pairs(known))
-            )
+        except OSError as error:  # until then ended flows keep their places, of which there are `FLOWS_LIMIT`
+            return self._rounds.report(Report(what="flows_not_swept", failed=OnFailure.OPEN, detail=str(error)))
+        self._rounds.tell(
+            s.FlowClosed(flow=flow, sequence=sequence)
+            for flow, (sequence, known) in flows.items()
+            if not any(pair in pairs for pair in self._pairs(known))
+        )
 
     def _pairs(self, known: NatFlow) -> tuple[Pair, Pair]:
         """The program's socket and the gate's."""

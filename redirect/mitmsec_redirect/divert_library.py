@@ -90,6 +90,8 @@ class Batch:
         self.c_bytes = (c_char * size_bytes).from_buffer(self.bytes)
         self.c_addresses = (c_char * len(self.addresses)).from_buffer(self.addresses)
         self.bytes_at, self.addresses_at = ctypes.addressof(self.c_bytes), ctypes.addressof(self.c_addresses)
+        self.c_length, self.c_count = c_uint32(), c_uint32()  # what a call answers; made once, for small batches' sake
+        self.length_at, self.count_at = ctypes.addressof(self.c_length), ctypes.addressof(self.c_count)
 
     def put(
         self, at: int, offset: int, packet: bytes | bytearray | memoryview, address: bytes | bytearray | memoryview
@@ -182,14 +184,14 @@ class EbpfHandle(Handle):
         return opened
 
     def receive(self, batch: Batch, timeout_s: float) -> tuple[int, int]:
-        length, count = c_uint32(), c_uint32(batch.packets)
+        batch.c_count.value = batch.packets
         result = self._recv_ex(
-            self._open,
+            self._handle or self._open,
             batch.bytes_at,
             len(batch.bytes),
-            byref(length),
+            batch.length_at,
             batch.addresses_at,
-            byref(count),
+            batch.count_at,
             int(timeout_s * 1000),
         )
         if result == -errno.EAGAIN:
@@ -197,19 +199,19 @@ class EbpfHandle(Handle):
         if result == -errno.ESHUTDOWN:
             raise HandleShut
         _checked(result, "receive packets")
-        return count.value, length.value
+        return batch.c_count.value, batch.c_length.value
 
     def send(self, batch: Batch, count: int, length: int) -> int:
         """The library stops at the first packet that it cannot send; the others are sent all the same."""
         at = offset = refused = 0
-        sent = c_uint32()
+        handle, sent, sent_at = self._handle or self._open, batch.c_length, batch.length_at
         while at < count:
             sent.value = 0
             records_at = batch.addresses_at + at * RECORD_BYTES
-            self._send_ex(self._open, batch.bytes_at + offset, length - offset, byref(sent), records_at, count - at)
-            if offset + sent.value >= length:
-                break
+            self._send_ex(handle, batch.bytes_at + offset, length - offset, sent_at, records_at, count - at)
             end = offset + sent.value
+            if end >= length:
+                break
             while offset < end:
                 offset, at = offset + _length(batch, offset, length), at + 1
             refused += 1

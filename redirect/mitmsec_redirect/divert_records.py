@@ -18,6 +18,7 @@ from mitmsec_redirect.divert_signals import SocketConnected
 
 RECORD_BYTES: Final = 80
 FLAGS_AT: Final = 10
+NANOSECONDS: Final = 10**9
 _COOKIE: Final = struct.Struct("<qxB6xQ8xI36xB7x")  # time, event, endpoint, pid, protocol
 _SOCKET: Final = struct.Struct("<qxB22xI4I4IHHB7x")  # time, event, pid, both addresses and ports, protocol
 type Buffer = bytes | bytearray | memoryview
@@ -57,17 +58,21 @@ class RecordFlag(IntFlag):
 CHECKSUMS: Final = RecordFlag.IP_CHECKSUM | RecordFlag.TCP_CHECKSUM | RecordFlag.UDP_CHECKSUM
 
 
-def parse_connects(records: Buffer, count: int, *, has_cookie: bool) -> list[SocketConnected]:
+def parse_connects(
+    records: Buffer, count: int, *, has_cookie: bool, ticks_per_s: int = NANOSECONDS
+) -> list[SocketConnected]:
     """Of the first `count` records those that say that somebody connects."""
-    found = (parse_connect(records, at, has_cookie=has_cookie) for at in range(count))
+    found = (parse_connect(records, at, has_cookie=has_cookie, ticks_per_s=ticks_per_s) for at in range(count))
     return [event for event in found if event is not None]
 
 
-def parse_connect(records: Buffer, at: int = 0, *, has_cookie: bool) -> SocketConnected | None:
+def parse_connect(
+    records: Buffer, at: int = 0, *, has_cookie: bool, ticks_per_s: int = NANOSECONDS
+) -> SocketConnected | None:
     """The event in record `at`, if somebody connects by TCP or UDP.
 
-    `has_cookie`: endpoints are cookies of sockets, as on Linux; addresses are not read then. The whole machine's
-    connections come by here.
+    `has_cookie`: endpoints are cookies of sockets, as on Linux; addresses are not read then, and times are nanoseconds.
+    The whole machine's connections come by here. `ticks_per_s`: of times beside addresses, Windows'.
     """
     if has_cookie:
         time, event, endpoint, pid, protocol = _COOKIE.unpack_from(records, at * RECORD_BYTES)
@@ -80,7 +85,7 @@ def parse_connect(records: Buffer, at: int = 0, *, has_cookie: bool) -> SocketCo
     return SocketConnected(
         transport=TRANSPORTS[protocol],
         pid=pid,
-        connected_ns=time,
+        connected_ns=time * NANOSECONDS // ticks_per_s,
         local=Endpoint.of(_address(words[:4]), local_port),
         remote=Endpoint.of(_address(words[4:]), remote_port),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Transport, Value
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Transport, Value
 
 
 class Choice(StrEnum):
@@ -65,6 +65,7 @@ class SynHeld(Event, frozen=True):
     flow: Flow
     sequence: int = 0  # of the SYN: another one is another connection
     cookie: int | None = None  # None: the system cannot tell, or the socket has gone
+    fault: str = ""  # why the system could not be asked whose it is: then nobody may be refused for it
 
 
 class TableTold(Event, frozen=True):
@@ -72,6 +73,9 @@ class TableTold(Event, frozen=True):
 
     number: int
     pid: int | None
+    confidence: Confidence = Confidence.TABLE  # that the pid is still that of who has the socket
+    connected_ns: int | None = None  # or earlier: its socket was made then; None: the table does not tell
+    fault: str = ""  # why it could not be read
 
 
 class OwnerTold(Event, frozen=True):
@@ -139,7 +143,8 @@ class AskOwner(Command, frozen=True):
     number: int
     flow: Flow
     pid: int
-    connected_ns: int | None  # None: the pid is from the table
+    connected_ns: int | None  # None: that is not known
+    confidence: Confidence  # in the pid: KERNEL from an event, else what the table said of it
 
 
 class SetFilter(Command, frozen=True):

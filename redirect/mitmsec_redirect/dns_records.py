@@ -23,7 +23,7 @@ _PORTS: Final = struct.Struct("!HHH")  # source, destination, length
 
 @dataclass(frozen=True, slots=True)
 class DnsPacket:
-    """One datagram to or from port 53, its payload not looked at."""
+    """One message to or from port 53, not looked at."""
 
     sent: bool  # by the program; else to it
     local: Endpoint
@@ -34,7 +34,11 @@ class DnsPacket:
 def parse_dns_packet(record: bytes) -> DnsPacket | None:
     """None for what is no whole datagram: a fragment, for example."""
     length, sent = HEAD.unpack_from(record)
-    packet = record[PACKET : PACKET + length]
+    return parse_packet(record[PACKET : PACKET + length], sent=bool(sent))
+
+
+def parse_packet(packet: bytes, *, sent: bool) -> DnsPacket | None:
+    """The same of the packet alone, from its IP header on, without options."""
     v6 = packet[:1] > b"\x50"
     header = V6_HEADER_BYTES if v6 else V4_HEADER_BYTES
     if len(packet) < header + UDP_HEADER_BYTES:
@@ -48,4 +52,4 @@ def parse_dns_packet(record: bytes) -> DnsPacket | None:
         for address, port in zip(addresses, (source_port, destination_port), strict=True)
     )
     local, server = (source, destination) if sent else (destination, source)
-    return DnsPacket(bool(sent), local, server, packet[header + UDP_HEADER_BYTES :])
+    return DnsPacket(sent, local, server, packet[header + UDP_HEADER_BYTES :])

@@ -18,17 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from mitmsec_redirect import bpf, hook_programs, inbound_programs, kernel_types, records
+from mitmsec_redirect import bpf, bpffs, hook_programs, inbound_programs, kernel_types, records, shortfall
 from mitmsec_redirect import inbound_records as inbound
 from mitmsec_redirect.bpf import Attach, EbpfUnavailable, Map, MapKind, RunCount
 from mitmsec_redirect.connect_hook import socket_storage
 from mitmsec_redirect.executable_paths import ExecutablePaths
+from mitmsec_redirect.hook_programs import Attached
 from mitmsec_redirect.inbound_programs import InboundLayout
 from mitmsec_redirect.inbound_records import Inbound, parse_inbound
 from mitmsec_redirect.ringbuffer import RingBuffer
+from mitmsec_redirect.shortfall import Shortfall
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import Selection
 
+KEPT = {Attach.SOCK_OPS, Attach.SOCK_RELEASE}
 RING_BYTES = 1 << 20  # over 5,000 records, three of which a connection has
 _FIRST = records.INDEX.pack(0)
 
@@ -38,9 +41,10 @@ class InboundHook:
 
     def __init__(self, layout: InboundLayout, lost: Map, ring: RingBuffer, cgroup_fd: int) -> None:
         self._layout, self._lost, self._ring, self._cgroup = layout, lost, ring, cgroup_fd
-        self._programs: dict[Attach, int] = {}
-        self._links: dict[Attach, int] = {}
+        self._attached = Attached()
         self._held = ExitStack()
+        self.shortfall: Shortfall | None = None
+        """As of the connect hook."""
         self._told_lost = 0
 
     @classmethod
@@ -73,27 +77,24 @@ class InboundHook:
             noted = None if paths is None else paths.maps()
             layout = InboundLayout(sockets.fd, ring_map.fd, lost.fd, offsets, selection, steering, noted)
             hook = cls(layout, lost, ring, cgroup)
-            held.callback(hook._let_go)
+            held.callback(hook._attached.detach)
             hook._put()
-            if pin_folder is not None:
-                bpf.pin(hook._links[Attach.SOCK_OPS], str(pin_folder / "link_sock_ops"))
+            hook._pin(pin_folder)
             hook._held = held.pop_all()
             return hook
 
     def _put(self) -> None:
         """Who accepts first, so that nobody has accepted unseen what was seen to begin."""
         layouts = (self._layout, replace(self._layout, paths=None))
-        self._layout, loaded = hook_programs.load(layouts, inbound_programs.build, "mitmsec_in_")
-        hook_programs.put(loaded, self._links, self._cgroup)
-        for program in self._programs.values():
-            os.close(program)
-        self._programs = loaded
+        self._layout, loaded, refused = hook_programs.load(layouts, inbound_programs.build, "mitmsec_in_")
+        self.shortfall = self.shortfall or shortfall.of(layouts[0], self._layout, refused)
+        self._attached.exchange(loaded, self._cgroup)
 
-    def _let_go(self) -> None:
-        for descriptors in (self._links, self._programs):
-            for descriptor in descriptors.values():
-                os.close(descriptor)
-            descriptors.clear()
+    def _pin(self, folder: Path | None) -> None:
+        """What sees who listens, and who does no longer."""
+        if folder is not None:
+            for attach in KEPT & self._attached.links.keys():
+                bpffs.pin(self._attached.links[attach], folder / f"link_{attach.name.lower()}")
 
     # -- while it runs -------------------------------------------------------------------------------------------------
     def fileno(self) -> int:
@@ -112,15 +113,28 @@ class InboundHook:
         newly, self._told_lost = count - self._told_lost, count
         return newly
 
-    def change(self, *, everything: bool) -> None:
-        """Whoever has no verdict is selected from now on, or no longer: each program is exchanged in one step."""
-        if self._layout.selection is not None and self._layout.selection.everything != everything:
-            self._layout = replace(self._layout, selection=replace(self._layout.selection, everything=everything))
-            self._put()
+    def change(self, *, everything: bool, steering: SteeringMaps | None = None, pin_folder: Path | None = None) -> None:
+        """Each program is exchanged in one step, where anything is another from now on.
+
+        With `everything` whoever has no verdict is selected; `steering` and `pin_folder` as in `open`. Raises what
+        `open` raises; then some programs are the new ones, and all of them work.
+        """
+        selection = self._layout.selection
+        if selection is not None:
+            selection = replace(selection, everything=everything)
+        layout = replace(self._layout, selection=selection, steering=steering)
+        if layout != self._layout:
+            before, self._layout = self._layout, layout
+            try:
+                self._put()
+            except BaseException:
+                self._layout = before
+                raise
+        self._pin(pin_folder)
 
     def run_counts(self) -> Mapping[Attach, RunCount]:
         """How often each program ran while statistics were on (`bpf.enable_stats`)."""
-        return {attach: bpf.run_count(fd) for attach, fd in self._programs.items()}
+        return self._attached.run_counts()
 
     def close(self) -> None:
         """Let go of everything. Idempotent."""

@@ -10,8 +10,9 @@ All but accept() are one program (BPF_PROG_TYPE_SOCK_OPS): it runs in the caller
 context the kernel handles packets. accept() asks for the peer's address where its caller wants that, which is what
 `getpeername4/6` see; who does not want it is seen when it first calls getpeername(), or never.
 
-Where connections are led to the gate (`steering`), listeners of its network namespace are kept in maps for as long as
-they listen, and told (LISTENS): whoever calls listen() may have ended when somebody calls. What the gate then connects
+Where connections are led to the gate (`steering`), listeners of its network namespace, of selected processes among
+them, are kept in maps for as long as they listen (`served_steps`), and told (LISTENS): whoever calls listen() may have
+ended when somebody calls. What the gate then connects
 to them is not told, for the gate tells of it, and getpeername() answers with the peer that the gate has it from.
 
 Registers: R6 the context, R7 the socket, R8 the record in it; R0–R5 are lost at each call.
@@ -22,15 +23,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mitmsec_redirect import caller_steps, name_steps, served_steps, steps
+from mitmsec_redirect import caller_steps, name_steps, run_steps, served_steps, steps
 from mitmsec_redirect import inbound_records as records
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.inbound_records import InboundFlag, InboundKind
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
-from mitmsec_redirect.records import word
-from mitmsec_redirect.served_steps import FAMILY, LOCAL_PORT, LOCAL_V4, LOCAL_V6
+from mitmsec_redirect.records import PROTOCOL_TCP
+from mitmsec_redirect.served_steps import FAMILY, LOCAL_PORT, LOCAL_V4, LOCAL_V6, TELL_STATES
 from mitmsec_redirect.steering_records import SteeringMaps
 from mitmsec_redirect.steps import (
     AF_INET,
@@ -45,7 +46,6 @@ from mitmsec_redirect.steps import (
     R7,
     R8,
     R10,
-    RUN_LEVEL,
     SOCKET,
     STORAGE_CREATE,
     USER_PORT,
@@ -57,12 +57,9 @@ LONG = Size.LONG
 # struct bpf_sock_ops
 OP, OLD_STATE, NEW_STATE, REMOTE_V4, REMOTE_V6, REMOTE_PORT, OPS_SOCKET = 0, 4, 8, 24, 32, 64, 184
 CONNECTS, PASSIVE_ESTABLISHED, STATE_CHANGED, LISTENS = 3, 5, 10, 11  # BPF_SOCK_OPS_…_CB
-TELL_STATES = 4  # BPF_SOCK_OPS_STATE_CB_FLAG
 TCP_CLOSE, TCP_LISTEN = 7, 10
-# our stack, from the frame pointer: a leg's key, and at other times the others
-LEG, COUNT, COOKIE, SERVED = -shared.LEG.size, -8, -16, -shared.LEG.size - 24
-BOUND_DEVICE = 0  # of struct bpf_sock
-UNLESS_THERE = 1  # BPF_NOEXIST
+PROTOCOL, STATE = 12, 72  # of struct bpf_sock
+LEG = -shared.LEG.size  # on our stack, from the frame pointer: a leg's key
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
@@ -81,11 +78,14 @@ class InboundLayout:
 
 def build(layout: InboundLayout) -> Mapping[str, bytes]:
     """The code of each program by its attach type's name."""
-    return {
+    programs = {
         "SOCK_OPS": happened(layout),
         "GETPEERNAME4": accepted(layout, v6=False),
         "GETPEERNAME6": accepted(layout, v6=True),
     }
+    if layout.selection is not None and layout.steering is not None:
+        programs["SOCK_RELEASE"] = released(layout.steering)
+    return programs
 
 
 def happened(layout: InboundLayout) -> bytes:
@@ -142,23 +142,45 @@ def accepted(layout: InboundLayout, *, v6: bool) -> bytes:
     return asm.code()
 
 
+def released(maps: SteeringMaps) -> bytes:
+    """The last close() of a socket: the end of a listener that `happened` is not told of, for it listened before us."""
+    asm = Assembler()
+    asm.move(R6, R1)
+    asm.load(R2, R6, PROTOCOL)
+    asm.jump_if(R2, Condition.NOT_EQUAL, PROTOCOL_TCP, "out")
+    asm.load(R2, R6, STATE)
+    asm.jump_if(R2, Condition.EQUAL, TCP_LISTEN, "listens")
+    asm.jump_if(R2, Condition.NOT_EQUAL, TCP_CLOSE, "out")  # closed without an end of its file: it may have listened
+    asm.label("listens")
+    served_steps.forget(asm, maps)
+    asm.label("out")
+    asm.exit(1)
+    return asm.code()
+
+
 # --- what has happened ------------------------------------------------------------------------------------------------
 def _listens(asm: Assembler, layout: InboundLayout) -> None:
     _record(asm, layout, create=True)
     _caller(asm, layout.offsets, layout.paths)
     asm.store(R8, records.FLAGS, 0)
-    if layout.steering is not None:
-        _keep_listener(asm, layout.steering)
     if layout.selection is not None:
-        asm.move(R1, RUN_LEVEL)
-        asm.call(Helper.ANCESTOR_CGROUP_ID)
-        asm.store(R10, KEY, R0, LONG)
-        steps.look_up(asm, layout.selection.runs, KEY)
-        asm.jump_if(R0, Condition.EQUAL, 0, "out")
-        asm.store(R8, records.FLAGS, InboundFlag.IN_RUN)
+        _unless_in_run(asm, layout.selection)
     if layout.steering is not None:
+        if layout.selection is not None:
+            _unless_selected(asm, layout.selection, "leads")
+        some_undecided = layout.selection is not None and not layout.selection.everything
+        served_steps.keep(asm, layout.steering, layout.offsets, some_undecided=some_undecided)
         _tell(asm, layout, InboundKind.LISTENS)
     asm.jump("out")
+
+
+def _unless_in_run(asm: Assembler, selection: Selection) -> None:
+    run_steps.unless_in_run(asm, selection.runs, KEY, "in_run")
+    asm.jump("in_none")
+    asm.label("in_run")
+    asm.store(R8, records.FLAGS, InboundFlag.IN_RUN)
+    asm.jump("out")
+    asm.label("in_none")
 
 
 def _began(asm: Assembler, layout: InboundLayout) -> None:
@@ -203,24 +225,35 @@ def _addresses(asm: Assembler) -> None:
 
 def _unless_listener_selected(asm: Assembler, layout: InboundLayout) -> None:
     """On to "out" for a connection of which only its acceptor can tell whether it is meant."""
-    if (selection := layout.selection) is None:
+    if layout.selection is None:
         return
     asm.load(R2, R8, records.FLAGS)
-    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")  # in a run
+    asm.mask(R2, InboundFlag.IN_RUN)
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
+    _unless_selected(asm, layout.selection, "meant")
+
+
+def _unless_selected(asm: Assembler, selection: Selection, label: str) -> None:
+    """On to "out" unless the process of the record is, or may be. `label` has to be this call's own."""
     asm.load(R2, R8, records.PID)
     asm.jump_if(R2, Condition.EQUAL, 0, "out")  # it listened before we were there
     asm.store(R10, KEY, R2)
     steps.look_up(asm, selection.verdicts, KEY)
-    asm.jump_if(R0, Condition.EQUAL, 0, "meant" if selection.everything else "out")
+    asm.jump_if(R0, Condition.EQUAL, 0, label if selection.everything else "out")
     asm.load(R2, R0, 0)
     asm.move(R3, R2)
     asm.mask(R3, Verdict.OWN_TRAFFIC)
     asm.jump_if(R3, Condition.NOT_EQUAL, 0, "out")
-    if selection.everything:
-        asm.label("meant")
-    else:
-        asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
+    asm.move(R3, R2)
+    asm.mask(R3, Verdict.SELECTED)
+    asm.jump_if(R3, Condition.EQUAL, 0, f"{label}_perhaps")
+    asm.store(R8, records.FLAGS, InboundFlag.BY_SELECTED)
+    asm.jump(label)
+    asm.label(f"{label}_perhaps")
+    if not selection.everything:
+        asm.mask(R2, Verdict.UNDECIDED)
         asm.jump_if(R2, Condition.EQUAL, 0, "out")
+    asm.label(label)
 
 
 def _state(asm: Assembler, layout: InboundLayout) -> None:
@@ -241,7 +274,7 @@ def _state(asm: Assembler, layout: InboundLayout) -> None:
     if layout.steering is not None:
         asm.jump("out")
         asm.label("listens_no_more")
-        _forget_listener(asm, layout.steering)
+        served_steps.forget(asm, layout.steering)
 
 
 def _counts(asm: Assembler, at: Offsets) -> None:
@@ -262,77 +295,6 @@ def _counts(asm: Assembler, at: Offsets) -> None:
 
 
 # --- what is led to the gate ------------------------------------------------------------------------------------------
-def _keep_listener(asm: Assembler, maps: SteeringMaps) -> None:
-    """By its cookie, and count it for where it listens; only in the network namespace that the gate is in."""
-    asm.move(R1, R6)
-    asm.call(Helper.NETNS_COOKIE)
-    asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace & 0xFFFFFFFF, "kept")
-    asm.shift_right(R0, 32)
-    asm.jump_if_word(R0, Condition.NOT_EQUAL, maps.namespace >> 32, "kept")
-    _unless_bound_to_device(asm)
-    asm.call(Helper.KTIME_NS)
-    asm.store(R8, records.AT, R0, LONG)
-    asm.move(R1, R6)
-    asm.move(R2, TELL_STATES)
-    asm.call(Helper.CALLBACKS_SET)
-    _cookie(asm)
-    asm.map(R1, maps.listeners)
-    asm.point(R2, COOKIE)
-    asm.move(R3, R8)
-    asm.move(R4, 0)
-    asm.call(Helper.MAP_UPDATE)
-    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "kept")  # no room: it is not led to the gate, and told as it comes in
-    served_steps.count(asm, maps, SERVED, "kept_any")
-    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "count")
-    asm.store(R10, COUNT, 0, LONG)
-    asm.map(R1, maps.served)
-    asm.point(R2, SERVED)
-    asm.point(R3, COUNT)
-    asm.move(R4, UNLESS_THERE)  # somebody may listen there just as we do: neither may undo the other's count
-    asm.call(Helper.MAP_UPDATE)
-    steps.look_up(asm, maps.served, SERVED)
-    asm.jump_if(R0, Condition.EQUAL, 0, "kept")
-    asm.label("count")
-    asm.move(R2, 1)
-    asm.add_atomically(R0, R2)
-    asm.label("kept")
-
-
-def _unless_bound_to_device(asm: Assembler) -> None:
-    """On to "kept" for who is, but by a link-local address: the gate could not find out that a leg reaches it."""
-    asm.load(R2, R7, BOUND_DEVICE)
-    asm.jump_if(R2, Condition.EQUAL, 0, "anywhere")
-    asm.load(R2, R6, LOCAL_V6)
-    asm.mask(R2, word(b"\xff\xc0\0\0"))
-    asm.jump_if(R2, Condition.NOT_EQUAL, word(b"\xfe\x80\0\0"), "kept")
-    asm.label("anywhere")
-
-
-def _forget_listener(asm: Assembler, maps: SteeringMaps) -> None:
-    """And where it listened, if nobody else of ours listens there."""
-    _cookie(asm)
-    asm.map(R1, maps.listeners)
-    asm.point(R2, COOKIE)
-    asm.call(Helper.MAP_DELETE)
-    asm.jump_if(R0, Condition.NOT_EQUAL, 0, "out")  # it was not kept
-    served_steps.count(asm, maps, SERVED, "forgot_any")
-    asm.jump_if(R0, Condition.EQUAL, 0, "out")
-    asm.move(R7, R0)
-    asm.move(R2, -1)
-    asm.add_atomically(R7, R2)
-    asm.load(R2, R7, 0, LONG)
-    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "out")
-    asm.map(R1, maps.served)
-    asm.point(R2, SERVED)
-    asm.call(Helper.MAP_DELETE)
-
-
-def _cookie(asm: Assembler) -> None:
-    asm.move(R1, R6)
-    asm.call(Helper.SOCKET_COOKIE)
-    asm.store(R10, COOKIE, R0, LONG)
-
-
 def _unless_gates(asm: Assembler, maps: SteeringMaps) -> None:
     """On to "out" for a leg of the gate's, once it is noted whose connection it carries on."""
     for index in (0, 8):

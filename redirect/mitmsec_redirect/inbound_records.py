@@ -9,7 +9,8 @@ One record lies in each socket, is filled in as things happen, and is sent whole
 
 From 104 on it says whose it is: of a listener, and of a connection that nobody has accepted yet, who called listen();
 then, who accepted. From 184 on it says who the peer really is, where the gate has made the connection (`legs`). `at` is
-when that happened which `kind` says. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; remote ports are in network order,
+when that happened which `kind` says. Of a listener, `local` is what it serves
+(`steering_records`). Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d; remote ports are in network order,
 that at 76 in the upper half; times are CLOCK_MONOTONIC, starts CLOCK_BOOTTIME.
 """
 
@@ -21,7 +22,7 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from mitmsec.core.model import Caller, Endpoint
-from mitmsec_redirect.records import CALLER_FIELDS, address_text, caller_of, port_field
+from mitmsec_redirect.records import CALLER_FIELDS, V4_MAPPED, address_text, caller_of, port_field
 
 INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII16sII")
 KIND, FLAGS, COOKIE, NAMESPACE, BEGAN, AT, LOCAL, REMOTE = 0, 4, 8, 16, 24, 32, 40, 56
@@ -46,6 +47,8 @@ class InboundFlag(IntFlag):
     ACCEPTED = 2  # whose it is, is who accepted; without it, who called listen()
     IN_RUN = 4  # of a listener: what is in its cgroup is told by that cgroup's own hook
     GATES = 8  # a leg of the gate's, which tells of the whole connection itself
+    BY_SELECTED = 16  # of a listener: who called listen() was selected then
+    ALSO_V4 = 32  # of one on all addresses of IPv6: on all of IPv4 too
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,40 @@ class Inbound:
     uid: int
     comm: str
     caller: Caller | None  # None with `pid` 0
+    by_selected: bool = False
+    """Of a listener: who called listen() was selected then, whatever has become of it."""
+
+
+def listener(
+    *,
+    cookie: int,
+    netns: int,
+    at_ns: int,
+    local: bytes,
+    port: int,
+    pid: int,
+    uid: int,
+    comm: str,
+    by_selected: bool,
+    also_v4: bool = False,
+) -> bytes:
+    """The record of a listener that `pid` has, as the kernel would have written it, but for the caller.
+
+    `local` and `port` are what it serves (`steering_records`), with `also_v4` not only all addresses of IPv6.
+    """
+    flags = (InboundFlag.BY_SELECTED if by_selected else 0) | (InboundFlag.ALSO_V4 if also_v4 else 0)
+    where = (local, bytes(16), port, 0)
+    name = comm.encode(errors="replace")[:15]
+    times = (0, at_ns)
+    rest = (*(0,) * (CALLER_FIELDS), bytes(16), 0, 0)
+    return INBOUND.pack(InboundKind.LISTENS, flags, cookie, netns, *times, *where, 0, 0, 0, 0, pid, uid, name, *rest)
+
+
+def served_keys(record: bytes) -> tuple[bytes, ...]:
+    """What a listener's record says that it serves, as keys (`steering_records`)."""
+    port = record[LOCAL_PORT : LOCAL_PORT + 4]
+    is_also_v4 = int.from_bytes(record[FLAGS : FLAGS + 4], "little") & InboundFlag.ALSO_V4
+    return record[LOCAL : LOCAL + 16] + port, *((V4_MAPPED + bytes(4) + port,) if is_also_v4 else ())
 
 
 def parse_inbound(record: bytes) -> Inbound:
@@ -90,4 +127,5 @@ def parse_inbound(record: bytes) -> Inbound:
         uid=uid,
         comm=comm.split(b"\0", 1)[0].decode(errors="replace"),
         caller=caller_of(*who[:CALLER_FIELDS]),
+        by_selected=bool(flags & InboundFlag.BY_SELECTED),
     )

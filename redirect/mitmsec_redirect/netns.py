@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -24,25 +25,50 @@ def current_cookie() -> int:
         return cookie_of(sock)
 
 
-def inside[T](netns_fd: int | None, make: Callable[[], T]) -> T:
-    """`make()` as called in the namespace of `netns_fd` (None: our own). Needs root; raises what `make` raises.
+def fresh() -> int:
+    """The descriptor of a new namespace, with nothing in it but a loopback that is down; it goes with the descriptor.
 
-    setns(2) moves one thread, so a thread that ends right after is what moves; nothing else notices.
+    Needs root; raises OSError. This process stays where it is.
+    """
+
+    def make() -> int:
+        os.unshare(os.CLONE_NEWNET)
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    return _in_a_thread(make)
+
+
+def inside[T](netns_fd: int | None, make: Callable[[], T]) -> T:
+    """`make()` as called in the namespace of `netns_fd` (None: our own). Needs root.
+
+    Raises what `make` raises, and OSError.
     """
     if netns_fd is None:
         return make()
+
+    def enter() -> T:
+        os.setns(netns_fd, os.CLONE_NEWNET)
+        return make()
+
+    return _in_a_thread(enter)
+
+
+def _in_a_thread[T](make: Callable[[], T]) -> T:
+    """setns(2) and unshare(2) move a thread; so it is one that ends right after, and nothing else notices."""
     made: list[T] = []
     failed: list[BaseException] = []
 
     def enter() -> None:
         try:
-            os.setns(netns_fd, os.CLONE_NEWNET)
             made.append(make())
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=enter, name="netns")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:  # the machine, or our cgroup, has no more: somebody starts very many
+        raise OSError(errno.EAGAIN, str(error)) from None
     thread.join()
     if failed:
         raise failed[0]

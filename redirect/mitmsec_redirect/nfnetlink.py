@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,12 +20,12 @@ from mitmsec_redirect.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMS
 NETLINK_NETFILTER = 12
 NLM_F_ACK, NLM_F_CREATE = 0x4, 0x400
 NESTED = 0x8000
-ANSWER_BYTES = 1 << 18
+ANSWER_BYTES = 1 << 16  # twice a dump's largest part; from 128 KiB on each receive maps memory, for 15 µs
 ANSWER_DEADLINE_S = 2.0
 
 CONNTRACK, NF_TABLES = 1, 10  # subsystems
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-GET_TABLE, NEW_ELEMENT, DELETE_ELEMENT, GET_OBJECT = 1, 12, 14, 19
+GET_TABLE, NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT, GET_OBJECT = 1, 12, 13, 14, 19
 GET_CONNTRACK = 1
 FAMILY_INET = 1  # of nf_tables
 
@@ -63,6 +63,14 @@ class Table:
     comment: str
 
 
+@dataclass(frozen=True, slots=True)
+class Element:
+    """What is counted in an element of a set, and for how long it is to live yet, in milliseconds."""
+
+    packets: int
+    left_ms: int
+
+
 class Nfnetlink:
     """Questions and orders to the network namespace that it was made in. Needs CAP_NET_ADMIN. Not thread-safe."""
 
@@ -83,8 +91,7 @@ class Nfnetlink:
         Emptied and filled in one transaction: older kernels do not prolong an element that is there.
         """
         named = _set_name(table, name)
-        values = (attribute(1 | NESTED, attribute(1 | NESTED, attribute(1, element))) for element in elements)
-        added = attribute(3 | NESTED, *values)
+        added = attribute(3 | NESTED, *(_element(element) for element in elements))
         self._batch(
             message(NF_TABLES, DELETE_ELEMENT, NLM_F_ACK, FAMILY_INET, self._next(), named),
             message(NF_TABLES, NEW_ELEMENT, NLM_F_ACK | NLM_F_CREATE, FAMILY_INET, self._next(), named, added),
@@ -94,6 +101,28 @@ class Nfnetlink:
         """The set holds nothing. Raises OSError."""
         named = _set_name(table, name)
         self._batch(message(NF_TABLES, DELETE_ELEMENT, NLM_F_ACK, FAMILY_INET, self._next(), named))
+
+    def element(self, table: str, name: str, key: bytes) -> Element | None:
+        """One element of a set with counters and timeouts; None: it is not there. Raises OSError, NetlinkBroken."""
+        asked = attribute(3 | NESTED, _element(key))
+        named = _set_name(table, name)
+        data = message(NF_TABLES, GET_ELEMENT, 0, FAMILY_INET, self._next(), named, asked)
+        try:
+            for _, payload in self._answers(data):
+                return element_in(payload)
+        except FileNotFoundError:
+            pass
+        return None
+
+    def remove(self, table: str, names: Iterable[str], key: bytes) -> None:
+        """The element leaves these sets, each of which has it. Raises OSError; then nothing has changed."""
+        gone = attribute(3 | NESTED, _element(key))
+        self._batch(
+            *(
+                message(NF_TABLES, DELETE_ELEMENT, NLM_F_ACK, FAMILY_INET, self._next(), _set_name(table, name), gone)
+                for name in names
+            )
+        )
 
     def counters(self, table: str) -> dict[str, int]:
         """Packets counted by each named counter of the table. Raises OSError, NetlinkBroken."""
@@ -168,6 +197,19 @@ def _check(payload: bytes) -> None:
     code = -struct.unpack_from("=i", payload)[0]
     if code:
         raise OSError(code, f"nfnetlink: {errno.errorcode.get(code, code)}")
+
+
+def _element(key: bytes) -> bytes:
+    return attribute(1 | NESTED, attribute(1 | NESTED, attribute(1, key)))
+
+
+def element_in(payload: bytes) -> Element:
+    """The first element that an answer tells. Raises NetlinkBroken."""
+    told = nested(nested(netlink.parse(payload, _MESSAGE).attributes.get(3, b"")).get(1, b""))
+    counter = nested(nested(told.get(7, b"")).get(2, b""))
+    if 2 not in counter or 5 not in told:
+        raise NetlinkBroken("an element without counter or time")
+    return Element(int.from_bytes(counter[2]), int.from_bytes(told[5]))
 
 
 def _set_name(table: str, name: str) -> bytes:

@@ -18,7 +18,7 @@ it, so when either of them dies or hangs it is empty, and nothing has to run for
 makes them let everything pass, QUIC included; with `closed` they refuse.
 
 Where a connection is not diverted a counter counts, and the packet's head is logged for the supervisor
-(mitmsec_redirect.nflog): the prefix says why, and what became of it.
+(mitmsec_redirect.nflog): the prefix says why, and what became of it. UDP passes, and is counted: `nft_udp_rules`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mitmsec.core.model import OnFailure, Quic
+from mitmsec_redirect import nft_udp_rules
+from mitmsec_redirect.nft_udp_rules import UdpGroups
 from mitmsec_redirect.records import Reason
 
 FAMILY = "inet"
@@ -42,6 +44,7 @@ REASONS = (
     Reason.OWN_LISTENER,
     Reason.QUIC_REFUSED,
 )
+LEVELS = range(1, 65)  # at which a cgroup is looked for; containers nested in containers come to a dozen
 SNAPLEN_BYTES = 128  # IP and TCP header; extension headers that leave no room for the ports are not worth more
 DENIED, PASSED = "denied", "passed"
 
@@ -59,12 +62,13 @@ class Terms:
     table: str
     owner: str  # a remark in the table
     cgroup: str  # as nft finds it: below /sys/fs/cgroup
-    level: int  # how deep the cgroup lies below the root of cgroup2
+    level: int  # how deep the cgroup lies, as the kernel counts (mitmsec_redirect.nft_level)
     port_v4: int
     port_v6: int | None
     on_failure: OnFailure
     quic: Quic
     log_group: int | None  # None: nothing is logged, only counted
+    udp: UdpGroups | None = None  # None: UDP flows are not seen, nor DNS
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.table):
@@ -81,9 +85,10 @@ class Terms:
 def create(terms: Terms) -> str:
     """The table; fails if there is one of this name."""
     counters = [f"counter {name} {{ }}" for name in (DIVERTED, *REASONS)]
+    sets = nft_udp_rules.sets() if terms.udp is not None else ()
     alive = f"set {ALIVE} {{ type inet_proto; flags timeout; timeout {ALIVE_S}s; elements = {{ tcp, udp }}; }}"
     head = f'create table {FAMILY} {terms.table} {{ comment "{terms.owner}"; }}'
-    return "\n".join([head, *_table(terms, *counters, alive, *_chains(terms))])
+    return "\n".join([head, *_table(terms, *counters, *sets, alive, *_chains(terms))])
 
 
 def replace(terms: Terms) -> str:
@@ -97,12 +102,29 @@ def detach(terms: Terms) -> str:
     The kernel ends conntrack in a namespace with the last rule that needs it, and translation with the last nat chain.
     """
     hooked = ["judge", "divert", *(["guard"] if terms.is_closed else [])]
+    hooked += nft_udp_rules.HOOKED if terms.udp is not None else ()
     return "".join(f"flush chain {FAMILY} {terms.table} {chain}\n" for chain in hooked)
 
 
 def delete(table: str) -> str:
     """Everything goes, and it is no error if it has gone already."""
     return f"table {FAMILY} {table}\ndelete table {FAMILY} {table}\n"
+
+
+def levels(terms: Terms) -> str:
+    """Another table, which counts what the cgroup sends, in the counter of the level at which the kernel sees that."""
+    counters = [f"counter {level_counter(level)} {{ }}" for level in LEVELS]
+    rules = [f"{_selected(terms, level)} counter name {level_counter(level)}" for level in LEVELS]
+    chain = _chain("sent", "type filter hook output priority 0; policy accept;", *rules)
+    return "\n".join(_table(terms, *counters, chain))
+
+
+def level_counter(level: int) -> str:
+    return f"level_{level}"
+
+
+def _selected(terms: Terms, level: int) -> str:
+    return f'socket cgroupv2 level {level} "{terms.cgroup}"'
 
 
 def _table(terms: Terms, *parts: str) -> Iterator[str]:
@@ -116,7 +138,7 @@ def _chains(terms: Terms) -> Iterator[str]:
     yield _chain("attempts", *_attempts(terms))
     yield _chain("quic", *_quic(terms))
     yield _chain("diverting", *_diverting(terms))
-    selected = f'socket cgroupv2 level {terms.level} "{terms.cgroup}"'
+    selected = _selected(terms, terms.level)
     judge = [f"{_FIRST_SEGMENT} {selected} jump attempts"]
     if terms.quic is Quic.REFUSE:
         judge.append(f"udp dport 443 {selected} jump quic")
@@ -127,6 +149,8 @@ def _chains(terms: Terms) -> Iterator[str]:
         yield _chain("astray", *_astray(terms))
         guard = f"{_FIRST_SEGMENT} {selected} jump astray"
         yield _chain("guard", "type filter hook output priority 50; policy accept;", guard)
+    for name, rules in nft_udp_rules.chains(selected, terms.udp) if terms.udp is not None else ():
+        yield _chain(name, *rules)
 
 
 def _chain(name: str, *rules: str) -> str:

@@ -4,7 +4,7 @@
         ▲  │                     │                           ▲
         │  └── each beat heard ──┼───────────────────────────┘  lasts a second
         │ eventfd                │ NFLOG: what was not diverted
-      gate ◄── redirected ───────┘
+      gate ◄── redirected ───────┘  UDP passes, and is counted: `nft_udp`
         └── SO_ORIGINAL_DST: where it was going          owner: conntrack → sock_diag → /proc, by the supervisor
 
 The table survives its owner. `alive` runs empty within a second: then the rules let everything pass (`open`) or refuse
@@ -25,7 +25,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
-from mitmsec_redirect import netns, nft, nft_rules
+from mitmsec_redirect import netns, nft, nft_level, nft_rules, nft_udp_rules
 from mitmsec_redirect.backend import (
     Backend,
     BackendFault,
@@ -35,14 +35,16 @@ from mitmsec_redirect.backend import (
     SocketOwner,
     Watched,
 )
-from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
+from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.netlink import NetlinkBroken
 from mitmsec_redirect.nflog import Logged, PacketLog
 from mitmsec_redirect.nfnetlink import Nfnetlink
 from mitmsec_redirect.nft import RulesRefused
 from mitmsec_redirect.nft_rules import Terms
+from mitmsec_redirect.nft_udp import NftUdp
 from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.records import Missed, Reason
+from mitmsec_redirect.shortfall import Shortfall, Untold
 from mitmsec_redirect.socket_owner import SocketOwners
 
 NFT_ROOT = Path("/sys/fs/cgroup")  # where nft looks for cgroups, whatever is mounted where
@@ -50,8 +52,8 @@ MISSED_LIMIT = 1024  # in one collection, of which there are fifty a second; the
 OWNERS_LIMIT = 2  # looked up in one collection: each may take milliseconds
 PROTOCOLS = (bytes([socket.IPPROTO_TCP]), bytes([socket.IPPROTO_UDP]))
 KERNEL_REMEDY = (
-    "Use Linux 5.13 or later with CONFIG_NFT_SOCKET, CONFIG_NFT_REDIR, CONFIG_NFT_REJECT_INET, CONFIG_NFT_LOG and "
-    "CONFIG_SOCK_CGROUP_DATA, and nftables 0.9.9 or later."
+    "Use Linux 5.13 or later with CONFIG_NFT_SOCKET, CONFIG_NFT_REDIR, CONFIG_NFT_REJECT_INET, CONFIG_NFT_LOG, "
+    "CONFIG_NFT_LIMIT and CONFIG_SOCK_CGROUP_DATA, and nftables 0.9.9 or later."
 )
 
 
@@ -77,7 +79,12 @@ class Nftables(Backend):
         self._log = _log(netns_fd)
         if self._log is not None:
             held.callback(self._log.close)
-        self._terms = replace(terms, log_group=None if self._log is None else self._log.group)
+        self.udp: NftUdp | None = None
+        """What is seen of UDP; None: nothing, and `shortfall` says why."""
+        self.shortfall: Shortfall | None = None
+        self._see_udp(terms.table)
+        groups = None if self.udp is None else self.udp.groups
+        self._terms = replace(terms, log_group=None if self._log is None else self._log.group, udp=groups)
         self._pulse_fd = Pulse.new()
         held.callback(os.close, self._pulse_fd)
         self._pulse = Pulse(self._pulse_fd)
@@ -88,6 +95,17 @@ class Nftables(Backend):
         self._troubles: list[BackendFault] = []
         self._detached = self._closed = False
         self._beat_ns = 0
+
+    def _see_udp(self, table: str) -> None:
+        try:
+            self.udp = NftUdp.open(self._netns, table, self._link, self._owners, self._begun)
+        except OSError as error:
+            self.shortfall = Shortfall(Untold.UDP, str(error))
+        else:
+            self._held.callback(self.udp.close)
+
+    def _begun(self) -> int:
+        return self._counts().get(nft_udp_rules.NEW, 0)
 
     @classmethod
     def open(
@@ -106,12 +124,12 @@ class Nftables(Backend):
         `table` names the table (default: as the cgroup); there must not be one of that name. The gate has one second
         for its first heartbeat. Raises BackendUnavailable, FileExistsError, OSError, ValueError, with nothing left.
         """
-        cgroup = Path(cgroup_path)
+        cgroup = SessionCgroup(Path(cgroup_path))
         terms = Terms(
-            table=table or cgroup.name,
+            table=table or cgroup.path.name,
             owner=nft.owner_remark(),
-            cgroup=nft_path(cgroup),
-            level=len(cgroup.relative_to(cgroup2_root()).parts),
+            cgroup=nft_path(cgroup.path),
+            level=1,
             port_v4=port_v4,
             port_v6=port_v6,
             on_failure=on_failure,
@@ -122,8 +140,9 @@ class Nftables(Backend):
             if netns_fd is not None:
                 netns_fd = os.dup(netns_fd)
                 held.callback(os.close, netns_fd)
-            one = cls(terms, SessionCgroup(cgroup), netns_fd, held)
+            one = cls(terms, cgroup, netns_fd, held)
             try:
+                one._terms = replace(one._terms, level=nft_level.level_of(cgroup, terms))
                 nft.load(nft_rules.create(one._terms), netns_fd)
             except RulesRefused as error:
                 raise BackendUnavailable(f"these rules are not taken: {error}", KERNEL_REMEDY) from error
@@ -202,6 +221,10 @@ class Nftables(Backend):
             return self._owners.owner(local, remote, transport)
         except OSError:  # the kernel cannot be asked
             return SocketOwner("sock_diag", Confidence.UNKNOWN)
+
+    @property
+    def missed_fd(self) -> None:
+        """The kernel's log is read bit by bit."""
 
     def missed(self) -> list[Missed]:
         """What was not diverted since the last call, oldest first, and who did it as far as that can still be found."""

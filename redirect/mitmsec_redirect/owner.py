@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from mitmsec.core.model import ParentProcess, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process
 
 if TYPE_CHECKING:  # Windows has none of it
     from mitmsec_redirect.proc_files import ExePath
 
+SURENESS: Final = (Confidence.UNKNOWN, Confidence.INFERRED, Confidence.TABLE, Confidence.KERNEL)
+
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come."""
+    """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come.
+
+    `signature` likewise, Windows'; whoever asks for the process once more when it is done is told the signer.
+    """
 
     process: Process
     sha256: Future[str | None] | None = None
+    signature: Future[Any] | None = None
+
+    @property
+    def awaited(self) -> tuple[Future[Any], ...]:
+        """What of it is on its way."""
+        return tuple(one for one in (self.sha256, self.signature) if one is not None and not one.done())
 
     def hashed(self) -> Process:
         """The process with its hash; call once that is done."""
@@ -31,10 +42,15 @@ class Owner:
 
 
 def settled(owner: Owner) -> Owner:
-    """`owner` without the Future, if that has brought a hash."""
+    """`owner` with its hash instead of the Future, if that has brought one."""
     if owner.sha256 is None or not owner.sha256.done() or owner.sha256.result() is None:
         return owner
-    return Owner(owner.hashed())
+    return replace(owner, process=owner.hashed(), sha256=None)
+
+
+def weaker(one: Confidence, other: Confidence) -> Confidence:
+    """What holds where both have to."""
+    return min(one, other, key=SURENESS.index)
 
 
 def unhashed() -> Future[str | None]:

@@ -19,7 +19,7 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mitmsec.core.model import OnFailure, Quic
@@ -28,10 +28,14 @@ from mitmsec_redirect.backend import BackendKind, BackendUnavailable
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 from mitmsec_redirect.connect_hook import ConnectHook
+from mitmsec_redirect.executable_paths import ExecutablePaths
+from mitmsec_redirect.inbound_hook import InboundHook
 from mitmsec_redirect.nftables import Nftables
+from mitmsec_redirect.udp_hook import UdpHook
 
 KERNEL_FLOOR = (5, 19)
 BACKEND = "backend"  # the check that says which one is taken
+CALLERS = "callers"  # the check that is about what is told of who connects
 FOR_CLOSED = "bpffs"  # the check that is about on_failure = closed alone
 FIRST_PID_NAMESPACE = "pid:[4026531836]"
 SIOCGIFFLAGS, IFF_UP = 0x8913, 0x1
@@ -47,13 +51,14 @@ CAPABILITIES = {  # without any one of them `mitmsec run` was seen to fail
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is needed. `remedy` says what to do where it is not `ok`."""
+    """One thing that is needed, or with `optional` wanted. `remedy` says what to do where it is not `ok`."""
 
     name: str
     ok: bool
     detail: str
     remedy: str = ""
     backend: str = ""  # which needs it, a BackendKind; empty: each does
+    optional: bool = False  # without it a run works, and `detail` says what is less then
 
 
 class Missing(Exception):
@@ -74,7 +79,8 @@ def checks() -> list[Check]:
 def taken(found: Sequence[Check]) -> Check:
     """The backend that `auto` takes where this was found: its own `backend` names it, empty where there is none."""
     for kind in (BackendKind.CONNECT_HOOK, BackendKind.NFTABLES):
-        if all(check.ok for check in found if check.backend == kind and check.name != FOR_CLOSED):
+        needed = [one for one in found if one.backend == kind and one.name != FOR_CLOSED and not one.optional]
+        if all(check.ok for check in needed):
             return Check(name=BACKEND, ok=True, detail=f"{kind} is what `mitmsec run` takes", backend=kind)
     return Check(name=BACKEND, ok=False, detail="neither connect_hook nor nftables works here")
 
@@ -88,6 +94,7 @@ def _run() -> Iterator[Check]:
         ("bpf", _bpf, "", hook),
         ("cgroup2", _cgroup2, "", ""),
         ("connect hook", _hook, "Use a kernel of at least 5.19 built with CONFIG_CGROUP_BPF.", hook),
+        (CALLERS, _callers, "", hook),
         (FOR_CLOSED, _bpffs, "Needed for on_failure = closed only.", hook),
         ("network namespace", _namespace, "Use a kernel of at least 5.14.", hook),
         ("nftables", _nftables, "", rules),
@@ -95,14 +102,15 @@ def _run() -> Iterator[Check]:
         ("pid namespace", _pid_namespace, "", ""),
     )
     for name, probe, remedy, backend in probes:
+        lacking_it = Check(name=name, ok=False, detail="", backend=backend, optional=name == CALLERS)
         try:
-            yield Check(name=name, ok=True, detail=probe(), backend=backend)
+            yield replace(lacking_it, ok=True, detail=probe())
         except Missing as missing:
-            yield Check(name=name, ok=False, detail=missing.detail, remedy=missing.remedy, backend=backend)
+            yield replace(lacking_it, detail=missing.detail, remedy=missing.remedy)
         except BackendUnavailable as error:
-            yield Check(name=name, ok=False, detail=error.reason, remedy=error.remedy, backend=backend)
+            yield replace(lacking_it, detail=error.reason, remedy=error.remedy)
         except OSError as error:
-            yield Check(name=name, ok=False, detail=str(error), remedy=remedy, backend=backend)
+            yield replace(lacking_it, detail=str(error), remedy=remedy)
 
 
 def _privilege() -> str:
@@ -161,20 +169,44 @@ def _cgroup() -> Iterator[SessionCgroup]:
 
 def _hook() -> str:
     """The programs themselves, attached to an empty cgroup: helpers, maps and attach types at once."""
-    with _cgroup() as cgroup:
-        cookies = (netns.current_cookie(),)
-        with ConnectHook.open(
-            cgroup.path, port_v4=1, port_v6=1, netns_cookies=cookies, on_failure=OnFailure.OPEN, quic=Quic.REFUSE
-        ) as hook:
-            partial = ", but destinations without a route are not refused" if hook.routes_partial else ""
-            return f"{len(hook.run_counts())} programs load and attach{partial}"
+    with _cgroup() as cgroup, _connect_hook(cgroup) as hook:
+        partial = ", but destinations without a route are not refused" if hook.routes_partial else ""
+        return f"{len(hook.run_counts())} programs load and attach{partial}"
+
+
+def _connect_hook(cgroup: SessionCgroup, paths: ExecutablePaths | None = None) -> ConnectHook:
+    return ConnectHook.open(
+        cgroup.path,
+        port_v4=1,
+        port_v6=1,
+        netns_cookies=(netns.current_cookie(),),
+        on_failure=OnFailure.OPEN,
+        quic=Quic.REFUSE,
+        paths=paths,
+    )
+
+
+def _callers() -> str:
+    """The programs of all hooks that tell of callers, with everything that they can tell."""
+    with _cgroup() as cgroup, contextlib.closing(ExecutablePaths()) as paths:
+        with _connect_hook(cgroup, paths) as hook, UdpHook.open(cgroup.path, quic=Quic.REFUSE, paths=paths) as udp:
+            shortfall = hook.shortfall or udp.shortfall
+        if shortfall is None:
+            with InboundHook.open(cgroup.path, paths=paths) as inbound:
+                shortfall = inbound.shortfall
+    if shortfall is not None:
+        raise Missing(str(shortfall), shortfall.remedy)
+    return "process, program, and where that lies are told, though it may have ended"
 
 
 def _nftables() -> str:
-    """The rules themselves, for an empty cgroup."""
-    with _cgroup() as cgroup:
-        Nftables.open(cgroup.path, port_v4=1, port_v6=1, on_failure=OnFailure.CLOSED, quic=Quic.REFUSE).close()
-    return "rules are taken"
+    """The rules themselves, for a cgroup that nobody else is in, and whether they find it."""
+    with (
+        _cgroup() as cgroup,
+        Nftables.open(cgroup.path, port_v4=1, port_v6=1, on_failure=OnFailure.CLOSED, quic=Quic.REFUSE) as rules,
+    ):
+        less = rules.shortfall
+    return "rules are taken, and find the cgroup" + (f"; {less}" if less is not None else "")
 
 
 def _bpffs() -> str:

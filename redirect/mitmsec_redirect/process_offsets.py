@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from mitmsec_redirect.btf import Btf, NoSuchMember
 
@@ -49,6 +49,9 @@ _PLACES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 
 
+_BITS = {"sock_v6only_bit": ("sock_common", "skc_ipv6only")}
+
+
 @dataclass(frozen=True, slots=True)
 class Offsets:
     """Bytes from the start of each struct."""
@@ -91,11 +94,13 @@ class Offsets:
     tcp_received: int
     tcp_sent: int
     tcp_resent: int
+    sock_v6only_bit: int  # in bits: no IPv4 is meant for an IPv6 socket
 
     @classmethod
     def of(cls, types: Btf) -> Offsets:
         """Raises NoSuchMember for a kernel that is built otherwise, MalformedBtf."""
-        return cls(**{field.name: _offset(types, _PLACES[field.name]) for field in fields(cls)})
+        members = {name: _offset(types, places) for name, places in _PLACES.items()}
+        return cls(**members, **{name: types.bit(*place) for name, place in _BITS.items()})
 
 
 def _offset(types: Btf, places: tuple[tuple[str, str], ...]) -> int:

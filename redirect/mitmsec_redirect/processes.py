@@ -133,6 +133,10 @@ class ProcessTable:
             return Owner(msgspec.structs.replace(owner.process, user=user), owner.sha256)
         return owner
 
+    def has_seen(self, pid: int, at_ns: int) -> bool:
+        """Whether the monitor has told of who had `pid` then, so that `whose` answers by that."""
+        return self._history.at(pid, at_ns) is not None
+
     def close(self) -> None:
         """Let go of the descriptors."""
         for pid in list(self._known):
@@ -146,14 +150,14 @@ class ProcessTable:
     # -- called --------------------------------------------------------------------------------------------------------
     def _called(self, pid: int, uid: int, comm: str, caller: Caller, known: _Known | None) -> Owner:
         """By what the kernel said of the caller, and what agrees with that."""
-        if (
-            known is not None
-            and known.folder != NOT_KEPT
-            and callers.runs_still(known.folder, caller, known.start_ticks)
-        ):
-            self._callers.keep(pid, caller, known.owner, known.owner.process.exe)
-            return known.owner
-        if (before := self._callers.find(pid, caller)) is not None:
+        before = self._callers.find(pid, caller)
+        if known is not None and known.folder != NOT_KEPT:
+            if before is known.owner:  # which is remembered only while the same program runs
+                return before
+            if callers.runs_still(known.folder, caller, known.start_ticks):
+                self._callers.keep(pid, caller, known.owner, known.owner.process.exe)
+                return known.owner
+        if before is not None:
             return settled(before)
         path = self._callers.path_of(caller) if self._monitor is None else None  # it knows better, unless it has lost
         process = Process(

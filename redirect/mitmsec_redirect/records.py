@@ -1,7 +1,7 @@
 """The bytes that the programs in the kernel and we in user space exchange: offsets for `steps`, parsers for the rest.
 
 An `Attempt` is one connect() or sendmsg() as the program saw it. The same bytes stand in the origins map (it was
-diverted) and in the queue of missed ones (it was not), so there is one layout to know:
+diverted) and in the ring of missed ones (it was not), so there is one layout to know:
 
      0 remote[16] │ 16 port │ 18 protocol │ 20 reason │ 24 pid │ 28 uid │ 32 comm[16]
     48 source[16] │ 64 source port │ 66 flags │ 68 - │ 72 time │ 80 namespace
@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum, unique
+from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -55,6 +56,9 @@ class AttemptFlag(IntFlag):
     BOUND = 1  # `source` is what the program itself bound, not what the route chose
     DENIED = 2
     SELECTED = 4  # by its entry, under a standing selection; without it nobody had judged the caller yet
+
+
+_BOUND, _DENIED, _SELECTED = (int(flag) for flag in AttemptFlag)  # as flags they would take a microsecond each
 
 
 class NamespaceFlag(IntFlag):
@@ -139,6 +143,7 @@ def address_bytes(address: str) -> bytes:
     return IPv6Address(address).packed if ":" in address else IPv6Address(f"::ffff:{address}").packed
 
 
+@lru_cache(maxsize=4096)
 def address_text(packed: bytes) -> str:
     """Canonical text of 16 bytes; a v4-mapped address is written as IPv4."""
     ip = IPv6Address(packed)
@@ -155,7 +160,8 @@ def word(four: bytes) -> int:
     return int.from_bytes(four, "little")
 
 
-def _text(comm: bytes) -> str:
+def comm_text(comm: bytes) -> str:
+    """A thread's name."""
     return comm.split(b"\0", 1)[0].decode(errors="replace")
 
 
@@ -177,7 +183,7 @@ def caller_of(
 
 
 def _bound(source: bytes, port: int, flags: int, remote: bytes) -> Endpoint | None:
-    if not flags & AttemptFlag.BOUND:
+    if not flags & _BOUND:
         if not port:
             return None
         source = V4_MAPPED + bytes(4) if remote.startswith(V4_MAPPED) else UNKNOWN_ADDRESS
@@ -191,17 +197,17 @@ def parse_origin(value: bytes) -> Origin:
         remote=Endpoint(address=address_text(remote), port=port_field(port)),
         pid=pid,
         uid=uid,
-        comm=_text(comm),
+        comm=comm_text(comm),
         connected_ns=time_ns,
         bound=_bound(source, source_port, flags, remote),
         source=None if source == UNKNOWN_ADDRESS else address_text(source),
         caller=caller_of(*who),
-        selected=bool(flags & AttemptFlag.SELECTED),
+        selected=bool(flags & _SELECTED),
     )
 
 
 def parse_missed(value: bytes) -> Missed:
-    """`value` is one element of the queue of missed connections."""
+    """`value` is one record of the ring of missed connections."""
     remote, port, protocol, code, pid, uid, comm, _, _, flags, _, time_ns, netns, *who = ATTEMPT.unpack(value)
     return Missed(
         reason=Reason[Code(code).name],
@@ -209,9 +215,9 @@ def parse_missed(value: bytes) -> Missed:
         remote=Endpoint(address=address_text(remote), port=port_field(port)),
         pid=pid,
         uid=uid,
-        comm=_text(comm),
+        comm=comm_text(comm),
         at_ns=time_ns,
         netns=netns,
-        denied=bool(flags & AttemptFlag.DENIED),
+        denied=bool(flags & _DENIED),
         caller=caller_of(*who),
     )

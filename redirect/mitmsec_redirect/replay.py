@@ -170,6 +170,10 @@ class Replay(Backend):
     def owner(self, client: Endpoint, origin: Endpoint) -> None:
         """The attempt has said who it is."""
 
+    @property
+    def missed_fd(self) -> None:
+        """There is nothing to wait for."""
+
     def missed(self) -> list[Missed]:
         """What was not diverted since the last call, oldest first."""
         found = list(self._missed)

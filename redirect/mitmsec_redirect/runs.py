@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.cgroup import cgroup2_root
@@ -28,7 +28,7 @@ class RunCgroups:
         return self._map.fd
 
     def are(self, paths: Collection[Path]) -> None:
-        """These cgroups, which lie directly below the cgroup2 root, and no others; those that are gone are nobody's."""
+        """These cgroups and no others; those that are gone are nobody's."""
         for path in self._numbers.keys() - set(paths):
             self._map.delete(self._numbers.pop(path))
         for path in set(paths) - self._numbers.keys():
@@ -49,16 +49,25 @@ class RunMembers:
     def __init__(self, map_fd: int) -> None:
         self._map = Map(map_fd, _CGROUP.size, len(_PRESENT))
         self._paths = CgroupPaths()
+        self._root: Path | None = None  # found once: all mounts are read for it
 
     def hold(self, cgroup: int) -> bool:
         """False also for a cgroup that is not known, and for 0."""
         if self._has(cgroup):
             return True
-        top = (self._paths.path_of(cgroup) or "/").split("/")[1]
-        try:
-            return bool(top) and self._has(os.stat(cgroup2_root() / top).st_ino)
-        except OSError:
+        if (path := self._paths.path_of(cgroup)) is None:
             return False
+        root = self._root = self._root or cgroup2_root()
+        above = PurePath(path).relative_to("/").parents
+        return any(self._has(_number(root / one)) for one in above)
 
     def _has(self, cgroup: int) -> bool:
         return self._map.lookup(_CGROUP.pack(cgroup)) is not None
+
+
+def _number(path: Path) -> int:
+    """Of a cgroup; 0, which is none's: it has gone."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0

@@ -20,7 +20,7 @@ SOCK_DIAG_BY_FAMILY = 20
 NLM_F_REQUEST = 1
 NLMSG_ERROR = 2
 COOKIE_OFFSET = 16 + 4 + 40  # netlink header, inet_diag_msg up to idiag_cookie
-INET_DIAG_CGROUP_ID = 21  # linux/inet_diag.h
+INET_DIAG_SKV6ONLY, INET_DIAG_CGROUP_ID = 11, 21  # linux/inet_diag.h
 ANSWER_BYTES = 4096
 
 _HEADER = struct.Struct("=IHHII")
@@ -52,15 +52,21 @@ class FoundSocket:
 
 def cgroup_in(message: bytes) -> int:
     """The id of the cgroup that an `inet_diag_msg` and its attributes tell; 0: they do not."""
+    told = attribute_in(message, INET_DIAG_CGROUP_ID, _CGROUP_ID.size)
+    return int(_CGROUP_ID.unpack(told)[0]) if told else 0
+
+
+def attribute_in(message: bytes, wanted: int, size_bytes: int) -> bytes:
+    """What the attribute of this kind and size behind an `inet_diag_msg` holds; empty where there is none."""
     at = _MESSAGE_BYTES
     while at + _ATTRIBUTE.size <= len(message):
         size, kind = _ATTRIBUTE.unpack_from(message, at)
-        if kind == INET_DIAG_CGROUP_ID and size == _ATTRIBUTE.size + _CGROUP_ID.size and at + size <= len(message):
-            return int(_CGROUP_ID.unpack_from(message, at + _ATTRIBUTE.size)[0])
-        if size < _ATTRIBUTE.size:
-            return 0
+        if size < _ATTRIBUTE.size or at + size > len(message):
+            break
+        if kind == wanted and size == _ATTRIBUTE.size + size_bytes:
+            return message[at + _ATTRIBUTE.size : at + size]
         at += (size + 3) & ~3
-    return 0
+    return b""
 
 
 class CookieLookup:

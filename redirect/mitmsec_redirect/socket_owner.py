@@ -15,21 +15,20 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from mitmsec.core.model import Confidence, Endpoint, Process, Transport
 from mitmsec_redirect.backend import SocketOwner
-from mitmsec_redirect.owner import Owner, user_name
+from mitmsec_redirect.owner import Owner, user_name, weaker
 from mitmsec_redirect.processes import ProcessTable
-from mitmsec_redirect.sockdiag import CookieLookup
+from mitmsec_redirect.sockdiag import CookieLookup, FoundSocket
 
 SOURCE = "sock_diag"
 SCAN_S = 0.005
 LOOKED_AT_ONCE = 64  # descriptors between two looks at the clock
-SURENESS = (Confidence.UNKNOWN, Confidence.INFERRED, Confidence.TABLE, Confidence.KERNEL)
 
 
 class SocketOwners:
@@ -49,10 +48,21 @@ class SocketOwners:
 
     def owner(self, local: Endpoint, remote: Endpoint, transport: Transport = Transport.TCP) -> SocketOwner:
         """Who has the socket with these ends. Raises OSError when the kernel cannot be asked."""
-        found = self._sockets.find(local, remote, transport)
-        if found is None:
-            return SocketOwner(SOURCE, Confidence.UNKNOWN)
-        holders, complete = self._holders(found.inode) if found.inode else ([], True)
+        found = self.found(local, remote, transport)
+        return SocketOwner(SOURCE, Confidence.UNKNOWN) if found is None else self.holders([found])[found.cookie]
+
+    def found(self, local: Endpoint, remote: Endpoint, transport: Transport, interface: int = 0) -> FoundSocket | None:
+        """The socket with these ends. Raises OSError when the kernel cannot be asked."""
+        return self._sockets.find(local, remote, transport, interface)
+
+    def holders(self, sockets: Collection[FoundSocket], scan_s: float = SCAN_S) -> dict[int, SocketOwner]:
+        """Who has each of them, by its cookie: one scan for all, which takes at most `scan_s`."""
+        wanted = {f"socket:[{one.inode}]": one.inode for one in sockets if one.inode}
+        held: dict[int, list[tuple[int, int]]] = {}
+        complete = self._scan(wanted, held, self._clock() + scan_s) if wanted else True
+        return {one.cookie: self._told(one, held.get(one.inode, []), complete=complete) for one in sockets}
+
+    def _told(self, found: FoundSocket, holders: list[tuple[int, int]], *, complete: bool) -> SocketOwner:
         if not holders:
             return SocketOwner(SOURCE, Confidence.UNKNOWN, uid=found.uid)
         started, pid = min(holders)
@@ -67,26 +77,29 @@ class SocketOwners:
             started_ticks=started,
         )
 
-    def _holders(self, inode: int) -> tuple[list[tuple[int, int]], bool]:
-        """Start and pid of each process that has the socket, and whether all processes were looked at."""
-        deadline = self._clock() + SCAN_S
-        name, found = f"socket:[{inode}]", []
-        for pid in sorted(self._pids(), key=lambda pid: pid != self._last):
-            try:
-                if self._has(pid, name, deadline) and (started := started_ticks(pid, self._proc)) is not None:
-                    found.append((started, pid))
-            except TimeoutError:
-                return found, False
-        return found, True
+    def _scan(self, wanted: Mapping[str, int], held: dict[int, list[tuple[int, int]]], deadline: float) -> bool:
+        """Into `held`: start and pid of each process that has one of them. Whether all processes were looked at."""
+        try:
+            for pid in sorted(self._pids(), key=lambda pid: pid != self._last):
+                for inode in self._of(pid, wanted, deadline):
+                    if (started := started_ticks(pid, self._proc)) is not None:
+                        held.setdefault(inode, []).append((started, pid))
+        except TimeoutError:
+            return False
+        return True
 
-    def _has(self, pid: int, name: str, deadline: float) -> bool:
-        """Raises TimeoutError."""
+    def _of(self, pid: int, wanted: Mapping[str, int], deadline: float) -> Iterator[int]:
+        """Which of them the process has, each once. Raises TimeoutError."""
+        seen: set[int] = set()
         for number, target in enumerate(self._descriptors(pid)):
             if number % LOOKED_AT_ONCE == 0 and self._clock() > deadline:
                 raise TimeoutError
-            if target == name:
-                return True
-        return False
+            inode = wanted.get(target)
+            if inode is not None and inode not in seen:
+                seen.add(inode)
+                yield inode
+            if len(seen) == len(wanted):
+                return
 
     def _descriptors(self, pid: int) -> Iterator[str]:
         with contextlib.suppress(OSError), os.scandir(f"{self._proc}/{pid}/fd") as entries:  # it may have ended
@@ -108,7 +121,7 @@ def attributed(owner: SocketOwner, processes: ProcessTable, at_ns: int | None = 
         confidence = Confidence.INFERRED
         ended = Process(pid=owner.pid, name=owner.comm or None, user=user, source=owner.source, confidence=confidence)
         return Owner(ended)
-    confidence = min(owner.confidence, read.process.confidence, key=SURENESS.index)
+    confidence = weaker(owner.confidence, read.process.confidence)
     process = msgspec.structs.replace(read.process, source=owner.source, confidence=confidence)
     return Owner(process, read.sha256)
 

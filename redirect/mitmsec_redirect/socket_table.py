@@ -12,13 +12,11 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import psutil
-
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Confidence, Endpoint
 from mitmsec_redirect.divert_signals import Flow
 from mitmsec_redirect.sockdiag import (
     NETLINK_SOCK_DIAG,
@@ -96,11 +94,24 @@ class OpenSocket:
         return Endpoint.of(text, port)
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Whom the table names for a flow, and how far that holds.
+
+    TABLE: that process has the socket, or had begun before the socket was made. INFERRED: one of these times cannot be
+    asked for, so the pid may be somebody else's by now.
+    """
+
+    pid: int
+    confidence: Confidence = Confidence.TABLE
+    made_ns: int | None = None  # when the socket was made, by the clock of events; None: that is not told
+
+
 class SocketTable(Protocol):
     """What both systems can say."""
 
-    def owner_of(self, flow: Flow) -> int | None:
-        """The pid of a process that has the flow's socket open now. Takes tens of milliseconds."""
+    def named(self, flow: Flow) -> Named | None:
+        """Whose the flow's socket is. Takes tens of milliseconds."""
 
     def pairs(self) -> frozenset[Pair]:
         """All TCP connections that are not yet over."""
@@ -115,25 +126,43 @@ class DiagTable:
         self._lookup = CookieLookup()
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
         self._sock.bind((0, 0))
+        self._number = 0  # of the question: what is left of an answer that broke off is none to the next one
 
-    def owner_of(self, flow: Flow) -> int | None:
+    def named(self, flow: Flow) -> Named | None:
+        """The lowest pid of those that have the socket open now."""
         found = self._lookup.find(flow.local, flow.remote, flow.transport)
-        return None if found is None or not found.inode else holder_of(found.inode)
+        pid = None if found is None or not found.inode else holder_of(found.inode)
+        return None if pid is None else Named(pid)
 
     def pairs(self) -> frozenset[Pair]:
         return frozenset(one.pair for one in self.open_sockets())
 
-    def open_sockets(self) -> list[OpenSocket]:
-        """All TCP sockets of the namespace, IPv4 and IPv6. Raises OSError."""
+    def open_sockets(self, states: int = STATES) -> list[OpenSocket]:
+        """All TCP sockets of the namespace in one of these states, IPv4 and IPv6.
+
+        Raises OSError; after one that broke off, perhaps once more, until the kernel is through with its answer.
+        """
         found = []
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, STATES) + bytes(48)
+            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, states) + bytes(48)
             self._ask(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, request)
             for answer in self._answers():
                 raw_id = bytes(answer[_ID_AT : _ID_AT + 48])
                 cookie: int = struct.unpack_from("=Q", answer, _COOKIE_AT)[0]
                 message = bytes(answer[_HEADER.size :])
                 found.append(OpenSocket(_plain(raw_id[:36]), cookie, raw_id, family, message))
+        return found
+
+    def udp_cookies(self) -> set[int]:
+        """The cookies of all UDP sockets of the namespace that have a port.
+
+        One that lived throughout may be missing all the same, where others came and went meanwhile. Raises OSError.
+        """
+        found: set[int] = set()
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, socket.IPPROTO_UDP, 0, 0, 0xFFFFFFFF) + bytes(48)
+            self._ask(SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, request)
+            found.update(struct.unpack_from("=Q", answer, _COOKIE_AT)[0] for answer in self._answers())
         return found
 
     def destroy(self, one: OpenSocket) -> bool:
@@ -143,7 +172,7 @@ class DiagTable:
         """
         request = _REQUEST.pack(one.family, socket.IPPROTO_TCP, 0, 0, STATES) + one.raw_id
         self._ask(SOCK_DESTROY, NLM_F_REQUEST | NLM_F_ACK, request)
-        code: int = -struct.unpack_from("=i", self._sock.recv(ANSWER_BYTES), _HEADER.size)[0]
+        code = next(_error_in(answer) for answer in self._messages())
         if code not in (0, errno.ENOENT):
             raise OSError(code, f"end a connection: {os.strerror(code)}")
         return code == 0
@@ -153,21 +182,35 @@ class DiagTable:
         self._sock.close()
 
     def _ask(self, kind: int, flags: int, request: bytes) -> None:
-        self._sock.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, 1, 0) + request)
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._sock.send(_HEADER.pack(_HEADER.size + len(request), kind, flags, self._number, 0) + request)
 
     def _answers(self) -> Iterator[memoryview]:
         """Each message of a dump, its header included."""
+        for message in self._messages():
+            _, kind, *_ = _HEADER.unpack_from(message)
+            if kind not in (NLMSG_DONE, NLMSG_ERROR):
+                yield message
+            elif (code := _error_in(message)) > 0:  # the kernel ends a dump that it could not go on with as any other
+                raise OSError(code, f"list sockets: {os.strerror(code)}")
+            else:
+                return
+
+    def _messages(self) -> Iterator[memoryview]:
+        """Those that answer the last question, without end."""
         while True:
             data = memoryview(self._sock.recv(ANSWER_BYTES))
             while data:
-                length, kind, *_ = _HEADER.unpack_from(data)
-                if kind == NLMSG_DONE:
-                    return
-                if kind == NLMSG_ERROR:
-                    code: int = -struct.unpack_from("=i", data, _HEADER.size)[0]
-                    raise OSError(code, f"list sockets: {os.strerror(code)}")
-                yield data[:length]
+                length, _, _, number, _ = _HEADER.unpack_from(data)
+                if number == self._number:
+                    yield data[:length]
                 data = data[(length + 3) & ~3 :]
+
+
+def _error_in(message: memoryview) -> int:
+    """0: none."""
+    code: int = -struct.unpack_from("=i", message, _HEADER.size)[0]
+    return code
 
 
 def _plain(pair: Pair) -> Pair:
@@ -179,63 +222,25 @@ def _plain(pair: Pair) -> Pair:
 
 def holder_of(inode: int) -> int | None:
     """The lowest pid of those that have the socket open; None: nobody, or nobody whom we may look at."""
-    wanted = f"socket:[{inode}]"
+    return holders_of({inode}).get(inode)
+
+
+def holders_of(inodes: Collection[int]) -> dict[int, int]:
+    """The same of many sockets, in one look at all processes."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[int, int] = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()):
+        if not wanted:
+            break
         folder = f"/proc/{pid}/fd"
         with contextlib.suppress(OSError):
             for name in os.listdir(folder):
                 with contextlib.suppress(OSError):  # closed meanwhile
-                    if os.readlink(f"{folder}/{name}") == wanted:
-                        return pid
-    return None
-
-
-class PsutilTable:
-    """Whatever else psutil knows."""
-
-    def owner_of(self, flow: Flow) -> int | None:
-        for one in psutil.net_connections(flow.transport.value):
-            local, remote = _endpoint(one.laddr), _endpoint(one.raddr)
-            if local is None or local.port != flow.local.port or one.pid is None:
-                continue
-            if remote == flow.remote or (flow.transport is Transport.UDP and remote is None):
-                return int(one.pid)
-        return None
-
-    def pairs(self) -> frozenset[Pair]:
-        over = (psutil.CONN_TIME_WAIT, psutil.CONN_CLOSE, psutil.CONN_LISTEN)
-        ends = (
-            (_endpoint(one.laddr), _endpoint(one.raddr))
-            for one in psutil.net_connections("tcp")
-            if one.status not in over
-        )
-        return frozenset(
-            pair_of(packed(local), local.port, packed(remote), remote.port)
-            for local, remote in ends
-            if local is not None and remote is not None
-        )
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def _endpoint(address: Any) -> Endpoint | None:
-    return Endpoint.of(address.ip, address.port) if address else None
+                    if (inode := wanted.pop(os.readlink(f"{folder}/{name}"), None)) is not None:
+                        found[inode] = pid
+    return found
 
 
 def packed(endpoint: Endpoint) -> bytes:
     """The address's 4 or 16 bytes."""
     return socket.inet_pton(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET, endpoint.address)
-
-
-def system_table() -> SocketTable:
-    """The table of this system, for the calling thread's network namespace."""
-    match sys.platform:
-        case "win32":
-            from mitmsec_redirect.windows_table import WindowsTable  # which needs the pairs of this module
-
-            return WindowsTable()
-        case "linux":
-            return DiagTable()
-        case _:
-            return PsutilTable()

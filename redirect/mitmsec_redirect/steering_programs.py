@@ -52,8 +52,8 @@ def build(layout: SteeringLayout) -> bytes:
     asm.move(R6, R1)
     asm.load(R2, R6, PROTOCOL)
     asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_TCP, "pass")
-    _served_everywhere(asm, layout)
     _addresses(asm)
+    _served_everywhere(asm, layout)
     _served_here(asm, layout)
     steps.look_up(asm, layout.legs, LEG)
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "pass")
@@ -74,14 +74,35 @@ def build(layout: SteeringLayout) -> bytes:
     return asm.code()
 
 
+def counting(served: int) -> bytes:
+    """(address, as two numbers, port, how many more), run on demand: for who listened before us."""
+    asm = Assembler()
+    for index in (0, 8):
+        asm.load(R2, R1, index, Size.LONG)
+        asm.store(R10, SERVED + shared.SERVED_LOCAL + index, R2, Size.LONG)
+    asm.load(R2, R1, 16, Size.LONG)
+    asm.store(R10, SERVED + shared.SERVED_PORT, R2)
+    asm.load(R7, R1, 24, Size.LONG)
+    steps.look_up(asm, served, SERVED)
+    asm.jump_if(R0, Condition.EQUAL, 0, "none")
+    asm.add_atomically(R0, R7)
+    asm.label("none")
+    asm.exit(0)
+    return asm.code()
+
+
 def _served_everywhere(asm: Assembler, layout: SteeringLayout) -> None:
-    """R9: whether somebody of ours listens on the port at all addresses."""
+    """R9: whether somebody of ours listens on the port at all addresses of this family."""
     asm.load(R2, R6, LOCAL_PORT)
     asm.store(R10, LEG + shared.LEG_LOCAL_PORT, R2)
     asm.store(R10, SERVED + shared.SERVED_PORT, R2)
     for half in (0, 8):
         asm.store(R10, SERVED + shared.SERVED_LOCAL + half, 0, Size.LONG)
-    steps.look_up(asm, layout.served, SERVED)
+    asm.load(R2, R6, FAMILY)
+    asm.jump_if(R2, Condition.NOT_EQUAL, AF_INET, "all_addresses")
+    asm.store(R10, SERVED + shared.SERVED_LOCAL + 8, MAPPED_WORD)
+    asm.label("all_addresses")
+    _look_up_served(asm, layout, "counted_everywhere")
     asm.move(R9, R0)
 
 
@@ -91,9 +112,17 @@ def _served_here(asm: Assembler, layout: SteeringLayout) -> None:
     for half in (0, 8):
         asm.load(R2, R10, LEG + shared.LEG_LOCAL + half, Size.LONG)
         asm.store(R10, SERVED + shared.SERVED_LOCAL + half, R2, Size.LONG)
-    steps.look_up(asm, layout.served, SERVED)
+    _look_up_served(asm, layout, "counted_here")
     asm.jump_if(R0, Condition.EQUAL, 0, "pass")
     asm.label("served")
+
+
+def _look_up_served(asm: Assembler, layout: SteeringLayout, label: str) -> None:
+    """R0: how many of ours listen there. `label` has to be this call's own."""
+    steps.look_up(asm, layout.served, SERVED)
+    asm.jump_if(R0, Condition.EQUAL, 0, label)
+    asm.load(R0, R0, 0, Size.LONG)
+    asm.label(label)
 
 
 def _addresses(asm: Assembler) -> None:

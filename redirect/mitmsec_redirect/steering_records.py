@@ -6,10 +6,14 @@ the gate again, and so that the listener's program can be told whose connection 
     key    0 remote[16] │ 16 local[16] │ 32 remote port │ 36 local port │ 40        as the listener sees them
     value  0 peer[16] │ 16 peer's port │ 20 - │ 24
 
-What somebody of ours *serves*, the address and port that it listens on, is kept with how many sockets do. Who listens
-on all addresses, of whichever family, has the address ::, which nobody ever calls:
+What somebody of ours *serves*, the address and port that it listens on, is kept with how many sockets do; it stays
+there when nobody does any more. All addresses of IPv6 are ::, those of IPv4 ::ffff:0.0.0.0, which nobody ever calls;
+who listens on all of both is counted at both:
 
     key    0 local[16] │ 16 local port │ 20
+
+Who is undecided as it listens has a small share of the room, so that it takes none from who is selected: its listeners
+are also kept by cookie in `undecided`, and what nobody served before it, by the same key, in `undecided_at`.
 
 Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. The remote ports are in network order, the local port is the machine's.
 """
@@ -30,6 +34,7 @@ PEER: Final = struct.Struct("=16sII")
 SERVED: Final = struct.Struct("=16sI")
 SERVED_LOCAL, SERVED_PORT = 0, 16
 LISTENS: Final = struct.Struct("=Q")  # of what is served: how many sockets listen on it
+MARK: Final = struct.Struct("=I")  # of what is only there or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +44,19 @@ class SteeringMaps:
     served: int
     listeners: int
     legs: int
+    undecided: int
+    undecided_at: int
+    counts: int  # by Steered
     namespace: int  # its cookie
 
 
 class Steered(IntEnum):
-    """What becomes of connections that could not be led to a gate; indices of their counts."""
+    """What could not be led to a gate; indices of the counts."""
 
-    LET_IN = 0
+    LET_IN = 0  # connections
     REFUSED = 1
+    NO_ROOM = 2  # listeners for which there was none
+    NO_ROOM_UNDECIDED = 3  # those of programs that nobody had judged, beyond their share of it
 
 
 def leg_key(remote: Endpoint, local: Endpoint) -> bytes:

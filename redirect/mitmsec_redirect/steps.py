@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mitmsec.core.model import OnFailure, Quic
-from mitmsec_redirect import records
+from mitmsec_redirect import records, run_steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
@@ -23,7 +23,6 @@ from mitmsec_redirect.verdicts import Verdict
 R0, R1, R2, R3, R4, R6, R7, R8, R9, R10 = (Register(number) for number in (0, 1, 2, 3, 4, 6, 7, 8, 9, 10))
 
 STALL_NS = 1_000_000_000
-RUN_LEVEL = 1  # how deep below the cgroup2 root the cgroups of runs lie
 STORAGE_CREATE = 1  # BPF_SK_STORAGE_GET_F_CREATE
 
 # struct bpf_sock_addr
@@ -92,7 +91,7 @@ def begin(asm: Assembler, *, v6: bool) -> None:
 
 
 def unless_selected(asm: Assembler, layout: Selecting, label: str) -> None:
-    """Under a standing selection on to `label` for whoever is not selected, after one look-up."""
+    """Under a standing selection on to `label` for whoever is not selected, after one look-up. Loses R9."""
     if (selection := layout.selection) is None:
         return
     asm.store(R10, VERDICT, 0, Size.LONG)
@@ -111,11 +110,7 @@ def unless_selected(asm: Assembler, layout: Selecting, label: str) -> None:
     else:
         asm.mask(R2, Verdict.SELECTED | Verdict.UNDECIDED)
         asm.jump_if(R2, Condition.EQUAL, 0, label)
-    asm.move(R1, RUN_LEVEL)
-    asm.call(Helper.ANCESTOR_CGROUP_ID)
-    asm.store(R10, KEY, R0, Size.LONG)
-    look_up(asm, selection.runs, KEY)
-    asm.jump_if(R0, Condition.NOT_EQUAL, 0, label)
+    run_steps.unless_in_run(asm, selection.runs, KEY, label)
 
 
 def unless_quic(asm: Assembler, label: str) -> None:
@@ -379,11 +374,12 @@ def ends(asm: Assembler, layout: Layout, codes: tuple[Code, ...]) -> None:
 
 
 def push(asm: Assembler, layout: Layout) -> None:
-    """A full queue keeps what it has; the count tells how many are missing."""
+    """A full ring keeps what it has; the count tells how many are missing."""
     asm.map(R1, layout.missed)
     asm.point(R2, ATTEMPT)
-    asm.move(R3, 0)
-    asm.call(Helper.MAP_PUSH)
+    asm.move(R3, records.ATTEMPT.size)
+    asm.move(R4, 0)
+    asm.call(Helper.RINGBUF_OUTPUT)
 
 
 def count(asm: Assembler, layout: Layout, code: Code) -> None:

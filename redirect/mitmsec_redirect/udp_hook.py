@@ -17,12 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from mitmsec.core.model import Quic
-from mitmsec_redirect import bpf, hook_programs, kernel_types, records, udp_programs, udp_records
+from mitmsec.core.model import Direction, Quic
+from mitmsec_redirect import bpf, hook_programs, kernel_types, records, shortfall, udp_programs, udp_records
 from mitmsec_redirect.bpf import Attach, Btf, Map, MapKind, RunCount
-from mitmsec_redirect.connect_hook import btf_int_array
+from mitmsec_redirect.connect_hook import ConnectHook, btf_int_array
+from mitmsec_redirect.dns_lead import Lead
 from mitmsec_redirect.executable_paths import ExecutablePaths
+from mitmsec_redirect.hook_programs import Attached
+from mitmsec_redirect.lead_steps import DNS_PORT
 from mitmsec_redirect.ringbuffer import RingBuffer
+from mitmsec_redirect.shortfall import Shortfall
 from mitmsec_redirect.steps import Selection
 from mitmsec_redirect.udp_programs import UdpLayout
 from mitmsec_redirect.udp_records import Counts, SocketReleased, UdpFlow, is_flow, key_of, parse_counts, parse_record
@@ -45,9 +49,11 @@ class UdpHook:
 
     def __init__(self, maps: Mapping[str, Map], ring: RingBuffer, cgroup: int, layout: UdpLayout) -> None:
         self._maps, self._ring, self._cgroup, self._layout = maps, ring, cgroup, layout
-        self._programs: dict[Attach, int] = {}
-        self._links: dict[Attach, int] = {}
+        self._attached = Attached()
         self._held = ExitStack()
+        self._lead: Lead | None = None
+        self.shortfall: Shortfall | None = None
+        """As of the connect hook."""
 
     @classmethod
     def open(
@@ -57,13 +63,15 @@ class UdpHook:
         quic: Quic,
         selection: Selection | None = None,
         paths: ExecutablePaths | None = None,
+        lead: tuple[Lead, ConnectHook] | None = None,
         ring_bytes: int = RING_BYTES,
         flows_limit: int = FLOWS_LIMIT,
     ) -> UdpHook:
         """Attach to the cgroup: what its sockets do from now on is told. `selection`, `paths` as in `ConnectHook.open`.
 
-        Refused QUIC is not told. `ring_bytes` is a power of two, at least a page. Raises EbpfUnavailable,
-        ProgramRejected, OSError, with nothing left behind.
+        With `lead`, what the selection's programs ask name servers goes to their relays, beside that connect hook, and
+        a server that nobody has asked before is given one. Refused QUIC is not told. `ring_bytes` is a power of two, at
+        least a page. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         with ExitStack() as held:
             maps = _maps(held, ring_bytes, flows_limit)
@@ -74,21 +82,22 @@ class UdpHook:
             fds = {name: one.fd for name, one in maps.items()}
             noted = None if paths is None else paths.maps()
             offsets = kernel_types.process_offsets()
-            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=offsets, paths=noted)
+            leads = None if lead is None else lead[0].layout(lead[1])
+            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=offsets, paths=noted, lead=leads)
             hook = cls(maps, ring, cgroup, layout)
+            hook._lead = None if lead is None else lead[0]
             held.callback(hook.detach)
             hook._put()
             hook._held = held.pop_all()
             return hook
 
     def _put(self) -> None:
-        nameless = replace(self._layout, paths=None)
-        layouts = (self._layout, nameless, replace(nameless, offsets=None))
-        self._layout, programs = hook_programs.load(layouts, udp_programs.build, "ms_udp_")
-        hook_programs.put(programs, self._links, self._cgroup)
-        for program in self._programs.values():
-            os.close(program)
-        self._programs = programs
+        unled = replace(self._layout, lead=None)
+        nameless = replace(unled, paths=None)
+        layouts = (self._layout, unled, nameless, replace(nameless, offsets=None))
+        self._layout, programs, refused = hook_programs.load(layouts, udp_programs.build, "ms_udp_")
+        self.shortfall = self.shortfall or shortfall.of(layouts[0], self._layout, refused)
+        self._attached.exchange(programs, self._cgroup)
 
     def change(self, *, quic: Quic, everything: bool = False) -> None:
         """Other terms from now on, as in `ConnectHook.change`. Raises what `open` raises."""
@@ -111,13 +120,27 @@ class UdpHook:
             if not is_flow(record):
                 told.append(parse_record(record))
             elif most > 0:
-                told.append(parse_record(record))
+                told.append(flow := parse_record(record))
+                self._meet(flow)
                 most -= 1
             else:
                 beyond.append(record)
                 self.take(key_of(record))  # its next datagram begins it anew, when there may be room
         last = parse_record(beyond[-1]) if beyond else None
         return Drained(told, len(beyond), last if isinstance(last, UdpFlow) else None)
+
+    def _meet(self, flow: UdpFlow | SocketReleased) -> None:
+        """A name server that nobody has asked before is led from the next question on."""
+        if self._lead is None or not isinstance(flow, UdpFlow) or flow.remote.port != DNS_PORT:
+            return
+        everything = self._layout.selection is not None and self._layout.selection.everything
+        if flow.direction is Direction.OUTBOUND and (flow.selected or everything):
+            self._lead.meet(flow.remote.address)
+
+    @property
+    def leads(self) -> bool:
+        """What is asked of name servers is led to their relays; this kernel accepted the programs for that."""
+        return self._layout.lead is not None
 
     def counts(self, key: bytes) -> Counts | None:
         """What is counted of the flow so far; None: it has ended, or had to make room."""
@@ -143,15 +166,12 @@ class UdpHook:
 
     def run_counts(self) -> Mapping[Attach, RunCount]:
         """How often each program ran while statistics were on (`bpf.enable_stats`)."""
-        return {attach: bpf.run_count(fd) for attach, fd in self._programs.items()}
+        return self._attached.run_counts()
 
     # -- its end -------------------------------------------------------------------------------------------------------
     def detach(self) -> None:
         """See nothing more. Idempotent."""
-        for descriptors in (self._links, self._programs):
-            for descriptor in descriptors.values():
-                os.close(descriptor)
-            descriptors.clear()
+        self._attached.detach()
 
     def close(self) -> None:
         """Detach, and let go of everything. Idempotent."""

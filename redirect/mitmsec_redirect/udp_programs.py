@@ -11,6 +11,8 @@ that is connected sends and receives unseen, so of its flow only beginning and e
 is connected to is noted in the socket (`sockets`), and leaves the map with it or with the next connect(). A flow that
 could not be told, because the ring is full, is not kept either: its next datagram tells of it anew.
 
+Under a standing selection, what goes to a name server may then be led to a relay of the gate: see `lead_steps`.
+
     stack:  0 ─ ATTEMPT ─ -144 ─ what ─ -152 ─ cookie ─ -160 ─ FLOW_KEY ─ -192 ─ VERDICT ─ -200 ─ COUNTS ─ -232
 """
 
@@ -20,8 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mitmsec.core.model import Quic
-from mitmsec_redirect import caller_steps, records, steps, udp_records
+from mitmsec_redirect import caller_steps, lead_steps, records, steps, udp_records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
+from mitmsec_redirect.lead_steps import LeadLayout
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.steps import (
@@ -64,6 +67,7 @@ class UdpLayout:
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
     paths: PathMaps | None = None  # None: where its executable lies is not noted
+    lead: LeadLayout | None = None  # with a selection only; None: what is asked of name servers is led nowhere
 
 
 def build(layout: UdpLayout) -> Mapping[str, bytes]:
@@ -86,7 +90,11 @@ def _flow(layout: UdpLayout, what: What, *, v6: bool) -> bytes:
     asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_UDP, "pass")
     if layout.quic is Quic.REFUSE and what is not What.RECEIVED:  # told by the program that refuses it
         asm.jump_if(R8, Condition.EQUAL, PORT_443, "pass")
-    steps.unless_selected(asm, layout, "pass")
+    if layout.lead is not None and what is What.CONNECTED:
+        lead_steps.forget(asm, layout.lead)
+    if layout.lead is not None and what is What.RECEIVED:
+        lead_steps.hide(asm, layout.lead, v6=v6)
+    steps.unless_selected(asm, layout, "connected" if layout.lead is not None and what is What.SENT else "pass")
     steps.addresses(asm, v6=v6)
     _key(asm)
     if what is What.CONNECTED:
@@ -94,15 +102,35 @@ def _flow(layout: UdpLayout, what: What, *, v6: bool) -> bytes:
     steps.look_up(asm, layout.flows, FLOW_KEY)
     asm.jump_if(R0, Condition.EQUAL, 0, "new")
     _count(asm, what)
-    asm.jump("pass")
+    asm.jump("told")
     asm.label("new")
     _describe(asm, layout, what)
     _keep(asm, layout, what)
     _note_socket(asm, layout, what)
     _tell(asm, layout)
+    asm.label("told")
+    _lead(asm, layout, what, v6=v6)
     asm.label("pass")
     asm.exit(1)
     return asm.code()
+
+
+def _lead(asm: Assembler, layout: UdpLayout, what: What, *, v6: bool) -> None:
+    if layout.lead is None or layout.selection is None or what is What.RECEIVED:
+        return
+    lead_steps.lead(
+        asm,
+        layout.lead,
+        flows=layout.flows,
+        flow_key=FLOW_KEY,
+        sent=what is What.SENT,
+        everything=layout.selection.everything,
+        v6=v6,
+    )
+    if what is What.SENT:
+        asm.jump("pass")
+        asm.label("connected")
+        lead_steps.stay(asm, layout.lead, v6=v6)
 
 
 def _key(asm: Assembler) -> None:
@@ -197,11 +225,11 @@ def _tell(asm: Assembler, layout: UdpLayout) -> None:
     asm.move(R3, udp_records.FLOW.size)
     asm.move(R4, 0)
     asm.call(Helper.RINGBUF_OUTPUT)
-    asm.jump_if(R0, Condition.EQUAL, 0, "pass")
+    asm.jump_if(R0, Condition.EQUAL, 0, "told")
     asm.map(R1, layout.flows)
     asm.point(R2, FLOW_KEY)
     asm.call(Helper.MAP_DELETE)
-    steps.look_up_only(asm, layout.lost, "pass")
+    steps.look_up_only(asm, layout.lost, "told")
     asm.move(R2, 1)
     asm.add_atomically(R0, R2)
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from mitmsec.core.model import Caller, Confidence, Direction, Endpoint
+from mitmsec.core.model import Caller, Direction, Endpoint
 from mitmsec_redirect import records
+from mitmsec_redirect.backend import SocketOwner
 
 COOKIE, WHAT, BODY = 0, 8, 16
 FLOW: Final = struct.Struct(f"=QII{records.ATTEMPT.size}s")
@@ -57,8 +58,8 @@ class UdpFlow:
     comm: str
     at_ns: int  # CLOCK_MONOTONIC
     selected: bool = False  # under a standing selection: its caller was; False: nobody had judged it yet
-    confidence: Confidence = Confidence.KERNEL
     caller: Caller | None = None
+    owner: SocketOwner | None = None  # who was found to have the socket, where no call told who made it
 
     @property
     def key(self) -> bytes:

@@ -41,6 +41,7 @@ class _Live[Known]:
     connected: bool
     is_partial: bool = False  # its counts began anew: the kernel had forgotten it in between
     is_told: bool = False
+    is_seen: bool = False  # a datagram was; else only that the socket was connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Told[Known]:
     ended: bool
     sent: int | None = None
     received: int | None = None
+    seen: bool = True  # a datagram was; else only that its socket was connected
 
 
 class UdpTable[Known]:
@@ -95,10 +97,12 @@ class UdpTable[Known]:
         if (known := self._live.get(key)) is not None:
             known.connected = known.connected or flow.connected
             known.is_partial = True
+            known.is_seen = known.is_seen or not flow.connected
         elif len(self._live) >= self._limit:
             return ended or None
         else:
-            self._add(_Live(next(self._numbers), flow, key, self._ask(flow), flow.connected))
+            live = _Live(next(self._numbers), flow, key, self._ask(flow), flow.connected, is_seen=not flow.connected)
+            self._add(live)
         return ended
 
     def due(self, now_ns: int) -> list[Told[Known]]:
@@ -147,6 +151,7 @@ class UdpTable[Known]:
         return self._told(live, self._counted.take(live.key), at_ns, ended=True)
 
     def _told(self, live: _Live[Known], counts: Counts | None, at_ns: int, *, ended: bool) -> Told[Known]:
+        seen = live.is_seen or (counts is not None and counts.sent + counts.received > 0)
         if counts is None or live.is_partial or live.connected or counts.connected:
-            return Told(live.number, live.flow, live.known, at_ns, ended)
+            return Told(live.number, live.flow, live.known, at_ns, ended, seen=seen)
         return Told(live.number, live.flow, live.known, at_ns, ended, counts.sent, counts.received)

@@ -19,63 +19,63 @@ import contextlib
 import itertools
 import os
 import queue
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from typing import Final, assert_never
+from typing import assert_never
 
-from mitmsec.core.model import OnFailure, Process, Quic, Transport
-from mitmsec_redirect import clsact, divert_library, netns
+from mitmsec.core.model import Confidence, OnFailure, Quic, Transport
 from mitmsec_redirect import divert_signals as s
-from mitmsec_redirect.bystanders import Bystanders
+from mitmsec_redirect import netns
 from mitmsec_redirect.coverage import filter_of
+from mitmsec_redirect.divert_asking import Asking
 from mitmsec_redirect.divert_engine import HOLD_LIMIT_S, DivertEngine
 from mitmsec_redirect.divert_held import FirstPackets, Taken, flow_of, nat_flow
 from mitmsec_redirect.divert_keeper import Keeper, Known, Rounds
 from mitmsec_redirect.divert_library import Batch, Handle, HandleFlag, HandleShut, HandleStats, open_handle
-from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_path import DataPath
 from mitmsec_redirect.divert_records import Layer, parse_connects
-from mitmsec_redirect.divert_seams import Callbacks, Statistics, expected
+from mitmsec_redirect.divert_seams import Call, Callbacks, Closes, SocketTold, Statistics, connected, expected
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Report, Terms, Which
-from mitmsec_redirect.filters import EBPFDIVERT, EVENTS_FILTER, QUIC_FILTER, WINDIVERT, Own, syn_filter
+from mitmsec_redirect.divert_system import DivertSystem, this_system
+from mitmsec_redirect.filters import EVENTS_FILTER, QUIC_FILTER, Own, syn_filter
 from mitmsec_redirect.nat import Added, NatTable
 from mitmsec_redirect.packet import Ends
-from mitmsec_redirect.processes import ProcessTable
-from mitmsec_redirect.socket_table import OpenSocket, system_table
+from mitmsec_redirect.socket_table import OpenSocket
 
-IS_LINUX: Final = sys.platform != "win32"
-LIMITS: Final = EBPFDIVERT if IS_LINUX else WINDIVERT
 SYN_PRIORITY, QUIC_PRIORITY, RING_BYTES, HELD_WAIT_S, IDLE_WAIT_S, EVENT_BATCHES = 2000, 1900, 1 << 24, 0.005, 0.2, 4
-
-# Linux: the library does not take what is longer than 65,535 bytes, which is usual there
-NOT_LOOPBACK = " and !loopback" if IS_LINUX else ""
 
 
 class Windivert:
     """All handles of one gate, open. Made by `open`; its methods may be called from any thread."""
 
-    def __init__(self, own: Own, on_failure: OnFailure, callbacks: Callbacks, terms: Terms, held: ExitStack) -> None:
-        self._own, self._on_failure, self._callbacks, self._stack = own, on_failure, callbacks, held
+    def __init__(
+        self,
+        system: DivertSystem,
+        own: Own,
+        on_failure: OnFailure,
+        callbacks: Callbacks,
+        terms: Terms,
+        held: ExitStack,
+    ) -> None:
+        self._system, self._own, self._callbacks, self._stack = system, own, callbacks, held
+        self._connects = partial(parse_connects, has_cookie=system.has_cookies, ticks_per_s=system.ticks_per_s)
         self._engine = DivertEngine(on_failure, terms)
-        self._text = filter_of(terms, own, LIMITS)
-        self._lock, self._detaching = threading.Lock(), threading.Lock()
-        self._numbers = itertools.count(1)
-        self._held: dict[int, tuple[FirstPackets, Taken, Ends, int]] = {}  # and the user who made the socket
+        self._text = filter_of(terms, own, system.limits)
+        self._lock, self._detaching, self._numbers = threading.Lock(), threading.Lock(), itertools.count(1)
+        self._held: dict[int, tuple[FirstPackets, Taken, Ends, SocketTold]] = {}
         self._diverted: dict[Flow, Known] = {}
         self._table = NatTable(gate_port=own.gate_port)
         self._counts: Counter[str] = Counter()
         self._filters: queue.SimpleQueue[s.SetFilter | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._first: list[FirstPackets] = []
         self._event_batch = Batch(1 << 16)
         self._netns_fd: int | None = None
         self._is_detached = self._is_closed = False
-        self._first: list[FirstPackets] = []
 
     @classmethod
     def open(
@@ -86,22 +86,25 @@ class Windivert:
         on_failure: OnFailure,
         quic: Quic,
         netns_fd: int | None = None,
-        processes: ProcessTable | None = None,
-        only: Path | None = None,
+        bystanders: Callable[[int], Closes] | None = None,
+        calls: Callable[[int], Call | None] | None = None,
+        system: DivertSystem | None = None,
     ) -> Windivert:
         """Take the connections of this machine (Linux: of that network namespace, on the interfaces it has now).
 
-        `only` (Linux): nobody else's than those of sockets made in this cgroup and below; others' are not even seen.
+        `bystanders` (Linux), called with the gate's port, lets all others' pass unseen; none then waits for a filter.
+        `calls` (Linux) says of a socket's cookie who connected it (`CallNotes.call_of`), and stays the caller's.
         A gate has to listen on `own.gate_port` of all addresses, of both families. Raises HandleRefused, OSError, with
         nothing left behind.
         """
 
         def start() -> Windivert:
             with ExitStack() as held:
-                made = cls(own, on_failure, callbacks, Terms(everything=only is not None), held)
-                made._open(quic, processes)
-                if only is not None:
-                    held.callback(Bystanders(only, own.gate_port).close)
+                terms = Terms(everything=bystanders is not None)
+                made = cls(system or this_system(), own, on_failure, callbacks, terms, held)
+                made._open(quic, calls)
+                if bystanders is not None:
+                    held.callback(bystanders(own.gate_port).close)
                 made._stack = held.pop_all()
                 return made
 
@@ -109,35 +112,36 @@ class Windivert:
         made._netns_fd = None if netns_fd is None else os.dup(netns_fd)
         return made
 
-    def _open(self, quic: Quic, processes: ProcessTable | None) -> None:
+    def _open(self, quic: Quic, calls: Callable[[int], Call | None] | None) -> None:
         """Who before what: from the first SYN on everything has to be known."""
         keep = self._stack
-        if IS_LINUX:
-            keep.callback(clsact.tidy, keep.enter_context(contextlib.closing(clsact.TrafficControl())))
-        self._owners = Owners(processes)
+        self._system.prepare(keep)
+        self._owners = self._system.owners()
+        self._owners.calls = calls
         keep.callback(self._owners.close)
-        sockets = system_table()
+        self._asking = Asking(self._owners, self._callbacks)
+        sockets = self._system.sockets()
         keep.callback(sockets.close)
-        rounds = Rounds(self._tell_locked, self._stats, self._flows, self._choose, self._report)
-        self._keeper = Keeper(sockets, self._own, rounds)
+        rounds = (self._tell_locked, self._stats, self._flows, self._choose, self._report, self._refresh)
+        self._keeper = Keeper(sockets, self._own, Rounds(*rounds, self._held.__contains__))
         sniff = HandleFlag.SNIFF | HandleFlag.RECEIVE_ONLY
         self._events = open_handle(EVENTS_FILTER, Layer.SOCKET, flags=sniff, ring_bytes=RING_BYTES)
         keep.callback(self._events.close)
         self._data = DataPath(self._table, _network)
         keep.callback(self._data.close)
         self._data.exchange(self._text)
-        self._take(syn_filter(self._own) + NOT_LOOPBACK, SYN_PRIORITY)
+        self._take(syn_filter(self._own), SYN_PRIORITY)
         if quic is Quic.REFUSE:
-            self._take(QUIC_FILTER + NOT_LOOPBACK, QUIC_PRIORITY)
+            self._take(QUIC_FILTER, QUIC_PRIORITY)
         self._begin("divert-filters", self._exchange_filters)
         self._begin("divert-keeper", self._keeper.run)
-        if not IS_LINUX:
+        if not self._system.has_cookies:
             self._begin("divert-events", self._listen)
         for first in self._first:
             self._begin("divert-first", partial(self._receive, first))
 
     def _take(self, text: str, priority: int) -> None:
-        handle = _network(text, priority)
+        handle = _network(text + self._system.first_packets, priority)
         self._stack.callback(handle.close)
         self._first.append(FirstPackets(handle, self._table))
 
@@ -161,24 +165,25 @@ class Windivert:
             except HandleShut:
                 return
             with self._lock:
-                events: list[AnyEvent] = self._drain() if IS_LINUX else []
+                events = self._drain()
                 for one in taken:
                     if one.ends is None:
                         first.put_back(one)
                     else:
                         events += self._hold(first, one, one.ends)
-                self._tell([*events, s.Tick()])
+                self._tell([*events, *self._asking.again(self._held, time.monotonic()), s.Tick()])
 
     def _hold(self, first: FirstPackets, taken: Taken, ends: Ends) -> list[AnyEvent]:
         """Whose does not concern us goes on at once: the shortest way that there is, for it is everybody's."""
         told = self._owners.socket_of(ends, taken.interface)
-        if not self._callbacks.concerns(told.cgroup):
+        if not (told.fault or self._callbacks.concerns(told)):
             self._counts["left"] += 1
             first.put_back(taken)
             return self._overtaken(ends)
-        number = next(self._numbers)
-        self._held[number] = (first, taken, ends, told.uid)
-        return [s.SynHeld(number=number, flow=flow_of(ends), sequence=taken.sequence, cookie=told.cookie)]
+        number, flow = next(self._numbers), flow_of(ends)
+        self._held[number] = (first, taken, ends, told)
+        syn = s.SynHeld(number=number, flow=flow, sequence=taken.sequence, cookie=told.cookie, fault=told.fault)
+        return [*connected(told), syn]
 
     def _overtaken(self, ends: Ends) -> list[AnyEvent]:
         """A diverted flow that had the same addresses is over, or the other's packets would follow it to the gate."""
@@ -186,12 +191,13 @@ class Windivert:
         return [] if known is None else [s.FlowClosed(flow=flow_of(ends), sequence=known[0])]
 
     def _drain(self) -> list[AnyEvent]:
-        """What has connected since the last time."""
+        """What has connected since the last time; nothing where `_listen` tells it."""
         events: list[AnyEvent] = []
         with contextlib.suppress(HandleShut):
-            for _ in range(EVENT_BATCHES):  # of the whole machine: whoever floods must not keep others' SYNs waiting
-                count = self._events.receive(self._event_batch, 0)[0]
-                events += parse_connects(self._event_batch.address_view, count, has_cookie=IS_LINUX)
+            # of the whole machine: whoever floods must not keep others' SYNs waiting
+            for _ in range(EVENT_BATCHES if self._system.has_cookies else 0):
+                count, _ = self._events.receive(self._event_batch, 0)
+                events += self._connects(self._event_batch.address_view, count)
                 if count < self._event_batch.packets:
                     break
         return events
@@ -203,7 +209,7 @@ class Windivert:
                 count, _ = self._events.receive(self._event_batch, IDLE_WAIT_S)
             except HandleShut:
                 return
-            self._tell_locked(parse_connects(self._event_batch.address_view, count, has_cookie=IS_LINUX))
+            self._tell_locked(self._connects(self._event_batch.address_view, count))
 
     # -- commands out --------------------------------------------------------------------------------------------------
     def _tell(self, events: Iterable[AnyEvent]) -> None:
@@ -220,7 +226,7 @@ class Windivert:
     def _do(self, command: AnyCommand) -> AnyEvent | None:
         match command:
             case s.AskOwner():
-                return self._own_of(command)
+                return self._asking.ask(command, self._held[command.number][3], time.monotonic())
             case s.Expect():
                 return s.Expected(number=command.number, fault=self._expect(command))
             case s.AskTable() | s.CutUnseen():
@@ -249,28 +255,18 @@ class Windivert:
                 assert_never(command)
         return None
 
-    def _own_of(self, command: s.AskOwner) -> AnyEvent:
-        process, fault, choice = Process(pid=command.pid), "", Choice.LEAVE
-        try:
-            if self._callbacks.selects(command.pid):
-                process = self._owners.process(command.pid, self._held[command.number][3], command.connected_ns)
-                choice = self._callbacks.decide(process, command.flow.remote, command.flow.transport)
-        except Exception as error:
-            fault = repr(error)
-        return s.OwnerTold(number=command.number, process=process, choice=choice, fault=fault)
-
     def _expect(self, command: s.Expect) -> str:
         """What went wrong; empty: nothing."""
-        _, taken, ends, uid = self._held[command.number]
+        _, taken, ends, told = self._held[command.number]
         flow, known = command.flow, nat_flow(taken, ends)
         added = self._table.add(known)
         if added is not Added.ADDED:
             return f"nat_{added}"
         self._diverted[flow] = (command.sequence, known)
         try:
-            self._callbacks.expect(
-                expected(flow, command.process, uid, command.connected_ns, self._own.gate_port, known.loopback)
-            )
+            gate_port, process = self._own.gate_port, command.process
+            announced = expected(flow, process, told, command.connected_ns, gate_port, known.loopback)
+            self._callbacks.expect(announced, told)
         except Exception as error:
             return repr(error)
         return ""
@@ -278,7 +274,7 @@ class Windivert:
     # -- what takes long -----------------------------------------------------------------------------------------------
     def _exchange_filters(self) -> None:
         while (command := self._filters.get()) is not None:
-            text, fault = filter_of(command.terms, self._own, LIMITS), ""
+            text, fault = filter_of(command.terms, self._own, self._system.limits), ""
             try:
                 if text != self._text:
                     self._data.exchange(text)
@@ -297,12 +293,17 @@ class Windivert:
 
     def _choose(self, pid: int, one: OpenSocket) -> Choice:
         """For connections that slipped by, where failures close."""
-        ask = self._callbacks
+        ask, told = self._callbacks, SocketTold(Transport.TCP, one.cookie, cgroup=one.cgroup)
         with self._lock, contextlib.suppress(Exception):
-            if not ask.concerns(one.cgroup) or not ask.selects(pid):
+            if not ask.concerns(told) or not ask.selects(pid, told):
                 return Choice.LEAVE
-            return ask.decide(self._owners.process(pid, 0, None), one.remote, Transport.TCP)
+            owner = self._owners.owner(pid, 0, None, Confidence.TABLE)
+            return ask.decide(owner.process, one.remote, told)
         return Choice.DENY
+
+    def _refresh(self) -> None:
+        with self._lock:
+            self._owners.refresh()
 
     def _flows(self) -> dict[Flow, Known]:
         with self._lock:
@@ -320,7 +321,7 @@ class Windivert:
     def follow(self, on_failure: OnFailure) -> None:
         """From now on, which way failures go."""
         with self._lock:
-            self._on_failure = self._engine.on_failure = on_failure
+            self._engine.on_failure = on_failure
 
     @property
     def diverted(self) -> int:
@@ -361,7 +362,7 @@ class Windivert:
         deadline_s = time.monotonic() + HOLD_LIMIT_S + 1
         while self._engine.held and time.monotonic() < deadline_s:
             with self._lock:
-                self._tell([*(self._drain() if IS_LINUX else []), s.Tick()])
+                self._tell([*self._drain(), *self._asking.again(self._held, time.monotonic()), s.Tick()])
             time.sleep(HELD_WAIT_S)
 
     def close(self) -> None:
@@ -383,8 +384,8 @@ class Windivert:
 
     def _collapse(self, why: str) -> None:
         """Our own code has failed. Open: take nothing any more. Closed: what is taken stays taken."""
-        self._report(Report(what="backend_failed", failed=self._on_failure, detail=why))
-        if self._on_failure is OnFailure.OPEN:
+        self._report(Report(what="backend_failed", failed=self._engine.on_failure, detail=why))
+        if self._engine.on_failure is OnFailure.OPEN:
             for first in self._first:
                 with contextlib.suppress(OSError):
                     first.handle.shutdown()
@@ -392,8 +393,7 @@ class Windivert:
 
 def reap() -> int:
     """Remove what backends whose process died have left on this network namespace's interfaces. How many pieces."""
-    divert_library.reap()
-    return clsact.sweep() if IS_LINUX else 0
+    return this_system().reap()
 
 
 def _network(text: str, priority: int) -> Handle:

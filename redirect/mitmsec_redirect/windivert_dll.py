@@ -5,7 +5,8 @@ answered in time stays, with its batch, until it is: the next `receive` goes on 
 `WinDivertShutdown`, which answers the request; only then is it closed.
 
 Lengths of address records are in bytes. Nothing here has been run on Windows; tests/redirect/test_windivert_dll.py
-holds the calls against the documented conventions with a library object of its own.
+holds the calls against the documented conventions with a library object of its own, and opens handles of the real DLL
+under Wine, as far as that comes without its driver.
 """
 
 from __future__ import annotations

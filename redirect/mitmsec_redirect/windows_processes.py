@@ -40,6 +40,7 @@ ENDED_LIMIT = 1024
 HELD_LIMIT = 4096  # living ones
 NEW_LIMIT = 200  # that one `refresh` meets: a millisecond each, under Wine
 SERVICES_S = 2.0  # how long an answer about services serves for processes that are older than it
+CONTROL_MANAGER = "services.exe"  # that of Windows, or of somebody who only costs us a question
 ANCESTORS_LIMIT = 5
 NOT_TOLD = 0  # stands for a pid that is not known
 NETWORK = "\\\\"  # how a path begins that may lead to another machine
@@ -57,6 +58,7 @@ class Opened(Protocol):
     def parent(self) -> int | None: ...
     def user(self) -> str | None: ...
     def package(self) -> str | None: ...
+    def runs(self, descriptor: int) -> bool | None: ...
     def close(self) -> None: ...
 
 
@@ -129,14 +131,16 @@ class WindowsProcesses:
         self._clock = clock
         self._lives: dict[int, _Life] = {}  # the one asked about longest ago first
         self._services = _Services()
+        self._told: dict[int, int] = {}  # by pid the beginnings of those that were let go of while they lived
 
     def refresh(self) -> list[Began | Ended]:
         """Who began and ended since the last call, at first all that live; who did both in between is missing.
 
         Of many that began, some are told at the next call.
         """
-        at = self._clock()
-        self._meet(self._system.pids())
+        at, pids = self._clock(), self._system.pids()
+        self._told = {pid: self._told[pid] for pid in pids if pid in self._told} if self._told else {}
+        self._meet(pids)
         new = [life for life in self._lives.values() if not life.is_told]
         began = [Began(self._with_parents(life)) for life in new]
         for life in new:
@@ -165,7 +169,7 @@ class WindowsProcesses:
             return _only(pid, comm)
         self._begin_to_read(life)
         process = _with_signer(life, self._with_services(life, self._with_parents(life), at))
-        return settled(Owner(msgspec.structs.replace(process, confidence=surety), life.sha256))
+        return settled(Owner(msgspec.structs.replace(process, confidence=surety), life.sha256, life.signature))
 
     def close(self) -> None:
         """Let go of all of them. Idempotent."""
@@ -198,7 +202,8 @@ class WindowsProcesses:
             source=SOURCE,
             **_package(opened),
         )
-        life = self._lives[pid] = _Life(opened, self._clock().event_ns, process)
+        is_told = self._told.pop(pid, None) == opened.began_ns
+        life = self._lives[pid] = _Life(opened, self._clock().event_ns, process, is_told=is_told)
         return life
 
     def _with_parents(self, life: _Life) -> Process:
@@ -236,13 +241,18 @@ class WindowsProcesses:
         many = len(ended) - ENDED_LIMIT
         gone = [pid for place, (ended_ns, pid) in enumerate(ended) if ended_ns <= old_ns or place < many]
         living = [pid for pid, one in self._lives.items() if one.ended_ns is None]
-        for pid in [*gone, *living[: max(len(living) - HELD_LIMIT, 0)]]:
+        surplus = living[: max(len(living) - HELD_LIMIT, 0)]
+        self._told |= {pid: self._lives[pid].opened.began_ns for pid in surplus if self._lives[pid].is_told}
+        for pid in [*gone, *surplus]:
             self._lives.pop(pid).opened.close()
 
     # -- what takes longer ---------------------------------------------------------------------------------------------
     def _with_services(self, life: _Life, process: Process, at: Now) -> Process:
         is_old = at.event_ns - self._services.at.event_ns > SERVICES_S * 1e9
-        if is_old or life.opened.began_ns + TICK_NS >= self._services.at.unix_ns:
+        is_new = life.opened.began_ns + TICK_NS >= self._services.at.unix_ns
+        if is_new and not is_old and not _may_serve(process):
+            return msgspec.structs.replace(process, services=())
+        if is_old or is_new:
             try:
                 self._services = _Services(at, self._system.services())
             except OSError:
@@ -259,7 +269,8 @@ class WindowsProcesses:
             life.signature = None if file is None else self._signers.begin(life.process.exe or "", file)
 
     def _file_of(self, life: _Life) -> int | None:
-        """The file that lies where the process says, if that has not been written or put there since it began.
+        """The file that lies where the process says, if it is what runs. Where Windows does not tell that, its times
+        have to say that it has not been written or put there since.
 
         None of another machine's: whoever runs one would choose to whom we log on, and how long we wait for an answer.
         """
@@ -270,11 +281,18 @@ class WindowsProcesses:
             file = self._system.open_file(exe)
         except OSError:
             return None
-        status = os.fstat(file)
-        if max(status.st_mtime_ns, status.st_ctime_ns) > life.opened.began_ns + TICK_NS:
+        runs, status = life.opened.runs(file), os.fstat(file)
+        is_later = max(status.st_mtime_ns, status.st_ctime_ns) > life.opened.began_ns + TICK_NS
+        if runs is False or (runs is None and is_later):
             os.close(file)
             return None
         return file
+
+
+def _may_serve(process: Process) -> bool:
+    """Windows starts services by its service control manager; others that have any begin before it does."""
+    parent = process.parent
+    return parent is None or parent.exe is None or ntpath.basename(parent.exe).lower() == CONTROL_MANAGER
 
 
 def _with_signer(life: _Life, process: Process) -> Process:

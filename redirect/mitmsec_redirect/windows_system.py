@@ -5,6 +5,7 @@
                                           ├─ NtQueryInformationProcess     its parent's pid
                                           ├─ GetPackageFullName            its package
                                           ├─ WaitForSingleObject           whether it has ended
+                          ├─ OpenProcess again, by pid ──► NtQueryInformationProcess, whether a file is its program
                                           └─ psutil, by pid                its user
 
 As long as a handle is open the system gives its pid to nobody else, also after the process has ended. So what psutil
@@ -23,7 +24,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Mapping
-from ctypes import byref, c_int, c_int32, c_uint32, c_uint64, c_void_p, c_wchar_p
+from ctypes import byref, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, c_wchar_p
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,16 +34,18 @@ from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS, Malformed
 from mitmsec_redirect.windows_service_rows import parse_services, services_by_pid
 
-QUERY_LIMITED_INFORMATION, SYNCHRONIZE = 0x1000, 0x100000  # winnt.h
+QUERY_INFORMATION, QUERY_LIMITED_INFORMATION, SYNCHRONIZE = 0x400, 0x1000, 0x100000  # winnt.h
 WAIT_OBJECT_0 = 0
 NO_PACKAGE, MORE_DATA = 15700, 234
 ENUMERATE_SERVICE, WIN32_SERVICES, ACTIVE = 4, 0x30, 1
-GENERIC_READ, SHARE_ALL, OPEN_EXISTING = 0x80000000, 7, 3
+GENERIC_READ, FILE_EXECUTE, SHARE_ALL, OPEN_EXISTING = 0x80000000, 0x20, 7, 3
 INVALID_HANDLE: Final = c_void_p(-1).value
 LATEST_NS = 2**63  # in the year 2262
 PATH_CHARS = 32768  # the longest path
 PACKAGE_CHARS = 128  # PACKAGE_FULL_NAME_MAX_LENGTH is 127
-BASIC_WORDS, PARENT_WORD = 6, 5  # PROCESS_BASIC_INFORMATION
+BASIC, BASIC_WORDS, PARENT_WORD = 0, 6, 5  # PROCESS_BASIC_INFORMATION
+# A file's handle goes in, and is the program's or not. Since Vista; in no documentation, but in lists of these numbers.
+IMAGE_FILE_MAPPING, IS_ANOTHER = 44, 0xC0000001
 TRIES, SPARE_BYTES = 8, 16 * 1024  # services may start between the question for the size and the one for the rows
 PATH: Final = re.compile(r"[A-Za-z]:\\|\\\\")  # others are names of no file: "System", "Registry"
 
@@ -77,7 +80,25 @@ class OpenProcess:
         """The pid that its parent had, and somebody else may have by now; 0: it has none. None: that is not known."""
         words = (c_uint64 * BASIC_WORDS)()
         query = self._libraries.ntdll.NtQueryInformationProcess
-        return None if query(self._handle, 0, words, ctypes.sizeof(words), None) else int(words[PARENT_WORD])
+        return None if query(self._handle, BASIC, words, ctypes.sizeof(words), None) else int(words[PARENT_WORD])
+
+    def runs(self, descriptor: int) -> bool | None:
+        """Whether its program is the very file that is open as `descriptor`, whatever either of them is called by now.
+
+        None: that is not told, as of who may not be asked.
+        """
+        import msvcrt  # Windows only
+
+        asked = self._libraries.kernel32.OpenProcess(QUERY_INFORMATION, 0, self.pid)
+        if not asked:
+            return None
+        try:
+            file = c_void_p(msvcrt.get_osfhandle(descriptor))  # type: ignore[attr-defined]
+            query = self._libraries.ntdll.NtQueryInformationProcess
+            status = query(asked, IMAGE_FILE_MAPPING, byref(file), ctypes.sizeof(file), None) & 0xFFFFFFFF
+        finally:
+            self._libraries.kernel32.CloseHandle(asked)
+        return {0: True, IS_ANOTHER: False}.get(status)
 
     def user(self) -> str | None:
         """DOMAIN\\name."""
@@ -107,6 +128,13 @@ class WindowsSystem:
     def __init__(self, libraries: Libraries | None = None, authenticode: Authenticode | None = None) -> None:
         self._libraries = libraries or _loaded()
         self._authenticode = authenticode or Authenticode()
+
+    def ticks_per_s(self) -> int:
+        """Of QueryPerformanceCounter, by which WinDivert stamps its events. Raises OSError."""
+        frequency = c_int64()
+        if not self._libraries.kernel32.QueryPerformanceFrequency(byref(frequency)) or frequency.value <= 0:
+            raise OSError("QueryPerformanceFrequency does not tell")
+        return frequency.value
 
     def pids(self) -> list[int]:
         """Of all processes that live now."""
@@ -154,11 +182,13 @@ class WindowsSystem:
         raise OSError("there are ever more services")
 
     def open_file(self, path: str) -> int:
-        """A descriptor to read it by; meanwhile it can be written, renamed and deleted as before. Raises OSError."""
+        """A descriptor to read it by, and to ask who `runs` it. Meanwhile it can be written, renamed and deleted as
+        before. Raises OSError.
+        """
         import msvcrt  # Windows only
 
         ask = self._libraries.kernel32.CreateFileW
-        handle = ask(path, GENERIC_READ, SHARE_ALL, None, OPEN_EXISTING, 0, None)
+        handle = ask(path, GENERIC_READ | FILE_EXECUTE, SHARE_ALL, None, OPEN_EXISTING, 0, None)
         if handle == INVALID_HANDLE:
             raise OSError(f"{path} cannot be opened: error {self._libraries.last_error()}")
         try:
@@ -194,6 +224,7 @@ def _declared(libraries: Libraries) -> Libraries:
         (kernel32, "QueryFullProcessImageNameW", c_int, (c_void_p, c_uint32, c_void_p, c_void_p)),
         (kernel32, "GetPackageFullName", c_int32, (c_void_p, c_void_p, c_void_p)),
         (kernel32, "CreateFileW", c_void_p, (c_wchar_p, c_uint32, c_uint32, c_void_p, c_uint32, c_uint32, c_void_p)),
+        (kernel32, "QueryPerformanceFrequency", c_int, (c_void_p,)),
         (ntdll, "NtQueryInformationProcess", c_int32, (c_void_p, c_int, c_void_p, c_uint32, c_void_p)),
         (advapi32, "OpenSCManagerW", c_void_p, (c_wchar_p, c_wchar_p, c_uint32)),
         (advapi32, "CloseServiceHandle", c_int, (c_void_p,)),

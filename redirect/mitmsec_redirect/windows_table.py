@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_uint32, c_void_p
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -17,7 +17,8 @@ import psutil
 
 from mitmsec.core.model import Confidence, Endpoint, Transport
 from mitmsec_redirect.divert_signals import Flow
-from mitmsec_redirect.socket_table import Pair, packed, pair_of
+from mitmsec_redirect.socket_table import Named, Pair, packed, pair_of
+from mitmsec_redirect.windows_processes import Now, now
 from mitmsec_redirect.windows_rows import Kind, Malformed, OwnedSocket, parse
 
 NO_ERROR, ERROR_INSUFFICIENT_BUFFER = 0, 122
@@ -32,24 +33,18 @@ KINDS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
-    """Whom the table names for a flow, and how far that holds.
-
-    TABLE: the process began before the socket was made. INFERRED: one of these times cannot be asked for, so the pid
-    may be somebody else's by now.
-    """
-
-    pid: int
-    confidence: Confidence
-
-
 class WindowsTable:
     """`library` stands for iphlpapi.dll; `began_ns` says when a process began. Raises OSError where there is none."""
 
-    def __init__(self, library: Any = None, began_ns: Callable[[int], int | None] | None = None) -> None:
+    def __init__(
+        self,
+        library: Any = None,
+        began_ns: Callable[[int], int | None] | None = None,
+        clock: Callable[[], Now] = now,
+    ) -> None:
         self._library = library or _iphlpapi()
         self._began_ns = began_ns or _began_ns
+        self._clock = clock
 
     def sockets(self, transport: Transport) -> Iterator[OwnedSocket]:
         """Of IPv4, then of IPv6. Raises OSError."""
@@ -59,19 +54,19 @@ class WindowsTable:
                 raise OSError(f"iphlpapi.dll: {found.reason}")
             yield from found
 
-    def owner_of(self, flow: Flow) -> int | None:
-        """The pid of who made the flow's socket, as `named` says it, however far that holds."""
-        named = self.named(flow)
-        return None if named is None else named.pid
-
     def named(self, flow: Flow) -> Named | None:
-        """Who made the flow's socket. UDP sockets name no remote, so of those by the local end. Raises OSError."""
-        for one in self.sockets(flow.transport):
-            if one.pid is None or one.local.port != flow.local.port or not _is_at(one.local, flow.local):
-                continue
-            if one.remote == flow.remote or one.transport is Transport.UDP:
-                return self._named(one.pid, one.created_ns)
-        return None
+        """Who made the flow's socket; inferred where sockets of several could be it. Raises OSError.
+
+        UDP sockets name no remote, so of those the local end decides, the one that says most first.
+        """
+        found = [one for one in self.sockets(flow.transport) if _may_be(one, flow)]
+        first = min(found, key=lambda one: _vagueness(one.local, flow.local), default=None)
+        if first is None or first.pid is None:
+            return None
+        named = self._named(first.pid, first.created_ns)
+        if named is None or len({one.pid for one in found}) == 1:
+            return named
+        return replace(named, confidence=Confidence.INFERRED)
 
     def pairs(self) -> frozenset[Pair]:
         return frozenset(
@@ -85,10 +80,13 @@ class WindowsTable:
 
     def _named(self, pid: int, created_ns: int | None) -> Named | None:
         """None: the process that has the pid now began later."""
-        began_ns = None if created_ns is None else self._began_ns(pid)
-        if began_ns is None or created_ns is None:
+        if created_ns is None:
             return Named(pid, Confidence.INFERRED)
-        return Named(pid, Confidence.TABLE) if began_ns <= created_ns + ROUNDING_NS else None
+        began_ns, at = self._began_ns(pid), self._clock()
+        made_ns = at.event_ns - (at.unix_ns - created_ns)
+        if began_ns is None:
+            return Named(pid, Confidence.INFERRED, made_ns)
+        return Named(pid, Confidence.TABLE, made_ns) if began_ns <= created_ns + ROUNDING_NS else None
 
     def _read(self, kind: Kind) -> bytes:
         size = c_uint32(0)
@@ -109,9 +107,20 @@ class WindowsTable:
         raise OSError("iphlpapi.dll: the table of sockets grows faster than it can be read")
 
 
+def _may_be(one: OwnedSocket, flow: Flow) -> bool:
+    is_there = one.local.port == flow.local.port and _is_at(one.local, flow.local)
+    return one.pid is not None and is_there and (one.remote == flow.remote or one.transport is Transport.UDP)
+
+
 def _is_at(bound: Endpoint, local: Endpoint) -> bool:
-    """A socket that is bound to no address is at all of them."""
-    return bound.address == local.address or ip_address(bound.address).is_unspecified
+    """A socket that is bound to no address is at all of its family's, and one of IPv6 may have IPv4's too."""
+    is_unbound = ip_address(bound.address).is_unspecified and (bound.is_v6 or not local.is_v6)
+    return is_unbound or bound.address == local.address
+
+
+def _vagueness(bound: Endpoint, local: Endpoint) -> int:
+    """0: bound to this very address."""
+    return 0 if bound.address == local.address else 1 if bound.is_v6 == local.is_v6 else 2
 
 
 def _began_ns(pid: int) -> int | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-from benchmarks import entry
+from benchmarks import entry, host
 from benchmarks.figures import Check, Row
 from benchmarks.host import Facts, Failed
 from benchmarks.measure import Plan
@@ -77,3 +79,19 @@ def test_the_machine_is_told_with_the_programs_that_matter() -> None:
 def test_every_benchmark_has_the_common_options() -> None:
     options = entry.parser("benchmarks", "measures", quick="short").parse_args(["--quick", "--json", "a"])
     assert (options.quick, options.json, options.report) == (True, Path("a"), None)
+
+
+def test_what_is_measured_is_told_where_that_can_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert host.commit() == [], "no checkout"
+    subprocess.run(["git", "init", "-q", "."], check=True)
+    (tmp_path / "file").touch()
+    subprocess.run(["git", "add", "file"], check=True)
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.test"]
+    subprocess.run(["git", *author, "commit", "-q", "-m", "first"], check=True)
+    (clean,) = host.commit()
+    assert re.fullmatch(r"commit [0-9a-f]{7,40}", clean)
+    (tmp_path / "file").write_text("changed")
+    assert host.commit() == [f"{clean}-dirty"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.commit() == [], "no git"

@@ -32,10 +32,6 @@ def test_only_explicit_proxies_are_called_by_their_own_address():
     assert called[EXPLICIT] != called[BARE]
 
 
-def test_only_what_takes_everybodys_first_packets_is_set_apart():
-    assert backends.APART == (WINDIVERT,)
-
-
 def test_a_bystander_shares_the_cgroup_of_clients_that_are_selected_by_name():
     clients = Cgroup(Path("/sys/fs/cgroup/some"))
     assert bystander(LOCAL, Variant(LOCAL, "", clients=clients)).clients == clients

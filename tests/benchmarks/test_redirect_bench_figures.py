@@ -13,6 +13,7 @@ from benchmarks.redirect.figures import (
     BESIDE,
     DIRECT,
     EXPLICIT,
+    FLOOR,
     HOOK,
     WINDIVERT,
     Arrivals,
@@ -79,6 +80,18 @@ def test_thresholds_compare_backends_with_the_explicit_proxy_and_bystanders_with
     assert reached["connect_hook, in a row, 50,000: lost"].passed is True
     assert reached["connect_hook, in a row, 50,000: undiverted"].passed is False
     assert reached["windivert, in a row: lost"].passed is None
+
+
+def test_beside_what_windivert_reached_stands_what_its_library_alone_reaches():
+    rows = [
+        row(EXPLICIT, BULK=400.0),
+        row(WINDIVERT, BULK=180.0, PACKETS=60_000.0),
+        row(FLOOR, BULK=190.0, PACKETS=7e4),
+    ]
+    reached = {check.name: check for check in checks(rows)}
+    assert reached["bulk, windivert ÷ explicit proxy (libebpfdivert alone: 0.47)"].reached == 0.45
+    assert reached["packets per CPU second, windivert (libebpfdivert alone: 70,000)"].passed is False
+    assert reached["packets per CPU second, windivert (libebpfdivert alone: 70,000)"].reached == 60_000
 
 
 def test_nothing_measured_neither_passes_nor_fails():

@@ -18,9 +18,10 @@ ROWS = [
 
 
 def test_who_is_led_and_who_is_not_stand_in_tables_of_their_own():
-    led, beside, in_a_row, spread = tables(ROWS)
+    led, beside, packets, in_a_row, spread = tables(ROWS)
     assert [line[0] for line in led.body] == [DIRECT, HOOK, WINDIVERT]
     assert [line[0] for line in beside.body] == [BESIDE + DIRECT, BESIDE + HOOK]
+    assert [line[0] for line in packets.body] == [DIRECT, HOOK]
     assert [line[0] for line in in_a_row.body] == [HOOK]
     assert [line[0] for line in spread.body] == [DIRECT, HOOK, BESIDE + DIRECT, BESIDE + HOOK]
 

@@ -112,6 +112,6 @@ def https(leaf_of: Callable[..., Leaf]) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve() -> Callable[[Leaf], contextlib.AbstractContextManager[Server]]:
     return serving

@@ -64,7 +64,9 @@ def test_only_the_owner_can_read_the_key(tmp_path: Path) -> None:
         os.umask(before)
     assert mode_of(tmp_path / "ca") == 0o700
     assert mode_of(tmp_path / "ca" / "issuing.key") == 0o600
-    assert {path.name for path in (tmp_path / "ca").iterdir()} == {"lock", "issuing.key", "issuing.pem", "root.pem"}
+    assert {path.name for path in (tmp_path / "ca").iterdir()} == {
+        *("lock", "issuing.key", "issuing.pem", "about.json", "root.pem")
+    }
 
 
 def test_two_machines_have_two_cas_that_can_be_told_apart(tmp_path: Path) -> None:
@@ -192,8 +194,8 @@ def test_a_pipe_instead_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("issuing.key", b"", "not an unencrypted private key"),
-        ("issuing.key", b"\x00\xff" * 40, "not an unencrypted private key"),
+        ("issuing.key", b"", "not a private key"),
+        ("issuing.key", b"\x00\xff" * 40, "not a private key"),
         ("issuing.pem", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "not a certificate"),
         ("root.pem", b"", "not a certificate"),
     ],
@@ -217,7 +219,7 @@ def test_a_key_of_another_kind_is_refused(tmp_path: Path) -> None:
     command = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", str(tmp_path / "ca" / "issuing.key")]
     subprocess.run(command, check=True, capture_output=True)
     (tmp_path / "ca" / "issuing.key").chmod(0o600)
-    with pytest.raises(KeystoreRefused, match="not an elliptic curve key"):
+    with pytest.raises(KeystoreRefused, match="neither an elliptic curve key"):
         open_keystore(tmp_path / "ca", "host", NOW_S)
 
 

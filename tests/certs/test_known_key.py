@@ -9,12 +9,14 @@ import time
 
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.serialization import pkcs12
 
 from mitmsec_certs.bundle import certificates_in
-from mitmsec_certs.known_key import BadChain, key_flaw, own_chain
+from mitmsec_certs.known_key import BadChain, key_flaw, opened, own_chain
 
 CA = trustme.CA()
 LEAF = CA.create_child_ca().issue_cert("shop.example", "*.Shop.example", "192.0.2.1", "2001:db8::1")
@@ -124,3 +126,12 @@ def test_a_key_of_a_kind_that_nobody_knows_is_told_where_it_is_the_services_and_
     other = CA.issue_cert("other.example").private_key_pem.bytes()
     why = "k.pem does not belong to the certificate"
     assert key_flaw("k.pem", other, own_chain("c.pem", pem).chain) == why
+
+
+def test_a_pkcs12_file_without_a_key_that_tls_uses_says_so() -> None:
+    """What opens is shown in tests/service/test_known_keys.py, where it is used."""
+    own = x509.load_pem_x509_certificate(trustme.CA().issue_cert("us@partner.test").cert_chain_pems[0].bytes())
+    alone = pkcs12.serialize_key_and_certificates(b"us", None, own, None, serialization.NoEncryption())
+    for data, says in ((alone, "holds no certificate with its RSA, EC or EdDSA key"), (b"\x30", "password opens")):
+        with pytest.raises(BadChain, match=f"us.p12.*{says}"):
+            opened("us.p12", data, b"")

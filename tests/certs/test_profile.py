@@ -28,6 +28,7 @@ times = st.integers(ISSUING.not_before_s, ISSUING.not_after_s)
 ends = st.none() | st.integers(-(2**63), 2**63) | st.integers(NOW_S - 400 * DAY_S, NOW_S + 400 * DAY_S)
 
 
+@pytest.mark.checklist("C3")
 @given(times, ends)
 def test_a_leaf_without_a_flaw_is_valid_now_and_outlives_nobody(now_s: int, end_s: int | None) -> None:
     """At most 90 days, not beyond the issuing CA, not beyond the origin's certificate."""

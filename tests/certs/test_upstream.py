@@ -1,104 +1,180 @@
-"""OpenSSL's verdict on an origin, in our words."""
+"""What an origin's proof is worth."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import socket
-import ssl
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+import time
 
 import pytest
-from cryptography import x509
-from hypothesis import given
-from hypothesis import strategies as st
+from badssl_certificates import TLS_FEATURE_STAPLE, Certified, root, rsa_key
+from badssl_revocation import ocsp_answer, timestamps
 
 from mitmsec.core.messages import Flaw
-from mitmsec_certs.upstream import BadCertificate, classify, gravest, not_after_of, sha256_of
+from mitmsec.core.model import Revocation, Transparency
+from mitmsec.core.origin_proof import Proof, Standing, Status
+from mitmsec_certs.defects import Defect
+from mitmsec_certs.origin_chain import BadCertificate
+from mitmsec_certs.upstream import Judgement, Terms, Verifier
+
+HOST = "www.origin.test"
+ROOT = root()
+CA = ROOT.intermediate()
+LEAF = CA.leaf(HOST)
+CHAIN = (LEAF.der, CA.der, ROOT.der)
+
+
+def judged(chain: tuple[bytes, ...] = CHAIN, *errors: int, own_pem: str = "", resumed: bool = False) -> Defect | None:
+    return Verifier(Terms(own_pem=own_pem)).defect(Proof(errors=errors, chain=chain, resumed=resumed))
+
+
+def test_a_proof_that_holds() -> None:
+    assert judged() is None
+    assert judged((), resumed=True) is None
+
+
+def test_openssls_word_counts() -> None:
+    defect = judged(CHAIN, 62)
+    assert defect is not None
+    assert defect.flaw is Flaw.WRONG_NAME
+
+
+def test_so_does_a_rule_and_it_is_graver_than_a_date() -> None:
+    weak = CA.leaf(HOST, key=rsa_key(1024))
+    defect = judged((weak.der, CA.der, ROOT.der), 10)
+    assert defect is not None
+    assert (defect.flaw, "too weak" in defect.text) == (Flaw.UNTRUSTED, True)
+
+
+@pytest.mark.checklist("U5", "U16")
+@pytest.mark.parametrize("own", [ROOT, CA])
+def test_a_chain_of_our_own_ca_is_refused_though_it_was_verified(own: Certified) -> None:
+    defect = judged(own_pem=own.pem.decode())
+    assert defect is not None
+    assert "own CA" in defect.text
+
+
+def test_another_certificate_for_the_same_key_is_ours_too() -> None:
+    again = ROOT.intermediate("renewed", key=CA.key)
+    assert judged(own_pem=again.pem.decode()) is not None
+
+
+def test_other_roots_are_as_good_as_before() -> None:
+    assert judged(own_pem=root("ours").pem.decode()) is None
+
+
+def test_no_certificate_proves_nothing() -> None:
+    defect = judged(())
+    assert defect is not None
+    assert "no certificate" in defect.text
+
+
+def test_what_cannot_be_read_proves_nothing() -> None:
+    defect = judged((LEAF.der[:-9], CA.der), 10)
+    assert defect is not None
+    assert (defect.flaw, "cannot be read" in defect.text) == (Flaw.UNTRUSTED, True)
+
+
+def test_certificates_of_our_own_that_cannot_be_read_are_an_error() -> None:
+    broken = "-----BEGIN CERTIFICATE-----\nMAcwADAAAwEA\n-----END CERTIFICATE-----\n"  # the outline of one, and empty
+    with pytest.raises(BadCertificate):
+        Verifier(Terms(own_pem=broken))
+
+
+# --- what is asked beyond the chain -----------------------------------------------------------------------------------
+class Issuers:
+    """Answer `status` about every certificate, and remember what they were asked."""
+
+    def __init__(self, standing: Standing = Standing.GOOD) -> None:
+        self.status = Status(standing=standing, text="they said")
+        self.asked: list[tuple[bytes, ...]] = []
+
+    async def ask(self, chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+        self.asked.append(chain)
+        return (self.status,) * (len(chain) - 1)
+
+
+def judgement(issuers: Issuers, terms: Terms = Terms(), proof: Proof | None = None) -> Judgement:  # noqa: B008
+    return asyncio.run(Verifier(terms, issuers.ask).judge(proof or Proof(chain=CHAIN)))
+
+
+def test_issuers_are_asked_about_the_whole_chain_once_it_holds() -> None:
+    issuers = Issuers()
+    assert judgement(issuers) == Judgement()
+    assert issuers.asked == [CHAIN]
 
 
 @pytest.mark.parametrize(
-    ("code", "flaw"),
+    ("proof", "terms"),
     [
-        (9, Flaw.NOT_YET_VALID),
-        (10, Flaw.EXPIRED),
-        (62, Flaw.WRONG_NAME),
-        (63, Flaw.WRONG_NAME),
-        (64, Flaw.WRONG_NAME),
-        (18, Flaw.UNTRUSTED),
-        (19, Flaw.UNTRUSTED),
-        (20, Flaw.UNTRUSTED),
-        (21, Flaw.UNTRUSTED),
+        (Proof(chain=CHAIN, errors=(10,)), Terms()),
+        (Proof(resumed=True), Terms()),
+        (Proof(chain=(ROOT.der,)), Terms()),
+        (Proof(chain=CHAIN), Terms(revocation=Revocation.OFF)),
     ],
+    ids=["a chain that does not hold", "a resumed session", "a chain of one", "the policy"],
 )
-def test_the_kind_of_failure_that_each_code_is(code: int, flaw: Flaw) -> None:
-    defect = classify(code)
+def test_nobody_is_asked_in_vain(proof: Proof, terms: Terms) -> None:
+    issuers = Issuers(Standing.REVOKED)
+    assert (judgement(issuers, terms, proof).defect is None) == (not proof.errors)
+    assert issuers.asked == []
+
+
+@pytest.mark.checklist("U7")
+def test_what_they_say_counts() -> None:
+    revoked = judgement(Issuers(Standing.REVOKED)).defect
+    assert revoked is not None
+    assert (revoked.flaw, revoked.text) == (Flaw.UNTRUSTED, "the certificate was revoked (they said)")
+    assert "they said" in (judgement(Issuers(Standing.UNKNOWN)).note or "")
+    assert judgement(Issuers(Standing.UNKNOWN), Terms(revocation=Revocation.HARD)).defect is not None
+
+
+def test_a_good_staple_spares_the_question_about_the_origin_only() -> None:
+    issuers = Issuers()
+    assert judgement(issuers, proof=Proof(chain=CHAIN, staple=ocsp_answer(LEAF, CA))) == Judgement()
+    assert issuers.asked == [CHAIN[1:]]
+
+
+def test_a_staple_that_is_worthless_does_not() -> None:
+    issuers = Issuers()
+    late = Verifier(Terms(), issuers.ask, clock_s=lambda: time.time() + 1_000_000)
+    assert asyncio.run(late.judge(Proof(chain=CHAIN, staple=ocsp_answer(LEAF, CA)))) == Judgement()
+    assert issuers.asked == [CHAIN]
+
+
+def test_a_staple_ends_it_before_anybody_is_asked() -> None:
+    issuers, must = Issuers(), CA.leaf(HOST, more=[(TLS_FEATURE_STAPLE, False)])
+    proofs = [
+        Proof(chain=CHAIN, staple=ocsp_answer(LEAF, CA, revoked=True)),
+        Proof(chain=(must.der, CA.der, ROOT.der)),
+    ]
+    assert all(judgement(issuers, proof=proof).defect for proof in proofs)
+    assert issuers.asked == []
+
+
+def test_notes_are_told_together() -> None:
+    terms = Terms(public_roots=frozenset({hashlib.sha256(ROOT.der).hexdigest()}))
+    note = judgement(Issuers(Standing.UNKNOWN), terms).note
+    assert note is not None
+    assert "timestamps of 0 logs" in note
+    assert "they said" in note
+    logged = CA.leaf(HOST, more=[timestamps(1, 2)])
+    refusing = Terms(public_roots=terms.public_roots, sct=Transparency.REFUSE)
+    assert judgement(Issuers(), refusing).defect is not None
+    assert judgement(Issuers(), refusing, Proof(chain=(logged.der, CA.der, ROOT.der))) == Judgement()
+
+
+def test_without_anybody_to_ask_nothing_is_said() -> None:
+    assert asyncio.run(Verifier(Terms(revocation=Revocation.HARD)).judge(Proof(chain=CHAIN))) == Judgement()
+
+
+@pytest.mark.checklist("U10")
+def test_what_a_public_ca_must_say_and_does_not_is_a_defect_and_a_private_ones_is_noted() -> None:
+    silent = CA.leaf(HOST, purposes=None, signs=None)
+    proof = Proof(chain=(silent.der, CA.der, ROOT.der))
+    noted = judgement(Issuers(), proof=proof)
+    assert (noted.defect, "extendedKeyUsage" in (noted.note or "")) == (None, True)
+    public = Terms(public_roots=frozenset({hashlib.sha256(ROOT.der).hexdigest()}))
+    defect = judgement(Issuers(), public, proof).defect
     assert defect is not None
-    assert defect.flaw is flaw
-    assert str(code) not in defect.text
-
-
-def test_ok_is_no_defect() -> None:
-    assert classify(0) is None
-    assert gravest([]) is None
-    assert gravest([0, 0]) is None
-
-
-@given(st.integers())
-def test_a_code_that_nobody_knows_is_untrusted_never_fine(code: int) -> None:
-    defect = classify(code)
-    assert (defect is None) == (code == 0)
-    if code not in range(100):
-        assert defect is not None
-        assert defect.flaw is Flaw.UNTRUSTED
-        assert str(code) in defect.text
-
-
-@given(st.permutations([0, 9, 10, 62, 20]))
-def test_the_gravest_defect_does_not_depend_on_the_order(codes: list[int]) -> None:
-    """A client must never be shown a smaller fault than the one it would have met."""
-    defect = gravest(codes)
-    assert defect is not None
-    assert defect.flaw is Flaw.UNTRUSTED
-    without_trust = gravest([code for code in codes if code != 20])
-    assert without_trust is not None
-    assert without_trust.flaw is Flaw.WRONG_NAME
-
-
-def test_a_real_origin_that_nobody_trusts_is_untrusted(
-    leaf_of: Callable[..., Any], serve: Callable[[Any], AbstractContextManager[Any]]
-) -> None:
-    """The chain of a CA that the client does not know, over a real handshake."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    with serve(leaf_of("origin.test")) as server, socket.create_connection(("127.0.0.1", server.port)) as client:
-        with pytest.raises(ssl.SSLCertVerificationError) as failure:
-            context.wrap_socket(client, server_hostname="origin.test")
-    defect = classify(failure.value.verify_code)
-    assert defect is not None
-    assert (defect.flaw, defect.text) == (Flaw.UNTRUSTED, "the issuer is unknown")
-
-
-def test_facts_about_a_certificate(leaf_of: Callable[..., Any]) -> None:
-    der = leaf_of("origin.test").chain[0]
-    assert not_after_of(der) == x509.load_der_x509_certificate(der).not_valid_after_utc.timestamp()
-    assert sha256_of(der) == hashlib.sha256(der).hexdigest()
-
-
-def test_an_oversized_certificate_is_not_parsed() -> None:
-    with pytest.raises(BadCertificate, match="1 MiB"):
-        not_after_of(bytes((1 << 20) + 1))
-
-
-@given(st.data())
-def test_damaged_certificates_have_an_end_or_are_bad(keystore: Any, data: st.DataObject) -> None:
-    """Hostile bytes: never another exception."""
-    der = bytearray(keystore.authority.certificate)
-    for _ in range(data.draw(st.integers(1, 3))):
-        der[data.draw(st.integers(0, len(der) - 1))] = data.draw(st.integers(0, 255))
-    cut = bytes(der[: data.draw(st.integers(0, len(der)))])
-    for damaged in (bytes(der), cut):
-        try:
-            assert isinstance(not_after_of(damaged), int)
-        except BadCertificate:
-            continue
+    assert "extendedKeyUsage" in defect.text

@@ -97,6 +97,7 @@ def test_a_prefix_of_any_fragmentation_never_gives_another_answer(client: str, s
         assert size < outcome.size_bytes <= len(data)
 
 
+@pytest.mark.checklist("C9")
 @given(st.binary(max_size=300), st.booleans())
 def test_random_bytes_have_one_of_three_outcomes_and_more_bytes_never_change_a_final_one(
     data: bytes, tls: bool
@@ -112,6 +113,7 @@ def test_random_bytes_have_one_of_three_outcomes_and_more_bytes_never_change_a_f
             final = outcome
 
 
+@pytest.mark.checklist("C9")
 @given(st.sampled_from(sorted(hellos.REAL)), st.integers(5, 600), st.integers(0, 255))
 def test_a_real_hello_with_one_byte_changed_never_raises(client: str, at: int, byte: int) -> None:
     data = bytearray(hellos.REAL[client])
@@ -146,6 +148,7 @@ def test_a_hello_without_extensions_is_read() -> None:
     assert (found.sni, found.versions, found.groups, found.ja4[:10]) == (None, (0x0301,), (), "t10i010000")
 
 
+@pytest.mark.checklist("U33")
 def test_grease_is_kept_and_ech_is_seen() -> None:
     versions = (0x2B, hellos.vector(hellos.numbers(0x2A2A, 0x0304), 1))
     groups = (0x0A, hellos.vector(hellos.numbers(0x1A1A, 29)))
@@ -172,6 +175,7 @@ def test_alpn_names_keep_their_bytes() -> None:
     assert parsed(hellos.hello(hellos.alpn(b"h2", b"\xfa\x0a"))).alpn == ("h2", "\xfa\n")
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize(
     "name", [b"a\x00.example", b"", b"a b", "bücher.example".encode(), b"a..b", b"1.2.3", b"x:443"]
 )
@@ -182,6 +186,7 @@ def test_a_server_name_that_is_none_is_malformed(name: bytes) -> None:
 LONG = b".".join([b"a" * 60] * 5)
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize(
     ("extension", "why"),
     [

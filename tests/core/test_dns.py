@@ -99,6 +99,21 @@ def test_no_more_addresses_are_kept_than_a_bound() -> None:
     assert len(addresses(response("a.test", *many))) == dns.ADDRESSES_LIMIT
 
 
+def test_what_is_not_kept_is_not_read_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TCP a record holds a thousand: to read them all would take its reader many times as long as over UDP."""
+    read_so_far: list[bytes] = []
+    read_one = dns._address
+
+    def counted(packed: bytes) -> str:
+        read_so_far.append(packed)
+        return read_one(packed)
+
+    monkeypatch.setattr(dns, "_address", counted)
+    many = service("a.test", v6=[f"2001:db8::{number:x}" for number in range(1000)])
+    assert len(addresses(response("a.test", many, many, kind=HTTPS))) == dns.ADDRESSES_LIMIT
+    assert len(read_so_far) <= dns.ADDRESSES_LIMIT + 1
+
+
 @pytest.mark.parametrize(
     ("name", "comparable"), [("a_b.test", "a_b.test"), ("", None), ("1.2.3.4", None), ("a b.test", None)], ids=str
 )

@@ -30,6 +30,7 @@ def test_a_host_that_is_certain(fields: bytes, name: str) -> None:
     assert named(fields) == NamedHost(name=name)
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

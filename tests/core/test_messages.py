@@ -7,7 +7,7 @@ import pytest
 
 from mitmsec.audit.event import PERMITTED, ConnectionSeen, FlowHanded, RequestSeen
 from mitmsec.channel import decoder
-from mitmsec.core.messages import HandOver, Message, MintQuestion, Plaintext, Role, encode
+from mitmsec.core.messages import HandOver, Message, MintAnswer, MintQuestion, Plaintext, Role, encode
 from mitmsec.core.model import Action, Decision, Endpoint, Process
 
 ENDPOINT = Endpoint.of("2001:db8::1", 443)
@@ -20,7 +20,8 @@ EXAMPLES: list[Message] = [
         client=Endpoint.of("127.0.0.1", 50000),
         decision=Decision(action=Action.DECRYPT, rule="defaults", reason="", inspect=("keywords",)),
     ),
-    MintQuestion(number=1, flow="f", public_key=b"\x00\xff", not_after_s=None),
+    MintQuestion(number=1, flow="f", not_after_s=None),
+    MintAnswer(number=1, chain=(b"\x00\xff",), key=b"\xfe\x00"),
     FlowHanded(flow="f", process=Process(pid=1), worker=0, host="example.com"),
 ]
 

@@ -15,6 +15,7 @@ from mitmsec.core.model import (
     Decision,
     Direction,
     Endpoint,
+    Learning,
     OnFailure,
     OnFinding,
     Process,
@@ -31,7 +32,12 @@ SSH = Rule(name="ssh", action=Action.CAPTURE, port=((22, 22),))
 
 def test_the_default_policy_decrypts_everything_at_once() -> None:
     decision = DEFAULT_POLICY.at_connect(policies.CURL, WEB)
-    assert decision == Decision(action=Action.DECRYPT, rule="defaults", reason="no rule matched; [defaults] decide")
+    assert decision == Decision(
+        action=Action.DECRYPT,
+        rule="defaults",
+        reason="no rule matched; [defaults] decide",
+        learning=Learning(after=3, on_request=True),
+    )
     assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, name="a.example", alpn=("h2",), ja4="t") == decision
     settings = (DEFAULT_POLICY.on_failure, DEFAULT_POLICY.quic, DEFAULT_POLICY.upstream)
     assert settings == (OnFailure.OPEN, Quic.REFUSE, Upstream.MIRROR)
@@ -136,7 +142,8 @@ def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
     doubtful = doubting.at_hello(process, remote, name=name, proven=False)
     by_name = any(rule.host and rule.name == proven.rule for rule in policy.rules)
     if proven.action is not Action.BYPASS or not by_name or word is UnprovenName.ALLOW:
-        assert doubtful == proven
+        learning = replace(proven.learning, needs_proof=doubtful.learning.needs_proof)
+        assert doubtful == replace(proven, learning=learning)
     else:
         assert doubtful.action.value == word.value
     early = doubting.at_connect(process, remote)

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import machine
+import names_stage
 import pytest
 from click.testing import CliRunner
 
@@ -23,11 +25,13 @@ from mitmsec.channel import Channel
 from mitmsec.cli import cli
 from mitmsec.core.messages import Message
 from mitmsec.service import control
+from mitmsec.service.state import State
 from mitmsec_certs.origin_pki import origin_pki
-from mitmsec_redirect import nft
+from mitmsec_redirect import cgroup, nft
 
 V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
 FAR_V4 = "10.79.0.1"  # of `far`, on the link
+RESOLVER = BARE
 HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
 MITMSEC = [sys.executable, "-m", "mitmsec"]
 
@@ -39,7 +43,7 @@ http {{
   proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   server {{
     listen {v4}:443 ssl http2; listen [{v6}]:443 ssl http2; listen {v4}:80; listen 127.0.0.1:8443 ssl http2;
-    ssl_certificate {folder}/origin.pem; ssl_certificate_key {folder}/origin.key;
+    ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {folder}/origin.pem; ssl_certificate_key {folder}/origin.key;
     root {folder}/www;
     location /hello {{ default_type text/plain; return 200 "hello over $server_protocol\\n"; }}
     location /missing {{ return 404; }}
@@ -56,6 +60,8 @@ class Network:
     folder: Path
     processes: list[subprocess.Popen[Any]] = field(default_factory=list)
     holder: int = 0
+    states: set[str] = field(default_factory=set)
+    """The identities of the states that our tests had."""
 
     def inside(self, *command: str) -> list[str]:
         """`command` as it is run in this network, with our names in /etc/hosts."""
@@ -102,7 +108,7 @@ def network() -> Iterator[Network]:
         net.hold()
         yield net
     finally:
-        end_all(net.name)
+        end_all(net.name, net.states)
         for process in net.processes:
             process.kill()
             process.wait()
@@ -110,8 +116,11 @@ def network() -> Iterator[Network]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def end_all(namespace: str) -> None:
-    """Whoever is left in it: an interrupted test ends nothing, and a supervisor left behind watches the machine."""
+def end_all(namespace: str, states: Collection[str] = ()) -> None:
+    """Whoever is left in it: an interrupted test ends nothing, and a supervisor left behind watches the machine.
+
+    The cgroups of these states' sessions go too, unless somebody lives in one: no state has the identity of another.
+    """
     with contextlib.suppress(OSError):
         network = os.stat(f"/run/netns/{namespace}").st_ino
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -121,6 +130,9 @@ def end_all(namespace: str) -> None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
                 time.sleep(0.1)
+    for state in states:
+        for left in cgroup.leftovers(state):
+            left.remove()
 
 
 def _living_in(network: int) -> list[int]:
@@ -179,6 +191,7 @@ def origin_pki_for(folder: Path) -> bool:
         [
             *base, "-CA", str(ca_pem), "-CAkey", str(ca_key), "-subj", "/CN=origin.test", "-addext",
             f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE",
+            "-addext", "extendedKeyUsage=serverAuth",
             "-keyout", str(key), "-out", str(pem),
         ],
         check=True,
@@ -223,7 +236,7 @@ def far(network: Network) -> Iterator[Network]:
             subprocess.run(["ip", *words.split()], check=True)
         yield replace(network, name=name, processes=[])
     finally:
-        end_all(name)
+        end_all(name, network.states)
         subprocess.run(["ip", "netns", "delete", name], check=False)
 
 
@@ -293,6 +306,13 @@ def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmse
     backend = getattr(request, "param", "")
     if backend == "windivert":
         network = request.getfixturevalue("far")
+        with machine.concerned(machine.SWEPT):  # its `clean`, and its next start, sweep what killed diverters left
+            yield from _mitmsec(network, backend)
+    else:
+        yield from _mitmsec(network, backend)
+
+
+def _mitmsec(network: Network, backend: str) -> Iterator[Mitmsec]:
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-state-"))
     folder.chmod(0o755)
     tool = Mitmsec(network, folder / "state", backend)
@@ -300,6 +320,8 @@ def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmse
         yield tool
         here("clean", "--state", str(tool.state))
     finally:
+        with contextlib.suppress(FileNotFoundError):  # nothing was begun
+            network.states.add(State(tool.state).identity())
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -317,3 +339,41 @@ def asked(mitmsec: Mitmsec, question: Message) -> Any:
         channel.close()
     assert answer is not None
     return answer[0]
+
+
+@pytest.fixture
+def resolver(network: Network, tmp_path: Path) -> Iterator[None]:
+    """A resolver of our own, named in /etc/resolv.conf for all that run in this network."""
+    (tmp_path / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:2 attempts:1\n")
+    mount = ["nsenter", f"--mount=/proc/{network.holder}/ns/mnt"]
+    subprocess.run([*mount, "mount", "--bind", str(tmp_path / "resolv.conf"), "/etc/resolv.conf"], check=True)
+    table = json.dumps(
+        {"plain.zone": [V4], "origin.zone": [V4], "other.zone": [BARE], "lie.zone": [V4], "long.zone": [BARE]}
+    )
+    server = network.start(
+        *names_stage.PYTHON, names_stage.NAME_SERVER, RESOLVER, table, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    assert server.stdout.readline() == "up\n"
+    try:
+        yield
+    finally:
+        subprocess.run([*mount, "umount", "/etc/resolv.conf"], check=True)
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def speaker(network: Network) -> Iterator[str]:
+    """Somebody on V4 and BARE who speaks first, and says nothing that is known; the port."""
+    servers = [
+        network.start(*names_stage.PYTHON, names_stage.SPEAKER, at, "7070", stdout=subprocess.PIPE, text=True)
+        for at in (V4, BARE)
+    ]
+    for server in servers:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "up\n"
+    yield "7070"
+    for server in servers:
+        server.kill()
+        server.wait()

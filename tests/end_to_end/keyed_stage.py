@@ -1,4 +1,4 @@
-"""An nginx of TLS that runs under `mitmsec run`, with a policy that knows its key."""
+"""An nginx of TLS, with a policy that knows its key."""
 
 from __future__ import annotations
 
@@ -36,27 +36,28 @@ http {{
   access_log off; keepalive_timeout 1s; client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
   server {{
-    listen {address}:{port} ssl http2; ssl_certificate {folder}/shop.pem; ssl_certificate_key {folder}/shop.key;
+    listen {address}:{port} ssl http2; ssl_protocols TLSv1.2 TLSv1.3;
+    ssl_certificate {folder}/shop.pem; ssl_certificate_key {folder}/shop.key;
     location / {{ return 200 "$remote_addr $server_protocol"; }}
   }}
 }}
 """
 
 
-class Keyed:
-    """It, with whatever a caller has to know of it."""
+class Shop:
+    """An nginx of TLS, and whatever a caller has to know of it; somebody else starts it."""
 
-    def __init__(self, mitmsec: Mitmsec, network: Network, address: str, *options: str) -> None:
-        self.folder, self.address = mitmsec.state.parent, address
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
         pki = origin_pki("Shop", (NAME,), int(time.time()))
         chain, self.key_pem = pki.servers[NAME]
         for name, content in (("root.pem", pki.root), ("shop.pem", chain), ("shop.key", self.key_pem)):
-            (self.folder / name).write_bytes(content)
-        (self.folder / "shop.key").chmod(0o600)
-        (self.folder / "nginx.conf").write_text(NGINX.format(folder=self.folder, address=address, port=PORT))
-        command = [shutil.which("nginx") or "nginx", "-c", str(self.folder / "nginx.conf")]
-        self.run = mitmsec.start("--policy", mitmsec.policy(POLICY), *options, "--", *command)
-        until_listens(network, PORT)
+            (folder / name).write_bytes(content)
+        (folder / "shop.key").chmod(0o600)
+        (folder / "nginx.conf").write_text(NGINX.format(folder=folder, address=address, port=PORT))
+
+    def command(self, nginx: Path | str | None = None) -> list[str]:
+        return [str(nginx or shutil.which("nginx") or "nginx"), "-c", str(self.folder / "nginx.conf")]
 
     @property
     def root(self) -> Path:
@@ -67,6 +68,15 @@ class Keyed:
         to = ["--connect-to", f"{name}:{PORT}:{self.address}:{PORT}", f"https://{name}:{PORT}/a?key=value"]
         command = [*where, "curl", "-sS", "--max-time", "20", "--cacert", str(self.root), *words, *to]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+class Keyed(Shop):
+    """One that runs under `mitmsec run`."""
+
+    def __init__(self, mitmsec: Mitmsec, network: Network, address: str, *options: str) -> None:
+        super().__init__(mitmsec.state.parent, address)
+        self.run = mitmsec.start("--policy", mitmsec.policy(POLICY), *options, "--", *self.command())
+        until_listens(network, PORT)
 
     def end(self) -> None:
         try:

@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import BARE, Mitmsec, Network, status_of
+from badssl_certificates import Certified
+from badssl_revocation import revocation_list
+from conftest import BARE, V4, Mitmsec, Network, status_of
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from issuer_stage import naming
 from test_deaths import client
 
 pytestmark = pytest.mark.root
@@ -80,6 +85,7 @@ ODD_CLIENTS = {
 HELLO = "tests/data/hellos"
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize("name", ODD_CLIENTS)
 def test_an_odd_client_is_recorded_and_the_next_one_served(origin: Network, mitmsec: Mitmsec, name: str) -> None:
     hello = next((Path(__file__).parents[1] / "data" / "hellos").glob("*.bin")).read_bytes()
@@ -160,7 +166,20 @@ def flawed(origin: Network) -> dict[str, tuple[Path, Path]]:
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", "/CN=tracker.test", "-addext",
             "subjectAltName=DNS:tracker.test", "-keyout", str(key), "-out", str(pem))  # fmt: skip
     found["untrusted"] = (pem, key)
+    found["revoked"] = revoked_pair(folder)
     return found
+
+
+def revoked_pair(folder: Path) -> tuple[Path, Path]:
+    """Certificate and key; the list that has the certificate is at the origins' own web server."""
+    private = serialization.load_pem_private_key((folder / "nginx-ca.key").read_bytes(), None)
+    ca = Certified(x509.load_pem_x509_certificate((folder / "nginx-ca.pem").read_bytes()), private)  # type: ignore[arg-type]
+    leaf = ca.leaf("tracker.test", more=naming(crl=f"http://{V4}/revoked.crl"))
+    (folder / "www" / "revoked.crl").write_bytes(revocation_list(ca, leaf))
+    (pem, key) = folder / "revoked.pem", folder / "revoked.key"
+    pem.write_bytes(leaf.pem)
+    key.write_bytes(leaf.key_pem)
+    return pem, key
 
 
 def server(network: Network, script: str) -> subprocess.Popen[str]:
@@ -187,7 +206,12 @@ while True:
 
 @pytest.mark.parametrize(
     ("flaw", "said"),
-    [("expired", "expired"), ("wrong_name", "no alternative certificate subject name"), ("untrusted", "certificate")],
+    [
+        ("expired", "expired"),
+        ("wrong_name", "no alternative certificate subject name"),
+        ("untrusted", "certificate"),
+        ("revoked", "unable to get local issuer"),
+    ],
 )
 def test_an_invalid_certificate_is_mirrored(
     origin: Network, flawed: dict[str, tuple[Path, Path]], mitmsec: Mitmsec, flaw: str, said: str
@@ -206,6 +230,7 @@ def test_an_invalid_certificate_is_mirrored(
     first = mitmsec.of_kind("connection")[0]
     assert first["tls"]["server"]["verified"] is False
     assert first["tls"]["server"]["error"]
+    assert flaw != "revoked" or first["tls"]["server"]["error"] == "the certificate was revoked (CRL)"
     assert first["outcome"] in ("origin_certificate", "client_rejected")
 
 

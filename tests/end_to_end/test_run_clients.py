@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import trustme
 from conftest import BARE, NFTABLES, V4, V6, Mitmsec, Network, all_backends, both_backends
 
 pytestmark = pytest.mark.root
@@ -133,6 +134,57 @@ def test_java_trusts_with_its_option(origin: Network, mitmsec: Mitmsec, tmp_path
     )
     done = mitmsec.run("--java", "--", "java", str(source))
     assert (done.returncode, done.stdout) == (0, "hello over HTTP/1.1\n"), done.stderr
+
+
+WHO_ARE_YOU = """
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[1] + "/origin.pem", sys.argv[1] + "/origin.key")
+context.load_verify_locations(sys.argv[2])
+context.verify_mode = ssl.CERT_REQUIRED
+listener = socket.create_server((sys.argv[3], 8444))
+print("listening", flush=True)
+while True:
+    try:
+        with context.wrap_socket(listener.accept()[0], server_side=True) as client:
+            client.recv(9999)
+            who = dict(client.getpeercert()["subjectAltName"])["email"].encode()
+            client.sendall(b"HTTP/1.1 200 OK\\r\\ncontent-length: %d\\r\\n\\r\\n%s\\n" % (len(who) + 1, who))
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.checklist("C10")
+def test_an_origin_that_asks_for_a_certificate_gets_the_programs_own_or_that_of_the_policy(
+    origin: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """Without one in the policy the first connection is reset, and the next passes: the program shows its own."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for who in ("program", "policy"):
+        leaf = authority.issue_cert(f"{who}@partner.test")
+        leaf.cert_chain_pems[0].write_to_path(tmp_path / f"{who}.pem")
+        leaf.private_key_pem.write_to_path(tmp_path / f"{who}.key")
+        (tmp_path / f"{who}.key").chmod(0o600)
+    arguments = (str(origin.folder), str(tmp_path / "ca.pem"), V4)
+    server = origin.start(sys.executable, "-c", WHO_ARE_YOU, *arguments, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "listening\n"
+    curl = f"curl -sS --cert {tmp_path}/program.pem --key {tmp_path}/program.key https://origin.test:8444/"
+    done = mitmsec.run("--", "sh", "-c", f"{curl}; {curl}")
+    assert done.stdout == "program@partner.test\n", done.stderr
+    seen = mitmsec.of_kind("connection")
+    assert [(one["action"], one["outcome"]) for one in seen] == [("decrypt", "origin_refused"), ("bypass", "completed")]
+    assert seen[0]["tls"]["server"]["asks_certificate"] is True
+    policy = mitmsec.policy(
+        f'[[client_certificate]]\nname = "us"\ncertificate = "{tmp_path}/policy.pem"\nkey = "{tmp_path}/policy.key"\n'
+        '[[rule]]\nname = "partner"\nport = [8444]\naction = "decrypt"\nclient_certificate = "us"\n'
+    )
+    done = mitmsec.run("--policy", policy, "--", "sh", "-c", curl)
+    assert done.stdout == "policy@partner.test\n", done.stderr
+    named = mitmsec.of_kind("connection")[2]
+    assert (named["action"], named["tls"]["server"]["client_certificate"]) == ("decrypt", "us")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_a_ca_that_is_refused_can_be_dropped_without_the_log(network: Network, m
     cleaned = subprocess.run(mitmsec.command("clean", "--purge-ca", "--state", str(mitmsec.state)), capture_output=True)
     assert cleaned.returncode == 0
     assert mitmsec.run("--", "true").returncode == 0
-    assert [event["operation"] for event in mitmsec.of_kind("ca")] == ["created", "created"]
+    assert [event["operation"] for event in mitmsec.of_kind("ca")] == ["created", "removed", "created"]
 
 
 def test_a_full_disk_is_named(network: Network, mitmsec: Mitmsec) -> None:

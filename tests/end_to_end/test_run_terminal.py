@@ -59,7 +59,7 @@ def test_the_policys_whole_path_stands_in_the_log(network: Network, mitmsec: Mit
     policy = Path(mitmsec.policy(""))
     (link := policy.with_name("link.toml")).symlink_to(policy)
     for given in (policy.name, link.name):
-        run = [*MITMSEC, "run", "--state", str(mitmsec.state), "--policy", given, "--", "true"]
+        run = [*MITMSEC, "run", "--state", str(mitmsec.state), "--workers", "1", "--policy", given, "--", "true"]
         subprocess.run(network.inside("sh", "-c", 'cd "$0" && exec "$@"', str(policy.parent), *run), check=True)
     assert mitmsec.run("--policy", "/dev/stdin", "--", "true", input="version = 1\n").returncode == 0
     paths = [event["path"] for event in mitmsec.of_kind("policy")]
@@ -82,21 +82,23 @@ def test_a_signal_reaches_the_command_and_its_death_is_told(network: Network, mi
     run.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_that_only_we_were_sent_reaches_the_command(
-    network: Network, mitmsec: Mitmsec, number: signal.Signals
-) -> None:
+def test_signals_that_only_we_were_sent_reach_the_command(network: Network, mitmsec: Mitmsec) -> None:
     """As by kill(1), which knows our pid and not the command's."""
+    numbers = [int(number) for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)]
     script = (
-        "import signal, sys, time\n"
-        f"signal.signal({int(number)}, lambda *a: sys.exit(7))\n"
+        "import os, signal, sys, time\n"
+        f"for number in {numbers}: signal.signal(number, lambda number, _: os.write(1, b'%d\\n' % number))\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))\n"
         "print('up', flush=True)\n"
         "while True: time.sleep(60)\n"
     )
     run = mitmsec.start("--", sys.executable, "-c", script)
     assert run.stdout is not None
     assert run.stdout.readline() == "up\n"
-    run.send_signal(number)
+    for number in numbers:
+        run.send_signal(number)
+        assert run.stdout.readline() == f"{number}\n"
+    run.send_signal(signal.SIGUSR2)
     assert run.wait(20) == 7
     run.communicate()
 

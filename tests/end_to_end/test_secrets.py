@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import V4, Mitmsec, Network, asked, status_of
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from enterprise import certified, root
 from keyed_stage import keyed
+from softhsm import SoftHsm, needs_softhsm
 from test_deaths import client
 
 from mitmsec.service import control
@@ -57,6 +60,38 @@ def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitm
         found |= {("supervisor", holds(status.supervisor, needles)), ("front-end", holds(program.run.pid, needles))}
         program.end()
     assert found == {(role, role == "signer") for role in ROLES}
+
+
+@needs_softhsm
+@pytest.mark.checklist("K2")
+def test_a_key_in_a_token_signs_and_is_in_no_other_process_than_the_signer(
+    origin: Network, mitmsec: Mitmsec, softhsm: SoftHsm, tmp_path: Path
+) -> None:
+    """SoftHSM is a library in that process; a real token would not let the key come that far."""
+    above = root()
+    by = x509.AuthorityKeyIdentifier.from_issuer_public_key(above.certificate.public_key())  # type: ignore[arg-type]
+    sub = certified("mitmsec issuing, in a token", above, limit=None, more=[(by, False)])
+    assert isinstance(sub.key, ec.EllipticCurvePrivateKey)
+    softhsm.bring(sub.key, "issuing")
+    (tmp_path / "ca.pem").write_bytes(sub.pem + above.pem)
+    words = ("import", str(tmp_path / "ca.pem"), "--accept-broad", "--state", str(mitmsec.state))
+    done = subprocess.run(
+        mitmsec.command("ca", *words, *softhsm.options("issuing")),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    needles = spellings(sub.key)
+    with client(mitmsec, "open") as program:
+        assert "mitmsec issuing, in a token" in program.tries()
+        status = program.status()
+        found = {(role, holds(pid, needles)) for role, pid, _ in status.processes}
+        found |= {("supervisor", holds(status.supervisor, needles)), ("front-end", holds(program.run.pid, needles))}
+        program.end()
+    assert {role for role, holding in found if holding} <= {"signer"}
+    assert {role for role, _ in found} == set(ROLES)
 
 
 def test_a_services_key_is_in_the_worker_and_nowhere_else(network: Network, mitmsec: Mitmsec) -> None:

@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
-from conftest import MITMSEC, Mitmsec, Network, status_of
+from conftest import MITMSEC, V4, Mitmsec, Network, status_of
 
 pytestmark = pytest.mark.root
 
@@ -95,15 +96,19 @@ def until(holds: Any, within_s: float = 10.0) -> Any:
 @service_backends
 def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Service) -> None:
     service.start()
-    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
-    assert service.fetch().stdout.startswith("hello")
+    for program in ("/usr/bin/curl", service.curl):
+        assert service.fetch(program).stdout.startswith("hello")
+        asked = service.mitmsec.network.inside(str(program), "-s", "--max-time", "0.2", f"tftp://{V4}:9/over-udp")
+        subprocess.run(asked, capture_output=True, timeout=30)
     status = json.loads(service.call("status", "--json").stdout)
     assert (status["service"]["applications"], status["service"]["backend"]) == (["ours"], service.mitmsec.backend)
     assert service.call("stop").stderr.startswith("mitmsec: the service has stopped; ")
-    (seen,) = service.connections()
+    seen, datagrams = sorted(service.connections(), key=lambda event: event["protocol"] == "udp")
     assert (seen["process"]["exe"], seen["remote"]["host"], seen["action"]) == (
         str(service.curl), "origin.test", "bypass",
     )  # fmt: skip
+    assert (datagrams["process"]["exe"], datagrams["remote"]["port"]) == (str(service.curl), 9)
+    assert (datagrams["datagrams"]["sent"] > 0, datagrams["datagrams"]["received"]) == (True, 0)
     operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
     assert operations == ["service_started", "service_stopped"]
     assert service.call("status", check=False).returncode == 1
@@ -162,12 +167,14 @@ def test_a_hundred_programs_that_live_for_milliseconds_are_caught_at_their_first
 @service_backends
 def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(service: Service) -> None:
     """Everything in this network: the others follow on_failure, which is open, and nothing is decrypted."""
-    service.start(path="*")
-    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
-    seen = until(lambda: [one for one in service.connections() if one["remote"]["host"] == "origin.test"])
-    assert seen[0]["process"]["exe"] == "/usr/bin/curl"
-    ours = {pid for _, pid, _ in status_of(service.mitmsec).processes}
-    assert not ours & {one["process"]["pid"] for one in service.connections()}
+    with machine.alone(machine.EVERYTHING):
+        service.start(path="*")
+        assert service.fetch("/usr/bin/curl").stdout.startswith("hello")
+        seen = until(lambda: [one for one in service.connections() if one["remote"]["host"] == "origin.test"])
+        assert seen[0]["process"]["exe"] == "/usr/bin/curl"
+        ours = {pid for _, pid, _ in status_of(service.mitmsec).processes}
+        assert not ours & {one["process"]["pid"] for one in service.connections()}
+        service.call("stop")
 
 
 @service_backends
@@ -196,9 +203,42 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     refused = service.fetch()
     assert refused.returncode == 35, refused
     assert slow.communicate(timeout=60)[0] == str(8 << 20)
-    seen = service.settled(2)
-    assert {(one["action"], one["outcome"]) for one in seen} == {("block", "blocked"), ("bypass", "completed")}
+    expected = [("block", "blocked"), ("bypass", "completed")]
+    if not until(lambda: decided_over_tls(service) == expected, within_s=30):  # as a count, two of anything would do
+        seen = [service.mitmsec.of_kind(kind) for kind in ("connection", "fault", "policy", "service")]
+        pytest.fail(f"{seen}, {refused}")
     assert len(service.mitmsec.of_kind("policy")) == 2
+
+
+def decided_over_tls(service: Service) -> list[tuple[str, str]]:
+    """What was done with each connection, and how it ended; a UDP flow, which passes whatever is decided, is none."""
+    return sorted((one["action"], one["outcome"]) for one in service.connections() if one["protocol"] == "tls")
+
+
+@pytest.mark.checklist("C11")
+def test_a_program_that_pins_passes_after_three_refusals_until_a_reload(service: Service) -> None:
+    """curl that trusts the origins' own CA only, another process each time; a worker's death changes nothing."""
+    trusting = f'on_failure = "open"\nupstream_roots = ["{service.mitmsec.network.root_pem}"]'
+    text = POLICY.format(action="decrypt", on_failure="open", path=service.curl)
+    policy = service.mitmsec.policy(text.replace('on_failure = "open"', trusting))
+    service.call("start", "--workers", "1", "--policy", policy)
+    assert [service.fetch().returncode for _ in range(3)] == [60, 60, 60]
+    assert until(lambda: json.loads(service.call("status", "--json").stdout)["learned"])
+    assert service.fetch().stdout.startswith("hello")
+    (worker,) = [pid for role, pid, _ in status_of(service.mitmsec).processes if role == "worker"]
+    os.kill(worker, signal.SIGKILL)
+    assert service.fetch().stdout.startswith("hello")
+    seen = service.settled(5)
+    assert [one["action"] for one in seen] == ["decrypt"] * 3 + ["bypass"] * 2
+    assert {one["tls"]["client"]["refusal"] for one in seen[:3]} == {"alert"}
+    assert "it refused our certificate 3 times" in seen[4]["reason"]
+    (fault,) = [one for one in service.mitmsec.of_kind("fault") if one["what"] == "learned_bypass"]
+    assert (fault["failed"], fault["connection"]) == ("open", seen[2]["id"])
+    assert f"{service.curl} to origin.test, port 443, passes for 12 h" in fault["detail"]
+    assert str(service.curl) in service.call("status").stdout.replace("\n", "")
+    service.call("reload", "--policy", policy)
+    assert json.loads(service.call("status", "--json").stdout)["learned"] == []
+    assert service.fetch().returncode == 60
 
 
 def test_a_policy_with_errors_changes_nothing(service: Service) -> None:
@@ -210,6 +250,19 @@ def test_a_policy_with_errors_changes_nothing(service: Service) -> None:
     assert "names no [[application]]" in nobody.stderr
     assert service.fetch().stdout.startswith("hello")
     assert service.settled(1)[0]["action"] == "bypass"
+    hears_nothing_more = gate_of(service)
+    os.kill(hears_nothing_more, signal.SIGSTOP)
+    unanswered = service.call("reload", "--policy", service.policy("block"), check=False)
+    assert (unanswered.returncode, "the gate does not answer" in unanswered.stderr) == (125, True), unanswered
+    assert until(lambda: gate_of(service) not in (0, hears_nothing_more), within_s=30)
+    assert until(lambda: service.fetch().stdout.startswith("hello") and service.connections()[1:], within_s=30)
+    assert {one["action"] for one in service.connections()} == {"bypass"}
+    assert len(service.mitmsec.of_kind("policy")) == 1
+
+
+def gate_of(service: Service) -> int:
+    """Its pid; 0 while there is none that serves."""
+    return next((pid for role, pid, _ in status_of(service.mitmsec).processes if role == "gate"), 0)
 
 
 def test_the_kill_switch_stops_decrypting_within_a_second(service: Service) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from conftest import Mitmsec, Network
+from incoming_stage import until_listens
+from keyed_stage import POLICY, PORT, Shop
 
 pytestmark = pytest.mark.root
 SERVER = """
@@ -24,6 +26,7 @@ while True:
     c, _ = l.accept(); c.sendall(c.recv(9)); c.close()
 """
 CLIENT = "import socket, sys; s = socket.create_connection(sys.argv[1:]); s.sendall(b'question'); print(s.recv(9))"
+INBOUND = '[defaults]\ninbound = "{action}"\n'
 SELECTED = '[[application]]\nname = "ours"\npath = ["{path}"]\n'
 
 
@@ -47,6 +50,15 @@ class Programs:
         assert process.stdout is not None
         return process.pid, process.stdout.readline().strip()
 
+    def shop(self) -> tuple[Shop, Path]:
+        """A service whose key is known, and its program."""
+        nginx = Path(shutil.copy(shutil.which("nginx") or "nginx", self.selected.parent / "nginx-of-ours"))
+        shop = Shop(self.mitmsec.state.parent, "127.0.0.1")
+        command = self.mitmsec.network.inside(*shop.command(nginx))
+        self.running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        until_listens(self.mitmsec.network, PORT)
+        return shop, nginx
+
     def call(self, port: str) -> None:
         command = self.mitmsec.network.inside(sys.executable, "-S", "-c", CLIENT, "127.0.0.1", port)
         assert subprocess.run(command, capture_output=True, check=True).stdout == b"b'question'\n"
@@ -55,8 +67,11 @@ class Programs:
         command = self.mitmsec.command(word, "--state", str(self.mitmsec.state), *options)
         subprocess.run(command, check=True, capture_output=True, timeout=90, env=self.mitmsec.environment())
 
-    def start(self, path: Path | str) -> None:
-        self.command("start", "--policy", self.mitmsec.policy(SELECTED.format(path=path)))
+    def start(self, path: Path | str, more: str = "") -> None:
+        self.command("start", "--policy", self.mitmsec.policy(more + SELECTED.format(path=path)))
+
+    def reload(self, path: Path | str, more: str) -> None:
+        self.command("reload", "--policy", self.mitmsec.policy(more + SELECTED.format(path=path)))
 
     def stop(self) -> list[dict[str, Any]]:
         self.command("stop")
@@ -91,12 +106,30 @@ def test_whoever_is_selected_is_told_whether_it_listened_before_or_begins_later(
     assert {(event["action"], event["rule"]) for event in events} == {("bypass", "defaults")}
 
 
-def test_a_reload_selects_others(programs: Programs) -> None:
-    (first_pid, first), (second_pid, second) = programs.serve(programs.selected), programs.serve(programs.other)
-    programs.start(programs.selected)
-    programs.call(second)
-    programs.command("reload", "--policy", programs.mitmsec.policy(SELECTED.format(path=programs.other)))
-    programs.call(first)
-    programs.call(second)
-    assert [event["process"]["pid"] for event in programs.stop()] == [second_pid]
-    assert first_pid != second_pid
+def test_what_a_policy_says_of_them_holds_for_who_is_selected_and_touches_nobody_else(programs: Programs) -> None:
+    """Block and capture, of who listened before and begins later; a reload changes who, and what becomes of them."""
+    selected, other = programs.selected, programs.other
+    before, stranger = programs.serve(selected), programs.serve(other)
+    programs.start(selected, INBOUND.format(action="block"))
+    later, newcomer = programs.serve(selected), programs.serve(other)
+    for _, port in (before, later):
+        with pytest.raises(subprocess.CalledProcessError):
+            programs.call(port)
+    for _, port in (stranger, newcomer):
+        programs.call(port)
+    programs.reload(other, INBOUND.format(action="capture"))
+    for _, port in (before, later, stranger, newcomer):
+        programs.call(port)
+    programs.reload(other, "")
+    programs.call(stranger[1])
+    shop, nginx = programs.shop()
+    programs.reload(nginx, POLICY)
+    assert (
+        shop.fetch(programs.mitmsec.network.inside(), "--http1.1", "-d", "about Project Eagle") == "127.0.0.1 HTTP/1.1"
+    )
+    told = [(event["process"]["pid"], event["action"], event["rule"]) for event in programs.stop()]
+    blocked = [(pid, "block", "defaults") for pid, _ in (before, later)]
+    captured = [(pid, "capture", "defaults") for pid, _ in (stranger, newcomer)]
+    read = (programs.running[-1].pid, "decrypt", "defaults")
+    assert told == [*blocked, *captured, (stranger[0], "bypass", "defaults"), read]
+    assert [finding["location"] for finding in programs.mitmsec.of_kind("finding")] == ["request.body+6"]

@@ -13,19 +13,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import trustme
 
 from mitmsec.audit.event import FaultSeen, FindingSeen, RequestSeen, Seen
+from mitmsec.core.identity import Identity
 from mitmsec.core.inspection import Inspector, Part
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
 from mitmsec.engine.engine import Engine
-from mitmsec.engine.seams import Collaborators, EngineSettings, LeafQuestion, Refused
+from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused
 from mitmsec_certs.keystore import open_keystore
+from mitmsec_certs.leaf_keys import LeafKeys
 from mitmsec_certs.profile import Name
 from mitmsec_certs.signer import Mint
-from mitmsec_certs.upstream import gravest
+from mitmsec_certs.upstream import Terms, Verifier
 
 NAME = "www.origin.test"
 DECISION = Decision(action=Action.DECRYPT, rule="the rule", reason="a test")
@@ -67,23 +70,25 @@ class RealMint:
 
     def __init__(self, folder: Path) -> None:
         keystore = open_keystore(folder, "test", int(time.time()))
-        self.mint = Mint(keystore.authority)
+        self.mint, self.keys = Mint(keystore.authority), LeafKeys()
+        self.own_pem = keystore.root_pem + keystore.issuing_pem
         self.root_pem = (folder / "root.pem").read_text() if (folder / "root.pem").exists() else _root_of(folder)
         self.questions: list[LeafQuestion] = []
         self.refuses = False
 
-    async def chain(self, question: LeafQuestion) -> tuple[bytes, ...]:
+    async def leaf(self, question: LeafQuestion) -> Leaf:
         self.questions.append(question)
         if self.refuses:
             raise Refused("no decision to decrypt this flow")
         asked = MintQuestion(
             number=1,
             flow=question.flow,
-            public_key=question.public_key,
+            key=question.key,
             not_after_s=question.not_after_s,
             flaw=question.flaw,
         )
-        return self.mint.leaf(Name.of(question.name), asked, int(time.time())).chain
+        pair, now_s = self.keys.of(question.key, int(time.time())), int(time.time())
+        return Leaf(chain=self.mint.leaf(Name.of(question.name), pair, asked, now_s).chain, key=pair.private_key)
 
 
 def _root_of(folder: Path) -> str:
@@ -232,8 +237,11 @@ async def world(
     kind: Plaintext = Plaintext.TLS,
     deadline_s: float = 20.0,
     client_send_buffer_bytes: int | None = None,
+    identities: Sequence[Identity] = (),
     services: Sequence[KnownService] = (),
     keys_pem: bytes = b"",
+    roots_pem: bytes = b"",
+    terms: Terms = Terms(),  # noqa: B008 -- frozen
 ) -> AsyncIterator[World]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
     (tmp_path / "root.pem").write_text(mint.root_pem)
@@ -242,10 +250,11 @@ async def world(
         Collaborators(
             certifier=mint,
             gate=gate,
-            judge=gravest,
+            judge=Verifier(msgspec.structs.replace(terms, own_pem=mint.own_pem)).judge,
             recorder=recorder,
-            roots_pem=b"".join(ca.cert_pem.bytes() for ca in roots),
+            roots_pem=roots_pem + b"".join(ca.cert_pem.bytes() for ca in roots),
             inspectors=inspectors,
+            identities=identities,
             services=services,
             keys_pem=keys_pem,
         ),
@@ -299,7 +308,8 @@ async def origin(serve: Serve, context: ssl.SSLContext | None) -> AsyncIterator[
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             writer.close()
 
-    server = await asyncio.start_server(one, "127.0.0.1", 0, ssl=context)
+    patience_s = None if context is None else 1.0  # for a close_notify in answer to ours
+    server = await asyncio.start_server(one, "127.0.0.1", 0, ssl=context, ssl_shutdown_timeout=patience_s)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

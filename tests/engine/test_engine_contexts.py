@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from engine_world import RealMint
 
+from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw
 from mitmsec.engine import contexts
 from mitmsec.engine.contexts import Leaves, client_session
 from mitmsec.engine.openssl import TlsSession
-from mitmsec.engine.seams import LeafQuestion, Refused
+from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
+from mitmsec_certs.leaf_keys import LeafKeys
 
 
 class Clock:
@@ -56,7 +58,7 @@ def test_one_question_serves_many_connections(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_name_end_and_flaw_have_leaves_of_their_own(tmp_path: Path) -> None:
+def test_name_end_flaw_and_kind_of_key_have_leaves_of_their_own(tmp_path: Path) -> None:
     async def main() -> None:
         mint = RealMint(tmp_path / "ca")
         leaves = Leaves(mint)
@@ -66,22 +68,9 @@ def test_name_end_and_flaw_have_leaves_of_their_own(tmp_path: Path) -> None:
             await leaves.context("2", "b.test", not_after_s=None, flaw=None),
             await leaves.context("3", "a.test", not_after_s=soon, flaw=None),
             await leaves.context("4", "a.test", not_after_s=None, flaw=Flaw.EXPIRED),
+            await leaves.context("5", "a.test", not_after_s=None, flaw=None, key=LeafKeyKind.RSA2048),
         ]
-        assert len({id(context) for context in made}) == 4
-        assert len({question.public_key for question in mint.questions}) == 1
-
-    asyncio.run(main())
-
-
-def test_the_key_is_changed_every_day(tmp_path: Path) -> None:
-    async def main() -> None:
-        mint, clock = RealMint(tmp_path / "ca"), Clock()
-        leaves = Leaves(mint, clock_s=clock)
-        await leaves.context("1", "a.test", not_after_s=None, flaw=None)
-        clock.now_s += contexts.KEY_USE_S + 1
-        await leaves.context("2", "a.test", not_after_s=None, flaw=None)
-        assert len({question.public_key for question in mint.questions}) == 2
-        assert len(leaves) == 1
+        assert len({id(context) for context in made}) == 5
 
     asyncio.run(main())
 
@@ -98,6 +87,7 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(main())
 
 
+@pytest.mark.checklist("U31")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_session_is_resumed_under_its_own_name_and_under_no_other(tmp_path: Path, version: ssl.TLSVersion) -> None:
     async def main() -> None:
@@ -118,21 +108,42 @@ def test_a_session_is_resumed_under_its_own_name_and_under_no_other(tmp_path: Pa
     asyncio.run(main())
 
 
-def test_a_chain_that_does_not_fit_the_key_is_refused(tmp_path: Path) -> None:
+def test_a_chain_that_does_not_fit_its_key_is_refused(tmp_path: Path) -> None:
     class Other(RealMint):
-        async def chain(self, question: LeafQuestion) -> tuple[bytes, ...]:
-            from mitmsec.engine.openssl import LeafKey
-
-            made = LeafQuestion(flow=question.flow, name=question.name, public_key=LeafKey(0).public_key)
-            return await super().chain(made)
+        async def leaf(self, question: LeafQuestion) -> Leaf:
+            made = await super().leaf(question)
+            return Leaf(chain=made.chain, key=LeafKeys().of(question.key, 0).private_key)
 
     class Nonsense:
-        async def chain(self, question: LeafQuestion) -> tuple[bytes, ...]:
-            return (b"nonsense",)
+        def __init__(self, leaf: Leaf) -> None:
+            self._leaf = leaf
+
+        async def leaf(self, question: LeafQuestion) -> Leaf:
+            return self._leaf
 
     async def main() -> None:
-        for certifier in (Other(tmp_path / "ca"), Nonsense()):
+        good = await RealMint(tmp_path / "ca").leaf(LeafQuestion(flow="1", name="a.test"))
+        bad = [Leaf(chain=(b"nonsense",), key=good.key), Leaf(chain=good.chain, key=b"nonsense")]
+        for certifier in (Other(tmp_path / "ca"), *map(Nonsense, bad)):
             with pytest.raises(Refused):
                 await Leaves(certifier).context("1", "a.test", not_after_s=None, flaw=None)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("kind", "suite"),
+    [(LeafKeyKind.P256, "ECDHE-ECDSA-AES128-GCM-SHA256"), (LeafKeyKind.RSA2048, "ECDHE-RSA-AES128-GCM-SHA256")],
+)
+def test_a_client_is_shown_the_kind_of_key_that_it_was_asked_for(tmp_path: Path, kind: LeafKeyKind, suite: str) -> None:
+    async def main() -> None:
+        mint = RealMint(tmp_path / "ca")
+        client = ssl.create_default_context(cadata=mint.root_pem)
+        client.maximum_version = ssl.TLSVersion.TLSv1_2
+        client.set_ciphers(suite)
+        context = await Leaves(mint).context("1", "a.test", not_after_s=None, flaw=None, key=kind)
+        cipher = shaken(client_session(context, b""), client, "a.test").cipher()
+        assert cipher is not None
+        assert cipher[0] == suite
 
     asyncio.run(main())

@@ -16,7 +16,7 @@ from engine_h2 import Origin
 from engine_world import NAME, Pages, Word, connected, curl, origin, server_context, trusting, world
 from OpenSSL import SSL
 
-from mitmsec.audit.event import Outcome
+from mitmsec.audit.event import Outcome, Seen
 from mitmsec.core.inspection import Inspection, Part, PartKind
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import OnFailure, OnFinding
@@ -48,6 +48,35 @@ def test_plain_http_is_read_without_tls(tmp_path: Path) -> None:
             end = await made.end()
             assert (end.outcome, end.tls) == (Outcome.COMPLETED, None)
             assert made.recorder.requests[0].url == f"http://{NAME}:{port}/plain"
+
+    asyncio.run(main())
+
+
+def test_nobodys_answer_waits_for_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    write = Leg.write
+
+    def written(leg: Leg, data: bytes) -> None:
+        if b"you asked" in data:
+            order.append("answered")
+        write(leg, data)
+
+    async def main() -> None:
+        async with origin(Pages(), None) as port, world(tmp_path, port, kind=Plaintext.HTTP) as made:
+            record = made.recorder.record
+
+            def recorded(seen: Seen) -> None:
+                order.append(type(seen).__name__)
+                record(seen)
+
+            monkeypatch.setattr(made.recorder, "record", recorded)
+            monkeypatch.setattr(Leg, "write", written)
+            reader, writer = await connected(made, None)
+            writer.write(f"GET /1 HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
+            assert await reader.readuntil(b"for /1")
+            writer.close()
+            await made.end()
+            assert order == ["answered", "RequestSeen"]
 
     asyncio.run(main())
 
@@ -115,6 +144,7 @@ def test_an_origin_that_cannot_be_reached_again_ends_the_connection(tmp_path: Pa
     asyncio.run(main())
 
 
+@pytest.mark.checklist("U15")
 @pytest.mark.parametrize(
     "head",
     [

@@ -170,6 +170,7 @@ def test_what_a_body_that_breaks_off_held_is_recorded() -> None:
     assert len(recorder.findings) == 1
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize("value", [b"a\rb", b"a\nb", b"a\0b"])
 def test_a_field_with_a_line_break_or_a_nul_is_refused(value: bytes) -> None:
     made, _ = exchange()

@@ -64,6 +64,7 @@ def test_time_and_what_we_send_fill_the_purse_but_not_beyond_the_burst() -> None
     assert not made.allows(PING * (int(frames.BURST) + 1), 1_000_000.0)
 
 
+@pytest.mark.checklist("C9")
 @given(st.lists(st.sampled_from([PING, DATA, RST_STREAM, HEADERS, EMPTY_DATA]), max_size=40), st.data())
 def test_any_split_gives_the_same_answer(sent: list[bytes], data: st.DataObject) -> None:
     whole, split = (FrameMeter(has_preface=True, now_s=0.0) for _ in range(2))
@@ -122,6 +123,7 @@ def test_a_list_of_headers_is_bounded_before_the_peer_has_acknowledged_anything(
     assert ours.decoder.max_header_list_size == frames.HEADER_LIST_LIMIT_BYTES
 
 
+@pytest.mark.checklist("C9")
 def test_a_list_of_headers_that_unfolds_beyond_the_limit_is_refused() -> None:
     ours, theirs = pair()
     stream = ask(theirs)

@@ -23,6 +23,7 @@ from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.http1 import HEAD_LIMIT_BYTES
 
 
+@pytest.mark.checklist("C9")
 @pytest.mark.parametrize(
     "head",
     [

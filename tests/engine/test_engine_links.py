@@ -12,6 +12,7 @@ import pytest
 from engine_world import DECISION
 
 from mitmsec.channel import Channel, pair
+from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import (
     FlowEnded,
     HandOver,
@@ -24,11 +25,11 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Endpoint
 from mitmsec.engine.links import GateLink, SignerLink, read_all
-from mitmsec.engine.seams import LeafQuestion, Refused
+from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
 
 ORIGIN = Endpoint(address="192.0.2.1", port=443)
 HAND_OVER = HandOver(flow="flow-1", kind=Plaintext.TLS, name="a.test", origin=ORIGIN, client=ORIGIN, decision=DECISION)
-QUESTION = LeafQuestion(flow="flow-1", name="a.test", public_key=b"key")
+QUESTION = LeafQuestion(flow="flow-1", name="a.test", key=LeafKeyKind.RSA2048)
 
 
 class Gate:
@@ -134,22 +135,24 @@ def test_certificates_are_asked_for_by_number() -> None:
         loop = asyncio.get_running_loop()
         signer.attach(loop, lambda message, _: said.put_nowait(message), lambda: None)
         link = SignerLink(theirs, loop)
-        first, second, third = (asyncio.create_task(link.chain(QUESTION)) for _ in range(3))
-        numbers = [(await said.get()).number for _ in range(3)]
+        first, second, third = (asyncio.create_task(link.leaf(QUESTION)) for _ in range(3))
+        questions = [await said.get() for _ in range(3)]
+        assert {(one.flow, one.key) for one in questions} == {("flow-1", LeafKeyKind.RSA2048)}
+        numbers = [one.number for one in questions]
         signer.send(MintAnswer(number=99, chain=(b"for nobody",)))
-        signer.send(MintAnswer(number=numbers[1], chain=(b"two",)))
-        signer.send(MintAnswer(number=numbers[0], chain=(b"one",)))
+        signer.send(MintAnswer(number=numbers[1], chain=(b"two",), key=b"2"))
+        signer.send(MintAnswer(number=numbers[0], chain=(b"one",), key=b"1"))
         signer.send(MintAnswer(number=numbers[2], error="no decision"))
-        assert (await first, await second) == ((b"one",), (b"two",))
+        assert (await first, await second) == (Leaf(chain=(b"one",), key=b"1"), Leaf(chain=(b"two",), key=b"2"))
         with pytest.raises(Refused, match="no decision"):
             await third
-        fourth = asyncio.create_task(link.chain(QUESTION))
+        fourth = asyncio.create_task(link.leaf(QUESTION))
         await said.get()
         signer.close()
         with pytest.raises(Refused, match="gone"):
             await fourth
         with pytest.raises(Refused, match="gone"):
-            await link.chain(QUESTION)
+            await link.leaf(QUESTION)
         link.close()
 
     asyncio.run(main())

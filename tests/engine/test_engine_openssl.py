@@ -9,9 +9,11 @@ import pytest
 import trustme
 from OpenSSL import SSL
 
+from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.engine import openssl
 from mitmsec.engine.contexts import OriginContext
-from mitmsec.engine.openssl import LeafKey, TlsFailed, TlsSession
+from mitmsec.engine.openssl import TlsFailed, TlsSession, private_key
+from mitmsec_certs.leaf_keys import LeafKeys
 
 
 class Pair:
@@ -118,12 +120,17 @@ def test_garbage_is_a_failure_and_not_an_end(ca: trustme.CA) -> None:
     assert caught.value.alert is None
 
 
-def test_a_leaf_key_is_new_each_time_and_usable() -> None:
-    one, two = LeafKey(1), LeafKey(2)
-    assert one.public_key != two.public_key
-    assert len(one.public_key) == 91  # SubjectPublicKeyInfo of an uncompressed P-256 point
-    context = SSL.Context(SSL.TLS_SERVER_METHOD)
-    context.use_privatekey(one.private)
+@pytest.mark.parametrize("kind", LeafKeyKind)
+def test_a_leafs_key_is_read_once_and_usable(kind: LeafKeyKind) -> None:
+    der = LeafKeys().of(kind, 0).private_key
+    key = private_key(der)
+    assert private_key(bytes(der)) is key
+    SSL.Context(SSL.TLS_SERVER_METHOD).use_privatekey(key)
+
+
+def test_what_is_no_key_is_told() -> None:
+    with pytest.raises(ValueError, match="not a private key"):
+        private_key(b"nonsense")
 
 
 def test_certificates_of_a_bundle_and_what_is_none(ca: trustme.CA) -> None:

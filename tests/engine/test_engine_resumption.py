@@ -56,6 +56,7 @@ def test_the_next_connection_of_a_program_resumes_and_shows_the_same_certificate
     assert first.peer_certificate() == second.peer_certificate() == third.peer_certificate() is not None
 
 
+@pytest.mark.checklist("U31")
 @pytest.mark.parametrize(
     "other",
     [
@@ -72,6 +73,7 @@ def test_nobody_else_resumes_it(other: Place) -> None:
     assert program.connects().resumed
 
 
+@pytest.mark.checklist("U31")
 def test_a_process_that_is_not_known_resumes_nothing() -> None:
     program = Program()
     nobody = PLACE._replace(owner="")
@@ -144,6 +146,7 @@ def test_what_is_kept_is_bounded() -> None:
     assert len(program.kept) == resumption.PLACES_LIMIT - 1 + resumption.EACH_LIMIT
 
 
+@pytest.mark.checklist("U31")
 def test_a_flow_resumes_what_an_earlier_one_of_its_program_began_and_says_so(tmp_path: Path) -> None:
     """And the certificate that is on record is still the one that was verified."""
 

@@ -22,6 +22,7 @@ from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, 
 
 SMALL: list[tuple[ModuleType, str, int]] = [  # so that a few hundred bytes reach the limits
     (divert_engine, "HELD_LIMIT", 6),
+    (divert_engine, "QUIC_HELD_LIMIT", 2),
     (divert_engine, "FLOWS_LIMIT", 4),
     (divert_engine, "CONNECTS_LIMIT", 5),
     (divert_engine, "ANSWERS_LIMIT", 3),
@@ -210,6 +211,8 @@ class World:
     def _holds_together(self) -> None:
         assert self._held.keys() == self._engine._held.keys()
         assert len(self._held) <= divert_engine.HELD_LIMIT
+        held_quic = sum(flow.transport is Transport.UDP for flow in self._held.values())
+        assert self._engine._held_quic == held_quic <= divert_engine.QUIC_HELD_LIMIT
         assert self._engine.live <= divert_engine.FLOWS_LIMIT
         assert len(self._engine._connects) <= divert_engine.CONNECTS_LIMIT
         assert len(self._engine._answers) <= divert_engine.ANSWERS_LIMIT

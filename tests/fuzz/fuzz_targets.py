@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 
+import dns_writer
 import fuzz_divert
 import fuzz_dns
 import fuzz_hello
@@ -36,6 +37,8 @@ def corpus(name: str) -> dict[str, bytes]:
 def seeds(name: str) -> list[bytes]:
     """Real inputs, to begin with."""
     match name:
+        case "dns":
+            return [b"\0\x50" + message for message in _messages()]
         case "hello":
             return [bytes([0, at]) + data for at, data in enumerate(hellos.REAL.values())]
         case "packet":
@@ -46,6 +49,15 @@ def seeds(name: str) -> list[bytes]:
             ]
         case _:
             return [bytes(range(0, 250, step)) for step in (1, 3, 7)]
+
+
+def _messages() -> Iterator[bytes]:
+    yield dns_writer.query("www.example.com")
+    yield dns_writer.query(".".join(["long-label" * 6] * 5))  # names end at 255 bytes
+    answers = dns_writer.alias("www.example.com", "example.net"), dns_writer.address("example.net", "192.0.2.7")
+    yield dns_writer.response("www.example.com", *answers)
+    hints = dns_writer.service("www.example.com", v4=["192.0.2.7"], v6=["2001:db8::7"])
+    yield dns_writer.response("www.example.com", hints, kind=dns_writer.HTTPS)
 
 
 def _captured() -> Iterator[bytes]:

@@ -62,7 +62,7 @@ def test_limits_are_small_only_while_the_engine_is_fuzzed() -> None:
 
 # --- a fuzzer that finds nothing may be blind: each of these faults is one that it finds -----------------------------
 def found(name: str) -> bool:
-    for data in fuzz_targets.corpus(name).values():
+    for data in (*fuzz_targets.corpus(name).values(), *fuzz_targets.seeds(name)):
         try:
             TARGETS[name](data)
         except Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hellos import hello, server_name
 
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
@@ -95,6 +96,27 @@ def test_a_worker_can_say_what_was_negotiated_and_not_what_was_offered() -> None
     assert (facts.client.version, facts.client.sni) == ("TLSv1.3", "a.test")
 
 
+@pytest.mark.checklist("U33")
+def test_an_encrypted_hello_is_on_record_under_its_public_name() -> None:
+    about = account()
+    for extensions, expected in (([(0xFE0D, b"anything")], True), ([], None)):
+        first = sniff.first_bytes(hello(server_name(b"public.test"), *extensions))
+        assert isinstance(first, Sniffed)
+        about.first = first
+        facts = about.facts_with(ENDED)
+        assert facts is not None
+        assert facts.client is not None
+        assert (facts.client.sni, facts.client.ech) == ("public.test", expected)
+
+
+def test_what_a_worker_says_of_the_key_exchange_is_kept_and_no_longer_than_a_text_may_be() -> None:
+    said = TlsClientFacts(group="X25519MLKEM768", exceeds_server="c" * 999)
+    facts = account().facts_with(msgspec.structs.replace(ENDED, tls=TlsFacts(client=said)))
+    assert facts is not None
+    assert facts.client is not None
+    assert (facts.client.group, facts.client.exceeds_server) == ("X25519MLKEM768", "c" * 256)
+
+
 def test_the_program_is_known_by_the_address_that_it_sees_as_its_own() -> None:
     about = Account("f")
     client, remote = Endpoint(address="127.0.0.1", port=5), Endpoint(address="192.0.2.1", port=443)
@@ -128,6 +150,7 @@ def owner_of(process: Process) -> str:
     return about.hand_over(Plaintext.TLS, "a.test", about.decision).owner
 
 
+@pytest.mark.checklist("U31")
 def test_the_owner_of_a_hand_over_tells_processes_apart() -> None:
     """What is shared between flows (a TLS session with an origin) is shared by one process only, one program of it."""
     others = [
@@ -139,6 +162,7 @@ def test_the_owner_of_a_hand_over_tells_processes_apart() -> None:
     assert len({owner_of(process) for process in (KNOWN, *others)}) == 5
 
 
+@pytest.mark.checklist("U31")
 def test_a_process_that_is_not_known_is_nobodys_owner() -> None:
     assert owner_of(msgspec.structs.replace(KNOWN, confidence=Confidence.INFERRED)) == ""
     assert owner_of(msgspec.structs.replace(KNOWN, started=None)) == ""

@@ -40,6 +40,13 @@ def test_an_ended_flow_is_on_record_with_all_that_was_told() -> None:
     assert seen(replace(TOLD, ended=False), Policy()).outcome is Outcome.OPEN
 
 
+def test_where_only_the_connect_was_seen_nothing_is_said_to_be_completed() -> None:
+    """getaddrinfo() connects a socket to each address of a name, to sort them, and sends nothing."""
+    connected = replace(TOLD, sent=None, received=None, seen=False)
+    assert seen(connected, Policy()).outcome is Outcome.UNSEEN
+    assert seen(replace(connected, ended=False), Policy()).outcome is Outcome.OPEN
+
+
 def test_the_name_that_dns_gave_the_remote_names_the_flow_and_decides_nothing() -> None:
     policy = Policy(rules=(Rule(name="by name", action=Action.BLOCK, host=("a.test",)),))
     event = seen(TOLD, policy, ("a.test", "b.test"))

@@ -187,6 +187,7 @@ def test_block_resets_and_the_origin_sees_nothing(data: bytes) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.checklist("C7", "C8")
 @on_loop
 async def test_block_answers_http_with_a_page_that_names_the_flow_on_record() -> None:
     async with houses() as make, Server(echo) as origin:

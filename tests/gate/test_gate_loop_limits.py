@@ -152,11 +152,11 @@ def test_nobody_is_asked_for_when_a_flow_has_ended(answers: str, monkeypatch: py
                 if answers == "cannot be asked":
                     raise ChannelFull
 
-            object.__setattr__(house.gate._around, "ask", ask)
+            monkeypatch.setattr(house.gate._asking, "_send", ask)
             with house.dial() as client:
                 assert await asyncio.to_thread(wait_reset, client)
             assert (await house.recorder.connection()).error == "owner_unknown"
-            assert (len(asked), house.gate._asked, house.gate._asking) == (1, {}, {})
+            assert (len(asked), house.gate._asking.open) == (1, 0)
             if answers == "too late":
                 house.gate.owner(asked[0], CURL)
             assert house.gate.live == 0

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from gate_house import WAIT_S, on_loop, pair_over_loopback, wait_reset
+from gate_house import WAIT_S, Tape, on_loop, pair_over_loopback, wait_reset
 
 from mitmsec.gate import relay
 from mitmsec.gate.refuse import reset
@@ -18,25 +18,6 @@ from mitmsec.gate.signals import Ending
 from mitmsec.gate.splice import Pipes
 
 MIXED = random.Random(1).randbytes(3 << 20)
-
-
-class Tape:
-    """A tee that keeps everything, or refuses, or has no room until `resume`."""
-
-    def __init__(self) -> None:
-        self.kept: dict[bool, bytearray] = {True: bytearray(), False: bytearray()}
-        self.refuses = False
-        self.full = False
-        self.waiting: list[Callable[[], None]] = []
-
-    def take(self, sent: bool, data: bytes) -> bool:
-        self.kept[sent] += data
-        return not self.refuses
-
-    def wait(self, resume: Callable[[], None]) -> bool:
-        if self.full:
-            self.waiting.append(resume)
-        return self.full
 
 
 class Line:

@@ -11,9 +11,10 @@ from gate_stage import CLIENT, CURL, GATE, NEVER, ORIGIN, REMOTE, SSH, TLS, Stag
 
 from mitmsec.audit.event import ConnectionSeen, FlowHanded, Outcome
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import HandOver, UpstreamAnswer
-from mitmsec.core.model import Action, OnFailure
+from mitmsec.core.messages import FlowEnded, HandOver, TlsFacts, TlsServerFacts, UpstreamAnswer
+from mitmsec.core.model import Action, Learning, OnFailure
 from mitmsec.core.policy import Policy
+from mitmsec.gate.learned import ASKED, Kind
 from mitmsec.gate.signals import (
     Accepted,
     Ask,
@@ -209,3 +210,25 @@ async def test_a_worker_without_flows_leaves_at_once_when_it_is_not_wanted_any_m
         await asyncio.wait_for(old.ended.wait(), WAIT_S)
         assert len(house.gate.crew) == 1
         assert not new.ended.is_set()
+
+
+@pytest.mark.checklist("C11")
+@on_loop
+async def test_another_policy_makes_the_gate_forget_what_it_has_learned() -> None:
+    async with houses() as make:
+        house = make(Policy())
+        house.gate._learned.heard(
+            Kind.of(CURL, "a.test", 443),
+            FlowEnded(
+                flow="f",
+                bytes_sent=0,
+                bytes_received=0,
+                outcome="origin_refused",
+                tls=TlsFacts(server=TlsServerFacts(asks_certificate=True)),
+            ),
+            Learning(on_request=True),
+            asyncio.get_running_loop().time(),
+        )
+        assert [(told.host, told.why) for told in house.gate.learned] == [("a.test", ASKED)]
+        house.gate.govern(Policy(), Terms(on_failure=OnFailure.OPEN), ())
+        assert house.gate.learned == ()

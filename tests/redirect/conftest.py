@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import machine
 import pytest
 from process_stage import CAT
 from redirect_sandbox import DEFAULT_ROUTES, LINKS, Sandbox, ip
@@ -28,10 +29,17 @@ def own_netns() -> Iterator[None]:
 
 
 @pytest.fixture
+def only_sweeper() -> Iterator[None]:
+    """What dead processes leave on interfaces is this test's alone: the runs of others sweep every namespace."""
+    with machine.alone(machine.SWEPT):
+        yield
+
+
+@pytest.fixture
 def sandbox(own_netns: None) -> Iterator[Sandbox]:
     """Addresses 10.77.0.1 and fd77::1, default routes to nowhere, a cgroup, the gate's listeners."""
     ip(DEFAULT_ROUTES)
-    with contextlib.ExitStack() as held:
+    with machine.concerned(machine.EVERYTHING), contextlib.ExitStack() as held:
         box = Sandbox(held)
         yield box
     assert not box.cgroup.path.exists()

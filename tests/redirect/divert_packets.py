@@ -51,9 +51,9 @@ def address(flags: int = RecordFlag.OUTBOUND, interface: int = 1, *, v6: bool = 
     return bytes(record)
 
 
-def until(true: Callable[[], bool]) -> None:
+def until(true: Callable[[], bool], patience_s: float = 10) -> None:
     """Wait for what another thread does."""
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + patience_s
     while not true():
         assert time.monotonic() < deadline_s
         time.sleep(0.002)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from redirect_sandbox import ip
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
-from mitmsec_redirect.divert_seams import Callbacks
+from mitmsec.core.model import Endpoint, OnFailure, Process, Quic
+from mitmsec_redirect.bystanders import Bystanders
+from mitmsec_redirect.divert_seams import Call, Callbacks, SocketTold
 from mitmsec_redirect.divert_signals import Choice, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import Own, Ports
@@ -128,7 +129,7 @@ class Divert:
         self.choices = choices
         self.relay = Relay()
         self.tells: Callable[[ExpectedFlow], object] = self.relay.expect
-        self.concerns: Callable[[int], bool] = lambda cgroup: True
+        self.concerns: Callable[[SocketTold], bool] = lambda told: True
         self.asked: list[tuple[Process, Endpoint]] = []
         self.expected: list[ExpectedFlow] = []
         self.faults: list[Report] = []
@@ -140,22 +141,25 @@ class Divert:
         on_failure: OnFailure = OnFailure.OPEN,
         quic: Quic = Quic.BYPASS,
         netns_fd: int | None = None,
-        only: Path | None = None,
+        bystanders: Callable[[int], Bystanders] | None = None,
+        calls: Callable[[int], Call | None] | None = None,
     ) -> Windivert:
         callbacks = Callbacks(
             decide=self.decide,
             expect=self.expect,
             report=self.faults.append,
-            concerns=lambda cgroup: self.concerns(cgroup),
+            concerns=lambda told: self.concerns(told),
         )
-        self.backend = Windivert.open(OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd, only=only)
+        self.backend = Windivert.open(
+            OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd, bystanders=bystanders, calls=calls
+        )
         return self.backend
 
-    def decide(self, process: Process, remote: Endpoint, transport: Transport) -> Choice:
+    def decide(self, process: Process, remote: Endpoint, told: SocketTold) -> Choice:
         self.asked.append((process, remote))
         return self.choices.get(Path(process.exe or "").name, Choice.LEAVE)
 
-    def expect(self, flow: ExpectedFlow) -> None:
+    def expect(self, flow: ExpectedFlow, told: SocketTold) -> None:
         self.expected.append(flow)
         self.tells(flow)
 

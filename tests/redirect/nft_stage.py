@@ -132,3 +132,56 @@ def as_nobody(ask: Callable[[], str]) -> str:
         told = answer.read()
     os.waitpid(pid, 0)
     return told
+
+
+PART = """
+import os, socket, subprocess, sys, threading
+from pathlib import Path
+from mitmsec.core.model import OnFailure, Quic
+from mitmsec_redirect.backend import BackendUnavailable
+from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
+from mitmsec_redirect.nftables import Nftables
+from mitmsec_redirect.pulse import Pulse
+
+def serve(word):
+    def answer():
+        while True:
+            c, _ = listener.accept(); c.sendall(word); c.close()
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=answer, daemon=True).start()
+    return listener.getsockname()[1]
+
+part, where, empty = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+root = cgroup2_root()
+(part / "cgroup.procs").write_text("0")
+os.unshare(os.CLONE_NEWNS | (0 if where == "part" else os.CLONE_NEWCGROUP))
+commands = {
+    "namespace": f"umount -l {root}; mount -t cgroup2 none {root}",
+    "part": f"mount --bind {part} {empty}; umount -l {root}; mount --move {empty} {root}",
+    "outside": "true",
+    "elsewhere": f"mount -t cgroup2 none {empty}",
+}
+subprocess.run(f"set -e; mount --make-rprivate /; {commands[where]}", shell=True, check=True)
+cgroup = SessionCgroup.create("part", str(os.getpid()))
+client = "import socket, sys; print(socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5).recv(99).decode())"
+try:
+    with Nftables.open(cgroup.path, port_v4=serve(b"gate"), port_v6=None,
+                       on_failure=OnFailure.OPEN, quic=Quic.REFUSE) as backend:
+        Pulse(backend.ground.heartbeat_fd).beat()
+        backend.hear()
+        subprocess.run([sys.executable, "-c", client, str(serve(b"origin"))], preexec_fn=lambda: cgroup.put(0))
+except BackendUnavailable as error:
+    print(error.reason, error.remedy)
+finally:
+    cgroup.remove()
+"""
+
+
+def who_answers(part: Path, where: str, empty: Path) -> str:
+    """A client whose session's cgroup is below `part`: "gate" or "origin", or why there is no session.
+
+    `where` it is seen from: "namespace", of which `part` is the root, mounted where the whole was, or "elsewhere", at
+    `empty`, as well; "part", which alone is mounted; "outside", in that namespace with nothing but the whole mounted.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", PART, str(part), where, str(empty)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()

@@ -12,11 +12,32 @@ from pathlib import Path
 from redirect_sandbox import Sandbox
 
 from mitmsec.core.model import OnFailure
+from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.inbound_hook import InboundHook
 from mitmsec_redirect.inbound_records import InboundKind
 from mitmsec_redirect.legs import Leg, Legs
 from mitmsec_redirect.steering import Steering
+from mitmsec_redirect.steps import Selection
+from mitmsec_redirect.verdicts import Verdict, entry
+
+
+class Standing:
+    """Maps as a standing service has them, over the cgroup of a sandbox."""
+
+    def __init__(self) -> None:
+        self.verdicts = Map.create(MapKind.HASH, 4, 8, 64, "test_verdicts")
+        self.runs = Map.create(MapKind.HASH, 8, 4, 64, "test_runs")
+
+    def selection(self, *, everything: bool = False) -> Selection:
+        return Selection(self.verdicts.fd, self.runs.fd, everything=everything)
+
+    def judge(self, pid: int, verdict: Verdict) -> None:
+        self.verdicts.update(struct.pack("=I", pid), struct.pack("=Q", entry(time.monotonic_ns(), verdict)))
+
+    def close(self) -> None:
+        self.verdicts.close()
+        self.runs.close()
 
 
 class Stage:
@@ -29,6 +50,7 @@ class Stage:
         on_failure: OnFailure = OnFailure.OPEN,
         pins: Path | None = None,
         gates: int = 2,
+        selection: Selection | None = None,
     ) -> None:
         self.box, self._held = box, held
         self._heartbeat = Map.create(MapKind.ARRAY, 4, 8, 1, "test_heartbeat")
@@ -41,10 +63,10 @@ class Stage:
             heartbeat_fd=self._heartbeat.fd,
             on_failure=on_failure,
             netns_fd=network,
-            pin_folder=pins,
         )
         held.callback(self.steering.close)
-        self.hook = InboundHook.open(box.cgroup.path, steering=self.steering.maps, pin_folder=pins)
+        self.steering.lead(on_failure, pins)
+        self.hook = InboundHook.open(box.cgroup.path, selection=selection, steering=self.steering.maps, pin_folder=pins)
         held.callback(self.hook.close)
         self.legs = Legs(*self.steering.descriptors)
         self.agent = box.agent()
@@ -56,6 +78,12 @@ class Stage:
 
     def stall(self) -> None:
         self._heartbeat.update(struct.pack("=I", 0), struct.pack("=Q", 1))
+
+    def counts(self) -> list[int]:
+        """How many listen at each place where anybody has."""
+        served = Map(self.steering.maps.served, shared.SERVED.size, shared.LISTENS.size)
+        found = [served.lookup(key) for key in list(served.keys())]
+        return [shared.LISTENS.unpack(value)[0] for value in found if value is not None]
 
     def listen(self, address: str, port: int = 0) -> int:
         """The agent listens; on which port."""

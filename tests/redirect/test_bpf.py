@@ -70,17 +70,6 @@ def test_what_is_taken_from_a_hash_is_there_no_more(kind: MapKind) -> None:
     table.close()
 
 
-def test_a_queue_gives_the_oldest_first_and_says_when_it_is_full() -> None:
-    queue = Map.create(MapKind.QUEUE, 0, 4, 2, "ms_test")
-    queue.push(b"1111")
-    queue.push(b"2222")
-    with pytest.raises(OSError) as raised:
-        queue.push(b"3333")
-    assert raised.value.errno == errno.E2BIG
-    assert [queue.pop(), queue.pop(), queue.pop()] == [b"1111", b"2222", None]
-    queue.close()
-
-
 @pytest.mark.root
 def test_keys_and_values_of_another_size_never_reach_the_kernel() -> None:
     made = Map.create(MapKind.ARRAY, 4, 8, 1, "ms_test")

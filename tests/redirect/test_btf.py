@@ -270,3 +270,17 @@ def test_an_array_larger_than_memory_is_told() -> None:
     w.struct("outer", 4, ("x", w.array(huge, 1 << 31), 0))
     with pytest.raises(MalformedBtf, match="too large"):
         member(w, "x")
+
+
+def test_a_bit_is_found_where_it_lies() -> None:
+    w = BtfWriter()
+    byte = w.integer(1)
+    inner = w.struct("", 1, ("wide", byte, 3 << 24 | 0), ("single", byte, 1 << 24 | 5), flag=True)
+    w.struct("outer", 8, ("plain", byte, 0), ("", inner, 16), flag=True)
+    types = Btf(w.bytes())
+    assert types.bit("outer", "single") == 21
+    for name in ("wide", "plain", "missing"):
+        with pytest.raises(NoSuchMember, match=f"no bit {name}"):
+            types.bit("outer", name)
+    with pytest.raises(NoSuchMember):
+        types.bit("other", "single")

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextlib import ExitStack
 
 import pytest
 
 from mitmsec_redirect import bpf, bystander_programs
+from mitmsec_redirect.connect_hook import socket_storage
 
 INSTRUCTION_BYTES = 8
 
 
 @pytest.mark.root
 def test_every_program_is_accepted() -> None:
-    with contextlib.closing(bpf.Map.create(bpf.MapKind.CGROUP_ARRAY, 4, 4, 1, "ms_test")) as cgroups:
+    with ExitStack() as held:
+        cgroups = held.enter_context(contextlib.closing(bpf.Map.create(bpf.MapKind.CGROUP_ARRAY, 4, 4, 1, "ms_test")))
         codes = (
             bystander_programs.leave(cgroups.fd, 8085),
+            bystander_programs.leave_unnoted(socket_storage("ms_test", 4, held).fd, 8085),
             bystander_programs.leave_all(),
             bystander_programs.back(),
         )
@@ -28,6 +32,7 @@ def test_every_program_is_accepted() -> None:
 
 def test_everybodys_packets_pay_for_few_instructions() -> None:
     assert len(bystander_programs.leave(3, 8085)) <= 25 * INSTRUCTION_BYTES
+    assert len(bystander_programs.leave_unnoted(3, 8085)) <= 25 * INSTRUCTION_BYTES
     assert len(bystander_programs.leave_all()) == len(bystander_programs.back()) <= 6 * INSTRUCTION_BYTES
 
 

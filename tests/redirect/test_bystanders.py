@@ -9,36 +9,45 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from divert_packets import until
 from divert_sandbox import ORIGIN_PORT, ORIGIN_V4, ORIGIN_V6, OWN, Divert, curl, link_to_an_origin, was_diverted
+from redirect_sandbox import ip
 
-from mitmsec.core.model import Quic
+from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import bpf, bystander_programs, clsact
 from mitmsec_redirect.assembler import Assembler, Condition
+from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.bystanders import AFTER, BEFORE, Bystanders
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.clsact import EGRESS, TrafficControl
+from mitmsec_redirect.connect_notes import ConnectNotes
 from mitmsec_redirect.divert_library import open_handle
 from mitmsec_redirect.divert_records import Layer
+from mitmsec_redirect.divert_seams import SocketTold
 from mitmsec_redirect.divert_signals import Choice
-from mitmsec_redirect.steps import R1, R2
+from mitmsec_redirect.runs import RunCgroups
+from mitmsec_redirect.steps import R1, R2, Selection
+from mitmsec_redirect.verdicts import ENTRY, PID, Verdict, entry
 from mitmsec_redirect.windivert import Windivert
 
 pytestmark = pytest.mark.root
+ORIGIN = f"http://{ORIGIN_V4}:{ORIGIN_PORT}"
 ADDRESSES = pytest.mark.parametrize("host", [ORIGIN_V4, ORIGIN_V6], ids=["v4", "v6"])
 TC_ACT_SHOT = 2
-CURL_GOT_NOTHING, CURL_WAS_RESET = 52, 56
+CURL_COULD_NOT_CONNECT, CURL_GOT_NOTHING, CURL_WAS_RESET = 7, 52, 56
 LEAVER = """
 import os, sys
 sys.path[:0] = eval(sys.argv[1])
 from pathlib import Path
 from mitmsec_redirect.bystanders import Bystanders
-Bystanders(Path(sys.argv[2]), int(sys.argv[3]))
+Bystanders.outside(Path(sys.argv[2]), int(sys.argv[3]))
 os._exit(0)
 """
 _numbers = itertools.count()
@@ -62,7 +71,7 @@ def divert(cgroup: SessionCgroup) -> Iterator[Divert]:
 
 
 def opened(divert: Divert, cgroup: SessionCgroup, quic: Quic = Quic.BYPASS) -> Windivert:
-    return divert.open(quic=quic, only=cgroup.path)
+    return divert.open(quic=quic, bystanders=partial(Bystanders.outside, cgroup.path))
 
 
 def inside(cgroup: SessionCgroup, host: str = ORIGIN_V4, path: str = "") -> str:
@@ -90,7 +99,7 @@ def test_how_deep_the_cgroup_lies_need_not_be_known(divert: Divert, cgroup: Sess
     nested.mkdir(parents=True)
     subprocess.run(["mount", "--bind", cgroup.path / "a", tmp_path], check=True)
     try:
-        backend = divert.open(only=tmp_path / "b")
+        backend = divert.open(bystanders=partial(Bystanders.outside, tmp_path / "b"))
         assert was_diverted(inside(SessionCgroup(nested)))
         before = backend.statistics().syns.taken
         assert not was_diverted(inside(cgroup)), "of the cgroup above"
@@ -103,7 +112,8 @@ def test_a_reset_by_the_gate_comes_to_the_program(divert: Divert, cgroup: Sessio
     opened(divert, cgroup)
     command = ["curl", "-sS", "--max-time", "10", f"http://{ORIGIN_V4}:1/"]  # nobody listens there
     done = subprocess.run(command, preexec_fn=lambda: (cgroup.path / "cgroup.procs").write_text("0"))
-    assert done.returncode in {CURL_GOT_NOTHING, CURL_WAS_RESET}
+    assert done.returncode in {CURL_GOT_NOTHING, CURL_WAS_RESET, CURL_COULD_NOT_CONNECT}, "not that its time was over"
+    assert [flow.origin.remote.port for flow in divert.expected] == [1], "and it was not the origin that said so"
 
 
 def test_packets_to_a_remote_that_is_taken_as_a_whole_are_the_cgroups_alone(
@@ -196,7 +206,88 @@ def test_others_may_speak_quic_and_the_cgroup_may_not(divert: Divert, cgroup: Se
     assert backend.statistics().syns.taken == 0
 
 
-@pytest.mark.usefixtures("own_netns")
+@pytest.fixture
+def notes() -> Iterator[ConnectNotes]:
+    """Of everybody whose entry is none of ours: this process, its children get none."""
+    with contextlib.closing(Map.create(MapKind.HASH, PID.size, ENTRY.size, 16, "ms_selected")) as verdicts:
+        ours = ENTRY.pack(entry(time.monotonic_ns(), Verdict.OWN_TRAFFIC))
+        verdicts.update(PID.pack(os.getpid()), ours)
+        with (
+            contextlib.closing(RunCgroups()) as runs,
+            contextlib.closing(
+                ConnectNotes.open(Selection(verdicts.fd, runs.fd, everything=True), OnFailure.OPEN)
+            ) as made,
+        ):
+            yield made
+
+
+@ADDRESSES
+def test_beside_a_service_who_is_not_noted_is_not_seen_and_who_is_waits_for_no_filter(
+    divert: Divert, notes: ConnectNotes, host: str
+) -> None:
+    backend = divert.open(bystanders=partial(Bystanders.unnoted, notes.sockets_fd))
+    handles = {thread.native_id for thread in threading.enumerate() if thread.name == "divert-data"}
+    assert was_diverted(curl(host=host, path="3000000").stdout)
+    until(lambda: backend.statistics().live == 0)
+    before = backend.statistics()
+    with socket.create_connection((host, ORIGIN_PORT), timeout=10) as ours:
+        ours.sendall(b"GET /3000000 HTTP/1.0\r\n\r\n")
+        with ours.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert len(body) > 3_000_000, head
+    assert not was_diverted(body[:100].decode())
+    after = backend.statistics()
+    assert (after.syns.taken, after.data.taken) == (before.syns.taken, before.data.taken)
+    assert [flow.origin.remote.address for flow in divert.expected] == [host]
+    assert {thread.native_id for thread in threading.enumerate() if thread.name == "divert-data"} == handles
+    assert divert.faults == []
+
+
+@contextlib.contextmanager
+def behind_us() -> Iterator[str]:
+    """A machine that reaches the origin through our namespace, as a container does: its namespace's name."""
+    name, us, it = f"mitmsec-behind-{os.getpid()}", "10.78.9.1", "10.78.0.50"
+    ip(f"netns add {name}")
+    try:
+        ip(
+            f"""
+            link add vc type veth peer name eth0 netns {name}
+            addr add {us}/32 dev vc
+            link set vc up
+            route add {it}/32 dev vc
+            -n {name} addr add {it}/32 dev eth0
+            -n {name} link set eth0 up
+            -n {name} route add {us} dev eth0
+            -n {name} route add default via {us}
+            """
+        )
+        for path in ("ip_forward", "conf/va/proxy_arp"):
+            Path("/proc/sys/net/ipv4", path).write_text("1")
+        yield name
+    finally:
+        ip(f"netns delete {name}")
+
+
+@pytest.mark.parametrize("is_runs", [False, True], ids=["another's", "the run's"])
+def test_what_is_forwarded_is_not_seen_whoever_sent_it(divert: Divert, cgroup: SessionCgroup, is_runs: bool) -> None:
+    """Where failures close, too: nobody here could say whose it is."""
+    looked_at: list[SocketTold] = []
+    divert.concerns = lambda told: looked_at.append(told) is None
+    with behind_us() as name:
+        backend = divert.open(on_failure=OnFailure.CLOSED, bystanders=partial(Bystanders.outside, cgroup.path))
+        answer = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{name}", "curl", "-sS", "--max-time", "10", f"{ORIGIN}/3000000"],
+            capture_output=True,
+            preexec_fn=lambda: is_runs and (cgroup.path / "cgroup.procs").write_text("0"),
+        ).stdout
+        assert len(answer) > 3_000_000
+        assert answer.startswith(b"10.78.0.50 "), "from its own address"
+        told = backend.statistics()
+        assert told.syns.taken + told.data.taken < 10, "a new link's multicast reports, and not 3 MB"
+    assert (looked_at, divert.asked, divert.faults) == ([], [], [])
+
+
+@pytest.mark.usefixtures("own_netns", "only_sweeper")
 def test_they_are_found_where_a_dead_process_has_left_them(cgroup: SessionCgroup) -> None:
     with (
         contextlib.closing(TrafficControl()) as control,
@@ -204,7 +295,7 @@ def test_they_are_found_where_a_dead_process_has_left_them(cgroup: SessionCgroup
     ):
         interface = socket.if_nametoindex("va")
         before = control.classifiers(interface)
-        held = Bystanders(cgroup.path, OWN.gate_port)
+        held = Bystanders.outside(cgroup.path, OWN.gate_port)
         assert len(control.classifiers(interface)) == len(before) + 2
         assert clsact.sweep() == 0, "as long as somebody holds them"
         held.close()

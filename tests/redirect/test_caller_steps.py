@@ -15,6 +15,7 @@ from mitmsec.core.model import Caller, OnFailure
 from mitmsec_redirect import bpf, callers, connect_hook, kernel_types, proc_files
 from mitmsec_redirect.bpf import ProgramRejected
 from mitmsec_redirect.process_history import TICK_NS
+from mitmsec_redirect.shortfall import NO_TYPES, Shortfall, Untold
 
 pytestmark = pytest.mark.root
 
@@ -125,6 +126,7 @@ def test_without_the_kernels_types_the_hook_diverts_and_tells_pids_alone(
     origin = sandbox.accept(hook)
     assert origin is not None
     assert (origin.pid, origin.caller, hook.tells_callers) == (agent.pid, None, False)
+    assert hook.shortfall == Shortfall(Untold.CALLERS, NO_TYPES)
 
 
 def test_a_kernel_that_lets_no_program_look_at_its_caller_is_asked_for_no_more_than_pids(
@@ -144,3 +146,4 @@ def test_a_kernel_that_lets_no_program_look_at_its_caller_is_asked_for_no_more_t
     origin = sandbox.accept(hook)
     assert origin is not None
     assert (origin.pid, origin.caller, hook.tells_callers) == (agent.pid, None, False)
+    assert hook.shortfall == Shortfall(Untold.CALLERS, "unknown func bpf_get_current_task_btf#158")

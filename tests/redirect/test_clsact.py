@@ -51,6 +51,7 @@ def test_an_open_handle_has_two_programs_on_each_interface_and_they_are_held() -
         assert clsact.sweep() == 0
 
 
+@pytest.mark.usefixtures("only_sweeper")
 def test_what_a_killed_process_has_left_is_removed_and_what_lives_is_not() -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, repr(sys.path)], stdout=subprocess.PIPE) as killed:
         assert killed.stdout is not None

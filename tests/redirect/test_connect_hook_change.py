@@ -58,6 +58,7 @@ def test_everything_becomes_a_selection_and_ceases_to_be_one(sandbox: Sandbox) -
         code = f"s = socket.create_connection(('10.77.0.1', {origin.port}))"
         for everything, diverted in ((False, 0), (True, 1), (False, 1)):
             hook.change(on_failure=OnFailure.OPEN, quic=Quic.REFUSE, everything=everything)
+            beat(hook)
             assert agent(code) == {"answer": None}
             assert hook.diverted == diverted
     verdicts.close()

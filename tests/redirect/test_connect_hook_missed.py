@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import select
 import socket
 import time
 
@@ -12,6 +14,7 @@ from mitmsec.core.model import Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect import connect_hook, netns, records
 from mitmsec_redirect.bpf import Attach
 from mitmsec_redirect.records import Reason
+from mitmsec_redirect.ringbuffer import HEADER
 
 pytestmark = pytest.mark.root
 
@@ -123,10 +126,20 @@ def test_quic_passes_where_the_policy_says_so(sandbox: Sandbox) -> None:
     assert Attach.SENDMSG4 not in hook.run_counts()
 
 
-def test_a_full_queue_is_counted(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    name, _, value, _, flags = connect_hook.MAPS["missed"]
-    monkeypatch.setattr(connect_hook, "MAPS", {**connect_hook.MAPS, "missed": (name, 0, value, 2, flags)})
+def test_a_full_ring_is_counted(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, _, _, _, flags = connect_hook.MAPS["missed"]
+    monkeypatch.setattr(connect_hook, "MAPS", {**connect_hook.MAPS, "missed": (kind, 0, 0, mmap.PAGESIZE, flags)})
+    room = mmap.PAGESIZE // (HEADER.size + records.ATTEMPT.size)
     hook, agent = sandbox.hook(), sandbox.agent()
-    agent("for n in range(5): socket.socket(2, 2).connect_ex(('203.0.113.9', 443))")
-    assert len(hook.missed()) == 2
+    agent(f"for n in range({room + 3}): socket.socket(2, 2).connect_ex(('203.0.113.9', 443))")
+    assert len(hook.missed()) == room
     assert hook.lost() == {Reason.QUIC_REFUSED: 3}
+
+
+def test_that_there_is_something_to_tell_can_be_waited_for(sandbox: Sandbox) -> None:
+    hook, agent = sandbox.hook(), sandbox.agent()
+    assert not select.select([hook.missed_fd], [], [], 0)[0]
+    agent("socket.socket(2, 2).connect_ex(('203.0.113.9', 443))")
+    assert select.select([hook.missed_fd], [], [], 5)[0]
+    assert len(hook.missed()) == 1
+    assert not select.select([hook.missed_fd], [], [], 0)[0]

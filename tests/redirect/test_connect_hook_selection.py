@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from redirect_sandbox import V4, V6, Agent, Sandbox
+from redirect_sandbox import V4, V6, Agent, Sandbox, beat
 
 from mitmsec_redirect.bpf import Map, MapKind, enable_stats
 from mitmsec_redirect.connect_hook import ConnectHook
@@ -123,6 +123,19 @@ def test_what_a_run_diverts_is_not_diverted_again(sandbox: Sandbox, all_of_them:
     made.runs.are([])
     assert made.is_diverted(agent)
     made.close()
+
+
+@pytest.mark.parametrize("below", ["", "a/b"])
+def test_how_deep_the_cgroup_of_a_run_lies_need_not_be_known(verdicts: Verdicts, below: str) -> None:
+    """In a cgroup namespace nobody can tell: what looks like the root there is not."""
+    run = verdicts.box.cgroup.path / "outer" / "inner" / "run"
+    (run / below).mkdir(parents=True)
+    verdicts.runs.are([run])
+    for folder, is_diverted in ((run / below, False), (run.parent, True)):
+        with contextlib.closing(Agent(folder)) as agent:
+            verdicts.say(agent, Verdict.SELECTED)
+            beat(verdicts.hook)
+            assert verdicts.is_diverted(agent) is is_diverted
 
 
 def test_ipv6_asks_the_same_map(verdicts: Verdicts) -> None:

@@ -70,12 +70,18 @@ def connected(cookie: int | None = 77, local: Endpoint | None = None, pid: int =
     )
 
 
-def syn(number: int, of: Flow = FLOW, sequence: int = 1, cookie: int | None = 77) -> SynHeld:
-    return SynHeld(number=number, flow=of, sequence=sequence, cookie=cookie)
+def syn(number: int, of: Flow = FLOW, sequence: int = 1, cookie: int | None = 77, fault: str = "") -> SynHeld:
+    return SynHeld(number=number, flow=of, sequence=sequence, cookie=cookie, fault=fault)
 
 
-def ask(number: int, of: Flow = FLOW, pid: int = 8, connected_ns: int | None = 5) -> AskOwner:
-    return AskOwner(number=number, flow=of, pid=pid, connected_ns=connected_ns)
+def ask(
+    number: int,
+    of: Flow = FLOW,
+    pid: int = 8,
+    connected_ns: int | None = 5,
+    confidence: Confidence = Confidence.KERNEL,
+) -> AskOwner:
+    return AskOwner(number=number, flow=of, pid=pid, connected_ns=connected_ns, confidence=confidence)
 
 
 def owner(number: int, choice: Choice) -> OwnerTold:
@@ -140,6 +146,27 @@ def test_a_denied_connection_is_refused_at_once() -> None:
     assert asked(play()) >> owner(1, Choice.DENY) << RefuseSyn(number=1)
 
 
+NOT_ASKED = "no room for the answer"
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_a_syn_whose_socket_cannot_be_asked_for_passes_or_is_lost_and_is_never_refused(on_failure: OnFailure) -> None:
+    told = play(on_failure) >> connected() >> syn(1, cookie=None, fault=NOT_ASKED)
+    detail = f"192.0.2.1:40000 to 203.0.113.9:443: {NOT_ASKED}"
+    told << Report(what="socket_not_found", failed=on_failure, detail=detail)
+    told << (release(1, diverted=False) if on_failure is OnFailure.OPEN else DropSyn(number=1))
+    assert told >> syn(2) << ask(2), "sent again, it is asked about"
+
+
+def test_a_syn_of_a_known_flow_is_answered_as_ever_though_its_socket_cannot_be_asked_for() -> None:
+    told = asked(play())
+    assert told >> syn(2, cookie=None, fault=NOT_ASKED) << DropSyn(number=2)
+    told = diverted(play())
+    assert told >> syn(2, cookie=None, fault=NOT_ASKED) << release(2, diverted=True)
+    told >> syn(3, sequence=2, cookie=None, fault=NOT_ASKED) << Forget(flow=FLOW)
+    assert told << Report << release(3, diverted=False)
+
+
 def test_other_sockets_events_lead_to_nothing() -> None:
     told = play() >> syn(1) >> connected(78) >> connected(None)
     assert told >> connected(77) << ask(1)
@@ -191,8 +218,15 @@ def test_when_no_event_comes_the_table_is_asked_once() -> None:
     told.later(OWNER_DEADLINE_S - 0.01) >> Tick()
     told.later(0.02) >> Tick() << AskTable(number=1, flow=FLOW)
     told.later(0.02) >> Tick()
-    told >> TableTold(number=1, pid=8) << ask(1, connected_ns=None)
+    told >> TableTold(number=1, pid=8) << ask(1, connected_ns=None, confidence=Confidence.TABLE)
     assert told >> owner(1, Choice.LEAVE) << release(1, diverted=False)
+
+
+def test_the_table_says_how_far_its_word_holds() -> None:
+    told = play() >> syn(1)
+    told.later(OWNER_DEADLINE_S) >> Tick() << AskTable
+    told >> TableTold(number=1, pid=8, confidence=Confidence.INFERRED, connected_ns=3)
+    assert told << ask(1, connected_ns=3, confidence=Confidence.INFERRED)
 
 
 def test_an_event_that_comes_while_the_table_is_read_is_better_than_the_table() -> None:
@@ -208,6 +242,14 @@ def test_an_owner_whom_nobody_knows_follows_on_failure(on_failure: OnFailure) ->
     told = play(on_failure) >> syn(1)
     told.later(OWNER_DEADLINE_S) >> Tick() << AskTable
     assert failed(told >> TableTold(number=1, pid=None), "owner_unknown", on_failure)
+
+
+def test_why_the_table_could_not_be_read_is_told() -> None:
+    told = play() >> syn(1)
+    told.later(OWNER_DEADLINE_S) >> Tick() << AskTable
+    told >> TableTold(number=1, pid=None, fault="error 8")
+    detail = f"{FLOW.local} to {FLOW.remote}: error 8"
+    assert told << Report(what="owner_unknown", failed=OnFailure.OPEN, detail=detail) << release(1, diverted=False)
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)
@@ -236,6 +278,20 @@ def test_so_many_are_held_and_no_more(on_failure: OnFailure, monkeypatch: pytest
     monkeypatch.setattr(divert_engine, "HELD_LIMIT", 1)
     told = play(on_failure) >> syn(9, flow(41000), cookie=1)
     assert failed(told >> syn(1), "held_full", on_failure)
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_whoever_floods_with_quic_leaves_room_for_others(
+    on_failure: OnFailure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a socket that never called connect() no event tells, so each handshake is held until the table was asked."""
+    monkeypatch.setattr(divert_engine, "QUIC_HELD_LIMIT", 1)
+    first = flow(41000, transport=Transport.UDP)
+    told = play(on_failure) >> syn(9, first, sequence=0, cookie=1)
+    failed(told >> syn(8, QUIC, sequence=0, cookie=2), "held_full", on_failure, 8)
+    asked(told) >> owner(1, Choice.LEAVE) << release(1, diverted=False)
+    told >> connected(1) << ask(9, first) >> owner(9, Choice.LEAVE) << release(9, diverted=False)
+    assert told >> syn(7, QUIC, sequence=0, cookie=3) >> connected(3) << ask(7, QUIC)
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -13,8 +14,9 @@ from typing import Any
 import pytest
 from divert_sandbox import ORIGIN_PORT, ORIGIN_V4, ORIGIN_V6, UPSTREAM, link_to_an_origin
 
-from mitmsec.core.model import Endpoint, OnFailure, Transport
-from mitmsec_redirect.divert_keeper import Keeper, Known, Rounds
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Transport
+from mitmsec_redirect import divert_keeper
+from mitmsec_redirect.divert_keeper import CUT_TRIES, Keeper, Known, Rounds
 from mitmsec_redirect.divert_library import HandleStats
 from mitmsec_redirect.divert_signals import (
     AskTable,
@@ -29,7 +31,7 @@ from mitmsec_redirect.divert_signals import (
 )
 from mitmsec_redirect.filters import Own
 from mitmsec_redirect.nat import Flow as NatFlow
-from mitmsec_redirect.socket_table import DiagTable, OpenSocket, PsutilTable, packed
+from mitmsec_redirect.socket_table import STATES, DiagTable, Named, OpenSocket, SocketTable, packed
 
 GATE_PORT = 8085
 
@@ -43,7 +45,8 @@ class House:
         self.losses = dict.fromkeys(Which, HandleStats())
         self.diverted: dict[Flow, Known] = {}
         self.choice = Choice.DIVERT
-        self.news = threading.Event()
+        self.gone: set[int] = set()
+        self.news, self.refreshed = threading.Event(), threading.Event()
 
     def tell(self, events: Any) -> None:
         self.told += events
@@ -61,9 +64,13 @@ class House:
         self.faults.append(fault)
         self.news.set()
 
-    def keeper(self, table: DiagTable | PsutilTable, gate_port: int = GATE_PORT) -> Keeper:
+    def keeper(self, table: SocketTable, gate_port: int = GATE_PORT) -> Keeper:
         own = Own(gate_port=gate_port, upstream=UPSTREAM)
-        return Keeper(table, own, Rounds(self.tell, self.stats, lambda: self.diverted, self.choose, self.report))
+        calls = (self.tell, self.stats, lambda: self.diverted, self.choose, self.report, self.refresh)
+        return Keeper(table, own, Rounds(*calls, lambda number: number not in self.gone))
+
+    def refresh(self) -> None:
+        self.refreshed.set()
 
 
 @pytest.fixture
@@ -83,6 +90,24 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         accepted, _ = server.accept()
         with accepted:
             yield client, accepted
+
+
+class NothingSlipsBy:
+    """A table of Windows' kind."""
+
+    def __init__(self, told: Named | OSError | None = None) -> None:
+        self.told = told
+
+    def named(self, flow: Flow) -> Named | None:
+        if isinstance(self.told, OSError):
+            raise self.told
+        return self.told
+
+    def pairs(self) -> frozenset[bytes]:
+        return frozenset()
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def flow_of(client: socket.socket) -> Flow:
@@ -118,6 +143,45 @@ def test_the_table_is_asked_and_its_answer_told(
         keeper.put(AskTable(number=3, flow=flow_of(pair[0])))
         assert house.news.wait(5)
     assert house.told == [TableTold(number=3, pid=os.getpid())]
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [
+        (None, TableTold(number=3, pid=None)),
+        (OSError("iphlpapi.dll: error 8"), TableTold(number=3, pid=None, fault="iphlpapi.dll: error 8")),
+        (
+            Named(8, Confidence.INFERRED, 5),
+            TableTold(number=3, pid=8, confidence=Confidence.INFERRED, connected_ns=5),
+        ),
+    ],
+)
+def test_how_far_the_tables_word_holds_is_told_with_it(
+    house: House, pair: tuple[socket.socket, socket.socket], named: Named | OSError | None, told: TableTold
+) -> None:
+    with running(house.keeper(NothingSlipsBy(named))) as keeper:
+        keeper.put(AskTable(number=3, flow=flow_of(pair[0])))
+        assert house.news.wait(5)
+    assert house.told == [told]
+
+
+def test_a_question_that_nobody_waits_for_any_more_is_not_answered(
+    house: House, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """Each takes tens of milliseconds, in which the others wait."""
+    house.gone = {3}
+    with running(house.keeper(NothingSlipsBy(Named(8)))) as keeper:
+        for number in (3, 4):
+            keeper.put(AskTable(number=number, flow=flow_of(pair[0])))
+        assert house.news.wait(5)
+    assert [told.number for told in house.told] == [4]
+
+
+def test_who_begins_and_who_ends_is_looked_at_all_the_time(house: House, table: DiagTable) -> None:
+    with running(house.keeper(table)):
+        for _ in range(2):
+            assert house.refreshed.wait(5)
+            house.refreshed.clear()
 
 
 def test_what_was_lost_is_told_once_and_how(house: House, table: DiagTable) -> None:
@@ -179,6 +243,39 @@ def test_a_flow_lives_as_long_as_the_gates_side_of_it(
     assert house.told == [FlowClosed(flow=flow, sequence=7)]
 
 
+class Unreadable(DiagTable):
+    """The kernel does not answer, so often; then it does."""
+
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+
+    def open_sockets(self, states: int = STATES) -> list[OpenSocket]:
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError(errno.ENOBUFS, "no room for the answer")
+        return super().open_sockets(states)
+
+
+def test_a_table_that_cannot_be_swept_is_told_and_swept_the_next_time(
+    house: House, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    flow = flow_of(pair[0])
+    house.diverted = {flow: known(flow)}
+    for sock in pair:
+        sock.close()
+    with contextlib.closing(Unreadable(2)) as table:
+        keeper = house.keeper(table)
+        keeper.sweep()
+        keeper.sweep()
+        assert house.told == []
+        assert [(one.what, one.failed) for one in house.faults] == [("flows_not_swept", OnFailure.OPEN)] * 2
+        assert "no room for the answer" in house.faults[0].detail
+        keeper.sweep()
+    assert house.told == [FlowClosed(flow=flow, sequence=7)]
+    assert len(house.faults) == 2
+
+
 def cookie_of(sock: socket.socket) -> int:
     return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
 
@@ -195,6 +292,20 @@ def is_alive(sock: socket.socket) -> bool:
         return sock.recv(9).startswith(b"HTTP")
     except ConnectionError:
         return False
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("failures", "is_cut"), [(1, True), (CUT_TRIES, False)])
+def test_who_slipped_by_is_looked_for_again_and_told_of_when_that_is_no_use(
+    house: House, failures: int, is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(divert_keeper, "LOOK_S", 0.01)
+    with link_to_an_origin(), socket.create_connection((ORIGIN_V4, ORIGIN_PORT)) as slipped:
+        with contextlib.closing(Unreadable(failures)) as table, running(house.keeper(table)) as keeper:
+            keeper.put(CutUnseen(connected={cookie_of(slipped): os.getpid()}))
+        assert is_alive(slipped) is not is_cut
+    told = Report(what="cut_unseen", failed=OnFailure.CLOSED, detail=f"to {ORIGIN_V4}:{ORIGIN_PORT}")
+    assert house.faults == [told] if is_cut else [one.what for one in house.faults] == ["not_cut"]
 
 
 @pytest.mark.root
@@ -230,7 +341,7 @@ def test_own_connections_and_those_within_the_machine_are_never_ended(
 def test_where_nothing_can_slip_by_nothing_is_looked_for(
     house: House, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    keeper = house.keeper(PsutilTable())
+    keeper = house.keeper(NothingSlipsBy())
     with running(keeper):
         keeper.put(CutUnseen(connected={1: os.getpid()}))
     assert house.faults == []

@@ -50,6 +50,13 @@ def test_an_event_of_windows_is_known_by_its_addresses() -> None:
     assert (event.transport, event.remote) == (Transport.UDP, Endpoint.of("203.0.113.9", 443))
 
 
+def test_times_of_windows_are_ticks() -> None:
+    fast = parse_connect(bytes(record()), has_cookie=False, ticks_per_s=10_000_000)
+    odd = parse_connects(bytes(record()), 1, has_cookie=False, ticks_per_s=3_000_000)
+    assert fast is not None
+    assert (fast.connected_ns, [one.connected_ns for one in odd]) == (500, [1666])
+
+
 def test_events_of_a_batch_are_found_by_their_place() -> None:
     first, second = record(), record(protocol=17)
     batch = bytes(first) + bytes(second)

@@ -17,7 +17,7 @@ import pytest
 from caller_stage import mark, mounted
 from redirect_sandbox import CONNECT_LOCAL, V4, Agent, Sandbox
 
-from mitmsec.core.model import Caller, Confidence, Process, Quic
+from mitmsec.core.model import Caller, Confidence, OnFailure, Process, Quic
 from mitmsec_redirect import bpf, callers
 from mitmsec_redirect.bpf import Attach, ProgramRejected
 from mitmsec_redirect.executable_paths import ExecutablePaths
@@ -25,6 +25,7 @@ from mitmsec_redirect.inbound_hook import InboundHook
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.process_records import Executable
 from mitmsec_redirect.processes import ProcessTable
+from mitmsec_redirect.shortfall import Shortfall, Untold
 from mitmsec_redirect.udp_hook import UdpHook
 from mitmsec_redirect.udp_records import UdpFlow
 
@@ -377,9 +378,14 @@ def test_a_kernel_that_lets_nobody_read_names_still_tells_callers(
     assert hook.tells_callers
     with (
         UdpHook.open(sandbox.cgroup.path, quic=Quic.BYPASS, paths=paths) as udp,
-        InboundHook.open(sandbox.cgroup.path, paths=paths),
+        InboundHook.open(sandbox.cgroup.path, paths=paths) as inbound,
     ):
         assert udp.tells_callers
+        hook.change(on_failure=OnFailure.OPEN, quic=Quic.REFUSE)
+        udp.change(quic=Quic.REFUSE)
+        udp.change(quic=Quic.BYPASS)
+        for one in (hook, udp, inbound):
+            assert one.shortfall == Shortfall(Untold.EXECUTABLE_PATHS, "unknown func #115")
         stage = Stage(udp, sandbox.agent(), table)
         assert is_unknown(stage.who(program, "-c", CONNECTS))
     sandbox.agent()(f"connected({V4})")

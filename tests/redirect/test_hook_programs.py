@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redirect_sandbox import Sandbox
 
 from mitmsec_redirect import hook_programs
@@ -36,12 +38,21 @@ def descriptors() -> int:
 
 def test_the_first_layout_is_taken_of_which_all_programs_are_accepted() -> None:
     before = descriptors()
-    layout, programs = hook_programs.load(("gb", "bg", "gg", "gg"), build, "ms_test_")
+    layout, programs, refused = hook_programs.load(("gb", "bg", "gg", "gg"), build, "ms_test_")
     assert layout == "gg"
+    assert refused.startswith("R9 "), "the verifier's reason"
     assert list(programs) == [Attach.CONNECT4, Attach.CONNECT6]
     assert descriptors() == before + 2, "what was loaded for others is gone"
     for descriptor in programs.values():
         os.close(descriptor)
+
+
+@given(st.text("ab\n processed0", max_size=400))
+def test_a_refusal_is_told_in_a_line_whatever_the_verifier_says(said: str) -> None:
+    words = hook_programs._words(ProgramRejected(22, said))
+    assert "\n" not in words
+    assert len(words) <= hook_programs.WORDS_LIMIT
+    assert not words.startswith("processed ")
 
 
 def test_the_last_ones_reason_is_told() -> None:
@@ -61,11 +72,12 @@ def test_the_last_ones_reason_is_told() -> None:
 def test_a_second_put_exchanges_the_programs_of_the_same_links(sandbox: Sandbox) -> None:
     cgroup = os.open(sandbox.cgroup.path, os.O_RDONLY)
     links: dict[Attach, int] = {}
-    _, first = hook_programs.load(("gg",), build, "ms_test_")
+    _, first, refused = hook_programs.load(("gg",), build, "ms_test_")
     hook_programs.put(first, links, cgroup)
+    assert refused == ""
     assert set(links) == {Attach.CONNECT4, Attach.CONNECT6}
     before = dict(links)
-    _, second = hook_programs.load(("gg",), build, "ms_test_")
+    _, second, _ = hook_programs.load(("gg",), build, "ms_test_")
     hook_programs.put(second, links, cgroup)
     assert links == before
     for descriptor in (cgroup, *links.values(), *first.values(), *second.values()):
@@ -74,9 +86,25 @@ def test_a_second_put_exchanges_the_programs_of_the_same_links(sandbox: Sandbox)
 
 def test_programs_that_cannot_be_put_are_closed(tmp_path: Path) -> None:
     folder = os.open(tmp_path, os.O_RDONLY)
-    _, programs = hook_programs.load(("gg",), build, "ms_test_")
+    _, programs, _ = hook_programs.load(("gg",), build, "ms_test_")
     before = descriptors()
     with pytest.raises(OSError, match="attach"):
         hook_programs.put(programs, {}, folder)
     assert descriptors() == before - 2
     os.close(folder)
+
+
+def test_what_another_layout_lacks_runs_no_longer(sandbox: Sandbox) -> None:
+    cgroup, before = os.open(sandbox.cgroup.path, os.O_RDONLY), descriptors()
+    attached = hook_programs.Attached()
+    attached.exchange(hook_programs.load(("gg",), build, "ms_test_")[1], cgroup)
+    link = attached.links[Attach.CONNECT4]
+    assert set(attached.run_counts()) == {Attach.CONNECT4, Attach.CONNECT6}
+    attached.exchange(hook_programs.load(("gg",), lambda _: {"CONNECT4": program()}, "ms_test_")[1], cgroup)
+    assert attached.links == {Attach.CONNECT4: link}
+    assert set(attached.run_counts()) == {Attach.CONNECT4}
+    attached.detach()
+    attached.detach()
+    assert attached.links == attached.run_counts() == {}
+    os.close(cgroup)
+    assert descriptors() == before - 1

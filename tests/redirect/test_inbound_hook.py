@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -12,13 +13,13 @@ from collections.abc import Iterator
 
 import pytest
 from redirect_sandbox import Agent, Sandbox
+from steering_stage import Standing
 
 from mitmsec_redirect import bpf, kernel_types
-from mitmsec_redirect.bpf import EbpfUnavailable, Map, MapKind
+from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.inbound_hook import InboundHook
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
-from mitmsec_redirect.steps import Selection
-from mitmsec_redirect.verdicts import Verdict, entry
+from mitmsec_redirect.verdicts import Verdict
 
 pytestmark = pytest.mark.root
 _, BEGAN, ACCEPTED, ENDED = InboundKind
@@ -36,24 +37,6 @@ ACCEPT_UNASKED = "import ctypes; c = socket.socket(fileno=ctypes.CDLL(None).acce
 def hook(sandbox: Sandbox) -> Iterator[InboundHook]:
     with InboundHook.open(sandbox.cgroup.path) as opened:
         yield opened
-
-
-class Standing:
-    """Maps as a standing service has them, over the cgroup of a sandbox."""
-
-    def __init__(self) -> None:
-        self.verdicts = Map.create(MapKind.HASH, 4, 8, 64, "test_verdicts")
-        self.runs = Map.create(MapKind.HASH, 8, 4, 64, "test_runs")
-
-    def selection(self, *, everything: bool = False) -> Selection:
-        return Selection(self.verdicts.fd, self.runs.fd, everything=everything)
-
-    def judge(self, pid: int, verdict: Verdict) -> None:
-        self.verdicts.update(struct.pack("=I", pid), struct.pack("=Q", entry(time.monotonic_ns(), verdict)))
-
-    def close(self) -> None:
-        self.verdicts.close()
-        self.runs.close()
 
 
 @pytest.fixture
@@ -253,10 +236,17 @@ def test_with_everything_selected_all_are_told_but_our_own(sandbox: Sandbox, sta
 
 
 @pytest.mark.parametrize("accept", [ACCEPT, ACCEPT_UNASKED])
-def test_what_is_in_a_run_is_left_to_the_runs_own_hook(sandbox: Sandbox, standing: Standing, accept: str) -> None:
-    standing.runs.update(struct.pack("=Q", os.stat(sandbox.cgroup.path).st_ino), struct.pack("=I", 1))
-    with InboundHook.open(sandbox.cgroup.path, selection=standing.selection(everything=True)) as hook:
-        agent = sandbox.agent()
+@pytest.mark.parametrize("where", ["", "in/a/namespace"])
+def test_what_is_in_a_run_is_left_to_the_runs_own_hook(
+    sandbox: Sandbox, standing: Standing, accept: str, where: str
+) -> None:
+    run = sandbox.cgroup.path / where
+    run.mkdir(parents=True, exist_ok=True)
+    standing.runs.update(struct.pack("=Q", os.stat(run).st_ino), struct.pack("=I", 1))
+    with (
+        InboundHook.open(sandbox.cgroup.path, selection=standing.selection(everything=True)) as hook,
+        contextlib.closing(Agent(run)) as agent,
+    ):
         with socket.create_connection(("127.0.0.1", served(agent))):
             agent(accept + "; c.close()")
         assert hook.drain() == []

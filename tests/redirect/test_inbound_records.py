@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -104,3 +106,18 @@ def test_who_called_is_written_as_in_an_attempt() -> None:
 def test_a_kind_that_there_is_not_is_a_fault_of_ours() -> None:
     with pytest.raises(ValueError, match="InboundKind"):
         parse_inbound(b"\xff" + bytes(INBOUND.size - 1))
+
+
+@pytest.mark.parametrize("also_v4", [True, False])
+def test_a_listener_that_was_found_is_read_like_one_that_was_told(*, also_v4: bool) -> None:
+    record = inbound_records.listener(
+        cookie=7, netns=8, at_ns=9, local=bytes(16), port=80, pid=10, uid=11, comm="n" * 20, by_selected=True,
+        also_v4=also_v4,
+    )  # fmt: skip
+    one = parse_inbound(record)
+    assert (one.kind, one.cookie, one.netns, one.at_ns) == (InboundKind.LISTENS, 7, 8, 9)
+    assert (one.local, one.pid, one.uid, one.comm) == (Endpoint.of("::", 80), 10, 11, "n" * 15)
+    assert (one.by_selected, one.is_accepted, one.caller) == (True, False, None)
+    port = struct.pack("=I", 80)
+    all_of_v4 = (records.address_bytes("0.0.0.0") + port,) if also_v4 else ()
+    assert inbound_records.served_keys(record) == (bytes(16) + port, *all_of_v4)

@@ -23,9 +23,12 @@ RULES = """
 table inet first {
   comment "a remark"
   counter seen { }
-  set alive { type inet_proto; flags timeout; timeout 300ms; }
+  set alive { type inet_proto; flags timeout; timeout 1s; }
+  set counted { type ipv4_addr . inet_service; flags dynamic,timeout; timeout 1h; size 8; }
+  set known { type ipv4_addr . inet_service; flags dynamic; size 8; }
   chain out {
     type filter hook output priority 0
+    udp dport 10 update @counted { ip daddr . udp dport counter } add @known { ip daddr . udp dport }
     ip daddr 127.0.0.1 meta l4proto @alive counter name seen
   }
 }
@@ -60,11 +63,11 @@ def test_an_element_lives_as_long_as_its_set_says_unless_it_is_renewed(link: Nfn
     assert not seen()
     link.renew("first", "alive", udp)
     renewed = time.monotonic()
-    while time.monotonic() - renewed < 0.6:
+    while time.monotonic() - renewed < 1.2:
         link.renew("first", "alive", udp)
         assert seen()
         time.sleep(0.05)
-    time.sleep(0.35)
+    time.sleep(1.1)
     assert not seen()
     link.renew("first", "alive", udp)
     link.renew("first", "alive", (bytes([socket.IPPROTO_TCP]),))
@@ -80,6 +83,24 @@ def test_what_is_not_there_is_told(link: Nfnetlink) -> None:
         with pytest.raises(FileNotFoundError):
             order()
     assert link.counters("gone") == {}
+
+
+def test_what_an_element_has_counted_is_told_until_it_is_removed(link: Nfnetlink) -> None:
+    key = bytes([127, 0, 0, 1, 0, 10, 0, 0])
+    assert link.element("first", "counted", key) is None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        for _ in range(2):
+            sock.sendto(b"x", ("127.0.0.1", 10))
+    found = link.element("first", "counted", key)
+    assert found is not None
+    assert (found.packets, 3_500_000 < found.left_ms <= 3_600_000) == (2, True)
+    with pytest.raises(FileNotFoundError):
+        link.remove("first", ["known", "gone"], key)
+    assert link.element("first", "counted", key) is not None
+    link.remove("first", ["known", "counted"], key)
+    assert link.element("first", "counted", key) is None
+    with pytest.raises(FileNotFoundError):
+        link.remove("first", ["known"], key)
 
 
 def test_counters_are_those_of_one_table(link: Nfnetlink) -> None:
@@ -127,6 +148,12 @@ def test_user_data_never_raises(data: bytes) -> None:
 
 def test_a_remark_is_found_among_other_data() -> None:
     assert comment_of(b"\x05\x02xx\x00\x06hello\x00") == "hello"
+
+
+@given(st.binary(max_size=60))
+def test_a_broken_element_is_told_as_such(data: bytes) -> None:
+    with pytest.raises(NetlinkBroken):
+        nfnetlink.element_in(data)
 
 
 @given(st.binary(max_size=60))

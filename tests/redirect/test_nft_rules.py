@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import nft_rules
 from mitmsec_redirect.nft_rules import Terms
+from mitmsec_redirect.nft_udp_rules import UdpGroups
 from mitmsec_redirect.records import Reason
 
 
@@ -40,14 +42,14 @@ def chains(text: str) -> dict[str, list[str]]:
     return {name: body.splitlines() for name, body in found}
 
 
-def test_only_first_segments_and_quic_of_the_cgroup_are_looked_at() -> None:
+def test_only_first_segments_and_udp_of_the_cgroup_are_looked_at() -> None:
     """Everybody else's packets are compared with a protocol or two, and go."""
     for on_failure in OnFailure:
-        text = chains(nft_rules.create(terms(on_failure)))
+        text = chains(nft_rules.create(replace(terms(on_failure), udp=UdpGroups(6, 7))))
         hooked = [rule for rules in text.values() if "hook" in rules[0] for rule in rules[1:]]
         assert hooked
         assert all('socket cgroupv2 level 1 "unified/mitmsec-a-1" jump' in rule for rule in hooked)
-        assert all(rule.startswith(("tcp flags &", "udp dport 443")) for rule in hooked)
+        assert all(rule.startswith(("tcp flags &", "udp dport 443", "meta l4proto udp")) for rule in hooked)
 
 
 def test_open_lets_pass_and_closed_refuses_what_cannot_be_diverted() -> None:
@@ -94,6 +96,16 @@ def test_detaching_keeps_what_needs_conntrack() -> None:
     open_, closed = (nft_rules.detach(terms(one)) for one in (OnFailure.OPEN, OnFailure.CLOSED))
     assert open_ == "flush chain inet mitmsec-a-1 judge\nflush chain inet mitmsec-a-1 divert\n"
     assert closed == open_ + "flush chain inet mitmsec-a-1 guard\n"
+    seen = nft_rules.detach(replace(terms(), udp=UdpGroups(6, 7)))
+    assert seen == open_ + "flush chain inet mitmsec-a-1 udp_out\nflush chain inet mitmsec-a-1 udp_in\n"
+
+
+def test_udp_is_seen_where_there_is_a_log_for_it() -> None:
+    assert "udp_new" not in nft_rules.create(terms())
+    seen = replace(terms(), udp=UdpGroups(6, 7))
+    assert "set flows_6" in nft_rules.create(seen)
+    assert {"udp_out", "udp_in"} < chains(nft_rules.replace(seen)).keys()
+    assert not re.search(r"^(counter \w+ \{|set )", nft_rules.replace(seen), re.M), "what is counted stays"
 
 
 def test_the_end_is_no_error_when_it_has_come_already() -> None:
@@ -104,3 +116,11 @@ def test_the_end_is_no_error_when_it_has_come_already() -> None:
 def test_what_would_be_another_rule_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="cannot"):
         terms(**wrong)  # type: ignore[arg-type]
+
+
+def test_each_level_has_a_counter_of_its_own() -> None:
+    text = nft_rules.levels(terms())
+    rules = chains(text)["sent"][1:]
+    assert rules[1] == 'socket cgroupv2 level 2 "unified/mitmsec-a-1" counter name level_2'
+    counted = [rule.rpartition(" ")[2] for rule in rules]
+    assert counted == re.findall(r"^counter (\w+)", text, re.M) == [f"level_{one}" for one in nft_rules.LEVELS]

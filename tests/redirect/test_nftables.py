@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nft_stage import accepted, answer_http, beat, diverting, needs_nft, ruleset
+from nft_stage import accepted, answer_http, beat, diverting, needs_nft, ruleset, who_answers
 from redirect_sandbox import CONNECT_LOCAL, MAPPED, V4, V6, Origins, Sandbox
 
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
@@ -499,6 +499,22 @@ def test_a_cgroup_that_nft_cannot_find_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(nftables, "NFT_ROOT", tmp_path / "nowhere")
     with pytest.raises(BackendUnavailable):
         nftables.nft_path(tmp_path)
+
+
+@pytest.mark.parametrize("where", ["namespace", "elsewhere", "part"])
+def test_how_deep_the_cgroup_lies_need_not_be_known(sandbox: Sandbox, tmp_path: Path, where: str) -> None:
+    part = sandbox.cgroup.path / "outer" / "inner"
+    part.mkdir(parents=True)
+    assert who_answers(part, where, tmp_path) == "gate"
+
+
+def test_where_no_rule_can_name_the_cgroup_it_is_said(sandbox: Sandbox, tmp_path: Path) -> None:
+    """Rules count from the root of the cgroup namespace, and the cgroup is not below it: nothing would be diverted."""
+    part = sandbox.cgroup.path / "outer"
+    part.mkdir()
+    told = who_answers(part, "outside", tmp_path)
+    assert told.startswith("no rule of nftables finds")
+    assert "mount -t cgroup2" in told
 
 
 def test_a_kernel_without_packet_log_counts_and_names_nobody(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pwd
 from concurrent.futures import Future
 
 from mitmsec.core.model import ParentProcess, Process
-from mitmsec_redirect.owner import Owner, chained, displayed, rfc3339, settled, unhashed, user_name
+from mitmsec_redirect.owner import SURENESS, Owner, chained, displayed, rfc3339, settled, unhashed, user_name, weaker
 from mitmsec_redirect.proc_files import ExePath
 
 
@@ -24,6 +24,25 @@ def test_a_hash_that_came_in_vain_is_not_forgotten() -> None:
     owner = Owner(Process(pid=7), unhashed())
     assert settled(owner) is owner
     assert owner.hashed() == Process(pid=7)
+
+
+def test_something_is_awaited_as_long_as_hash_or_signature_are_on_their_way() -> None:
+    sha256: Future[str | None] = Future()
+    signature: Future[str] = Future()
+    owner = Owner(Process(pid=7), sha256, signature)
+    assert owner.awaited == (sha256, signature)
+    sha256.set_result("f" * 64)
+    assert settled(owner) == Owner(Process(pid=7, sha256="f" * 64), signature=signature)
+    assert owner.awaited == (signature,)
+    signature.set_result("CN=A")
+    assert not owner.awaited
+    assert not Owner(Process(pid=7)).awaited
+
+
+def test_of_two_that_have_to_hold_the_weaker_one_counts() -> None:
+    for at, one in enumerate(SURENESS):
+        for other in SURENESS[at:]:
+            assert weaker(one, other) is weaker(other, one) is one
 
 
 def test_parents_are_a_chain_of_which_the_first_is_the_nearest() -> None:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from nft_stage import needs_nft
 
-from mitmsec_redirect import cgroup, nft, probe
+from mitmsec_redirect import bpf, cgroup, nflog, nft, probe
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.probe import Check, kernel_version
 
@@ -23,6 +24,36 @@ def test_everything_works_where_these_tests_run() -> None:
     assert nft.leftovers("mitmsec-probe") == []
     assert (told["backend"].ok, told["backend"].backend) == (True, "connect_hook")
     assert cgroup.leftovers("probe") == []
+
+
+@pytest.mark.root
+@needs_nft
+def test_rules_that_cannot_tell_of_udp_are_no_reason_against_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nflog, "GROUPS", range(0))
+    (check,) = (one for one in probe.checks() if one.name == "nftables")
+    assert (check.ok, "; UDP is not recorded" in check.detail) == (True, True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("helper", "less"), [(115, "where executables lie"), (158, "callers are told by their pids")])
+def test_a_kernel_that_will_not_have_all_told_is_no_reason_against_the_hook(
+    monkeypatch: pytest.MonkeyPatch, helper: int, less: str
+) -> None:
+    plain = bpf.load_program
+
+    def load(code: bytes, attach: bpf.Attach, name: str) -> int:
+        if code.find(bytes((0x85, 0, 0, 0)) + helper.to_bytes(4, "little")) >= 0:
+            raise bpf.ProgramRejected(22, f"unknown func #{helper}")
+        return plain(code, attach, name)
+
+    monkeypatch.setattr(bpf, "load_program", load)
+    told = {check.name: check for check in probe.checks()}
+    callers = told["callers"]
+    assert (callers.ok, callers.optional, told["connect hook"].ok) == (False, True, True)
+    assert callers.detail.startswith(less)
+    assert callers.detail.endswith(f"unknown func #{helper}")
+    assert callers.remedy
+    assert told["backend"].backend == HOOK
 
 
 HOOK, RULES = "connect_hook", "nftables"

@@ -10,6 +10,8 @@ from btf_writer import BtfWriter
 from mitmsec_redirect.btf import Btf, NoSuchMember
 from mitmsec_redirect.process_offsets import _PLACES, Offsets
 
+BIT = 157
+
 
 def kernel(choose: int) -> BtfWriter:
     """A kernel with every member as a struct's own, under the name with this index, or the last that it has had."""
@@ -19,6 +21,7 @@ def kernel(choose: int) -> BtfWriter:
     for number, places in enumerate(_PLACES.values()):
         struct, path = places[min(choose, len(places) - 1)]
         members.setdefault(struct, {})[path] = number * 64
+    bits = writer.integer(1)
     for struct, paths in members.items():
         outer: dict[str, list[tuple[str, int, int]]] = {}
         for path, bit in paths.items():
@@ -29,14 +32,16 @@ def kernel(choose: int) -> BtfWriter:
             named = [member for member in inner if member[0]]
             bit = 0 if named else inner[0][2]
             own.append((first, writer.struct("", 8, *named) if named else eight, bit))
-        writer.struct(struct, 999, *own)
+        if struct == "sock_common":
+            own.append(("skc_ipv6only", bits, 1 << 24 | BIT))
+        writer.struct(struct, 999, *own, flag=struct == "sock_common")
     return writer
 
 
 @pytest.mark.parametrize("choose", [0, 1, 2])
 def test_members_are_found_by_any_name_they_have_had(choose: int) -> None:
     found = Offsets.of(Btf(kernel(choose).bytes()))
-    numbers = {name: number * 8 for number, name in enumerate(_PLACES)}
+    numbers = {name: number * 8 for number, name in enumerate(_PLACES)} | {"sock_v6only_bit": BIT}
     differing = {field.name for field in fields(found) if getattr(found, field.name) != numbers[field.name]}
     assert differing == {"mount_inner"}  # the struct around mount_root
 

@@ -18,11 +18,8 @@ from steering_stage import Stage
 
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec_redirect import bpffs
-from mitmsec_redirect import steering_records as shared
-from mitmsec_redirect.bpf import Map
 from mitmsec_redirect.connect_hook import reap
 from mitmsec_redirect.inbound_records import InboundKind
-from mitmsec_redirect.records import address_bytes
 from mitmsec_redirect.steering_records import Steered
 
 pytestmark = pytest.mark.root
@@ -38,6 +35,20 @@ for place, sock in enumerate(made):
     while time.monotonic_ns() < begins_ns + place * 1_000_000:
         pass
     sock.listen()
+print("listening", flush=True)
+sys.stdin.read()
+"""
+BEGINS_AND_ENDS = """
+import socket, sys
+def listener():
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock.bind(("127.0.0.1", int(sys.argv[1])))
+    sock.listen()
+    return sock
+for _ in range(int(sys.argv[2])):
+    listener().close()
+last = listener()
 print("listening", flush=True)
 sys.stdin.read()
 """
@@ -147,13 +158,43 @@ def test_who_begin_to_listen_on_one_port_at_the_same_moment_are_all_counted(stag
     ]
     try:
         assert [child.stdout.readline() for child in children if child.stdout] == [b"listening\n"] * 2
-        served = Map(stage.steering.maps.served, shared.SERVED.size, shared.LISTENS.size)
-        counts = [served.lookup(shared.SERVED.pack(address_bytes("127.0.0.1"), port)) for port in ports]
-        assert set(counts) == {shared.LISTENS.pack(2)}
+        assert stage.counts() == [2] * len(ports)
     finally:
         for child in children:
             child.communicate()
-    assert list(served.keys()) == [], "nobody listens any more"
+    assert stage.counts() == [0] * len(ports), "nobody listens any more"
+
+
+def test_of_who_begin_and_end_on_one_port_at_once_none_undoes_what_the_other_counts(
+    stage: Stage, sandbox: Sandbox
+) -> None:
+    command = [sys.executable, "-I", "-S", "-c", BEGINS_AND_ENDS, "7000", "3000"]
+    enters = partial((sandbox.cgroup.path / "cgroup.procs").write_text, "0")
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=enters) for _ in range(3)
+    ]
+    try:
+        assert [child.stdout.readline() for child in children if child.stdout] == [b"listening\n"] * 3
+        assert stage.counts() == [3], "each has one listener left"
+    finally:
+        for child in children:
+            child.communicate()
+    assert stage.counts() == [0]
+
+
+def test_other_terms_are_exchanged_and_it_may_be_led_anew(stage: Stage, sandbox: Sandbox) -> None:
+    port = stage.listen("127.0.0.1")
+    stage.stall()
+    stage.steering.lead(OnFailure.CLOSED)
+    with REFUSED:
+        stage.call("127.0.0.1", port)
+    stage.steering.detach()
+    stage.call("127.0.0.1", port)
+    assert sandbox.nobody_came()
+    stage.beat()
+    stage.steering.lead(OnFailure.OPEN)
+    stage.call("127.0.0.1", port)
+    stage.led()
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")])

@@ -110,6 +110,25 @@ def test_a_flow_that_is_connected_after_it_began_is_counted_no_more() -> None:
     assert (ended.sent, ended.number, len(stage.asked)) == (None, 1, 1)
 
 
+def test_of_a_socket_that_was_only_connected_it_is_told_that_nothing_else_was_seen() -> None:
+    stage = Stage()
+    stage.begins(flow(1, connected=True), sent=0)
+    stage.begins(flow(2, 2))
+    stage.begins(flow(3, 3, connected=True), received=1, sent=0)  # it asked for who had sent what came
+    stage.begins(flow(4, 4, connected=True), sent=0)
+    stage.begins(flow(4, 4, at_s=1), sent=0)  # it sent, and named where to
+    told = [one for cookie in range(1, 5) for one in stage.closes(cookie, at_s=2)]
+    assert [one.seen for one in told] == [False, True, True, True]
+
+
+def test_one_that_was_only_connected_may_have_been_forgotten_by_the_kernel() -> None:
+    stage = Stage()
+    stage.begins(flow(connected=True), sent=0)
+    stage.kernel.kept.clear()
+    (ended,) = stage.due(at_s=10)
+    assert not ended.seen
+
+
 def test_a_flow_on_which_nothing_moves_ends_when_it_last_did() -> None:
     stage = Stage()
     one = flow()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pydivert import windivert_dll as pydivert_dll
+from windows_python import WHY_NOT, is_there, windows_python
 
 from mitmsec_redirect import windivert_dll
 from mitmsec_redirect.divert_library import PACKETS_MOST, Batch, HandleFlag, HandleRefused, HandleShut, Setting
@@ -254,3 +255,33 @@ def test_signatures_and_structures_are_those_that_pydivert_uses() -> None:
         assert ctypes.sizeof(result) == ctypes.sizeof(their_result)
     assert ctypes.sizeof(Overlapped) == 32  # theirs is longer here: a DWORD of Linux has eight bytes
     assert Overlapped.event.offset == 24
+
+
+# --- under Wine -------------------------------------------------------------------------------------------------------
+UNDER_WINE = r"""
+import types
+brought = types.ModuleType("pydivert.windivert_dll")
+brought.DLL_PATH = os.path.join(here, "WinDivert64.dll")
+sys.modules["pydivert"] = package = types.ModuleType("pydivert")
+sys.modules["pydivert.windivert_dll"] = package.windivert_dll = brought
+from mitmsec_redirect.divert_library import HandleFlag, HandleRefused, open_handle
+from mitmsec_redirect.divert_records import Layer
+from mitmsec_redirect.filters import EVENTS_FILTER
+sniff = HandleFlag.SNIFF | HandleFlag.RECEIVE_ONLY
+for text, layer, flags in (
+    ("outbound and", Layer.NETWORK, HandleFlag.DIVERT),
+    ("outbound and tcp.Syn", Layer.NETWORK, HandleFlag.DIVERT),
+    (EVENTS_FILTER, Layer.NETWORK, sniff),
+    (EVENTS_FILTER, Layer.SOCKET, sniff),
+):
+    try:
+        open_handle(text, layer, flags=flags)
+    except (HandleRefused, ValueError) as error:
+        told([type(error).__name__, getattr(error, "errno", None)])
+"""
+
+
+@pytest.mark.skipif(not is_there(), reason=WHY_NOT)
+def test_under_wine_the_real_dll_is_called_and_tells_a_filter_that_is_none_from_a_driver_that_is_not_there() -> None:
+    none, refused = ["ValueError", None], ["HandleRefused", 1114]
+    assert windows_python("handles.py", UNDER_WINE) == [none, refused, none, refused]

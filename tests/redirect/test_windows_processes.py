@@ -7,14 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from mitmsec.core.model import Confidence, Fact, ParentProcess, Process
 from mitmsec_redirect import windows_processes
 from mitmsec_redirect.divert_owner import Owners
-from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.windows_processes import (
     ANCESTORS_LIMIT,
     ENDED_LIMIT,
@@ -45,6 +43,7 @@ class Ran:
     of: str | None = None  # its package
     lives: bool = True
     held: int = 0
+    file: int | None = None  # the number of its executable's, where Windows tells whether a file is it
 
     def has_ended(self) -> bool:
         return not self.lives
@@ -62,6 +61,9 @@ class Ran:
         if self.of == "?":
             raise OSError("GetPackageFullName: error 6")
         return self.of
+
+    def runs(self, descriptor: int) -> bool | None:
+        return None if self.file is None else os.fstat(descriptor).st_ino == self.file
 
     def close(self) -> None:
         self.held -= 1
@@ -234,11 +236,12 @@ def test_a_pid_that_is_used_again_is_somebody_else(machine: Machine, table: Wind
 def test_a_diverter_asks_it_as_it_asks_linux(machine: Machine, table: WindowsProcesses) -> None:
     machine.begins(7)
     passes(machine, 1)
-    owners = Owners(cast("ProcessTable", table))
-    told = owners.process(7, 0, machine.now_ns)
+    owners = Owners(table)
+    told = owners.owner(7, 0, machine.now_ns, Confidence.KERNEL).process
     assert (told.name, told.user, told.confidence) == ("x.exe", "HOME\\joe", Confidence.KERNEL)
-    assert owners.process(7, 0, None).confidence is Confidence.TABLE, "a table named it"
-    assert owners.process(8, 0, None).confidence is Confidence.INFERRED
+    for named in (Confidence.TABLE, Confidence.INFERRED):
+        assert owners.owner(7, 0, None, named).process.confidence is named, "a table named it"
+    assert owners.owner(8, 0, None, Confidence.TABLE).process.confidence is Confidence.INFERRED
     owners.close()
     assert machine.running[7].held == 0
 
@@ -292,6 +295,25 @@ def test_services_are_asked_for_again_after_a_while_and_for_who_is_younger(
     assert whose(table, 7).services == ("c",)
 
 
+def test_for_a_program_that_no_service_manager_started_they_are_not_asked_for_anew(
+    machine: Machine, table: WindowsProcesses
+) -> None:
+    machine.begins(4, path="C:\\Windows\\System32\\services.exe")
+    passes(machine, 1)
+    machine.begins(5, path="C:\\Windows\\explorer.exe")
+    machine.by_service = {6: ("ended",)}
+    passes(machine, 1)
+    whose(table, 5)
+    asked = machine.asked_services
+    machine.begins(6, parent_pid=5)
+    assert (whose(table, 6).services, machine.asked_services) == ((), asked), "another had its pid then"
+    machine.begins(7, parent_pid=4)
+    machine.by_service = {7: ("new",)}
+    assert (whose(table, 7).services, machine.asked_services) == (("new",), asked + 1)
+    machine.begins(8, parent_pid=None)
+    assert (whose(table, 8).services, machine.asked_services) == ((), asked + 2), "who knows"
+
+
 def test_where_they_cannot_be_asked_for_that_is_told(machine: Machine, table: WindowsProcesses) -> None:
     machine.begins(7)
     machine.by_service = None
@@ -328,6 +350,23 @@ def test_a_file_that_was_changed_since_is_not_what_runs(
     owner = table.whose(7, 0, "")
     assert owner.sha256 is not None
     assert owner.sha256.result(timeout=30) is None
+
+
+def test_a_program_that_was_renamed_lends_nobodys_hash_and_nobodys_signer(
+    machine: Machine, table: WindowsProcesses, program: Path
+) -> None:
+    """Whoever owns a file sets its times; by its handle Windows knows it all the same."""
+    machine.signed[b"MZ"] = "CN=A"
+    machine.begins(7, path="C:\\x.exe", file=program.stat().st_ino + 1)
+    told = settles(table, 7)
+    assert (told.sha256, told.signer, told.unread) == (None, None, (Fact.SIGNER,))
+
+
+def test_what_surely_runs_may_have_any_times(machine: Machine, table: WindowsProcesses, program: Path) -> None:
+    machine.signed[b"MZ"] = "CN=A"
+    machine.now_ns -= SECOND_NS
+    machine.begins(7, path="C:\\x.exe", file=program.stat().st_ino)
+    assert settles(table, 7).signer == "CN=A"
 
 
 @pytest.mark.parametrize("path", ["C:\\gone.exe", None])
@@ -473,6 +512,36 @@ def test_of_living_ones_a_number_is_held_those_asked_about_last(machine: Machine
     assert (ran[0].held, ran[1].held, more.held) == (1, 0, 1)
     assert [one.process.pid for one in table.refresh()] == [more.pid], "who was let go of is not told of again"
     assert sum(one.held for one in ran) == HELD_LIMIT - 1
+
+
+def test_who_was_let_go_of_while_it_lived_is_told_once_all_the_same(machine: Machine, table: WindowsProcesses) -> None:
+    for pid in range(1, HELD_LIMIT + 1):
+        machine.begins(pid)
+    refreshed(table, HELD_LIMIT)
+    machine.begins(HELD_LIMIT + 1)
+    whose(table, HELD_LIMIT + 1)  # for whom the first is let go of
+    table.refresh()
+    for pid in (2, 3):
+        machine.ends(pid)
+    table.refresh()
+    machine.ends(1)  # which nobody holds: so its pid may be another's at once
+    assert table.refresh() == []
+    machine.now_ns += 1
+    machine.begins(1)
+    assert [type(one) for one in table.refresh()] == [Began]
+
+
+def test_who_is_met_again_is_not_told_again(machine: Machine, table: WindowsProcesses) -> None:
+    for pid in range(1, HELD_LIMIT + 1):
+        machine.begins(pid)
+    refreshed(table, HELD_LIMIT)
+    machine.begins(HELD_LIMIT + 1)
+    whose(table, HELD_LIMIT + 1)
+    table.refresh()
+    machine.ends(3)
+    assert [type(one) for one in table.refresh()] == [Ended]
+    assert table.refresh() == [], "there is room for the first now"
+    assert 1 in table._lives
 
 
 def test_nothing_is_held_in_the_end(machine: Machine, table: WindowsProcesses) -> None:

@@ -20,7 +20,7 @@ from mitmsec_redirect.windows_rows import EPOCH_1601_NS
 from mitmsec_redirect.windows_system import TRIES, Libraries, WindowsSystem
 
 BEGAN_NS = 1_800_000_000 * 10**9
-HANDLE, CONTROL, NO_HANDLE = 0x1_0000_0004, 77, 2**64 - 1
+HANDLE, ASKED, FILE, CONTROL, NO_HANDLE = 0x1_0000_0004, 0x1_0000_0008, 0x1_0000_000C, 77, 2**64 - 1
 
 
 class Dlls:
@@ -29,7 +29,8 @@ class Dlls:
     def __init__(self, **answers: Any) -> None:
         self.path, self.package, self.status, self.times = "C:\\x.exe", "P_1.0_x64__id", 0, 1
         self.created = (BEGAN_NS + EPOCH_1601_NS) // 100  # FILETIME
-        self.parent_status, self.error, self.growth = 0, 234, 0
+        self.image_status: int | None = 0
+        self.parent_status, self.error, self.growth, self.frequency = 0, 234, 0, 10_000_000
         self.services: list[tuple[str, int]] = []
         self.closed: list[int] = []
         self.asked = 0
@@ -39,6 +40,8 @@ class Dlls:
             setattr(self, name, answer)
 
     def OpenProcess(self, access: int, inherits: int, pid: int) -> int | None:  # noqa: N802  # its name
+        if access == 0x400:  # PROCESS_QUERY_INFORMATION
+            return ASKED if self.image_status is not None else None
         assert (access, inherits) == (0x101000, 0), "PROCESS_QUERY_LIMITED_INFORMATION and SYNCHRONIZE"
         return HANDLE if pid == 7 else None
 
@@ -62,7 +65,14 @@ class Dlls:
         text.value = self.path
         return int(bool(self.path))
 
+    def QueryPerformanceFrequency(self, frequency: Any) -> int:  # noqa: N802  # its name
+        frequency._obj.value = self.frequency
+        return int(self.frequency != 0)
+
     def NtQueryInformationProcess(self, handle: int, kind: int, words: Any, size: int, told: None) -> int:  # noqa: N802
+        if kind == 44:  # ProcessImageFileMapping
+            assert (handle, size, words._obj.value) == (ASKED, 8, FILE)
+            return self.image_status or 0
         assert (handle, kind, size) == (HANDLE, 0, 48), "ProcessBasicInformation"
         words[5] = 4  # InheritedFromUniqueProcessId
         return self.parent_status
@@ -96,7 +106,7 @@ class Dlls:
         return 1
 
     def CreateFileW(self, path: str, *arguments: Any) -> int:  # noqa: N802  # its name
-        assert arguments == (0x80000000, 7, None, 3, 0, None), "to read, shared with all, if it is there"
+        assert arguments == (0x80000020, 7, None, 3, 0, None), "to read and be run, shared with all, if it is there"
         return 5 if path == self.path else NO_HANDLE
 
 
@@ -151,6 +161,25 @@ def test_a_parent_that_is_not_told_is_not_none() -> None:
     assert one.parent() is None
 
 
+@pytest.mark.parametrize(
+    ("status", "runs"),
+    [(0, True), (-0x3FFFFFFF, False), (-0x3FFFFFDE, None), (-0x3FFFFFFD, None), (None, None)],
+    ids=["it is", "STATUS_UNSUCCESSFUL", "STATUS_ACCESS_DENIED", "STATUS_INVALID_INFO_CLASS", "may not be asked"],
+)
+def test_whether_a_file_is_its_program_is_asked_by_their_handles(
+    status: int | None, runs: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Msvcrt:
+        get_osfhandle = staticmethod({6: FILE}.__getitem__)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", Msvcrt)
+    dlls = Dlls(image_status=status)
+    one = system(dlls).open(7)
+    assert one is not None
+    assert one.runs(6) is runs
+    assert dlls.closed == ([] if status is None else [ASKED])
+
+
 def test_no_package_is_not_the_same_as_not_known() -> None:
     dlls = Dlls(status=15700)
     one = system(dlls).open(7)
@@ -170,6 +199,12 @@ def test_the_user_is_whom_psutil_names(monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = system(Dlls()).open(2**22 + 1)
     assert nobody is not None
     assert nobody.user() is None
+
+
+def test_the_clock_of_events_says_how_fast_it_goes() -> None:
+    assert system(Dlls()).ticks_per_s() == 10_000_000
+    with pytest.raises(OSError, match="does not tell"):
+        system(Dlls(frequency=0)).ticks_per_s()
 
 
 def test_living_processes_are_those_that_psutil_lists() -> None:
@@ -317,6 +352,9 @@ told(to_builtins(table.whose(child.pid, 0, "", now().event_ns).process))
 told(sorted(name for names in system.services().values() for name in names))
 copy = shutil.copy(sys.executable, os.path.join(here, "copied.exe"))
 file = system.open_file(copy)
+own = system.open_file(sys.executable)
+told([system.open(os.getpid()).runs(one) for one in (own, file)])
+os.close(own)
 os.replace(copy, os.path.join(here, "renamed.exe"))
 told(os.read(file, 2).decode())
 os.close(file)
@@ -327,9 +365,10 @@ table.close()
 
 @pytest.mark.skipif(not is_there(), reason=WHY_NOT)
 def test_under_wine_all_of_it_is_so() -> None:
-    living, (watched, began), (own, child), process, events, is_reused, ended, services, magic = windows_python(
+    living, (watched, began), (own, child), process, events, is_reused, ended, services, runs, magic = windows_python(
         "processes.py", UNDER_WINE
     )
+    assert runs == [None, None], "Wine does not tell; Windows, True and False"
     assert own in {one["pid"] for one in living}
     assert any(one["exe"] == "C:\\windows\\system32\\services.exe" and one["parent"] for one in living)
     assert (process["pid"], process["name"], process["confidence"]) == (child, "python.exe", "kernel")

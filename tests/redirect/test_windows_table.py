@@ -14,11 +14,11 @@ import pytest
 from windows_structs import table_of
 
 from mitmsec.core.model import Confidence, Endpoint, Transport
-from mitmsec_redirect import socket_table
 from mitmsec_redirect.divert_signals import Flow
-from mitmsec_redirect.socket_table import packed, pair_of
+from mitmsec_redirect.socket_table import Named, packed, pair_of
+from mitmsec_redirect.windows_processes import Now
 from mitmsec_redirect.windows_rows import TIME_WAIT, Kind, OwnedSocket
-from mitmsec_redirect.windows_table import TRIES, Named, WindowsTable
+from mitmsec_redirect.windows_table import TRIES, WindowsTable
 
 HERE, THERE = Endpoint.of("192.0.2.1", 50000), Endpoint.of("203.0.113.9", 443)
 HERE6, THERE6 = Endpoint.of("2001:db8::1", 50000), Endpoint.of("2001:db8::9", 443)
@@ -28,9 +28,9 @@ def tcp(local: Endpoint, remote: Endpoint | None, pid: int | None, state: int = 
     return OwnedSocket(transport=Transport.TCP, local=local, remote=remote, pid=pid, state=state, created_ns=None)
 
 
-def udp(local: str, port: int, pid: int) -> OwnedSocket:
+def udp(local: str, port: int, pid: int, created_ns: int | None = None) -> OwnedSocket:
     end = Endpoint.of(local, port)
-    return OwnedSocket(transport=Transport.UDP, local=end, remote=None, pid=pid, state=None, created_ns=None)
+    return OwnedSocket(transport=Transport.UDP, local=end, remote=None, pid=pid, state=None, created_ns=created_ns)
 
 
 class Iphlpapi:
@@ -66,30 +66,39 @@ def flow(local: Endpoint = HERE, remote: Endpoint = THERE, transport: Transport 
     return Flow(transport=transport, local=local, remote=remote)
 
 
+def owner_of(table: WindowsTable, of: Flow) -> int | None:
+    named = table.named(of)
+    return None if named is None else named.pid
+
+
 def test_the_owner_of_a_connection_is_who_has_both_of_its_ends() -> None:
     table = WindowsTable(
         Iphlpapi([tcp(HERE, None, 1, state=2), tcp(HERE, Endpoint.of("203.0.113.8", 443), 2), tcp(HERE, THERE, 3)])
     )
-    assert table.owner_of(flow()) == 3
-    assert table.owner_of(flow(Endpoint.of("192.0.2.1", 50001))) is None
+    assert owner_of(table, flow()) == 3
+    assert owner_of(table, flow(Endpoint.of("192.0.2.1", 50001))) is None
 
 
 def test_of_two_connections_from_one_port_each_is_told_by_its_own_address() -> None:
     """Who binds another address of the machine may have the same port, and call the same remote."""
     other = Endpoint.of("192.0.2.7", HERE.port)
     table = WindowsTable(Iphlpapi([tcp(other, THERE, 4), tcp(HERE, THERE, 3)]))
-    assert (table.owner_of(flow()), table.owner_of(flow(other))) == (3, 4)
+    assert (owner_of(table, flow()), owner_of(table, flow(other))) == (3, 4)
 
 
 @pytest.mark.parametrize(
     ("began_ns", "named"),
-    [(10**18, Named(3, Confidence.TABLE)), (10**18 + 10**9, None), (None, Named(3, Confidence.INFERRED))],
+    [
+        (10**18, Named(3, Confidence.TABLE, 10**15 - 7)),
+        (10**18 + 10**9, None),
+        (None, Named(3, Confidence.INFERRED, 10**15 - 7)),  # it has ended, or may not be asked
+    ],
 )
 def test_a_process_that_is_younger_than_the_socket_is_not_its_owner(began_ns: int | None, named: Named | None) -> None:
     made = msgspec.structs.replace(tcp(HERE, THERE, 3), created_ns=10**18)
-    table = WindowsTable(Iphlpapi([made]), lambda _: began_ns)
+    table = WindowsTable(Iphlpapi([made]), lambda _: began_ns, lambda: Now(10**15, 10**18 + 7))
     assert table.named(flow()) == named
-    assert table.owner_of(flow()) == (None if named is None else 3)
+    assert owner_of(table, flow()) == (None if named is None else 3)
 
 
 def test_of_a_socket_whose_making_is_not_told_the_owner_is_inferred() -> None:
@@ -100,24 +109,47 @@ def test_of_a_socket_whose_making_is_not_told_the_owner_is_inferred() -> None:
 
 def test_when_a_process_began_is_what_the_system_says() -> None:
     made = msgspec.structs.replace(tcp(HERE, THERE, os.getpid()), created_ns=time.time_ns() // 100 * 100)
-    assert WindowsTable(Iphlpapi([made])).owner_of(flow()) == os.getpid()
+    assert owner_of(WindowsTable(Iphlpapi([made])), flow()) == os.getpid()
     long_ago = msgspec.structs.replace(made, created_ns=10**18)
-    assert WindowsTable(Iphlpapi([long_ago])).owner_of(flow()) is None
+    assert owner_of(WindowsTable(Iphlpapi([long_ago])), flow()) is None
     nobody = msgspec.structs.replace(long_ago, pid=2**22 + 1)
-    assert WindowsTable(Iphlpapi([nobody])).owner_of(flow()) == 2**22 + 1
+    assert owner_of(WindowsTable(Iphlpapi([nobody])), flow()) == 2**22 + 1
 
 
 def test_ipv6_is_asked_for_too_and_nobody_is_nobody() -> None:
     table = WindowsTable(Iphlpapi([tcp(HERE6, THERE6, 7), tcp(HERE, THERE, None)]))
-    assert table.owner_of(flow(HERE6, THERE6)) == 7
-    assert table.owner_of(flow()) is None
+    assert owner_of(table, flow(HERE6, THERE6)) == 7
+    assert owner_of(table, flow()) is None
     table.close()
 
 
 @pytest.mark.parametrize(("bound", "owner"), [("192.0.2.1", 9), ("0.0.0.0", 9), ("127.0.0.1", None)])
 def test_of_udp_the_local_end_decides(bound: str, owner: int | None) -> None:
     table = WindowsTable(Iphlpapi([udp(bound, 50000, 9)]))
-    assert table.owner_of(flow(transport=Transport.UDP)) == owner
+    assert owner_of(table, flow(transport=Transport.UDP)) == owner
+
+
+LONG_AGO_NS = 10**18
+
+
+@pytest.mark.parametrize(
+    ("bound", "local", "named"),
+    [
+        ((("0.0.0.0", 1), ("::", 2)), HERE6, (2, Confidence.TABLE)),  # IPv4 alone cannot have sent it
+        ((("0.0.0.0", 1), ("::", 2)), HERE, (1, Confidence.INFERRED)),  # IPv6 with IPv4 beside it can
+        ((("::", 2),), HERE, (2, Confidence.TABLE)),
+        ((("0.0.0.0", 1), ("192.0.2.1", 2)), HERE, (2, Confidence.INFERRED)),  # either of them
+        ((("0.0.0.0", 1), ("0.0.0.0", 2)), HERE, (1, Confidence.INFERRED)),
+        ((("0.0.0.0", 1), ("192.0.2.1", 1)), HERE, (1, Confidence.TABLE)),
+    ],
+)
+def test_of_several_udp_sockets_on_one_port_nobody_is_told_for_sure(
+    bound: Sequence[tuple[str, int]], local: Endpoint, named: tuple[int, Confidence]
+) -> None:
+    sockets = [udp(address, local.port, pid, LONG_AGO_NS) for address, pid in bound]
+    found = WindowsTable(Iphlpapi(sockets), lambda _: LONG_AGO_NS).named(flow(local, THERE, Transport.UDP))
+    assert found is not None
+    assert (found.pid, found.confidence) == named
 
 
 def test_connections_that_are_not_over_are_pairs() -> None:
@@ -131,7 +163,7 @@ def test_connections_that_are_not_over_are_pairs() -> None:
 
 def test_a_table_that_grows_meanwhile_is_asked_for_again() -> None:
     library = Iphlpapi([tcp(HERE, THERE, 3)], growth=15_000)
-    assert WindowsTable(library).owner_of(flow()) == 3
+    assert owner_of(WindowsTable(library), flow()) == 3
     assert library.asked >= 2
 
 
@@ -166,9 +198,8 @@ def test_elsewhere_there_is_none() -> None:
         WindowsTable()
 
 
-def test_windows_is_asked_this_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_own_library_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     library = Iphlpapi([tcp(HERE, THERE, 3)])
-    monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setattr(ctypes, "WinDLL", lambda _: library, raising=False)
     monkeypatch.setattr("mitmsec_redirect.windows_table._declared", lambda loaded: loaded)
-    assert socket_table.system_table().owner_of(flow()) == 3
+    assert owner_of(WindowsTable(), flow()) == 3

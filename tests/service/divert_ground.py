@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,18 @@ class Ground:
     cgroup: SessionCgroup
     sleeper: subprocess.Popen[bytes]
 
+    def give_addresses(self) -> None:
+        """A network behind the link, in which 10.79.0.2 never answers."""
+
+        def give() -> None:
+            for words in (
+                "addr add 10.79.0.1/24 dev xa",
+                "neigh add 10.79.0.2 lladdr 02:00:00:00:00:02 dev xa nud permanent",
+            ):
+                subprocess.run(["ip", *words.split()], check=True)
+
+        netns.inside(self.network, give)
+
     def programs(self) -> int:
         """How many classifiers and qdiscs stand on the namespace's interfaces."""
 
@@ -28,6 +41,13 @@ class Ground:
                 return len(interfaces) + sum(len(control.classifiers(one)) for one in interfaces)
 
         return netns.inside(self.network, count)
+
+    def is_bare(self, within_s: float = 20) -> bool:
+        """Nothing stands there, or soon: another sweeper of the machine may be at it."""
+        deadline_s = time.monotonic() + within_s
+        while (left := self.programs()) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        return left == 0
 
 
 @contextlib.contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +26,8 @@ from mitmsec_redirect import netns, nft
 from mitmsec_redirect.backend import Backend, BackendKind, BackendUnavailable, SocketOwner
 from mitmsec_redirect.bpf import EbpfUnavailable, ProgramRejected
 from mitmsec_redirect.cgroup import SessionCgroup
+from mitmsec_redirect.monitor import Monitor
+from mitmsec_redirect.owner import Owner
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed, Reason
 from mitmsec_redirect.steps import Selection
@@ -166,6 +171,71 @@ def test_a_process_that_was_read_before_its_connection_began_is_told_as_it_was()
     owner = backends.found_missed(told, ProcessTable())
     assert owner is not None
     assert owner.process is process
+
+
+class Remembering:
+    """A table of processes that one connection's is known in, though it has ended."""
+
+    def whose(self, pid: int, uid: int, comm: str, connected_ns: int | None = None) -> Owner:
+        return Owner(Process(pid=pid, exe="/usr/bin/brief", confidence=Confidence.KERNEL))
+
+
+@pytest.mark.parametrize(
+    ("confidence", "connected_ns", "exe"),
+    [
+        (Confidence.INFERRED, 5, "/usr/bin/brief"),
+        (Confidence.INFERRED, 0, None),  # a table named it, afterwards
+        (Confidence.UNKNOWN, 5, None),
+    ],
+)
+def test_a_process_that_had_ended_when_it_was_read_is_told_as_the_session_knew_it(
+    confidence: Confidence, connected_ns: int, exe: str | None
+) -> None:
+    process = Process(pid=7, confidence=confidence)
+    asked = Whose(number=1, pid=7, uid=0, comm="brief", told=process, connected_ns=connected_ns)
+    owner = backends.found(cast("Backend", Finding(None)), asked, cast("ProcessTable", Remembering()))
+    assert owner is not None
+    assert owner.process.exe == exe
+
+
+CONNECTS_AND_EXECUTES = """
+import os, sys, time
+print(time.monotonic_ns(), flush=True)
+os.execv("/bin/sleep", ["sleep", "60"])
+"""
+
+
+@pytest.mark.root
+def test_who_executes_something_else_right_after_connecting_is_not_told_as_that() -> None:
+    """The diverter reads a process when it holds its SYN; the service's monitor has seen what it was at connect()."""
+    with Monitor.open() as monitor, contextlib.closing(ProcessTable(monitor=monitor)) as watched:
+        watched.refresh()
+        command = [sys.executable, "-I", "-S", "-c", CONNECTS_AND_EXECUTES]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+            try:
+                assert program.stdout is not None
+                connected_ns = int(program.stdout.readline())
+                sleep = until_it_runs(program.pid, os.path.realpath("/bin/sleep"))
+                exes = []
+                for at_ns in (connected_ns, time.monotonic_ns(), 0):
+                    asked = Whose(number=1, pid=program.pid, uid=0, comm="", told=sleep, connected_ns=at_ns)
+                    owner = backends.found(cast("Backend", Finding(None)), asked, watched)
+                    assert owner is not None
+                    exes.append((owner.process.exe, owner.process.confidence))
+            finally:
+                program.kill()
+    python = os.path.realpath(sys.executable)
+    assert exes == [(exe, Confidence.KERNEL) for exe in (python, sleep.exe, sleep.exe)]
+
+
+def until_it_runs(pid: int, exe: str) -> Process:
+    """As a diverter reads it, with its hash."""
+    deadline_s = time.monotonic() + 10
+    with contextlib.closing(ProcessTable()) as table:
+        while (owner := table.whose(pid, 0, "")).process.exe != exe or owner.process.sha256 is None:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+    return owner.process
 
 
 def test_a_hash_that_was_not_there_in_time_is_waited_for_if_it_is_still_that_process() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from mitmsec.service.background import Background
+import pytest
+
+from mitmsec.service import background
+from mitmsec.service.background import Background, for_ever
 
 
 def test_it_is_done_though_nobody_keeps_it() -> None:
@@ -43,3 +46,26 @@ def test_it_ends_with_its_owner() -> None:
         return ended
 
     assert asyncio.run(story()) == ["endless"]
+
+
+def test_a_look_that_fails_is_told_once_for_each_kind_and_is_no_end_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "PAUSE_S", 0)
+
+    async def story() -> list[str]:
+        told: list[str] = []
+        looks = iter([ValueError("a"), None, ValueError("b"), KeyError("c"), None])
+
+        async def look() -> None:
+            await asyncio.sleep(0)
+            try:
+                error = next(looks)
+            except StopIteration:
+                raise asyncio.CancelledError from None
+            if error is not None:
+                raise error
+
+        with pytest.raises(asyncio.CancelledError):
+            await for_ever(look, lambda error: told.append(repr(error)))
+        return told
+
+    assert asyncio.run(story()) == ["ValueError('a')", "KeyError('c')"]

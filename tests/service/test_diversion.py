@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import struct
 import time
@@ -18,6 +17,7 @@ from mitmsec.service.divert_messages import DiverterFault, DiverterSettings, Not
 from mitmsec_redirect import expected_flows
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.cgroup import SessionCgroup
+from mitmsec_redirect.divert_seams import SocketTold
 from mitmsec_redirect.divert_signals import Choice, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow, ExpectedFlows
 from mitmsec_redirect.records import Origin
@@ -27,6 +27,10 @@ from mitmsec_redirect.verdicts import Verdict, entry
 CURL = Process(pid=7, exe="/usr/bin/curl", confidence=Confidence.KERNEL)
 REMOTE, CLIENT = Endpoint(address="203.0.113.10", port=443), Endpoint(address="203.0.113.10", port=40001)
 GATE = Endpoint(address="192.0.2.1", port=8085)
+ORIGIN = Origin(
+    remote=REMOTE, pid=7, uid=0, comm="curl", connected_ns=1, bound=None, source=None, selected=True
+)  # as the backend has it
+TOLD = SocketTold(Transport.TCP)
 
 
 class Stage:
@@ -39,8 +43,11 @@ class Stage:
         self.gate = ExpectedFlows(told)
         self.diversion = Diversion(settings, self.teller, self.reports)
 
-    def tries(self, transport: Transport = Transport.TCP) -> Choice:
-        return self.diversion.decide(CURL, REMOTE, transport)
+    def tries(self, transport: Transport = Transport.TCP, cookie: int | None = None) -> Choice:
+        return self.diversion.decide(CURL, REMOTE, SocketTold(transport, cookie))
+
+    def concerns(self, cgroup: int, transport: Transport = Transport.TCP, cookie: int | None = None) -> bool:
+        return self.diversion.concerns(SocketTold(transport, cookie, cgroup=cgroup))
 
     def missed(self) -> list[tuple[str, bool]]:
         return [(one.reason, one.denied) for one in self.reports.take() if isinstance(one, NotDiverted)]
@@ -56,12 +63,9 @@ def not_diverted(number: int) -> NotDiverted:
 def test_a_living_gate_gets_the_connection_and_has_been_told_of_it() -> None:
     stage = Stage(OnFailure.CLOSED)
     assert stage.tries() is Choice.DIVERT
-    origin = Origin(remote=REMOTE, pid=7, uid=0, comm="curl", connected_ns=1, bound=None, source=None)
-    flow = ExpectedFlow(client=CLIENT, gate=GATE, origin=origin, process=CURL)
-    stage.diversion.expect(flow)
-    assert stage.gate.find(CLIENT, GATE, 0.0) == dataclasses.replace(
-        flow, origin=dataclasses.replace(origin, selected=True)
-    )
+    flow = ExpectedFlow(client=CLIENT, gate=GATE, origin=ORIGIN, process=CURL)
+    stage.diversion.expect(flow, TOLD)
+    assert stage.gate.find(CLIENT, GATE, 0.0) == flow
     assert stage.missed() == []
 
 
@@ -116,7 +120,7 @@ def cgroup() -> Iterator[SessionCgroup]:
 
 @pytest.mark.root
 def test_sockets_of_the_run_and_of_what_it_puts_below_are_its_own(cgroup: SessionCgroup) -> None:
-    concerns = Stage(OnFailure.OPEN, str(cgroup.path)).diversion.concerns
+    concerns = Stage(OnFailure.OPEN, str(cgroup.path)).concerns
     assert concerns(cgroup.path.stat().st_ino)
     assert concerns((cgroup.path / "below").stat().st_ino)
     assert not concerns(cgroup.path.parent.stat().st_ino)
@@ -129,7 +133,7 @@ def test_a_cgroup_whose_name_only_begins_alike_is_anothers(cgroup: SessionCgroup
     longer = cgroup.path.with_name(cgroup.path.name + "0")
     longer.mkdir()
     try:
-        assert not Stage(OnFailure.OPEN, str(cgroup.path)).diversion.concerns(longer.stat().st_ino)
+        assert not Stage(OnFailure.OPEN, str(cgroup.path)).concerns(longer.stat().st_ino)
     finally:
         longer.rmdir()
 
@@ -137,9 +141,8 @@ def test_a_cgroup_whose_name_only_begins_alike_is_anothers(cgroup: SessionCgroup
 def test_a_gate_that_does_not_hear_is_an_error_for_whoever_tells() -> None:
     stage = Stage(OnFailure.OPEN)
     stage.gate.close()
-    origin = Origin(remote=REMOTE, pid=7, uid=0, comm="curl", connected_ns=1, bound=None, source=None)
     with pytest.raises(OSError, match=r"Broken pipe|reset"):
-        stage.diversion.expect(ExpectedFlow(client=CLIENT, gate=GATE, origin=origin, process=CURL))
+        stage.diversion.expect(ExpectedFlow(client=CLIENT, gate=GATE, origin=ORIGIN, process=CURL), TOLD)
 
 
 class Kept:
@@ -148,6 +151,7 @@ class Kept:
     def __init__(self) -> None:
         self.verdicts = Map.create(MapKind.HASH, 4, 8, 16, "ms_selected")
         self.runs = RunCgroups()
+        self.notes: dict[int, Verdict] = {}
 
     def judge(self, pid: int, verdict: Verdict) -> None:
         self.verdicts.update(struct.pack("=I", pid), struct.pack("=Q", entry(5 << 12, verdict)))
@@ -157,8 +161,11 @@ class Kept:
     ) -> Stage:
         stage = Stage(on_failure)
         settings = replace(stage.diversion.settings, quic=quic, is_standing=True, everything=everything)
-        stage.diversion = Diversion(settings, stage.teller, stage.reports, Standing(self.verdicts.fd, self.runs.fd))
+        stage.diversion = Diversion(settings, stage.teller, stage.reports, self.standing())
         return stage
+
+    def standing(self) -> Standing:
+        return Standing(self.verdicts.fd, self.runs.fd, self.notes.get)
 
 
 @pytest.fixture
@@ -185,8 +192,8 @@ def test_a_standing_selection_is_what_the_kernel_says_of_the_process(
 ) -> None:
     if verdict is not None:
         kept.judge(7, verdict)
-    assert kept.stage().diversion.selects(7) is selected
-    assert kept.stage(everything=True).diversion.selects(7) is among_all
+    assert kept.stage().diversion.selects(7, TOLD) is selected
+    assert kept.stage(everything=True).diversion.selects(7, TOLD) is among_all
 
 
 @pytest.mark.root
@@ -203,7 +210,7 @@ def test_what_fails_does_not_fall_on_whom_nobody_has_judged(kept: Kept) -> None:
 
 @pytest.mark.root
 def test_what_a_run_diverts_a_service_does_not(kept: Kept, cgroup: SessionCgroup) -> None:
-    concerns = kept.stage().diversion.concerns
+    concerns = kept.stage().concerns
     number = cgroup.path.stat().st_ino
     assert concerns(number)
     kept.runs.are([cgroup.path])
@@ -215,5 +222,37 @@ def test_what_a_run_diverts_a_service_does_not(kept: Kept, cgroup: SessionCgroup
 
 @pytest.mark.root
 def test_a_service_may_let_quic_pass(kept: Kept) -> None:
-    assert kept.stage(quic=Quic.BYPASS).tries(Transport.UDP) is Choice.LEAVE
-    assert kept.stage(quic=Quic.REFUSE).tries(Transport.UDP) is Choice.DENY
+    """Then nobody's is held up until it is known whose it is."""
+    for quic, concerns, choice in ((Quic.BYPASS, False, Choice.LEAVE), (Quic.REFUSE, True, Choice.DENY)):
+        stage = kept.stage(quic=quic)
+        assert stage.concerns(0, Transport.UDP, cookie=1) is concerns
+        assert stage.tries(Transport.UDP) is choice
+
+
+@pytest.mark.root
+def test_what_was_noted_in_connect_counts_whatever_has_become_of_the_process(kept: Kept) -> None:
+    """Process 7 has ended: nothing is known of it any more."""
+    kept.notes = {1: Verdict.SELECTED, 2: Verdict.UNDECIDED}
+    stage = kept.stage(OnFailure.CLOSED)
+    assert [stage.concerns(0, cookie=cookie) for cookie in (1, 2, 3)] == [True, True, False]
+    selects = stage.diversion.selects
+    assert [selects(7, SocketTold(Transport.TCP, cookie)) for cookie in (1, 2, 3)] == [True, True, False]
+    stage.diversion.beat_ns = 0
+    assert [stage.tries(cookie=cookie) for cookie in (1, 2)] == [Choice.DENY, Choice.LEAVE]
+    for cookie in (1, 2):
+        flow = ExpectedFlow(client=CLIENT, gate=GATE, origin=ORIGIN, process=CURL)
+        stage.diversion.expect(flow, SocketTold(Transport.TCP, cookie))
+        found = stage.gate.find(CLIENT, GATE, 0.0)
+        assert found is not None
+        assert found.origin.selected is (cookie == 1)
+
+
+@pytest.mark.root
+def test_where_notes_say_nothing_the_process_is_asked_about(kept: Kept) -> None:
+    """Of datagrams, and of a socket that has gone."""
+    stage = kept.stage()
+    assert stage.concerns(0, Transport.UDP, cookie=1)
+    assert stage.concerns(0, cookie=None)
+    kept.judge(7, Verdict.SELECTED)
+    assert stage.diversion.selects(7, SocketTold(Transport.UDP, 1))
+    assert stage.diversion.selects(7, SocketTold(Transport.TCP))

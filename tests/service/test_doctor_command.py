@@ -105,3 +105,14 @@ def test_where_no_backend_works_all_that_is_missing_counts(monkeypatch: pytest.M
 def test_what_every_backend_needs_is_missed_whichever_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = doctor(monkeypatch, FOUND[1], HOOK_TAKEN)
     assert lines[-1] == "mitmsec run cannot work here. First: do this"
+
+
+def test_what_a_run_can_do_without_is_told_and_no_reason_for_status_3(monkeypatch: pytest.MonkeyPatch) -> None:
+    less = Check("callers", ok=False, detail="less is told", remedy="unlock", backend="connect_hook", optional=True)
+    lines = doctor(monkeypatch, FOUND[0], less, HOOK_TAKEN)
+    assert lines[1].split()[:4] == ["less", "callers", "less", "is"]
+    assert lines[2].strip() == "unlock"
+    assert lines[-1].startswith("mitmsec run works, by connect_hook. Next: ")
+    assert CliRunner().invoke(cli, ["doctor"]).exit_code == 0
+    assert "not needed here" in doctor(monkeypatch, FOUND[0], NO_BPF, less, RULES_TAKEN)[2]
+    assert doctor(monkeypatch, NO_BPF, less, NONE_TAKEN)[-1] == "mitmsec run cannot work here. First: do this"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -10,13 +11,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import dns_writer
 import msgspec
 import pytest
 
-from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Outcome
+from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, NamedBy, Outcome
 from mitmsec.channel import Channel, pair
 from mitmsec.core.messages import (
     Committed,
+    DnsRelays,
     Drain,
     Drained,
     GateSettings,
@@ -37,6 +40,7 @@ from mitmsec.service.gate import LEGS_LIMIT, LedWay, _given
 from mitmsec_redirect import records
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.bpf import Map, MapKind
+from mitmsec_redirect.dns_lead import Lead
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.legs import Leg
 from mitmsec_redirect.pulse import Pulse
@@ -44,7 +48,7 @@ from mitmsec_redirect.pulse import Pulse
 pytestmark = pytest.mark.root
 
 WAIT_S = 30.0
-SO_COOKIE = 57
+SO_COOKIE, IP_PKTINFO = 57, 8
 CALLED = (5_000_000_001, 4_000_000_002, 41, 0, 8, 9, 2, 3, 0)
 CALLER = Caller(5_000_000_001, 41, 4_000_000_002, device=8, inode=9, ctime_ns=2_000_000_003)
 CURL = Process(pid=4711, exe="/usr/bin/curl", name="curl")
@@ -60,6 +64,7 @@ class GateProcess:
         on_failure: OnFailure = OnFailure.CLOSED,
         v6: bool = False,
         backend: BackendKind = BackendKind.CONNECT_HOOK,
+        relays: bool = False,
     ) -> None:
         self._recorded = 0
         self.origins = Map.create(MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, 64, "ms_origins")
@@ -81,9 +86,11 @@ class GateProcess:
         policy_fd = os.memfd_create("policy")
         os.write(policy_fd, msgspec.json.encode(policy))
         with theirs, recorder_end, signer_end:
-            command = [sys.executable, "-m", "mitmsec.service.gate", str(theirs.fileno())]
+            command = [sys.executable, "-m", "mitmsec.service", "gate", str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
-            settings = GateSettings(session="s", on_failure=on_failure, has_v6=v6, capture=False, backend=backend)
+            settings = GateSettings(
+                session="s", on_failure=on_failure, has_v6=v6, capture=False, backend=backend, relays=relays
+            )
             fds = [
                 policy_fd,
                 self.listeners[0].fileno(),
@@ -206,6 +213,40 @@ def test_for_a_backend_that_no_gate_serves_or_other_descriptors_there_is_none(
 ) -> None:
     with pytest.raises(ValueError):
         _given(kind, [-1] * descriptors)
+
+
+def test_what_it_relays_to_a_name_server_names_the_flows_that_show_no_name(origin: socket.socket) -> None:
+    with contextlib.ExitStack() as held:
+        server, relay, program = (
+            held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) for _ in range(3)
+        )
+        server.bind((f"127.53.{os.getpid() % 250}.{os.getpid() // 250 % 250}", 53))
+        relay.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        relay.bind(("127.0.0.1", 0))
+        for sock in (server, program):
+            sock.settimeout(WAIT_S)
+        lead = held.enter_context(contextlib.closing(Lead.open([relay])))
+        lead.meet(server.getsockname()[0], named=True)
+        gate = GateProcess(Policy(action=Action.BYPASS), relays=True)
+        try:
+            gate.control.send(DnsRelays())  # without sockets it means nothing
+            gate.control.send(DnsRelays(), *lead.descriptors, relay.fileno())
+            lead._asking.update(program.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), bytes(4))
+            program.sendto(dns_writer.query("a.test"), relay.getsockname())
+            _, ours = server.recvfrom(999)
+            server.sendto(dns_writer.response("a.test", dns_writer.address("a.test", "127.0.0.1")), ours)
+            program.recv(999)
+            with gate.divert(origin.getsockname()) as client:
+                gate.owner_asked()
+                client.send(b"\x80ping")
+                client.shutdown(socket.SHUT_WR)
+                with origin.accept()[0] as there:
+                    assert there.makefile("rb").read() == b"\x80ping"
+                assert client.recv(1) == b""
+            seen = gate.recorded()
+            assert (seen.host, seen.named_by) == ("a.test", NamedBy.DNS)
+        finally:
+            assert gate.end() == 0
 
 
 def test_a_flow_is_handed_to_the_worker_that_came_up(origin: socket.socket) -> None:

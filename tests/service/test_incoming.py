@@ -46,9 +46,14 @@ class World:
 
     def __init__(self, policy: Policy | None = None, selected: tuple[int, ...] = (LISTENER, WORKER, 0)) -> None:
         self.asked: list[int] = []
+        self.listening: list[tuple[int, str | None]] = []
         self.hash: Future[str | None] | None = None
         self.incoming = Incoming(
-            name="run-1", whose=self.whose, selects=lambda one: one.pid in selected, policy=policy or Policy()
+            name="run-1",
+            whose=self.whose,
+            selects=lambda one: one.pid in selected,
+            policy=policy or Policy(),
+            listens=lambda one, process: self.listening.append((one.cookie, process.exe)),
         )
 
     def whose(self, one: Inbound) -> Owner:
@@ -179,5 +184,6 @@ def test_what_should_have_been_blocked_and_came_in_is_told_as_what_happened() ->
 def test_who_listens_is_read_at_once_where_the_gate_will_ask_for_it() -> None:
     world = World()
     assert world.told(news(LISTENS, pid=LISTENER)) == []
+    assert world.listening == [(1, f"/usr/sbin/{LISTENER}")]
     assert world.asked == [LISTENER]
     assert list(world.incoming.left(0)) == []

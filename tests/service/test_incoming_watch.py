@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mitmsec.audit.event import ConnectionSeen, Outcome, Seen
+from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Direction, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
@@ -22,6 +22,7 @@ from mitmsec_redirect import kernel_types
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.owner import Owner
+from mitmsec_redirect.steering_records import SteeringMaps
 
 pytestmark = pytest.mark.root
 SERVER = """
@@ -120,27 +121,91 @@ def test_a_kernel_that_cannot_is_told_and_nothing_else_fails(
     asyncio.run(story())
 
 
+class Inward:
+    """What leads connections to the gate, as far as its watch sees it."""
+
+    def __init__(self, error: OSError | None = None) -> None:
+        self.told: list[str] = []
+        self._error = error
+
+    def maps_for(self, policy: Policy) -> SteeringMaps | None:
+        return None
+
+    def govern(self, policy: Policy, pins: Path | None) -> None:
+        self.told.append("governs" if policy.governs_inbound else "lets pass")
+        if self._error is not None:
+            raise self._error
+
+    def look(self, fault: object) -> None:
+        self.told.append("looks")
+
+    def lost(self) -> None:
+        self.told.append("lost")
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def begin(watched: Watched, inward: Inward) -> IncomingWatch | None:
+    return IncomingWatch.begin(
+        watched.scope,
+        watched.incoming,
+        watched.recorded.append,
+        watched.said.append,
+        inward=inward,  # type: ignore[arg-type]
+    )
+
+
 def test_where_the_gate_depends_on_it_a_kernel_that_cannot_is_no_place_for_it(
     cgroup: SessionCgroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Inward:
-        maps = None
-        closed = 0
-
-        def close(self) -> None:
-            self.closed += 1
-
     async def story() -> None:
         watched, inward = Watched(cgroup), Inward()
         monkeypatch.setattr(kernel_types, "process_offsets", lambda: None)
         with pytest.raises(EbpfUnavailable, match="types"):
-            IncomingWatch.begin(
-                watched.scope,
-                watched.incoming,
-                watched.recorded.append,
-                watched.said.append,
-                inward=inward,  # type: ignore[arg-type]
-            )
-        assert (inward.closed, watched.said) == (1, [])
+            begin(watched, inward)
+        assert (inward.told, watched.said) == (["closed"], [])
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_led_leaves_nothing_behind(cgroup: SessionCgroup) -> None:
+    async def story() -> None:
+        watched, inward = Watched(cgroup), Inward(OSError("no room"))
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(OSError, match="no room"):
+            begin(watched, inward)
+        assert inward.told == ["lets pass", "closed"]
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    asyncio.run(story())
+
+
+def test_whoever_leads_them_hears_of_every_policy(cgroup: SessionCgroup) -> None:
+    async def story() -> None:
+        watched, inward = Watched(cgroup), Inward()
+        watch = begin(watched, inward)
+        assert watch is not None
+        watch.govern(Policy(), everything=False)
+        watch.close()
+        assert inward.told == ["lets pass", "lets pass", "closed"]
+
+    asyncio.run(story())
+
+
+def test_whoever_leads_them_is_told_where_news_were_lost(cgroup: SessionCgroup) -> None:
+    """Among them may be one of somebody who has begun to listen."""
+
+    async def story() -> None:
+        watched, inward = Watched(cgroup), Inward()
+        watch = begin(watched, inward)
+        assert watch is not None
+        watch.look(lambda *_, **__: None)
+        assert "lost" not in inward.told
+        watch._hook._lost.update(bytes(4), (3).to_bytes(8, "little"))
+        watch.look(lambda *_, **__: None)
+        watch.close()
+        assert inward.told == ["lets pass", "looks", "looks", "lost", "closed"]
+        assert [one.count for one in watched.recorded if isinstance(one, FaultSeen)] == [3]
 
     asyncio.run(story())

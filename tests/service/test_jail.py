@@ -12,15 +12,32 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from badssl_certificates import root
+from badssl_revocation import revocation_list
+from issuer_stage import chain_of, naming, responding
 
-from mitmsec.channel import pair
-from mitmsec.core.messages import Drain, Fault, Message, Ready, RecorderSettings, Role, SignerReady, SignerSettings
+from mitmsec.channel import Channel, pair
+from mitmsec.core.messages import (
+    Drain,
+    Fault,
+    Message,
+    ProducerUp,
+    Ready,
+    RecorderSettings,
+    Role,
+    SignerReady,
+    SignerSettings,
+)
+from mitmsec.core.origin_proof import Standing
 from mitmsec.service import jail as jails
 from mitmsec.service import jail as module
 from mitmsec.service.accounts import account_of
+from mitmsec.service.broker_messages import BrokerSettings, RevocationAnswer, RevocationQuestion
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.jail import Jail, code_paths, outermost
 from mitmsec.service.state import State
+
+CA = root()
 
 
 @pytest.fixture
@@ -278,3 +295,43 @@ def test_the_code_paths_hold_our_packages_and_the_interpreter() -> None:
     found = code_paths()
     assert any(mitmsec_certs.__file__.startswith(path + "/") for path in found)
     assert "/" not in found
+
+
+@pytest.mark.root
+def test_a_jailed_broker_dials_and_resolves_names_and_sees_nothing_else(state: State) -> None:
+    """It is the one that asks issuers on the network: in the network that it is given."""
+
+    async def story() -> None:
+        network = os.open("/proc/self/ns/net", os.O_RDONLY)
+        account = account_of(Role.BROKER)
+        jail = Jail(role=Role.BROKER, account=account, mountpoint=str(state.jail), network=network)
+        broker = ChildProcess(Role.BROKER, partial(module.spawn, jail), print, [Ready])
+        roots = os.memfd_create("roots")
+        os.write(roots, CA.pem)
+        assert isinstance(await broker.start(BrokerSettings(), roots), Ready)
+        inside = Path(f"/proc/{broker.pid}/root")
+        for path in ("etc/resolv.conf", "etc/hosts"):
+            assert (inside / path).read_text() == Path("/", path).read_text()
+        assert not (inside / "etc" / "shadow").exists()
+        assert not (inside / "home").exists()
+        assert not (inside / str(state.folder)[1:]).exists()
+        assert os.readlink(f"/proc/{broker.pid}/ns/net") == os.readlink("/proc/self/ns/net")
+        assert len(list(Path(f"/proc/{broker.pid}/task").iterdir())) > 4, "threads are started before it is sealed"
+        assert "OpenSSL" not in await broker.modules()
+        with responding() as server:
+            leaf = CA.leaf("www.origin.test", more=naming(crl=f"http://localhost:{server.port}/crl"))
+            server.answers["/crl"] = lambda: revocation_list(CA, leaf)
+            mine, theirs = pair()
+            broker.channel.send(ProducerUp(role=Role.WORKER), theirs.fileno())
+            question = RevocationQuestion(number=1, chain=chain_of(leaf, CA))
+            worker = Channel(mine, [RevocationAnswer])
+            answer = await asyncio.to_thread(worker.exchange, question, timeout_s=20)
+            assert answer is not None
+            assert answer[0].statuses[0].standing is Standing.REVOKED
+            worker.close()
+            theirs.close()
+        await broker.stop()
+        os.close(roots)
+        os.close(network)
+
+    asyncio.run(story())

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.hazmat.primitives.serialization.pkcs12 import serialize_key_and_certificates
 
 from mitmsec.core.inbound_section import Pair
 from mitmsec.service.known_keys import CHAIN_LIMIT_BYTES, KEY_LIMIT_BYTES, KnownKeys, apart
@@ -51,6 +59,68 @@ def test_a_pair_is_read_and_its_key_kept_behind_the_others(tmp_path: Path, keys:
             os.write(descriptor, b"x")
     finally:
         os.close(descriptor)
+
+
+def test_keys_that_nobody_needs_are_left_out(tmp_path: Path, keys: KnownKeys) -> None:
+    """Those of the first entries stand in front."""
+    first, _ = (lay(tmp_path, name) for name in ("a", "b"))
+    for name in ("a", "b"):
+        keys.pair(f"{name}.pem", f"{name}.key")
+    descriptor = keys.detach(len(first))
+    try:
+        assert os.pread(descriptor, 1 << 20, 0) == first
+    finally:
+        os.close(descriptor)
+
+
+def lay_bundle(folder: Path, password: bytes, *, mode: int = 0o600) -> tuple[bytes, tuple[bytes, ...]]:
+    """A PKCS#12 file whose certificates stand in disorder, its root among them; the key, the chain that is right."""
+    above = CA.create_child_ca()
+    leaf = above.issue_cert("us@partner.test")
+    own, issuer = (x509.load_pem_x509_certificate(pem.bytes()) for pem in leaf.cert_chain_pems)
+    key: Any = load_pem_private_key(leaf.private_key_pem.bytes(), None)
+    root = x509.load_pem_x509_certificate(CA.cert_pem.bytes())
+    sealing = BestAvailableEncryption(password) if password else NoEncryption()
+    (folder / "us.p12").write_bytes(serialize_key_and_certificates(b"us", key, own, [root, issuer], sealing))
+    (folder / "us.p12").chmod(mode)
+    (folder / "us.pass").write_bytes(password + b"\n")
+    (folder / "us.pass").chmod(0o600)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return pem, tuple(one.public_bytes(Encoding.DER) for one in (own, issuer))
+
+
+@pytest.mark.parametrize("password", [b"", "pässword".encode()])
+def test_a_pkcs12_file_is_opened_by_its_password(tmp_path: Path, keys: KnownKeys, password: bytes) -> None:
+    first = lay(tmp_path, "a")
+    keys.pair("a.pem", "a.key")
+    pem, chain = lay_bundle(tmp_path, password)
+    found = keys.pair("us.p12", "us.pass")
+    assert (flaws(found), found.chain, found.key_bytes) == ((None, None), chain, len(pem))
+    descriptor = keys.detach()
+    try:
+        assert os.pread(descriptor, 1 << 20, 0) == first + pem
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "us.pass").write_bytes(b"another"), "no PKCS#12 file that this password opens"),
+        (lambda folder: (folder / "us.p12").write_bytes(b"\x30nonsense"), "no PKCS#12 file that this password opens"),
+        (lambda folder: (folder / "us.p12").chmod(0o644), "others than its owner have rights in us.p12"),
+        (lambda folder: (folder / "us.pass").chmod(0o640), "others than its owner have rights in us.pass"),
+        (lambda folder: (folder / "us.pass").unlink(), "cannot read us.pass: No such file"),
+    ],
+)
+def test_a_pkcs12_file_that_cannot_be_opened_is_told_why(
+    tmp_path: Path, keys: KnownKeys, spoil: Callable[[Path], object], says: str
+) -> None:
+    lay_bundle(tmp_path, b"secret")
+    spoil(tmp_path)
+    found = keys.pair("us.p12", "us.pass")
+    assert says in (found.certificate_flaw or "")
+    assert (found.key_flaw, found.chain, found.key_bytes) == (None, (), 0)
 
 
 def flaws(found: Pair) -> tuple[str | None, str | None]:

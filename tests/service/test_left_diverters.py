@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import machine
 import pytest
 from divert_ground import Ground, ground, stat_of
 
@@ -36,7 +37,7 @@ def state(tmp_path: Path) -> State:
 
 @pytest.fixture
 def place(state: State) -> Iterator[Ground]:
-    with ground(state.identity()) as made:
+    with machine.alone(machine.SWEPT), ground(state.identity()) as made:
         yield made
 
 
@@ -75,7 +76,7 @@ def reaped(pid: int, within_s: float = 10) -> bool:
 
 def test_where_failures_open_it_ends_with_its_supervisor(state: State, place: Ground) -> None:
     pid = orphan(place, OnFailure.OPEN)
-    assert reaped(pid, within_s=3)
+    assert reaped(pid, within_s=20)
     assert place.programs() == 0
     assert left_diverters.reap(state) == []
 
@@ -88,7 +89,7 @@ def test_where_they_close_it_stays_as_long_as_the_command_and_no_longer(state: S
     assert place.programs() > 0
     place.sleeper.kill()
     place.sleeper.wait()
-    assert reaped(pid, within_s=5)
+    assert reaped(pid, within_s=20)
     assert place.programs() == 0
 
 

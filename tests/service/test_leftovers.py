@@ -142,6 +142,24 @@ class Stubborn(SessionCgroup):
         return self.tries == 3 and super().remove()
 
 
+def test_a_ca_that_goes_is_none_from_the_first_step_on(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is killed while it goes leaves a state that can be started, and no CA that waited comes up instead."""
+    (state.ca / "next").mkdir()
+    for name in ("root.pem", "issuing.key", "next/root.pem", "next/issuing.key"):
+        (state.ca / name).touch()
+
+    def killed(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            leftovers.clean(state, purge=False, purge_ca=True)
+    assert sorted(path.name for path in state.ca.rglob("*.*")) == ["issuing.key", "issuing.key"]
+    leftovers.clean(state, purge=False, purge_ca=True)
+    assert not state.ca.exists()
+
+
 def test_a_cgroup_that_does_not_go_at_once_is_given_time_and_nobody_is_held_up(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Any
 
+import msgspec
 import pytest
 
 from mitmsec.audit.event import ServiceSeen
@@ -56,6 +57,7 @@ class Supervisor:
         self.root_pem = "PEM"
         self.fails: Exception | None = None
         self.backbone = self
+        self.adopted = 0
         self.switching = asyncio.Lock()
         self.ended: list[str] = []
 
@@ -69,6 +71,11 @@ class Supervisor:
             raise self.fails
         session = self.sessions["s"] = Session("s", order)
         return session
+
+    async def adopt_ca(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+        self.adopted += 1
 
     async def end(self, session: Session, *, home: str | None, status: int | None) -> control.RunClosed:
         self.ended.append(session.name)
@@ -179,6 +186,18 @@ def test_what_is_bound_to_its_client_ends_with_it(
     assert supervisor.ended == ended
 
 
+@pytest.mark.parametrize(("order", "descriptors"), [(START, 3), (RELOAD, 2)])
+def test_with_keys_there_is_one_descriptor_more(client: Client, order: Any, descriptors: int) -> None:
+    client(START)
+    keyed = msgspec.structs.replace(order, keys=True)
+    answer = client(keyed, descriptors=descriptors)
+    assert isinstance(answer, control.Refused)
+    assert answer.error == "descriptors are missing"
+    if order is START:
+        client(control.StopService())
+    assert isinstance(client(keyed, descriptors=descriptors + 1), control.ServiceStarted | control.ServiceReloaded)
+
+
 def test_an_order_without_its_descriptors_is_refused(client: Client) -> None:
     answer = client(START, descriptors=1)
     assert isinstance(answer, control.Refused)
@@ -198,3 +217,18 @@ def test_bugs_are_told_by_their_kind() -> None:
 def test_other_messages_are_not_orders(client: Client) -> None:
     assert client.orders.takes(START)
     assert not client.orders.takes(control.StatusQuestion())
+
+
+def test_a_changed_ca_is_adopted_or_refused_with_the_signers_words() -> None:
+    async def story() -> None:
+        supervisor = Supervisor()
+        orders = ServiceOrders(supervisor, "alice")
+        assert orders.takes(control.CaChanged())
+        assert await orders.answer(control.CaChanged(), []) == control.CaAdopted()
+        assert supervisor.adopted == 1
+        supervisor.fails = ChildFailed("ca_refused: issuing.key: mode 0644")
+        refused = await orders.answer(control.CaChanged(), [])
+        assert isinstance(refused, control.Refused)
+        assert "mode 0644" in refused.error
+
+    asyncio.run(story())

@@ -12,6 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mitmsec.service.policy_commands import policy
+from mitmsec_certs import succession
+from mitmsec_certs.ca_folder import About, CaKind
+from mitmsec_certs.ceremony import lasting
+from mitmsec_certs.constraints import written
+from mitmsec_certs.keystore import open_keystore
 from mitmsec_certs.origin_pki import origin_pki
 
 GOOD = """version = 1
@@ -431,3 +436,24 @@ def test_explain_says_with_whose_key_what_comes_in_is_decrypted(shop: Path) -> N
     unread = run(*words, "--host", "other.example").stdout
     assert unread.startswith("bypass by [defaults]")
     assert "no [[inbound]] is for other.example on port 443, so it is" in unread
+
+
+def test_check_tells_what_is_decrypted_and_the_ca_may_not_speak_for(tmp_path: Path) -> None:
+    """Of the state's own CA, which anybody may look at; without one there is nothing to tell."""
+    file = tmp_path / "p.toml"
+    file.write_text(
+        'version = 1\n[defaults]\naction = "bypass"\n'
+        '[[rule]]\nname = "inspected"\nhost = ["*.corp.example", "www.other.test"]\naction = "decrypt"\n'
+    )
+    assert "may not speak" not in run("check", file, "--state", tmp_path / "state").stderr
+    folder = tmp_path / "state" / "ca"
+    folder.mkdir(parents=True, mode=0o700)
+    limit = written(["corp.example"], [])
+    root, issuing, _ = lasting(succession.prepare(folder), "host", int(time.time()), limit, "correct horse battery")
+    succession.complete(folder, [issuing], About(kind=CaKind.OWN), root)
+    open_keystore(folder, "host", int(time.time()))
+    told = run("check", file, "--state", tmp_path / "state")
+    assert told.exit_code == 0
+    assert 'rule "inspected" decrypts www.other.test, which the CA may not speak for' in told.stderr
+    (warning,) = objects(run("check", file, "--json", "--state", tmp_path / "state"))[0]["warnings"]
+    assert "www.other.test" in warning

@@ -77,3 +77,26 @@ def test_keys_of_services_come_behind_a_descriptor_where_something_is_decrypted_
     loaded.forget_keys()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(loaded.keys)
+
+
+def test_keys_of_clients_stand_in_front_of_those_of_services_which_are_there_only_where_they_decrypt(
+    tmp_path: Path,
+) -> None:
+    keys = {}
+    for name, made in origin_pki("Both", ("shop.example", "client.example"), int(time.time())).servers.items():
+        short = name.partition(".")[0]
+        (tmp_path / f"{short}.pem").write_bytes(made[0])
+        (tmp_path / f"{short}.key").write_bytes(made[1])
+        (tmp_path / f"{short}.key").chmod(0o600)
+        keys[short] = made[1]
+    file = tmp_path / "p.toml"
+    sections = (
+        '[[inbound]]\nname = "shop"\ncertificate = "shop.pem"\nkey = "shop.key"\n'
+        '[[client_certificate]]\nname = "us"\ncertificate = "client.pem"\nkey = "client.key"\n'
+    )
+    for inbound, expected in (("bypass", keys["client"]), ("decrypt", keys["client"] + keys["shop"])):
+        file.write_text(f'version = 1\n[defaults]\ninbound = "{inbound}"\n{sections}')
+        loaded = load(file)
+        assert loaded.keys is not None
+        assert os.pread(loaded.keys, 1 << 20, 0) == expected
+        loaded.forget_keys()

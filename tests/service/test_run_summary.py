@@ -38,6 +38,11 @@ def changed(**fields: object) -> Report:
     [
         (
             REPORT,
+            {("bypass", "unseen"): 2, ("bypass", "completed"): 1},
+            "3 connections: 1 bypassed, 2 UDP unseen; 1 finding; see mitmsec audit list --session run-1",
+        ),
+        (
+            REPORT,
             {("decrypt", "completed"): 1, ("block", "blocked"): 2},
             "3 connections: 1 decrypted, 2 blocked; 1 finding; see mitmsec audit list --session run-1",
         ),

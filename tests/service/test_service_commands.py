@@ -67,13 +67,3 @@ def test_status_of_nothing_is_a_status(tmp_path: Path) -> None:
     assert result.stdout == "nothing of mitmsec is at work on this state\n"
     result = CliRunner().invoke(cli, ["status", "--json", "--state", str(tmp_path / "state")])
     assert result.stdout == '{"supervisor":null}\n'
-
-
-@pytest.mark.parametrize("order", ["start", "reload"])
-def test_a_policy_that_blocks_what_comes_in_is_for_runs(tmp_path: Path, order: str) -> None:
-    policy = tmp_path / "p.toml"
-    policy.write_text('version = 1\n[defaults]\ninbound = "block"\n' + APPLICATION.format("/usr/bin/curl"))
-    status, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
-    assert status == 2
-    assert "blocks, captures or decrypts what comes in: only `mitmsec run` can" in err
-    assert not (tmp_path / "state").exists()

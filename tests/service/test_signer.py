@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import shutil
+import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
@@ -15,13 +19,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from mitmsec.audit.event import CertificateSeen, FaultSeen, Seen
 from mitmsec.channel import Channel, pair
 from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import (
+    CaReload,
     Committed,
+    Crls,
     Fault,
     Message,
     MintAnswer,
@@ -37,14 +42,12 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service import signer as module
 from mitmsec.service.signer import Signer
-from mitmsec_certs.authority import spki_of
 
-KEY = spki_of(ec.generate_private_key(ec.SECP256R1()).public_key())
 SESSION = "run-1"
 
 
-def asked(flow: str = "f", number: int = 1, key: bytes = KEY) -> MintQuestion:
-    return MintQuestion(number=number, flow=flow, public_key=key)
+def asked(flow: str = "f", number: int = 1) -> MintQuestion:
+    return MintQuestion(number=number, flow=flow)
 
 
 class Desk:
@@ -58,7 +61,7 @@ class Desk:
     def introduce(self, role: Role, session: str = SESSION, worker: int = 0) -> Channel:
         ours, theirs = pair()
         self.signer.told(ProducerUp(role=role, session=session, worker=worker), [theirs.detach()])
-        return Channel(ours, [MintAnswer])
+        return Channel(ours, [MintAnswer, Crls])
 
     async def heard(self, channel: Channel) -> Any:
         """The next message, or None at the end of the channel."""
@@ -115,6 +118,7 @@ def told(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 60))
 
 
+@pytest.mark.checklist("K5")
 def test_a_decided_flow_gets_its_leaf_and_the_recorder_hears_of_it(tmp_path: Path) -> None:
     async def story() -> None:
         async with started(tmp_path) as desk:
@@ -126,6 +130,48 @@ def test_a_decided_flow_gets_its_leaf_and_the_recorder_hears_of_it(tmp_path: Pat
             assert isinstance(event, CertificateSeen)
             assert (event.flow, event.names) == ("f", ("www.origin.test",))
             assert int(event.serial, 16) == x509.load_der_x509_certificate(answer.chain[0]).serial_number
+
+    told(story())
+
+
+def test_all_workers_of_a_run_share_a_leaf_and_its_key_and_no_other_run_does(tmp_path: Path) -> None:
+    """So a leaf is issued once for them, and one event tells of it."""
+
+    async def story() -> None:
+        async with started(tmp_path) as desk:
+            answers = []
+            for session in (SESSION, SESSION, "run-2"):
+                gate, worker = desk.introduce(Role.GATE, session), desk.introduce(Role.WORKER, session)
+                gate.send(MintDecision(flow=f"f{len(answers)}", name="www.origin.test"))
+                answers.append(await desk.answer(worker, asked(f"f{len(answers)}")))
+            first, second, other = answers
+            assert (first.chain, first.key) == (second.chain, second.key)
+            assert other.chain != first.chain
+            assert other.key != first.key
+            assert [(await desk.recorded()).flow for _ in range(2)] == ["f0", "f2"]
+
+    told(story())
+
+
+def test_a_gate_is_told_the_revocation_lists_at_once_and_when_the_ca_changes(tmp_path: Path) -> None:
+    """Those of the CA that signs, which are empty: the root's, and its own."""
+
+    async def story() -> None:
+        async with started(tmp_path) as desk:
+            gate = desk.introduce(Role.GATE)
+            told = await desk.heard(gate)
+            assert isinstance(told, Crls)
+            lists = [x509.load_der_x509_crl(der) for _, der in told.lists]
+            root, issuing = (
+                x509.load_pem_x509_certificate((tmp_path / "ca" / name).read_bytes())
+                for name in ("root.pem", "issuing.pem")
+            )
+            assert [one.issuer for one in lists] == [root.subject, issuing.subject]
+            assert [len(one) for one in lists] == [0, 0]
+            shutil.rmtree(tmp_path / "ca")
+            desk.signer.told(CaReload(), [])
+            changed = await desk.heard(gate)
+            assert {path for path, _ in changed.lists}.isdisjoint(path for path, _ in told.lists)
 
     told(story())
 
@@ -165,6 +211,7 @@ def test_questions_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     told(story())
 
 
+@pytest.mark.checklist("K6")
 def test_a_flow_that_nobody_decided_is_refused_and_recorded(tmp_path: Path) -> None:
     async def story() -> None:
         async with started(tmp_path) as desk:
@@ -263,7 +310,8 @@ def test_a_channel_that_carries_what_it_must_not_is_ended(tmp_path: Path, role: 
         async with started(tmp_path) as desk:
             channel = desk.introduce(role)
             channel.send(message)
-            assert await desk.heard(channel) is None
+            said = await desk.heard(channel)
+            assert (await desk.heard(channel) if isinstance(said, Crls) else said) is None
 
     told(story())
 
@@ -280,6 +328,7 @@ def test_nobody_else_has_a_channel(tmp_path: Path, role: Role) -> None:
     told(story())
 
 
+@pytest.mark.checklist("K6")
 def test_a_worker_that_asks_too_often_is_refused_without_a_flood_of_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -320,6 +369,7 @@ def test_refusals_that_were_held_back_are_counted_in_the_next(tmp_path: Path, mo
     told(story())
 
 
+@pytest.mark.checklist("K5")
 def test_nothing_is_issued_once_the_recorder_has_gone(tmp_path: Path) -> None:
     async def story() -> None:
         async with started(tmp_path) as desk:
@@ -349,7 +399,7 @@ def test_a_worker_that_never_reads_its_answers_is_cut_off(tmp_path: Path, monkey
             ours, theirs = pair()
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
             desk.signer.told(ProducerUp(role=Role.WORKER, session=SESSION, worker=0), [theirs.detach()])
-            packet = module.MintQuestion(number=1, flow="f", public_key=b"")
+            packet = MintQuestion(number=1, flow="f")
             worker = Channel(ours, [MintAnswer])
             while desk.signer._sessions:
                 worker.send(packet)
@@ -392,14 +442,50 @@ def test_a_ca_that_cannot_be_used_is_told_to_the_supervisor_and_serves_nobody(tm
     told(story())
 
 
-def test_a_ca_that_ends_soon_is_recorded_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ca_that_was_changed_signs_from_then_on_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    """The sessions go on; a flow that was decided before gets its leaf from the new one."""
+
+    async def story() -> None:
+        control, supervisor = pair()
+        ours, theirs = pair()
+        signer, said = Signer(Channel(control, [SignerSettings])), Channel(supervisor, [SignerReady, Fault])
+        first = await signer.start(SignerSettings(folder=str(tmp_path / "ca")), [theirs.detach()])
+        assert isinstance(first, SignerReady)
+        desk = Desk(signer, Channel(ours, [CertificateSeen, FaultSeen]))
+        gate, worker = desk.introduce(Role.GATE), desk.introduce(Role.WORKER)
+        gate.send(MintDecision(flow="f", name="www.origin.test"))
+        (tmp_path / "ca" / "issuing.key").chmod(0o644)
+        signer.told(CaReload(), [])
+        refused = await desk.heard(said)
+        assert isinstance(refused, Fault)
+        assert "mode 0644" in refused.detail
+        assert len((await desk.answer(worker, asked("f"))).chain) == 2
+        shutil.rmtree(tmp_path / "ca")
+        gate.send(MintDecision(flow="g", name="www.origin.test"))
+        signer.told(CaReload(), [])
+        second = await desk.heard(said)
+        assert isinstance(second, SignerReady)
+        assert second.root_pem != first.root_pem
+        answer = await desk.answer(worker, asked("g"))
+        assert ssl.DER_cert_to_PEM_cert(answer.chain[1]) == second.issuing_pem
+        desk.recorder.close()
+        await signer.stop()
+
+    told(story())
+
+
+def test_that_a_ca_ends_soon_is_recorded_at_the_start_and_every_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mitmsec_certs.keystore.ENDS_SOON_S", 10**9)
+    monkeypatch.setattr("mitmsec.service.signer.REMINDED_S", 0.01)
 
     async def story() -> None:
         async with started(tmp_path) as desk:
-            fault = await desk.recorded()
-            assert fault.what == "ca_ends_soon"
-            assert "mitmsec root" in fault.detail
+            for _ in range(3):
+                fault = await desk.recorded()
+                assert fault.what == "ca_ends_soon"
+                assert "mitmsec root" in fault.detail
 
     told(story())
 
@@ -408,7 +494,7 @@ def test_the_real_process_serves_until_its_control_channel_ends(tmp_path: Path) 
     """Settings, a gate, a worker, an event; the end of file; exit status 0. And what it has loaded."""
     ours, theirs = pair()
     recorder_ours, recorder_theirs = pair()
-    command = [sys.executable, "-m", "mitmsec.service.signer", str(theirs.fileno())]
+    command = [sys.executable, "-m", "mitmsec.service", "signer", str(theirs.fileno())]
     process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     theirs.close()
     control = Channel(ours, [SignerReady, ModulesAnswer, Fault])
@@ -450,3 +536,40 @@ def _exchanged(channel: Channel, message: Message | None, *fds: int) -> Any:
     received = channel.exchange(message, *fds, timeout_s=20)
     assert received is not None
     return received[0]
+
+
+@pytest.mark.checklist("K2")
+def test_a_signer_that_is_made_to_crash_leaves_no_dump_and_no_word_of_its_key(tmp_path: Path) -> None:
+    """Another process that is ended in the same way does leave one, where this machine writes any."""
+
+    def unlimited() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+
+    def crashed(process: subprocess.Popen[bytes]) -> bool:
+        """Whether the kernel has dumped it."""
+        os.kill(process.pid, signal.SIGABRT)
+        return os.WCOREDUMP(os.waitpid(process.pid, 0)[1])
+
+    ours, theirs = pair()
+    recorder_ours, recorder_theirs = pair()
+    command = [sys.executable, "-m", "mitmsec.service", "signer", str(theirs.fileno())]
+    options = {"cwd": tmp_path, "preexec_fn": unlimited, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], **options)  # type: ignore[call-overload]
+    control = Channel(ours, [SignerReady, Fault])
+    ready = _exchanged(control, SignerSettings(folder=str(tmp_path / "ca")), recorder_theirs.fileno())
+    assert isinstance(ready, SignerReady)
+    assert not crashed(process)
+    pem = (tmp_path / "ca" / "issuing.key").read_bytes()
+    said = process.stdout.read() + process.stderr.read()
+    assert not any(line in said for line in pem.splitlines()[1:-1])
+    waiting = [sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"]
+    with subprocess.Popen(waiting, stdin=subprocess.PIPE, **options) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == b"up\n"
+        dumps = crashed(other)
+        other.returncode = 0
+    if not dumps:
+        pytest.skip("this machine dumps no process, so that one is not dumped shows nothing")
+    control.close()
+    recorder_ours.close()
+    recorder_theirs.close()
+    theirs.close()

@@ -18,11 +18,13 @@ import pytest
 
 from mitmsec.core.model import Process
 from mitmsec.core.policy import Application, Policy
-from mitmsec.service.standing import OURS, StandingScope
+from mitmsec.service.scopes import NOBODY
+from mitmsec.service.standing import BEGUN_LIMIT, OURS, StandingScope
 from mitmsec_redirect.cgroup import cgroup2_root
 from mitmsec_redirect.verdicts import Verdict, verdict_of
 
 pytestmark = pytest.mark.root
+STARTED = 300
 SUPERVISOR = "read line && sh -c 'sleep 60 & echo $!; wait'"  # starts what starts something, when told
 
 
@@ -108,6 +110,47 @@ def test_who_runs_is_judged_at_once_and_again_under_another_policy(
         assert stage.verdict(running.pid) == Verdict.SELECTED
 
     on_stage(folder, policy(path=(str(folder / "sleep"),)), scenario)
+
+
+def test_it_names_who_is_selected_or_may_be_and_none_of_us(folder: Path, running: subprocess.Popen[Any]) -> None:
+    async def scenario(stage: Stage) -> None:
+        undecided = stage.executed("/usr/bin/cat")  # nobody has drained anything yet
+        assert stage.scope.is_undecided(undecided)
+        assert not stage.scope.is_undecided(running.pid)
+        assert {running.pid, undecided} <= set(stage.scope.selected_pids())
+        await stage.until(undecided, Verdict(0))
+        assert not stage.scope.is_undecided(undecided)
+        named = stage.scope.selected_pids()
+        assert running.pid in named
+        assert not {undecided, stage.supervisor.pid} & set(named)
+        assert running.pid in stage.scope.newly_selected()[0]
+        assert stage.scope.newly_selected() == ([], 0)
+        again = stage.start(str(folder / "sleep"), "60").pid
+        await stage.until(again, Verdict.SELECTED)
+        async with asyncio.timeout(20):
+            while again not in stage.scope.newly_selected()[0]:
+                await asyncio.sleep(0.01)
+        stage.scope.govern(policy(path=("*",)))
+        everybody = stage.scope.selected_pids()
+        assert {undecided, running.pid, 1} <= set(everybody)
+        assert stage.supervisor.pid not in everybody
+
+    on_stage(folder, policy(path=(str(folder / "sleep"),)), scenario)
+
+
+def test_of_a_program_that_starts_very_many_the_last_are_named_and_the_rest_is_counted(folder: Path) -> None:
+    """All within one look, as of one that starts 5,000 in a second."""
+    starts = f"n=0; while [ $n -lt {STARTED} ]; do {folder}/cat </dev/null & n=$((n+1)); done; wait; echo done"
+
+    async def scenario(stage: Stage) -> None:
+        shell = stage.start("/usr/bin/sh", "-c", starts, stdout=subprocess.PIPE)
+        assert shell.stdout is not None
+        await asyncio.to_thread(shell.stdout.readline)
+        stage.scope.processes.refresh()
+        begun, more = stage.scope.newly_selected()
+        assert (len(begun), more, stage.scope._monitor.lost) == (BEGUN_LIMIT, STARTED - BEGUN_LIMIT, 0)
+
+    on_stage(folder, policy(path=(str(folder / "cat"),)), scenario)
 
 
 def test_a_named_file_is_selected_before_its_first_instruction(folder: Path) -> None:
@@ -366,3 +409,35 @@ def test_children_that_run_already_are_selected_with_their_parent_and_no_longer_
         os.kill(grandchild, 9)
         shell.kill()
         shell.wait()
+
+
+def test_what_was_inherited_can_be_given_back_though_the_parent_has_ended(folder: Path) -> None:
+    """To it, and to what it has started under another policy; not to who merely has its pid."""
+    under, elsewhere = policy(path=(str(folder / "sh"),), children=True), policy(path=("/nowhere/*",))
+    child_does = "echo $$; read line; sleep 60 & echo $!; wait"
+
+    async def scenario(stage: Stage) -> None:
+        code = f"exec 3<&0; /usr/bin/sh -c '{child_does}' <&3 &"
+        parent = stage.start(str(folder / "sh"), "-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        pids = [int(await asyncio.to_thread(parent.stdout.readline))]
+        try:
+            await asyncio.to_thread(parent.wait)
+            heirs = stage.scope.heirs()
+            assert {pid for pid, _ in heirs} == set(pids)
+            stage.scope.govern(elsewhere)
+            parent.stdin.write(b"now\n")
+            pids.append(int(await asyncio.to_thread(parent.stdout.readline)))
+            for others in (NOBODY, {(pid, start + 1): verdict for (pid, start), verdict in heirs.items()}):
+                stage.scope.govern(under, others)
+                assert not stage.verdict(pids[0]) & Verdict.INHERITED
+                assert stage.verdict(pids[1]) == Verdict(0)
+            stage.scope.govern(under, heirs)
+            assert stage.verdict(pids[0]) == Verdict.SELECTED | Verdict.INHERITS | Verdict.INHERITED
+            assert stage.verdict(pids[1]) & (Verdict.SELECTED | Verdict.UNDECIDED) == Verdict.SELECTED
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+
+    on_stage(folder, under, scenario)

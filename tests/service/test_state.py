@@ -28,7 +28,7 @@ def test_folders_belong_to_whom_they_should_whatever_they_were(tmp_path: Path) -
         "state": (0, 0o711),
         "run": (0, 0o711),
         "jail": (0, 0o755),
-        "ca": (account_of(Role.SIGNER).uid, 0o700),
+        "ca": (account_of(Role.SIGNER).uid, 0o711),
         "log": (account_of(Role.RECORDER).uid, 0o2750),
     }
 

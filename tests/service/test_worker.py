@@ -39,6 +39,7 @@ from mitmsec.core.messages import (
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, OnFinding
 from mitmsec.core.policy import Policy
 from mitmsec_certs.keystore import open_keystore
+from mitmsec_certs.leaf_keys import LeafKeys
 from mitmsec_certs.profile import Name
 from mitmsec_certs.signer import Mint
 
@@ -55,7 +56,7 @@ class Around:
 
         keystore = open_keystore(tmp_path / "ca", "test", int(time.time()))
         self.root_pem = keystore.root_pem
-        self._mint, self._now_s = Mint(keystore.authority), int(time.time())
+        self._mint, self._keys, self._now_s = Mint(keystore.authority), LeafKeys(), int(time.time())
         self.control, control = self._end([Ready, Fault, ModulesAnswer], "control")
         self.gate, gate = self._end([Taken, UpstreamQuestion, FlowEnded], "gate")
         self.signer, signer = self._end([MintQuestion], None)
@@ -64,7 +65,7 @@ class Around:
         os.write(memory, roots)
         self.fds = [gate, signer, recorder]
         self.process = subprocess.Popen(
-            [sys.executable, "-O", "-m", "mitmsec.service.worker", str(control.fileno())],
+            [sys.executable, "-O", "-m", "mitmsec.service", "worker", str(control.fileno())],
             pass_fds=[control.fileno()],
             env={**os.environ, "HOME": str(tmp_path / "home")},
             stderr=subprocess.PIPE,
@@ -80,8 +81,9 @@ class Around:
             if name is not None:
                 self.said[name].put_nowait(message)
             elif isinstance(message, MintQuestion):
-                chain = self._mint.leaf(Name.of(NAME), message, self._now_s).chain
-                channel.send(MintAnswer(number=message.number, chain=chain))
+                pair = self._keys.of(message.key, self._now_s)
+                chain = self._mint.leaf(Name.of(NAME), pair, message, self._now_s).chain
+                channel.send(MintAnswer(number=message.number, chain=chain, key=pair.private_key))
             else:
                 self.events.append(message)
                 channel.send(Committed(count=len(self.events)))

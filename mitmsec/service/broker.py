@@ -1,0 +1,105 @@
+"""The broker's composition root: for workers, who have no network, it asks issuers whether certificates were revoked.
+
+    worker ── RevocationQuestion(chain) ──► certified by a root of ours? ─► desk, in a thread ─► RevocationAnswer ──►
+
+A worker is what an attacker gets, and could ask anything: so it does not say whom to ask and what. Both stand in
+certificates, and one that no trusted CA has signed is asked about nowhere. What a responder answers never goes to the
+worker, only what it means. Threads are started before the process is sealed; with all of them busy, questions wait, and
+those that have no place to wait in are answered `unknown` at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.core.messages import Message, ProducerUp, Role
+from mitmsec.core.origin_proof import Standing, Status
+from mitmsec.engine.links import read_all
+from mitmsec.service import child
+from mitmsec.service.broker_messages import BrokerSettings, RevocationAnswer, RevocationQuestion
+from mitmsec.service.revocation_desk import RevocationDesk
+from mitmsec_certs.bundle import certificates_in
+from mitmsec_certs.revocation_sources import is_certified
+
+THREADS = 4
+WAITING_LIMIT = 256
+CHAIN_LIMIT = 10
+
+
+class Broker:
+    """Program of the broker process."""
+
+    def __init__(self, control: Channel) -> None:
+        self._control = control
+        self._roots: frozenset[bytes] = frozenset()
+        self._desk = RevocationDesk()
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._workers: set[Channel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, settings: BrokerSettings, fds: list[int]) -> Message | None:
+        """Take the roots; start every thread now."""
+        self._roots = frozenset(certificates_in(read_all(fds[0])))
+        close_all(fds[1:])
+        together = Barrier(THREADS)
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(self._threads, together.wait) for _ in range(THREADS)))
+        return None
+
+    def told(self, message: ProducerUp, fds: list[int]) -> None:
+        """A worker to listen to."""
+        if message.role is not Role.WORKER or len(fds) != 1:
+            return close_all(fds)
+        channel = Channel(socket.socket(fileno=fds[0]), [RevocationQuestion])
+        self._workers.add(channel)
+        channel.attach(
+            asyncio.get_running_loop(),
+            lambda question, more: self._asked(channel, question, more),
+            lambda: self._workers.discard(channel),
+        )
+
+    def _asked(self, channel: Channel, question: RevocationQuestion, fds: list[int]) -> None:
+        close_all(fds)
+        if len(self._tasks) >= WAITING_LIMIT or len(question.chain) > CHAIN_LIMIT:
+            return self._answer(channel, question, _unknown(question, "too many questions"))
+        task = asyncio.get_running_loop().create_task(self._find_out(channel, question))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _find_out(self, channel: Channel, question: RevocationQuestion) -> None:
+        loop = asyncio.get_running_loop()
+        self._answer(channel, question, await loop.run_in_executor(self._threads, self._statuses, question))
+
+    def _answer(self, channel: Channel, question: RevocationQuestion, statuses: tuple[Status, ...]) -> None:
+        try:
+            channel.send(RevocationAnswer(number=question.number, statuses=statuses))
+        except ChannelFull:  # it asks and never reads
+            channel.close()
+            self._workers.discard(channel)
+
+    def _statuses(self, question: RevocationQuestion) -> tuple[Status, ...]:
+        if not is_certified(question.chain, self._roots):
+            return _unknown(question, "not a chain of a root that is trusted")
+        try:
+            return self._desk.statuses(question.chain)
+        except Exception as error:  # a bug of ours must not leave the worker without an answer
+            return _unknown(question, f"the broker failed ({type(error).__name__})")
+
+    async def stop(self) -> None:
+        """Nobody waits for what threads still ask."""
+        for channel in self._workers:
+            channel.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _unknown(question: RevocationQuestion, why: str) -> tuple[Status, ...]:
+    return (Status(standing=Standing.UNKNOWN, text=why),) * max(0, len(question.chain) - 1)
+
+
+def main() -> None:
+    """Serve on the control channel whose descriptor is the first argument."""
+    child.main([BrokerSettings, ProducerUp], Broker)
