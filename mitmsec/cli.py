@@ -16,6 +16,7 @@ from mitmsec.service.importing import imported
 from mitmsec.service.stdout import Unwritable, told_apart
 
 EXIT_MACHINE, EXIT_FAULT = 3, 125
+FULL = (errno.ENOSPC, errno.EDQUOT)
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_NO_READER = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else EXIT_MACHINE
 
@@ -96,6 +97,9 @@ def main() -> None:
         if debug:
             traceback.print_exc()
             sys.exit(EXIT_FAULT)
+        if isinstance(error, OSError) and error.errno in FULL:
+            file = f": {error.filename}" if error.filename else ""
+            _end(f"mitmsec: {error.strerror}{file}\n  make room, then order it once more", EXIT_MACHINE)
         _end(f"mitmsec: {error}\n  this is a fault of mitmsec; --debug shows where", EXIT_FAULT)
 
 

@@ -62,6 +62,20 @@ def test_ctrl_c_is_no_answer_of_a_command_but_a_status_of_its_own(
     assert capsys.readouterr().err == "mitmsec: interrupted\n"
 
 
+def test_a_full_disk_is_the_machines_fault_wherever_it_is_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def is_full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/mitmsec/trust")
+
+    monkeypatch.setattr(doctor_command, "_table", is_full)
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "No space left on device: /var/lib/mitmsec/trust\n  make room" in capsys.readouterr().err
+
+
 def test_ctrl_c_while_we_are_loaded_is_no_traceback() -> None:
     code = """
 import os, signal, sys
