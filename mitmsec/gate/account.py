@@ -83,12 +83,13 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
-        "protocol", "remote", "resolved", "selected", "tunnel",
+        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
+        "process", "protocol", "remote", "resolved", "selected", "tunnel",
     )  # fmt: skip
 
-    def __init__(self, flow: str) -> None:
-        self.flow = flow
+    def __init__(self, flow: str, policy: str = "") -> None:
+        """`policy` is the fingerprint of the one that decides."""
+        self.flow, self.policy = flow, policy
         self.direction = Direction.OUTBOUND
         self.began_s = 0.0
         self.client = NOWHERE
@@ -220,6 +221,7 @@ class Account:
             outcome=outcome,
             error=error or self.malformed,
             tls=tls,
+            policy=self.policy,
         )
 
     def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:

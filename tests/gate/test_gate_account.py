@@ -50,6 +50,12 @@ def test_a_record_survives_the_wire() -> None:
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(seen), type=ConnectionSeen) == seen
 
 
+def test_a_record_names_the_policy_under_which_the_flow_began() -> None:
+    about = Account("f", "ab" * 32)
+    about.decision = Decision(action=Action.BYPASS, rule="defaults", reason="no rule matched")
+    assert about.seen(Outcome.COMPLETED, 1.0, sent=1, received=2).policy == "ab" * 32
+
+
 def test_the_name_in_a_hello_is_held_against_the_names_of_its_address() -> None:
     for resolved, expected in ((("a.test",), "agree"), (("b.test",), "disagree"), ((), "unknown"), (None, None)):
         about = account()
