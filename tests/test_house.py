@@ -42,6 +42,8 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/divert_messages.py": "types only; tests/service/test_divert_backend.py sends them",
     "mitmsec/service/diverter.py": "composition root; tests/service/test_divert_backend.py and tests/end_to_end",
     "mitmsec/service/__main__.py": "tests/service/test_importing.py, and every process of ours",
+    "mitmsec/service/explained.py": "tests/service/test_policy_commands.py and test_audit_explain_command.py read it",
+    "mitmsec/service/log_reading.py": "tests/service/test_audit_commands.py reads a log by it",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",

@@ -20,7 +20,7 @@ from typing import Any
 
 import machine
 import pytest
-from conftest import MITMSEC, V4, Mitmsec, Network, status_of
+from conftest import MITMSEC, V4, Mitmsec, Network, here, status_of
 
 pytestmark = pytest.mark.root
 
@@ -216,6 +216,10 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     for one in loaded:
         kept = service.mitmsec.state / "policies" / f"{one}.json.gz"
         assert hashlib.sha256(gzip.decompress(kept.read_bytes())).hexdigest() == one
+    first = next(one["id"] for one in service.connections() if one["action"] == "bypass" and one["protocol"] == "tls")
+    state = ("--state", str(service.mitmsec.state))
+    told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
+    assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
 
 
 def decided_over_tls(service: Service) -> list[tuple[str, str]]:
