@@ -34,6 +34,7 @@ from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_loading import load
 from mitmsec.service.policy_starter import STARTER
+from mitmsec.service.replay_command import replay
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
@@ -140,7 +141,10 @@ def _note(ctx: click.Context | None, words: str) -> None:
 
 @click.group(cls=Group)
 def policy() -> None:
-    """Write, check, explain and test a policy file."""
+    """Write, check, explain, test and replay a policy file."""
+
+
+policy.add_command(replay)
 
 
 @policy.command()
