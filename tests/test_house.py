@@ -204,11 +204,14 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
     assert_none("commands", flaws)
 
 
+READERS = ("core/policyfile", "core/policytest_section", "core/inbound_section", "config")
+
+
 def policy_keys() -> set[str]:
     """The keys that the policy's reader asks its tables for."""
     readers = {"choice", "flag", "items", "raw", "table", "tables", "text", "texts"}
     keys = set()
-    for path in (ROOT / f"mitmsec/{name}.py" for name in ("core/policyfile", "core/inbound_section", "config")):
+    for path in (ROOT / f"mitmsec/{name}.py" for name in READERS):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(key)), *_]) if (

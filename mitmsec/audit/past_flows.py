@@ -66,18 +66,20 @@ def _flow(event: Fields) -> PastFlow:
     is_udp = protocol in OVER_UDP or "bytes" not in event
     asked = event.get("asked") or remote
     shows_name = "named_by" not in remote and not is_udp
+    is_seen = not is_udp and not _is_unread(event) and not _is_unsettled(event)
     return PastFlow(
         process=msgspec.convert(event["process"], Process),
         local=Endpoint.of(event["local"]["address"], event["local"]["port"]),
         remote=Endpoint.of(asked["address"], asked["port"]),
         transport=Transport.UDP if is_udp else Transport.TCP,
         direction=Direction(event["direction"]),
-        protocol=None if is_udp or _is_unread(event) or _is_unsettled(event) else Protocol(protocol),
+        protocol=Protocol(protocol) if is_seen else None,
         name=remote["host"] if shows_name else None,
+        alpn=tuple(client.get("offers") or ()),
         ja4=client.get("ja4"),
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
         proven=_proven(client.get("name_agrees"), protocol),
-        unknown=_unknown(event, protocol),
+        unknown=_unknown(event, client),
     )
 
 
@@ -87,8 +89,10 @@ def _is_unread(event: Fields) -> bool:
 
 
 def _is_unsettled(event: Fields) -> bool:
-    """What would be decrypted is so only once it is known for what can be: this one ended before."""
-    return (event["protocol"], event["action"]) == (Protocol.TCP, Action.DECRYPT)
+    """It may have ended before anybody knew what it spoke: `tcp` is also what is not known for anything else."""
+    moved = event.get("bytes") or {}
+    has_moved = bool(moved.get("sent") or moved.get("received"))
+    return event["protocol"] == Protocol.TCP and not has_moved and event["action"] != Action.CAPTURE
 
 
 def _proven(agrees: str | None, protocol: str) -> bool | None:
@@ -96,10 +100,12 @@ def _proven(agrees: str | None, protocol: str) -> bool | None:
     return agrees == Agreement.AGREE if protocol == Protocol.TLS else None
 
 
-def _unknown(event: Fields, protocol: str) -> frozenset[str]:
+def _unknown(event: Fields, client: Fields) -> frozenset[str]:
     unknown: frozenset[str] = frozenset()
-    if protocol == Protocol.TCP and _is_unread(event):
+    if event["protocol"] == Protocol.TCP and _is_unread(event):
         unknown = FIRST_BYTES
-    elif protocol == Protocol.TLS:
+    elif event["protocol"] == Protocol.TLS and client.get("offers") is None:
         unknown = frozenset({"alpn"})
+    elif _is_unsettled(event):
+        unknown = frozenset({"protocol"})
     return unknown | {"application", "host"} if event.get("clipped") else unknown

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from mitmsec.core.explain import Checked, Explanation, explain
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process, Quic, Transport, Value
 from mitmsec.core.policy import DEFAULTS, Policy
-from mitmsec.core.sniff import Protocol
+from mitmsec.core.sniff import Protocol, Shown
 
 QUIC_PORT = 443
 CANNOT_DECIDE = "on_failure"  # the rule on record where mitmsec's own failure decided
@@ -36,12 +36,19 @@ class PastFlow(Value, frozen=True):
     """What its first bytes were; None: they are not known, or it is UDP."""
     name: str | None = None
     """What it showed itself, comparable."""
+    alpn: tuple[str, ...] = ()
+    """What it offered."""
     ja4: str | None = None
     is_malformed: bool = False
     """Its first bytes claimed to be what they were not."""
     proven: bool | None = None
     """Whether a DNS answer gave the name this address; None: not on record."""
     unknown: frozenset[str] = frozenset()
+
+    @property
+    def shown(self) -> Shown:
+        """What its first bytes told."""
+        return Shown(protocol=self.protocol, name=self.name, alpn=self.alpn, ja4=self.ja4)
 
     @property
     def asked(self) -> Endpoint:
@@ -62,16 +69,14 @@ class Verdict(Value, frozen=True):
 def decision(policy: Policy, flow: PastFlow) -> Decision:
     """What the rules say. A name of which nobody knows whether it is proven is taken for proven, as `explain` does."""
     is_proven = flow.proven is not False
-    said = policy.at_hello(
-        flow.process, flow.asked, name=flow.name, ja4=flow.ja4, proven=is_proven, direction=flow.direction
-    )
+    said = policy.at_hello(flow.process, flow.asked, shown=flow.shown, proven=is_proven, direction=flow.direction)
     takes_key = flow.direction is Direction.INBOUND and flow.protocol is Protocol.TLS
     return policy.with_key(said, flow.local, flow.name) if takes_key else said
 
 
 def story(policy: Policy, flow: PastFlow) -> Explanation:
     """The whole of it, with every rule that was tried."""
-    told = explain(policy, flow.process, flow.asked, flow.name, flow.direction)
+    told = explain(policy, flow.process, flow.asked, flow.shown, flow.direction)
     tried = tuple(replace(rule, conditions=tuple(_known(one, flow) for one in rule.conditions)) for rule in told.tried)
     return replace(told, decision=decision(policy, flow), tried=tried)
 

@@ -104,6 +104,7 @@ class Connection:
         "_over",
         "_peek",
         "_relay",
+        "_wanted_bytes",
         "_way",
         "flow",
     )
@@ -122,6 +123,7 @@ class Connection:
         self._farewell: Farewell | None = None
         self._more: set[Dial] | None = None
         self._way: Way | None = None
+        self._wanted_bytes = 1
 
     @property
     def id(self) -> str:
@@ -203,9 +205,8 @@ class Connection:
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
-            case s.WatchServer():
-                assert self._origin is not None
-                means.loop.add_reader(self._origin, self._server_readable)
+            case s.WatchServer(at_least_bytes=at_least_bytes):
+                self._watch_server(at_least_bytes)
             case s.Relay(tee=tee):
                 self._begin_relay(tee)
             case s.Staff():
@@ -275,6 +276,16 @@ class Connection:
     def _dial_failed(self, failure: DialFailure) -> None:
         self.tell(s.DialFailed(failure))
 
+    def _watch_server(self, at_least_bytes: int) -> None:
+        assert self._origin is not None
+        self._want_of_server(at_least_bytes)
+        self._means.loop.add_reader(self._origin, self._server_readable)
+
+    def _want_of_server(self, at_least_bytes: int) -> None:
+        if self._origin is not None and self._wanted_bytes != at_least_bytes:
+            self._wanted_bytes = at_least_bytes
+            self._origin.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, at_least_bytes)
+
     def _server_readable(self) -> None:
         assert self._origin is not None
         try:
@@ -294,6 +305,7 @@ class Connection:
             self._peek = None
         if self._origin is not None:
             self._means.loop.remove_reader(self._origin)
+            self._want_of_server(1)
 
     def _begin_relay(self, tee: bool) -> None:
         self._stop_watching()

@@ -209,7 +209,9 @@ class Dial(Command, frozen=True):
 
 
 class WatchServer(Command, frozen=True):
-    """Say `ServerSpoke` when the connected origin does."""
+    """Say `ServerSpoke` when the connected origin has said so much, or has ended."""
+
+    at_least_bytes: int = 1
 
 
 class Relay(Command, frozen=True):

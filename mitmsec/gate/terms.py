@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mitmsec.core.model import Decision, Direction, Endpoint, OnFailure, Process, Value
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Shown
 
 
 class Terms(Value, frozen=True):
@@ -34,14 +35,16 @@ class Decides(Protocol):
         self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None: ...
 
+    def at_silence(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> tuple[Decision, bool]: ...
+
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
         *,
-        name: str | None,
-        alpn: tuple[str, ...] = (),
-        ja4: str | None = None,
+        shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...

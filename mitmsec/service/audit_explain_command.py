@@ -111,7 +111,7 @@ def _parts(found: Again, past: PastConnection, event: Fields) -> list[Renderable
         Text.assemble("decided again: ", _agreement(found), f", under policy {past.policy}"),
         *(Text(f"note: {shown(note)}") for note in found.notes),
         "",
-        *explained(found.story, past.flow.name),
+        *explained(found.story),
     ]
 
 

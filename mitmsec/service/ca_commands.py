@@ -46,6 +46,8 @@ KINDS = {
     CaKind.IMPORTED: "below somebody else's root",
 }
 
+EVERY = {"0.0.0.0/0": "every IPv4 address", "::/0": "every IPv6 address"}
+
 
 @click.group(cls=Group)
 def ca() -> None:
@@ -106,6 +108,9 @@ def _tables(found: CaFacts) -> Iterator[Table]:
     if found.next is not None:
         rows += [("", ""), ("next", f"waits for {program()} ca rotate --take-over; commands trust its root already")]
         rows += [*_rows("next root", found.next.root), *_rows("next issuing", found.next.issuing)]
+        rows.append(("may speak for", _limits(found.next.issuing)))
+    if found.asks:
+        rows += [("", ""), ("request", f"waits for its answer, which {program()} ca import takes")]
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(shown(value)))
     yield table
@@ -124,13 +129,18 @@ def _still_there(file: str) -> str:
 def _rows(name: str, one: CertificateFacts) -> list[tuple[str, str]]:
     return [
         (name, one.subject),
-        ("", f"until {one.not_after}, path length {one.path_length}"),
+        ("", f"until {one.not_after}, {_depth(one)}"),
         ("", f"sha256 {one.sha256}"),
     ]
 
 
+def _depth(one: CertificateFacts) -> str:
+    return "no limit to its path length" if one.path_length is None else f"path length {one.path_length}"
+
+
 def _limits(one: CertificateFacts) -> str:
-    permitted = ", ".join(one.permitted) if one.permitted else "every name"
+    words = [EVERY.get(each, each) for each in one.permitted]
+    permitted = ", ".join(words) if words else "every name"
     return f"{permitted}, but not for {', '.join(one.excluded)}" if one.excluded else permitted
 
 

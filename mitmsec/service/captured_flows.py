@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from mitmsec.audit.past_flows import FIRST_BYTES
 from mitmsec.core.model import Action, Direction, Process, Transport
 from mitmsec.core.past_flow import PastFlow, Verdict
-from mitmsec.core.sniff import Malformed, Protocol, Sniffed
+from mitmsec.core.sniff import Malformed, Sniffed
 from mitmsec_redirect.recorded_flows import RecordedFlow
 from mitmsec_redirect.replay import flows_of
 
@@ -49,10 +49,10 @@ def past(flow: RecordedFlow, program: Process | None) -> PastFlow:
     )
     match flow.shown:
         case Sniffed(protocol=protocol, name=name, hello=hello):
-            ja4 = None if hello is None else hello.ja4
-            return replace(found, protocol=protocol, name=name, ja4=ja4)
+            alpn, ja4 = ((), None) if hello is None else (hello.alpn, hello.ja4)
+            return replace(found, protocol=protocol, name=name, alpn=alpn, ja4=ja4)
         case Malformed():
-            return replace(found, protocol=Protocol.TCP, is_malformed=True)
+            return replace(found, is_malformed=True)
         case None:
             return found if is_udp else replace(found, unknown=FIRST_BYTES)
 

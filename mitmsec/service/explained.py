@@ -11,26 +11,18 @@ from mitmsec.core.model import Decision
 from mitmsec.service.terminal import shown
 
 
-def explained(story: Explanation, host: str | None) -> list[RenderableType]:
-    """For people: the decision, when it is made, and every rule with its conditions."""
+def explained(story: Explanation, when: str = "") -> list[RenderableType]:
+    """For people: the decision, `when` it is made, and every rule with its conditions."""
     decision = story.decision
     by = f'rule "{shown(decision.rule)}"' if any(tried.decided for tried in story.tried) else "[defaults]"
     parts: list[RenderableType] = [
         Text.assemble((decision.action.value, "bold"), f" by {by}: {shown(decision.reason)}")
     ]
     parts += [Text(line) for line in _details(decision)]
-    parts.append(Text(f"decided {_when(story, host)}", style="dim"))
+    parts += [Text(f"decided {when}", style="dim")] if when else []
     if story.tried:
         parts += ["", _table(story.tried)]
     return parts
-
-
-def _when(story: Explanation, host: str | None) -> str:
-    if not story.needs_name:
-        return "at connect: no name could change it"
-    if host is None:
-        return "when the first bytes show no name; a name could change it: add --host"
-    return "when the first bytes show the name"
 
 
 def _details(decision: Decision) -> list[str]:

@@ -28,11 +28,12 @@ def event(seen: ConnectionSeen, **changed: Any) -> Fields:
 
 
 def test_an_event_gives_back_what_the_policy_was_asked_about() -> None:
-    facts = TlsFacts(client=TlsClientFacts(sni="api.example.com", ja4="t13d", name_agrees="agree"))  # type: ignore[arg-type]
+    facts = TlsFacts(client=TlsClientFacts(sni="api.example.com", ja4="t13d", name_agrees="agree", offers=("h2",)))  # type: ignore[arg-type]
     seen = replace(connection(), tls=facts, policy="ab" * 32, duration_ms=1500)
     found = past_connection(event(seen))
     assert (found.flow.process, found.flow.local, found.flow.remote) == (CURL, seen.local, seen.remote)
     assert (found.flow.protocol, found.flow.name, found.flow.ja4) == (Protocol.TLS, "api.example.com", "t13d")
+    assert (found.flow.alpn, found.flow.unknown) == (("h2",), frozenset())
     assert (found.flow.proven, found.flow.transport, found.flow.direction) == (
         True, Transport.TCP, Direction.OUTBOUND,
     )  # fmt: skip
@@ -62,8 +63,15 @@ def test_where_another_address_was_reached_the_policy_was_asked_about_the_first(
         (replace(UDP, protocol="dns"), (Transport.UDP, None, None, False)),
         (replace(connection(), protocol="quic", tls=None), (Transport.UDP, None, None, False)),
         (
-            replace(connection(outcome=Outcome.MALFORMED, action=Action.BLOCK), protocol="tcp", tls=None, host=None),
-            (Transport.TCP, Protocol.TCP, None, True),
+            replace(
+                connection(outcome=Outcome.MALFORMED, action=Action.BLOCK),
+                protocol="tcp",
+                tls=None,
+                host=None,
+                bytes_sent=0,
+                bytes_received=0,
+            ),
+            (Transport.TCP, None, None, True),
         ),
         (connection(outcome=Outcome.MALFORMED), (Transport.TCP, Protocol.TLS, "api.example.com", False)),
     ],
@@ -80,7 +88,11 @@ def test_what_was_never_looked_at_is_unknown() -> None:
     flow = past_connection(event(came_in, producer="supervisor")).flow
     assert (flow.protocol, flow.unknown) == (None, {"host", "protocol", "alpn", "ja4"})
     assert past_connection(event(came_in)).flow.unknown == frozenset()
-    assert past_connection(event(came_in)).flow.protocol is None  # it ended before that was known
+    assert past_connection(event(came_in)).flow.protocol is Protocol.TCP
+    silent = past_connection(event(replace(came_in, bytes_sent=0, bytes_received=0))).flow
+    assert (silent.protocol, silent.unknown) == (None, {"protocol"})  # it may have ended before that was known
+    captured = replace(came_in, bytes_sent=0, bytes_received=0, action=Action.CAPTURE)
+    assert past_connection(event(captured)).flow.protocol is Protocol.TCP
     assert past_connection(event(connection())).flow.unknown == {"alpn"}
     assert past_connection(event(connection(), clipped=True)).flow.unknown == {"alpn", "application", "host"}
     assert past_connection(event(replace(came_in, protocol="http"))).flow.proven is None
