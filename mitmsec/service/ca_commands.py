@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mitmsec.audit.event import Kind
 from mitmsec.audit.review import Filter, Review
-from mitmsec.service.audit_commands import SHOWN_EVENTS, instant_option, opened_log
+from mitmsec.service.audit_commands import SHOWN_EVENTS
 from mitmsec.service.ca_import_command import import_ca
 from mitmsec.service.ca_init_command import init
 from mitmsec.service.ca_orders import limits_in_words
@@ -23,6 +23,7 @@ from mitmsec.service.ca_pin_command import pin
 from mitmsec.service.ca_rotate_command import rotate
 from mitmsec.service.ca_seal_commands import seal, unseal
 from mitmsec.service.groups import Group
+from mitmsec.service.log_reading import instant_option, opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
