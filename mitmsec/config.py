@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from mitmsec import lists
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
 from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
@@ -172,7 +173,14 @@ def parse_policy(
     text = text.removeprefix(BYTE_ORDER_MARK)
     document = _document(text, file)
     notes = Notes(file, index(text))
-    context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable, user_name=user_name)
+    context = Context(
+        notes=notes,
+        read_list=read_list,
+        inspectors=inspectors,
+        unusable=unusable,
+        user_name=user_name,
+        categories=lists.shipped(),
+    )
     policy = _policy(Table(document, (), notes), context, no_roots, pair)
     if notes.errors:
         raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))
@@ -209,6 +217,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         inspectors=tuple(sorted(context.words.items())),
         identities=identities,
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
+        lists=tuple(context.lists.values()),
     )
     defaults.close()
     root.close()

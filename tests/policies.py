@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Application, Policy, Rule
 from mitmsec.core.sniff import WITH_NAME, Protocol, Shown
@@ -29,7 +30,15 @@ NAMES = ("a.example", "b.a.example", "c.b.a.example", "example", "other.test")
 ADDRESSES = ("192.0.2.1", "198.51.100.1", "2001:db8::1", "")
 PORTS = (22, 80, 443, 8443)
 
-patterns = st.builds(lambda mark, name: mark + name, st.sampled_from(["", "*.", "."]), st.sampled_from(NAMES))
+LISTS = (
+    HostList.of("@one", "a.example\nother.test\na.example"),
+    HostList.of("@two", "b.a.example\nnobody.test"),
+    HostList.of("@three", "example\nother.test\nb.a.example"),
+    HostList.of("category:finance", "other.test\nc.b.a.example"),
+)
+
+patterns = st.builds(lambda mark, name: mark + name, st.sampled_from(["", "*."]), st.sampled_from(NAMES))
+_files = st.sampled_from([one.name for one in LISTS[:3]])
 ranges = st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)).map(lambda ends: (min(ends), max(ends)))
 
 
@@ -44,7 +53,8 @@ rules = st.builds(
     application=some(
         st.sampled_from(["browsers", "root's", "web", "boxes", "those", "/usr/*", "*/curl", "/opt/helper"])
     ),
-    host=some(patterns),
+    host=some(st.one_of(patterns, _files)),
+    category=st.one_of(st.just(()), st.just(()), st.just(("finance",))),
     port=some(ranges),
     address=some(st.sampled_from(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"])),
     user=st.one_of(st.just(()), some(st.sampled_from(["root", "joe", "1000"]))),
@@ -59,7 +69,7 @@ def numbered(found: list[Rule]) -> Policy:
         Rule(**{field: getattr(rule, field) for field in rule.__struct_fields__} | {"name": f"rule {number}"})
         for number, rule in enumerate(found)
     ]
-    return Policy(applications=APPLICATIONS, rules=tuple(named), action=Action.BYPASS)
+    return Policy(applications=APPLICATIONS, rules=tuple(named), lists=LISTS, action=Action.BYPASS)
 
 
 policies = st.lists(rules, max_size=6).map(numbered)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 
+from mitmsec.core.host_lists import Holding, Listed
 from mitmsec.core.selector import host_patterns, merged, networks, parse_address, text_matches
 from mitmsec.core.units import is_glob
 
@@ -79,17 +82,40 @@ class Words[Word]:
         return self._free if word is None else self._free | self._by_word.get(word, 0)
 
 
-class Hosts:
-    """A condition on names."""
+class Listings:
+    """A condition that holds for what one of the lists holds whose names are written."""
 
-    __slots__ = ("_by_pattern", "_free")
+    __slots__ = ("_by_list", "_free", "_known", "_lists")
 
-    def __init__(self, written: Sequence[Sequence[str]]) -> None:
-        self._by_pattern = Words(written)
+    def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
         self._free = free(written)
+        self._by_list = Words(written)
+        self._lists = lists
+        self._known: dict[Holding, Rules] = {0: self._free}
 
-    def rules(self, name: str | None) -> Rules:
-        found = self._free
+    def rules(self, holding: Holding) -> Rules:
+        known = self._known.get(holding)
+        if known is None:
+            _make_room(self._known)
+            known = self._known[holding] = self._find(holding)
+        return known
+
+    def _find(self, holding: Holding) -> Rules:
+        return reduce(or_, map(self._by_list.rules, self._lists.names_of(holding)), self._free)
+
+
+class Hosts:
+    """A condition on names: patterns, and lists that hold them."""
+
+    __slots__ = ("_by_pattern", "_listings")
+
+    def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
+        self._by_pattern = Words(written)
+        self._listings = Listings(written, lists)
+
+    def rules(self, name: str | None, holding: Holding) -> Rules:
+        """`holding`: which lists hold `name`."""
+        found = self._listings.rules(holding)
         if name is not None:
             for pattern in host_patterns(name):
                 found |= self._by_pattern.rules(pattern)

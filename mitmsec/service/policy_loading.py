@@ -52,7 +52,8 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
 
     try:
         policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=keys.pair)
-        policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
+        if roots:
+            policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
         return Loaded(policy, text, tuple(roots), keys.detach(policy.key_bytes) if policy.needs_keys else None)
     except PolicyErrors as errors:
         _tell_errors(file, errors.errors, as_json=as_json)

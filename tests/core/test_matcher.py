@@ -28,7 +28,8 @@ def one_by_one(policy: Policy, process: Process, remote: Endpoint, shown: Shown)
             and (not rule.user or process.user in rule.user)
             and (not rule.port or any(low <= remote.port <= high for low, high in rule.port))
             and (not rule.address or any(is_within(remote.address, network) for network in rule.address))
-            and (not rule.host or any(is_called(shown.name, pattern) for pattern in rule.host))
+            and (not rule.host or any(is_called(policy, shown.name, pattern) for pattern in rule.host))
+            and (not rule.category or any(is_called(policy, shown.name, one) for one in rule.categories))
             and (not rule.protocol or shown.protocol in rule.protocol)
             and (not rule.alpn or any(fnmatchcase(one, glob) for glob in rule.alpn for one in shown.alpn))
             and (not rule.ja4 or any(fnmatchcase(shown.ja4 or "", glob) for glob in rule.ja4))
@@ -41,23 +42,27 @@ def is_within(address: str, network: str) -> bool:
     return address != "" and ip_address(address) in ip_network(network)
 
 
-def is_called(name: str | None, pattern: str) -> bool:
-    if name is None or not pattern.startswith(("*.", ".")):
-        return name == pattern
-    return name.endswith(pattern.removeprefix("*")) or name == pattern.removeprefix(".")
+def is_called(policy: Policy, name: str | None, pattern: str) -> bool:
+    if name is None:
+        return False
+    for one in policy.lists:
+        if one.name == pattern:
+            return any(name == listed or name.endswith(f".{listed}") for listed in one.text.split("\n"))
+    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
 
 
 @given(policies.policies, policies.processes, policies.endpoints, policies.shows)
 def test_the_first_rule_is_the_first_that_reading_finds(
     policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
-    found = Matcher(policy.applications, policy.rules).first(process, remote, shown)
+    found = Matcher(policy.applications, policy.rules, lists=policy.listed).first(process, remote, shown)
     assert found == one_by_one(policy, process, remote, shown)
 
 
 def shown_at_most(policy: Policy) -> list[Shown]:
     """Together they stand for all first bytes that the rules can tell apart: names below each pattern's suffix, too."""
     suffixes = {host.lstrip("*.") for rule in policy.rules for host in rule.host}
+    suffixes |= {name for one in policy.lists for name in one.names()}
     names = [None, "nowhere.test", *suffixes, *(f"x.{suffix}" for suffix in suffixes)]
     offers: list[tuple[str, ...]] = [(), ("h2",), ("http/1.1",), ("h2", "http/1.1")]
     ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
@@ -70,7 +75,9 @@ def shown_at_most(policy: Policy) -> list[Shown]:
 def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
     policy: Policy, process: Process, remote: Endpoint
 ) -> None:
-    found, settled = Matcher(policy.applications, policy.rules).first_whatever_is_shown(process, remote)
+    found, settled = Matcher(policy.applications, policy.rules, lists=policy.listed).first_whatever_is_shown(
+        process, remote
+    )
     assert found == one_by_one(policy, process, remote, NOTHING_SHOWN)
     if settled:
         assert {one_by_one(policy, process, remote, shown) for shown in shown_at_most(policy)} == {found}
@@ -78,7 +85,7 @@ def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
 
 @given(policies.policies, policies.processes, policies.endpoints)
 def test_what_a_greeting_can_bring_is_known_beforehand(policy: Policy, process: Process, remote: Endpoint) -> None:
-    possible = Matcher(policy.applications, policy.rules).while_silent(process, remote)
+    possible = Matcher(policy.applications, policy.rules, lists=policy.listed).while_silent(process, remote)
     greeted = [Shown(protocol=protocol) for protocol in (*GREETED, Protocol.TCP)]
     assert {one_by_one(policy, process, remote, shown) for shown in greeted} <= set(possible)
     assert possible[-1] == one_by_one(policy, process, remote, NOTHING_SHOWN)

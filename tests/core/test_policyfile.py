@@ -40,6 +40,7 @@ def opened(text: str) -> tuple[Table, Context]:
         user_name=lambda user: {"1000": "joe"}.get(user, user),
         applications={"browsers": 3},
         rules={"taken": 4},
+        categories={"finance": lambda: "# ours\nbank.example", "health": lambda: "clinic.example"},
         words={"keywords": ("x",)},
     )
 
@@ -54,6 +55,7 @@ def test_a_whole_rule() -> None:
         name = "r"
         application = ["browsers", "/usr/*"]
         host = ["A.example", "*.b.example", "@banks.txt"]
+        category = ["finance", "finance"]
         port = [443, "8000 - 8999"]
         address = ["10.0.0.0/8", "2001:db8::1"]
         user = ["1000", "joe", "7"]
@@ -70,7 +72,8 @@ def test_a_whole_rule() -> None:
         name="r",
         action=Action.DECRYPT,
         application=("browsers", "/usr/*"),
-        host=("a.example", "*.b.example", ".bank.example", ".xn--sparkasse-kln-smb.example"),
+        host=("a.example", "*.b.example", "@banks.txt"),
+        category=("finance",),
         port=((443, 443), (8000, 8999)),
         address=("10.0.0.0/8", "2001:db8::1/128"),
         user=("joe", "7"),
@@ -81,6 +84,8 @@ def test_a_whole_rule() -> None:
         inspect=("keywords", "other"),
         on_finding=OnFinding.BLOCK,
     )
+    lists = [("@banks.txt", "bank.example\nxn--sparkasse-kln-smb.example"), ("category:finance", "bank.example")]
+    assert [(one.name, one.text) for one in context.lists.values()] == lists
     assert messages(context) == []
 
 
@@ -131,7 +136,7 @@ def test_a_whole_rule() -> None:
         ('protocol = ["stmp"]', "protocol[0]: "),
         ("alpn = []", "alpn: an empty list can never match"),
         ("ja4 = [13]", "ja4[0]: a text is wanted, not the number 13"),
-        ('category = ["news"]', "category: not supported by this version"),
+        ('category = ["helth"]', 'category[0]: "helth" is not one of finance, health; did you mean "health"'),
         ("page = true", "page: not supported by this version"),
         ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),
     ],
@@ -153,7 +158,8 @@ def test_a_rule_needs_a_name_and_an_action() -> None:
 
 def test_a_list_is_read_once_and_its_own_errors_have_its_own_lines() -> None:
     table, context = opened('name = "r"\naction = "block"\nhost = ["@bad.txt", "@bad.txt"]')
-    assert read_rule(table, context).host == (".good.example",)
+    assert read_rule(table, context).host == ("@bad.txt",)
+    assert context.lists["@bad.txt"].text == "good.example"
     assert [(error.file, error.line) for error in context.notes.errors] == [("bad.txt", 2), ("bad.txt", 3)]
 
 
