@@ -128,24 +128,12 @@ class Listed:
         return next(above for above in (name, *parents(name)) if self._by_name.get(above, 0) & bit)
 
     def _steps(self) -> Iterator[None]:
-        combinations: dict[Holding, Holding] = {}  # one object each, for however many names it stands
+        by_name = self._by_name
         for number, one in enumerate(self._lists):
             bit = 1 << number
+            joined: dict[Holding, Holding] = {}  # one object each, for however many names it stands
             for names in one.steps():
-                fresh = dict.fromkeys(names, bit)
-                if number:
-                    self._join(fresh, bit, combinations)
-                self._by_name.update(fresh)
+                for name in names:
+                    held = by_name.get(name)
+                    by_name[name] = bit if held is None else joined.setdefault(held | bit, held | bit)
                 yield
-
-    def _join(self, fresh: dict[str, Holding], bit: Holding, combinations: dict[Holding, Holding]) -> None:
-        """Names that earlier lists hold too stay theirs."""
-        common = self._by_name.keys() & fresh.keys()
-        held = set(map(self._by_name.__getitem__, common))
-        if len(held) == 1:  # most often; a quarter of the time
-            both = held.pop() | bit
-            fresh.update(dict.fromkeys(common, combinations.setdefault(both, both)))
-            return
-        for name in common:
-            both = self._by_name[name] | bit
-            fresh[name] = combinations.setdefault(both, both)

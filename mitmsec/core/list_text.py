@@ -21,7 +21,6 @@ BYTE_ORDER_MARK = "\ufeff"
 _NAME = r"(?:[a-z0-9_-]{1,63}+\.)*+(?!(?:[0-9]++|0x[0-9a-f]*+)(?:\n|\Z))[a-z0-9_-]{1,63}+"
 _PLAIN = re.compile(_NAME)
 _PLAIN_BLOCK = re.compile(rf"{_NAME}(?:\n{_NAME})*+")
-_LONG_LINE = re.compile(rf"[^\n]{{{NAME_LIMIT_CHARS + 1}}}")
 
 
 class Names(NamedTuple):
@@ -37,7 +36,7 @@ def read_names(text: str) -> Names:
     errors: list[tuple[int, str]] = []
     wrong, line = 0, 1
     for block in _blocks(_with_plain_ends(text.removeprefix(BYTE_ORDER_MARK))):
-        if _PLAIN_BLOCK.fullmatch(block) and not _LONG_LINE.search(block):
+        if _PLAIN_BLOCK.fullmatch(block) and max(map(len, block.split("\n"))) <= NAME_LIMIT_CHARS:
             found.append(block)
         else:
             for number, written in enumerate(block.split("\n"), line):

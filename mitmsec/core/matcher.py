@@ -36,7 +36,7 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_lists", "_mine",
+        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_latest", "_lists", "_mine",
         "_ports", "_programs", "_protocols", "_remembered", "_silent", "_users",
     )  # fmt: skip
 
@@ -66,6 +66,7 @@ class Matcher:
             reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
         )
         self._remembered: dict[object, _Applying] = {}
+        self._latest: tuple[Process, _Applying] | None = None
 
     def first(self, process: Process, remote: Endpoint, shown: Shown) -> int | None:
         """The number of the first rule that accepts the flow, None where no rule does."""
@@ -109,6 +110,12 @@ class Matcher:
         return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
 
     def _applying(self, process: Process) -> _Applying:
+        """A flow's questions come one after the other, about one object."""
+        if self._latest is None or self._latest[0] is not process:
+            self._latest = process, self._remembered_of(process)
+        return self._latest[1]
+
+    def _remembered_of(self, process: Process) -> _Applying:
         parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
         exe = (process.exe, process.claimed_exe is None)
         cgroup = (process.unit, process.container)

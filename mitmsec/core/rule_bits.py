@@ -16,7 +16,7 @@ from functools import reduce
 from operator import or_
 
 from mitmsec.core.host_lists import Holding, Listed
-from mitmsec.core.selector import host_patterns, merged, networks, parse_address, text_matches
+from mitmsec.core.selector import merged, networks, parse_address, text_matches
 from mitmsec.core.units import is_glob
 
 REMEMBERED = 4096  # values of one condition; then all are forgotten: a bound, not a cache to tune
@@ -107,18 +107,27 @@ class Listings:
 class Hosts:
     """A condition on names: patterns, and lists that hold them."""
 
-    __slots__ = ("_by_pattern", "_listings")
+    __slots__ = ("_below", "_exact", "_listings")
 
     def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
-        self._by_pattern = Words(written)
         self._listings = Listings(written, lists)
+        self._exact: dict[str, Rules] = {}
+        self._below: dict[str, Rules] = {}  # by what stands behind "*."
+        for number, patterns in enumerate(written):
+            for pattern in patterns:
+                those, name = (self._below, pattern[2:]) if pattern.startswith("*.") else (self._exact, pattern)
+                those[name] = those.get(name, 0) | 1 << number
 
     def rules(self, name: str | None, holding: Holding) -> Rules:
         """`holding`: which lists hold `name`."""
         found = self._listings.rules(holding)
-        if name is not None:
-            for pattern in host_patterns(name):
-                found |= self._by_pattern.rules(pattern)
+        if name is None:
+            return found
+        found |= self._exact.get(name, 0)
+        dot = name.find(".") + 1
+        while dot:
+            found |= self._below.get(name[dot:], 0)
+            dot = name.find(".", dot) + 1
         return found
 
 
@@ -146,7 +155,8 @@ class Addresses:
         return known
 
     def _find(self, text: str) -> Rules:
-        address, found = parse_address(text), self._free
+        found = self._free
+        address = parse_address(text) if self._by_prefix else None
         if address is not None:
             value = int(address)
             for (version, behind), prefixes in self._by_prefix.items():
