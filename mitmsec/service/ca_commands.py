@@ -18,6 +18,7 @@ from mitmsec.audit.review import Filter, Review
 from mitmsec.service.audit_commands import SHOWN_EVENTS
 from mitmsec.service.ca_import_command import import_ca
 from mitmsec.service.ca_init_command import init
+from mitmsec.service.ca_orders import limits_in_words
 from mitmsec.service.ca_pin_command import pin
 from mitmsec.service.ca_rotate_command import rotate
 from mitmsec.service.ca_seal_commands import seal, unseal
@@ -45,8 +46,6 @@ KINDS = {
     CaKind.OWN: "made by `ca init`; its root's key is kept offline",
     CaKind.IMPORTED: "below somebody else's root",
 }
-
-EVERY = {"0.0.0.0/0": "every IPv4 address", "::/0": "every IPv6 address"}
 
 
 @click.group(cls=Group)
@@ -101,14 +100,14 @@ def _tables(found: CaFacts) -> Iterator[Table]:
     for place, between in enumerate(found.above, 1):
         rows += _rows(f"above {place}", between)
     rows += _rows("issuing", found.issuing)
-    rows.append(("may speak for", _limits(found.issuing)))
+    rows.append(("may speak for", limits_in_words(found.issuing)))
     rows.append(("its key", _kept(found)))
     if found.root_file:
         rows.append(("root's key", f"was written to {found.root_file}{_still_there(found.root_file)}"))
     if found.next is not None:
         rows += [("", ""), ("next", f"waits for {program()} ca rotate --take-over; commands trust its root already")]
         rows += [*_rows("next root", found.next.root), *_rows("next issuing", found.next.issuing)]
-        rows.append(("may speak for", _limits(found.next.issuing)))
+        rows.append(("may speak for", limits_in_words(found.next.issuing)))
     if found.asks:
         rows += [("", ""), ("request", f"waits for its answer, which {program()} ca import takes")]
     for name, value in rows:
@@ -136,12 +135,6 @@ def _rows(name: str, one: CertificateFacts) -> list[tuple[str, str]]:
 
 def _depth(one: CertificateFacts) -> str:
     return "no limit to its path length" if one.path_length is None else f"path length {one.path_length}"
-
-
-def _limits(one: CertificateFacts) -> str:
-    words = [EVERY.get(each, each) for each in one.permitted]
-    permitted = ", ".join(words) if words else "every name"
-    return f"{permitted}, but not for {', '.join(one.excluded)}" if one.excluded else permitted
 
 
 @ca.command()

@@ -27,6 +27,8 @@ from mitmsec_certs.ceremony import CeremonyFailed, keep_undumped, passphrase_fla
 from mitmsec_certs.constraints import BadConstraint, Constraints, written
 from mitmsec_redirect.owner import user_name
 
+_EVERY = {"0.0.0.0/0": "every IPv4 address", "::/0": "every IPv6 address"}
+
 
 def limit_options[Command: Callable[..., Any]](command: Command) -> Command:
     """`--permit` and `--exclude`."""
@@ -49,6 +51,13 @@ def limit_of(permit: tuple[str, ...], exclude: tuple[str, ...]) -> Constraints:
     except BadConstraint as error:
         flaws = "\n  ".join(error.flaws)
         fail(f"--permit, --exclude: {flaws}", "", EXIT_USAGE)
+
+
+def limits_in_words(one: CertificateFacts) -> str:
+    """For what a CA may speak."""
+    words = [_EVERY.get(each, each) for each in one.permitted]
+    permitted = ", ".join(words) if words else "every name"
+    return f"{permitted}, but not for {', '.join(one.excluded)}" if one.excluded else permitted
 
 
 def is_said(option: str) -> bool:

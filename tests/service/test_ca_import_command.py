@@ -162,7 +162,8 @@ def test_show_says_in_words_how_far_each_of_the_two_may_go(house: CaHouse) -> No
     house.make_automatic()
     broad = certified("broad", POLICY, path_length=None)
     words = ["import", *files_of(house, broad), "--key", laid(house, "sub.key", broad.key_pem())]
-    assert house.mitmsec(*words, "--accept-broad", "--wait").exit_code == 0
+    done = house.mitmsec(*words, "--accept-broad", "--wait")
+    assert "this CA waits; it may speak for corp.example, every IPv4 address, every IPv6 address" in done.stderr
     told = house.mitmsec("show").stdout
     assert "None" not in told
     assert "no limit to its path length" in told
