@@ -26,7 +26,7 @@ from mitmsec.gate.flow import Flow, State
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.inward import Way
 from mitmsec.gate.learned import Learned
-from mitmsec.gate.loans import Loans, hand_out, shut
+from mitmsec.gate.loans import Loans, hand_out, shut, take_in
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
 from mitmsec.gate.refuse import Farewell, page, reset
@@ -95,6 +95,7 @@ class Connection:
         "_client",
         "_deadline",
         "_dial",
+        "_ear",
         "_events",
         "_farewell",
         "_means",
@@ -117,6 +118,7 @@ class Connection:
         self._acting = self._minted = self._over = False
         self._deadline: asyncio.TimerHandle | None = None
         self._peek: Peek | None = None
+        self._ear: Peek | None = None  # for the origin
         self._dial: Dial | None = None
         self._relay: Relay | None = None
         self._farewell: Farewell | None = None
@@ -203,18 +205,21 @@ class Connection:
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
-            case s.WatchServer():
+            case s.WatchServer(at_least_bytes=at_least_bytes):
                 assert self._origin is not None
-                means.loop.add_reader(self._origin, self._server_readable)
+                self._ear = self._ear or Peek(means.loop, self._origin, self._server_spoke, self._server_gone)
+                self._ear.wait(at_least_bytes)
             case s.Relay(tee=tee):
                 self._begin_relay(tee)
-            case s.Staff():
-                means.crew.staff(self)
+            case s.Staff(preferred=preferred):
+                means.crew.staff(self, preferred)
             case s.Mint(name=name):
                 self._minted = True
                 means.mint(self.id, name)
             case s.Hand(worker=worker, order=order):
                 self._hand(worker, order)
+            case s.TakeBack():
+                self._take_back()
             case s.WatchClient():
                 means.hangups.watch(self._client, self._client_left, half=True)
             case s.Page(rule=rule, reason=reason):
@@ -275,25 +280,21 @@ class Connection:
     def _dial_failed(self, failure: DialFailure) -> None:
         self.tell(s.DialFailed(failure))
 
-    def _server_readable(self) -> None:
-        assert self._origin is not None
-        try:
-            event: AnyEvent = s.ServerSpoke(self._origin.recv(GREETING_BYTES, socket.MSG_PEEK))
-        except BlockingIOError:
-            return
-        except OSError:
-            event = s.ServerGone()
-        self._means.loop.remove_reader(self._origin)
+    def _server_spoke(self, data: bytes, more: bool) -> None:
         self._means.spoke(self)
-        self.tell(event)
+        self.tell(s.ServerSpoke(data[:GREETING_BYTES], eof=not more))
+
+    def _server_gone(self) -> None:
+        self._means.spoke(self)
+        self.tell(s.ServerGone())
 
     # -- carrying ------------------------------------------------------------------------------------------------------
     def _stop_watching(self) -> None:
         if self._peek is not None:
             self._peek.stop()
-            self._peek = None
-        if self._origin is not None:
-            self._means.loop.remove_reader(self._origin)
+        if self._ear is not None:
+            self._ear.stop()
+        self._peek = self._ear = None
 
     def _begin_relay(self, tee: bool) -> None:
         self._stop_watching()
@@ -318,6 +319,13 @@ class Connection:
         hand_out(self._client)
         self._means.loans.lend(self.id, origin)
         self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
+
+    def _take_back(self) -> None:
+        self._means.hangups.forget(self._client)
+        take_in(self._client)
+        self._origin = self._means.loans.take_back(self.id)
+        if self._origin is None:
+            self.tell(s.ServerGone())
 
     def _client_left(self) -> None:
         self.tell(s.ClientLeft(moved_bytes(self._client)))

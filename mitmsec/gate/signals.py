@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
-from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.core.messages import FlowEnded, HandOver, Upgrading
 from mitmsec.core.model import Caller, Endpoint, OnFailure, Process, Value
 
 
@@ -97,6 +97,7 @@ class ServerSpoke(Event, frozen=True):
     """The answer to `WatchServer`: the origin spoke (or ended: no data) before the client's first bytes were known."""
 
     data: bytes = b""  # unread, like the client's
+    eof: bool = False
 
 
 class ServerGone(Event, frozen=True):
@@ -117,6 +118,12 @@ class WorkerSaid(Event, frozen=True):
     """The worker that has the flow is done with it."""
 
     ended: FlowEnded
+
+
+class WorkerUpgrades(Event, frozen=True):
+    """The worker that has the flow has relayed a dialogue up to TLS, and let go of both sockets."""
+
+    upgrading: Upgrading
 
 
 class WorkerDied(Event, frozen=True):
@@ -170,6 +177,7 @@ type AnyEvent = (
     | Staffed
     | Unstaffed
     | WorkerSaid
+    | WorkerUpgrades
     | WorkerDied
     | ClientLeft
     | RelayEnded
@@ -209,7 +217,9 @@ class Dial(Command, frozen=True):
 
 
 class WatchServer(Command, frozen=True):
-    """Say `ServerSpoke` when the connected origin does."""
+    """Say `ServerSpoke` once at least so many bytes of the connected origin lie unread, or once no more can come."""
+
+    at_least_bytes: int = 1
 
 
 class Relay(Command, frozen=True):
@@ -219,7 +229,9 @@ class Relay(Command, frozen=True):
 
 
 class Staff(Command, frozen=True):
-    """Find a worker."""
+    """Find a worker; `preferred` if it can take more, -1: any."""
+
+    preferred: int = -1
 
 
 class Mint(Command, frozen=True):
@@ -233,6 +245,10 @@ class Hand(Command, frozen=True):
 
     worker: int
     order: HandOver
+
+
+class TakeBack(Command, frozen=True):
+    """Both sockets are ours again, and no worker's."""
 
 
 class WatchClient(Command, frozen=True):
@@ -278,6 +294,7 @@ type AnyCommand = (
     | Staff
     | Mint
     | Hand
+    | TakeBack
     | WatchClient
     | Page
     | Reset
