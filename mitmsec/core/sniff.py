@@ -52,6 +52,46 @@ class Protocol(StrEnum):
     XMPP = "xmpp"
 
 
+UPGRADABLE = frozenset(
+    {
+        Protocol.FTP,
+        Protocol.IMAP,
+        Protocol.LDAP,
+        Protocol.MYSQL,
+        Protocol.POP3,
+        Protocol.POSTGRESQL,
+        Protocol.SMTP,
+        Protocol.XMPP,
+    }
+)
+"""What may begin in plaintext and go on under TLS (mitmsec.core.upgrade)."""
+WITH_HELLO = UPGRADABLE | {Protocol.TLS}  # in whose hello a client names a host, offers protocols, and shows what it is
+WITH_NAME = WITH_HELLO | {Protocol.HTTP, Protocol.HTTP_PROXY}  # whose clients can name a host
+GREETED = frozenset({Protocol.FTP, Protocol.IMAP, Protocol.MYSQL, Protocol.POP3, Protocol.SMTP, Protocol.SSH})
+"""What a server that speaks first can show."""
+
+
+class Shown(Value, frozen=True):
+    """What a flow's first bytes tell the policy. By default nothing: they are not there, or nobody looked."""
+
+    protocol: Protocol | None = None
+    name: str | None = None
+    """Comparable, see mitmsec.core.names."""
+    alpn: tuple[str, ...] = ()
+    ja4: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str | None, protocol: Protocol | None = None, alpn: tuple[str, ...] = (), ja4: str | None = None
+    ) -> Shown:
+        """What a question tells: where it leaves the protocol open, TLS is what shows such things."""
+        is_told = name is not None or alpn or ja4 is not None
+        return cls(protocol=protocol or (Protocol.TLS if is_told else None), name=name, alpn=alpn, ja4=ja4)
+
+
+NOTHING_SHOWN = Shown()
+
+
 class Sniffed(Value, frozen=True):
     """What the client speaks. `hello` is there for TLS only."""
 
@@ -61,6 +101,12 @@ class Sniffed(Value, frozen=True):
     hello: ClientHello | None = None
     reason: str = ""
     """Why there is no name although the protocol has a place for one."""
+
+    @property
+    def shown(self) -> Shown:
+        """All of it that the policy is asked about."""
+        alpn, ja4 = (self.hello.alpn, self.hello.ja4) if self.hello else ((), None)
+        return Shown(protocol=self.protocol, name=self.name, alpn=alpn, ja4=ja4)
 
 
 _TCP = Sniffed(protocol=Protocol.TCP)

@@ -24,7 +24,7 @@ from mitmsec.core.upgrade_packets import Ldap, MySql, PostgreSql
 from mitmsec.core.upgrade_step import Recogniser, Step
 from mitmsec.core.upgrade_xmpp import Xmpp
 
-__all__ = ["UPGRADABLE", "Malformed", "Recogniser", "Step", "recogniser"]
+__all__ = ["Malformed", "Recogniser", "Step", "recogniser"]
 
 _RECOGNISERS: Mapping[Protocol, type[Recogniser]] = {
     Protocol.FTP: Ftp,
@@ -36,7 +36,6 @@ _RECOGNISERS: Mapping[Protocol, type[Recogniser]] = {
     Protocol.SMTP: Smtp,
     Protocol.XMPP: Xmpp,
 }
-UPGRADABLE = frozenset(_RECOGNISERS)
 
 
 def recogniser(protocol: Protocol | None) -> Recogniser:

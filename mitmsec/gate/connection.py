@@ -89,25 +89,9 @@ class Connection:
     """One accepted socket, and the origin's once there is one. Owns both."""
 
     __slots__ = (
-        "__weakref__",
-        "_acting",
-        "_bound",
-        "_client",
-        "_deadline",
-        "_dial",
-        "_ear",
-        "_events",
-        "_farewell",
-        "_means",
-        "_minted",
-        "_more",
-        "_origin",
-        "_over",
-        "_peek",
-        "_relay",
-        "_way",
-        "flow",
-    )
+        "__weakref__", "_acting", "_bound", "_client", "_deadline", "_dial", "_events", "_farewell", "_means",
+        "_minted", "_more", "_origin", "_over", "_peek", "_relay", "_wanted_bytes", "_way", "flow",
+    )  # fmt: skip
 
     def __init__(self, means: Means, flow: str, client: socket.socket) -> None:
         self.flow = Flow(flow, means.terms, means.policy, means.names, means.health, means.learned)
@@ -118,12 +102,12 @@ class Connection:
         self._acting = self._minted = self._over = False
         self._deadline: asyncio.TimerHandle | None = None
         self._peek: Peek | None = None
-        self._ear: Peek | None = None  # for the origin
         self._dial: Dial | None = None
         self._relay: Relay | None = None
         self._farewell: Farewell | None = None
         self._more: set[Dial] | None = None
         self._way: Way | None = None
+        self._wanted_bytes = 1
 
     @property
     def id(self) -> str:
@@ -206,9 +190,7 @@ class Connection:
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
             case s.WatchServer(at_least_bytes=at_least_bytes):
-                assert self._origin is not None
-                self._ear = self._ear or Peek(means.loop, self._origin, self._server_spoke, self._server_gone)
-                self._ear.wait(at_least_bytes)
+                self._watch_server(at_least_bytes)
             case s.Relay(tee=tee):
                 self._begin_relay(tee)
             case s.Staff(preferred=preferred):
@@ -280,21 +262,36 @@ class Connection:
     def _dial_failed(self, failure: DialFailure) -> None:
         self.tell(s.DialFailed(failure))
 
-    def _server_spoke(self, data: bytes, more: bool) -> None:
-        self._means.spoke(self)
-        self.tell(s.ServerSpoke(data[:GREETING_BYTES], eof=not more))
+    def _watch_server(self, at_least_bytes: int) -> None:
+        assert self._origin is not None
+        self._want_of_server(at_least_bytes)
+        self._means.loop.add_reader(self._origin, self._server_readable)
 
-    def _server_gone(self) -> None:
+    def _want_of_server(self, at_least_bytes: int) -> None:
+        if self._origin is not None and self._wanted_bytes != at_least_bytes:
+            self._wanted_bytes = at_least_bytes
+            self._origin.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, at_least_bytes)
+
+    def _server_readable(self) -> None:
+        assert self._origin is not None
+        try:
+            event: AnyEvent = s.ServerSpoke(self._origin.recv(GREETING_BYTES, socket.MSG_PEEK))
+        except BlockingIOError:
+            return
+        except OSError:
+            event = s.ServerGone()
+        self._means.loop.remove_reader(self._origin)
         self._means.spoke(self)
-        self.tell(s.ServerGone())
+        self.tell(event)
 
     # -- carrying ------------------------------------------------------------------------------------------------------
     def _stop_watching(self) -> None:
         if self._peek is not None:
             self._peek.stop()
-        if self._ear is not None:
-            self._ear.stop()
-        self._peek = self._ear = None
+            self._peek = None
+        if self._origin is not None:
+            self._means.loop.remove_reader(self._origin)
+            self._want_of_server(1)
 
     def _begin_relay(self, tee: bool) -> None:
         self._stop_watching()

@@ -11,13 +11,13 @@ In FIRST two things run side by side: the first bytes are awaited and, as soon a
 dialled. No origin is contacted before a decision that lets it be contacted:
 
 - `at_connect` decided: dial at once. `at_hello` still has the last word, because its decision is the one of the name.
-- It did not: wait for a hello for `hello_deadline_s`, then decide without a name. If that decision dials, and the
-  client then says a name before anything was relayed, the name decides again: nothing is gained by being slow.
+- It did not: wait for a hello for `hello_deadline_s`, then dial, unless every rule blocks that could still decide. If
+  the client then says something before anything was relayed, that decides: nothing is gained by being slow.
 - Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets.
 
-A server that speaks first settles the protocol; there is no name then. Bytes that claim to be TLS or HTTP and break its
-rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says, unless `at_connect`
-had answered bypass or capture, which no name could have changed.
+A server that speaks first settles the protocol, which decides; there is no name then. Bytes that claim to be TLS or
+HTTP and break its rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says,
+unless `at_connect` had answered bypass or capture, which no first bytes could have changed.
 
 A dialogue that may go on to TLS (SMTP, …) is handed over as it is. When both ends have agreed to TLS the worker lets go
 of it, and the flow is in FIRST once more: the hello in it is peeked, and its name decides, as that of any other.
@@ -36,7 +36,7 @@ from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
-from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
+from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
 from mitmsec.gate.claims import TLS_RECORD, claims, is_connect
@@ -59,7 +59,7 @@ class Flow:
     def __init__(
         self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health, learned: Learned | None = None
     ) -> None:
-        self.about = Account(flow)
+        self.about = Account(flow, terms.policy)
         self.state = State.OWNER
         self.worker = -1
         self._terms, self._policy, self._names, self._health = terms, policy, names, health
@@ -68,6 +68,8 @@ class Flow:
         self._fault = ""
         self._heard = False  # some first bytes, not enough of them
         self._begun = False  # a hello or a request, not its end
+        self._by_greeting = False  # what the server says first may decide
+        self._greeted_bytes = 0  # of a greeting that is not all there
         self._early: Action | None = None  # what holds whatever the name
         self._dialling = Dialling.NOT
         self._failure: DialFailure | None = None
@@ -96,8 +98,8 @@ class Flow:
                 return self._dialled(remote) if self.state is State.FIRST else []
             case s.DialFailed(failure=failure):
                 return self._dial_failed(failure) if self.state is State.FIRST else []
-            case s.ServerSpoke(data=data, eof=eof):
-                return self._server_spoke(data, eof) if self._awaits_bytes else []
+            case s.ServerSpoke(data=data):
+                return self._server_spoke(data) if self._awaits_bytes else []
             case s.ServerGone():
                 return self._end(Outcome.ORIGIN_RESET, s.Reset()) if self._awaits_bytes else []
             case s.Staffed(worker=worker):
@@ -195,6 +197,8 @@ class Flow:
         """The client is done and has said nothing: gone, unless a server is there that may speak."""
         if self.about.decision is None or self.about.upgraded:
             return self._end(Outcome.CLIENT_CLOSED, s.Close())
+        if self._by_greeting:  # not for long: it may wait for this very end
+            return [s.SetDeadline(self._terms.hello_deadline_s)]
         return self._settle(Sniffed(protocol=Protocol.TCP))
 
     def _settle_malformed(self, reason: str) -> Commands:
@@ -214,11 +218,9 @@ class Flow:
         return self._settled(self.about.decision)
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
-        hello = first.hello
-        alpn, ja4 = (hello.alpn, hello.ja4) if hello else ((), None)
         proven = first.name is not None and first.name in (self.about.resolved or ())
-        said = self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4, proven=proven)
-        if hello is None:
+        said = self._policy.at_hello(self.about.process, remote, shown=self.about.shown(first), proven=proven)
+        if first.hello is None:
             return said
         return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
 
@@ -226,19 +228,22 @@ class Flow:
         commands = self._follow(decision)
         return commands if self.state is State.ENDED else [s.SetDeadline(None), *commands]
 
-    def _server_spoke(self, data: bytes, eof: bool) -> Commands:
+    def _server_spoke(self, data: bytes) -> Commands:
         if self._begun:  # no server answers half a hello
             return self._settle_malformed("incomplete")
         greeting = sniff.server_bytes(data) if data else Protocol.TCP
-        if (
-            isinstance(greeting, NeedMore) and not eof
-        ):  # a line in pieces; the next is awaited as long as any first word
-            first_heard, self._heard = not self._heard, True
-            deadline: Commands = [s.SetDeadline(self._terms.hello_deadline_s)] if first_heard else []
-            return [*deadline, s.WatchServer(len(data) + 1)]
-        self.about.settled(Sniffed(protocol=greeting if isinstance(greeting, Protocol) else Protocol.TCP))
-        assert self.about.decision is not None, "nothing is dialled without a decision"
-        return self._settled(self.about.decision)
+        if isinstance(greeting, Protocol):
+            return self._settle(Sniffed(protocol=greeting))
+        before, self._greeted_bytes = self._greeted_bytes, len(data)
+        if not self._hears_out or len(data) <= before:  # the second: it has ended
+            return self._settle(Sniffed(protocol=Protocol.TCP))
+        watch = s.WatchServer(max(greeting.size_bytes or 0, len(data) + 1))
+        return [watch] if before else [s.SetDeadline(self._terms.hello_deadline_s), watch]
+
+    @property
+    def _hears_out(self) -> bool:
+        """Whether a greeting that comes in pieces could decide, or what it is matters to who is to read it."""
+        return self._by_greeting or (self.about.decision is not None and self.about.decision.action is Action.DECRYPT)
 
     # -- time is up ----------------------------------------------------------------------------------------------------
     def _deadline(self) -> Commands:
@@ -255,13 +260,13 @@ class Flow:
                 return []
 
     def _owner_unknown(self) -> Commands:
-        """Open: a policy that asks for applications has no answer; another one's is the same for every process."""
-        if self._terms.on_failure is OnFailure.CLOSED or self._asks_applications():
+        """Open: a policy that asks for programs has no answer; another one's is the same for every process."""
+        if self._terms.on_failure is OnFailure.CLOSED or self._asks_programs():
             return self._not_judged("owner_unknown", "whose it is stayed unknown")
         return [s.Report("owner_unknown", OnFailure.OPEN), *self._owned(self.about.process)]
 
-    def _asks_applications(self) -> bool:
-        return any(rule.application for rule in self._policy.rules if rule.direction is self.about.direction)
+    def _asks_programs(self) -> bool:
+        return any(rule.asks_process for rule in self._policy.rules if rule.direction is self.about.direction)
 
     def _not_judged(self, what: str, reason: str) -> Commands:
         """A rule that asks for the program may be the one that says block, or bypass."""
@@ -275,8 +280,9 @@ class Flow:
             return self._give_up()
         if self._heard or self.about.decision is not None:
             return self._out_of_time()
-        self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
-        if self.about.decision.action is Action.BLOCK:
+        decision, is_last = self._policy.at_silence(self.about.process, self.about.remote)
+        self.about.decision, self._by_greeting = decision, not is_last
+        if decision.action is Action.BLOCK:
             return self._block()
         return self._dial((self.about.remote,))
 
@@ -469,7 +475,7 @@ class Flow:
         self, outcome: Outcome, answer: AnyCommand, *, sent: int = 0, received: int = 0, error: str = ""
     ) -> Commands:
         if self.about.decision is None:  # for the record: what the policy says of a flow without a name
-            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
+            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, shown=NOTHING_SHOWN)
         return self._over(answer, self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error))
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:

@@ -97,7 +97,6 @@ class ServerSpoke(Event, frozen=True):
     """The answer to `WatchServer`: the origin spoke (or ended: no data) before the client's first bytes were known."""
 
     data: bytes = b""  # unread, like the client's
-    eof: bool = False
 
 
 class ServerGone(Event, frozen=True):
@@ -217,7 +216,7 @@ class Dial(Command, frozen=True):
 
 
 class WatchServer(Command, frozen=True):
-    """Say `ServerSpoke` once at least so many bytes of the connected origin lie unread, or once no more can come."""
+    """Say `ServerSpoke` when the connected origin has said so much, or has ended."""
 
     at_least_bytes: int = 1
 

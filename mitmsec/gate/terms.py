@@ -7,12 +7,14 @@ from typing import Protocol
 
 from mitmsec.core.model import Decision, Direction, Endpoint, OnFailure, Process, Value
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Shown
 
 
 class Terms(Value, frozen=True):
     """What holds for every flow of a run. All times in seconds."""
 
     on_failure: OnFailure
+    policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name
@@ -34,14 +36,16 @@ class Decides(Protocol):
         self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None: ...
 
+    def at_silence(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> tuple[Decision, bool]: ...
+
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
         *,
-        name: str | None,
-        alpn: tuple[str, ...] = (),
-        ja4: str | None = None,
+        shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.sniff import Protocol
-from mitmsec.core.upgrade import UPGRADABLE, Malformed, Step, recogniser
+from mitmsec.core.sniff import UPGRADABLE, Protocol
+from mitmsec.core.upgrade import Malformed, Step, recogniser
 from mitmsec.core.upgrade_step import NO_ANSWER, NOT_ALONE, NOT_ASKED, NOT_LAST
 
 OID = b"1.3.6.1.4.1.1466.20037"
@@ -278,7 +278,10 @@ def test_what_would_reach_from_plaintext_into_tls_is_malformed(
     assert last == Malformed(reason=reason)
 
 
-@given(st.sampled_from([one for one in REFUSED if one[2] != NOT_LAST]), st.lists(st.integers(0, 90), max_size=6))
+@given(
+    st.sampled_from([one for one in REFUSED if one[2] in (NOT_ALONE, NOT_ASKED)]),
+    st.lists(st.integers(0, 90), max_size=6),
+)
 def test_what_a_client_injects_is_malformed_however_it_is_cut(
     dialogue: tuple[Protocol, list[Turn], str], at: list[int]
 ) -> None:
@@ -318,6 +321,17 @@ def test_no_more_of_mysql_is_read_than_tells_where_a_hello_may_begin() -> None:
     assert said is Step.UPGRADE
     assert wanted == [4, 3, 2, 1, *range(32, 0, -1)]
     assert reader.reads_bytes is None
+
+
+def test_every_protocol_that_may_go_on_under_tls_has_a_recogniser_and_a_dialogue() -> None:
+    assert UPGRADED.keys() == UPGRADABLE == {one for one in Protocol if _is_recognised(one)}
+
+
+def _is_recognised(protocol: Protocol) -> bool:
+    try:
+        return bool(recogniser(protocol))
+    except ValueError:
+        return False
 
 
 @pytest.mark.parametrize("protocol", [None, Protocol.SSH, Protocol.TLS])

@@ -72,7 +72,11 @@ def test_dialogues_of_eight_protocols_are_decrypted_once_they_go_on_under_tls(se
     decrypted = {one["protocol"]: one for one in connections if one["action"] == "decrypt"}
     assert decrypted.keys() == {*DIALOGUES, "tls"}  # the last is a data connection of FTP
     for protocol, one in decrypted.items():
-        assert (protocol, one["outcome"], one["remote"]["host"]) == (protocol, "completed", "origin.test"), one
+        ends = (
+            {"completed", "origin_reset"} if protocol == "mysql" else {"completed"}
+        )  # MariaDB may not read the farewell
+        assert one["outcome"] in ends, one
+        assert one["remote"]["host"] == "origin.test", one
         assert (one["tls"]["client"]["sni"], one["tls"]["client"]["version"]) == ("origin.test", "TLSv1.3"), one
         assert one["tls"]["server"]["verified"] is True, one
         assert one["rule"] == ("databases" if protocol == "mysql" else "defaults")

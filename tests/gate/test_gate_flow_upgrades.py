@@ -12,6 +12,7 @@ from playbook import Playbook
 from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts, Upgrading
 from mitmsec.core.model import Action, OnFailure
+from mitmsec.core.rules import Rule
 from mitmsec.core.sniff import Protocol
 from mitmsec.gate.flow import NO_HELLO, State
 from mitmsec.gate.signals import (
@@ -126,6 +127,20 @@ def test_an_upgrade_that_its_name_blocks_is_reset() -> None:
     ended(stage.play, Reset(), Outcome.BLOCKED, protocol="smtp", rule="host", host="a.test")
 
 
+def test_a_rule_about_a_protocol_holds_for_its_upgrade_too() -> None:
+    """What goes on under TLS is still what it was: no rule about TLS takes it, and the one that took it still does."""
+    rule = Rule(name="protocol", protocol=(Protocol.SMTP,), action=Action.DECRYPT)
+    stage = Stage(Action.BYPASS, more=(rule,))
+    play = stage.waiting() >> Deadline() << Dial((REMOTE,))
+    play >> Dialled(REMOTE) << WatchServer()
+    play >> ServerSpoke(GREETING) << NEVER << Staff()
+    play >> Staffed(3) << NEVER << Record << Hand << WatchClient()
+    play >> UPGRADING << SetDeadline(30.0) << TakeBack() << Peek(1)
+    play >> FirstBytes(TLS) << NEVER << Staff(3)
+    assert stage.flow.about.decision is not None
+    assert stage.flow.about.decision.rule == "protocol"
+
+
 @pytest.mark.parametrize(("data", "error"), [(b"EHLO again\r\n", NO_HELLO), (b"\x16\x02", NO_HELLO), (FLAWED, "")])
 def test_what_is_no_hello_after_both_agreed_to_tls_is_malformed(data: bytes, error: str) -> None:
     stage = Stage(on_failure=OnFailure.OPEN)
@@ -205,7 +220,7 @@ def test_a_greeting_in_pieces_is_awaited() -> None:
     stage.connected() >> ServerSpoke(GREETING[:4]) << SetDeadline(0.3) << WatchServer(5)
     stage.play >> ServerSpoke(GREETING[:9]) << WatchServer(10)
     assert stage.play >> ServerSpoke(GREETING) << NEVER << Staff()
-    for last in (Deadline(), ServerSpoke(GREETING[:4], eof=True)):
+    for last in (Deadline(), ServerSpoke(GREETING[:4])):
         stage = Stage()
         stage.connected() >> ServerSpoke(GREETING[:4]) << SetDeadline(0.3) << WatchServer(5)
         assert stage.play >> last << NEVER << Relay(True)
