@@ -13,7 +13,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts, Upgrading
 from mitmsec.core.model import Action, OnFailure
 from mitmsec.core.rules import Rule
-from mitmsec.core.sniff import Protocol
+from mitmsec.core.sniff import UPGRADABLE, Protocol
 from mitmsec.gate.flow import NO_HELLO, State
 from mitmsec.gate.signals import (
     Close,
@@ -224,3 +224,45 @@ def test_a_greeting_in_pieces_is_awaited() -> None:
         stage = Stage()
         stage.connected() >> ServerSpoke(GREETING[:4]) << SetDeadline(0.3) << WatchServer(5)
         assert stage.play >> last << NEVER << Relay(True)
+
+
+OPENINGS = {
+    Protocol.FTP: ServerSpoke(b"220 FTP\r\n"),
+    Protocol.IMAP: ServerSpoke(b"* OK ready\r\n"),
+    Protocol.LDAP: FirstBytes(b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03\x04\x00\x80\x00"),
+    Protocol.MYSQL: ServerSpoke(b"J\x00\x00\x00\x0a8.0.36\x00" + bytes(60)),
+    Protocol.POP3: ServerSpoke(b"+OK ready\r\n"),
+    Protocol.POSTGRESQL: FirstBytes(b"\x00\x00\x00\x08\x04\xd2\x16\x2f"),
+    Protocol.SMTP: ServerSpoke(GREETING),
+    Protocol.XMPP: FirstBytes(b"<?xml version='1.0'?><stream:stream to='a.test'>"),
+}
+
+
+@pytest.mark.parametrize("protocol", OPENINGS)
+def test_each_dialogue_that_is_to_be_decrypted_is_handed_over_as_what_it_is(protocol: Protocol) -> None:
+    assert OPENINGS.keys() == UPGRADABLE
+    stage = Stage()
+    stage.connected() >> OPENINGS[protocol] << NEVER << Staff()
+    stage.play >> Staffed(3) << NEVER << Record << Hand
+    assert (stage.play.last.order.kind, stage.play.last.order.protocol) == (Plaintext.DIALOGUE, protocol)
+    assert stage.play << WatchClient()
+
+
+@pytest.mark.parametrize("action", [Action.BYPASS, Action.CAPTURE])
+@pytest.mark.parametrize("protocol", OPENINGS)
+def test_each_dialogue_that_is_not_to_be_decrypted_is_relayed_to_its_end_upgrade_and_all(
+    protocol: Protocol, action: Action
+) -> None:
+    stage = Stage(action)
+    stage.connected() >> OPENINGS[protocol] << NEVER << Relay(action is Action.CAPTURE)
+    stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
+    ended(stage.play, Close(), Outcome.COMPLETED, protocol=protocol, action=action)
+
+
+@pytest.mark.parametrize("protocol", OPENINGS)
+def test_each_dialogue_can_be_refused(protocol: Protocol) -> None:
+    stage = Stage(Action.BYPASS, more=(Rule(name="no", protocol=(protocol,), action=Action.BLOCK),))
+    play = stage.waiting() >> Deadline() << Dial((REMOTE,))
+    play >> Dialled(REMOTE) << WatchServer()
+    play >> OPENINGS[protocol]
+    ended(play, Reset(), Outcome.BLOCKED, protocol=protocol, rule="no")
