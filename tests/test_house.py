@@ -32,6 +32,10 @@ TESTED_ELSEWHERE = {
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
+    "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_packets.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
@@ -172,6 +176,34 @@ def _imported(node: ast.AST) -> set[str]:
 @pytest.mark.parametrize("source", ["import certs", "from redirect.x import y", "importlib.import_module('addons.x')"])
 def test_the_scan_sees_each_way_to_import_a_folder(source: str) -> None:
     assert any(FOLDERS_THAT_ARE_NO_PACKAGES & _imported(node) for node in ast.walk(ast.parse(source)))
+
+
+# --- protocols --------------------------------------------------------------------------------------------------------
+def protocol_cells() -> Iterator[tuple[str, str]]:
+    """What is spoken, and each cell of its row in the first table of docs/protocols.md."""
+    rows = (ROOT / "docs/protocols.md").read_text().partition("| what is spoken |")[2].split("\n\n")[0].splitlines()
+    for row in rows[2:]:
+        spoken, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+        assert len(cells) == 4, row
+        yield from ((spoken, cell) for cell in cells)
+
+
+def test_each_cell_of_the_protocols_table_names_tests_that_exist_or_says_why_not() -> None:
+    there = set(re.findall(r"^(?:async )?def (test_\w+)", "\n".join(_tests_source()), re.MULTILINE))
+    cells = [*protocol_cells()]
+    named_ones = {name for _, cell in cells for name in re.findall(r"`(test_\w+)`", cell)}
+    assert len(named_ones) > 10
+    assert_none("named, but no test", named_ones - there)
+    words = ("`test_", "as TLS", "never", "not: captured instead", "not by a rule: `test_", "no test yet")
+    assert_none(
+        "neither a test nor a reason", (f"{spoken}: {cell!r}" for spoken, cell in cells if not cell.startswith(words))
+    )
+
+
+def _tests_source() -> Iterator[str]:
+    for path in committed():
+        if path.suffix == ".py" and path.is_relative_to(ROOT / "tests") and path.name.startswith("test_"):
+            yield path.read_text()
 
 
 # --- what users read --------------------------------------------------------------------------------------------------

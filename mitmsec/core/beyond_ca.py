@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
-from mitmsec.core.host_lists import Listed, is_list
+from mitmsec.core.covered_names import CoveredNames
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
@@ -18,34 +18,30 @@ def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[
 
     `allows` says of a comparable name or address whether it may; `excluded` are names that it may not, and all below.
     """
+    names = CoveredNames(policy.listed)
     told = [
         sentence
         for rule in policy.rules
         if rule.action is Action.DECRYPT and rule.direction is Direction.OUTBOUND
-        if (sentence := _of_rule(rule, policy.listed, allows, excluded)) is not None
+        if (sentence := _of_rule(rule, names, allows, excluded)) is not None
     ]
     if policy.action is Action.DECRYPT:
         told.append(f"what no rule takes is decrypted, which may be a name that {_OUTCOME}")
     return told
 
 
-def _of_rule(rule: Rule, lists: Listed, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
+def _of_rule(rule: Rule, names: CoveredNames, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
     if not rule.asks_name:
         return f'rule "{rule.name}" decrypts whatever name a client asks for, which may be one that {_OUTCOME}'
-    beyond = [part for pattern in _patterns(rule, lists) if (part := _beyond(pattern, allows, excluded)) is not None]
+    beyond = [
+        part
+        for pattern in names.spelt(rule.host or rule.categories)
+        if (part := _beyond(pattern, allows, excluded)) is not None
+    ]
     if not beyond:
         return None
     more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
     return f'rule "{rule.name}" decrypts {", ".join(beyond[:_SHOWN])}{more}, which {_OUTCOME}'
-
-
-def _patterns(rule: Rule, lists: Listed) -> Iterator[str]:
-    """All that it may take by name: patterns, and `.name` for a name of a list and all below it."""
-    for entry in rule.host or rule.categories:
-        if is_list(entry):
-            yield from (f".{name}" for name in lists.named(entry).names())
-        else:
-            yield entry
 
 
 def _beyond(pattern: str, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:

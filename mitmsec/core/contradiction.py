@@ -16,7 +16,7 @@ from mitmsec.core.selector import (
     ports_cover,
     text_covers,
 )
-from mitmsec.core.sniff import WITH_NAME, Protocol
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
 
 OUTBOUND = ("learned_bypass", "on_certificate_request", "client_certificate")
 
@@ -62,8 +62,8 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
 
 def _impossible_protocol(rule: Rule) -> str | None:
     """Why nothing that the rule's protocols can be shows what its other conditions ask."""
-    if rule.protocol and (rule.alpn or rule.ja4) and Protocol.TLS not in rule.protocol:
-        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these'
+    if rule.protocol and (rule.alpn or rule.ja4) and WITH_HELLO.isdisjoint(rule.protocol):
+        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
     if rule.protocol and rule.asks_name and WITH_NAME.isdisjoint(rule.protocol):
         key = "host" if rule.host else "category"
         return f"none of these shows a name, which {key} asks for; that do {', '.join(sorted(WITH_NAME))}"
@@ -99,7 +99,7 @@ _NO_KEY = "there is no [[inbound]] whose key could decrypt what comes in"
 
 
 def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradiction]:
-    """Rules whose every flow an earlier single rule takes. (Several earlier rules together are not looked for.)
+    """Rules whose every flow an earlier single rule takes. (For several together see mitmsec.core.overlap.)
 
     Only rules whose number is in `sound` are compared: one that was not read fully seems to take more than it does.
     """
@@ -109,7 +109,7 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
         if number not in sound:
             continue
         earlier = map(policy.rules.__getitem__, seen.candidates(rule))
-        shadow = next((other for other in earlier if _covers(other, rule) and names.covers(other, rule)), None)
+        shadow = next((other for other in earlier if covers(other, rule, names)), None)
         if shadow is not None:
             why = f'can never match: the earlier rule "{shadow.name}" takes every connection that this one describes'
             yield Contradiction(rule=number, message=why)
@@ -135,8 +135,8 @@ class _Earlier:
         return sorted(named.union(self._unnamed))
 
 
-def _covers(wide: Rule, narrow: Rule) -> bool:
-    """As far as everything but names is concerned."""
+def covers(wide: Rule, narrow: Rule, names: CoveredNames) -> bool:
+    """Whether `wide` takes every connection that `narrow` describes, as far as that can be told of each condition."""
     return (
         wide.direction is narrow.direction
         and _covers_what_is_shown(wide, narrow)
@@ -144,13 +144,14 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
         and _covers_ports(wide, narrow)
         and _covers_addresses(wide, narrow)
         and _covers_applications(wide, narrow)
+        and names.covers(wide, narrow)
     )
 
 
 def _covers_applications(wide: Rule, narrow: Rule) -> bool:
     if not wide.application or not narrow.application:
         return not wide.application
-    return all(any(_covers_entry(other, entry) for other in wide.application) for entry in narrow.application)
+    return all(any(entry_covers(other, entry) for other in wide.application) for entry in narrow.application)
 
 
 def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
@@ -159,18 +160,18 @@ def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
 
 def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:
     return (
-        (not wide.protocol or _protocols(narrow) <= set(wide.protocol))
+        (not wide.protocol or protocols(narrow) <= set(wide.protocol))
         and _covers_globs(wide.alpn, narrow.alpn)
         and _covers_globs(wide.ja4, narrow.ja4)
     )
 
 
-def _protocols(rule: Rule) -> set[Protocol]:
+def protocols(rule: Rule) -> set[Protocol]:
     """All that a connection can be which the rule takes."""
     possible = set(rule.protocol or Protocol)
     if rule.asks_name:
         possible &= WITH_NAME
-    return possible & {Protocol.TLS} if rule.alpn or rule.ja4 else possible
+    return possible & WITH_HELLO if rule.alpn or rule.ja4 else possible
 
 
 def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:
@@ -179,7 +180,8 @@ def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:
     return all(any(text_covers(other, glob) for other in wide) for glob in narrow)
 
 
-def _covers_entry(wide: str, narrow: str) -> bool:
+def entry_covers(wide: str, narrow: str) -> bool:
+    """Of two entries under `application`."""
     return wide == narrow or (is_path(wide) and is_path(narrow) and path_covers(wide, narrow))
 
 

@@ -23,7 +23,7 @@ class CoveredNames:
     def covers(self, wide: Rule, narrow: Rule) -> bool:
         """Whether every name that fulfils `narrow`'s conditions on it fulfils `wide`'s."""
         return all(
-            not written or any(self._all_within(each, written) for each in (narrow.host, narrow.categories) if each)
+            not written or any(self.all_within(each, written) for each in (narrow.host, narrow.categories) if each)
             for written in (wide.host, wide.categories)
         )
 
@@ -32,6 +32,18 @@ class CoveredNames:
         for written in (rule.host, rule.categories):
             if written:
                 yield from self._clues(written[0])
+
+    def count(self, entries: Collection[str]) -> int:
+        """How many patterns and names of lists these entries are."""
+        return sum(self._lists.named(entry).count if is_list(entry) else 1 for entry in entries)
+
+    def spelt(self, entries: Collection[str]) -> Iterator[str]:
+        """Patterns, and `.name` for a name of a list and all below it."""
+        for entry in entries:
+            if is_list(entry):
+                yield from (f".{name}" for name in self._lists.named(entry).names())
+            else:
+                yield entry
 
     def _clues(self, entry: str) -> Iterator[str]:
         suffix = entry.removeprefix("*.")
@@ -42,7 +54,8 @@ class CoveredNames:
         yield from host_patterns(suffix)
         yield from self._lists.names_of(self._lists.holding(suffix))
 
-    def _all_within(self, narrow: Collection[str], wide: Collection[str]) -> bool:
+    def all_within(self, narrow: Collection[str], wide: Collection[str]) -> bool:
+        """Whether the entries `wide`, patterns and lists, take every name that the others do."""
         patterns = frozenset(entry for entry in wide if not is_list(entry))
         lists = self._lists.bits(wide)
         return all(self._is_within(entry, patterns, lists) for entry in narrow)

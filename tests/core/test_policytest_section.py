@@ -74,7 +74,7 @@ def test_a_whole_test() -> None:
         (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "https"', 'protocol: "https" is not one of dns, ftp, http, http2-cleartext, http-proxy, imap'),
         ('protocol = "ssh"\nja4 = "x"', "protocol: alpn and ja4 are TLS's"),
-        ('protocol = "smtp"\nhost = "a.example"', "host: smtp shows no name"),
+        ('protocol = "dns"\nhost = "a.example"', "host: dns shows no name"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
     ],
 )

@@ -13,12 +13,12 @@ from gate_house import WAIT_S, on_loop
 
 from mitmsec.audit.event import FaultSeen
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Taken, UpstreamAnswer, UpstreamQuestion
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Taken, Upgrading, UpstreamAnswer, UpstreamQuestion
 from mitmsec.core.model import Action, Decision, Endpoint
 from mitmsec.gate import crew as module
 from mitmsec.gate.crew import AWAKE_STEP_S, HANGS_S, QUIET_S, Crew
 from mitmsec.gate.faults import Faults
-from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid
+from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid, WorkerUpgrades
 
 HERE = Endpoint(address="127.0.0.1", port=1)
 DECISION = Decision(action=Action.DECRYPT, rule="r", reason="")
@@ -389,3 +389,33 @@ def test_a_worker_that_does_not_read_gets_no_more_and_then_counts_as_dead(
         bench.close()
 
     asyncio.run(scenario())
+
+
+@on_loop
+async def test_a_worker_that_is_preferred_is_taken_if_it_can_take_more() -> None:
+    bench = Bench()
+    bench.up(0), bench.up(1)
+    member = Member("f")
+    for preferred in (0, 1):
+        bench.crew.staff(member, preferred)
+        assert await member.next() == Staffed(preferred)
+    bench.crew.keep_only([0])
+    bench.crew.staff(member, 1)
+    assert await member.next() == Staffed(0)
+    bench.close()
+
+
+@on_loop
+async def test_a_worker_that_lets_go_of_a_dialogue_has_it_no_more() -> None:
+    bench = Bench()
+    worker = bench.up(0)
+    member = Member("f")
+    bench.hand(0, member)
+    upgrading = Upgrading(flow="f", bytes_sent=1, bytes_received=2)
+    worker.send(upgrading)
+    assert await member.next() == WorkerUpgrades(upgrading)
+    worker.send(upgrading)
+    worker.send(UpstreamQuestion(flow="x", number=1))
+    await answer_of(bench, worker)
+    assert [fault.what for fault in bench.faults] == ["foreign_flow"]  # equal ones are added up
+    bench.close()

@@ -171,3 +171,30 @@ def test_no_worker_can_have_the_gate_wait_in_close(end: str, monkeypatch: pytest
     before_s = time.monotonic()
     asyncio.run(asyncio.wait_for(scenario(), WAIT_S))
     assert time.monotonic() - before_s < 5
+
+
+@on_loop
+async def test_what_a_worker_has_let_go_of_is_taken_back_alone_and_alive() -> None:
+    counter = Counter()
+    workers, origin, _ = await counter.lend("f")
+    workers.close()
+    taken = counter.loans.take_back("f")
+    assert taken is not None
+    taken.send(b"x")
+    assert await read(origin) == b"x"
+    await empty(counter)
+    assert counter.loans.take_back("f") is None
+    taken.close()  # in order again: no reset
+    assert await read(origin) == b""
+    counter.close()
+
+
+@on_loop
+async def test_of_several_that_a_worker_was_lent_none_is_taken_back() -> None:
+    counter = Counter()
+    for _ in range(2):
+        await counter.lend("f")
+    assert counter.loans.take_back("f") is None
+    assert len(counter.loans) == 2
+    counter.loans.recall("f", in_order=False)
+    counter.close()
