@@ -49,7 +49,7 @@ bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; instal
 	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg
 
 bench-policy: $(BIN)/.dev ## measure what a decision costs under 1,000 rules and lists of 1,000,000 names, and to load them
-	@$(BIN)/python -m benchmarks.deciding
+	@$(BIN)/python -m benchmarks.long_lists
 
 bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and score what is recorded of them (root; some minutes)
 	@$(BIN)/python -m benchmarks.attribution --report docs/attribution.md

@@ -36,8 +36,8 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_latest", "_lists", "_mine",
-        "_ports", "_programs", "_protocols", "_remembered", "_silent", "_users",
+        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_latest", "_lists",
+        "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_users",
     )  # fmt: skip
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a decision costs under many rules and long lists, and what it takes to load them.
 
-    python -m benchmarks.deciding [--rules 1000] [--names 1000000] [--lists 2] [--decisions 50000]
+    python -m benchmarks.long_lists [--rules 1000] [--names 1000000] [--lists 2] [--decisions 50000]
 
 Measured is what happens in the gate for each flow: both questions to the policy, about processes, addresses and names
 that it has not seen before, in CPU time of the thread. `load`: from the files to a policy that `check` calls valid;
