@@ -241,6 +241,7 @@ class Decision(Value, frozen=True):
     on_finding: OnFinding = OnFinding.ALERT
     upstream: Upstream = Upstream.MIRROR
     learning: Learning = NOTHING_LEARNED
+    owner: str = ""  # who answers for the rule
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 

@@ -52,6 +52,14 @@ class Rule(Value, frozen=True):
     """Globs, of which one matches a protocol name that a TLS client offers."""
     ja4: tuple[str, ...] = ()
     """Globs over the fingerprint of a TLS client."""
+    time: tuple[str, ...] = ()
+    """Times of the week, see mitmsec.core.hours."""
+    expires: str = ""
+    """When it has expired, as it is written."""
+    expires_s: int | None = None
+    """From this moment on it holds no more; Unix seconds."""
+    owner: str = ""
+    """Who answers for it."""
     reason: str = ""
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
@@ -91,6 +99,8 @@ class PolicyTest(Value, frozen=True):
     """None: TLS where something of a hello is told, else not known."""
     alpn: tuple[str, ...] = ()
     ja4: str | None = None
+    at_s: int | None = None
+    """When it is; None: now."""
     rule: str | None = None
     direction: Direction = Direction.OUTBOUND
     line: int = 0

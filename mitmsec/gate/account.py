@@ -83,13 +83,15 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
+        "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
         "protocol", "remote", "resolved", "selected", "tunnel",
     )  # fmt: skip
 
     def __init__(self, flow: str) -> None:
         self.flow = flow
         self.direction = Direction.OUTBOUND
+        self.at_s = 0.0
+        """When it began, by the clock on the wall: the policy is asked about that moment."""
         self.began_s = 0.0
         self.client = NOWHERE
         self.asked = self.remote = NOWHERE
@@ -138,6 +140,7 @@ class Account:
     def accepted(self, event: Accepted, now_s: float) -> None:
         """What is known at first: until the supervisor answers, the kernel's word is all that is known of the owner."""
         self.began_s, self.client, self.remote = now_s, event.client, event.gate
+        self.at_s = event.at_s
         origin = event.origin
         if origin is None:
             self.decision = STRANGER

@@ -32,6 +32,7 @@ from mitmsec.service.children import ChildProcess
 from mitmsec.service.children_ground import Shared as ChildrensShared
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.divert_backend import DivertBackend
+from mitmsec.service.expiries import Expiries
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.inward import InwardGround
@@ -84,6 +85,7 @@ class Session:
         self.observers = Observers(self, self._owners)
         self._background = Background()
         self._reloading = Reloading(self)
+        self._expiries = Expiries(self._expired)
         self._closing = False
 
     # -- begin ---------------------------------------------------------------------------------------------------------
@@ -261,6 +263,9 @@ class Session:
         failed = failed or self.policy.on_failure
         self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
 
+    def _expired(self, sentence: str) -> None:
+        self.shared.record(FaultSeen(what="rule_expired", detail=sentence, session=self.name))
+
     # -- orders --------------------------------------------------------------------------------------------------------
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int, keys_fd: int | None = None) -> None:
         """The new policy for every connection from now on; it owns the descriptors then. Live flows keep the old one.
@@ -313,6 +318,7 @@ class Session:
         if self.scope is not None:
             self.scope.look()
         self._reloading.look()
+        self._expiries.look(self.policy, time.time())
 
     def _blind(self, error: Exception) -> None:
         """A bug of ours, or what nobody foresaw: some of what is to be seen may not have been."""

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 from gate_house import Server, houses, on_loop
-from gate_stage import CLIENT, GATE, HTTP, NEVER, ORIGIN, REMOTE, SSH, TLS, Stage
+from gate_stage import CLIENT, CURL, GATE, HTTP, NEVER, ORIGIN, REMOTE, SSH, TLS, Stage
 from playbook import Playbook
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
@@ -25,7 +25,9 @@ from mitmsec.gate.signals import (
     Dialled,
     Ending,
     FirstBytes,
+    OwnerKnown,
     Page,
+    Peek,
     Record,
     Relay,
     RelayEnded,
@@ -157,9 +159,21 @@ def test_a_decision_to_decrypt_waits_for_what_it_is() -> None:
     assert greeted(other) >> ServerSpoke(BANNER) << NEVER << Relay(False)
 
 
+@pytest.mark.parametrize(("at_s", "is_taken"), [(9.9, True), (10.0, False)])
+def test_a_connection_is_decided_as_of_the_moment_at_which_it_began(at_s: float, is_taken: bool) -> None:
+    timed = Rule(name="old", action=Action.BLOCK, host=("a.test",), expires_s=10)
+    stage = Stage(Action.BYPASS, more=(timed,))
+    play = stage.play >> Accepted(CLIENT, GATE, ORIGIN, at_s) << SetDeadline(2.0) << Ask(ORIGIN) >> OwnerKnown(CURL)
+    if is_taken:
+        play << SetDeadline(0.3) << Peek(1)
+        assert ended(play.later(100.0) >> FirstBytes(TLS)).rule == "old"
+    else:
+        assert play << NEVER << Dial((REMOTE,)) << Peek(1)
+
+
 def test_a_rule_that_asks_for_the_user_is_not_judged_by_the_kernels_number_alone() -> None:
     stage = Stage(Action.BYPASS, on_failure=OnFailure.OPEN, more=(Rule(name="r", action=Action.BLOCK, user=("joe",)),))
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report << NEVER << Dial((REMOTE,))
     assert stage.flow.about.decision is not None
     assert stage.flow.about.decision.rule == "on_failure"
