@@ -20,7 +20,10 @@ from mitmsec.core.selector import (
 )
 from mitmsec.core.sniff import WITH_NAME, Protocol
 
-OUTBOUND = ("learned_bypass", "on_certificate_request", "client_certificate")
+OUTBOUND = (
+    "learned_bypass", "on_certificate_request", "client_certificate", "upstream", "upstream_revocation", "upstream_sct",
+    "min_tls",
+)  # fmt: skip
 
 
 class Contradiction(Value, frozen=True):

@@ -7,10 +7,11 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import date
+from enum import StrEnum
 
 from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.learning import read_learned_bypass, read_on_request
-from mitmsec.core.model import Action, Direction, OnFinding
+from mitmsec.core.model import Action, Direction, OnFinding, Revocation, TlsVersion, Transparency, Upstream
 from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, Rule
 from mitmsec.core.selector import is_path
@@ -255,6 +256,10 @@ def read_rule(table: Table, context: Context) -> Rule:
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),
         client_certificate=_identity(table, context),
+        upstream=_own(table, "upstream", Upstream),
+        upstream_revocation=_own(table, "upstream_revocation", Revocation),
+        upstream_sct=_own(table, "upstream_sct", Transparency),
+        min_tls=_own(table, "min_tls", TlsVersion),
     )
     table.close(later=LATER_RULE)
     return rule
@@ -269,6 +274,11 @@ def read_protocols(table: Table) -> tuple[Protocol, ...]:
         else:
             table.note(f'"{word}" is not one of {", ".join(Protocol)}{meant(word, list(Protocol))}', "protocol", place)
     return tuple(dict.fromkeys(found))
+
+
+def _own[E: StrEnum](table: Table, key: str, of: type[E]) -> E | None:
+    """What the rule says itself."""
+    return table.choice(key, of, None) if key in table else None
 
 
 def _identity(table: Table, context: Context) -> str | None:

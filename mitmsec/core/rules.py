@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Action, Direction, OnCertificateRequest, OnFinding, Value
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnCertificateRequest,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    Value,
+)
 from mitmsec.core.sniff import Protocol
 
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
@@ -69,6 +79,10 @@ class Rule(Value, frozen=True):
     on_certificate_request: OnCertificateRequest | None = None
     client_certificate: str | None = None
     """Whom the program is to an origin that asks for a certificate: the name of an identity."""
+    upstream: Upstream | None = None
+    upstream_revocation: Revocation | None = None
+    upstream_sct: Transparency | None = None
+    min_tls: TlsVersion | None = None
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 

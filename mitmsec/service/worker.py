@@ -93,7 +93,7 @@ class Worker:
         )
         if to_broker is None:
             return Verifier(terms)
-        self._issuers = Issuers(to_broker, policy.upstream_revocation, asyncio.get_running_loop())
+        self._issuers = Issuers(to_broker, asyncio.get_running_loop())
         return Verifier(terms, self._issuers.ask)
 
     def told(self, message: Any, fds: list[int]) -> None:

@@ -21,6 +21,9 @@ from mitmsec.core.model import (
     OnFinding,
     Process,
     Quic,
+    Revocation,
+    TlsVersion,
+    Transparency,
     UnprovenName,
     Upstream,
 )
@@ -331,3 +334,24 @@ def test_a_rule_about_first_bytes_brings_what_comes_in_to_the_gate() -> None:
     assert Policy(rules=(asks,)).governs_inbound
     assert not Policy(rules=(replace(asks, direction=Direction.OUTBOUND),)).governs_inbound
     assert not Policy(rules=(replace(asks, protocol=()),)).governs_inbound
+
+
+def test_a_rule_may_ask_more_or_less_of_origins_than_the_defaults() -> None:
+    own = Rule(
+        name="r",
+        action=Action.DECRYPT,
+        upstream=Upstream.ACCEPT,
+        upstream_revocation=Revocation.HARD,
+        upstream_sct=Transparency.OFF,
+        min_tls=TlsVersion.TLS13,
+    )
+    policy = Policy(upstream=Upstream.BLOCK, upstream_revocation=Revocation.OFF)
+    said = policy.decided_by(own)
+    assert (said.upstream, said.revocation, said.sct, said.min_tls) == (
+        Upstream.ACCEPT,
+        Revocation.HARD,
+        Transparency.OFF,
+        TlsVersion.TLS13,
+    )
+    said = policy.decided_by(Rule(name="r", action=Action.DECRYPT))
+    assert (said.upstream, said.revocation, said.sct, said.min_tls) == (Upstream.BLOCK, None, None, TlsVersion.TLS12)
