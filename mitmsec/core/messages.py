@@ -355,6 +355,7 @@ class TlsClientFacts(Value, frozen=True):
     exceeds_server: str | None = None  # in what the client was told more than the server has: version, cipher, group
     sni: str | None = None
     alpn: str | None = None
+    offers: tuple[str, ...] | None = None  # of protocols, by ALPN; None: no hello was read, or it offers very many
     ja4: str | None = None
     ech: bool | None = None  # an encrypted hello (or its GREASE) was inside, and `sni` is the public name
     name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them

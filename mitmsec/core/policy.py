@@ -15,9 +15,11 @@ says whether its origin may be contacted, which may be the one that speaks first
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 
+import msgspec
 from msgspec.structs import replace
 
 from mitmsec.core.hours import Zones
@@ -71,6 +73,8 @@ class Policy(Value, frozen=True, dict=True):
     upstream: Upstream = Upstream.MIRROR
     upstream_roots: tuple[str, ...] = ()
     """PEM files, as the policy file names them: relative to it."""
+    root_sha256s: tuple[str, ...] = ()
+    """Of the certificates in them, hex, in their order."""
     upstream_trust: UpstreamTrust = UpstreamTrust.SYSTEM
     upstream_revocation: Revocation = Revocation.SOFT
     upstream_sct: Transparency = Transparency.REPORT
@@ -93,6 +97,16 @@ class Policy(Value, frozen=True, dict=True):
 
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
+
+    @property
+    def encoded(self) -> bytes:
+        """All that decides, as JSON: what its files held is inside, and of keys nothing."""
+        return msgspec.json.encode(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of `encoded`: the name of this version in events and in the state directory."""
+        return hashlib.sha256(self.encoded).hexdigest()
 
     @property
     def needs_keys(self) -> bool:

@@ -51,6 +51,7 @@ WORKER_OUTCOMES = {  # what a worker can know; the other ends are the gate's to 
 }
 TEXT_LIMIT = 256  # characters of any text of a worker's that goes on record
 COUNT_LIMIT = 2**63 - 1
+OFFERS_LIMIT = 256  # characters of all that a hello offers by ALPN, and one more for each
 NOWHERE = Endpoint(address="0.0.0.0", port=0)  # noqa: S104 - nobody listens there: it means "not known"
 
 
@@ -83,12 +84,13 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
-        "protocol", "remote", "resolved", "selected", "tunnel",
+        "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
+        "process", "protocol", "remote", "resolved", "selected", "tunnel",
     )  # fmt: skip
 
-    def __init__(self, flow: str) -> None:
-        self.flow = flow
+    def __init__(self, flow: str, policy: str = "") -> None:
+        """`policy` is the fingerprint of the one that decides."""
+        self.flow, self.policy = flow, policy
         self.direction = Direction.OUTBOUND
         self.at_s = 0.0
         """When it began, by the clock on the wall: the policy is asked about that moment."""
@@ -223,6 +225,7 @@ class Account:
             outcome=outcome,
             error=error or self.malformed,
             tls=tls,
+            policy=self.policy,
         )
 
     def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:
@@ -246,7 +249,13 @@ class Account:
         hello = self.first.hello if self.first else None
         if hello is None:
             return TlsClientFacts()
-        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=self.agreement)
+        return TlsClientFacts(
+            sni=hello.sni,
+            ja4=hello.ja4,
+            ech=hello.ech or None,
+            name_agrees=self.agreement,
+            offers=hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None,
+        )
 
     def kind(self, first: Sniffed, remote: Endpoint) -> Kind | None:
         """Whose flow it is and where it goes, as far as something can be learned of it."""
@@ -265,6 +274,8 @@ class Account:
         mine, theirs = self.hello_facts(), ended.tls or TlsFacts()
         client = _limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
-            client=replace(client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees),
+            client=replace(
+                client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees, offers=mine.offers
+            ),
             server=None if theirs.server is None else _limited_facts(theirs.server),
         )

@@ -23,8 +23,13 @@ PASSES = {
 }
 
 
-def seen(told: UdpFlowTold, policy: Decides, now_s: float, resolved: tuple[str, ...] | None = None) -> ConnectionSeen:
-    """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote."""
+def seen(
+    told: UdpFlowTold, policy: Decides, now_s: float, resolved: tuple[str, ...] | None = None, fingerprint: str = ""
+) -> ConnectionSeen:
+    """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote.
+
+    `fingerprint` is the policy's.
+    """
     rule, reason = _decided(told, policy, now_s - told.duration_ms / 1000)
     return ConnectionSeen(
         flow=told.flow,
@@ -44,6 +49,7 @@ def seen(told: UdpFlowTold, policy: Decides, now_s: float, resolved: tuple[str, 
         datagrams_received=told.received,
         duration_ms=told.duration_ms,
         outcome=_outcome(told),
+        policy=fingerprint,
     )
 
 

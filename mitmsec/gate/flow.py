@@ -53,7 +53,7 @@ class Flow:
     def __init__(
         self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health, learned: Learned | None = None
     ) -> None:
-        self.about = Account(flow)
+        self.about = Account(flow, terms.policy)
         self.state = State.OWNER
         self.worker = -1
         self._terms, self._policy, self._names, self._health = terms, policy, names, health

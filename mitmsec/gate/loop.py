@@ -202,7 +202,9 @@ class Gate:
     def datagrams(self, told: UdpFlowTold) -> None:
         """Put a UDP flow on record, which went past us."""
         resolved = self._around.names_of(told.remote.address)
-        self._around.recorder.record(datagrams.seen(told, self._means.policy, time.time(), resolved))
+        means = self._means
+        said = datagrams.seen(told, means.policy, time.time(), resolved, means.terms.policy)
+        self._around.recorder.record(said)
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""

@@ -14,6 +14,7 @@ class Terms(Value, frozen=True):
     """What holds for every flow of a run. All times in seconds."""
 
     on_failure: OnFailure
+    policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name

@@ -151,6 +151,7 @@ class Incoming:
             outcome=outcome,
             error=error,
             session=self._session,
+            policy=self.policy.fingerprint,
         )
 
     def _decision(self, process: Process, one: Inbound) -> Decision:

@@ -10,16 +10,13 @@ from pathlib import Path
 
 import click
 import msgspec
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mitmsec.core import identity
 from mitmsec.core.beyond_ca import beyond_ca
 from mitmsec.core.contradiction import escapes, expired
-from mitmsec.core.explain import Explanation, Tried, explain
+from mitmsec.core.explain import Explanation, explain
 from mitmsec.core.known_service import doubts
-from mitmsec.core.model import Decision, Direction, Endpoint, ParentProcess, Process
+from mitmsec.core.model import Direction, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
@@ -28,6 +25,7 @@ from mitmsec.core.sniff import Protocol
 from mitmsec.core.udp_limits import udp_limits
 from mitmsec.core.units import windows_services
 from mitmsec.service import origin_roots
+from mitmsec.service.explained import explained
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_loading import load
@@ -44,6 +42,7 @@ from mitmsec.service.policy_question import (
     shown_by,
 )
 from mitmsec.service.policy_starter import STARTER
+from mitmsec.service.replay_command import replay
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
@@ -56,7 +55,10 @@ POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path
 
 @click.group(cls=Group)
 def policy() -> None:
-    """Write, check, explain and test a policy file."""
+    """Write, check, explain, test and replay a policy file."""
+
+
+policy.add_command(replay)
 
 
 @policy.command()
@@ -185,7 +187,7 @@ def explain_decision(
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
         return _print_json({"kind": "decision", "needs_name": story.needs_name, **msgspec.to_builtins(story.decision)})
-    _tell(story, host)
+    tell(console(), *explained(story, _when(story, host)))
 
 
 @policy.command("test")
@@ -243,50 +245,12 @@ def _beyond_ca(loaded: Policy, state: State) -> list[str]:
     return beyond_ca(loaded, lambda name: all(one.allow(name) for one in limit), excluded) if limit else []
 
 
-def _tell(story: Explanation, host: str | None) -> None:
-    decision = story.decision
-    by = f'rule "{shown(decision.rule)}"' if any(tried.decided for tried in story.tried) else "[defaults]"
-    parts: list[RenderableType] = [
-        Text.assemble((decision.action.value, "bold"), f" by {by}: {shown(decision.reason)}")
-    ]
-    parts += [Text(line) for line in _details(decision)]
-    parts.append(Text(f"decided {_when(story, host)}", style="dim"))
-    if story.tried:
-        parts += ["", _table(story.tried)]
-    tell(console(), *parts)
-
-
 def _when(story: Explanation, host: str | None) -> str:
     if not story.needs_name:
         return "at connect: no name could change it"
     if host is None:
         return "when the first bytes show no name; a name could change it: add --host"
     return "when the first bytes show the name"
-
-
-def _details(decision: Decision) -> list[str]:
-    details = [f'with the key of [[inbound]] "{shown(decision.service)}"'] if decision.service else []
-    details += [f"owner: {shown(decision.owner)}"] if decision.owner else []
-    if not decision.inspect:
-        return details
-    return [*details, f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
-
-
-def _table(tried: tuple[Tried, ...]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "rule", "why"):
-        table.add_column(column)
-    for rule in tried:
-        verdict = "decides" if rule.decided else "too late" if rule.accepts else "no"
-        style = "bold green" if rule.decided else "" if rule.accepts else "dim"
-        why = Text("\n").join(
-            Text(f"{'+' if condition.holds else '-'} {condition.key}: {shown(condition.why)}")
-            for condition in rule.conditions
-        )
-        table.add_row(
-            Text(verdict, style), Text(shown(rule.rule), style), why if rule.conditions else Text("no conditions")
-        )
-    return table
 
 
 def _flow(outcome: TestOutcome) -> str:

@@ -256,7 +256,7 @@ def _memory_files(loaded: Loaded) -> tuple[int, ...]:
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     keys = () if loaded.keys is None else (loaded.keys,)
-    return memory_file("policy", msgspec.json.encode(loaded.policy)), memory_file("roots", roots), *keys
+    return memory_file("policy", loaded.policy.encoded), memory_file("roots", roots), *keys
 
 
 def _joined(state: State) -> Channel:

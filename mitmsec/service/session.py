@@ -60,6 +60,7 @@ class Shared(ChildrensShared, Protocol):
 
     processes: ProcessTable
 
+    async def keep_policy(self, policy: Policy) -> None: ...
     def is_nobodys(self, label: str) -> bool:
         """No session of this supervisor has it, and no command that still runs."""
 
@@ -94,6 +95,7 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         self.children.begin()
+        await self.shared.keep_policy(self.policy)
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
@@ -122,6 +124,7 @@ class Session:
                 session=self.name,
                 path=order.policy_file,
                 sha256=order.policy_sha256,
+                policy=self.policy.fingerprint,
                 rules=len(self.policy.rules),
                 on_failure=self.policy.on_failure,
                 certificates=self.policy.certificates,
@@ -274,6 +277,7 @@ class Session:
         """
         async with self.children.building:
             policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
+            await self.shared.keep_policy(policy)
             await self._reloading.exchange(Terms(policy, policy_fd, roots_fd, keys_fd))
             self.policy_order = order
             self._record_policy(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 import policies
 import pytest
@@ -305,6 +307,19 @@ def test_what_is_not_to_be_decrypted_needs_no_key(action: Action) -> None:
 )
 def test_workers_have_keys_only_where_something_that_comes_in_is_decrypted(policy: Policy, decrypts: bool) -> None:
     assert policy.decrypts_inbound is decrypts
+
+
+def test_a_fingerprint_is_of_all_that_decides_and_the_same_everywhere() -> None:
+    rule = Rule(name="a", action=Action.BYPASS, host=(".listed.example",))
+    one = Policy(rules=(rule,), upstream_roots=("corp.pem",), root_sha256s=("ab",))
+    again = msgspec.json.decode(one.encoded, type=Policy)
+    assert again.fingerprint == one.fingerprint == hashlib.sha256(one.encoded).hexdigest()
+    others = (
+        replace(one, rules=(replace(rule, host=(".listed.example", ".another.example")),)),
+        replace(one, root_sha256s=("cd",)),
+        replace(one, inspectors=(("keywords", ("word",)),)),
+    )
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 def test_while_a_client_is_silent_its_origin_may_be_contacted_if_any_greeting_lets_it() -> None:

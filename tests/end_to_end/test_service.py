@@ -5,6 +5,8 @@ Its hook is on all cgroups of the machine, so that every policy here selects onl
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ from typing import Any
 
 import machine
 import pytest
-from conftest import MITMSEC, V4, Mitmsec, Network, status_of
+from conftest import MITMSEC, V4, Mitmsec, Network, here, status_of
 
 pytestmark = pytest.mark.root
 
@@ -207,7 +209,17 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     if not until(lambda: decided_over_tls(service) == expected, within_s=30):  # as a count, two of anything would do
         seen = [service.mitmsec.of_kind(kind) for kind in ("connection", "fault", "policy", "service")]
         pytest.fail(f"{seen}, {refused}")
-    assert len(service.mitmsec.of_kind("policy")) == 2
+    loaded = [one["policy"] for one in service.mitmsec.of_kind("policy")]
+    assert len(set(loaded)) == len(loaded) == 2
+    decided = {one["action"]: one["policy"] for one in service.connections() if one["protocol"] == "tls"}
+    assert decided == {"bypass": loaded[0], "block": loaded[1]}  # a live flow keeps what it was decided under
+    for one in loaded:
+        kept = service.mitmsec.state / "policies" / f"{one}.json.gz"
+        assert hashlib.sha256(gzip.decompress(kept.read_bytes())).hexdigest() == one
+    first = next(one["id"] for one in service.connections() if one["action"] == "bypass" and one["protocol"] == "tls")
+    state = ("--state", str(service.mitmsec.state))
+    told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
+    assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
 
 
 def decided_over_tls(service: Service) -> list[tuple[str, str]]:
