@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
-from mitmsec.core.model import Decision, Revocation, Transparency, Value
+from mitmsec.core.model import Decision, Revocation, Transparency, UpstreamTrust, Value
 from mitmsec.core.origin_proof import Proof, Standing, Status
 from mitmsec_certs import revocation, revocation_rules, transparency_rules
 from mitmsec_certs.bundle import certificates_in
@@ -21,6 +21,7 @@ from mitmsec_certs.chain_rules import Link, forbidden, omissions, weaknesses
 from mitmsec_certs.defects import Defect, gravest, of_codes, untrusted
 from mitmsec_certs.origin_chain import BadCertificate, certificate_of, key_sha256, link_of
 
+NOT_PUBLIC = "the root is none of those that the system's vendor ships"
 CHAINS_LIMIT = 256  # that need not be read again
 
 type Ask = Callable[[tuple[bytes, ...], Revocation], Awaitable[tuple[Status, ...]]]
@@ -39,6 +40,8 @@ class Terms(Value, frozen=True):
 
     own_pem: str = ""
     public_roots: frozenset[str] = frozenset()  # SHA-256, hex
+    named_roots: frozenset[str] = frozenset()  # likewise: others that the policy names
+    trust: UpstreamTrust = UpstreamTrust.SYSTEM
     revocation: Revocation = Revocation.SOFT
     sct: Transparency = Transparency.REPORT
 
@@ -63,6 +66,8 @@ class Verifier:
             return Judgement(defect=defect)
         chain = _links(proof.chain)
         is_public = self._is_public(chain)
+        if ((said and said.trust) or self._terms.trust) is UpstreamTrust.PUBLIC and not self._is_public_or_named(chain):
+            return Judgement(defect=untrusted(NOT_PUBLIC))
         unlogged, note = transparency_rules.by_logs(
             chain[0], (said and said.sct) or self._terms.sct, is_public=is_public
         )
@@ -86,6 +91,9 @@ class Verifier:
 
     def _is_public(self, chain: tuple[Link, ...]) -> bool:
         return bool(chain) and chain[-1].sha256 in self._terms.public_roots
+
+    def _is_public_or_named(self, chain: tuple[Link, ...]) -> bool:
+        return self._is_public(chain) or chain[-1].sha256 in self._terms.named_roots
 
     async def _revoked(self, proof: Proof, leaf: Link, mode: Revocation) -> tuple[Defect | None, str | None]:
         if mode is Revocation.OFF or len(proof.chain) == 1:

@@ -21,8 +21,8 @@ from mitmsec.core.selector import (
 from mitmsec.core.sniff import WITH_NAME, Protocol
 
 OUTBOUND = (
-    "learned_bypass", "on_certificate_request", "client_certificate", "upstream", "upstream_revocation", "upstream_sct",
-    "min_tls",
+    "learned_bypass", "on_certificate_request", "client_certificate",
+    "upstream", "upstream_trust", "upstream_revocation", "upstream_sct", "min_tls",
 )  # fmt: skip
 
 

@@ -109,6 +109,11 @@ class Policy(Value, frozen=True, dict=True):
         return hashlib.sha256(self.encoded).hexdigest()
 
     @property
+    def trusts(self) -> frozenset[UpstreamTrust]:
+        """All that its rules and defaults say of that."""
+        return frozenset({self.upstream_trust, *(rule.upstream_trust for rule in self.rules if rule.upstream_trust)})
+
+    @property
     def needs_keys(self) -> bool:
         """Whether workers must have any keys."""
         return self.decrypts_inbound or bool(self.identities)
@@ -220,6 +225,7 @@ class Policy(Value, frozen=True, dict=True):
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
             upstream=rule.upstream or self.upstream,
+            trust=rule.upstream_trust,
             revocation=rule.upstream_revocation,
             sct=rule.upstream_sct,
             min_tls=rule.min_tls or TlsVersion.TLS12,

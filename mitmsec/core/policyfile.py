@@ -11,7 +11,16 @@ from enum import StrEnum
 
 from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.learning import read_learned_bypass, read_on_request
-from mitmsec.core.model import Action, Direction, OnFinding, Revocation, TlsVersion, Transparency, Upstream
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, Rule
 from mitmsec.core.selector import is_path
@@ -257,6 +266,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         on_certificate_request=read_on_request(table),
         client_certificate=_identity(table, context),
         upstream=_own(table, "upstream", Upstream),
+        upstream_trust=_own(table, "upstream_trust", UpstreamTrust),
         upstream_revocation=_own(table, "upstream_revocation", Revocation),
         upstream_sct=_own(table, "upstream_sct", Transparency),
         min_tls=_own(table, "min_tls", TlsVersion),

@@ -11,6 +11,7 @@ from mitmsec.core.model import (
     TlsVersion,
     Transparency,
     Upstream,
+    UpstreamTrust,
     Value,
 )
 from mitmsec.core.sniff import Protocol
@@ -80,6 +81,7 @@ class Rule(Value, frozen=True):
     client_certificate: str | None = None
     """Whom the program is to an origin that asks for a certificate: the name of an identity."""
     upstream: Upstream | None = None
+    upstream_trust: UpstreamTrust | None = None
     upstream_revocation: Revocation | None = None
     upstream_sct: Transparency | None = None
     min_tls: TlsVersion | None = None

@@ -40,7 +40,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, order: HandOver, *, sni: bool) -> Place:
         said = order.decision
-        demands = (said.revocation, said.sct, said.min_tls)
+        demands = (said.trust, said.revocation, said.sct, said.min_tls)
         return cls(order.owner, order.name, order.origin, sni, said.identity, demands)
 
 

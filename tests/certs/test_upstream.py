@@ -12,11 +12,11 @@ from badssl_certificates import TLS_FEATURE_STAPLE, Certified, root, rsa_key
 from badssl_revocation import ocsp_answer, timestamps
 
 from mitmsec.core.messages import Flaw
-from mitmsec.core.model import Action, Decision, Revocation, Transparency
+from mitmsec.core.model import Action, Decision, Revocation, Transparency, UpstreamTrust
 from mitmsec.core.origin_proof import Proof, Standing, Status
 from mitmsec_certs.defects import Defect
 from mitmsec_certs.origin_chain import BadCertificate
-from mitmsec_certs.upstream import Judgement, Terms, Verifier
+from mitmsec_certs.upstream import NOT_PUBLIC, Judgement, Terms, Verifier
 
 HOST = "www.origin.test"
 ROOT = root()
@@ -200,3 +200,19 @@ def test_what_a_rule_says_itself_takes_the_place_of_the_terms() -> None:
     public = Terms(public_roots=frozenset({hashlib.sha256(CHAIN[-1]).hexdigest()}), revocation=Revocation.OFF)
     assert judged(public)[0].defect is None
     assert judged(public, sct=Transparency.REFUSE)[0].defect is not None
+
+
+def test_a_rule_may_ask_for_a_root_that_the_vendor_ships_or_the_policy_names() -> None:
+    def judged(said: UpstreamTrust | None, **terms: Any) -> Defect | None:
+        decision = Decision(action=Action.DECRYPT, rule="r", reason="", trust=said)
+        verifier = Verifier(Terms(revocation=Revocation.OFF, sct=Transparency.OFF, **terms))
+        return asyncio.run(verifier.judge(Proof(chain=CHAIN), decision)).defect
+
+    here = frozenset({hashlib.sha256(ROOT.der).hexdigest()})
+    public, system = UpstreamTrust.PUBLIC, UpstreamTrust.SYSTEM
+    refused = judged(public)
+    assert refused is not None
+    assert refused.text == NOT_PUBLIC
+    assert judged(None) is judged(system, trust=public) is None
+    assert judged(None, trust=public) == refused
+    assert judged(public, public_roots=here) is judged(public, named_roots=here) is None

@@ -28,6 +28,7 @@ from mitmsec.core.model import (
     Transparency,
     UnprovenName,
     Upstream,
+    UpstreamTrust,
 )
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
 from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
@@ -370,3 +371,10 @@ def test_a_rule_may_ask_more_or_less_of_origins_than_the_defaults() -> None:
     )
     said = policy.decided_by(Rule(name="r", action=Action.DECRYPT))
     assert (said.upstream, said.revocation, said.sct, said.min_tls) == (Upstream.BLOCK, None, None, TlsVersion.TLS12)
+
+
+def test_what_rules_say_of_roots_is_known_beside_the_defaults() -> None:
+    strict = Rule(name="r", action=Action.DECRYPT, upstream_trust=UpstreamTrust.PUBLIC)
+    assert Policy(rules=(strict, SSH)).trusts == {UpstreamTrust.SYSTEM, UpstreamTrust.PUBLIC}
+    assert Policy(upstream_trust=UpstreamTrust.PUBLIC, rules=(strict,)).trusts == {UpstreamTrust.PUBLIC}
+    assert (Policy().decided_by(strict).trust, Policy().decided_by(SSH).trust) == (UpstreamTrust.PUBLIC, None)

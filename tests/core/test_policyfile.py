@@ -7,7 +7,16 @@ import tomllib
 import policies
 import pytest
 
-from mitmsec.core.model import Action, Direction, OnFinding, Revocation, TlsVersion, Transparency, Upstream
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.policy import Application, Rule
 from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule
 from mitmsec.core.sniff import Protocol
@@ -72,6 +81,7 @@ def test_a_whole_rule() -> None:
         expires = 2026-01-05
         owner = "security"
         upstream = "block"
+        upstream_trust = "public"
         upstream_revocation = "hard"
         upstream_sct = "refuse"
         min_tls = "1.3"
@@ -97,6 +107,7 @@ def test_a_whole_rule() -> None:
         expires_s=int(policies.NOON_S) + 8 * 3600,
         owner="security",
         upstream=Upstream.BLOCK,
+        upstream_trust=UpstreamTrust.PUBLIC,
         upstream_revocation=Revocation.HARD,
         upstream_sct=Transparency.REFUSE,
         min_tls=TlsVersion.TLS13,
@@ -169,6 +180,7 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ("expires = 12:00:00", "expires: a date is wanted"),
         ("owner = 7", "owner: a text is wanted, not the number 7"),
         ('upstream = "ignore"', 'upstream: "ignore" is not one of accept, block, mirror'),
+        ('upstream_trust = "all"', 'upstream_trust: "all" is not one of system, public'),
         ('upstream_revocation = "firm"', 'upstream_revocation: "firm" is not one of soft, hard, off'),
         ("upstream_sct = true", "upstream_sct: a text is wanted, not true"),
         ('min_tls = "1.1"', 'min_tls: "1.1" is not one of 1.2, 1.3'),

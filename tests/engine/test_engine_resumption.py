@@ -12,7 +12,7 @@ from engine_world import Pages, curl, origin, server_context, world
 from test_engine_openssl import Pair, server
 
 from mitmsec.core.messages import HandOver, Plaintext
-from mitmsec.core.model import Action, Decision, Endpoint, Revocation, TlsVersion, Transparency, Upstream
+from mitmsec.core.model import Action, Decision, Endpoint, Revocation, TlsVersion, Transparency, Upstream, UpstreamTrust
 from mitmsec.engine import resumption
 from mitmsec.engine.contexts import OriginContext
 from mitmsec.engine.openssl import TlsSession
@@ -195,6 +195,12 @@ def test_a_session_is_taken_up_only_under_a_rule_that_asks_the_same() -> None:
         )
         return Place.of(order, sni=True)
 
-    asked = [{}, {"revocation": Revocation.HARD}, {"sct": Transparency.OFF}, {"min_tls": TlsVersion.TLS13}]
+    asked = [
+        {},
+        {"trust": UpstreamTrust.PUBLIC},
+        {"revocation": Revocation.HARD},
+        {"sct": Transparency.OFF},
+        {"min_tls": TlsVersion.TLS13},
+    ]
     assert len({place(**said) for said in asked}) == len(asked)
     assert place(identity="me").identity == "me"
