@@ -18,7 +18,7 @@ from mitmsec.core.selector import (
     ports_cover,
     text_covers,
 )
-from mitmsec.core.sniff import WITH_NAME, Protocol
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
 
 OUTBOUND = (
     "learned_bypass", "on_certificate_request", "client_certificate",
@@ -67,8 +67,8 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
 
 def _impossible_protocol(rule: Rule) -> str | None:
     """Why nothing that the rule's protocols can be shows what its other conditions ask."""
-    if rule.protocol and (rule.alpn or rule.ja4) and Protocol.TLS not in rule.protocol:
-        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these'
+    if rule.protocol and (rule.alpn or rule.ja4) and WITH_HELLO.isdisjoint(rule.protocol):
+        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
     if rule.protocol and rule.host and WITH_NAME.isdisjoint(rule.protocol):
         return f"none of these shows a name, which host asks for; that do {', '.join(sorted(WITH_NAME))}"
     return None
@@ -191,7 +191,7 @@ def _protocols(rule: Rule) -> set[Protocol]:
     possible = set(rule.protocol or Protocol)
     if rule.host:
         possible &= WITH_NAME
-    return possible & {Protocol.TLS} if rule.alpn or rule.ja4 else possible
+    return possible & WITH_HELLO if rule.alpn or rule.ja4 else possible
 
 
 def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:

@@ -10,7 +10,7 @@ from mitmsec.core.names import written_name
 from mitmsec.core.policyfile import PORT_MAX, Context, read_end
 from mitmsec.core.rules import DEFAULTS, PolicyTest
 from mitmsec.core.selector import is_path
-from mitmsec.core.sniff import WITH_NAME, Protocol
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
 from mitmsec.core.toml_table import Table, kind_of
 from mitmsec.core.units import container_mistake, service_mistake
 
@@ -77,7 +77,7 @@ def _test_protocol(table: Table) -> Protocol | None:
     if "protocol" not in table:
         return None
     protocol = table.choice("protocol", Protocol, Protocol.TLS) or Protocol.TLS
-    if protocol is not Protocol.TLS and ("alpn" in table or "ja4" in table):
+    if protocol not in WITH_HELLO and ("alpn" in table or "ja4" in table):
         table.note("alpn and ja4 are TLS's", "protocol")
     if protocol not in WITH_NAME and "host" in table:
         table.note(f"{protocol} shows no name", "host")

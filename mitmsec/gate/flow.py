@@ -4,6 +4,8 @@
        │ no origin                           │  ▲                              ├ Relay, RELAYED              bypass
        └► Reset (stranger)                   ▼  │ Peek, Dial, WatchServer      ├ Relay with a tee, RELAYED   capture
                                       whoever speaks first                     └ STAFF ─► Mint, HandOver, HANDED
+                                             ▲                                              │ a dialogue goes on to TLS
+                                             └────────────────── TakeBack, Peek ◄───────────┘
 
 In FIRST two things run side by side: the first bytes are awaited and, as soon as a decision allows it, the origin is
 dialled. No origin is contacted before a decision that lets it be contacted:
@@ -17,6 +19,9 @@ A server that speaks first settles the protocol, which decides; there is no name
 HTTP and break its rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says,
 unless `at_connect` had answered bypass or capture, which no first bytes could have changed.
 
+A dialogue that may go on to TLS (SMTP, …) is handed over as it is. When both ends have agreed to TLS the worker lets go
+of it, and the flow is in FIRST once more: the hello in it is peeked, and its name decides, as that of any other.
+
 Where mitmsec itself cannot act, `on_failure` decides between a reset and a relay that nobody reads; a fault says so.
 """
 
@@ -29,12 +34,12 @@ from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded
+from mitmsec.core.messages import FlowEnded, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
-from mitmsec.gate.claims import claims, is_connect
+from mitmsec.gate.claims import TLS_RECORD, claims, is_connect
 from mitmsec.gate.learned import Kind, Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -43,6 +48,7 @@ from mitmsec.gate.terms import Decides, Dialling, Health, State, Terms
 __all__ = ["Flow", "State"]
 
 CANNOT_DECIDE = "on_failure"  # the rule on record where our own failure decided
+NO_HELLO = "no TLS where both sides agreed to it"
 
 type Commands = list[AnyCommand]
 
@@ -102,6 +108,8 @@ class Flow:
                 return [s.SetDeadline(self._terms.staff_deadline_s)] if self.state is State.STAFF else []
             case s.WorkerSaid(ended=ended):
                 return self._worker_said(ended) if self.state is State.HANDED else []
+            case s.WorkerUpgrades(upgrading=upgrading):
+                return self._upgrades(upgrading) if self.state is State.HANDED else []
             case s.WorkerDied():
                 return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
             case s.ClientLeft(moved_bytes=moved_bytes):
@@ -152,6 +160,8 @@ class Flow:
     def _first_bytes(self, data: bytes, eof: bool) -> Commands:
         if not data:
             return self._silent_end()
+        if self.about.upgraded and not data.startswith(TLS_RECORD):
+            return self._settle_malformed(NO_HELLO)
         first = sniff.first_bytes(data)
         match first:
             case Sniffed():
@@ -177,11 +187,15 @@ class Flow:
         return [s.SetDeadline(self._terms.hello_deadline_s)] if first_heard else []
 
     def _out_of_time(self) -> Commands:
-        return self._settle_malformed("incomplete") if self._begun else self._settle(Sniffed(protocol=Protocol.TCP))
+        if self._begun:
+            return self._settle_malformed("incomplete")
+        if self.about.upgraded:
+            return self._end(Outcome.CLIENT_CLOSED, s.Reset(), error="no hello in time, after both sides agreed to TLS")
+        return self._settle(Sniffed(protocol=Protocol.TCP))
 
     def _silent_end(self) -> Commands:
         """The client is done and has said nothing: gone, unless a server is there that may speak."""
-        if self.about.decision is None:
+        if self.about.decision is None or self.about.upgraded:
             return self._end(Outcome.CLIENT_CLOSED, s.Close())
         if self._by_greeting:  # not for long: it may wait for this very end
             return [s.SetDeadline(self._terms.hello_deadline_s)]
@@ -197,14 +211,16 @@ class Flow:
 
     def _settle(self, first: Sniffed) -> Commands:
         """The first bytes are known for what they are: the last word of the policy."""
-        self.about.first, self.about.protocol = first, first.protocol
+        if self.about.upgraded and first.hello is None:
+            return self._settle_malformed(NO_HELLO)
+        self.about.settled(first)
         self.about.decision = self._at_hello(first, self.about.remote)
         return self._settled(self.about.decision)
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
         proven = first.name is not None and first.name in (self.about.resolved or ())
         about = self.about
-        said = self._policy.at_hello(about.process, remote, about.at_s, shown=first.shown, proven=proven)
+        said = self._policy.at_hello(about.process, remote, about.at_s, shown=about.shown(first), proven=proven)
         if first.hello is None:
             return said
         return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
@@ -220,10 +236,15 @@ class Flow:
         if isinstance(greeting, Protocol):
             return self._settle(Sniffed(protocol=greeting))
         before, self._greeted_bytes = self._greeted_bytes, len(data)
-        if not self._by_greeting or len(data) <= before:  # the second: it has ended
+        if not self._hears_out or len(data) <= before:  # the second: it has ended
             return self._settle(Sniffed(protocol=Protocol.TCP))
         watch = s.WatchServer(max(greeting.size_bytes or 0, len(data) + 1))
         return [watch] if before else [s.SetDeadline(self._terms.hello_deadline_s), watch]
+
+    @property
+    def _hears_out(self) -> bool:
+        """Whether a greeting that comes in pieces could decide, or what it is matters to who is to read it."""
+        return self._by_greeting or (self.about.decision is not None and self.about.decision.action is Action.DECRYPT)
 
     # -- time is up ----------------------------------------------------------------------------------------------------
     def _deadline(self) -> Commands:
@@ -360,7 +381,7 @@ class Flow:
             return self._fail("recorder_gone")
         if not self._health.signing and self.about.is_minted:
             return self._fail("signer_gone")
-        return [s.Staff()]
+        return [s.Staff(self.worker)]
 
     def _staffed(self, worker: int) -> Commands:
         assert self.about.decision is not None
@@ -368,6 +389,8 @@ class Flow:
         kind, name = self.about.plaintext, self.about.first.name or self.about.remote.address
         assert kind is not None
         self.state, self.worker = State.HANDED, worker
+        if kind is Plaintext.DIALOGUE:
+            self.about.done = Action.CAPTURE  # until there is something to decrypt
         if self.about.first.hello is not None:
             self._kind = self.about.kind(self.about.first, self.about.remote)
             self._learned.handed(self._kind)
@@ -378,6 +401,14 @@ class Flow:
             s.Hand(worker, self.about.hand_over(kind, name, self.about.decision)),
             s.WatchClient(),
         ]
+
+    def _upgrades(self, upgrading: Upgrading) -> Commands:
+        """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it."""
+        if self.about.plaintext is not Plaintext.DIALOGUE:  # no honest worker says so
+            return self._end(Outcome.FAULT, s.Reset(), error="foreign_upgrade")
+        self.about.upgrades(upgrading)
+        self.state, self._heard, self._begun, self._moved_bytes = State.FIRST, False, False, -1
+        return [s.SetDeadline(self._terms.upgrade_deadline_s), s.TakeBack(), s.Peek(1)]
 
     def _client_left(self, moved_bytes: int) -> Commands:
         """It may have ended its side only, and still be served; not for ever with nothing served."""

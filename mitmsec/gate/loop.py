@@ -201,10 +201,8 @@ class Gate:
 
     def datagrams(self, told: UdpFlowTold) -> None:
         """Put a UDP flow on record, which went past us."""
-        resolved = self._around.names_of(told.remote.address)
-        means = self._means
-        said = datagrams.seen(told, means.policy, time.time(), resolved, means.terms.policy)
-        self._around.recorder.record(said)
+        resolved, means = self._around.names_of(told.remote.address), self._means
+        self._around.recorder.record(datagrams.seen(told, means.policy, time.time(), resolved, means.terms.policy))
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""

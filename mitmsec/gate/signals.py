@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
-from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.core.messages import FlowEnded, HandOver, Upgrading
 from mitmsec.core.model import Caller, Endpoint, OnFailure, Process, Value
 
 
@@ -120,6 +120,12 @@ class WorkerSaid(Event, frozen=True):
     ended: FlowEnded
 
 
+class WorkerUpgrades(Event, frozen=True):
+    """The worker that has the flow has relayed a dialogue up to TLS, and let go of both sockets."""
+
+    upgrading: Upgrading
+
+
 class WorkerDied(Event, frozen=True):
     """The worker that had the flow is gone."""
 
@@ -171,6 +177,7 @@ type AnyEvent = (
     | Staffed
     | Unstaffed
     | WorkerSaid
+    | WorkerUpgrades
     | WorkerDied
     | ClientLeft
     | RelayEnded
@@ -222,7 +229,9 @@ class Relay(Command, frozen=True):
 
 
 class Staff(Command, frozen=True):
-    """Find a worker."""
+    """Find a worker; `preferred` if it can take more, -1: any."""
+
+    preferred: int = -1
 
 
 class Mint(Command, frozen=True):
@@ -236,6 +245,10 @@ class Hand(Command, frozen=True):
 
     worker: int
     order: HandOver
+
+
+class TakeBack(Command, frozen=True):
+    """Both sockets are ours again, and no worker's."""
 
 
 class WatchClient(Command, frozen=True):
@@ -281,6 +294,7 @@ type AnyCommand = (
     | Staff
     | Mint
     | Hand
+    | TakeBack
     | WatchClient
     | Page
     | Reset

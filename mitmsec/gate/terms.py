@@ -19,6 +19,7 @@ class Terms(Value, frozen=True):
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name
     hello_end_deadline_s: float = 5.0  # for the rest of a hello once it has begun
+    upgrade_deadline_s: float = 30.0  # for a hello once both ends have agreed to TLS; as long as a worker's handshake
     staff_deadline_s: float = 1.0  # for a worker, while none lives: `on_failure` is to hold within a second
     left_deadline_s: float = 60.0  # for a worker to end a flow whose client has ended, and on which nothing moves
 

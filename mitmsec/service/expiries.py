@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mitmsec.audit.event import FaultSeen
 from mitmsec.core.contradiction import expired
 from mitmsec.core.policy import Policy
 
 
 class Expiries:
-    """Of one session. `tell` records a sentence."""
+    """Of one session."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, record: Callable[[FaultSeen], None], session: str) -> None:
+        self._record, self._session = record, session
         self._policy: Policy | None = None
         self._ends_s: list[int] = []  # when there is something to tell, the next one last
 
@@ -24,4 +25,4 @@ class Expiries:
         while self._ends_s and self._ends_s[-1] <= now_s:
             end_s = self._ends_s.pop()
             for sentence in expired([rule for rule in policy.rules if rule.expires_s == end_s], now_s):
-                self._tell(sentence)
+                self._record(FaultSeen(what="rule_expired", detail=sentence, session=self._session))

@@ -13,7 +13,7 @@ import click
 
 from mitmsec.core.model import Endpoint
 from mitmsec.core.names import is_address, written_name
-from mitmsec.core.sniff import WITH_NAME, Protocol, Shown
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol, Shown
 from mitmsec.core.units import container_mistake, service_mistake
 from mitmsec.service.terminal import shown
 
@@ -117,7 +117,7 @@ def _note(ctx: click.Context | None, words: str) -> None:
 def shown_by(host: str | None, protocol: str | None, alpn: tuple[str, ...], ja4: str | None) -> Shown:
     """What the first bytes of the connection tell that is asked about; ends the command where none can tell it."""
     told = Shown.of(host, None if protocol is None else Protocol(protocol), alpn, ja4)
-    if told.protocol is not Protocol.TLS and (alpn or ja4):
+    if told.protocol not in WITH_HELLO and (alpn or ja4):
         raise click.UsageError("--alpn and --ja4 are TLS's: leave --protocol out")
     if host is not None and told.protocol not in WITH_NAME:
         raise click.UsageError(f"{protocol} shows no name: leave --host out")

@@ -86,7 +86,7 @@ class Session:
         self.observers = Observers(self, self._owners)
         self._background = Background()
         self._reloading = Reloading(self)
-        self._expiries = Expiries(self._expired)
+        self._expiries = Expiries(self.shared.record, self.name)
         self._closing = False
 
     # -- begin ---------------------------------------------------------------------------------------------------------
@@ -182,6 +182,11 @@ class Session:
         return self.observers.relays
 
     @property
+    def policy_file(self) -> str:
+        """What it was started or last reloaded with."""
+        return self.policy_order.policy_file
+
+    @property
     def worker_count(self) -> int:
         return self.order.workers
 
@@ -194,7 +199,7 @@ class Session:
         return ServiceStatus(
             session=self.name,
             backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
-            policy_file=self.policy_order.policy_file,
+            policy_file=self.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
             on_failure=self.policy.on_failure,
@@ -265,9 +270,6 @@ class Session:
         self.faults += count
         failed = failed or self.policy.on_failure
         self.shared.record(FaultSeen(what=what, detail=detail, failed=failed, session=self.name, count=count))
-
-    def _expired(self, sentence: str) -> None:
-        self.shared.record(FaultSeen(what="rule_expired", detail=sentence, session=self.name))
 
     # -- orders --------------------------------------------------------------------------------------------------------
     async def reload(self, order: ReloadService, policy_fd: int, roots_fd: int, keys_fd: int | None = None) -> None:

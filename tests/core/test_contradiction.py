@@ -18,7 +18,7 @@ from mitmsec.core.contradiction import (
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.core.sniff import Protocol, Shown
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol, Shown
 
 
 def rule(name: str, **conditions: object) -> Rule:
@@ -41,9 +41,9 @@ def shadowed(*rules: Rule) -> list[int | None]:
         ({"address": ("10.0.0.0/8",)}, {"address": ("10.1.0.0/16",)}),
         ({"user": ("joe", "root")}, {"user": ("joe",)}),
         ({"protocol": (Protocol.TLS, Protocol.SSH)}, {"protocol": (Protocol.SSH,)}),
-        ({"protocol": (Protocol.TLS,)}, {"alpn": ("h2",)}),
-        ({"protocol": (Protocol.TLS,)}, {"host": ("a.example",), "ja4": ("t13*",)}),
-        ({"protocol": (Protocol.TLS, Protocol.HTTP, Protocol.HTTP_PROXY)}, {"host": ("a.example",)}),
+        ({"protocol": tuple(WITH_HELLO)}, {"alpn": ("h2",)}),
+        ({"protocol": tuple(WITH_HELLO)}, {"host": ("a.example",), "ja4": ("t13*",)}),
+        ({"protocol": tuple(WITH_NAME)}, {"host": ("a.example",)}),
         ({"alpn": ("h?", "x")}, {"alpn": ("h2",)}),
         ({"ja4": ("t13*",)}, {"ja4": ("t13d*", "t13i?"), "user": ("joe",)}),
         ({"time": ("Mon-Fri",)}, {"time": ("Tue 08:00-12:00",)}),

@@ -76,9 +76,9 @@ def test_a_whole_test() -> None:
         (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "https"', 'protocol: "https" is not one of dns, ftp, http, http2-cleartext, http-proxy, imap'),
         ('protocol = "ssh"\nja4 = "x"', "protocol: alpn and ja4 are TLS's"),
-        ('protocol = "smtp"\nhost = "a.example"', "host: smtp shows no name"),
         ("time = 2026-01-05", "time: a moment is wanted, such as 2026-12-31T12:00:00, not a whole day"),
         ('time = "noon"', "time: a date is wanted"),
+        ('protocol = "dns"\nhost = "a.example"', "host: dns shows no name"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
     ],
 )

@@ -153,7 +153,7 @@ def test_of_whom_the_kernel_recorded_nothing_nothing_is_said_until_the_superviso
 
 def test_what_is_not_tls_has_no_facts_of_tls() -> None:
     about = account()
-    about.protocol = Protocol.HTTP
+    about.settled(Sniffed(protocol=Protocol.HTTP))
     assert about.facts_with(ENDED) is None
     assert Account("g").hello_facts() == TlsClientFacts()
 
@@ -193,6 +193,6 @@ def test_tls_that_came_in_is_read_with_its_services_key_or_not_at_all() -> None:
     assert (about.plaintext, about.is_minted) == (None, False)
     about.decision = Decision(action=Action.DECRYPT, rule="r", reason="", service="shop")
     assert (about.plaintext, about.is_minted, about.service) == (Plaintext.TLS, False, "shop")
-    about.protocol = Protocol.HTTP
+    about.settled(Sniffed(protocol=Protocol.HTTP))
     about.decision = None
     assert (about.plaintext, about.service) == (Plaintext.HTTP, "")

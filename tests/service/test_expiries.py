@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mitmsec.audit.event import FaultSeen
 from mitmsec.core.model import Action
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.service.expiries import Expiries
@@ -13,7 +14,12 @@ def rule(name: str, expires_s: int | None) -> Rule:
 
 def test_what_has_expired_is_told_once_when_it_has() -> None:
     told: list[str] = []
-    expiries = Expiries(told.append)
+
+    def record(seen: FaultSeen) -> None:
+        assert (seen.what, seen.session, seen.failed) == ("rule_expired", "run-1", None)
+        told.append(seen.detail)
+
+    expiries = Expiries(record, "run-1")
     policy = Policy(rules=(rule("late", 20), rule("early", 10), rule("too", 10), rule("ever", None)))
     for now_s, count in ((9.0, 0), (10.0, 2), (11.0, 2), (30.0, 3), (40.0, 3)):
         expiries.look(policy, now_s)
