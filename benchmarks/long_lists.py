@@ -29,7 +29,7 @@ from mitmsec.core.sniff import Protocol, Shown
 
 SUFFIXES = ("com", "net", "org", "de", "co.uk", "com.br", "io", "example")
 ACTIONS = ("bypass", "block", "decrypt")
-WARM_UP = 2000
+AT_S, WARM_UP = 1_767_610_800.0, 2000
 
 
 class Load(NamedTuple):
@@ -103,7 +103,7 @@ def apart(work: Callable[[], Policy]) -> Load:
     def child() -> None:
         before_mb, begun_s, begun_cpu_s = memory_mb(), time.perf_counter(), time.process_time()
         policy = work()
-        policy.at_hello(Process(pid=1), Endpoint(address="192.0.2.1", port=1), shown=Shown.of("a.example"))
+        policy.at_hello(Process(pid=1), Endpoint(address="192.0.2.1", port=1), AT_S, shown=Shown.of("a.example"))
         took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - begun_cpu_s
         writing.send(Load(took_s, cpu_s, memory_mb() - before_mb))
 
@@ -132,9 +132,9 @@ def decide(policy: Policy, count: int) -> Iterator[tuple[str, list[float]]]:
         name = chance.choice(listed) if listed and number % 2 else some_name(chance)
         shown = Shown(protocol=Protocol.TLS, name=f"www{number}.{name}", alpn=("h2", "http/1.1"), ja4="t13d_x_y")
         begun_ns = time.thread_time_ns()
-        policy.at_connect(process, remote)
+        policy.at_connect(process, remote, AT_S)
         middle_ns = time.thread_time_ns()
-        policy.at_hello(process, remote, shown=shown)
+        policy.at_hello(process, remote, AT_S, shown=shown)
         end_ns = time.thread_time_ns()
         if number >= WARM_UP:
             connect_us.append((middle_ns - begun_ns) / 1000)

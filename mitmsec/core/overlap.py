@@ -115,6 +115,7 @@ def _overlap(first: Rule, second: Rule, names: CoveredNames) -> bool:
         and _entries_meet(first, second)
         and _addresses_meet(first, second)
         and _words_meet(first.category, second.category)
+        and _words_meet(first.time, second.time)
         and _hosts_meet(first, second, names)
         and not covers(second, first, names)  # then it is an exception, before what it is an exception of
         and not covers(first, second, names)

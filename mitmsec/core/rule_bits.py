@@ -42,6 +42,16 @@ def free(written: Iterable[Sequence[object]]) -> Rules:
     return sum(1 << number for number, values in enumerate(written) if not values)
 
 
+def _by_value[Word](written: Sequence[Sequence[Word]]) -> dict[Word, Rules]:
+    found: dict[Word, Rules] = {}
+    for number, words in enumerate(written):
+        bit = 1 << number  # one object, however many words it stands for
+        for word in words:
+            known = found.get(word)
+            found[word] = bit if known is None else known | bit
+    return found
+
+
 class Ports:
     """A condition on ports, as each rule has it."""
 
@@ -71,12 +81,7 @@ class Words[Word]:
 
     def __init__(self, written: Sequence[Sequence[Word]]) -> None:
         self._free = free(written)
-        self._by_word: dict[Word, Rules] = {}
-        for number, words in enumerate(written):
-            bit = 1 << number  # one object, however many words it stands for
-            for word in words:
-                known = self._by_word.get(word)
-                self._by_word[word] = bit if known is None else known | bit
+        self._by_word = _by_value(written)
 
     def rules(self, word: Word | None) -> Rules:
         return self._free if word is None else self._free | self._by_word.get(word, 0)

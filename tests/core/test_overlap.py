@@ -157,7 +157,7 @@ def test_what_is_said_holds_for_every_connection(
     policy: Policy, process: object, remote: Endpoint, shown: Shown
 ) -> None:
     """A rule that can never match matches none; and two that both match one are within each other, or overlap."""
-    tried = explain(policy, process, remote, shown).tried  # type: ignore[arg-type]
+    tried = explain(policy, process, remote, policies.NOON_S, shown).tried  # type: ignore[arg-type]
     names = CoveredNames(policy.listed)
     accepting = [number for number, one in enumerate(tried) if one.accepts]
     for place, number in enumerate(accepting):

@@ -22,7 +22,7 @@ TO = Endpoint(address="192.0.2.1", port=443)
 def test_a_policy_comes_out_as_it_went_in() -> None:
     again = unpacked(packed(POLICY))
     assert again == POLICY
-    assert again.at_hello(policies.CURL, TO, shown=Shown.of("evil.test")).rule == "banks"
+    assert again.at_hello(policies.CURL, TO, policies.NOON_S, shown=Shown.of("evil.test")).rule == "banks"
     assert unpacked(packed(DEFAULT_POLICY)) == DEFAULT_POLICY
 
 
@@ -31,7 +31,7 @@ def test_who_needs_no_names_is_spared_them_and_cannot_ask() -> None:
     assert (bare.fingerprint, bare.rules) == (POLICY.fingerprint, POLICY.rules)
     assert [one.text for one in bare.lists] == ["", "", ""]
     with pytest.raises(LookupError):
-        bare.at_hello(policies.CURL, TO, shown=Shown.of("evil.test"))
+        bare.at_hello(policies.CURL, TO, policies.NOON_S, shown=Shown.of("evil.test"))
     with pytest.raises(LookupError):
         packed(bare)
 
