@@ -12,12 +12,15 @@ import errno
 import os
 import select
 import stat
+import struct
 import sys
 import tomllib
+import zoneinfo
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.hours import LOCAL
 from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
 from mitmsec.core.learning import read_hours, read_learned_bypass, read_on_request
@@ -50,6 +53,9 @@ KNOWN_INSPECTORS = ("keywords",)
 LATER_QUIC = ("decrypt",)
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 STDIN = Path("-")
+LOCAL_ZONE = "/etc/localtime"
+ZONE_OF_UTC = b"TZif2" + bytes(15) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+ZONE_OF_UTC += ZONE_OF_UTC + b"\nUTC0\n"  # RFC 8536: once for old readers, once for the others
 PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another program's output
 
 
@@ -102,8 +108,31 @@ def load_policy_and_text(
         no_roots=no_roots,
         pair=pair,
         user_name=named_user,
+        zone=zone_data,
     )
     return policy, text
+
+
+def no_zone(name: str) -> bytes:
+    """For callers that know no time zones."""
+    raise ValueError(f'the time zone "{name}" is not known here')
+
+
+def zone_data(name: str) -> bytes:
+    """What the clocks in a time zone show (TZif). Raises ValueError."""
+    path = next((path for path in _zone_paths(name) if os.path.isfile(path)), None)
+    if path is not None:
+        with open(path, "rb") as file:
+            return file.read()
+    if name == LOCAL and sys.platform != "win32":
+        return ZONE_OF_UTC  # as the C library has it
+    if name == LOCAL:
+        raise ValueError('this system does not tell its own time zone: name it, as in "08:00-18:00 Europe/Berlin"')
+    raise ValueError(f'the time zone "{name}" is not known here; the package tzdata has those that there are')
+
+
+def _zone_paths(name: str) -> list[str]:
+    return [LOCAL_ZONE] if name == LOCAL else [os.path.join(folder, name) for folder in zoneinfo.TZPATH]
 
 
 def named_user(user: str) -> str:
@@ -160,6 +189,7 @@ def parse_policy(
     no_roots: NoRoots = no_certificate,
     pair: ReadPair = unread_pair,
     user_name: Callable[[str], str] = str,
+    zone: Callable[[str], bytes] = no_zone,
 ) -> Policy:
     """The policy that `text` is. Raises PolicyErrors with all errors.
 
@@ -168,11 +198,14 @@ def parse_policy(
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
     `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in,
     and with it `pair`, which reads the files of an `[[inbound]]`. `user_name` turns a user's number into the name.
+    `zone` gives a time zone's data (mitmsec.core.hours), or raises ValueError with why not.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     document = _document(text, file)
     notes = Notes(file, index(text))
-    context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable, user_name=user_name)
+    context = Context(
+        notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable, user_name=user_name, zone=zone
+    )
     policy = _policy(Table(document, (), notes), context, no_roots, pair)
     if notes.errors:
         raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))
@@ -208,6 +241,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
         identities=identities,
+        zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
     )
     defaults.close()

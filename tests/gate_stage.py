@@ -99,7 +99,7 @@ class Stage:
 
     def owned(self, process: Process = CURL) -> Playbook:
         """Up to the moment where the owner is known; what follows from that is due."""
-        self.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(self.terms.owner_deadline_s) << Ask(ORIGIN)
+        self.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(self.terms.owner_deadline_s) << Ask(ORIGIN)
         return self.play >> OwnerKnown(process)
 
     def waiting(self) -> Playbook:

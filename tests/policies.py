@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import struct
+from collections.abc import Sequence
+
 from hypothesis import strategies as st
 
 from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
@@ -25,6 +29,18 @@ APPLICATIONS = (
     Application(name="those", pid=(7, 13), children=True),
 )
 
+
+def zone(rule: str) -> bytes:
+    """TZif data that follow a rule as POSIX writes them (RFC 8536)."""
+    block = b"TZif2" + bytes(15) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
+    return block + block + f"\n{rule}\n".encode()
+
+
+BERLIN = zone("CET-1CEST,M3.5.0,M10.5.0/3")
+ZONES = (("Europe/Berlin", BERLIN), ("local", zone("<+05>-5")))
+NOON_S = 1_767_610_800.0  # Monday, 5 January 2026, 11:00 UTC: 12:00 in Berlin, 16:00 local
+HOUR_S = 3600
+TIMES = ("Mon-Fri 08:00-18:00 UTC", "Sat,Sun", "22:00-06:00 Europe/Berlin", "Sun-Tue 23:30-00:30 Europe/Berlin")
 NAMES = ("a.example", "b.a.example", "c.b.a.example", "example", "other.test")
 ADDRESSES = ("192.0.2.1", "198.51.100.1", "2001:db8::1", "")
 PORTS = (22, 80, 443, 8443)
@@ -51,6 +67,8 @@ rules = st.builds(
     protocol=st.one_of(st.just(()), some(st.sampled_from(Protocol))),
     alpn=st.one_of(st.just(()), some(st.sampled_from(["h2", "http/*", "?2"]))),
     ja4=st.one_of(st.just(()), some(st.sampled_from(["t13d*", "t12d_x", "*_x"]))),
+    time=st.one_of(st.just(()), some(st.sampled_from(TIMES))),
+    expires_s=st.one_of(st.none(), st.integers(-30, 30).map(lambda hours: int(NOON_S) + hours * HOUR_S)),
 )
 
 
@@ -59,7 +77,7 @@ def numbered(found: list[Rule]) -> Policy:
         Rule(**{field: getattr(rule, field) for field in rule.__struct_fields__} | {"name": f"rule {number}"})
         for number, rule in enumerate(found)
     ]
-    return Policy(applications=APPLICATIONS, rules=tuple(named), action=Action.BYPASS)
+    return Policy(applications=APPLICATIONS, rules=tuple(named), action=Action.BYPASS, zones=ZONES)
 
 
 policies = st.lists(rules, max_size=6).map(numbered)
@@ -75,5 +93,48 @@ _hellos = st.builds(
 )
 _named = st.builds(Shown, protocol=st.sampled_from(sorted(WITH_NAME - {Protocol.TLS})), name=names)
 _others = st.builds(Shown, protocol=st.sampled_from(sorted(set(Protocol) - WITH_NAME)))
+moments = st.one_of(st.just(NOON_S), st.integers(-60 * 168, 60 * 168).map(lambda minutes: NOON_S + minutes * 60))
+"""Within a week of noon."""
 shows = st.one_of(_hellos, _named, _others)
 """All that can be shown."""
+
+
+# --- the same, drawn by the thousand ----------------------------------------------------------------------------------
+def drawn(draw: random.Random) -> Policy:
+    """A policy of one to eight rules; a condition is there as often as not, and a rule has few of them."""
+    made = [_drawn_rule(draw) for _ in range(draw.randint(1, 8))]
+    return numbered(made)
+
+
+def _drawn_rule(draw: random.Random) -> Rule:
+    def some_of[T](values: Sequence[T]) -> tuple[T, ...]:
+        return tuple(draw.sample(values, draw.randint(1, 2))) if draw.random() < 0.25 else ()
+
+    low, high = sorted(draw.choices(PORTS, k=2))
+    return Rule(
+        name="?",
+        action=draw.choice(list(Action)),
+        application=some_of(["browsers", "root's", "web", "boxes", "/usr/*", "*/curl", "/opt/helper"]),
+        host=some_of([mark + name for mark in ("", "*.", ".") for name in NAMES]),
+        port=((low, high),) if draw.random() < 0.3 else (),
+        address=some_of(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"]),
+        user=some_of(["root", "joe"]),
+        protocol=some_of(list(Protocol)),
+        alpn=some_of(["h2", "http/*", "?2"]),
+        ja4=some_of(["t13d*", "t12d_x", "*_x"]),
+        time=some_of(TIMES),
+        expires_s=int(NOON_S) + draw.randint(-30, 30) * HOUR_S if draw.random() < 0.2 else None,
+    )
+
+
+def drawn_flow(draw: random.Random) -> tuple[Process, Endpoint, float, Shown]:
+    protocol = draw.choice([Protocol.TLS, Protocol.TLS, *Protocol])
+    is_tls = protocol is Protocol.TLS
+    shown = Shown(
+        protocol=protocol,
+        name=draw.choice([None, *NAMES]) if protocol in WITH_NAME else None,
+        alpn=draw.choice([(), ("h2",), ("h2", "http/1.1"), ("x",)]) if is_tls else (),
+        ja4=draw.choice(["t13d_x", "t12d_x", "t13i_y"]) if is_tls else None,
+    )
+    remote = Endpoint(address=draw.choice(ADDRESSES), port=draw.choice(PORTS))
+    return draw.choice((*PROCESSES, NGINX, BOXED)), remote, NOON_S + draw.randint(-10080, 10080) * 60, shown

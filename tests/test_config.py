@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import zoneinfo
 from pathlib import Path
 
 import msgspec
+import policies
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec import config
-from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, named_user, parse_policy
+from mitmsec.config import (
+    ConfigError,
+    PolicyErrors,
+    load_policy,
+    load_policy_and_text,
+    named_user,
+    parse_policy,
+    zone_data,
+)
+from mitmsec.core.hours import Clocks
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.model import (
     Action,
@@ -344,3 +356,32 @@ def test_the_number_of_a_user_stands_for_the_name() -> None:
     policy = parse_policy(text, file="p.toml", read_list=lambda name: "", user_name=named_user)
     assert policy.applications[0].user == ("root",)
     assert policy.rules[0].user == ("root", "nobody-here", "4294967294")
+
+
+def test_a_policy_holds_the_time_zones_that_its_rules_ask_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "Mars").mkdir()
+    (tmp_path / "Mars/Base").write_bytes(policies.BERLIN)
+    monkeypatch.setattr(zoneinfo, "TZPATH", (str(tmp_path / "none"), str(tmp_path)))
+    file = tmp_path / "p.toml"
+    file.write_text('version = 1\n[[rule]]\nname = "r"\naction = "block"\ntime = ["Mon Mars/Base", "Tue UTC"]\n')
+    assert load_policy(file).zones == (("Mars/Base", policies.BERLIN),)
+    file.write_text(file.read_text().replace("Base", "Dome"))
+    with pytest.raises(PolicyErrors, match=r"time\[0\]: the time zone .Mars/Dome. is not known here"):
+        load_policy(file)
+
+
+def test_local_time_is_what_the_machine_says_or_utc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "LOCAL_ZONE", str(tmp_path / "localtime"))
+    assert Clocks((("local", zone_data("local")),)).minute_of_week("local", policies.NOON_S) == 11 * 60
+    (tmp_path / "localtime").write_bytes(policies.BERLIN)
+    assert zone_data("local") == policies.BERLIN
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(config, "LOCAL_ZONE", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="name it"):
+        zone_data("local")
+
+
+def test_a_policy_that_is_read_without_time_zones_knows_none() -> None:
+    text = 'version = 1\n[[rule]]\nname = "r"\naction = "block"\nexpires = 2026-12-31\n'
+    with pytest.raises(PolicyErrors, match='the time zone "local" is not known here'):
+        parse_policy(text, file="p.toml", read_list=lambda name: "")

@@ -22,7 +22,7 @@ COMMANDS = [line for kind, text in BLOCKS for line in text.splitlines() if not k
 
 def test_the_policy_is_valid_and_its_tests_pass() -> None:
     (text,) = [text for kind, text in BLOCKS if kind == "toml"]
-    outcomes = run_tests(parse_policy(text, file="README.md", read_list=lambda name: ""))
+    outcomes = run_tests(parse_policy(text, file="README.md", read_list=lambda name: ""), 0.0)
     assert outcomes
     assert all(outcome.passed for outcome in outcomes)
 

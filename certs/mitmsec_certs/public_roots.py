@@ -19,7 +19,7 @@ FILES = (
     "/usr/share/pki/trust/ca-certificates-mozilla.trust.p11-kit",  # openSUSE
     "/usr/share/ca-certificates/trust-source/mozilla.trust.p11-kit",  # Arch
 )
-_MARK = b"# public\n"
+_PUBLIC, _NAMED = b"# public\n", b"# named by the policy\n"
 _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
@@ -44,13 +44,26 @@ def _read(path: str, files: Files) -> bytes:
         return b""
 
 
-def marked(bundle: Bundle, public: frozenset[bytes]) -> bytes:
-    """The bundle as PEM, with a mark before each root that is public."""
-    return b"".join((_MARK if der in public else b"") + Bundle(roots=(der,), sources=()).pem for der in bundle.roots)
+def marked(bundle: Bundle, public: frozenset[bytes], named: frozenset[bytes] = frozenset()) -> bytes:
+    """The bundle as PEM, with a mark before each root that is public, and before others that the policy names."""
+
+    def mark(der: bytes) -> bytes:
+        return _PUBLIC if der in public else _NAMED if der in named else b""
+
+    return b"".join(mark(der) + Bundle(roots=(der,), sources=()).pem for der in bundle.roots)
 
 
 def marks_in(pem: bytes) -> frozenset[str]:
-    """SHA-256 (hex) of the roots that `marked` has marked."""
-    blocks = pem.split(_MARK)[1:]
+    """SHA-256 (hex) of the roots that `marked` has marked as public."""
+    return _marked_with(_PUBLIC, pem)
+
+
+def named_in(pem: bytes) -> frozenset[str]:
+    """Likewise, of those that only the policy names."""
+    return _marked_with(_NAMED, pem)
+
+
+def _marked_with(mark: bytes, pem: bytes) -> frozenset[str]:
+    blocks = pem.split(mark)[1:]
     ends = [block for block in blocks if block.startswith(_BEGIN)]
     return frozenset(hashlib.sha256(certificates_in(block)[0]).hexdigest() for block in ends if certificates_in(block))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 
-from mitmsec.core.model import Revocation, Transparency, Value
+from mitmsec.core.model import Decision, Revocation, Transparency, UpstreamTrust, Value
 from mitmsec.core.origin_proof import Proof, Standing, Status
 from mitmsec_certs import revocation, revocation_rules, transparency_rules
 from mitmsec_certs.bundle import certificates_in
@@ -21,9 +21,10 @@ from mitmsec_certs.chain_rules import Link, forbidden, omissions, weaknesses
 from mitmsec_certs.defects import Defect, gravest, of_codes, untrusted
 from mitmsec_certs.origin_chain import BadCertificate, certificate_of, key_sha256, link_of
 
+NOT_PUBLIC = "the root is none of those that the system's vendor ships"
 CHAINS_LIMIT = 256  # that need not be read again
 
-type Ask = Callable[[tuple[bytes, ...]], Awaitable[tuple[Status, ...]]]
+type Ask = Callable[[tuple[bytes, ...], Revocation], Awaitable[tuple[Status, ...]]]
 """What the issuers say about each certificate of a chain (DER) but the last. Never raises."""
 
 
@@ -39,16 +40,18 @@ class Terms(Value, frozen=True):
 
     own_pem: str = ""
     public_roots: frozenset[str] = frozenset()  # SHA-256, hex
+    named_roots: frozenset[str] = frozenset()  # likewise: others that the policy names
+    trust: UpstreamTrust = UpstreamTrust.SYSTEM
     revocation: Revocation = Revocation.SOFT
     sct: Transparency = Transparency.REPORT
 
 
-async def _nobody(chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+async def _nobody(chain: tuple[bytes, ...], mode: Revocation) -> tuple[Status, ...]:
     return (Status(standing=Standing.UNASKED),) * (len(chain) - 1)
 
 
 class Verifier:
-    """Judges what origins show, by terms that do not change while it lives."""
+    """Judges what origins show, by terms that do not change while it lives, or by what a rule says itself."""
 
     def __init__(self, terms: Terms, ask: Ask = _nobody, *, clock_s: Callable[[], float] = time.time) -> None:
         """Raises BadCertificate."""
@@ -56,17 +59,21 @@ class Verifier:
         ours = certificates_in(terms.own_pem.encode())
         self._own_keys = frozenset(key_sha256(certificate_of(der)) for der in ours)
 
-    async def judge(self, proof: Proof) -> Judgement:
-        """What is wrong with it, if anything is."""
+    async def judge(self, proof: Proof, said: Decision | None = None) -> Judgement:
+        """What is wrong with it, if anything is: by what the rule that decided has `said`, and else by the terms."""
         defect = self.defect(proof)
         if defect is not None or proof.resumed:
             return Judgement(defect=defect)
         chain = _links(proof.chain)
         is_public = self._is_public(chain)
-        unlogged, note = transparency_rules.by_logs(chain[0], self._terms.sct, is_public=is_public)
+        if ((said and said.trust) or self._terms.trust) is UpstreamTrust.PUBLIC and not self._is_public_or_named(chain):
+            return Judgement(defect=untrusted(NOT_PUBLIC))
+        unlogged, note = transparency_rules.by_logs(
+            chain[0], (said and said.sct) or self._terms.sct, is_public=is_public
+        )
         if unlogged is not None:
             return Judgement(defect=unlogged)
-        revoked, unsure = await self._revoked(proof, chain[0])
+        revoked, unsure = await self._revoked(proof, chain[0], (said and said.revocation) or self._terms.revocation)
         left_out = () if is_public else (one.text for one in omissions(chain))
         return Judgement(defect=revoked, note="; ".join(filter(None, (note, *left_out, unsure))) or None)
 
@@ -85,17 +92,20 @@ class Verifier:
     def _is_public(self, chain: tuple[Link, ...]) -> bool:
         return bool(chain) and chain[-1].sha256 in self._terms.public_roots
 
-    async def _revoked(self, proof: Proof, leaf: Link) -> tuple[Defect | None, str | None]:
-        if self._terms.revocation is Revocation.OFF or len(proof.chain) == 1:
+    def _is_public_or_named(self, chain: tuple[Link, ...]) -> bool:
+        return self._is_public(chain) or chain[-1].sha256 in self._terms.named_roots
+
+    async def _revoked(self, proof: Proof, leaf: Link, mode: Revocation) -> tuple[Defect | None, str | None]:
+        if mode is Revocation.OFF or len(proof.chain) == 1:
             return None, None
         staple = self._stapled(proof)
         if (defect := revocation_rules.by_staple(staple, must_staple=leaf.must_staple)) is not None:
             return defect, None
         if staple is not None and staple.standing is Standing.GOOD:
-            answers = (staple, *await self._ask(proof.chain[1:]))
+            answers = (staple, *await self._ask(proof.chain[1:], mode))
         else:
-            answers = await self._ask(proof.chain)
-        return revocation_rules.by_answers(answers, self._terms.revocation)
+            answers = await self._ask(proof.chain, mode)
+        return revocation_rules.by_answers(answers, mode)
 
     def _stapled(self, proof: Proof) -> Status | None:
         if not proof.staple:

@@ -71,6 +71,7 @@ def _flow(event: Fields) -> PastFlow:
         process=msgspec.convert(event["process"], Process),
         local=Endpoint.of(event["local"]["address"], event["local"]["port"]),
         remote=Endpoint.of(asked["address"], asked["port"]),
+        at_s=began(event).timestamp(),
         transport=Transport.UDP if is_udp else Transport.TCP,
         direction=Direction(event["direction"]),
         protocol=Protocol(protocol) if is_seen else None,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
+from mitmsec.core import hours
 from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
@@ -19,7 +20,10 @@ from mitmsec.core.selector import (
 )
 from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
 
-OUTBOUND = ("learned_bypass", "on_certificate_request", "client_certificate")
+OUTBOUND = (
+    "learned_bypass", "on_certificate_request", "client_certificate",
+    "upstream", "upstream_trust", "upstream_revocation", "upstream_sct", "min_tls",
+)  # fmt: skip
 
 
 class Contradiction(Value, frozen=True):
@@ -142,6 +146,7 @@ def covers(wide: Rule, narrow: Rule) -> bool:
         wide.direction is narrow.direction
         and _covers_what_is_shown(wide, narrow)
         and _covers_words(wide.user, narrow.user)
+        and _outlasts(wide, narrow)
         and _covers_ports(wide, narrow)
         and _covers_addresses(wide, narrow)
         and _covers_applications(wide, narrow)
@@ -157,6 +162,21 @@ def _covers_applications(wide: Rule, narrow: Rule) -> bool:
 
 def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
     return not wide or (bool(narrow) and set(narrow) <= set(wide))
+
+
+def _outlasts(wide: Rule, narrow: Rule) -> bool:
+    """Whether it holds at all times at which the other does."""
+    lasts = wide.expires_s is None or (narrow.expires_s is not None and narrow.expires_s <= wide.expires_s)
+    return lasts and hours.covers(wide.time, narrow.time)
+
+
+def expired(rules: Iterable[Rule], now_s: float) -> list[str]:
+    """A sentence for each rule that has expired by now."""
+    return [
+        f'rule "{rule.name}"{f" of {rule.owner}" if rule.owner else ""} expired {rule.expires}: it matches nothing more'
+        for rule in rules
+        if rule.expires_s is not None and rule.expires_s <= now_s
+    ]
 
 
 def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:

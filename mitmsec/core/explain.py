@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
 from mitmsec.core.policytest import called
@@ -37,6 +38,7 @@ class Tried(Value, frozen=True):
     """One rule. `decided` is true for at most one: the first whose conditions all hold."""
 
     rule: str
+    owner: str
     accepts: bool
     decided: bool
     conditions: tuple[Checked, ...]
@@ -54,6 +56,7 @@ def explain(
     policy: Policy,
     process: Process,
     remote: Endpoint,
+    at_s: float,
     shown: Shown,
     direction: Direction = Direction.OUTBOUND,
 ) -> Explanation:
@@ -62,16 +65,18 @@ def explain(
     One that comes in is taken for TLS.
     """
     tried: list[Tried] = []
+    clocks = Clocks(policy.zones)
     decider: Rule | None = None
     for rule in policy.rules:
-        conditions = (*_direction(rule, direction), *_conditions(policy, rule, process, remote, shown))
+        of_flow = _conditions(policy, rule, process, remote, shown)
+        conditions = (*_direction(rule, direction), *of_flow, *_moment(rule, at_s, clocks))
         accepts = all(condition.holds for condition in conditions)
         decided = accepts and decider is None
         if decided:
             decider = rule
-        tried.append(Tried(rule=rule.name, accepts=accepts, decided=decided, conditions=conditions))
+        tried.append(Tried(rule=rule.name, owner=rule.owner, accepts=accepts, decided=decided, conditions=conditions))
     decision = policy.decided_by(decider, direction)
-    needs_name = policy.at_connect(process, remote, direction) is None
+    needs_name = policy.at_connect(process, remote, at_s, direction) is None
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
         decision = policy.with_key(decision, called(remote), shown.name)
@@ -104,6 +109,18 @@ def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, 
     if rule.ja4:
         ja4 = () if shown.ja4 is None else (shown.ja4,)
         yield _matching("ja4", rule.ja4, ja4, "no TLS fingerprint is known")
+
+
+def _moment(rule: Rule, at_s: float, clocks: Clocks) -> Iterator[Checked]:
+    if rule.time:
+        weeks = [Week.of(text) for text in rule.time]
+        holds = any(week.minutes >> clocks.minute_of_week(week.zone, at_s) & 1 for week in weeks)
+        zone = weeks[0].zone
+        now = f"{clocks.at(zone, at_s):%a %H:%M}" + (f" {zone}" if zone != LOCAL else "")
+        yield Checked(key="time", holds=holds, why=f"{now} is {'' if holds else 'not '}within {_listed(rule.time)}")
+    if rule.expires_s is not None:
+        holds = at_s < rule.expires_s
+        yield Checked(key="expires", holds=holds, why=f"it {'expires' if holds else 'expired'} {rule.expires}")
 
 
 def _one_of(key: str, wanted: tuple[str, ...], has: str | None, unknown: str) -> Checked:

@@ -2,6 +2,7 @@
 
     process ─► bits of the rules whose `application` and `user` hold, remembered by what identifies a program
     remote  ─► bits by port, by address
+    at_s    ─► bits by time of the week and by expiry
     shown   ─► bits by host, protocol, ALPN, JA4             all of them and-ed: the lowest bit is the first rule
 
 Before the first bytes are there, the rules that ask about them may or may not hold: see `first_whatever_is_shown`.
@@ -14,6 +15,7 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
+from mitmsec.core.hours import Times, Zones
 from mitmsec.core.model import Direction, Endpoint, Process
 from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Ports, Rules, Words, lowest, numbers
 from mitmsec.core.rules import Application, Rule
@@ -36,11 +38,15 @@ class Matcher:
 
     __slots__ = (
         "_addresses", "_alpn", "_asks_pid", "_by_entry", "_certain", "_hosts", "_ja4", "_mine", "_ports", "_programs",
-        "_protocols", "_remembered", "_silent", "_users",
+        "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
     def __init__(
-        self, applications: Sequence[Application], rules: Sequence[Rule], direction: Direction = Direction.OUTBOUND
+        self,
+        applications: Sequence[Application],
+        rules: Sequence[Rule],
+        direction: Direction = Direction.OUTBOUND,
+        zones: Zones = (),
     ) -> None:
         self._mine = sum(1 << number for number, rule in enumerate(rules) if rule.direction is direction)
         self._certain = sum(1 << number for number, rule in enumerate(rules) if not rule.asks_first_bytes)
@@ -55,32 +61,33 @@ class Matcher:
         self._protocols = Words([rule.protocol for rule in rules])
         self._alpn = Globs([rule.alpn for rule in rules])
         self._ja4 = Globs([rule.ja4 for rule in rules])
+        self._times = Times([rule.time for rule in rules], [rule.expires_s for rule in rules], zones)
         self._silent = self._shown(NOTHING_SHOWN) | (
             reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
         )
         self._remembered: dict[object, _Applying] = {}
 
-    def first(self, process: Process, remote: Endpoint, shown: Shown) -> int | None:
+    def first(self, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
         """The number of the first rule that accepts the flow, None where no rule does."""
-        return lowest(self._possible(process, remote) & self._shown(shown))
+        return lowest(self._possible(process, remote, at_s) & self._shown(shown))
 
-    def first_whatever_is_shown(self, process: Process, remote: Endpoint) -> tuple[int | None, bool]:
+    def first_whatever_is_shown(self, process: Process, remote: Endpoint, at_s: float) -> tuple[int | None, bool]:
         """The first rule for a flow that shows nothing, and whether any first bytes give the same.
 
         They do exactly if no rule that asks about them stands before that rule and accepts process, address and port:
         such a rule takes the flow for some first bytes, and another rule is another answer even with the same action
         (the rule is recorded, and it may inspect something else).
         """
-        possible = self._possible(process, remote)
+        possible = self._possible(process, remote, at_s)
         found = lowest(possible & self._certain)
         return found, lowest(possible) == found
 
-    def while_silent(self, process: Process, remote: Endpoint) -> tuple[int | None, ...]:
+    def while_silent(self, process: Process, remote: Endpoint, at_s: float) -> tuple[int | None, ...]:
         """The rules that may come first while the client says nothing: what its server greets with can decide.
 
         In their order; the last is the one (None: no rule) that comes first whatever that is.
         """
-        possible = self._possible(process, remote)
+        possible = self._possible(process, remote, at_s)
         certain = possible & self._certain
         before = (certain & -certain) - 1 if certain else -1  # all bits below the lowest
         return (*numbers(possible & self._silent & before), lowest(certain))
@@ -89,8 +96,13 @@ class Matcher:
         """Whether everything about `process` is known that a rule asks: else another rule might have come first."""
         return self._applying(process).is_sure
 
-    def _possible(self, process: Process, remote: Endpoint) -> Rules:
-        return self._applying(process).rules & self._ports.rules(remote.port) & self._addresses.rules(remote.address)
+    def _possible(self, process: Process, remote: Endpoint, at_s: float) -> Rules:
+        return (
+            self._applying(process).rules
+            & self._times.rules(at_s)
+            & self._ports.rules(remote.port)
+            & self._addresses.rules(remote.address)
+        )
 
     def _shown(self, shown: Shown) -> Rules:
         return self._shown_beside_protocol(shown) & self._protocols.rules(shown.protocol)

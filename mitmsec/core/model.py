@@ -81,6 +81,13 @@ class Transparency(StrEnum):
     OFF = "off"
 
 
+class TlsVersion(StrEnum):
+    """The least that both legs of a decrypted connection have to agree to."""
+
+    TLS12 = "1.2"
+    TLS13 = "1.3"
+
+
 class Refusal(StrEnum):
     """How a program left that had seen our certificate and said nothing after it."""
 
@@ -240,7 +247,12 @@ class Decision(Value, frozen=True):
     inspect: tuple[str, ...] = ()
     on_finding: OnFinding = OnFinding.ALERT
     upstream: Upstream = Upstream.MIRROR
+    trust: UpstreamTrust | None = None  # what the rule says itself; None: as the defaults do
+    revocation: Revocation | None = None  # likewise
+    sct: Transparency | None = None  # likewise
+    min_tls: TlsVersion = TlsVersion.TLS12
     learning: Learning = NOTHING_LEARNED
+    owner: str = ""  # who answers for the rule
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 

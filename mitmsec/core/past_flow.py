@@ -30,6 +30,8 @@ class PastFlow(Value, frozen=True):
     local: Endpoint
     remote: Endpoint
     """Where the program wanted to go, or who came."""
+    at_s: float
+    """When it began, Unix seconds."""
     transport: Transport = Transport.TCP
     direction: Direction = Direction.OUTBOUND
     protocol: Protocol | None = None
@@ -71,14 +73,16 @@ class Verdict(Value, frozen=True):
 def decision(policy: Policy, flow: PastFlow) -> Decision:
     """What the rules say. A name of which nobody knows whether it is proven is taken for proven, as `explain` does."""
     is_proven = flow.proven is not False
-    said = policy.at_hello(flow.process, flow.asked, shown=flow.shown, proven=is_proven, direction=flow.direction)
+    said = policy.at_hello(
+        flow.process, flow.asked, flow.at_s, shown=flow.shown, proven=is_proven, direction=flow.direction
+    )
     takes_key = flow.direction is Direction.INBOUND and flow.protocol is Protocol.TLS
     return policy.with_key(said, flow.local, flow.name) if takes_key else said
 
 
 def story(policy: Policy, flow: PastFlow) -> Explanation:
     """The whole of it, with every rule that was tried."""
-    told = explain(policy, flow.process, flow.asked, flow.shown, flow.direction)
+    told = explain(policy, flow.process, flow.asked, flow.at_s, flow.shown, flow.direction)
     tried = tuple(replace(rule, conditions=tuple(_known(one, flow) for one in rule.conditions)) for rule in told.tried)
     return replace(told, decision=decision(policy, flow), tried=tried)
 
@@ -110,7 +114,7 @@ def _carried_out(policy: Policy, flow: PastFlow, said: Decision) -> Action:
     if flow.transport is Transport.UDP:
         return Action.BYPASS  # it passes, whatever was decided
     if flow.is_malformed:
-        early = policy.at_connect(flow.process, flow.asked, flow.direction)
+        early = policy.at_connect(flow.process, flow.asked, flow.at_s, flow.direction)
         return Action.BLOCK if early is None or early.action is Action.DECRYPT else early.action
     is_unreadable = flow.protocol is not None and flow.protocol not in READABLE and not flow.is_tls
     return Action.CAPTURE if said.action is Action.DECRYPT and is_unreadable else said.action

@@ -3,6 +3,7 @@
     at_connect  process, address, port            → the decision, or None: its first bytes could change it
     at_hello    … and what these show, if anything → the decision
 
+Both are about one moment, that at which the connection began: what changes while it is decided changes it no more.
 Each is asked about one direction, and answered by its rules alone. Of a connection that comes in, the process is who
 listens, and `remote` the peer's address with the port of the service. What is decrypted of those that come in is asked
 once more, as soon as TLS is seen (`with_key`): it takes the key of a service.
@@ -21,6 +22,7 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
+from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
@@ -38,6 +40,7 @@ from mitmsec.core.model import (
     Process,
     Quic,
     Revocation,
+    TlsVersion,
     Transparency,
     UnprovenName,
     Upstream,
@@ -89,6 +92,9 @@ class Policy(Value, frozen=True, dict=True):
     services: tuple[KnownService, ...] = ()
     """Those whose key is known, for connections that come in."""
 
+    zones: Zones = ()
+    """Those in whose time its rules think."""
+
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
 
@@ -101,6 +107,11 @@ class Policy(Value, frozen=True, dict=True):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of `encoded`: the name of this version in events and in the state directory."""
         return hashlib.sha256(self.encoded).hexdigest()
+
+    @property
+    def trusts(self) -> frozenset[UpstreamTrust]:
+        """All that its rules and defaults say of that."""
+        return frozenset({self.upstream_trust, *(rule.upstream_trust for rule in self.rules if rule.upstream_trust)})
 
     @property
     def needs_keys(self) -> bool:
@@ -144,21 +155,23 @@ class Policy(Value, frozen=True, dict=True):
         return self._matchers[direction].can_judge(process)
 
     def at_connect(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None:
         """The decision if it is the same whatever the first bytes show; None where the gate must wait for them."""
-        number, settled = self._matchers[direction].first_whatever_is_shown(process, remote)
+        number, settled = self._matchers[direction].first_whatever_is_shown(process, remote, at_s)
         return self._decision(number, direction) if settled else None
 
     def at_silence(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> tuple[Decision, bool]:
         """What holds for now, while the client waits; whether that is the last word, whatever its server greets with.
 
         It is no block unless every rule blocks that may still come first: to hear the greeting is to contact the
         origin. Nothing else is done by it.
         """
-        possible = [self._decision(number, direction) for number in self._while_silent(process, remote, direction)]
+        possible = [
+            self._decision(number, direction) for number in self._while_silent(process, remote, at_s, direction)
+        ]
         open_ones = [decision for decision in possible if decision.action is not Action.BLOCK]
         last = possible[-1]
         return last if last in open_ones or not open_ones else open_ones[0], len(possible) == 1
@@ -167,6 +180,7 @@ class Policy(Value, frozen=True, dict=True):
         self,
         process: Process,
         remote: Endpoint,
+        at_s: float,
         *,
         shown: Shown,
         proven: bool = True,
@@ -176,7 +190,7 @@ class Policy(Value, frozen=True, dict=True):
 
         Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
         """
-        number = self._matchers[direction].first(process, remote, shown)
+        number = self._matchers[direction].first(process, remote, at_s, shown)
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
         return self._decision(number, direction)
@@ -207,9 +221,14 @@ class Policy(Value, frozen=True, dict=True):
             action=rule.action,
             rule=rule.name,
             reason=rule.reason or f'rule "{rule.name}" takes {subject(rule)}',
+            owner=rule.owner,
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
-            upstream=self.upstream,
+            upstream=rule.upstream or self.upstream,
+            trust=rule.upstream_trust,
+            revocation=rule.upstream_revocation,
+            sct=rule.upstream_sct,
+            min_tls=rule.min_tls or TlsVersion.TLS12,
             learning=self._learning(rule),
             identity=rule.client_certificate or "",
         )
@@ -237,12 +256,14 @@ class Policy(Value, frozen=True, dict=True):
     def _decision(self, number: int | None, direction: Direction) -> Decision:
         return self._otherwise[direction] if number is None else self._decisions[number]
 
-    def _while_silent(self, process: Process, remote: Endpoint, direction: Direction) -> tuple[int | None, ...]:
-        return self._matchers[direction].while_silent(process, remote)
+    def _while_silent(
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction
+    ) -> tuple[int | None, ...]:
+        return self._matchers[direction].while_silent(process, remote, at_s)
 
     @cached_property
     def _matchers(self) -> dict[Direction, Matcher]:
-        return {direction: Matcher(self.applications, self.rules, direction) for direction in Direction}
+        return {way: Matcher(self.applications, self.rules, way, self.zones) for way in Direction}
 
     @cached_property
     def _decisions(self) -> tuple[Decision, ...]:
@@ -280,7 +301,8 @@ def subject(rule: Rule) -> str:
         words += f" {'to' if rule.direction is Direction.OUTBOUND else 'from'} {_some(to)}"
     if rule.port:
         words += f", port {_some([port_text(*ports) for ports in rule.port])}"
-    for key, values in (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4)):
+    shown = (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4))
+    for key, values in (*shown, ("time", rule.time), ("until", (rule.expires,) if rule.expires else ())):
         if values:
             words += f", {key} {_some(values)}"
     return words if words != everything else f"every {everything.removesuffix('s')}"

@@ -6,9 +6,21 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from datetime import date
+from enum import StrEnum
 
+from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.learning import read_learned_bypass, read_on_request
-from mitmsec.core.model import Action, Direction, OnFinding
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.names import parse_name, written_name
 from mitmsec.core.policy import DEFAULTS, Application, Rule
 from mitmsec.core.selector import is_path
@@ -36,6 +48,8 @@ class Context:
     inspectors: Collection[str]
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
     user_name: Callable[[str], str] = lambda user: user  # of a number, the name where there is one
+    zone: Callable[[str], bytes] = lambda name: b""  # a time zone's data; raises ValueError
+    zones: dict[str, bytes] = field(default_factory=dict)  # those that are asked for
     applications: dict[str, int] = field(default_factory=dict)  # name → line
     rules: dict[str, int] = field(default_factory=dict)
     identities: dict[str, int] = field(default_factory=dict)
@@ -162,6 +176,44 @@ def _container(table: Table, place: int, text: str) -> str:
     return pattern
 
 
+def knows_zone(table: Table, context: Context, name: str, *key: str | int) -> bool:
+    """Whether it is known what the clocks there show; from then on the policy knows it, too."""
+    if name not in context.zones and name != "UTC":
+        try:
+            data = context.zone(name)
+            Clocks(((name, data),))
+        except ValueError as error:
+            table.note(str(error), *key)
+            return False
+        context.zones[name] = data
+    return True
+
+
+def read_end(table: Table, context: Context, key: str) -> tuple[str, int] | None:
+    """A date or a moment: as it is written, and as Unix seconds."""
+    value = table.raw(key)
+    if value is None:
+        return None
+    if not isinstance(value, date):
+        table.note(f"a date is wanted, such as 2026-12-31, or a date and a time; not {kind_of(value)}", key)
+    elif getattr(value, "tzinfo", None) is not None or knows_zone(table, context, LOCAL, key):
+        return str(value), Clocks(tuple(context.zones.items())).end_s(value)
+    return None
+
+
+def _times(table: Table, context: Context) -> tuple[str, ...]:
+    found = []
+    for place, text in table.texts("time"):
+        try:
+            zone = Week.of(text).zone
+        except ValueError as error:
+            table.note(str(error), "time", place)
+            continue
+        if knows_zone(table, context, zone, "time", place):
+            found.append(text)
+    return tuple(found)
+
+
 def _users(table: Table, context: Context) -> tuple[str, ...]:
     return tuple(dict.fromkeys(context.user_name(text) for _, text in table.texts("user")))
 
@@ -188,6 +240,7 @@ def read_rule(table: Table, context: Context) -> Rule:
     direction = table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND
     if direction is Direction.INBOUND and "host" in table:
         table.note("of connections that come in no name is known", "host")
+    end = read_end(table, context, "expires")
     rule = Rule(
         name=name,
         action=table.choice("action", Action, None) or Action.DECRYPT,  # the one that excludes no other setting
@@ -200,12 +253,21 @@ def read_rule(table: Table, context: Context) -> Rule:
         protocol=read_protocols(table),
         alpn=tuple(text for _, text in table.texts("alpn")),
         ja4=tuple(text for _, text in table.texts("ja4")),
+        time=_times(table, context),
+        expires=end[0] if end else "",
+        expires_s=end[1] if end else None,
+        owner=table.text("owner") or "",
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),
         client_certificate=_identity(table, context),
+        upstream=_own(table, "upstream", Upstream),
+        upstream_trust=_own(table, "upstream_trust", UpstreamTrust),
+        upstream_revocation=_own(table, "upstream_revocation", Revocation),
+        upstream_sct=_own(table, "upstream_sct", Transparency),
+        min_tls=_own(table, "min_tls", TlsVersion),
     )
     table.close(later=LATER_RULE)
     return rule
@@ -220,6 +282,11 @@ def read_protocols(table: Table) -> tuple[Protocol, ...]:
         else:
             table.note(f'"{word}" is not one of {", ".join(Protocol)}{meant(word, list(Protocol))}', "protocol", place)
     return tuple(dict.fromkeys(found))
+
+
+def _own[E: StrEnum](table: Table, key: str, of: type[E]) -> E | None:
+    """What the rule says itself."""
+    return table.choice(key, of, None) if key in table else None
 
 
 def _identity(table: Table, context: Context) -> str | None:

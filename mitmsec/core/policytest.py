@@ -21,9 +21,9 @@ class TestOutcome(Value, frozen=True):
     got: str
 
 
-def run_tests(policy: Policy) -> tuple[TestOutcome, ...]:
-    """Every test of the policy, in the order written."""
-    return tuple(_run(policy, test) for test in policy.tests)
+def run_tests(policy: Policy, now_s: float) -> tuple[TestOutcome, ...]:
+    """Every test of the policy, in the order written. A test that says no time is about now."""
+    return tuple(_run(policy, test, now_s) for test in policy.tests)
 
 
 def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
@@ -61,9 +61,10 @@ def basename(path: str) -> str:
     return path.replace("\\", "/").rpartition("/")[2]
 
 
-def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
+def _run(policy: Policy, test: PolicyTest, now_s: float) -> TestOutcome:
     process, remote = flow_of(test)
-    decision = policy.at_hello(process, remote, shown=shown_by(test), direction=test.direction)
+    at_s = now_s if test.at_s is None else test.at_s
+    decision = policy.at_hello(process, remote, at_s, shown=shown_by(test), direction=test.direction)
     if test.direction is Direction.INBOUND:
         decision = policy.with_key(decision, called(remote), test.host)
     passed = decision.action is test.expect and test.rule in (None, decision.rule)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+from datetime import datetime
 
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.names import written_name
-from mitmsec.core.policyfile import PORT_MAX, Context
+from mitmsec.core.policyfile import PORT_MAX, Context, read_end
 from mitmsec.core.rules import DEFAULTS, PolicyTest
 from mitmsec.core.selector import is_path
 from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
@@ -34,6 +35,7 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         protocol=_test_protocol(table),
         alpn=tuple(text for _, text in table.texts("alpn")),
         ja4=table.text("ja4"),
+        at_s=_test_time(table, context),
         rule=rule,
         direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
         line=table.notes.line(table.path),
@@ -80,6 +82,13 @@ def _test_protocol(table: Table) -> Protocol | None:
     if protocol not in WITH_NAME and "host" in table:
         table.note(f"{protocol} shows no name", "host")
     return protocol
+
+
+def _test_time(table: Table, context: Context) -> int | None:
+    moment = read_end(table, context, "time")
+    if moment is not None and not isinstance(table.raw("time"), datetime):
+        table.note("a moment is wanted, such as 2026-12-31T12:00:00, not a whole day", "time")
+    return None if moment is None else moment[1]
 
 
 def _test_service(table: Table) -> str | None:

@@ -39,6 +39,16 @@ def free(written: Iterable[Sequence[object]]) -> Rules:
     return sum(1 << number for number, values in enumerate(written) if not values)
 
 
+def _by_value[Word](written: Sequence[Sequence[Word]]) -> dict[Word, Rules]:
+    found: dict[Word, Rules] = {}
+    for number, words in enumerate(written):
+        bit = 1 << number  # one object, however many words it stands for
+        for word in words:
+            known = found.get(word)
+            found[word] = bit if known is None else known | bit
+    return found
+
+
 class Ports:
     """A condition on ports, as each rule has it."""
 
@@ -68,12 +78,7 @@ class Words[Word]:
 
     def __init__(self, written: Sequence[Sequence[Word]]) -> None:
         self._free = free(written)
-        self._by_word: dict[Word, Rules] = {}
-        for number, words in enumerate(written):
-            bit = 1 << number  # one object, however many words it stands for
-            for word in words:
-                known = self._by_word.get(word)
-                self._by_word[word] = bit if known is None else known | bit
+        self._by_word = _by_value(written)
 
     def rules(self, word: Word | None) -> Rules:
         return self._free if word is None else self._free | self._by_word.get(word, 0)
@@ -85,14 +90,15 @@ class Hosts:
     __slots__ = ("_by_pattern", "_free")
 
     def __init__(self, written: Sequence[Sequence[str]]) -> None:
-        self._by_pattern = Words(written)
+        self._by_pattern = _by_value(written)
         self._free = free(written)
 
     def rules(self, name: str | None) -> Rules:
-        found = self._free
+        found, by_pattern = self._free, self._by_pattern
         if name is not None:
             for pattern in host_patterns(name):
-                found |= self._by_pattern.rules(pattern)
+                if pattern in by_pattern:
+                    found |= by_pattern[pattern]
         return found
 
 

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from mitmsec.core.model import Action, Direction, OnCertificateRequest, OnFinding, Value
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnCertificateRequest,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    UpstreamTrust,
+    Value,
+)
 from mitmsec.core.sniff import Protocol
 
 CONDITIONS = ("application", "user", "host", "port", "address", "protocol", "alpn", "ja4")
@@ -54,6 +65,14 @@ class Rule(Value, frozen=True):
     """Globs, of which one matches a protocol name that a TLS client offers."""
     ja4: tuple[str, ...] = ()
     """Globs over the fingerprint of a TLS client."""
+    time: tuple[str, ...] = ()
+    """Times of the week, see mitmsec.core.hours."""
+    expires: str = ""
+    """When it has expired, as it is written."""
+    expires_s: int | None = None
+    """From this moment on it holds no more; Unix seconds."""
+    owner: str = ""
+    """Who answers for it."""
     reason: str = ""
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
@@ -63,6 +82,11 @@ class Rule(Value, frozen=True):
     on_certificate_request: OnCertificateRequest | None = None
     client_certificate: str | None = None
     """Whom the program is to an origin that asks for a certificate: the name of an identity."""
+    upstream: Upstream | None = None
+    upstream_trust: UpstreamTrust | None = None
+    upstream_revocation: Revocation | None = None
+    upstream_sct: Transparency | None = None
+    min_tls: TlsVersion | None = None
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 
@@ -93,6 +117,8 @@ class PolicyTest(Value, frozen=True):
     """None: TLS where something of a hello is told, else not known."""
     alpn: tuple[str, ...] = ()
     ja4: str | None = None
+    at_s: int | None = None
+    """When it is; None: now."""
     rule: str | None = None
     direction: Direction = Direction.OUTBOUND
     line: int = 0

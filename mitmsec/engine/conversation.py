@@ -42,7 +42,7 @@ from mitmsec.engine.contexts import client_session
 from mitmsec.engine.dialogue import Dialogue
 from mitmsec.engine.embedded import describe, server_of
 from mitmsec.engine.facts import client_facts, server_facts
-from mitmsec.engine.hello import read_hello
+from mitmsec.engine.hello import demand, read_hello
 from mitmsec.engine.leg import Leg, part
 from mitmsec.engine.openssl import TlsFailed, TlsSession
 from mitmsec.engine.origin_handshake import shake
@@ -122,6 +122,7 @@ class Conversation:
         self._facts_client = TlsClientFacts(sni=hello.sni, ja4=hello.ja4)
         if hello.sni is not None and hello.sni != self._hand_over.name:
             raise Ended(Outcome.FAULT, "the hello names another host than the one that was decided", reset=True)
+        demand(self._front, hello, self._hand_over.decision.min_tls)
         back, not_after_s = await self._shake_origin(self._back)
         front = await self._shake_client(raw, back, not_after_s)
         if self._is_mute:
@@ -134,8 +135,7 @@ class Conversation:
         if hello is None:
             raise Ended(Outcome.FAULT, "no hello to speak for", reset=True)
         session = self._towards_origin(hello, alpn)
-        order, has_name = self._hand_over, hello.sni is not None
-        place = Place(order.owner, order.name, order.origin, has_name, order.decision.identity)
+        place = Place.of(self._hand_over, sni=hello.sni is not None)
         resumption = self._engine.resumptions.begin(place, session, time.time())
         self._if_late = Outcome.ORIGIN_TIMEOUT
         try:
@@ -154,7 +154,8 @@ class Conversation:
 
     def _towards_origin(self, hello: ClientHello, alpn: tuple[bytes, ...] | None) -> TlsSession:
         """As the client would speak to it, and no weaker. Raises Ended."""
-        name, sni, floor = self._hand_over.name, hello.sni is not None, floor_of(hello)
+        order, sni = self._hand_over, hello.sni is not None
+        name, floor = order.name, floor_of(hello, order.decision.min_tls)
         alpn = tuple(name.encode("latin-1") for name in hello.alpn) if alpn is None else alpn
         if self._service is not None:
             return self._service.session(name, sni=sni, alpn=alpn, tls12=floor.tls12)
@@ -177,7 +178,7 @@ class Conversation:
         """Record what the origin showed; whether more is said to it. Raises Ended where policy says so."""
         is_asked, session.is_asked, note = session.is_asked, False, None
         if self._service is None:
-            judged = await self._engine.collaborators.judge(session.proof())
+            judged = await self._engine.collaborators.judge(session.proof(), self._hand_over.decision)
             defect, note = judged.defect, judged.note
         else:
             defect = self._service.defect(session)

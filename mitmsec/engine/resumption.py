@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from OpenSSL import SSL
 
+from mitmsec.core.messages import HandOver
 from mitmsec.core.model import Endpoint
 from mitmsec.engine.openssl import TlsSession, size_bytes
 
@@ -34,6 +35,13 @@ class Place(NamedTuple):
     origin: Endpoint
     sni: bool
     identity: str = ""  # whom the origin was shown the certificate of, if it asked
+    demands: tuple[object, ...] = ()  # what the rule itself asks: what was verified by less proves nothing by more
+
+    @classmethod
+    def of(cls, order: HandOver, *, sni: bool) -> Place:
+        said = order.decision
+        demands = (said.trust, said.revocation, said.sct, said.min_tls)
+        return cls(order.owner, order.name, order.origin, sni, said.identity, demands)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from mitmsec.core.inspection import Inspector
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw, FlowEnded, Upgrading
-from mitmsec.core.model import OnFailure, Value
+from mitmsec.core.model import Decision, OnFailure, Value
 from mitmsec.core.origin_proof import Proof
 
 
@@ -64,7 +64,8 @@ class Judgement(Protocol):
     def note(self) -> str | None: ...
 
 
-Judge = Callable[[Proof], Awaitable[Judgement]]
+Judge = Callable[[Proof, Decision], Awaitable[Judgement]]
+"""By what the rule that decided says itself, where it does."""
 
 
 class Gate(Protocol):

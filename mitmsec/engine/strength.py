@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.ja4 import GREASE
-from mitmsec.core.model import Value
+from mitmsec.core.model import TlsVersion, Value
 
-TLS12 = 0x0303
+TLS12, TLS13 = 0x0303, 0x0304
 CIPHERS = {
     128: b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256",
     256: b"ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
@@ -58,13 +58,18 @@ class Floor(Value, frozen=True):
 LOWEST = Floor()
 
 
-def floor_of(hello: ClientHello) -> Floor:
-    """What a client that says `hello` would take at worst."""
+def reaches(hello: ClientHello, least: TlsVersion) -> bool:
+    """Whether the client has this version, or a later one."""
+    return least is TlsVersion.TLS12 or TLS13 in hello.versions
+
+
+def floor_of(hello: ClientHello, least: TlsVersion = TlsVersion.TLS12) -> Floor:
+    """What a client that says `hello` would take at worst, and no version under `least`."""
     versions = [version for version in hello.versions if version >= TLS12 and version not in GREASE]
     ciphers = [cipher for cipher in hello.ciphers if cipher not in _SIGNALS | GREASE]
     groups = [group for group in hello.groups if group not in GREASE]
     return Floor(
-        tls12=min(versions, default=TLS12) <= TLS12,
+        tls12=least is TlsVersion.TLS12 and min(versions, default=TLS12) <= TLS12,
         cipher_bits=256 if ciphers and all(cipher in _SUITES_256 for cipher in ciphers) else 128,
         group_bits=min((_GROUP_BITS.get(group, 128) for group in groups), default=128),
         is_hybrid=bool(groups) and all(group in _HYBRID_GROUPS for group in groups),

@@ -84,7 +84,7 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
+        "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
         "process", "protocol", "received_before", "remote", "resolved", "selected", "sent_before", "tunnel", "upgraded",
     )  # fmt: skip
 
@@ -92,6 +92,8 @@ class Account:
         """`policy` is the fingerprint of the one that decides."""
         self.flow, self.policy = flow, policy
         self.direction = Direction.OUTBOUND
+        self.at_s = 0.0
+        """When it began, by the clock on the wall: the policy is asked about that moment."""
         self.began_s = 0.0
         self.client = NOWHERE
         self.asked = self.remote = NOWHERE
@@ -150,6 +152,7 @@ class Account:
     def accepted(self, event: Accepted, now_s: float) -> None:
         """What is known at first: until the supervisor answers, the kernel's word is all that is known of the owner."""
         self.began_s, self.client, self.remote = now_s, event.client, event.gate
+        self.at_s = event.at_s
         origin = event.origin
         if origin is None:
             self.decision = STRANGER

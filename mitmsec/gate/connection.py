@@ -7,6 +7,7 @@ import functools
 import logging
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,7 +118,7 @@ class Connection:
         """Begin. `way`: it came in, and this is how to reach whom it was meant for."""
         self._way = way
         self._bound = origin.bound if origin is not None else None
-        self.tell(s.Accepted(client, gate, origin))
+        self.tell(s.Accepted(client, gate, origin, time.time()))
 
     def long_lived(self) -> None:
         sent, received = (self._relay.sent_bytes, self._relay.received_bytes) if self._relay else (0, 0)

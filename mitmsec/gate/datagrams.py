@@ -24,13 +24,13 @@ PASSES = {
 
 
 def seen(
-    told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = None, fingerprint: str = ""
+    told: UdpFlowTold, policy: Decides, now_s: float, resolved: tuple[str, ...] | None = None, fingerprint: str = ""
 ) -> ConnectionSeen:
     """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote.
 
     `fingerprint` is the policy's.
     """
-    rule, reason = _decided(told, policy)
+    rule, reason = _decided(told, policy, now_s - told.duration_ms / 1000)
     return ConnectionSeen(
         flow=told.flow,
         process=told.process,
@@ -66,11 +66,11 @@ def protocol_of(told: UdpFlowTold) -> str:
     return PORT_NAMES.get(served.port, "udp")
 
 
-def _decided(told: UdpFlowTold, policy: Decides) -> tuple[str, str]:
+def _decided(told: UdpFlowTold, policy: Decides, at_s: float) -> tuple[str, str]:
     """The rule for a flow without a name, which no datagram shows, and why that passed."""
     if not policy.can_judge(told.process, told.direction):
         return CANNOT_DECIDE, UNJUDGED
     is_inbound = told.direction is Direction.INBOUND
     asked = Endpoint(address=told.remote.address, port=told.local.port) if is_inbound else told.remote
-    decision = policy.at_hello(told.process, asked, shown=NOTHING_SHOWN, direction=told.direction)
+    decision = policy.at_hello(told.process, asked, at_s, shown=NOTHING_SHOWN, direction=told.direction)
     return decision.rule, f"{decision.reason}; {PASSES[decision.action]}"

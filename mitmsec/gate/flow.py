@@ -143,7 +143,7 @@ class Flow:
         if not self._policy.can_judge(process):
             return self._not_judged("owner_unread", "what the policy asks about its program could not be read")
         self.state = State.FIRST
-        self.about.decision = self._policy.at_connect(process, self.about.remote)
+        self.about.decision = self._policy.at_connect(process, self.about.remote, self.about.at_s)
         self._early = self.about.decision.action if self.about.decision is not None else None
         if self._early is None or self._early is Action.BLOCK:
             return [s.SetDeadline(self._terms.hello_deadline_s), s.Peek(1)]
@@ -219,7 +219,8 @@ class Flow:
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
         proven = first.name is not None and first.name in (self.about.resolved or ())
-        said = self._policy.at_hello(self.about.process, remote, shown=self.about.shown(first), proven=proven)
+        about = self.about
+        said = self._policy.at_hello(about.process, remote, about.at_s, shown=about.shown(first), proven=proven)
         if first.hello is None:
             return said
         return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
@@ -280,7 +281,7 @@ class Flow:
             return self._give_up()
         if self._heard or self.about.decision is not None:
             return self._out_of_time()
-        decision, is_last = self._policy.at_silence(self.about.process, self.about.remote)
+        decision, is_last = self._policy.at_silence(self.about.process, self.about.remote, self.about.at_s)
         self.about.decision, self._by_greeting = decision, not is_last
         if decision.action is Action.BLOCK:
             return self._block()
@@ -475,7 +476,8 @@ class Flow:
         self, outcome: Outcome, answer: AnyCommand, *, sent: int = 0, received: int = 0, error: str = ""
     ) -> Commands:
         if self.about.decision is None:  # for the record: what the policy says of a flow without a name
-            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, shown=NOTHING_SHOWN)
+            about = self.about
+            about.decision = self._policy.at_hello(about.process, about.remote, about.at_s, shown=NOTHING_SHOWN)
         return self._over(answer, self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error))
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:

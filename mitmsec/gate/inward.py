@@ -60,28 +60,29 @@ class Inward:
         return self.policy.can_judge(process, direction)
 
     def at_connect(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.INBOUND
     ) -> Decision | None:
         """None also where it is to be decrypted: whether there is a key for that, only the name can tell."""
-        said = self.policy.at_connect(process, self._asked(remote), direction)
+        said = self.policy.at_connect(process, self._asked(remote), at_s, direction)
         return None if said is not None and said.action is Action.DECRYPT else said
 
     def at_silence(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.INBOUND
     ) -> tuple[Decision, bool]:
-        return self.policy.at_silence(process, self._asked(remote), direction)
+        return self.policy.at_silence(process, self._asked(remote), at_s, direction)
 
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
+        at_s: float,
         *,
         shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.INBOUND,
     ) -> Decision:
         asked = self._asked(remote)
-        said = self.policy.at_hello(process, asked, shown=shown, proven=proven, direction=direction)
+        said = self.policy.at_hello(process, asked, at_s, shown=shown, proven=proven, direction=direction)
         return self.policy.with_key(said, remote, shown.name) if shown.protocol is Protocol.TLS else said
 
     def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision:

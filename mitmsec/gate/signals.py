@@ -57,6 +57,7 @@ class Accepted(Event, frozen=True):
     client: Endpoint
     gate: Endpoint
     origin: Origin | None
+    at_s: float  # by the clock on the wall, Unix seconds: the moment as of which it is decided
 
 
 class OwnerKnown(Event, frozen=True):

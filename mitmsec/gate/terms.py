@@ -33,17 +33,18 @@ class Decides(Protocol):
     def can_judge(self, process: Process, direction: Direction = Direction.OUTBOUND) -> bool: ...
 
     def at_connect(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None: ...
 
     def at_silence(
-        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+        self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> tuple[Decision, bool]: ...
 
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
+        at_s: float,
         *,
         shown: Shown,
         proven: bool = True,

@@ -44,6 +44,7 @@ def past(flow: RecordedFlow, program: Process | None) -> PastFlow:
         process=flow.process if is_named or program is None else program,
         local=flow.local,
         remote=flow.remote,
+        at_s=flow.first_ns / 1e9,
         transport=flow.transport,
         direction=Direction.OUTBOUND if flow.outbound else Direction.INBOUND,
     )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import assert_never
@@ -157,7 +158,7 @@ class Incoming:
         if not self.policy.can_judge(process, Direction.INBOUND):
             return UNREAD
         peer = Endpoint(address=one.remote.address, port=one.local.port)
-        said = self.policy.at_hello(process, peer, shown=NOTHING_SHOWN, direction=Direction.INBOUND)
+        said = self.policy.at_hello(process, peer, time.time(), shown=NOTHING_SHOWN, direction=Direction.INBOUND)
         if said.action is Action.BYPASS:
             return said
         return Decision(action=Action.BYPASS, rule="on_failure", reason=PASSED_BY)

@@ -26,27 +26,26 @@ class Issuers:
     def __init__(
         self,
         sock: socket.socket,
-        mode: Revocation,
         loop: asyncio.AbstractEventLoop,
         *,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
         self._channel = Channel(sock, [RevocationAnswer])
-        self._deadline_s, self._clock_s = DEADLINE_S[mode], clock_s
+        self._clock_s = clock_s
         self._loop = loop
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[tuple[Status, ...]]] = {}
         self._kept: OrderedDict[tuple[bytes, ...], tuple[Status, ...]] = OrderedDict()
         self._channel.attach(loop, self._told, self._drop)
 
-    async def ask(self, chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+    async def ask(self, chain: tuple[bytes, ...], mode: Revocation) -> tuple[Status, ...]:
         """What they say about each certificate (DER) of `chain` but the last. Never raises."""
         if not any(map(sources_of, chain[:-1])):
             return self._all(chain, UNASKED)
         kept = self._kept.get(chain)
         if kept is not None and all(one.standing is UNASKED or self._clock_s() < one.until_s for one in kept):
             return kept
-        answer = await self._answer(chain)
+        answer = await self._answer(chain, DEADLINE_S[mode])
         if len(answer) != len(chain) - 1:
             return self._all(chain, UNKNOWN, "the broker answered something else")
         self._kept[chain] = answer
@@ -55,7 +54,7 @@ class Issuers:
             self._kept.popitem(last=False)
         return answer
 
-    async def _answer(self, chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+    async def _answer(self, chain: tuple[bytes, ...], deadline_s: float) -> tuple[Status, ...]:
         if self._channel.closed:
             return self._all(chain, UNKNOWN, "the broker has gone")
         number = next(self._numbers)
@@ -63,10 +62,10 @@ class Issuers:
         self._asked[number] = future
         try:
             self._channel.send(RevocationQuestion(number=number, chain=chain))
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(deadline_s):
                 return await future
         except (ChannelFull, TimeoutError, ValueError):  # the last: a chain that fits in no packet
-            return self._all(chain, UNKNOWN, f"no answer within {self._deadline_s:g} s")
+            return self._all(chain, UNKNOWN, f"no answer within {deadline_s:g} s")
         finally:
             del self._asked[number]
 

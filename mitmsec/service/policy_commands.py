@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ import msgspec
 
 from mitmsec.core import identity
 from mitmsec.core.beyond_ca import beyond_ca
-from mitmsec.core.contradiction import escapes
+from mitmsec.core.contradiction import escapes, expired
 from mitmsec.core.explain import Explanation, explain
 from mitmsec.core.known_service import doubts
 from mitmsec.core.model import Direction, Endpoint, ParentProcess, Process
@@ -31,6 +32,7 @@ from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail,
 from mitmsec.service.policy_loading import load
 from mitmsec.service.policy_question import (
     CONTAINER,
+    MOMENT,
     NOTES,
     UNIT,
     HostName,
@@ -136,6 +138,7 @@ def check(file: Path, as_json: bool, state_folder: Path) -> None:
 @click.option("--alpn", multiple=True, metavar="A", help="A protocol that its TLS offers; may be given again.")
 @click.option("--ja4", metavar="J", help="The JA4 fingerprint of its TLS.")
 @click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
+@click.option("--at", type=MOMENT, metavar="T", help="When: 2026-12-31T12:00, local time. Default: now.")
 @json_option
 @debug_option
 @click.pass_context
@@ -157,6 +160,7 @@ def explain_decision(
     alpn: tuple[str, ...],
     ja4: str | None,
     pid: int | None,
+    at: datetime | None,
     as_json: bool,
 ) -> None:
     """Say which rule of F decides a connection, and why."""
@@ -177,7 +181,9 @@ def explain_decision(
         container=container,
         source="question",
     )
-    story = explain(loaded, process, Endpoint(address=address or "", port=port), of_hello, Direction(direction))
+    remote = Endpoint(address=address or "", port=port)
+    at_s = time.time() if at is None else at.timestamp()
+    story = explain(loaded, process, remote, at_s, of_hello, Direction(direction))
     if as_json:
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
@@ -195,7 +201,7 @@ def run_policy_tests(file: Path, as_json: bool) -> None:
     Exit status 1 if one fails.
     """
     loaded = _loaded(file, as_json=as_json)
-    outcomes = run_tests(loaded)
+    outcomes = run_tests(loaded, time.time())
     failed = [outcome for outcome in outcomes if not outcome.passed]
     if as_json:
         for outcome in outcomes:
@@ -228,7 +234,8 @@ def _doubts(loaded: Policy) -> list[str]:
     used = {rule.client_certificate for rule in loaded.rules if rule.client_certificate is not None}
     of_keys = doubts(loaded.services, now_s, are_used=loaded.decrypts_inbound)
     of_keys += identity.doubts(loaded.identities, used, now_s)
-    return overlaps(loaded) + udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
+    of_rules = expired(loaded.rules, now_s) + overlaps(loaded)
+    return of_rules + udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
 
 
 def _beyond_ca(loaded: Policy, state: State) -> list[str]:

@@ -19,6 +19,7 @@ from mitmsec.service.terminal import shown
 
 SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 NOTES = "mitmsec.notes"
+MOMENT = click.DateTime(["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M%z", "%Y-%m-%dT%H:%M:%S%z"])
 
 
 class HostName(click.ParamType[str]):

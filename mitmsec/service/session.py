@@ -32,6 +32,7 @@ from mitmsec.service.children import ChildProcess
 from mitmsec.service.children_ground import Shared as ChildrensShared
 from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.divert_backend import DivertBackend
+from mitmsec.service.expiries import Expiries
 from mitmsec.service.gate_and_workers import GateAndWorkers
 from mitmsec.service.ground import listeners, listeners_everywhere, read_all
 from mitmsec.service.inward import InwardGround
@@ -85,6 +86,7 @@ class Session:
         self.observers = Observers(self, self._owners)
         self._background = Background()
         self._reloading = Reloading(self)
+        self._expiries = Expiries(self.shared.record, self.name)
         self._closing = False
 
     # -- begin ---------------------------------------------------------------------------------------------------------
@@ -322,6 +324,7 @@ class Session:
         if self.scope is not None:
             self.scope.look()
         self._reloading.look()
+        self._expiries.look(self.policy, time.time())
 
     def _blind(self, error: Exception) -> None:
         """A bug of ours, or what nobody foresaw: some of what is to be seen may not have been."""

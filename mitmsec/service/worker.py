@@ -29,7 +29,7 @@ from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
-from mitmsec_certs.public_roots import marks_in
+from mitmsec_certs.public_roots import marks_in, named_in
 from mitmsec_certs.upstream import Terms, Verifier
 
 ACCEPTS = [WorkerSettings]
@@ -88,12 +88,14 @@ class Worker:
         terms = Terms(
             own_pem=settings.own_pem,
             public_roots=marks_in(roots_pem),
+            named_roots=named_in(roots_pem),
+            trust=policy.upstream_trust,
             revocation=policy.upstream_revocation,
             sct=policy.upstream_sct,
         )
         if to_broker is None:
             return Verifier(terms)
-        self._issuers = Issuers(to_broker, policy.upstream_revocation, asyncio.get_running_loop())
+        self._issuers = Issuers(to_broker, asyncio.get_running_loop())
         return Verifier(terms, self._issuers.ask)
 
     def told(self, message: Any, fds: list[int]) -> None:

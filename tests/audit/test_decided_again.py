@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import policies
@@ -29,9 +30,12 @@ SAID += [HTTP, b"GET http://a.example/ HTTP/1.1\r\nHost: a.example\r\n\r\n", b"C
 SAID += [SSH, FLAWED, HALF, b"\x00\x01\x02", b""]
 
 
+ENDED = "2026-11-03T10:00:01.000000Z"
+
+
 def recorded(seen: ConnectionSeen, producer: str = "gate") -> Fields:
     kind, fields = fields_of(seen)
-    return sealed(Draft(kind, event_id(seen), "2026-11-03T10:00:01.000000Z", producer, "run-1", fields), 0)[0]
+    return sealed(Draft(kind, event_id(seen), ENDED, producer, "run-1", fields), 0)[0]
 
 
 def answered(policy: Policy, seen: ConnectionSeen, producer: str = "gate") -> Again:
@@ -51,7 +55,7 @@ def played(policy: Policy, process: Process, remote: Endpoint, data: bytes, reso
                 tell(s.Dialled(command.endpoints[0]))
 
     origin = s.Origin(remote=remote, pid=process.pid, uid=0, comm="")
-    tell(s.Accepted(CLIENT, GATE, origin))
+    tell(s.Accepted(CLIENT, GATE, origin, datetime.fromisoformat(ENDED).timestamp()))
     flow.about.resolved = resolved
     tell(s.OwnerKnown(process))
     tell(s.FirstBytes(data, eof=not data))

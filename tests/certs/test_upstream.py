@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from typing import Any
 
 import pytest
 from badssl_certificates import TLS_FEATURE_STAPLE, Certified, root, rsa_key
 from badssl_revocation import ocsp_answer, timestamps
 
 from mitmsec.core.messages import Flaw
-from mitmsec.core.model import Revocation, Transparency
+from mitmsec.core.model import Action, Decision, Revocation, Transparency, UpstreamTrust
 from mitmsec.core.origin_proof import Proof, Standing, Status
 from mitmsec_certs.defects import Defect
 from mitmsec_certs.origin_chain import BadCertificate
-from mitmsec_certs.upstream import Judgement, Terms, Verifier
+from mitmsec_certs.upstream import NOT_PUBLIC, Judgement, Terms, Verifier
 
 HOST = "www.origin.test"
 ROOT = root()
@@ -88,9 +89,11 @@ class Issuers:
     def __init__(self, standing: Standing = Standing.GOOD) -> None:
         self.status = Status(standing=standing, text="they said")
         self.asked: list[tuple[bytes, ...]] = []
+        self.mode: Revocation | None = None
 
-    async def ask(self, chain: tuple[bytes, ...]) -> tuple[Status, ...]:
+    async def ask(self, chain: tuple[bytes, ...], mode: Revocation) -> tuple[Status, ...]:
         self.asked.append(chain)
+        self.mode = mode
         return (self.status,) * (len(chain) - 1)
 
 
@@ -178,3 +181,38 @@ def test_what_a_public_ca_must_say_and_does_not_is_a_defect_and_a_private_ones_i
     defect = judgement(Issuers(), public, proof).defect
     assert defect is not None
     assert "extendedKeyUsage" in defect.text
+
+
+def test_what_a_rule_says_itself_takes_the_place_of_the_terms() -> None:
+    def judged(terms: Terms, **said: Any) -> tuple[Judgement, Issuers]:
+        issuers = Issuers(Standing.UNKNOWN)
+        decision = Decision(action=Action.DECRYPT, rule="r", reason="", **said)
+        return asyncio.run(Verifier(terms, issuers.ask).judge(Proof(chain=CHAIN), decision)), issuers
+
+    soft, hard = Terms(revocation=Revocation.SOFT), Terms(revocation=Revocation.HARD)
+    assert judged(soft)[0].defect is None
+    refused, issuers = judged(soft, revocation=Revocation.HARD)
+    assert (refused.defect is not None, issuers.mode) == (True, Revocation.HARD)
+    noted, issuers = judged(hard, revocation=Revocation.SOFT)
+    assert (noted.defect, issuers.mode) == (None, Revocation.SOFT)
+    unasked, issuers = judged(hard, revocation=Revocation.OFF)
+    assert (unasked.defect, issuers.asked) == (None, [])
+    public = Terms(public_roots=frozenset({hashlib.sha256(CHAIN[-1]).hexdigest()}), revocation=Revocation.OFF)
+    assert judged(public)[0].defect is None
+    assert judged(public, sct=Transparency.REFUSE)[0].defect is not None
+
+
+def test_a_rule_may_ask_for_a_root_that_the_vendor_ships_or_the_policy_names() -> None:
+    def judged(said: UpstreamTrust | None, **terms: Any) -> Defect | None:
+        decision = Decision(action=Action.DECRYPT, rule="r", reason="", trust=said)
+        verifier = Verifier(Terms(revocation=Revocation.OFF, sct=Transparency.OFF, **terms))
+        return asyncio.run(verifier.judge(Proof(chain=CHAIN), decision)).defect
+
+    here = frozenset({hashlib.sha256(ROOT.der).hexdigest()})
+    public, system = UpstreamTrust.PUBLIC, UpstreamTrust.SYSTEM
+    refused = judged(public)
+    assert refused is not None
+    assert refused.text == NOT_PUBLIC
+    assert judged(None) is judged(system, trust=public) is None
+    assert judged(None, trust=public) == refused
+    assert judged(public, public_roots=here) is judged(public, named_roots=here) is None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from mitmsec.core.beyond_ca import beyond_ca
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Protocol
 from mitmsec_certs.constraints import written
 
 LIMIT = written(["corp.example"], ["hr.corp.example"])
@@ -59,3 +61,9 @@ def test_rules_that_decrypt_nothing_and_what_comes_in_are_not_about_this_ca() ->
     """What comes in is decrypted with the service's own key."""
     bypass = Rule(name="b", action=Action.BYPASS, host=("www.other.test",))
     assert told(bypass, decrypting("www.other.test", direction=Direction.INBOUND)) == []
+
+
+def test_a_rule_for_protocols_without_certificates_needs_no_ca() -> None:
+    plain = replace(decrypting(), protocol=(Protocol.HTTP,))
+    assert told(plain) == []
+    assert len(told(replace(plain, protocol=(Protocol.HTTP, Protocol.TLS)))) == 1

@@ -7,7 +7,14 @@ import policies
 import pytest
 from hypothesis import given
 
-from mitmsec.core.contradiction import escapes, impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.contradiction import (
+    escapes,
+    expired,
+    impossible_defaults,
+    impossible_pairs,
+    never_matching,
+    without_key,
+)
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
@@ -39,6 +46,9 @@ def shadowed(*rules: Rule) -> list[int | None]:
         ({"protocol": tuple(WITH_NAME)}, {"host": ("a.example",)}),
         ({"alpn": ("h?", "x")}, {"alpn": ("h2",)}),
         ({"ja4": ("t13*",)}, {"ja4": ("t13d*", "t13i?"), "user": ("joe",)}),
+        ({"time": ("Mon-Fri",)}, {"time": ("Tue 08:00-12:00",)}),
+        ({"expires_s": 9}, {"expires_s": 8}),
+        ({}, {"expires_s": 8, "time": ("Mon",)}),
     ],
 )
 def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], second: dict[str, object]) -> None:
@@ -65,6 +75,10 @@ def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], secon
         ({"protocol": (Protocol.SSH,)}, {"protocol": (Protocol.SSH, Protocol.SMTP)}),
         ({"alpn": ("h2",)}, {"protocol": (Protocol.TLS,)}),
         ({"ja4": ("t13d*",)}, {"ja4": ("t13*",)}),
+        ({"time": ("Mon-Fri",)}, {}),
+        ({"time": ("Mon-Fri",)}, {"time": ("Fri 22:00-06:00",)}),
+        ({"expires_s": 9}, {}),
+        ({"expires_s": 8}, {"expires_s": 9}),
     ],
 )
 def test_a_rule_that_still_can_match_is_left_alone(first: dict[str, object], second: dict[str, object]) -> None:
@@ -79,12 +93,12 @@ def test_the_message_names_the_first_rule_that_shadows_and_only_sound_rules_coun
     assert not list(never_matching(Policy(rules=rules), {0, 2}))
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_no_flow_ever_reaches_a_rule_called_unreachable(
-    policy: Policy, process: Process, remote: Endpoint, shown: Shown
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown, at_s: float
 ) -> None:
     unreachable = {policy.rules[found.rule or 0].name for found in never_matching(policy, range(len(policy.rules)))}
-    assert policy.at_hello(process, remote, shown=shown).rule not in unreachable
+    assert policy.at_hello(process, remote, at_s, shown=shown).rule not in unreachable
 
 
 @pytest.mark.parametrize(
@@ -188,3 +202,10 @@ def test_a_protocol_that_cannot_show_what_the_rule_asks_for_is_told(
 ) -> None:
     found = list(impossible_pairs(Policy(rules=(rule("r", protocol=protocol, **conditions),))))
     assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
+
+
+def test_rules_that_have_expired_are_told_with_whom_to_ask() -> None:
+    rules = (rule("a", expires="2026-01-05", expires_s=9, owner="joe"), rule("b", expires="x", expires_s=10), rule("c"))
+    assert expired(rules, 8) == []
+    assert expired(rules, 9) == ['rule "a" of joe expired 2026-01-05: it matches nothing more']
+    assert expired(rules, 10)[1:] == ['rule "b" expired x: it matches nothing more']

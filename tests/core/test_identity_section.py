@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from policies import NOON_S
 
 from mitmsec.config import PolicyErrors, parse_policy
 from mitmsec.core.identity import Identity
@@ -40,8 +41,8 @@ def test_a_rule_says_whom_its_programs_are_to_origins() -> None:
             key_bytes=9,
         ),
     )
-    assert made.at_hello(SOMEBODY, WEB, shown=Shown.of("api.test")).identity == "partner"
-    assert made.at_hello(SOMEBODY, WEB, shown=Shown.of("www.test")).identity == ""
+    assert made.at_hello(SOMEBODY, WEB, NOON_S, shown=Shown.of("api.test")).identity == "partner"
+    assert made.at_hello(SOMEBODY, WEB, NOON_S, shown=Shown.of("www.test")).identity == ""
     assert (made.needs_keys, made.decrypts_inbound, made.certificates) == (True, False, ("ab",))
     assert not policy("").needs_keys
 

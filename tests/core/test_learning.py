@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from policies import NOON_S
 
 from mitmsec.config import PolicyErrors, parse_policy
 from mitmsec.core.learning import HOURS_MAX, REFUSALS_MAX
@@ -19,7 +20,7 @@ def policy(text: str) -> Policy:
 
 
 def learned(text: str) -> Learning:
-    return policy(text).at_hello(SOMEBODY, WEB, shown=Shown.of("a.test")).learning
+    return policy(text).at_hello(SOMEBODY, WEB, NOON_S, shown=Shown.of("a.test")).learning
 
 
 @pytest.mark.parametrize(

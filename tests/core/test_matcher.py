@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from ipaddress import ip_address, ip_network
 from itertools import product
@@ -9,6 +12,7 @@ from itertools import product
 import policies
 from hypothesis import given
 from msgspec.structs import replace
+from policies import NOON_S
 
 from mitmsec.core import matcher
 from mitmsec.core.matcher import Matcher
@@ -19,7 +23,7 @@ from mitmsec.core.selector import Program
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, WITH_NAME, Protocol, Shown
 
 
-def one_by_one(policy: Policy, process: Process, remote: Endpoint, shown: Shown) -> int | None:
+def one_by_one(policy: Policy, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
     """The rules as they are read, one after the other."""
     for number, rule in enumerate(policy.rules):
         programs = [Program.of(entry, policy.applications) for entry in rule.application]
@@ -31,10 +35,30 @@ def one_by_one(policy: Policy, process: Process, remote: Endpoint, shown: Shown)
             and (not rule.host or any(is_called(shown.name, pattern) for pattern in rule.host))
             and (not rule.protocol or shown.protocol in rule.protocol)
             and (not rule.alpn or any(fnmatchcase(one, glob) for glob in rule.alpn for one in shown.alpn))
+            and (not rule.time or any(is_now(time, at_s) for time in rule.time))
+            and (rule.expires_s is None or at_s < rule.expires_s)
             and (not rule.ja4 or any(fnmatchcase(shown.ja4 or "", glob) for glob in rule.ja4))
         ):
             return number
     return None
+
+
+BERLIN_S = 3600  # before UTC, in winter
+OFFSETS_S = {"UTC": 0, "Europe/Berlin": BERLIN_S, "local": 5 * 3600}
+DAYS = {"Mon-Fri": "01234", "Sat,Sun": "56", "Sun-Tue": "601", "": "0123456"}
+
+
+def is_now(time: str, at_s: float) -> bool:
+    """Whether a time began today and goes on, or yesterday, and goes on after midnight; for the times of `policies`."""
+    written = re.fullmatch(r"([A-Z][A-Za-z,-]*)? ?(?:(\S+)-(\S+))? ?(\S+)?", time)
+    assert written is not None
+    day, begin, end, zone = (part or "" for part in written.groups())
+    now = datetime.fromtimestamp(at_s + OFFSETS_S[zone or "local"], UTC)
+    today, yesterday, clock = str(now.weekday()), str((now.weekday() - 1) % 7), f"{now:%H:%M}"
+    begin, end = begin or "00:00", end or "24:00"
+    if begin < end:
+        return today in DAYS[day] and begin <= clock < end
+    return (today in DAYS[day] and begin <= clock) or (yesterday in DAYS[day] and clock < end)
 
 
 def is_within(address: str, network: str) -> bool:
@@ -47,12 +71,24 @@ def is_called(name: str | None, pattern: str) -> bool:
     return name.endswith(pattern.removeprefix("*")) or name == pattern.removeprefix(".")
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_the_first_rule_is_the_first_that_reading_finds(
-    policy: Policy, process: Process, remote: Endpoint, shown: Shown
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown, at_s: float
 ) -> None:
-    found = Matcher(policy.applications, policy.rules).first(process, remote, shown)
-    assert found == one_by_one(policy, process, remote, shown)
+    found = Matcher(policy.applications, policy.rules, zones=policy.zones).first(process, remote, at_s, shown)
+    assert found == one_by_one(policy, process, remote, at_s, shown)
+
+
+def test_thousands_of_random_flows_are_decided_as_reading_decides_them() -> None:
+    draw = random.Random(20261130)
+    flows = 0
+    for _ in range(400):
+        policy = policies.drawn(draw)
+        arranged = Matcher(policy.applications, policy.rules, zones=policy.zones)
+        for process, remote, at_s, shown in (policies.drawn_flow(draw) for _ in range(50)):
+            assert arranged.first(process, remote, at_s, shown) == one_by_one(policy, process, remote, at_s, shown)
+            flows += 1
+    assert flows == 20_000
 
 
 def shown_at_most(policy: Policy) -> list[Shown]:
@@ -66,22 +102,26 @@ def shown_at_most(policy: Policy) -> list[Shown]:
     return [*hellos, *named, *(Shown(protocol=protocol) for protocol in set(Protocol) - WITH_NAME)]
 
 
-@given(policies.policies, policies.processes, policies.endpoints)
+@given(policies.policies, policies.processes, policies.endpoints, policies.moments)
 def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
-    policy: Policy, process: Process, remote: Endpoint
+    policy: Policy, process: Process, remote: Endpoint, at_s: float
 ) -> None:
-    found, settled = Matcher(policy.applications, policy.rules).first_whatever_is_shown(process, remote)
-    assert found == one_by_one(policy, process, remote, NOTHING_SHOWN)
+    found, settled = Matcher(policy.applications, policy.rules, zones=policy.zones).first_whatever_is_shown(
+        process, remote, at_s
+    )
+    assert found == one_by_one(policy, process, remote, at_s, NOTHING_SHOWN)
     if settled:
-        assert {one_by_one(policy, process, remote, shown) for shown in shown_at_most(policy)} == {found}
+        assert {one_by_one(policy, process, remote, at_s, shown) for shown in shown_at_most(policy)} == {found}
 
 
-@given(policies.policies, policies.processes, policies.endpoints)
-def test_what_a_greeting_can_bring_is_known_beforehand(policy: Policy, process: Process, remote: Endpoint) -> None:
-    possible = Matcher(policy.applications, policy.rules).while_silent(process, remote)
+@given(policies.policies, policies.processes, policies.endpoints, policies.moments)
+def test_what_a_greeting_can_bring_is_known_beforehand(
+    policy: Policy, process: Process, remote: Endpoint, at_s: float
+) -> None:
+    possible = Matcher(policy.applications, policy.rules, zones=policy.zones).while_silent(process, remote, at_s)
     greeted = [Shown(protocol=protocol) for protocol in (*GREETED, Protocol.TCP)]
-    assert {one_by_one(policy, process, remote, shown) for shown in greeted} <= set(possible)
-    assert possible[-1] == one_by_one(policy, process, remote, NOTHING_SHOWN)
+    assert {one_by_one(policy, process, remote, at_s, shown) for shown in greeted} <= set(possible)
+    assert possible[-1] == one_by_one(policy, process, remote, at_s, NOTHING_SHOWN)
 
 
 def test_a_greeting_decides_between_the_rules_that_ask_for_a_protocol_a_server_shows() -> None:
@@ -93,11 +133,11 @@ def test_a_greeting_decides_between_the_rules_that_ask_for_a_protocol_a_server_s
         Rule(name="else", action=Action.BLOCK, protocol=(Protocol.TCP,), port=((25, 25),)),
     ]
     arranged = Matcher((), rules)
-    assert arranged.while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25)) == (1, 4, None)
-    assert Matcher((), rules[:1]).while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25)) == (None,)
-    assert Matcher((), [replace(rules[0], protocol=())]).while_silent(policies.CURL, Endpoint(address="", port=1)) == (
-        0,
-    )
+    assert arranged.while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25), NOON_S) == (1, 4, None)
+    assert Matcher((), rules[:1]).while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25), NOON_S) == (None,)
+    assert Matcher((), [replace(rules[0], protocol=())]).while_silent(
+        policies.CURL, Endpoint(address="", port=1), NOON_S
+    ) == (0,)
 
 
 def test_programs_are_remembered_within_a_bound() -> None:
@@ -105,7 +145,7 @@ def test_programs_are_remembered_within_a_bound() -> None:
     arranged = Matcher((), rules)
     remote = Endpoint(address="192.0.2.1", port=443)
     for number in range(matcher.REMEMBERED_PROGRAMS + 2):
-        assert arranged.first(Process(pid=1, exe=f"/{number}/curl"), remote, NOTHING_SHOWN) == 0
+        assert arranged.first(Process(pid=1, exe=f"/{number}/curl"), remote, NOON_S, NOTHING_SHOWN) == 0
     assert len(arranged._remembered) == 2
 
 
@@ -128,13 +168,15 @@ def test_programs_that_differ_in_what_rules_ask_for_are_not_taken_for_each_other
         (replace(one, services=("w3svc",)), 0),
         (one, None),
     ]
-    assert [arranged.first(process, remote, NOTHING_SHOWN) for process, _ in others] == [number for _, number in others]
+    assert [arranged.first(process, remote, NOON_S, NOTHING_SHOWN) for process, _ in others] == [
+        number for _, number in others
+    ]
 
 
 def test_pids_that_no_rule_asks_for_are_not_remembered() -> None:
     arranged = Matcher(policies.APPLICATIONS, (Rule(name="x", action=Action.BLOCK, application=("web",)),))
     for pid in range(1, 9):
-        arranged.first(Process(pid=pid, exe="/x"), Endpoint(address="192.0.2.1", port=443), NOTHING_SHOWN)
+        arranged.first(Process(pid=pid, exe="/x"), Endpoint(address="192.0.2.1", port=443), NOON_S, NOTHING_SHOWN)
     assert len(arranged._remembered) == 1
 
 
@@ -142,9 +184,9 @@ def test_a_thousand_rules_are_asked_by_pattern() -> None:
     rules = tuple(Rule(name=str(n), action=Action.BLOCK, host=(f"*.h{n}.example",)) for n in range(1000))
     arranged = Matcher((), rules)
     remote = Endpoint(address="192.0.2.1", port=443)
-    assert arranged.first(policies.CURL, remote, Shown.of("a.b.h777.example")) == 777
-    assert arranged.first(policies.CURL, remote, Shown.of("h777.example")) is None
-    assert arranged.first_whatever_is_shown(policies.CURL, remote) == (None, False)
+    assert arranged.first(policies.CURL, remote, NOON_S, Shown.of("a.b.h777.example")) == 777
+    assert arranged.first(policies.CURL, remote, NOON_S, Shown.of("h777.example")) is None
+    assert arranged.first_whatever_is_shown(policies.CURL, remote, NOON_S) == (None, False)
 
 
 def test_a_user_who_is_not_known_leaves_a_rule_undecided_only_where_it_is_for_the_program() -> None:
@@ -152,7 +194,7 @@ def test_a_user_who_is_not_known_leaves_a_rule_undecided_only_where_it_is_for_th
     arranged = Matcher((), (asks,))
     remote = Endpoint(address="192.0.2.1", port=443)
     of_nobody = replace(policies.CURL, user=None)
-    assert arranged.first(replace(policies.CURL, user="joe"), remote, NOTHING_SHOWN) == 0
-    assert (arranged.first(of_nobody, remote, NOTHING_SHOWN), arranged.can_judge(of_nobody)) == (None, False)
+    assert arranged.first(replace(policies.CURL, user="joe"), remote, NOON_S, NOTHING_SHOWN) == 0
+    assert (arranged.first(of_nobody, remote, NOON_S, NOTHING_SHOWN), arranged.can_judge(of_nobody)) == (None, False)
     assert arranged.can_judge(replace(of_nobody, exe="/bin/wget"))
     assert Matcher((), (replace(asks, user=()),)).can_judge(of_nobody)

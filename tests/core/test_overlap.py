@@ -14,7 +14,7 @@ from mitmsec.core.explain import explain
 from mitmsec.core.model import Action, Direction, Endpoint
 from mitmsec.core.overlap import overlaps, together
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.core.sniff import Protocol, Shown
+from mitmsec.core.sniff import WITH_HELLO, Protocol, Shown
 
 BYPASS, BLOCK = Action.BYPASS, Action.BLOCK
 
@@ -44,7 +44,7 @@ LOW, HIGH = rule("low", port=((1, 1023),)), rule("high", port=((1024, 65535),))
         ),
         ((rule("a", user=("ann",)), rule("b", user=("joe",))), rule("r", user=("joe", "ann"))),
         (
-            (rule("a", protocol=(Protocol.TLS,)), rule("b", protocol=(Protocol.HTTP, Protocol.HTTP_PROXY))),
+            (rule("a", protocol=tuple(WITH_HELLO)), rule("b", protocol=(Protocol.HTTP, Protocol.HTTP_PROXY))),
             rule("r", host=("a.example",)),
         ),
     ],
@@ -118,6 +118,7 @@ def test_two_rules_that_overlap_are_told_in_their_order(one: dict[str, object], 
         ({"protocol": (Protocol.SSH,)}, {"alpn": ("h2",)}),
         ({"alpn": ("h2",)}, {"alpn": ("http/1.1",)}),
         ({"direction": Direction.INBOUND, "port": ((1, 9),)}, {"port": ((5, 20),)}),
+        ({"time": ("Mon 08:00-18:00",), "port": ((1, 9),)}, {"time": ("Sun 08:00-18:00",), "port": ((5, 20),)}),
     ],
 )
 def test_two_rules_that_no_connection_meets_do_not_overlap(one: dict[str, object], other: dict[str, object]) -> None:
@@ -149,7 +150,7 @@ def test_what_is_said_holds_for_every_connection(
     policy: Policy, process: object, remote: Endpoint, shown: Shown
 ) -> None:
     """A rule that can never match matches none; and two that both match one are within each other, or overlap."""
-    tried = explain(policy, process, remote, shown).tried  # type: ignore[arg-type]
+    tried = explain(policy, process, remote, 1e9, shown).tried  # type: ignore[arg-type]
     accepting = [number for number, one in enumerate(tried) if one.accepts]
     for place, number in enumerate(accepting):
         later = policy.rules[number]

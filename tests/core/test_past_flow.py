@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
+from policies import NOON_S
 
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, Process, Quic, Transport, UnprovenName
@@ -16,6 +17,7 @@ WEB = PastFlow(
     process=CURL,
     local=Endpoint.of("10.0.0.1", 40000),
     remote=Endpoint.of("192.0.2.1", 443),
+    at_s=NOON_S,
     protocol=Protocol.TLS,
     is_tls=True,
     name="a.example",
@@ -100,3 +102,10 @@ def test_a_rule_that_might_have_come_first_is_told_with_what_it_asks_for() -> No
     assert [condition.why for condition in told.tried[0].conditions] == ["it is not on record", "it is 443"]
     assert list(unsettled(story(policy, WEB), WEB)) == []
     assert list(unsettled(story(Policy(rules=(first,)), flow), flow)) == [("first", "host")]
+
+
+def test_a_flow_is_judged_as_of_its_own_time() -> None:
+    rule = Rule(name="old", action=Action.BLOCK, expires_s=int(NOON_S) + 1)
+    assert verdict(Policy(rules=(rule,)), WEB).rule == "old"
+    assert verdict(Policy(rules=(rule,)), replace(WEB, at_s=NOON_S + 1)).rule == "defaults"
+    assert story(Policy(rules=(rule,)), WEB).decision.rule == "old"

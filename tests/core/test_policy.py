@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from policies import NOON_S
 
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import (
@@ -22,8 +23,12 @@ from mitmsec.core.model import (
     OnFinding,
     Process,
     Quic,
+    Revocation,
+    TlsVersion,
+    Transparency,
     UnprovenName,
     Upstream,
+    UpstreamTrust,
 )
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
 from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
@@ -34,36 +39,45 @@ SSH = Rule(name="ssh", action=Action.CAPTURE, port=((22, 22),))
 
 
 def test_the_default_policy_decrypts_everything_at_once() -> None:
-    decision = DEFAULT_POLICY.at_connect(policies.CURL, WEB)
+    decision = DEFAULT_POLICY.at_connect(policies.CURL, WEB, NOON_S)
     assert decision == Decision(
         action=Action.DECRYPT,
         rule="defaults",
         reason="no rule matched; [defaults] decide",
         learning=Learning(after=3, on_request=True),
     )
-    assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, shown=Shown.of("a.example", alpn=("h2",), ja4="t")) == decision
+    assert (
+        DEFAULT_POLICY.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.example", alpn=("h2",), ja4="t"))
+        == decision
+    )
     settings = (DEFAULT_POLICY.on_failure, DEFAULT_POLICY.quic, DEFAULT_POLICY.upstream)
     assert settings == (OnFailure.OPEN, Quic.REFUSE, Upstream.MIRROR)
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_an_early_answer_is_never_another_answer(
-    policy: Policy, process: Process, remote: Endpoint, shown: Shown
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown, at_s: float
 ) -> None:
-    early = policy.at_connect(process, remote)
-    assert early in (None, policy.at_hello(process, remote, shown=shown))
+    early = policy.at_connect(process, remote, at_s)
+    assert early in (None, policy.at_hello(process, remote, at_s, shown=shown))
 
 
-@given(policies.policies, st.sampled_from([policies.FIREFOX, policies.HELPER]), st.data(), policies.endpoints)
+@given(
+    policies.policies,
+    st.sampled_from([policies.FIREFOX, policies.HELPER]),
+    st.data(),
+    policies.endpoints,
+    policies.moments,
+)
 def test_what_is_judged_without_knowing_all_of_a_program_is_judged_as_with_it(
-    policy: Policy, whole: Process, data: st.DataObject, remote: Endpoint
+    policy: Policy, whole: Process, data: st.DataObject, remote: Endpoint, at_s: float
 ) -> None:
     unread = data.draw(st.sets(st.sampled_from(["exe", "name", "user", "sha256", "parent"])))
     partly = msgspec.structs.replace(whole, **dict.fromkeys(unread))
     shown = data.draw(policies.shows)
     if policy.can_judge(partly):
-        assert policy.at_connect(partly, remote) == policy.at_connect(whole, remote)
-        assert policy.at_hello(partly, remote, shown=shown) == policy.at_hello(whole, remote, shown=shown)
+        assert policy.at_connect(partly, remote, at_s) == policy.at_connect(whole, remote, at_s)
+        assert policy.at_hello(partly, remote, at_s, shown=shown) == policy.at_hello(whole, remote, at_s, shown=shown)
 
 
 def test_a_policy_that_asks_for_no_program_can_judge_any() -> None:
@@ -75,32 +89,32 @@ def test_a_policy_that_asks_for_no_program_can_judge_any() -> None:
 
 @given(policies.policies)
 def test_a_policy_goes_through_json_unchanged_even_after_use(policy: Policy) -> None:
-    policy.at_connect(policies.CURL, WEB)
+    policy.at_connect(policies.CURL, WEB, NOON_S)
     copy = msgspec.json.decode(msgspec.json.encode(policy), type=Policy)
     assert copy == policy
-    assert copy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN) == policy.at_hello(
-        policies.CURL, WEB, shown=NOTHING_SHOWN
+    assert copy.at_hello(policies.CURL, WEB, NOON_S, shown=NOTHING_SHOWN) == policy.at_hello(
+        policies.CURL, WEB, NOON_S, shown=NOTHING_SHOWN
     )
 
 
 def test_a_rule_with_a_host_waits_for_the_name_and_never_takes_a_nameless_flow() -> None:
     policy = Policy(rules=(BANKS,))
-    assert policy.at_connect(policies.CURL, WEB) is None
-    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("www.bank.example")).rule == "banks"
-    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("bank.example")).rule == "defaults"
-    assert policy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN).rule == "defaults"
+    assert policy.at_connect(policies.CURL, WEB, NOON_S) is None
+    assert policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("www.bank.example")).rule == "banks"
+    assert policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("bank.example")).rule == "defaults"
+    assert policy.at_hello(policies.CURL, WEB, NOON_S, shown=NOTHING_SHOWN).rule == "defaults"
 
 
 def test_a_rule_that_comes_first_without_a_host_settles_the_flow_at_connect() -> None:
     policy = Policy(rules=(SSH, BANKS))
-    decision = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22))
+    decision = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22), NOON_S)
     assert decision is not None
     assert decision.rule == "ssh"
 
 
 def test_two_rules_of_the_same_action_are_two_answers() -> None:
     same = Rule(name="other", action=Action.BYPASS)
-    assert Policy(rules=(BANKS, same)).at_connect(policies.CURL, WEB) is None
+    assert Policy(rules=(BANKS, same)).at_connect(policies.CURL, WEB, NOON_S) is None
 
 
 @pytest.mark.parametrize(
@@ -115,15 +129,15 @@ def test_two_rules_of_the_same_action_are_two_answers() -> None:
 )
 def test_what_a_decision_inspects(rule: Rule | None, inspect: tuple[str, ...], on_finding: OnFinding) -> None:
     policy = Policy(inspect=("keywords",), upstream=Upstream.BLOCK, rules=(rule,) if rule else ())
-    decision = policy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN)
+    decision = policy.at_hello(policies.CURL, WEB, NOON_S, shown=NOTHING_SHOWN)
     assert (decision.inspect, decision.on_finding, decision.upstream) == (inspect, on_finding, Upstream.BLOCK)
 
 
 @pytest.mark.parametrize("word", UnprovenName)
 def test_a_bypass_by_name_that_nothing_confirms_is_what_the_policy_says_of_those(word: UnprovenName) -> None:
     policy = Policy(rules=(BANKS,), unproven_name=word, inspect=("keywords",), upstream=Upstream.BLOCK)
-    proven = policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example"), proven=True)
-    doubtful = policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example"), proven=False)
+    proven = policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.bank.example"), proven=True)
+    doubtful = policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.bank.example"), proven=False)
     assert (proven.action, proven.reason, proven.inspect) == (Action.BYPASS, "agreement 4.2", ())
     assert (doubtful.rule, doubtful.upstream) == ("banks", Upstream.BLOCK)
     match word:
@@ -143,22 +157,22 @@ def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
     word: UnprovenName, policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
     doubting = msgspec.structs.replace(policy, unproven_name=word)
-    proven = policy.at_hello(process, remote, shown=shown, proven=True)
-    doubtful = doubting.at_hello(process, remote, shown=shown, proven=False)
+    proven = policy.at_hello(process, remote, NOON_S, shown=shown, proven=True)
+    doubtful = doubting.at_hello(process, remote, NOON_S, shown=shown, proven=False)
     by_name = any(rule.host and rule.name == proven.rule for rule in policy.rules)
     if proven.action is not Action.BYPASS or not by_name or word is UnprovenName.ALLOW:
         learning = replace(proven.learning, needs_proof=doubtful.learning.needs_proof)
         assert doubtful == replace(proven, learning=learning)
     else:
         assert doubtful.action.value == word.value
-    early = doubting.at_connect(process, remote)
+    early = doubting.at_connect(process, remote, NOON_S)
     assert early in (None, doubtful), "an early answer is never another answer, proven or not"
 
 
 def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> None:
     policy = Policy(rules=(BANKS, SSH))
-    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example")).reason == "agreement 4.2"
-    reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), shown=NOTHING_SHOWN).reason
+    assert policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.bank.example")).reason == "agreement 4.2"
+    reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), NOON_S, shown=NOTHING_SHOWN).reason
     assert reason == 'rule "ssh" takes connections, port 22'
 
 
@@ -180,9 +194,9 @@ def test_a_rule_in_words(rule: Rule, words: str) -> None:
     assert subject(rule) == words
 
 
-@given(policies.policies, st.data(), policies.processes, policies.endpoints, policies.shows)
+@given(policies.policies, st.data(), policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_each_direction_is_answered_by_its_own_rules_alone(
-    policy: Policy, data: st.DataObject, process: Process, remote: Endpoint, shown: Shown
+    policy: Policy, data: st.DataObject, process: Process, remote: Endpoint, shown: Shown, at_s: float
 ) -> None:
     mixed = tuple(
         msgspec.structs.replace(rule, direction=data.draw(st.sampled_from(Direction))) for rule in policy.rules
@@ -191,16 +205,16 @@ def test_each_direction_is_answered_by_its_own_rules_alone(
     for direction in Direction:
         mine = tuple(rule for rule in mixed if rule.direction is direction)
         alone = msgspec.structs.replace(policy, rules=mine)
-        assert both.at_hello(process, remote, shown=shown, direction=direction) == alone.at_hello(
-            process, remote, shown=shown, direction=direction
+        assert both.at_hello(process, remote, at_s, shown=shown, direction=direction) == alone.at_hello(
+            process, remote, at_s, shown=shown, direction=direction
         )
-        assert both.at_connect(process, remote, direction) == alone.at_connect(process, remote, direction)
+        assert both.at_connect(process, remote, at_s, direction) == alone.at_connect(process, remote, at_s, direction)
         assert both.can_judge(process, direction) == alone.can_judge(process, direction)
 
 
 def test_incoming_connections_have_defaults_of_their_own() -> None:
     policy = Policy(action=Action.BLOCK, rules=(SSH,))
-    said = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22), Direction.INBOUND)
+    said = policy.at_connect(policies.CURL, Endpoint(address="192.0.2.1", port=22), NOON_S, Direction.INBOUND)
     reason = "no rule for incoming connections matched; [defaults] inbound decides"
     assert said == Decision(action=Action.BYPASS, rule="defaults", reason=reason)
 
@@ -312,20 +326,23 @@ def test_a_fingerprint_is_of_all_that_decides_and_the_same_everywhere() -> None:
 def test_while_a_client_is_silent_its_origin_may_be_contacted_if_any_greeting_lets_it() -> None:
     mail = Rule(name="mail", action=Action.BYPASS, protocol=(Protocol.SMTP,))
     closed = Policy(action=Action.BLOCK, rules=(mail,))
-    assert closed.at_connect(policies.CURL, WEB) is None
-    decision, is_last = closed.at_silence(policies.CURL, WEB)
+    assert closed.at_connect(policies.CURL, WEB, NOON_S) is None
+    decision, is_last = closed.at_silence(policies.CURL, WEB, NOON_S)
     assert (decision.rule, decision.action, is_last) == ("mail", Action.BYPASS, False)
     both = Policy(action=Action.BLOCK, rules=(replace(mail, action=Action.BLOCK),))
-    decision, is_last = both.at_silence(policies.CURL, WEB)
+    decision, is_last = both.at_silence(policies.CURL, WEB, NOON_S)
     assert (decision.rule, decision.action, is_last) == ("defaults", Action.BLOCK, False)
-    decision, is_last = Policy(rules=both.rules).at_silence(policies.CURL, WEB)
+    decision, is_last = Policy(rules=both.rules).at_silence(policies.CURL, WEB, NOON_S)
     assert (decision.rule, decision.action, is_last) == ("defaults", Action.DECRYPT, False)
-    assert Policy(rules=(replace(mail, protocol=(Protocol.TLS,)),)).at_silence(policies.CURL, WEB)[1]
+    assert Policy(rules=(replace(mail, protocol=(Protocol.TLS,)),)).at_silence(policies.CURL, WEB, NOON_S)[1]
 
 
 def test_what_a_rule_is_about_is_said_with_all_its_conditions() -> None:
     rule = Rule(name="r", action=Action.BLOCK, user=("joe",), protocol=(Protocol.TLS,), alpn=("h2",), ja4=("t13*",))
     assert subject(rule) == "connections of user joe, protocol tls, ALPN h2, JA4 t13*"
+    timed = Rule(name="r", action=Action.BLOCK, time=("Mon",), expires="2026-12-31", expires_s=1, owner="joe")
+    assert subject(timed) == "connections, time Mon, until 2026-12-31"
+    assert Policy().decided_by(timed).owner == "joe"
 
 
 def test_a_rule_about_first_bytes_brings_what_comes_in_to_the_gate() -> None:
@@ -333,3 +350,31 @@ def test_a_rule_about_first_bytes_brings_what_comes_in_to_the_gate() -> None:
     assert Policy(rules=(asks,)).governs_inbound
     assert not Policy(rules=(replace(asks, direction=Direction.OUTBOUND),)).governs_inbound
     assert not Policy(rules=(replace(asks, protocol=()),)).governs_inbound
+
+
+def test_a_rule_may_ask_more_or_less_of_origins_than_the_defaults() -> None:
+    own = Rule(
+        name="r",
+        action=Action.DECRYPT,
+        upstream=Upstream.ACCEPT,
+        upstream_revocation=Revocation.HARD,
+        upstream_sct=Transparency.OFF,
+        min_tls=TlsVersion.TLS13,
+    )
+    policy = Policy(upstream=Upstream.BLOCK, upstream_revocation=Revocation.OFF)
+    said = policy.decided_by(own)
+    assert (said.upstream, said.revocation, said.sct, said.min_tls) == (
+        Upstream.ACCEPT,
+        Revocation.HARD,
+        Transparency.OFF,
+        TlsVersion.TLS13,
+    )
+    said = policy.decided_by(Rule(name="r", action=Action.DECRYPT))
+    assert (said.upstream, said.revocation, said.sct, said.min_tls) == (Upstream.BLOCK, None, None, TlsVersion.TLS12)
+
+
+def test_what_rules_say_of_roots_is_known_beside_the_defaults() -> None:
+    strict = Rule(name="r", action=Action.DECRYPT, upstream_trust=UpstreamTrust.PUBLIC)
+    assert Policy(rules=(strict, SSH)).trusts == {UpstreamTrust.SYSTEM, UpstreamTrust.PUBLIC}
+    assert Policy(upstream_trust=UpstreamTrust.PUBLIC, rules=(strict,)).trusts == {UpstreamTrust.PUBLIC}
+    assert (Policy().decided_by(strict).trust, Policy().decided_by(SSH).trust) == (UpstreamTrust.PUBLIC, None)

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import tomllib
 
+import policies
 import pytest
 
-from mitmsec.core.model import Action, Direction, OnFinding
+from mitmsec.core.model import (
+    Action,
+    Direction,
+    OnFinding,
+    Revocation,
+    TlsVersion,
+    Transparency,
+    Upstream,
+    UpstreamTrust,
+)
 from mitmsec.core.policy import Application, Rule
 from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule
 from mitmsec.core.sniff import Protocol
@@ -31,6 +41,12 @@ def read_list(name: str) -> str:
     return LISTS[name]
 
 
+def zone(name: str) -> bytes:
+    if name == "Nowhere":
+        raise ValueError("there is no Nowhere")
+    return b"nonsense" if name == "Broken" else dict(policies.ZONES)[name]
+
+
 def opened(text: str) -> tuple[Table, Context]:
     notes = Notes("f.toml", index(text))
     return Table(tomllib.loads(text), (), notes), Context(
@@ -38,6 +54,7 @@ def opened(text: str) -> tuple[Table, Context]:
         read_list=read_list,
         inspectors=("keywords", "other"),
         user_name=lambda user: {"1000": "joe"}.get(user, user),
+        zone=zone,
         applications={"browsers": 3},
         rules={"taken": 4},
         words={"keywords": ("x",)},
@@ -60,6 +77,14 @@ def test_a_whole_rule() -> None:
         protocol = ["tls", "http", "tls"]
         alpn = ["h2", "http/*"]
         ja4 = ["t13d*"]
+        time = ["Mon-Fri 08:00-18:00 Europe/Berlin", "Sat UTC"]
+        expires = 2026-01-05
+        owner = "security"
+        upstream = "block"
+        upstream_trust = "public"
+        upstream_revocation = "hard"
+        upstream_sct = "refuse"
+        min_tls = "1.3"
         action = "decrypt"
         reason = "because"
         inspect = ["keywords", "other", "keywords"]
@@ -77,11 +102,28 @@ def test_a_whole_rule() -> None:
         protocol=(Protocol.TLS, Protocol.HTTP),
         alpn=("h2", "http/*"),
         ja4=("t13d*",),
+        time=("Mon-Fri 08:00-18:00 Europe/Berlin", "Sat UTC"),
+        expires="2026-01-05",
+        expires_s=int(policies.NOON_S) + 8 * 3600,
+        owner="security",
+        upstream=Upstream.BLOCK,
+        upstream_trust=UpstreamTrust.PUBLIC,
+        upstream_revocation=Revocation.HARD,
+        upstream_sct=Transparency.REFUSE,
+        min_tls=TlsVersion.TLS13,
         reason="because",
         inspect=("keywords", "other"),
         on_finding=OnFinding.BLOCK,
     )
     assert messages(context) == []
+    assert context.zones == dict(policies.ZONES)
+
+
+def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
+    table, context = opened('name = "r"\naction = "block"\nexpires = 2026-01-05T12:00:00+01:00')
+    rule = read_rule(table, context)
+    assert (rule.expires, rule.expires_s) == ("2026-01-05 12:00:00+01:00", int(policies.NOON_S))
+    assert (messages(context), context.zones) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -131,6 +173,17 @@ def test_a_whole_rule() -> None:
         ('protocol = ["stmp"]', "protocol[0]: "),
         ("alpn = []", "alpn: an empty list can never match"),
         ("ja4 = [13]", "ja4[0]: a text is wanted, not the number 13"),
+        ('time = ["Mon 8-9 UTC"]', 'time[0]: "Mon 8-9 UTC" is no time of the week; wanted: "Mon-Fri 08:00-18:00"'),
+        ('time = ["Mon Nowhere"]', "time[0]: there is no Nowhere"),
+        ('time = ["Mon Broken"]', "time[0]: Invalid TZif file: magic not found"),
+        ('expires = "2026-12-31"', "expires: a date is wanted, such as 2026-12-31, or a date and a time; not the text"),
+        ("expires = 12:00:00", "expires: a date is wanted"),
+        ("owner = 7", "owner: a text is wanted, not the number 7"),
+        ('upstream = "ignore"', 'upstream: "ignore" is not one of accept, block, mirror'),
+        ('upstream_trust = "all"', 'upstream_trust: "all" is not one of system, public'),
+        ('upstream_revocation = "firm"', 'upstream_revocation: "firm" is not one of soft, hard, off'),
+        ("upstream_sct = true", "upstream_sct: a text is wanted, not true"),
+        ('min_tls = "1.1"', 'min_tls: "1.1" is not one of 1.2, 1.3'),
         ('category = ["news"]', "category: not supported by this version"),
         ("page = true", "page: not supported by this version"),
         ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from policies import NOON_S
 
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction
@@ -69,7 +70,7 @@ APPLICATIONS = (
     ],
 )
 def test_outcomes(test: PolicyTest, passed: bool, expected: str, got: str) -> None:
-    (outcome,) = run_tests(Policy(applications=APPLICATIONS, rules=RULES, tests=(test,)))
+    (outcome,) = run_tests(Policy(applications=APPLICATIONS, rules=RULES, tests=(test,)), NOON_S)
     assert (outcome.passed, outcome.expected, outcome.got) == (passed, expected, got)
 
 
@@ -86,7 +87,7 @@ def test_a_test_of_an_incoming_connection_asks_about_the_service() -> None:
     rule = Rule(name="web", action=Action.BYPASS, direction=Direction.INBOUND, port=((443, 443),))
     test = PolicyTest(application="/x", expect=Action.BYPASS, rule="web", direction=Direction.INBOUND)
     outward = PolicyTest(application="/x", expect=Action.BYPASS, rule="web")
-    outcomes = run_tests(Policy(rules=(rule,), tests=(test, outward)))
+    outcomes = run_tests(Policy(rules=(rule,), tests=(test, outward)), NOON_S)
     assert [outcome.passed for outcome in outcomes] == [True, False]
 
 
@@ -94,9 +95,17 @@ def test_a_test_of_an_incoming_connection_takes_it_for_tls_and_names_whom_the_pe
     def got(host: str | None) -> str:
         test = PolicyTest(application="/x", host=host, expect=Action.DECRYPT, direction=Direction.INBOUND)
         shop = KnownService(name="shop", names=("shop.example",))
-        (outcome,) = run_tests(Policy(inbound=Action.DECRYPT, services=(shop,), tests=(test,)))
+        (outcome,) = run_tests(Policy(inbound=Action.DECRYPT, services=(shop,), tests=(test,)), NOON_S)
         assert outcome.passed is (outcome.decision.action is Action.DECRYPT)
         return outcome.got
 
     assert got("shop.example") == 'decrypt by "defaults"'
     assert got("other.example") == got(None) == 'bypass by "defaults"'
+
+
+def test_a_test_is_about_its_own_moment_or_about_now() -> None:
+    rule = Rule(name="r", action=Action.BLOCK, expires_s=int(NOON_S))
+    test = PolicyTest(application="/x", expect=Action.BLOCK)
+    tests = (test, PolicyTest(application="/x", expect=Action.BLOCK, at_s=int(NOON_S) - 1))
+    outcomes = run_tests(Policy(rules=(rule,), tests=tests), NOON_S)
+    assert [outcome.passed for outcome in outcomes] == [False, True]

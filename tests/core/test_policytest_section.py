@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 
+import policies
 import pytest
 
 from mitmsec.core.model import Action, Direction
@@ -23,6 +24,7 @@ def opened(text: str) -> tuple[Table, Context]:
         inspectors=(),
         user_name=lambda user: {"1000": "joe"}.get(user, user),
         rules={"taken": 4},
+        zone=dict(policies.ZONES).__getitem__,
     )
     return Table(tomllib.loads(text), (), notes), context
 
@@ -74,6 +76,8 @@ def test_a_whole_test() -> None:
         (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "https"', 'protocol: "https" is not one of dns, ftp, http, http2-cleartext, http-proxy, imap'),
         ('protocol = "ssh"\nja4 = "x"', "protocol: alpn and ja4 are TLS's"),
+        ("time = 2026-01-05", "time: a moment is wanted, such as 2026-12-31T12:00:00, not a whole day"),
+        ('time = "noon"', "time: a date is wanted"),
         ('protocol = "dns"\nhost = "a.example"', "host: dns shows no name"),
         ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
     ],
@@ -99,8 +103,10 @@ def test_a_test_may_be_of_an_incoming_connection() -> None:
 
 def test_a_test_may_say_what_the_first_bytes_are() -> None:
     table, context = opened(
-        'application = "/x"\nexpect = "block"\nuser = "1000"\nprotocol = "tls"\nalpn = ["h2"]\nja4 = "t13"'
+        'application = "/x"\nexpect = "block"\nuser = "1000"\nprotocol = "tls"\nalpn = ["h2"]\nja4 = "t13"\n'
+        "time = 2026-01-05T16:00:00"
     )
     test = read_test(table, context)
+    assert test.at_s == policies.NOON_S
     assert (test.user, test.protocol, test.alpn, test.ja4) == ("joe", Protocol.TLS, ("h2",), "t13")
     assert messages(context) == []

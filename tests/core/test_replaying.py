@@ -19,6 +19,7 @@ FLOW = PastFlow(
     process=policies.CURL,
     local=Endpoint.of("10.0.0.1", 40000),
     remote=Endpoint.of("192.0.2.1", 443),
+    at_s=policies.NOON_S,
     protocol=Protocol.TLS,
     is_tls=True,
     name="a.example",
@@ -27,6 +28,7 @@ BYPASSED = Verdict(action=Action.BYPASS, rule="old", reason="then")
 
 flows = st.builds(
     PastFlow,
+    at_s=policies.moments,
     process=st.sampled_from(policies.PROCESSES),
     local=st.just(Endpoint.of("10.0.0.1", 8443)),
     remote=st.builds(

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import trustme
 from engine_world import NAME, Pages, World, blunt_origin, connected, curl, origin, server_context, trusting, world
+from msgspec.structs import replace
 
 from mitmsec.audit.event import BytesSeen, Outcome, SecretsSeen
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw
-from mitmsec.core.model import Upstream
+from mitmsec.core.model import TlsVersion, Upstream
 
 PAST = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=3)
 
@@ -218,6 +219,44 @@ def test_tls12_is_used_only_where_the_client_offers_it(tmp_path: Path, strict: b
             assert end.tls is not None
             assert end.tls.server is not None
             assert end.tls.server.version == "TLSv1.2"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("client_version", "origin_version", "outcome"),
+    [
+        (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3, Outcome.COMPLETED),
+        (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, Outcome.BLOCKED),
+        (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2, Outcome.ORIGIN_REFUSED),
+    ],
+)
+def test_a_rule_that_wants_tls13_gets_it_on_both_legs_or_there_is_no_connection(
+    tmp_path: Path, client_version: ssl.TLSVersion, origin_version: ssl.TLSVersion, outcome: Outcome
+) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        theirs = server_context(ca)
+        theirs.maximum_version = origin_version
+        async with blunt_origin(theirs) as port, world(tmp_path, port, [ca]) as made:
+            made.decision = replace(made.decision, min_tls=TlsVersion.TLS13)
+            client = trusting(tmp_path)
+            client.maximum_version = client_version
+            if outcome is Outcome.COMPLETED:
+                _, writer = await connected(made, client)
+                assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+                writer.close()
+                end = await made.end()
+                assert end.tls is not None
+                assert end.tls.server is not None
+                assert end.tls.server.version == "TLSv1.3"
+                return
+            with pytest.raises(ssl.SSLError, match=r"(?i)alert.*protocol.version"):
+                await connected(made, client)
+            end = await made.end()
+            assert end.outcome == outcome
+            if outcome is Outcome.BLOCKED:
+                assert (end.error, end.tls and end.tls.server) == ("it has no TLS 1.3, the rule's min_tls", None)
 
     asyncio.run(main())
 

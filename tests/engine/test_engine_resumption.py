@@ -11,7 +11,8 @@ import trustme
 from engine_world import Pages, curl, origin, server_context, world
 from test_engine_openssl import Pair, server
 
-from mitmsec.core.model import Endpoint, Upstream
+from mitmsec.core.messages import HandOver, Plaintext
+from mitmsec.core.model import Action, Decision, Endpoint, Revocation, TlsVersion, Transparency, Upstream, UpstreamTrust
 from mitmsec.engine import resumption
 from mitmsec.engine.contexts import OriginContext
 from mitmsec.engine.openssl import TlsSession
@@ -184,3 +185,22 @@ def test_a_certificate_with_a_flaw_is_looked_at_each_time(tmp_path: Path) -> Non
             assert len(made.engine.resumptions) == 0
 
     asyncio.run(main())
+
+
+def test_a_session_is_taken_up_only_under_a_rule_that_asks_the_same() -> None:
+    def place(**said: object) -> Place:
+        decision = Decision(action=Action.DECRYPT, rule="r", reason="", **said)  # type: ignore[arg-type]
+        order = HandOver(
+            flow="f", kind=Plaintext.TLS, name="a.test", origin=ORIGIN, client=ORIGIN, decision=decision, owner="o"
+        )
+        return Place.of(order, sni=True)
+
+    asked = [
+        {},
+        {"trust": UpstreamTrust.PUBLIC},
+        {"revocation": Revocation.HARD},
+        {"sct": Transparency.OFF},
+        {"min_tls": TlsVersion.TLS13},
+    ]
+    assert len({place(**said) for said in asked}) == len(asked)
+    assert place(identity="me").identity == "me"

@@ -139,7 +139,7 @@ def test_the_program_is_known_by_the_address_that_it_sees_as_its_own() -> None:
     about = Account("f")
     client, remote = Endpoint(address="127.0.0.1", port=5), Endpoint(address="192.0.2.1", port=443)
     origin = Origin(remote=remote, pid=8, uid=0, comm="curl", source="192.0.2.9")
-    about.accepted(Accepted(client, client, origin), 1.0)
+    about.accepted(Accepted(client, client, origin, 0.0), 1.0)
     assert (about.client, about.remote) == (Endpoint(address="192.0.2.9", port=5), remote)
 
 
@@ -147,7 +147,7 @@ def test_of_whom_the_kernel_recorded_nothing_nothing_is_said_until_the_superviso
     about = Account("f")
     client, remote = Endpoint(address="192.0.2.9", port=5), Endpoint(address="192.0.2.1", port=443)
     origin = Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
-    about.accepted(Accepted(client, remote, origin), 1.0)
+    about.accepted(Accepted(client, remote, origin, 0.0), 1.0)
     assert (about.client, about.process) == (client, Process(pid=0))
 
 

@@ -102,13 +102,13 @@ def test_a_bypass_that_is_not_owed_to_a_name_needs_no_proof(unproven: UnprovenNa
 # --- whose ------------------------------------------------------------------------------------------------------------
 def test_a_stranger_is_reset_recorded_and_reported() -> None:
     stage = Stage(Action.BYPASS)
-    stage.play >> Accepted(CLIENT, GATE, None) << Report("stranger", detail="from 127.0.0.1:40000")
+    stage.play >> Accepted(CLIENT, GATE, None, 0.0) << Report("stranger", detail="from 127.0.0.1:40000")
     ended(stage.play, Reset(), Outcome.STRANGER, remote=GATE, local=CLIENT, action=Action.BLOCK, rule="gate")
 
 
 def test_an_owner_who_stays_unknown_is_reset_where_failures_close() -> None:
     stage = Stage()
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report("owner_unknown", OnFailure.CLOSED)
     seen = ended(stage.play, Reset(), Outcome.FAULT, error="owner_unknown", action=Action.BLOCK, rule="on_failure")
     assert (seen.process.pid, seen.process.name, seen.process.confidence) == (8, "curl", Confidence.INFERRED)
@@ -116,14 +116,14 @@ def test_an_owner_who_stays_unknown_is_reset_where_failures_close() -> None:
 
 def test_an_owner_who_stays_unknown_is_decided_by_the_kernels_word_where_failures_open() -> None:
     stage = Stage(Action.BYPASS, on_failure=OnFailure.OPEN)
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report("owner_unknown", OnFailure.OPEN) << NEVER << Dial((REMOTE,)) << Peek(1)
     assert stage.play >> OwnerKnown(CURL)  # too late to matter
 
 
 def test_an_unknown_owner_is_bypassed_with_a_fault_where_applications_are_asked_for_and_failures_open() -> None:
     stage = Stage(on_failure=OnFailure.OPEN, application=True)
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     report = Report("owner_unknown", OnFailure.OPEN, "whose it is stayed unknown")
     stage.play >> Deadline() << report << NEVER << Dial((REMOTE,))
     stage.play >> Dialled(REMOTE) << Relay(False)

@@ -155,7 +155,7 @@ def test_an_address_of_which_the_policy_says_something_else_is_not_tried() -> No
     names = Names()
     names.answered("a.test", OTHER, Action.DECRYPT)
     flow = Flow("f", Terms(on_failure=OnFailure.CLOSED), Policy(rules=(rule,)), names, Colleagues())
-    play = Playbook(flow.told) >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    play = Playbook(flow.told) >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     play >> OwnerKnown(CURL) << NEVER << Dial((REMOTE,)) << Peek(1)
     assert play >> FirstBytes(TLS) << NEVER
 
@@ -389,7 +389,7 @@ def test_in_whatever_order_things_happen_there_is_one_record_and_no_dial_before_
     events: list[Any], action: Action, on_failure: OnFailure
 ) -> None:
     stage = Stage(action, host=Action.BLOCK, on_failure=on_failure)
-    commands = list(stage.flow.told(Accepted(CLIENT, GATE, ORIGIN), 0.0))
+    commands = list(stage.flow.told(Accepted(CLIENT, GATE, ORIGIN, 0.0), 0.0))
     dialled = False
     for event in events:
         if isinstance(event, Dialled | ServerSpoke | DialFailed) and not dialled:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 
 import pytest
+from gate_house import CURL as AT_HOUSE
 from gate_house import Server, houses, on_loop
-from gate_stage import CLIENT, GATE, HTTP, NEVER, ORIGIN, REMOTE, SSH, TLS, Stage
+from gate_stage import CLIENT, CURL, GATE, HTTP, NEVER, ORIGIN, REMOTE, SSH, TLS, Stage
 from playbook import Playbook
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
-from mitmsec.core.model import Action, OnFailure
+from mitmsec.config import parse_policy, zone_data
+from mitmsec.core.explain import explain
+from mitmsec.core.model import Action, Endpoint, OnFailure
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.core.sniff import Protocol
+from mitmsec.core.policytest import run_tests
+from mitmsec.core.sniff import Protocol, Sniffed, first_bytes
 from mitmsec.gate.signals import (
     Accepted,
     Ask,
@@ -25,7 +31,9 @@ from mitmsec.gate.signals import (
     Dialled,
     Ending,
     FirstBytes,
+    OwnerKnown,
     Page,
+    Peek,
     Record,
     Relay,
     RelayEnded,
@@ -36,6 +44,13 @@ from mitmsec.gate.signals import (
     Staff,
     WatchServer,
 )
+
+
+async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while await reader.read(1 << 16):
+        pass
+    writer.close()
+
 
 BANNER = b"220 mail.test ESMTP\r\n"
 PART = b"220 mail.test"
@@ -157,9 +172,21 @@ def test_a_decision_to_decrypt_waits_for_what_it_is() -> None:
     assert greeted(other) >> ServerSpoke(BANNER) << NEVER << Relay(False)
 
 
+@pytest.mark.parametrize(("at_s", "is_taken"), [(9.9, True), (10.0, False)])
+def test_a_connection_is_decided_as_of_the_moment_at_which_it_began(at_s: float, is_taken: bool) -> None:
+    timed = Rule(name="old", action=Action.BLOCK, host=("a.test",), expires_s=10)
+    stage = Stage(Action.BYPASS, more=(timed,))
+    play = stage.play >> Accepted(CLIENT, GATE, ORIGIN, at_s) << SetDeadline(2.0) << Ask(ORIGIN) >> OwnerKnown(CURL)
+    if is_taken:
+        play << SetDeadline(0.3) << Peek(1)
+        assert ended(play.later(100.0) >> FirstBytes(TLS)).rule == "old"
+    else:
+        assert play << NEVER << Dial((REMOTE,)) << Peek(1)
+
+
 def test_a_rule_that_asks_for_the_user_is_not_judged_by_the_kernels_number_alone() -> None:
     stage = Stage(Action.BYPASS, on_failure=OnFailure.OPEN, more=(Rule(name="r", action=Action.BLOCK, user=("joe",)),))
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> Deadline() << Report << NEVER << Dial((REMOTE,))
     assert stage.flow.about.decision is not None
     assert stage.flow.about.decision.rule == "on_failure"
@@ -190,3 +217,64 @@ async def test_a_greeting_in_two_segments_is_read_whole_before_it_is_decided() -
             writer.close()
             seen = await house.recorder.connection()
             assert (seen.rule, seen.protocol, seen.action) == ("asks", "smtp", action)
+
+
+WRITTEN = """version = 1
+[defaults]
+action = "bypass"
+[[rule]]
+name = "over"
+protocol = ["tls"]
+expires = 2000-01-01
+action = "block"
+[[rule]]
+name = "never on this day"
+time = ["Mon-Sun 00:00-00:01 UTC", "Mon-Sun 00:01-24:00 UTC"]
+protocol = ["ssh"]
+action = "block"
+[[rule]]
+name = "others"
+application = ["/usr/bin/ssh"]
+user = ["nobody"]
+action = "block"
+[[rule]]
+name = "by its hello"
+alpn = ["h?"]
+ja4 = ["t1*"]
+protocol = ["tls", "ssh"]
+action = "capture"
+owner = "security"
+[[test]]
+application = "/usr/bin/curl"
+alpn = ["h2"]
+ja4 = "t13d"
+expect = "capture"
+rule = "by its hello"
+[[test]]
+application = "/usr/bin/ssh"
+protocol = "ssh"
+expect = "block"
+"""
+
+
+@on_loop
+async def test_what_is_written_is_tested_explained_done_and_recorded_alike() -> None:
+    policy = parse_policy(WRITTEN, file="p.toml", read_list=lambda name: "", zone=zone_data)
+    assert [outcome.passed for outcome in run_tests(policy, time.time())] == [True, True]
+    async with houses() as make, Server(swallow) as origin:
+        for data, rule_name, action in (
+            (TLS, "by its hello", Action.CAPTURE),
+            (SSH, "never on this day", Action.BLOCK),
+            (HTTP, "defaults", Action.BYPASS),
+        ):
+            house = make(policy)
+            house.divert(origin.address)
+            shown = first_bytes(data)
+            assert isinstance(shown, Sniffed)
+            told = explain(policy, AT_HOUSE, Endpoint.of(*origin.address), time.time(), shown.shown)
+            with house.dial() as client:
+                client.send(data)
+                client.shutdown(socket.SHUT_WR)
+                seen = await house.recorder.connection()
+            assert (seen.rule, seen.action) == (told.decision.rule, told.decision.action) == (rule_name, action)
+            assert [tried.owner for tried in told.tried] == ["", "", "", "security"]

@@ -53,20 +53,20 @@ SERVICE = Process(pid=80, exe="/usr/sbin/nginx", name="nginx", confidence=Confid
 PARTNER = Endpoint(address="192.0.2.7", port=50_000)
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
-    policy: Policy, process: Process, service: Endpoint, shown: Shown
+    policy: Policy, process: Process, service: Endpoint, shown: Shown, at_s: float
 ) -> None:
     inward = Inward(policy, PARTNER)
     asked = Endpoint(address=PARTNER.address, port=service.port)
     way = Direction.INBOUND
-    early = policy.at_connect(process, asked, way)
+    early = policy.at_connect(process, asked, at_s, way)
     is_certain = early is not None and early.action is not Action.DECRYPT
-    assert inward.at_connect(process, service) == (early if is_certain else None)
-    said = policy.at_hello(process, asked, shown=shown, direction=way)
+    assert inward.at_connect(process, service, at_s) == (early if is_certain else None)
+    said = policy.at_hello(process, asked, at_s, shown=shown, direction=way)
     keyed = policy.with_key(said, service, shown.name) if shown.protocol is Protocol.TLS else said
-    assert inward.at_hello(process, service, shown=shown) == keyed
-    assert inward.at_silence(process, service) == policy.at_silence(process, asked, way)
+    assert inward.at_hello(process, service, at_s, shown=shown) == keyed
+    assert inward.at_silence(process, service, at_s) == policy.at_silence(process, asked, at_s, way)
     assert inward.with_key(said, service, shown.name) == policy.with_key(said, service, shown.name)
     assert inward.can_judge(process) == policy.can_judge(process, way)
     assert inward.rules == policy.rules
@@ -243,7 +243,7 @@ def flow(on_failure: OnFailure = OnFailure.OPEN) -> tuple[Flow, Playbook, Collea
     health.signing = False
     made = Flow("f", Terms(on_failure=on_failure), Inward(policy, PARTNER), Names(), health)
     made.about.direction = Direction.INBOUND
-    play = Playbook(made.told) >> Accepted(PARTNER, HERE, Origin(remote=HERE, pid=80, uid=0, comm="nginx"))
+    play = Playbook(made.told) >> Accepted(PARTNER, HERE, Origin(remote=HERE, pid=80, uid=0, comm="nginx"), 0.0)
     play << SetDeadline << Ask
     play >> OwnerKnown(SERVICE) << SetDeadline(0.3) << Peek(1)
     return made, play, health

@@ -63,7 +63,7 @@ class Authority:
 @on_loop
 async def test_an_error_of_our_own_costs_one_flow_and_no_other() -> None:
     class Broken(Policy, frozen=True):
-        def at_connect(self, process: Any, remote: Any) -> Any:
+        def at_connect(self, process: Any, remote: Any, at_s: float) -> Any:
             raise KeyError("a bug")
 
     async with houses() as make, Server(echo) as origin:
@@ -81,10 +81,10 @@ async def test_an_error_of_our_own_costs_one_flow_and_no_other() -> None:
 @on_loop
 async def test_an_error_while_an_error_is_handled_ends_the_flow_and_nothing_else() -> None:
     class Broken(Policy, frozen=True):
-        def at_connect(self, process: Any, remote: Any) -> Any:
+        def at_connect(self, process: Any, remote: Any, at_s: float) -> Any:
             raise KeyError("a bug")
 
-        def at_hello(self, process: Any, remote: Any, **more: Any) -> Any:
+        def at_hello(self, process: Any, remote: Any, at_s: float, **more: Any) -> Any:
             raise KeyError("another")
 
     async with houses() as make:

@@ -41,7 +41,7 @@ from mitmsec.gate.terms import Terms
 # --- not selected -----------------------------------------------------------------------------------------------------
 def unselected(stage: Stage) -> None:
     """Up to the moment where it is known that its program is nobody's business."""
-    stage.play >> Accepted(CLIENT, GATE, ORIGIN) << SetDeadline(2.0) << Ask(ORIGIN)
+    stage.play >> Accepted(CLIENT, GATE, ORIGIN, 0.0) << SetDeadline(2.0) << Ask(ORIGIN)
     stage.play >> OwnerKnown(CURL, selected=False) << NEVER << Dial((REMOTE,))
 
 

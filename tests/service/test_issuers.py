@@ -26,6 +26,7 @@ class Broker:
     """The other end: remembers, and answers `statuses` unless that is None."""
 
     def __init__(self, mode: Revocation = Revocation.SOFT) -> None:
+        self.mode = mode
         ours, theirs = pair()
         loop = asyncio.get_running_loop()
         self.channel = Channel(theirs, [RevocationQuestion])
@@ -33,7 +34,7 @@ class Broker:
         self.questions: list[RevocationQuestion] = []
         self.statuses: tuple[Status, ...] | None = (self.good(),)
         self.ahead_s = 0.0
-        self.issuers = Issuers(ours, mode, loop, clock_s=lambda: time.time() + self.ahead_s)
+        self.issuers = Issuers(ours, loop, clock_s=lambda: time.time() + self.ahead_s)
 
     @staticmethod
     def good() -> Status:
@@ -46,7 +47,7 @@ class Broker:
             self.channel.send(RevocationAnswer(number=question.number, statuses=self.statuses))
 
     async def ask(self, chain: tuple[bytes, ...] = CHAIN) -> tuple[Status, ...]:
-        return await self.issuers.ask(chain)
+        return await self.issuers.ask(chain, self.mode)
 
 
 def test_an_answer_is_used_until_it_is_old() -> None:

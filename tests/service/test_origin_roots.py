@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from badssl_certificates import root
 
-from mitmsec.core.model import UpstreamTrust
-from mitmsec.core.policy import Policy
+from mitmsec.core.model import Action, UpstreamTrust
+from mitmsec.core.policy import Policy, Rule
 from mitmsec.service import origin_roots as module
 from mitmsec.service.origin_roots import doubt, origin_roots
 from mitmsec.service.run import CannotRun
 from mitmsec_certs import public_roots
 from mitmsec_certs.bundle import Bundle, certificates_in
-from mitmsec_certs.public_roots import marks_in
+from mitmsec_certs.public_roots import marks_in, named_in
 
 PUBLIC, INSTALLED, NAMED = root("public"), root("installed"), root("named by the policy")
 BUNDLE = Bundle(roots=(INSTALLED.der, PUBLIC.der), sources=("a file",))
@@ -57,3 +57,17 @@ def test_a_machine_that_cannot_tell_refuses_to_guess(vendor: Path) -> None:
     assert doubt(ONLY_PUBLIC) == [module.NO_LIST]
     assert doubt(ALL) == []
     assert certificates_in(origin_roots(BUNDLE, ALL, [])) == (INSTALLED.der, PUBLIC.der)
+
+
+def test_rules_that_differ_in_it_have_a_worker_know_which_root_is_whose(vendor: Path) -> None:
+    strict = Rule(name="r", action=Action.DECRYPT, upstream_trust=UpstreamTrust.PUBLIC)
+    lax = Rule(name="r", action=Action.DECRYPT, upstream_trust=UpstreamTrust.SYSTEM)
+    for policy in (Policy(rules=(strict,)), Policy(rules=(lax,), upstream_trust=UpstreamTrust.PUBLIC)):
+        pem = origin_roots(BUNDLE, policy, [NAMED.der])
+        assert certificates_in(pem) == (INSTALLED.der, PUBLIC.der, NAMED.der)
+        assert marks_in(pem) == {hashlib.sha256(PUBLIC.der).hexdigest()}
+        assert named_in(pem) == {hashlib.sha256(NAMED.der).hexdigest()}
+    (vendor / "public.crt").unlink()
+    assert doubt(Policy(rules=(strict,))) == [module.NO_LIST]
+    with pytest.raises(CannotRun):
+        origin_roots(BUNDLE, Policy(rules=(strict,)), [])

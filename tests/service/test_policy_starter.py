@@ -14,7 +14,7 @@ def test_it_is_valid_says_what_the_defaults_are_and_its_tests_pass() -> None:
     policy = parse_policy(STARTER, file="p.toml", read_list=lambda name: "")
     assert (policy.action, policy.inspect) == (Action.DECRYPT, ("keywords",))
     assert [rule.on_finding for rule in policy.rules] == [OnFinding.ALERT, OnFinding.ALERT, OnFinding.BLOCK]
-    outcomes = run_tests(policy)
+    outcomes = run_tests(policy, 0.0)
     assert len(outcomes) == 3
     assert all(outcome.passed for outcome in outcomes)
 
