@@ -5,7 +5,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+
+import msgspec
 
 from mitmsec.core.learning import read_learned_bypass, read_on_request
 from mitmsec.core.model import Action, Direction, OnFinding
@@ -27,19 +28,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})")
 
 
-@dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct):
     """What the sections need to know of each other and of the outside."""
 
     notes: Notes
     read_list: Callable[[str], str]
     inspectors: Collection[str]
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
-    applications: dict[str, int] = field(default_factory=dict)  # name → line
-    rules: dict[str, int] = field(default_factory=dict)
-    identities: dict[str, int] = field(default_factory=dict)
-    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each list file held
+    applications: dict[str, int] = msgspec.field(default_factory=dict)  # name → line
+    rules: dict[str, int] = msgspec.field(default_factory=dict)
+    identities: dict[str, int] = msgspec.field(default_factory=dict)
+    words: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)  # what each list file held
 
     def text_of(self, table: Table, file: str, *key: str | int) -> str | None:
         """What a file that the policy names holds; None, and an error at `key`, if it can't be read."""

@@ -12,12 +12,11 @@ TLS 1.3 only, where a resumed session has a secret of its own.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from OpenSSL import SSL
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 from mitmsec.engine.openssl import TlsSession, size_bytes
 
 KEEP_S = 3600.0
@@ -36,8 +35,7 @@ class Place(NamedTuple):
     identity: str = ""  # whom the origin was shown the certificate of, if it asked
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(Value, frozen=True):
     session: SSL.Session
     until_s: float
 

@@ -10,10 +10,9 @@ names somebody else's host must not be taken there.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.rules import Rule
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Decides
@@ -44,8 +43,7 @@ class Ways(Protocol):
         """Raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inward:
+class Inward(Value, frozen=True):
     """A policy as one connection that comes in asks it (mitmsec.gate.terms.Decides)."""
 
     policy: Decides

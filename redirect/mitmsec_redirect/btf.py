@@ -12,10 +12,11 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from struct import Struct
+
+from mitmsec.core.model import Value
 
 _HEADER = Struct("=HBBIIIII")  # magic, version, flags, header length, types offset, length, strings offset, length
 MAGIC = 0xEB9F
@@ -67,16 +68,14 @@ class NoSuchMember(LookupError):
     """The types are well-formed, and have no single answer to the question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value, frozen=True):
     """Where a member lies from the start of the struct that was asked about, in bytes."""
 
     offset: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(Value, frozen=True):
     """One entry of a struct or union, in bits from the start of the outermost."""
 
     bit: int

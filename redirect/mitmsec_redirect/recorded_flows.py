@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
-from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport
+import msgspec
+
+from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport, Value
 from mitmsec_redirect.headings import FIN, RST, Heading, Unread, read
 from mitmsec_redirect.pcapng_blocks import CapturedName, CapturedPacket, CapturedProcess
 
@@ -31,8 +32,7 @@ _FOUND_BY = re.compile(r"(.*) \((kernel|table|inferred|unknown)\)")
 _PID = re.compile(r"\d{1,10}")
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedFlow:
+class RecordedFlow(Value, frozen=True):
     """One connection, or one conversation over UDP, as a capture tells it."""
 
     transport: Transport
@@ -49,8 +49,7 @@ class RecordedFlow:
     said: Mapping[str, str]  # other lines of the comments, e.g. flow, action, rule, outcome
 
 
-@dataclass(slots=True)
-class _Flow:
+class _Flow(msgspec.Struct):
     heading: Heading  # of the first packet, so seen that its source is local
     outbound: bool
     host: str | None
@@ -60,7 +59,7 @@ class _Flow:
     sent_bytes: int = 0
     received_bytes: int = 0
     closing: int = 0  # FIN and RST so far
-    said: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = msgspec.field(default_factory=dict)
 
     def finished(self) -> RecordedFlow:
         return RecordedFlow(
