@@ -16,6 +16,8 @@ from mitmsec.service.importing import imported
 from mitmsec.service.stdout import Unwritable, told_apart
 
 EXIT_MACHINE, EXIT_FAULT = 3, 125
+FULL = (errno.ENOSPC, errno.EDQUOT)
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_NO_READER = 128 + signal.SIGPIPE if hasattr(signal, "SIGPIPE") else EXIT_MACHINE
 
 COMMANDS = {
@@ -50,13 +52,19 @@ class Commands(Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """As click does, but a socket of ours that breaks is not taken for a reader that has gone."""
+        """As click does, but a socket of ours that breaks is no reader that has gone, and Ctrl-C no answer."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted from None
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise Broken(str(error)) from error
             raise
+
+
+class Interrupted(Exception):
+    """By Ctrl-C, while something was done."""
 
 
 class Broken(Exception):
@@ -83,10 +91,15 @@ def main() -> None:
         if error.reader_has_gone:
             sys.exit(EXIT_NO_READER)
         _end(f"mitmsec: {error}\n  what was written is not complete: make room, or send it elsewhere", EXIT_MACHINE)
+    except Interrupted:
+        _end("mitmsec: interrupted", EXIT_INTERRUPTED)
     except Exception as error:
         if debug:
             traceback.print_exc()
             sys.exit(EXIT_FAULT)
+        if isinstance(error, OSError) and error.errno in FULL:
+            file = f": {error.filename}" if error.filename else ""
+            _end(f"mitmsec: {error.strerror}{file}\n  make room, then order it once more", EXIT_MACHINE)
         _end(f"mitmsec: {error}\n  this is a fault of mitmsec; --debug shows where", EXIT_FAULT)
 
 

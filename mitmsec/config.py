@@ -7,6 +7,7 @@ text ─ tomllib ─► tables ─ policyfile ─► values ─ contradiction �
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -37,8 +38,8 @@ from mitmsec.core.policyfile import (
     read_inspect,
     read_inspectors,
     read_rule,
-    read_test,
 )
+from mitmsec.core.policytest_section import read_test
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
@@ -100,8 +101,19 @@ def load_policy_and_text(
         unusable=unusable,
         no_roots=no_roots,
         pair=pair,
+        user_name=named_user,
     )
     return policy, text
+
+
+def named_user(user: str) -> str:
+    """What a program of this user is told to run as: the name; of a number that nobody here has, the number."""
+    if user.isascii() and user.isdecimal():
+        with contextlib.suppress(ImportError, KeyError, OverflowError):  # who is known is only known on Unix
+            import pwd
+
+            return pwd.getpwuid(int(user)).pw_name
+    return user
 
 
 def _text(path: Path) -> str:
@@ -147,6 +159,7 @@ def parse_policy(
     unusable: Unusable = nothing_unusable,
     no_roots: NoRoots = no_certificate,
     pair: ReadPair = unread_pair,
+    user_name: Callable[[str], str] = str,
 ) -> Policy:
     """The policy that `text` is. Raises PolicyErrors with all errors.
 
@@ -154,12 +167,12 @@ def parse_policy(
     (relative to the policy file); what it raises as OSError or ValueError becomes an error of the policy.
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
     `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in,
-    and with it `pair`, which reads the files of an `[[inbound]]`.
+    and with it `pair`, which reads the files of an `[[inbound]]`. `user_name` turns a user's number into the name.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
     document = _document(text, file)
     notes = Notes(file, index(text))
-    context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable)
+    context = Context(notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable, user_name=user_name)
     policy = _policy(Table(document, (), notes), context, no_roots, pair)
     if notes.errors:
         raise PolicyErrors(tuple(sorted(notes.errors, key=lambda error: (error.file != file, error))))

@@ -56,7 +56,7 @@ class Colleagues:
 
 
 class Stage:
-    """A flow on which a play is played, under a policy whose one rule is about the host a.test, or none."""
+    """A flow on which a play is played, under a policy whose one rule is about the host a.test, or none, or `more`."""
 
     def __init__(
         self,
@@ -70,11 +70,13 @@ class Stage:
         upstream: Upstream = Upstream.MIRROR,
         unproven_name: UnprovenName = UnprovenName.ALLOW,
         learned: Learned | None = None,
+        more: tuple[Rule, ...] = (),
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
         if application:
             rules = (*rules, Rule(name="app", application=("curl",), action=Action.BLOCK))
+        rules = (*rules, *more)
         self.names, self.health = Names(), Colleagues()
         self.terms = Terms(on_failure=on_failure, capture=capture)
         self.flow = Flow(

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Application, Policy, Rule
+from mitmsec.core.sniff import WITH_NAME, Protocol, Shown
 
 FIREFOX = Process(pid=7, exe="/usr/lib/firefox/firefox", name="firefox", user="joe", sha256="ab" * 32)
 CURL = Process(pid=8, exe="/usr/bin/curl", name="curl", user="root")
@@ -46,6 +47,10 @@ rules = st.builds(
     host=some(patterns),
     port=some(ranges),
     address=some(st.sampled_from(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"])),
+    user=st.one_of(st.just(()), some(st.sampled_from(["root", "joe", "1000"]))),
+    protocol=st.one_of(st.just(()), some(st.sampled_from(Protocol))),
+    alpn=st.one_of(st.just(()), some(st.sampled_from(["h2", "http/*", "?2"]))),
+    ja4=st.one_of(st.just(()), some(st.sampled_from(["t13d*", "t12d_x", "*_x"]))),
 )
 
 
@@ -61,3 +66,14 @@ policies = st.lists(rules, max_size=6).map(numbered)
 processes = st.sampled_from((*PROCESSES, NGINX, BOXED, OTHER_CURL))
 endpoints = st.builds(Endpoint, address=st.sampled_from(ADDRESSES), port=st.sampled_from(PORTS))
 names = st.one_of(st.none(), st.sampled_from(NAMES))
+_hellos = st.builds(
+    Shown,
+    protocol=st.just(Protocol.TLS),
+    name=names,
+    alpn=st.sampled_from([(), ("h2",), ("h2", "http/1.1"), ("x",)]),
+    ja4=st.sampled_from(["t13d_x", "t12d_x", "t13i_y"]),
+)
+_named = st.builds(Shown, protocol=st.sampled_from(sorted(WITH_NAME - {Protocol.TLS})), name=names)
+_others = st.builds(Shown, protocol=st.sampled_from(sorted(set(Protocol) - WITH_NAME)))
+shows = st.one_of(_hellos, _named, _others)
+"""All that can be shown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,49 @@ def test_a_fault_of_ours_is_one_line_unless_debug(tmp_path: Path, option: list[s
     assert done.returncode != 0
     assert ("Traceback" in done.stderr) <= traced
     assert done.stderr.startswith("mitmsec: ") or traced
+
+
+def test_ctrl_c_is_no_answer_of_a_command_but_a_status_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor_command, "_table", interrupted)
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "mitmsec: interrupted\n"
+
+
+def test_a_full_disk_is_the_machines_fault_wherever_it_is_met(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def is_full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/var/lib/mitmsec/trust")
+
+    monkeypatch.setattr(doctor_command, "_table", is_full)
+    monkeypatch.setattr(sys, "argv", ["mitmsec", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "No space left on device: /var/lib/mitmsec/trust\n  make room" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_we_are_loaded_is_no_traceback() -> None:
+    code = """
+import os, signal, sys
+from mitmsec.__main__ import main
+class Interrupting:
+    def find_spec(self, name, *rest):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 MITMSEC = [sys.executable, "-m", "mitmsec"]
@@ -144,8 +188,8 @@ def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) 
     ("words", "says"),
     [
         (["audit", "lst"], "there is no command 'lst'; did you mean 'list'?"),
-        (["audit", "export"], "there is no command 'export'; there are list, show, stats, verify"),
-        (["policy", "xyzzy"], "there are check, explain, init, test"),
+        (["audit", "export"], "there is no command 'export'; there are explain, list, show, stats, verify"),
+        (["policy", "xyzzy"], "there are check, explain, init, replay, test"),
     ],
 )
 def test_a_misspelt_command_of_a_group_is_answered_too(words: list[str], says: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec import config
-from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, parse_policy
+from mitmsec.config import ConfigError, PolicyErrors, load_policy, load_policy_and_text, named_user, parse_policy
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.model import (
     Action,
@@ -334,3 +334,13 @@ def test_what_an_origin_must_prove_is_one_of_few_words(key: str, known: str) -> 
     (error,) = broken(f'version = 1\n[defaults]\n{key} = "strict"\n')
     assert (error.line, error.key) == (3, f"defaults.{key}")
     assert all(word in error.message for word in known.split(", "))
+
+
+def test_the_number_of_a_user_stands_for_the_name() -> None:
+    text = (
+        'version = 1\n[[application]]\nname = "a"\nuser = ["0"]\n[[rule]]\nname = "r"\naction = "block"\n'
+        'user = ["0", "root", "nobody-here", "4294967294"]\n'
+    )
+    policy = parse_policy(text, file="p.toml", read_list=lambda name: "", user_name=named_user)
+    assert policy.applications[0].user == ("root",)
+    assert policy.rules[0].user == ("root", "nobody-here", "4294967294")

@@ -32,6 +32,10 @@ TESTED_ELSEWHERE = {
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
+    "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_packets.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
+    "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
@@ -42,7 +46,10 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/divert_messages.py": "types only; tests/service/test_divert_backend.py sends them",
     "mitmsec/service/diverter.py": "composition root; tests/service/test_divert_backend.py and tests/end_to_end",
     "mitmsec/service/__main__.py": "tests/service/test_importing.py, and every process of ours",
+    "mitmsec/service/explained.py": "tests/service/test_policy_commands.py and test_audit_explain_command.py read it",
+    "mitmsec/service/log_reading.py": "tests/service/test_audit_commands.py reads a log by it",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
+    "mitmsec/service/replay_sources.py": "tests/service/test_replay_command.py takes flows from them",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
@@ -201,11 +208,14 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
     assert_none("commands", flaws)
 
 
+READERS = ("core/policyfile", "core/policytest_section", "core/inbound_section", "config")
+
+
 def policy_keys() -> set[str]:
     """The keys that the policy's reader asks its tables for."""
     readers = {"choice", "flag", "items", "raw", "table", "tables", "text", "texts"}
     keys = set()
-    for path in (ROOT / f"mitmsec/{name}.py" for name in ("core/policyfile", "core/inbound_section", "config")):
+    for path in (ROOT / f"mitmsec/{name}.py" for name in READERS):
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
                 case ast.Call(func=ast.Attribute(attr=attr), args=[ast.Constant(value=str(key)), *_]) if (

@@ -43,6 +43,7 @@ class CaFacts(Value, frozen=True):
     next: CaFacts | None = None
     trusted: tuple[str, ...] = ()
     is_sealed: bool = False
+    asks: bool = False  # a request was made, and waits for its answer
     token: str = ""  # the PKCS #11 URI of the issuing key, where that is in a token
 
 
@@ -54,7 +55,9 @@ def facts(folder: Path, now_s: int) -> CaFacts | None:
     trusted = tuple(_sha256(root) for root in succession.trusted(folder, now_s))
     waiting = _facts(ca_folder.certificates(following)) if ca_folder.is_complete(following) else None
     found = _facts(ca_folder.certificates(folder), trusted, waiting)
-    return msgspec.structs.replace(found, is_sealed=(folder / SEAL).exists() and not _is_in_clear(folder))
+    asks = waiting is None and (following / KEY).exists()
+    is_sealed = (folder / SEAL).exists() and not _is_in_clear(folder)
+    return msgspec.structs.replace(found, is_sealed=is_sealed, asks=asks)
 
 
 def _is_in_clear(folder: Path) -> bool:

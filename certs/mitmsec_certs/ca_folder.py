@@ -108,8 +108,8 @@ def _list(path: Path) -> x509.CertificateRevocationList | None:
 def _chain(path: Path) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(content(path))
-    except (ValueError, x509.InvalidVersion) as error:
-        raise refused(path, f"not a certificate ({error})") from None
+    except (ValueError, x509.InvalidVersion):
+        raise refused(path, "not a certificate") from None
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

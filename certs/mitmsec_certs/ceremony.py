@@ -200,6 +200,8 @@ def in_child(
             _limit()
             with open(theirs, "wb") as answer:
                 status = _answered(answer.write, work)
+        except KeyboardInterrupt:
+            pass  # whoever has begun us is told of it, too
         except BaseException:
             traceback.print_exc()
         finally:
@@ -210,12 +212,15 @@ def in_child(
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status == _FAILED:
         raise CeremonyFailed(parts[0].decode())
+    if status == _BROKEN:
+        number, words, file = (part.decode() for part in parts)
+        raise OSError(int(number), words, file or None)
     if status != 0:
         raise OSError("the process that makes the root key failed")
     return parts
 
 
-_FAILED = 3
+_FAILED, _BROKEN = 3, 4
 
 
 def _answered(write: Callable[[bytes], object], work: Callable[[], list[bytes]]) -> int:
@@ -224,6 +229,9 @@ def _answered(write: Callable[[bytes], object], work: Callable[[], list[bytes]])
         parts, status = work(), 0
     except (CeremonyFailed, KeystoreRefused) as error:
         parts, status = [str(error).encode()], _FAILED
+    except OSError as error:
+        told = (error.errno or 0, error.strerror or error, error.filename or "")
+        parts, status = [str(each).encode() for each in told], _BROKEN
     for part in parts:
         write(len(part).to_bytes(4) + part)
     return status

@@ -11,8 +11,9 @@ One name is permitted always, for the leaf that mirrors an origin's wrong name h
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 from mitmsec.core.model import Value
 from mitmsec.core.names import is_address, written_name
@@ -20,11 +21,17 @@ from mitmsec.core.names import is_address, written_name
 WRONG_NAME = "wrong-name.mitmsec.invalid"
 EVERY_ADDRESS = ("0.0.0.0/0", "::/0")
 
+_WANTED = "a name (corp.example) or a network (10.0.0.0/8) is wanted"
+
 type Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class BadConstraint(ValueError):
-    """What was written is neither a host name nor a network; the text says what to write."""
+    """What was written cannot be meant so; each flaw says which and what to write."""
+
+    def __init__(self, flaws: Sequence[str]) -> None:
+        super().__init__("; ".join(flaws))
+        self.flaws = tuple(flaws)
 
 
 class Constraints(Value, frozen=True):
@@ -69,41 +76,69 @@ UNCONSTRAINED = Constraints()
 
 
 def written(permit: Iterable[str], exclude: Iterable[str]) -> Constraints:
-    """What a person wrote. Raises BadConstraint."""
-    permitted_names, permitted_networks = _sorted(permit)
-    excluded_names, excluded_networks = _sorted(exclude)
-    return Constraints(
+    """What a person wrote. Raises BadConstraint, with all that is wrong."""
+    flaws: list[str] = []
+    permitted_names, permitted_networks = _sorted(permit, flaws)
+    excluded_names, excluded_networks = _sorted(exclude, flaws)
+    found = Constraints(
         permitted_names=permitted_names,
         permitted_networks=permitted_networks,
         excluded_names=excluded_names,
         excluded_networks=excluded_networks,
     )
+    flaws += _taken_back(found)
+    if flaws:
+        raise BadConstraint(flaws)
+    return found
 
 
-def _sorted(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _taken_back(said: Constraints) -> Iterator[str]:
+    """What is permitted, and then excluded to the last."""
+    for name in said.permitted_names:
+        if any(_covers(base, name) for base in said.excluded_names):
+            yield f'"{name}" is permitted, and all of it is excluded'
+    for network in said.permitted_networks:
+        if any(_lies_in(network, base) for base in said.excluded_networks):
+            yield f'"{network}" is permitted, and all of it is excluded'
+
+
+def _lies_in(network: str, base: str) -> bool:
+    inner, outer = ipaddress.ip_network(network), ipaddress.ip_network(base)
+    return inner.version == outer.version and inner[0] in outer and inner[-1] in outer
+
+
+def _sorted(words: Iterable[str], flaws: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names and networks; what is neither is added to `flaws`."""
     names: list[str] = []
     networks: list[str] = []
     for word in words:
-        network = _network(word)
-        if network is not None:
-            networks.append(str(network))
-            continue
-        if "*" in word:
-            raise BadConstraint(f'"{word}": write the name alone; it stands for all below it too')
         try:
-            names.append(written_name(word))
+            if "/" in word or is_address(word):
+                networks.append(str(_network(word)))
+            else:
+                names.append(_name(word))
         except ValueError as error:
-            raise BadConstraint(f"{error}; a name (corp.example) or a network (10.0.0.0/8) is wanted") from None
+            flaws.append(str(error))
     return tuple(dict.fromkeys(names)), tuple(dict.fromkeys(networks))
 
 
-def _network(word: str) -> Network | None:
-    if "/" not in word and not is_address(word):
-        return None
+def _name(word: str) -> str:
+    if "*" in word:
+        raise ValueError(f'"{word}": write the name alone; it stands for all below it too')
     try:
-        return ipaddress.ip_network(word.strip("[]"))
+        return written_name(word)
     except ValueError as error:
-        raise BadConstraint(f'"{word}" is no network: {error}') from None
+        raise ValueError(f"{error}; {_WANTED}") from None
+
+
+def _network(word: str) -> Network:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_network(word.strip("[]"))
+    try:
+        whole = ipaddress.ip_network(word.strip("[]"), strict=False)
+    except ValueError:
+        raise ValueError(f'"{word}" is no network; {_WANTED}') from None
+    raise ValueError(f'"{word}" is no network; "{whole}" is the one that this address lies in')
 
 
 def _among(address: str, networks: tuple[str, ...], otherwise: bool) -> bool:

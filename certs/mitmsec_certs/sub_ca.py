@@ -9,6 +9,8 @@ Every reason is told at once, in words that can be sent to whoever runs the ente
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 from cryptography import x509
@@ -59,7 +61,7 @@ def sub_ca(brought: Sequence[x509.Certificate], public_key: bytes, known: Iterab
     candidates = [one for one in brought if _spki(one) == public_key]
     issuing = max(candidates, key=lambda one: one.not_valid_after_utc, default=None)
     if issuing is None:
-        raise Unsuitable(["none of the certificates belongs to the key"])
+        raise Unsuitable(["none of the certificates belongs to the key" if brought else "no certificate was brought"])
     if issuing.subject == issuing.issuer:
         raise Unsuitable(["it is a root itself: what stays online has to be a CA below it"])
     above, root = _line(issuing, brought, known)
@@ -83,7 +85,7 @@ def _line(
     while True:
         issuer = _issuer(below, brought) or _issuer(below, _readable(known))
         if issuer is None:
-            raise Unsuitable([f"{_named(below)} is signed by {below.issuer.rfc4514_string()}, which was not brought"])
+            raise Unsuitable([_unfound(below, brought)])
         if issuer.subject == issuer.issuer:
             return above, issuer
         if issuer in (issuing, *above):
@@ -103,8 +105,17 @@ def _issuer(below: x509.Certificate, among: Iterable[x509.Certificate]) -> x509.
     return None
 
 
+def _unfound(below: x509.Certificate, brought: Sequence[x509.Certificate]) -> str:
+    what = f"{_named(below)} is signed by {below.issuer.rfc4514_string()}, which was not brought"
+    if any(one.subject == below.issuer for one in brought):
+        return f"{what}: the one of that name that was brought has another key"
+    return what
+
+
 def _signed(below: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
+        if isinstance(below.signature_hash_algorithm, hashes.SHA1 | hashes.MD5):
+            return True  # cryptography verifies these no more, and it is refused for them
         below.verify_directly_issued_by(issuer)
     except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
         return False
@@ -113,12 +124,16 @@ def _signed(below: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 def _readable(known: Iterable[bytes]) -> Iterator[x509.Certificate]:
     for der in known:
-        try:
-            one = x509.load_der_x509_certificate(der)
-            if one.subject == one.issuer:
-                yield one
-        except (ValueError, x509.InvalidVersion):
-            continue
+        one = _read(der)
+        if one is not None and one.subject == one.issuer:
+            yield one
+
+
+def _read(der: bytes) -> x509.Certificate | None:
+    with contextlib.suppress(ValueError, x509.InvalidVersion), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about oddities that old roots have
+        return x509.load_der_x509_certificate(der)
+    return None
 
 
 # --- what each has to be ----------------------------------------------------------------------------------------------

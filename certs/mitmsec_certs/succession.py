@@ -96,7 +96,7 @@ def request(
 def prepared(folder: Path, *, secret: bytes | None = None) -> bytes:
     """The public half (SPKI, DER) of the key that waits for its certificates. Raises KeystoreRefused."""
     if ca_folder.is_complete(folder / NEXT) or not (folder / NEXT / KEY).exists():
-        raise KeystoreRefused("no request waits for an answer: bring the key too, or ask with `ca init --csr`")
+        raise KeystoreRefused("no request waits for an answer")
     return spki_of(private_key(folder / NEXT / KEY, secret).public_key())
 
 

@@ -158,6 +158,8 @@ def _connection(seen: ConnectionSeen) -> Fields:
         key: plain[key]
         for key in ("direction", "protocol", "action", "rule", "reason", "duration_ms", "tls", "outcome")
     }
+    if seen.policy:
+        fields["policy"] = seen.policy
     fields["process"] = _process(seen.process)
     fields["connection"] = seen.flow
     fields["local"] = {"address": seen.local.address, "port": seen.local.port}

@@ -96,6 +96,7 @@ class ConnectionSeen(Seen, frozen=True):
     datagrams_sent: int | None = None  # of UDP flows; None: not counted
     datagrams_received: int | None = None
     session: str = ""  # from the supervisor; a gate's is that of its channel
+    policy: str = ""  # the version that was in force when it began: mitmsec.core.policy.Policy.fingerprint
 
 
 class BytesSeen(Seen, frozen=True):
@@ -155,7 +156,8 @@ class CertificateSeen(Seen, frozen=True):
 class PolicySeen(Seen, frozen=True):
     session: str
     path: str
-    sha256: str
+    sha256: str  # of the file's text
+    policy: str  # SHA-256 of all that decides, lists and roots too: as connections name it
     rules: int
     on_failure: str
     certificates: tuple[str, ...] = ()  # SHA-256, hex, of those of its services; their keys are on no record

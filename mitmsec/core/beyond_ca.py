@@ -31,17 +31,18 @@ def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[
 def _of_rule(rule: Rule, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
     if not rule.host:
         return f'rule "{rule.name}" decrypts whatever name a client asks for, which may be one that {_OUTCOME}'
-    beyond = [pattern for pattern in rule.host if not _is_allowed(pattern, allows, excluded)]
+    beyond = [part for pattern in rule.host if (part := _beyond(pattern, allows, excluded)) is not None]
     if not beyond:
         return None
     more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
     return f'rule "{rule.name}" decrypts {", ".join(beyond[:_SHOWN])}{more}, which {_OUTCOME}'
 
 
-def _is_allowed(pattern: str, allows: Callable[[str], bool], excluded: Sequence[str]) -> bool:
-    """Whether all that `pattern` stands for is: a name that stands for no other, and one for all below it."""
+def _beyond(pattern: str, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
+    """What is not allowed of a pattern, which is a name that stands for no other, or one for all below it."""
     base = pattern.removeprefix("*").removeprefix(".")
-    if base == pattern:
-        return allows(pattern)
-    probe = base if pattern.startswith(".") else f"any.{base}"
-    return allows(probe) and not any(name.removeprefix(".").endswith(f".{base}") for name in excluded)
+    probe = f"any.{base}" if pattern.startswith("*") else base
+    if not allows(probe):
+        return pattern
+    is_cut = base != pattern and any(name.removeprefix(".").endswith(f".{base}") for name in excluded)
+    return f"{pattern} (some names below it)" if is_cut else None

@@ -15,7 +15,9 @@ from mitmsec.core.selector import (
     networks_cover,
     path_covers,
     ports_cover,
+    text_covers,
 )
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
 
 OUTBOUND = ("learned_bypass", "on_certificate_request", "client_certificate")
 
@@ -40,6 +42,8 @@ def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
 def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
     """Settings of one rule that exclude each other."""
     for number, rule in enumerate(policy.rules):
+        if (why := _impossible_protocol(rule)) is not None:
+            yield Contradiction(rule=number, key="protocol", message=why)
         if rule.action is not Action.DECRYPT:
             if rule.inspect:
                 why = f'action "{rule.action.value}" shows no content to inspect; it needs "decrypt"'
@@ -55,6 +59,15 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
                 if getattr(rule, key) is not None:
                     why = 'is for rules with action "decrypt", about connections that go out'
                     yield Contradiction(rule=number, key=key, message=why)
+
+
+def _impossible_protocol(rule: Rule) -> str | None:
+    """Why nothing that the rule's protocols can be shows what its other conditions ask."""
+    if rule.protocol and (rule.alpn or rule.ja4) and WITH_HELLO.isdisjoint(rule.protocol):
+        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
+    if rule.protocol and rule.host and WITH_NAME.isdisjoint(rule.protocol):
+        return f"none of these shows a name, which host asks for; that do {', '.join(sorted(WITH_NAME))}"
+    return None
 
 
 def without_key(policy: Policy) -> Iterator[Contradiction]:
@@ -126,6 +139,8 @@ class _Earlier:
 def _covers(wide: Rule, narrow: Rule) -> bool:
     return (
         wide.direction is narrow.direction
+        and _covers_what_is_shown(wide, narrow)
+        and _covers_words(wide.user, narrow.user)
         and _covers_ports(wide, narrow)
         and _covers_addresses(wide, narrow)
         and _covers_applications(wide, narrow)
@@ -137,6 +152,32 @@ def _covers_applications(wide: Rule, narrow: Rule) -> bool:
     if not wide.application or not narrow.application:
         return not wide.application
     return all(any(_covers_entry(other, entry) for other in wide.application) for entry in narrow.application)
+
+
+def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
+    return not wide or (bool(narrow) and set(narrow) <= set(wide))
+
+
+def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:
+    return (
+        (not wide.protocol or _protocols(narrow) <= set(wide.protocol))
+        and _covers_globs(wide.alpn, narrow.alpn)
+        and _covers_globs(wide.ja4, narrow.ja4)
+    )
+
+
+def _protocols(rule: Rule) -> set[Protocol]:
+    """All that a connection can be which the rule takes."""
+    possible = set(rule.protocol or Protocol)
+    if rule.host:
+        possible &= WITH_NAME
+    return possible & WITH_HELLO if rule.alpn or rule.ja4 else possible
+
+
+def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:
+    if not wide or not narrow:
+        return not wide
+    return all(any(text_covers(other, glob) for other in wide) for glob in narrow)
 
 
 def _covers_entry(wide: str, narrow: str) -> bool:

@@ -11,14 +11,24 @@ from collections.abc import Iterator
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, host_text, port_text
 from mitmsec.core.policytest import called
-from mitmsec.core.selector import NO_PID, Program, host_patterns, networks, networks_accept, parse_address, ports_accept
+from mitmsec.core.selector import (
+    NO_PID,
+    Program,
+    host_patterns,
+    networks,
+    networks_accept,
+    parse_address,
+    ports_accept,
+    text_matches,
+)
+from mitmsec.core.sniff import Shown
 from mitmsec.core.units import WINDOWS_SERVICE
 
 
 class Checked(Value, frozen=True):
     """One condition of a rule against the flow."""
 
-    key: str  # direction | application | host | port | address
+    key: str  # as in a rule
     holds: bool
     why: str
 
@@ -36,7 +46,7 @@ class Explanation(Value, frozen=True):
     """What was decided, when, and what every rule had to say."""
 
     decision: Decision
-    needs_name: bool  # the gate would wait for the first bytes
+    needs_name: bool  # the gate would wait for the first bytes, for a name or for what else they show
     tried: tuple[Tried, ...]
 
 
@@ -44,7 +54,7 @@ def explain(
     policy: Policy,
     process: Process,
     remote: Endpoint,
-    name: str | None,
+    shown: Shown,
     direction: Direction = Direction.OUTBOUND,
 ) -> Explanation:
     """The whole story of one flow. `remote.address` may be empty: then no condition on addresses holds.
@@ -54,7 +64,7 @@ def explain(
     tried: list[Tried] = []
     decider: Rule | None = None
     for rule in policy.rules:
-        conditions = (*_direction(rule, direction), *_conditions(policy, rule, process, remote, name))
+        conditions = (*_direction(rule, direction), *_conditions(policy, rule, process, remote, shown))
         accepts = all(condition.holds for condition in conditions)
         decided = accepts and decider is None
         if decided:
@@ -64,7 +74,7 @@ def explain(
     needs_name = policy.at_connect(process, remote, direction) is None
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
-        decision = policy.with_key(decision, called(remote), name)
+        decision = policy.with_key(decision, called(remote), shown.name)
     return Explanation(decision=decision, needs_name=needs_name, tried=tuple(tried))
 
 
@@ -76,15 +86,40 @@ def _direction(rule: Rule, direction: Direction) -> Iterator[Checked]:
         yield Checked(key="direction", holds=holds, why=why)
 
 
-def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, name: str | None) -> Iterator[Checked]:
+def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, shown: Shown) -> Iterator[Checked]:
     if rule.application:
         yield _application(policy, rule, process)
+    if rule.user:
+        yield _one_of("user", rule.user, process.user, "who runs the program is not known")
     if rule.host:
-        yield _host(rule, name)
+        yield _host(rule, shown.name)
     if rule.port:
         yield _port(rule, remote.port)
     if rule.address:
         yield _address(rule, remote.address)
+    if rule.protocol:
+        yield _one_of("protocol", rule.protocol, shown.protocol, "what it speaks is not known")
+    if rule.alpn:
+        yield _matching("alpn", rule.alpn, shown.alpn, "no protocol is offered by ALPN")
+    if rule.ja4:
+        ja4 = () if shown.ja4 is None else (shown.ja4,)
+        yield _matching("ja4", rule.ja4, ja4, "no TLS fingerprint is known")
+
+
+def _one_of(key: str, wanted: tuple[str, ...], has: str | None, unknown: str) -> Checked:
+    if has is None:
+        return Checked(key=key, holds=False, why=unknown)
+    if has in wanted:
+        return Checked(key=key, holds=True, why=f"it is {has}")
+    return Checked(key=key, holds=False, why=f"{has} is {'not' if len(wanted) == 1 else 'none of'} {_listed(wanted)}")
+
+
+def _matching(key: str, wanted: tuple[str, ...], has: tuple[str, ...], nothing: str) -> Checked:
+    for text in has:
+        if any(text_matches(glob, text) for glob in wanted):
+            return Checked(key=key, holds=True, why=f"{text} is within {_listed(wanted)}")
+    why = f"{_listed(has)} is not within {_listed(wanted)}" if has else nothing
+    return Checked(key=key, holds=False, why=why)
 
 
 def _application(policy: Policy, rule: Rule, process: Process) -> Checked:

@@ -1,110 +1,103 @@
 """Which rule comes first? The written rules, arranged once for quick answers.
 
-    rules ──► by host pattern: {"*.bank.example": (3, 17), …}     a name asks a handful of patterns, not every rule
-          └─► without a host condition: (0, 5, …)
-    process ─► which rules' `application` holds, remembered by what identifies a program (by pids only if a rule asks)
+    process ─► bits of the rules whose `application` and `user` hold, remembered by what identifies a program
+    remote  ─► bits by port, by address
+    shown   ─► bits by host, protocol, ALPN, JA4             all of them and-ed: the lowest bit is the first rule
 
-A rule with a host condition never accepts a flow without a name.
+Before the first bytes are there, the rules that ask about them may or may not hold: see `first_whatever_is_shown`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from heapq import merge
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 from mitmsec.core.model import Direction, Endpoint, Process
+from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Ports, Rules, Words, lowest, numbers
 from mitmsec.core.rules import Application, Rule
-from mitmsec.core.selector import (
-    Address,
-    Network,
-    Program,
-    Ranges,
-    host_patterns,
-    lineage,
-    merged,
-    networks,
-    networks_accept,
-    parse_address,
-    ports_accept,
-)
+from mitmsec.core.selector import Program, lineage
+from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
 
 REMEMBERED_PROGRAMS = 512  # then all are forgotten: a bound, not a cache to tune
-
-
-class Destination(NamedTuple):
-    """A rule's conditions on the remote endpoint."""
-
-    ports: Ranges
-    within: tuple[Network, ...]
-
-    @classmethod
-    def of(cls, rule: Rule) -> Destination:
-        return cls(merged(rule.port), networks(rule.address))
-
-    def accepts(self, port: int, address: Address | None) -> bool:
-        return (not self.ports or ports_accept(self.ports, port)) and (
-            not self.within or networks_accept(self.within, address)
-        )
+_SILENT = GREETED | {Protocol.TCP}  # what may come of a flow whose client waits for its server
 
 
 class _Applying(NamedTuple):
-    """The rules, by number and in order, whose `application` holds for one program."""
+    """The rules whose conditions on the program hold for one."""
 
-    is_sure: bool  # of no rule's application it is unknown whether it holds
-
-    named: tuple[int, ...]  # those with a host condition
-    unnamed: tuple[int, ...]
-    all: frozenset[int]
+    is_sure: bool  # of no rule's conditions on it is unknown whether they hold
+    rules: Rules
 
 
 class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
-    __slots__ = ("_asks_pid", "_by_pattern", "_destinations", "_numbers", "_programs", "_remembered", "_rules")
+    __slots__ = (
+        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_certain", "_hosts", "_ja4", "_mine", "_ports", "_programs",
+        "_protocols", "_remembered", "_silent", "_users",
+    )  # fmt: skip
 
     def __init__(
         self, applications: Sequence[Application], rules: Sequence[Rule], direction: Direction = Direction.OUTBOUND
     ) -> None:
-        self._rules = rules
-        self._numbers = [number for number, rule in enumerate(rules) if rule.direction is direction]
-        self._destinations = [Destination.of(rule) for rule in rules]
-        entries = {entry for number in self._numbers for entry in rules[number].application}
+        self._mine = sum(1 << number for number, rule in enumerate(rules) if rule.direction is direction)
+        self._certain = sum(1 << number for number, rule in enumerate(rules) if not rule.asks_first_bytes)
+        self._by_entry = Words([rule.application for rule in rules])
+        entries = {entry for rule in rules if rule.direction is direction for entry in rule.application}
         self._programs = {entry: Program.of(entry, applications) for entry in entries}
         self._asks_pid = any(program.asks_pid for program in self._programs.values())
-        self._by_pattern: dict[str, list[int]] = {}
-        for number, rule in enumerate(rules):
-            for pattern in rule.host:
-                self._by_pattern.setdefault(pattern, []).append(number)
+        self._users = Words([rule.user for rule in rules])
+        self._ports = Ports([rule.port for rule in rules])
+        self._addresses = Addresses([rule.address for rule in rules])
+        self._hosts = Hosts([rule.host for rule in rules])
+        self._protocols = Words([rule.protocol for rule in rules])
+        self._alpn = Globs([rule.alpn for rule in rules])
+        self._ja4 = Globs([rule.ja4 for rule in rules])
+        self._silent = self._shown(NOTHING_SHOWN) | (
+            reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
+        )
         self._remembered: dict[object, _Applying] = {}
 
-    def first(self, process: Process, remote: Endpoint, name: str | None) -> int | None:
+    def first(self, process: Process, remote: Endpoint, shown: Shown) -> int | None:
         """The number of the first rule that accepts the flow, None where no rule does."""
-        applying = self._applying(process)
-        if name is None:
-            return self._reaches(applying.unnamed, remote)
-        hits = {number for pattern in host_patterns(name) for number in self._by_pattern.get(pattern, ())}
-        return self._reaches(merge(sorted(hits & applying.all), applying.unnamed), remote)
+        return lowest(self._possible(process, remote) & self._shown(shown))
 
-    def first_whatever_name(self, process: Process, remote: Endpoint) -> tuple[int | None, bool]:
-        """The first rule for a flow without a name, and whether any name gives the same.
+    def first_whatever_is_shown(self, process: Process, remote: Endpoint) -> tuple[int | None, bool]:
+        """The first rule for a flow that shows nothing, and whether any first bytes give the same.
 
-        It does exactly if no rule with a host condition stands before that rule and accepts process, address and
-        port: such a rule takes the flow for some name, and another rule is another answer even with the same action
+        They do exactly if no rule that asks about them stands before that rule and accepts process, address and port:
+        such a rule takes the flow for some first bytes, and another rule is another answer even with the same action
         (the rule is recorded, and it may inspect something else).
         """
-        applying = self._applying(process)
-        found = self._reaches(applying.unnamed, remote)
-        before = self._reaches(applying.named, remote)
-        return found, before is None or (found is not None and found < before)
+        possible = self._possible(process, remote)
+        found = lowest(possible & self._certain)
+        return found, lowest(possible) == found
+
+    def while_silent(self, process: Process, remote: Endpoint) -> tuple[int | None, ...]:
+        """The rules that may come first while the client says nothing: what its server greets with can decide.
+
+        In their order; the last is the one (None: no rule) that comes first whatever that is.
+        """
+        possible = self._possible(process, remote)
+        certain = possible & self._certain
+        before = (certain & -certain) - 1 if certain else -1  # all bits below the lowest
+        return (*numbers(possible & self._silent & before), lowest(certain))
 
     def can_judge(self, process: Process) -> bool:
         """Whether everything about `process` is known that a rule asks: else another rule might have come first."""
         return self._applying(process).is_sure
 
-    def _reaches(self, numbers: Iterable[int], remote: Endpoint) -> int | None:
-        address = parse_address(remote.address)
-        return next((n for n in numbers if self._destinations[n].accepts(remote.port, address)), None)
+    def _possible(self, process: Process, remote: Endpoint) -> Rules:
+        return self._applying(process).rules & self._ports.rules(remote.port) & self._addresses.rules(remote.address)
+
+    def _shown(self, shown: Shown) -> Rules:
+        return self._shown_beside_protocol(shown) & self._protocols.rules(shown.protocol)
+
+    def _shown_beside_protocol(self, shown: Shown) -> Rules:
+        ja4 = () if shown.ja4 is None else (shown.ja4,)
+        return self._hosts.rules(shown.name) & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
 
     def _applying(self, process: Process) -> _Applying:
         parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
@@ -121,15 +114,11 @@ class Matcher:
         return known
 
     def _apply(self, process: Process) -> _Applying:
-        accepted = {entry for entry, program in self._programs.items() if program.accepts(process)}
-        numbers = [
-            number
-            for number in self._numbers
-            if not (wanted := self._rules[number].application) or not accepted.isdisjoint(wanted)
-        ]
+        accepted = [entry for entry, program in self._programs.items() if program.accepts(process)]
+        applying = self._mine & reduce(or_, map(self._by_entry.rules, accepted), self._by_entry.rules(None))
+        asks_user = applying & ~self._users.rules(None)
+        is_sure = all(program.can_judge(process) for program in self._programs.values())
         return _Applying(
-            is_sure=all(program.can_judge(process) for program in self._programs.values()),
-            named=tuple(number for number in numbers if self._rules[number].host),
-            unnamed=tuple(number for number in numbers if not self._rules[number].host),
-            all=frozenset(numbers),
+            is_sure=is_sure and (process.user is not None or not asks_user),
+            rules=applying & self._users.rules(process.user),
         )

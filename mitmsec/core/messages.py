@@ -7,7 +7,7 @@
     supervisor ⇄ worker    WorkerSettings → · ← Ready
     supervisor ⇄ recorder  RecorderSettings, ProducerUp → · ← Ready
     gate ⇄ signer          MintDecision, MintWithdrawn → · ← Crls
-    gate ⇄ worker          HandOver, UpstreamAnswer → · ← Taken, UpstreamQuestion, FlowEnded
+    gate ⇄ worker          HandOver, UpstreamAnswer → · ← Taken, UpstreamQuestion, Upgrading, FlowEnded
     worker ⇄ signer        MintQuestion → · ← MintAnswer
     worker ⇄ broker        mitmsec.service.broker_messages
     producers → recorder   mitmsec.audit.event; ← Committed
@@ -24,6 +24,7 @@ import msgspec
 from mitmsec.core.address_names import Agreement
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.model import Caller, Decision, Direction, Endpoint, LearnedBypass, OnFailure, Process, Refusal, Value
+from mitmsec.core.sniff import Protocol
 
 
 class Message(Value, frozen=True, tag=True):
@@ -309,6 +310,7 @@ class WorkerSettings(Message, frozen=True):
 class Plaintext(StrEnum):
     """What the gate saw in the first bytes of a flow that it hands over."""
 
+    DIALOGUE = "dialogue"  # of a protocol that may go on under TLS, see HandOver.protocol
     HTTP = "http"
     TLS = "tls"
 
@@ -324,12 +326,23 @@ class HandOver(Message, frozen=True):
     decision: Decision
     direction: Direction = Direction.OUTBOUND
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
+    protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.upgrade.UPGRADABLE
 
 
 class Taken(Message, frozen=True):
     """Sent at once when a HandOver arrives, before anything is done with it: so the gate knows that somebody reads."""
 
     flow: str
+
+
+class Upgrading(Message, frozen=True):
+    """Both ends of a dialogue have agreed to TLS, and the worker has let go of both sockets: the client's hello lies
+    unread, or will. Counts are bytes on the client's leg so far. The gate decides again, by the name in the hello.
+    """
+
+    flow: str
+    bytes_sent: int
+    bytes_received: int
 
 
 class UpstreamQuestion(Message, frozen=True):
@@ -355,6 +368,7 @@ class TlsClientFacts(Value, frozen=True):
     exceeds_server: str | None = None  # in what the client was told more than the server has: version, cipher, group
     sni: str | None = None
     alpn: str | None = None
+    offers: tuple[str, ...] | None = None  # of protocols, by ALPN; None: no hello was read, or it offers very many
     ja4: str | None = None
     ech: bool | None = None  # an encrypted hello (or its GREASE) was inside, and `sni` is the public name
     name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them

@@ -1,20 +1,24 @@
 """The policy: ordered rules, first match wins, else the defaults. Two questions, each asked once a connection:
 
-    at_connect  process, address, port       → the decision, or None: a name could change it
-    at_hello    … and the name, if there is one → the decision
+    at_connect  process, address, port            → the decision, or None: its first bytes could change it
+    at_hello    … and what these show, if anything → the decision
 
 Each is asked about one direction, and answered by its rules alone. Of a connection that comes in, the process is who
 listens, and `remote` the peer's address with the port of the service. What is decrypted of those that come in is asked
 once more, as soon as TLS is seen (`with_key`): it takes the key of a service.
 
-`at_connect` answers only what `at_hello` would answer for every name and for none, so an early answer is never another
-answer. Same rule is same answer; two rules are two answers, whatever their actions.
+`at_connect` answers only what `at_hello` would answer whatever is shown, so an early answer is never another answer.
+Same rule is same answer; two rules are two answers, whatever their actions. While a client says nothing, `at_silence`
+says whether its origin may be contacted, which may be the one that speaks first.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 
+import msgspec
 from msgspec.structs import replace
 
 from mitmsec.core.identity import Identity
@@ -41,6 +45,7 @@ from mitmsec.core.model import (
     Value,
 )
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
+from mitmsec.core.sniff import Shown
 
 __all__ = ["DEFAULTS", "DEFAULT_POLICY", "Application", "Policy", "PolicyTest", "Rule"]
 
@@ -65,6 +70,8 @@ class Policy(Value, frozen=True, dict=True):
     upstream: Upstream = Upstream.MIRROR
     upstream_roots: tuple[str, ...] = ()
     """PEM files, as the policy file names them: relative to it."""
+    root_sha256s: tuple[str, ...] = ()
+    """Of the certificates in them, hex, in their order."""
     upstream_trust: UpstreamTrust = UpstreamTrust.SYSTEM
     upstream_revocation: Revocation = Revocation.SOFT
     upstream_sct: Transparency = Transparency.REPORT
@@ -86,6 +93,16 @@ class Policy(Value, frozen=True, dict=True):
     """Those that programs can be to origins."""
 
     @property
+    def encoded(self) -> bytes:
+        """All that decides, as JSON: what its files held is inside, and of keys nothing."""
+        return msgspec.json.encode(self)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of `encoded`: the name of this version in events and in the state directory."""
+        return hashlib.sha256(self.encoded).hexdigest()
+
+    @property
     def needs_keys(self) -> bool:
         """Whether workers must have any keys."""
         return self.decrypts_inbound or bool(self.identities)
@@ -103,8 +120,11 @@ class Policy(Value, frozen=True, dict=True):
 
     @property
     def governs_inbound(self) -> bool:
-        """Whether anything may become of a connection that comes in, but that it does: the gate must have it then."""
-        return not self._inbound_actions <= {Action.BYPASS}
+        """Whether a connection that comes in may do anything else than that, or a rule asks what it shows: the gate
+        must have it then.
+        """
+        asks = any(rule.asks_first_bytes for rule in self.rules if rule.direction is Direction.INBOUND)
+        return asks or not self._inbound_actions <= {Action.BYPASS}
 
     @property
     def decrypts_inbound(self) -> bool:
@@ -126,27 +146,37 @@ class Policy(Value, frozen=True, dict=True):
     def at_connect(
         self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None:
-        """The decision if it is the same whatever name will be seen; None where the gate must wait for a name."""
-        number, settled = self._matchers[direction].first_whatever_name(process, remote)
+        """The decision if it is the same whatever the first bytes show; None where the gate must wait for them."""
+        number, settled = self._matchers[direction].first_whatever_is_shown(process, remote)
         return self._decision(number, direction) if settled else None
+
+    def at_silence(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> tuple[Decision, bool]:
+        """What holds for now, while the client waits; whether that is the last word, whatever its server greets with.
+
+        It is no block unless every rule blocks that may still come first: to hear the greeting is to contact the
+        origin. Nothing else is done by it.
+        """
+        possible = [self._decision(number, direction) for number in self._while_silent(process, remote, direction)]
+        open_ones = [decision for decision in possible if decision.action is not Action.BLOCK]
+        last = possible[-1]
+        return last if last in open_ones or not open_ones else open_ones[0], len(possible) == 1
 
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
         *,
-        name: str | None,
-        alpn: tuple[str, ...] = (),
-        ja4: str | None = None,
+        shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision:
-        """The decision for a flow under `name` (comparable, see mitmsec.core.names), None if it has none.
+        """The decision for a flow whose first bytes are known.
 
         Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
-        `alpn` and `ja4` belong to the question, but version 1 of the language has no condition on them.
         """
-        number = self._matchers[direction].first(process, remote, name)
+        number = self._matchers[direction].first(process, remote, shown)
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
         return self._decision(number, direction)
@@ -207,6 +237,9 @@ class Policy(Value, frozen=True, dict=True):
     def _decision(self, number: int | None, direction: Direction) -> Decision:
         return self._otherwise[direction] if number is None else self._decisions[number]
 
+    def _while_silent(self, process: Process, remote: Endpoint, direction: Direction) -> tuple[int | None, ...]:
+        return self._matchers[direction].while_silent(process, remote)
+
     @cached_property
     def _matchers(self) -> dict[Direction, Matcher]:
         return {direction: Matcher(self.applications, self.rules, direction) for direction in Direction}
@@ -240,11 +273,16 @@ def subject(rule: Rule) -> str:
     words = everything = "connections" if rule.direction is Direction.OUTBOUND else "incoming connections"
     if rule.application:
         words += f" of {_some(rule.application)}"
+    if rule.user:
+        words += f" of user {_some(rule.user)}"
     to = [*map(host_text, rule.host), *rule.address]
     if to:
         words += f" {'to' if rule.direction is Direction.OUTBOUND else 'from'} {_some(to)}"
     if rule.port:
         words += f", port {_some([port_text(*ports) for ports in rule.port])}"
+    for key, values in (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4)):
+        if values:
+            words += f", {key} {_some(values)}"
     return words if words != everything else f"every {everything.removesuffix('s')}"
 
 
@@ -258,7 +296,7 @@ def host_text(pattern: str) -> str:
     return f"{pattern[1:]} (from a list)" if pattern.startswith(".") else pattern
 
 
-def _some(values: tuple[str, ...] | list[str]) -> str:
+def _some(values: Sequence[str]) -> str:
     shown = ", ".join(values[:_SHOWN_VALUES])
     return shown if len(values) <= _SHOWN_VALUES else f"{shown} and {len(values) - _SHOWN_VALUES} more"
 

@@ -11,14 +11,14 @@ import msgspec
 from mitmsec.core.learning import read_learned_bypass, read_on_request
 from mitmsec.core.model import Action, Direction, OnFinding
 from mitmsec.core.names import parse_name, written_name
-from mitmsec.core.policy import DEFAULTS, Application, PolicyTest, Rule
+from mitmsec.core.policy import DEFAULTS, Application, Rule
 from mitmsec.core.selector import is_path
-from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
-from mitmsec.core.units import container_mistake, container_pattern, container_pattern_mistake, is_glob, service_mistake
+from mitmsec.core.sniff import Protocol
+from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of, meant
+from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_RULE = ("alpn", "category", "ja4", "page", "protocol", "user")
+LATER_RULE = ("category", "page")
 LATER_ON_FINDING = ("quarantine", "redact")
-LATER_TEST = ("alpn", "ja4", "protocol")
 NEEDS_WORDS = frozenset({"keywords"})
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
@@ -35,6 +35,7 @@ class Context(msgspec.Struct):
     read_list: Callable[[str], str]
     inspectors: Collection[str]
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
+    user_name: Callable[[str], str] = lambda user: user  # of a number, the name where there is one
     applications: dict[str, int] = msgspec.field(default_factory=dict)  # name → line
     rules: dict[str, int] = msgspec.field(default_factory=dict)
     identities: dict[str, int] = msgspec.field(default_factory=dict)
@@ -112,7 +113,7 @@ def read_application(table: Table, context: Context) -> Application:
         name=name,
         path=tuple(_path(table, place, glob) for place, glob in table.texts("path")),
         process_name=tuple(text for _, text in table.texts("process_name")),
-        user=tuple(text for _, text in table.texts("user")),
+        user=_users(table, context),
         sha256=tuple(_sha256(table, place, text) for place, text in table.texts("sha256")),
         service=tuple(_service(table, place, text) for place, text in table.texts("service")),
         signer=tuple(text for _, text in table.texts("signer")),
@@ -161,6 +162,10 @@ def _container(table: Table, place: int, text: str) -> str:
     return pattern
 
 
+def _users(table: Table, context: Context) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(context.user_name(text) for _, text in table.texts("user")))
+
+
 def _pids(table: Table) -> tuple[int, ...]:
     return tuple(pid for place, value in table.items("pid") if (pid := _pid(table, place, value)) is not None)
 
@@ -191,6 +196,10 @@ def read_rule(table: Table, context: Context) -> Rule:
         host=read_hosts(table, context),
         port=read_ports(table),
         address=_addresses(table),
+        user=_users(table, context),
+        protocol=read_protocols(table),
+        alpn=tuple(text for _, text in table.texts("alpn")),
+        ja4=tuple(text for _, text in table.texts("ja4")),
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
@@ -200,6 +209,17 @@ def read_rule(table: Table, context: Context) -> Rule:
     )
     table.close(later=LATER_RULE)
     return rule
+
+
+def read_protocols(table: Table) -> tuple[Protocol, ...]:
+    """The words under `protocol`."""
+    found = []
+    for place, word in table.texts("protocol"):
+        if word in list(Protocol):
+            found.append(Protocol(word))
+        else:
+            table.note(f'"{word}" is not one of {", ".join(Protocol)}{meant(word, list(Protocol))}', "protocol", place)
+    return tuple(dict.fromkeys(found))
 
 
 def _identity(table: Table, context: Context) -> str | None:
@@ -311,71 +331,3 @@ def _no_network(text: str) -> str:
         return f'"{text}" is neither an IP address nor a network like "10.0.0.0/8"'
     address = text.partition("/")[0]
     return f'"{text}" is an address inside a network: write "{around}" for the network, "{address}" for the address'
-
-
-# --- [[test]] ---------------------------------------------------------------------------------------------------------
-def read_test(table: Table, context: Context) -> PolicyTest:
-    application = table.text("application", required=True) or "?"
-    if not is_path(application):
-        table.note(f'the path of a program is wanted, such as "/usr/bin/{application}"', "application")
-    rule = table.text("rule")
-    if rule is not None and rule != DEFAULTS and rule not in context.rules:
-        table.note(f'no rule is called "{rule}"', "rule")
-    test = PolicyTest(
-        application=application,
-        expect=table.choice("expect", Action, None) or Action.BLOCK,
-        host=_test_host(table),
-        port=_test_port(table),
-        address=_test_address(table),
-        user=table.text("user"),
-        service=_test_service(table),
-        signer=table.text("signer"),
-        container=_test_container(table),
-        rule=rule,
-        direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
-        line=table.notes.line(table.path),
-    )
-    table.close(later=LATER_TEST)
-    return test
-
-
-def _test_host(table: Table) -> str | None:
-    text = table.text("host")
-    try:
-        return None if text is None else written_name(text)
-    except ValueError as error:
-        table.note(str(error), "host")
-        return None
-
-
-def _test_port(table: Table) -> int:
-    value = table.raw("port")
-    if value is None:
-        return 443
-    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= PORT_MAX:
-        return value
-    table.note(f"a port is a number within 1-{PORT_MAX}, not {kind_of(value)}", "port")
-    return 443
-
-
-def _test_address(table: Table) -> str:
-    text = table.text("address")
-    try:
-        return "" if text is None else ipaddress.ip_address(text).compressed
-    except ValueError:
-        table.note(f'"{text}" is not an IP address', "address")
-        return ""
-
-
-def _test_service(table: Table) -> str | None:
-    text = table.text("service")
-    if text is not None and (why := service_mistake(text)) is not None:
-        table.note(why, "service")
-    return text
-
-
-def _test_container(table: Table) -> str | None:
-    text = table.text("container")
-    if text is not None and (why := container_mistake(text)) is not None:
-        table.note(why, "container")
-    return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
 from mitmsec.core.selector import NO_PID
+from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.core.units import windows_services
 
 
@@ -42,6 +43,14 @@ def flow_of(test: PolicyTest) -> tuple[Process, Endpoint]:
     return process, Endpoint(address=test.address, port=test.port)
 
 
+def shown_by(test: PolicyTest) -> Shown:
+    """What its first bytes tell."""
+    protocol = test.protocol
+    if protocol is None and test.direction is Direction.INBOUND:
+        protocol = Protocol.TLS
+    return Shown.of(test.host, protocol, test.alpn, test.ja4)
+
+
 def called(peer: Endpoint) -> Endpoint:
     """The service that `peer` of an incoming connection calls, as far as a question tells: not at which address."""
     return Endpoint(address="", port=peer.port)
@@ -54,7 +63,7 @@ def basename(path: str) -> str:
 
 def _run(policy: Policy, test: PolicyTest) -> TestOutcome:
     process, remote = flow_of(test)
-    decision = policy.at_hello(process, remote, name=test.host, direction=test.direction)
+    decision = policy.at_hello(process, remote, shown=shown_by(test), direction=test.direction)
     if test.direction is Direction.INBOUND:
         decision = policy.with_key(decision, called(remote), test.host)
     passed = decision.action is test.expect and test.rule in (None, decision.rule)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mitmsec.core.model import Action, Direction, OnCertificateRequest, OnFinding, Value
+from mitmsec.core.sniff import Protocol
 
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
@@ -43,6 +44,14 @@ class Rule(Value, frozen=True):
     """Ranges, both ends included."""
     address: tuple[str, ...] = ()
     """Networks in CIDR notation."""
+    user: tuple[str, ...] = ()
+    """As whom the program runs, spelt as `Process.user`."""
+    protocol: tuple[Protocol, ...] = ()
+    """What the first bytes are, the client's or, where it speaks first, the server's."""
+    alpn: tuple[str, ...] = ()
+    """Globs, of which one matches a protocol name that a TLS client offers."""
+    ja4: tuple[str, ...] = ()
+    """Globs over the fingerprint of a TLS client."""
     reason: str = ""
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
@@ -54,6 +63,16 @@ class Rule(Value, frozen=True):
     """Whom the program is to an origin that asks for a certificate: the name of an identity."""
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
+
+    @property
+    def asks_first_bytes(self) -> bool:
+        """Whether it has a condition that nothing but a connection's first bytes can fulfil."""
+        return bool(self.host or self.protocol or self.alpn or self.ja4)
+
+    @property
+    def asks_process(self) -> bool:
+        """Whether it has a condition on the program."""
+        return bool(self.application or self.user)
 
 
 class PolicyTest(Value, frozen=True):
@@ -68,6 +87,10 @@ class PolicyTest(Value, frozen=True):
     service: str | None = None
     signer: str | None = None
     container: str | None = None
+    protocol: Protocol | None = None
+    """None: TLS where something of a hello is told, else not known."""
+    alpn: tuple[str, ...] = ()
+    ja4: str | None = None
     rule: str | None = None
     direction: Direction = Direction.OUTBOUND
     line: int = 0

@@ -45,7 +45,16 @@ def path_matches(glob: str, path: str) -> bool:
 
 def path_covers(wide: str, narrow: str) -> bool:
     """Whether every path that `narrow` matches is also matched by `wide`."""
-    return path_matches(wide, narrow.replace("*", _ANY_RUN).replace("?", _ANY_CHAR))
+    return path_matches(wide, _standing_in(narrow))
+
+
+def text_covers(wide: str, narrow: str) -> bool:
+    """Whether every text that `narrow` matches is also matched by `wide`."""
+    return text_matches(wide, _standing_in(narrow))
+
+
+def _standing_in(glob: str) -> str:
+    return glob.replace("*", _ANY_RUN).replace("?", _ANY_CHAR)
 
 
 class Program:

@@ -5,6 +5,9 @@ The first byte picks a branch, and each branch reads on in one direction only, s
     16            TLS record        ──► clienthello.parse
     letter, CR LF a line of text    ──► SSH · HTTP/2 preface · HTTP/1 request (head) · SMTP · IMAP · else tcp
     00..09        length of a query ──► DNS over TCP (by its structure; the port is not looked at) · else tcp
+    00 00         length of a packet ─► PostgreSQL · else tcp
+    30            BER sequence      ──► LDAP · else as a letter
+    <             XML               ──► XMPP · else tcp
     anything else                   ──► tcp
 
 A name is only ever reported when every reader would take the same one: two different Host fields, or a Host field that
@@ -20,6 +23,7 @@ from mitmsec.core import clienthello
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
 from mitmsec.core.httphead import HEAD_LIMIT_BYTES, host_of
 from mitmsec.core.model import Value
+from mitmsec.core.openings import opening_of
 
 __all__ = ["FIRST_BYTES_LIMIT", "Malformed", "NeedMore", "Protocol", "Sniffed", "first_bytes", "server_bytes"]
 
@@ -37,12 +41,55 @@ class Protocol(StrEnum):
     HTTP2 = "http2-cleartext"
     HTTP_PROXY = "http-proxy"
     IMAP = "imap"
+    LDAP = "ldap"
     MYSQL = "mysql"
     POP3 = "pop3"
+    POSTGRESQL = "postgresql"
     SMTP = "smtp"
     SSH = "ssh"
     TCP = "tcp"
     TLS = "tls"
+    XMPP = "xmpp"
+
+
+UPGRADABLE = frozenset(
+    {
+        Protocol.FTP,
+        Protocol.IMAP,
+        Protocol.LDAP,
+        Protocol.MYSQL,
+        Protocol.POP3,
+        Protocol.POSTGRESQL,
+        Protocol.SMTP,
+        Protocol.XMPP,
+    }
+)
+"""What may begin in plaintext and go on under TLS (mitmsec.core.upgrade)."""
+WITH_HELLO = UPGRADABLE | {Protocol.TLS}  # in whose hello a client names a host, offers protocols, and shows what it is
+WITH_NAME = WITH_HELLO | {Protocol.HTTP, Protocol.HTTP_PROXY}  # whose clients can name a host
+GREETED = frozenset({Protocol.FTP, Protocol.IMAP, Protocol.MYSQL, Protocol.POP3, Protocol.SMTP, Protocol.SSH})
+"""What a server that speaks first can show."""
+
+
+class Shown(Value, frozen=True):
+    """What a flow's first bytes tell the policy. By default nothing: they are not there, or nobody looked."""
+
+    protocol: Protocol | None = None
+    name: str | None = None
+    """Comparable, see mitmsec.core.names."""
+    alpn: tuple[str, ...] = ()
+    ja4: str | None = None
+
+    @classmethod
+    def of(
+        cls, name: str | None, protocol: Protocol | None = None, alpn: tuple[str, ...] = (), ja4: str | None = None
+    ) -> Shown:
+        """What a question tells: where it leaves the protocol open, TLS is what shows such things."""
+        is_told = name is not None or alpn or ja4 is not None
+        return cls(protocol=protocol or (Protocol.TLS if is_told else None), name=name, alpn=alpn, ja4=ja4)
+
+
+NOTHING_SHOWN = Shown()
 
 
 class Sniffed(Value, frozen=True):
@@ -54,6 +101,12 @@ class Sniffed(Value, frozen=True):
     hello: ClientHello | None = None
     reason: str = ""
     """Why there is no name although the protocol has a place for one."""
+
+    @property
+    def shown(self) -> Shown:
+        """All of it that the policy is asked about."""
+        alpn, ja4 = (self.hello.alpn, self.hello.ja4) if self.hello else ((), None)
+        return Shown(protocol=self.protocol, name=self.name, alpn=alpn, ja4=ja4)
 
 
 _TCP = Sniffed(protocol=Protocol.TCP)
@@ -75,6 +128,9 @@ def first_bytes(data: bytes) -> Sniffed | NeedMore | Malformed:
     first = data[0]
     if first == 0x16:
         return _tls(data)
+    opening = opening_of(data)
+    if opening is not None:
+        return opening if isinstance(opening, NeedMore) else Sniffed(protocol=Protocol(opening))
     if first in b"\r\n" or re.match(_TOKEN, data):
         return _text(data)
     return _dns(data) if first < 0x0A else _TCP

@@ -130,7 +130,7 @@ class Table:
             if word in later:
                 self.note(f'"{word}" is {LATER}', key)
             elif word is not None and word not in list(of):
-                self.note(f'"{word}" is not one of {", ".join(of)}{_meant(word, list(of))}', key)
+                self.note(f'"{word}" is not one of {", ".join(of)}{meant(word, list(of))}', key)
             elif word is not None:
                 return of(word)
         else:
@@ -165,10 +165,11 @@ class Table:
         """Note every key that was not asked for; those of `later` are known, but not to this version."""
         for key in self._value.keys() - self._asked:
             known = [*self._asked, *later]
-            self.note(LATER if key in later else f"unknown key{_meant(key, known)}", key)
+            self.note(LATER if key in later else f"unknown key{meant(key, known)}", key)
 
 
-def _meant(word: str, known: Collection[str]) -> str:
+def meant(word: str, known: Collection[str]) -> str:
+    """A question for whoever may have written another word that is known; empty where none is like it."""
     close = get_close_matches(word, known, n=1)
     return f'; did you mean "{close[0]}"?' if close else ""
 

@@ -35,7 +35,7 @@ def _means_udp(rule: Rule, quic: Quic) -> bool:
     """It blocks whatever goes to a place, or to a port that is UDP's as well."""
     ports = {DNS_PORT} | ({QUIC_PORT} if quic is Quic.BYPASS else set())
     reaches = not rule.port or any(low <= port <= high for low, high in rule.port for port in ports)
-    return rule.action is Action.BLOCK and not rule.host and reaches
+    return rule.action is Action.BLOCK and not rule.asks_first_bytes and reaches
 
 
 def _named(rules: Iterable[str]) -> str:

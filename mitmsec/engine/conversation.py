@@ -24,7 +24,7 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
 from msgspec.structs import replace
 
-from mitmsec.audit.event import BytesSeen, FaultSeen, Outcome
+from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.leaf_choice import leaf_key
 from mitmsec.core.messages import (
@@ -43,7 +43,7 @@ from mitmsec.engine.dialogue import Dialogue
 from mitmsec.engine.embedded import describe, server_of
 from mitmsec.engine.facts import client_facts, server_facts
 from mitmsec.engine.hello import read_hello
-from mitmsec.engine.leg import Leg
+from mitmsec.engine.leg import Leg, part
 from mitmsec.engine.openssl import TlsFailed, TlsSession
 from mitmsec.engine.origin_handshake import shake
 from mitmsec.engine.refusals import after_handshake, by_alert
@@ -52,6 +52,7 @@ from mitmsec.engine.seams import Refused
 from mitmsec.engine.side import Ended, Side, faulty
 from mitmsec.engine.strength import floor_of, takes_either
 from mitmsec.engine.watch import Blocked, Watch
+from mitmsec.engine.wire import Wire
 
 if TYPE_CHECKING:
     import socket
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
 
     from mitmsec.engine.engine import Engine
 
-PIECE_BYTES = 1 << 16  # of a capture
 HTTP1_PROTOCOLS = (b"http/1.1", b"http/1.0")
 MUTE = "its own does not hold, so it gets none, and nothing else"
 
@@ -73,7 +73,8 @@ class Conversation:
         self._loop = asyncio.get_running_loop()
         recorder = engine.collaborators.recorder
         self._recorder = recorder
-        self._front = Leg(client, self._loop, self._on_wire if engine.settings.capture else None)
+        self._wire = Wire(hand_over.flow, recorder, self._loop, self._hold)
+        self._front = Leg(client, self._loop, self._wire.passed if engine.settings.capture else None)
         self._back = Leg(origin, self._loop)
         self._context: Context = engine.embedded.context(hand_over.client, hand_over.origin, time.time())
         self._facts_client: TlsClientFacts | None = None
@@ -81,7 +82,6 @@ class Conversation:
         self._flaw: Flaw | None = None
         self._hello: ClientHello | None = None
         self._dialogue: Dialogue | None = None
-        self._relief: asyncio.Task[None] | None = None
         self._resumption: Resumption | None = None
         self._if_late = Outcome.CLIENT_CLOSED
         self._is_mute = False  # nothing more is said to the origin
@@ -334,43 +334,18 @@ class Conversation:
         describe(connection, session)
         return Side(leg, session, connection)
 
-    # -- capture -------------------------------------------------------------------------------------------------------
-    def _on_wire(self, sent: bool, data: bytes) -> None:
-        """Raw bytes of the client's leg. What we send is what the program receives."""
-        for at in range(0, len(data), PIECE_BYTES):
-            piece = data[at : at + PIECE_BYTES]
-            self._recorder.record(BytesSeen(flow=self._hand_over.flow, sent=not sent, data=piece))
-        if self._dialogue is not None and self._relief is None and self._recorder.congested:
-            self._dialogue.hold(True)
-            self._relief = self._loop.create_task(self._relieved())
-
-    async def _relieved(self) -> None:
-        await self._recorder.relieved()
-        self._relief = None
+    def _hold(self, held: bool) -> bool:
         if self._dialogue is not None:
-            self._dialogue.hold(False)
+            self._dialogue.hold(held)
+        return self._dialogue is not None
 
     # -- the end -------------------------------------------------------------------------------------------------------
     async def _close(self, ended: Ended) -> None:
         """Both legs are closed afterwards."""
         if self._dialogue is not None:
             self._dialogue.end(ended)
-        if self._relief is not None:
-            self._relief.cancel()
-        self._back.abort() if ended.reset else self._back.close()
-        if ended.reset:
-            self._front.abort()
-        elif not self._front.closed:
-            closed = asyncio.Event()
-            self._front.on_closed = closed.set
-            self._front.on_data = _ignore
-            self._front.on_end = None
-            self._front.close()
-            try:
-                if not self._front.closed:
-                    await closed.wait()
-            except asyncio.CancelledError:  # told to stop while the client takes its time
-                self._front.abort()
+        self._wire.stop()
+        await part(self._front, self._back, reset=ended.reset)
 
     def _report(self, ended: Ended) -> FlowEnded:
         client, server = self._facts_client, self._facts_server
@@ -392,7 +367,3 @@ def _is_http(front: TlsSession | None) -> bool | None:
     if front is None:
         return True
     return None if not front.alpn else front.alpn == b"h2" or front.alpn in HTTP1_PROTOCOLS
-
-
-def _ignore(_data: bytes) -> None:
-    return

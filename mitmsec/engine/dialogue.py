@@ -187,6 +187,8 @@ class Dialogue:
         side.connection.state &= ~ConnectionState.CAN_READ
         self._dispatch(events.ConnectionClosed(side.connection))
         self._hooks.origin_ends = False
+        if side.connection.state is ConnectionState.CLOSED and side is self._front:  # the origin was the first to end
+            return self.end(self._hooks.noted or Ended(Outcome.COMPLETED))
         if side is not self._front and len(self._sides) == 1 and self._timer is None and self._ending is None:
             self._timer = self._loop.call_later(IDLE_WITHOUT_ORIGIN_S, self._idle)
 

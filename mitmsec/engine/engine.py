@@ -6,11 +6,12 @@ import asyncio
 import gc
 import socket
 
-from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading
 from mitmsec.engine.contexts import Leaves, OriginContext, log_keys
 from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.identities import Identities
+from mitmsec.engine.prelude import Prelude
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.engine.services import Services
@@ -47,7 +48,8 @@ class Engine:
     def take(self, hand_over: HandOver, client: socket.socket, origin: socket.socket) -> None:
         """Serve a flow; both sockets are the engine's from now on. Its end goes to the gate."""
         try:
-            conversation = Conversation(self, hand_over, client, origin)
+            kind = Prelude if hand_over.kind is Plaintext.DIALOGUE else Conversation
+            served: Prelude | Conversation = kind(self, hand_over, client, origin)
         except Exception as error:
             client.close()
             origin.close()
@@ -62,12 +64,16 @@ class Engine:
                     reset=True,
                 )
             )
-        task = asyncio.get_running_loop().create_task(self._serve(conversation))
+        task = asyncio.get_running_loop().create_task(self._serve(served))
         self._flows[hand_over.flow] = task
         task.add_done_callback(lambda done: self._forget(hand_over.flow, done))
 
-    async def _serve(self, conversation: Conversation) -> None:
-        self.collaborators.gate.ended(await conversation.run())
+    async def _serve(self, served: Prelude | Conversation) -> None:
+        match await served.run():
+            case Upgrading() as upgrading:
+                self.collaborators.gate.upgrading(upgrading)
+            case FlowEnded() as ended:
+                self.collaborators.gate.ended(ended)
 
     def _forget(self, flow: str, task: asyncio.Task[None]) -> None:
         if self._flows.get(flow) is task:

@@ -3,9 +3,10 @@
     kernel ──► readable ──► on_data, or `take`/`chunk` while nobody listens yet
     kernel ◄── write ◄── queue ◄── what the kernel did not take; `full` above HIGH_BYTES, `on_room` below LOW_BYTES
 
-Closing is told apart three ways because the gate keeps a duplicate of the client's socket, so that closing our
+Closing is told apart four ways because the gate keeps a duplicate of the client's socket, so that closing our
 descriptor alone tells the peer nothing:
 
+    let_go   nothing: the gate goes on with it
     finish   the queue, then FIN; reading goes on
     close    as finish; then what still comes is drained for a moment (unread bytes would turn the end into a reset)
     abort    a reset, when the last duplicate is closed
@@ -260,6 +261,10 @@ class Leg:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self._release()
 
+    def let_go(self) -> None:
+        """Close our descriptor and tell the peer nothing: somebody else goes on with the socket. Idempotent."""
+        self._release()
+
     def _release(self) -> None:
         if self.closed:
             return
@@ -277,3 +282,25 @@ class Leg:
         self.on_data = self.on_end = self.on_room = self.on_closed = self._on_wire = None  # no cycles
         if on_closed is not None:
             on_closed()
+
+
+async def part(front: Leg, back: Leg, *, reset: bool) -> None:
+    """Both are closed, or on their way there; the client's is when this returns."""
+    back.abort() if reset else back.close()
+    if reset:
+        front.abort()
+    elif not front.closed:
+        closed = asyncio.Event()
+        front.on_closed = closed.set
+        front.on_data = _ignore
+        front.on_end = None
+        front.close()
+        try:
+            if not front.closed:
+                await closed.wait()
+        except asyncio.CancelledError:  # told to stop while the client takes its time
+            front.abort()
+
+
+def _ignore(_data: bytes) -> None:
+    return

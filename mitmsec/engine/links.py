@@ -3,7 +3,7 @@
 gate   ── HandOver + client's and origin's sockets ──► flows
        ◄─ Taken, at once
        ◄─ UpstreamQuestion ─ · ─ UpstreamAnswer + socket ──►
-       ◄─ FlowEnded
+       ◄─ FlowEnded, or Upgrading
 signer ◄─ MintQuestion ─ · ─ MintAnswer ──►
 """
 
@@ -22,6 +22,7 @@ from mitmsec.core.messages import (
     MintAnswer,
     MintQuestion,
     Taken,
+    Upgrading,
     UpstreamAnswer,
     UpstreamQuestion,
 )
@@ -96,7 +97,11 @@ class GateLink:
         """Both sockets of the flow are closed."""
         self._say(flow)
 
-    def _say(self, message: Taken | FlowEnded) -> None:
+    def upgrading(self, flow: Upgrading) -> None:
+        """Both sockets of the dialogue are closed here: the gate goes on with it."""
+        self._say(flow)
+
+    def _say(self, message: Taken | Upgrading | FlowEnded) -> None:
         try:
             self._channel.send(message)
         except ChannelFull:

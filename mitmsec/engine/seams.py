@@ -11,7 +11,7 @@ from mitmsec.core.identity import Identity
 from mitmsec.core.inspection import Inspector
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.leaf_choice import LeafKeyKind
-from mitmsec.core.messages import Flaw, FlowEnded
+from mitmsec.core.messages import Flaw, FlowEnded, Upgrading
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.origin_proof import Proof
 
@@ -75,6 +75,9 @@ class Gate(Protocol):
 
     def ended(self, flow: FlowEnded) -> None:
         """Both sockets of the flow are closed."""
+
+    def upgrading(self, flow: Upgrading) -> None:
+        """Both are closed here, and the flow goes on elsewhere."""
 
 
 class Records(Protocol):

@@ -6,18 +6,18 @@ from msgspec.structs import asdict, replace
 
 from mitmsec.audit.event import ConnectionSeen, FlowHanded, NamedBy, Outcome
 from mitmsec.core.address_names import Agreement, agreement
-from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts, Upgrading
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
-from mitmsec.core.sniff import Protocol, Sniffed
+from mitmsec.core.sniff import UPGRADABLE, Protocol, Shown, Sniffed
 from mitmsec.gate.learned import Kind
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
 
 UNSELECTED = Decision(action=Action.BYPASS, rule="selection", reason="its program is not selected")
 STRANGER = Decision(action=Action.BLOCK, rule="gate", reason="no connection of this run: its hook did not divert it")
 PLAINTEXT = {  # what workers read, but for a tunnel through a proxy
-    Protocol.TLS: Plaintext.TLS,
     Protocol.HTTP: Plaintext.HTTP,
     Protocol.HTTP_PROXY: Plaintext.HTTP,
+    **dict.fromkeys(UPGRADABLE, Plaintext.DIALOGUE),
 }
 WITH_PAGE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})
 DIAL_OUTCOMES = {
@@ -51,6 +51,7 @@ WORKER_OUTCOMES = {  # what a worker can know; the other ends are the gate's to 
 }
 TEXT_LIMIT = 256  # characters of any text of a worker's that goes on record
 COUNT_LIMIT = 2**63 - 1
+OFFERS_LIMIT = 256  # characters of all that a hello offers by ALPN, and one more for each
 NOWHERE = Endpoint(address="0.0.0.0", port=0)  # noqa: S104 - nobody listens there: it means "not known"
 
 
@@ -83,12 +84,13 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "process",
-        "protocol", "remote", "resolved", "selected", "tunnel",
+        "asked", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
+        "process", "protocol", "received_before", "remote", "resolved", "selected", "sent_before", "tunnel", "upgraded",
     )  # fmt: skip
 
-    def __init__(self, flow: str) -> None:
-        self.flow = flow
+    def __init__(self, flow: str, policy: str = "") -> None:
+        """`policy` is the fingerprint of the one that decides."""
+        self.flow, self.policy = flow, policy
         self.direction = Direction.OUTBOUND
         self.began_s = 0.0
         self.client = NOWHERE
@@ -108,12 +110,22 @@ class Account:
         self.malformed = ""
         self.tunnel = False
         """The first request is a CONNECT."""
+        self.upgraded = False
+        """A dialogue has gone on to TLS: `first` is what came then, `protocol` stays that of the dialogue."""
+        self.sent_before = self.received_before = 0
+        """Bytes on the client's leg, up to there."""
 
     @property
     def plaintext(self) -> Plaintext | None:
         """What a worker is to read it as; None: it cannot, nor TLS that came in without its service's key."""
-        has_no_key = self.protocol is Protocol.TLS and not self.is_minted and not self.service
-        return None if self.tunnel or has_no_key else PLAINTEXT.get(self.protocol)
+        if self.is_tls:
+            return Plaintext.TLS if self.is_minted or self.service else None
+        return None if self.tunnel or self.upgraded else PLAINTEXT.get(self.protocol)
+
+    @property
+    def is_tls(self) -> bool:
+        """The client's hello has been seen."""
+        return self.first is not None and self.first.hello is not None
 
     @property
     def service(self) -> str:
@@ -123,7 +135,7 @@ class Account:
     @property
     def is_minted(self) -> bool:
         """Whether a certificate of ours is needed to decrypt it. For what comes in, none is ever made."""
-        return self.protocol is Protocol.TLS and self.direction is Direction.OUTBOUND
+        return self.is_tls and self.direction is Direction.OUTBOUND
 
     @property
     def may_have_page(self) -> bool:
@@ -180,7 +192,23 @@ class Account:
             decision=decision,
             direction=self.direction,
             owner="" if self.direction is Direction.INBOUND else _told_apart(self.process),
+            protocol=self.protocol if kind is Plaintext.DIALOGUE else None,
         )
+
+    def settled(self, first: Sniffed) -> None:
+        """The first bytes are known for what they are."""
+        self.first = first
+        if not self.upgraded:
+            self.protocol = first.protocol
+
+    def shown(self, first: Sniffed) -> Shown:
+        """What the policy is asked about `first`: a dialogue that goes on under TLS stays what it was."""
+        return replace(first.shown, protocol=self.protocol) if self.upgraded else first.shown
+
+    def upgrades(self, upgrading: Upgrading) -> None:
+        """What comes now is TLS."""
+        self.upgraded, self.first, self.done = True, None, None
+        self.sent_before, self.received_before = within(upgrading.bytes_sent), within(upgrading.bytes_received)
 
     def seen(
         self,
@@ -194,10 +222,11 @@ class Account:
     ) -> ConnectionSeen:
         """The event. `action` is what was done, `rule` and `reason` are why."""
         assert self.decision is not None
+        sent, received = within(sent + self.sent_before), within(received + self.received_before)
         local, remote = self.client, self.remote
         if self.direction is Direction.INBOUND:  # it is the service's, and told from its side
             local, remote, sent, received = remote, local, received, sent
-        if tls is None and self.protocol is Protocol.TLS:
+        if tls is None and self.is_tls:
             tls = TlsFacts(client=self.hello_facts())
         shown = self.first.name if self.first else None
         answered = self.resolved[0] if self.resolved else None
@@ -220,6 +249,7 @@ class Account:
             outcome=outcome,
             error=error or self.malformed,
             tls=tls,
+            policy=self.policy,
         )
 
     def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:
@@ -243,7 +273,13 @@ class Account:
         hello = self.first.hello if self.first else None
         if hello is None:
             return TlsClientFacts()
-        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=self.agreement)
+        return TlsClientFacts(
+            sni=hello.sni,
+            ja4=hello.ja4,
+            ech=hello.ech or None,
+            name_agrees=self.agreement,
+            offers=hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None,
+        )
 
     def kind(self, first: Sniffed, remote: Endpoint) -> Kind | None:
         """Whose flow it is and where it goes, as far as something can be learned of it."""
@@ -257,11 +293,13 @@ class Account:
 
     def facts_with(self, ended: FlowEnded) -> TlsFacts | None:
         """The worker's word on what was negotiated. What the client offered stays ours."""
-        if self.protocol is not Protocol.TLS:
+        if not self.is_tls:
             return None
         mine, theirs = self.hello_facts(), ended.tls or TlsFacts()
         client = _limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
-            client=replace(client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees),
+            client=replace(
+                client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees, offers=mine.offers
+            ),
             server=None if theirs.server is None else _limited_facts(theirs.server),
         )

@@ -25,7 +25,7 @@ from mitmsec.gate.flow import Flow, State
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.inward import Way
 from mitmsec.gate.learned import Learned
-from mitmsec.gate.loans import Loans, hand_out, shut
+from mitmsec.gate.loans import Loans, hand_out, shut, take_in
 from mitmsec.gate.names import Names
 from mitmsec.gate.peek import Peek
 from mitmsec.gate.refuse import Farewell, page, reset
@@ -87,24 +87,9 @@ class Connection:
     """One accepted socket, and the origin's once there is one. Owns both."""
 
     __slots__ = (
-        "__weakref__",
-        "_acting",
-        "_bound",
-        "_client",
-        "_deadline",
-        "_dial",
-        "_events",
-        "_farewell",
-        "_means",
-        "_minted",
-        "_more",
-        "_origin",
-        "_over",
-        "_peek",
-        "_relay",
-        "_way",
-        "flow",
-    )
+        "__weakref__", "_acting", "_bound", "_client", "_deadline", "_dial", "_events", "_farewell", "_means",
+        "_minted", "_more", "_origin", "_over", "_peek", "_relay", "_wanted_bytes", "_way", "flow",
+    )  # fmt: skip
 
     def __init__(self, means: Means, flow: str, client: socket.socket) -> None:
         self.flow = Flow(flow, means.terms, means.policy, means.names, means.health, means.learned)
@@ -120,6 +105,7 @@ class Connection:
         self._farewell: Farewell | None = None
         self._more: set[Dial] | None = None
         self._way: Way | None = None
+        self._wanted_bytes = 1
 
     @property
     def id(self) -> str:
@@ -201,18 +187,19 @@ class Connection:
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
-            case s.WatchServer():
-                assert self._origin is not None
-                means.loop.add_reader(self._origin, self._server_readable)
+            case s.WatchServer(at_least_bytes=at_least_bytes):
+                self._watch_server(at_least_bytes)
             case s.Relay(tee=tee):
                 self._begin_relay(tee)
-            case s.Staff():
-                means.crew.staff(self)
+            case s.Staff(preferred=preferred):
+                means.crew.staff(self, preferred)
             case s.Mint(name=name):
                 self._minted = True
                 means.mint(self.id, name)
             case s.Hand(worker=worker, order=order):
                 self._hand(worker, order)
+            case s.TakeBack():
+                self._take_back()
             case s.WatchClient():
                 means.hangups.watch(self._client, self._client_left, half=True)
             case s.Page(rule=rule, reason=reason):
@@ -273,6 +260,16 @@ class Connection:
     def _dial_failed(self, failure: DialFailure) -> None:
         self.tell(s.DialFailed(failure))
 
+    def _watch_server(self, at_least_bytes: int) -> None:
+        assert self._origin is not None
+        self._want_of_server(at_least_bytes)
+        self._means.loop.add_reader(self._origin, self._server_readable)
+
+    def _want_of_server(self, at_least_bytes: int) -> None:
+        if self._origin is not None and self._wanted_bytes != at_least_bytes:
+            self._wanted_bytes = at_least_bytes
+            self._origin.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, at_least_bytes)
+
     def _server_readable(self) -> None:
         assert self._origin is not None
         try:
@@ -292,6 +289,7 @@ class Connection:
             self._peek = None
         if self._origin is not None:
             self._means.loop.remove_reader(self._origin)
+            self._want_of_server(1)
 
     def _begin_relay(self, tee: bool) -> None:
         self._stop_watching()
@@ -316,6 +314,13 @@ class Connection:
         hand_out(self._client)
         self._means.loans.lend(self.id, origin)
         self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
+
+    def _take_back(self) -> None:
+        self._means.hangups.forget(self._client)
+        take_in(self._client)
+        self._origin = self._means.loans.take_back(self.id)
+        if self._origin is None:
+            self.tell(s.ServerGone())
 
     def _client_left(self) -> None:
         self.tell(s.ClientLeft(moved_bytes(self._client)))

@@ -2,6 +2,7 @@
 
 gate ── HandOver + client, origin ──► worker ── Taken, at once ──► gate
                                              ── FlowEnded, at last ──►
+             ── or Upgrading: it has let go, and the flow may be handed over again ──►
      ◄─ UpstreamQuestion(flow) ──────           (only of flows that it has; dialled is only that flow's origin)
      ── UpstreamAnswer + socket ────►
 the channel's end is the worker's death: its flows are told, and the gate's own copy of each client is reset
@@ -21,9 +22,9 @@ from collections.abc import Callable, Collection
 from typing import Protocol
 
 from mitmsec.channel import Channel, ChannelFull, close_all
-from mitmsec.core.messages import FlowEnded, HandOver, Taken, UpstreamAnswer, UpstreamQuestion
+from mitmsec.core.messages import FlowEnded, HandOver, Taken, Upgrading, UpstreamAnswer, UpstreamQuestion
 from mitmsec.gate.faults import Faults
-from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid
+from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, WorkerSaid, WorkerUpgrades
 
 QUEUED_LIMIT = 64  # messages that a worker has not taken: beyond it, it gets nothing more
 QUIET_S = 1.0  # `on_failure` is to hold within about a second more (Terms.staff_deadline_s)
@@ -90,7 +91,7 @@ class Crew:
         stale = self._workers.get(number)
         if stale is not None:
             self._died(stale)
-        channel = Channel(socket.socket(fileno=fd), [Taken, UpstreamQuestion, FlowEnded])
+        channel = Channel(socket.socket(fileno=fd), [Taken, UpstreamQuestion, Upgrading, FlowEnded])
         worker = self._workers[number] = Worker(number, channel)
         worker.retired = reserve
         channel.attach(self._loop, lambda message, fds: self._said(worker, message, fds), lambda: self._died(worker))
@@ -103,10 +104,14 @@ class Crew:
             self._leave_if_done(worker)
         self._staff_waiting()
 
-    def staff(self, member: Member) -> None:
-        """Tell `member` its worker: the one with the fewest flows. Without any, tell that, once, and it later."""
+    def staff(self, member: Member, preferred: int = -1) -> None:
+        """Tell `member` its worker: the preferred one, else that with the fewest flows. Without any, tell that, once,
+        and it later.
+        """
         able = [worker for worker in self._workers.values() if self._is_able(worker)]
-        if able:
+        if any(worker.number == preferred for worker in able):
+            member.tell(Staffed(preferred))
+        elif able:
             member.tell(Staffed(min(able, key=lambda worker: len(worker.flows)).number))
         elif member.id not in self._waiting:
             self._waiting[member.id] = member
@@ -176,7 +181,7 @@ class Crew:
         except ChannelFull:  # it has not read for thousands of messages
             self._died(worker)
 
-    def _said(self, worker: Worker, message: Taken | UpstreamQuestion | FlowEnded, fds: list[int]) -> None:
+    def _said(self, worker: Worker, message: Taken | UpstreamQuestion | Upgrading | FlowEnded, fds: list[int]) -> None:
         close_all(fds)
         worker.spoke(message.flow, self._awake_s)
         if self._waiting and self._is_able(worker):
@@ -186,10 +191,10 @@ class Crew:
             case Taken():
                 if member is None and message.flow not in worker.parted:
                     self._foreign(worker, message.flow)
-            case FlowEnded():
+            case FlowEnded() | Upgrading():
                 if member is not None:
                     del worker.flows[message.flow]
-                    member.tell(WorkerSaid(message))
+                    member.tell(WorkerSaid(message) if isinstance(message, FlowEnded) else WorkerUpgrades(message))
                     self._leave_if_done(worker)
                 elif message.flow in worker.parted:
                     worker.parted.discard(message.flow)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core.messages import UdpFlowTold
 from mitmsec.core.model import Action, Direction, Endpoint
+from mitmsec.core.sniff import NOTHING_SHOWN
 from mitmsec.gate.terms import Decides
 
 PORT_NAMES = {53: "dns", 443: "quic", 5353: "dns"}  # nobody looks inside: it is what goes to this port by custom
@@ -22,8 +23,13 @@ PASSES = {
 }
 
 
-def seen(told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = None) -> ConnectionSeen:
-    """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote."""
+def seen(
+    told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = None, fingerprint: str = ""
+) -> ConnectionSeen:
+    """The event of a flow that has ended, or lives long. `resolved`: the names that DNS gave its remote.
+
+    `fingerprint` is the policy's.
+    """
     rule, reason = _decided(told, policy)
     return ConnectionSeen(
         flow=told.flow,
@@ -43,6 +49,7 @@ def seen(told: UdpFlowTold, policy: Decides, resolved: tuple[str, ...] | None = 
         datagrams_received=told.received,
         duration_ms=told.duration_ms,
         outcome=_outcome(told),
+        policy=fingerprint,
     )
 
 
@@ -65,5 +72,5 @@ def _decided(told: UdpFlowTold, policy: Decides) -> tuple[str, str]:
         return CANNOT_DECIDE, UNJUDGED
     is_inbound = told.direction is Direction.INBOUND
     asked = Endpoint(address=told.remote.address, port=told.local.port) if is_inbound else told.remote
-    decision = policy.at_hello(told.process, asked, name=None, direction=told.direction)
+    decision = policy.at_hello(told.process, asked, shown=NOTHING_SHOWN, direction=told.direction)
     return decision.rule, f"{decision.reason}; {PASSES[decision.action]}"

@@ -4,18 +4,23 @@
        │ no origin                           │  ▲                              ├ Relay, RELAYED              bypass
        └► Reset (stranger)                   ▼  │ Peek, Dial, WatchServer      ├ Relay with a tee, RELAYED   capture
                                       whoever speaks first                     └ STAFF ─► Mint, HandOver, HANDED
+                                             ▲                                              │ a dialogue goes on to TLS
+                                             └────────────────── TakeBack, Peek ◄───────────┘
 
 In FIRST two things run side by side: the first bytes are awaited and, as soon as a decision allows it, the origin is
 dialled. No origin is contacted before a decision that lets it be contacted:
 
 - `at_connect` decided: dial at once. `at_hello` still has the last word, because its decision is the one of the name.
-- It did not: wait for a hello for `hello_deadline_s`, then decide without a name. If that decision dials, and the
-  client then says a name before anything was relayed, the name decides again: nothing is gained by being slow.
+- It did not: wait for a hello for `hello_deadline_s`, then dial, unless every rule blocks that could still decide. If
+  the client then says something before anything was relayed, that decides: nothing is gained by being slow.
 - Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets.
 
-A server that speaks first settles the protocol; there is no name then. Bytes that claim to be TLS or HTTP and break its
-rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says, unless `at_connect`
-had answered bypass or capture, which no name could have changed.
+A server that speaks first settles the protocol, which decides; there is no name then. Bytes that claim to be TLS or
+HTTP and break its rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says,
+unless `at_connect` had answered bypass or capture, which no first bytes could have changed.
+
+A dialogue that may go on to TLS (SMTP, …) is handed over as it is. When both ends have agreed to TLS the worker lets go
+of it, and the flow is in FIRST once more: the hello in it is peeked, and its name decides, as that of any other.
 
 Where mitmsec itself cannot act, `on_failure` decides between a reset and a relay that nobody reads; a fault says so.
 """
@@ -29,12 +34,12 @@ from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded
+from mitmsec.core.messages import FlowEnded, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
-from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Malformed, NeedMore, Protocol, Sniffed
+from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
-from mitmsec.gate.claims import claims, is_connect
+from mitmsec.gate.claims import TLS_RECORD, claims, is_connect
 from mitmsec.gate.learned import Kind, Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -43,6 +48,7 @@ from mitmsec.gate.terms import Decides, Dialling, Health, State, Terms
 __all__ = ["Flow", "State"]
 
 CANNOT_DECIDE = "on_failure"  # the rule on record where our own failure decided
+NO_HELLO = "no TLS where both sides agreed to it"
 
 type Commands = list[AnyCommand]
 
@@ -53,7 +59,7 @@ class Flow:
     def __init__(
         self, flow: str, terms: Terms, policy: Decides, names: Names, health: Health, learned: Learned | None = None
     ) -> None:
-        self.about = Account(flow)
+        self.about = Account(flow, terms.policy)
         self.state = State.OWNER
         self.worker = -1
         self._terms, self._policy, self._names, self._health = terms, policy, names, health
@@ -62,6 +68,8 @@ class Flow:
         self._fault = ""
         self._heard = False  # some first bytes, not enough of them
         self._begun = False  # a hello or a request, not its end
+        self._by_greeting = False  # what the server says first may decide
+        self._greeted_bytes = 0  # of a greeting that is not all there
         self._early: Action | None = None  # what holds whatever the name
         self._dialling = Dialling.NOT
         self._failure: DialFailure | None = None
@@ -100,6 +108,8 @@ class Flow:
                 return [s.SetDeadline(self._terms.staff_deadline_s)] if self.state is State.STAFF else []
             case s.WorkerSaid(ended=ended):
                 return self._worker_said(ended) if self.state is State.HANDED else []
+            case s.WorkerUpgrades(upgrading=upgrading):
+                return self._upgrades(upgrading) if self.state is State.HANDED else []
             case s.WorkerDied():
                 return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
             case s.ClientLeft(moved_bytes=moved_bytes):
@@ -150,6 +160,8 @@ class Flow:
     def _first_bytes(self, data: bytes, eof: bool) -> Commands:
         if not data:
             return self._silent_end()
+        if self.about.upgraded and not data.startswith(TLS_RECORD):
+            return self._settle_malformed(NO_HELLO)
         first = sniff.first_bytes(data)
         match first:
             case Sniffed():
@@ -175,12 +187,18 @@ class Flow:
         return [s.SetDeadline(self._terms.hello_deadline_s)] if first_heard else []
 
     def _out_of_time(self) -> Commands:
-        return self._settle_malformed("incomplete") if self._begun else self._settle(Sniffed(protocol=Protocol.TCP))
+        if self._begun:
+            return self._settle_malformed("incomplete")
+        if self.about.upgraded:
+            return self._end(Outcome.CLIENT_CLOSED, s.Reset(), error="no hello in time, after both sides agreed to TLS")
+        return self._settle(Sniffed(protocol=Protocol.TCP))
 
     def _silent_end(self) -> Commands:
         """The client is done and has said nothing: gone, unless a server is there that may speak."""
-        if self.about.decision is None:
+        if self.about.decision is None or self.about.upgraded:
             return self._end(Outcome.CLIENT_CLOSED, s.Close())
+        if self._by_greeting:  # not for long: it may wait for this very end
+            return [s.SetDeadline(self._terms.hello_deadline_s)]
         return self._settle(Sniffed(protocol=Protocol.TCP))
 
     def _settle_malformed(self, reason: str) -> Commands:
@@ -193,16 +211,16 @@ class Flow:
 
     def _settle(self, first: Sniffed) -> Commands:
         """The first bytes are known for what they are: the last word of the policy."""
-        self.about.first, self.about.protocol = first, first.protocol
+        if self.about.upgraded and first.hello is None:
+            return self._settle_malformed(NO_HELLO)
+        self.about.settled(first)
         self.about.decision = self._at_hello(first, self.about.remote)
         return self._settled(self.about.decision)
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
-        hello = first.hello
-        alpn, ja4 = (hello.alpn, hello.ja4) if hello else ((), None)
         proven = first.name is not None and first.name in (self.about.resolved or ())
-        said = self._policy.at_hello(self.about.process, remote, name=first.name, alpn=alpn, ja4=ja4, proven=proven)
-        if hello is None:
+        said = self._policy.at_hello(self.about.process, remote, shown=self.about.shown(first), proven=proven)
+        if first.hello is None:
             return said
         return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
 
@@ -214,10 +232,18 @@ class Flow:
         if self._begun:  # no server answers half a hello
             return self._settle_malformed("incomplete")
         greeting = sniff.server_bytes(data) if data else Protocol.TCP
-        protocol = greeting if isinstance(greeting, Protocol) else Protocol.TCP
-        self.about.first, self.about.protocol = Sniffed(protocol=protocol), protocol
-        assert self.about.decision is not None, "nothing is dialled without a decision"
-        return self._settled(self.about.decision)
+        if isinstance(greeting, Protocol):
+            return self._settle(Sniffed(protocol=greeting))
+        before, self._greeted_bytes = self._greeted_bytes, len(data)
+        if not self._hears_out or len(data) <= before:  # the second: it has ended
+            return self._settle(Sniffed(protocol=Protocol.TCP))
+        watch = s.WatchServer(max(greeting.size_bytes or 0, len(data) + 1))
+        return [watch] if before else [s.SetDeadline(self._terms.hello_deadline_s), watch]
+
+    @property
+    def _hears_out(self) -> bool:
+        """Whether a greeting that comes in pieces could decide, or what it is matters to who is to read it."""
+        return self._by_greeting or (self.about.decision is not None and self.about.decision.action is Action.DECRYPT)
 
     # -- time is up ----------------------------------------------------------------------------------------------------
     def _deadline(self) -> Commands:
@@ -234,13 +260,13 @@ class Flow:
                 return []
 
     def _owner_unknown(self) -> Commands:
-        """Open: a policy that asks for applications has no answer; another one's is the same for every process."""
-        if self._terms.on_failure is OnFailure.CLOSED or self._asks_applications():
+        """Open: a policy that asks for programs has no answer; another one's is the same for every process."""
+        if self._terms.on_failure is OnFailure.CLOSED or self._asks_programs():
             return self._not_judged("owner_unknown", "whose it is stayed unknown")
         return [s.Report("owner_unknown", OnFailure.OPEN), *self._owned(self.about.process)]
 
-    def _asks_applications(self) -> bool:
-        return any(rule.application for rule in self._policy.rules if rule.direction is self.about.direction)
+    def _asks_programs(self) -> bool:
+        return any(rule.asks_process for rule in self._policy.rules if rule.direction is self.about.direction)
 
     def _not_judged(self, what: str, reason: str) -> Commands:
         """A rule that asks for the program may be the one that says block, or bypass."""
@@ -254,8 +280,9 @@ class Flow:
             return self._give_up()
         if self._heard or self.about.decision is not None:
             return self._out_of_time()
-        self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
-        if self.about.decision.action is Action.BLOCK:
+        decision, is_last = self._policy.at_silence(self.about.process, self.about.remote)
+        self.about.decision, self._by_greeting = decision, not is_last
+        if decision.action is Action.BLOCK:
             return self._block()
         return self._dial((self.about.remote,))
 
@@ -353,7 +380,7 @@ class Flow:
             return self._fail("recorder_gone")
         if not self._health.signing and self.about.is_minted:
             return self._fail("signer_gone")
-        return [s.Staff()]
+        return [s.Staff(self.worker)]
 
     def _staffed(self, worker: int) -> Commands:
         assert self.about.decision is not None
@@ -361,6 +388,8 @@ class Flow:
         kind, name = self.about.plaintext, self.about.first.name or self.about.remote.address
         assert kind is not None
         self.state, self.worker = State.HANDED, worker
+        if kind is Plaintext.DIALOGUE:
+            self.about.done = Action.CAPTURE  # until there is something to decrypt
         if self.about.first.hello is not None:
             self._kind = self.about.kind(self.about.first, self.about.remote)
             self._learned.handed(self._kind)
@@ -371,6 +400,14 @@ class Flow:
             s.Hand(worker, self.about.hand_over(kind, name, self.about.decision)),
             s.WatchClient(),
         ]
+
+    def _upgrades(self, upgrading: Upgrading) -> Commands:
+        """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it."""
+        if self.about.plaintext is not Plaintext.DIALOGUE:  # no honest worker says so
+            return self._end(Outcome.FAULT, s.Reset(), error="foreign_upgrade")
+        self.about.upgrades(upgrading)
+        self.state, self._heard, self._begun, self._moved_bytes = State.FIRST, False, False, -1
+        return [s.SetDeadline(self._terms.upgrade_deadline_s), s.TakeBack(), s.Peek(1)]
 
     def _client_left(self, moved_bytes: int) -> Commands:
         """It may have ended its side only, and still be served; not for ever with nothing served."""
@@ -438,7 +475,7 @@ class Flow:
         self, outcome: Outcome, answer: AnyCommand, *, sent: int = 0, received: int = 0, error: str = ""
     ) -> Commands:
         if self.about.decision is None:  # for the record: what the policy says of a flow without a name
-            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, name=None)
+            self.about.decision = self._policy.at_hello(self.about.process, self.about.remote, shown=NOTHING_SHOWN)
         return self._over(answer, self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error))
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:

@@ -10,15 +10,16 @@ names somebody else's host must not be taken there.
 from __future__ import annotations
 
 import socket
-from typing import Protocol
+from typing import Protocol as Interface
 
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Decides
 
 
-class Way(Protocol):
+class Way(Interface):
     """How the gate reaches whom a connection was meant for."""
 
     @property
@@ -36,7 +37,7 @@ class Way(Protocol):
         """The connection is over. Idempotent."""
 
 
-class Ways(Protocol):
+class Ways(Interface):
     """Knows whom connections that came in were meant for."""
 
     def begin(self, accepted: socket.socket) -> Way:
@@ -63,20 +64,23 @@ class Inward(Value, frozen=True):
         said = self.policy.at_connect(process, self._asked(remote), direction)
         return None if said is not None and said.action is Action.DECRYPT else said
 
+    def at_silence(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.INBOUND
+    ) -> tuple[Decision, bool]:
+        return self.policy.at_silence(process, self._asked(remote), direction)
+
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
         *,
-        name: str | None,
-        alpn: tuple[str, ...] = (),
-        ja4: str | None = None,
+        shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.INBOUND,
     ) -> Decision:
         asked = self._asked(remote)
-        said = self.policy.at_hello(process, asked, name=name, alpn=alpn, ja4=ja4, proven=proven, direction=direction)
-        return said if ja4 is None else self.policy.with_key(said, remote, name)  # only TLS has one, and takes a key
+        said = self.policy.at_hello(process, asked, shown=shown, proven=proven, direction=direction)
+        return self.policy.with_key(said, remote, shown.name) if shown.protocol is Protocol.TLS else said
 
     def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision:
         return self.policy.with_key(decision, called, name)

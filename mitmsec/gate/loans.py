@@ -39,10 +39,15 @@ def hand_out(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
 
 
-def let_go(sock: socket.socket) -> None:
-    """Close our descriptor in order, and do not wait for what is still to be sent, whatever others have set."""
+def take_in(sock: socket.socket) -> None:
+    """From now on its last close is in order again."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
+
+
+def let_go(sock: socket.socket) -> None:
+    """Close our descriptor in order, and do not wait for what is still to be sent, whatever others have set."""
+    take_in(sock)
     sock.close()
 
 
@@ -77,6 +82,18 @@ class Loans:
         hand_out(sock)
         self._hangups.watch(sock, functools.partial(self._ended, flow, sock), half=False)
         return True
+
+    def take_back(self, flow: str) -> socket.socket | None:
+        """The one that `flow`'s worker was lent, and has let go of: ours alone again. None: it has ended, or is not the
+        only one.
+        """
+        lent = self._lent.get(flow, set())
+        if len(lent) != 1:
+            return None
+        sock = self._lent.pop(flow).pop()
+        self._hangups.forget(sock)
+        take_in(sock)
+        return sock
 
     def recall(self, flow: str, *, in_order: bool) -> None:
         """`flow` has ended. Idempotent."""

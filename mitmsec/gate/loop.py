@@ -201,7 +201,8 @@ class Gate:
     def datagrams(self, told: UdpFlowTold) -> None:
         """Put a UDP flow on record, which went past us."""
         resolved = self._around.names_of(told.remote.address)
-        self._around.recorder.record(datagrams.seen(told, self._means.policy, resolved))
+        means = self._means
+        self._around.recorder.record(datagrams.seen(told, means.policy, resolved, means.terms.policy))
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from mitmsec.audit.event import Outcome, Seen
-from mitmsec.core.messages import FlowEnded, HandOver
+from mitmsec.core.messages import FlowEnded, HandOver, Upgrading
 from mitmsec.core.model import Caller, Endpoint, OnFailure, Process, Value
 
 
@@ -119,6 +119,12 @@ class WorkerSaid(Event, frozen=True):
     ended: FlowEnded
 
 
+class WorkerUpgrades(Event, frozen=True):
+    """The worker that has the flow has relayed a dialogue up to TLS, and let go of both sockets."""
+
+    upgrading: Upgrading
+
+
 class WorkerDied(Event, frozen=True):
     """The worker that had the flow is gone."""
 
@@ -170,6 +176,7 @@ type AnyEvent = (
     | Staffed
     | Unstaffed
     | WorkerSaid
+    | WorkerUpgrades
     | WorkerDied
     | ClientLeft
     | RelayEnded
@@ -209,7 +216,9 @@ class Dial(Command, frozen=True):
 
 
 class WatchServer(Command, frozen=True):
-    """Say `ServerSpoke` when the connected origin does."""
+    """Say `ServerSpoke` when the connected origin has said so much, or has ended."""
+
+    at_least_bytes: int = 1
 
 
 class Relay(Command, frozen=True):
@@ -219,7 +228,9 @@ class Relay(Command, frozen=True):
 
 
 class Staff(Command, frozen=True):
-    """Find a worker."""
+    """Find a worker; `preferred` if it can take more, -1: any."""
+
+    preferred: int = -1
 
 
 class Mint(Command, frozen=True):
@@ -233,6 +244,10 @@ class Hand(Command, frozen=True):
 
     worker: int
     order: HandOver
+
+
+class TakeBack(Command, frozen=True):
+    """Both sockets are ours again, and no worker's."""
 
 
 class WatchClient(Command, frozen=True):
@@ -278,6 +293,7 @@ type AnyCommand = (
     | Staff
     | Mint
     | Hand
+    | TakeBack
     | WatchClient
     | Page
     | Reset

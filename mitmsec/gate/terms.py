@@ -7,16 +7,19 @@ from typing import Protocol
 
 from mitmsec.core.model import Decision, Direction, Endpoint, OnFailure, Process, Value
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Shown
 
 
 class Terms(Value, frozen=True):
     """What holds for every flow of a run. All times in seconds."""
 
     on_failure: OnFailure
+    policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name
     hello_end_deadline_s: float = 5.0  # for the rest of a hello once it has begun
+    upgrade_deadline_s: float = 30.0  # for a hello once both ends have agreed to TLS; as long as a worker's handshake
     staff_deadline_s: float = 1.0  # for a worker, while none lives: `on_failure` is to hold within a second
     left_deadline_s: float = 60.0  # for a worker to end a flow whose client has ended, and on which nothing moves
 
@@ -33,14 +36,16 @@ class Decides(Protocol):
         self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None: ...
 
+    def at_silence(
+        self, process: Process, remote: Endpoint, direction: Direction = Direction.OUTBOUND
+    ) -> tuple[Decision, bool]: ...
+
     def at_hello(
         self,
         process: Process,
         remote: Endpoint,
         *,
-        name: str | None,
-        alpn: tuple[str, ...] = (),
-        ja4: str | None = None,
+        shown: Shown,
         proven: bool = True,
         direction: Direction = Direction.OUTBOUND,
     ) -> Decision: ...

@@ -19,8 +19,8 @@ from mitmsec.audit.event import Kind
 from mitmsec.audit.review import Filter
 from mitmsec.core.model import Value
 from mitmsec.service.apps import App, Destination, gathered
-from mitmsec.service.audit_commands import instant_option, opened_log
 from mitmsec.service.audit_table import ACTION_STYLES, size
+from mitmsec.service.log_reading import instant_option, opened_log
 from mitmsec.service.options import EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.terminal import console, shown, tell
 

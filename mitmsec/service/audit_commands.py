@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -17,26 +16,21 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.audit import review
 from mitmsec.audit.chain import Broken, Head, Other, Verified
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.review import Denied, Filter, NoLog, Review, Unreadable
+from mitmsec.audit.review import Filter, Review, Unreadable
 from mitmsec.core.model import Action
-from mitmsec.service.accounts import READERS_GROUP, readers_gid
+from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.groups import Group
+from mitmsec.service.log_reading import instant_option, opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
-    EXIT_PRIVILEGE,
-    as_root,
     debug_option,
     fail,
     json_option,
-    program,
     state_option,
-    with_state,
 )
-from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 
 SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
@@ -54,20 +48,6 @@ PROVEN = (
 )
 OTHER = "any of its events may differ from those that the head stands for; nothing in this log can be relied on"
 COPY = "keep a copy of STATE/log as it is now"
-
-
-def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    try:
-        return None if value is None else review.parse_time(value, datetime.now(UTC))
-    except ValueError as error:
-        raise click.BadParameter(
-            f"{value!r} is neither RFC 3339 (2026-11-03T10:00:00Z) nor a span before now (10m, 2h, 3d)"
-        ) from error
-
-
-def instant_option(name: str, help_text: str) -> Callable[[Any], Any]:
-    """A point in time, or a span before now."""
-    return click.option(name, callback=_instant, metavar="TIME", help=help_text)
 
 
 def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head | None:
@@ -108,8 +88,8 @@ def audit() -> None:
 @click.option(
     "--session", callback=_words, metavar="ID", help="One run, by the `session` that stands in each of its events."
 )
-@click.option("--since", callback=_instant, metavar="TIME", help="RFC 3339, or a span before now: 10m, 2h, 3d.")
-@click.option("--until", callback=_instant, metavar="TIME", help="As --since.")
+@instant_option("--since", "RFC 3339, or a span before now: 10m, 2h, 3d.")
+@instant_option("--until", "As --since.")
 @click.option("--text", callback=_words, metavar="TEXT", help="Anywhere in an event's values, whatever its case.")
 @click.option(
     "--limit",
@@ -162,6 +142,9 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
             if others:
                 parts += [Text("\non this connection", style="bold"), table_of(others, out.width)]
         tell(out, *parts)
+
+
+audit.add_command(explain)
 
 
 @audit.command()
@@ -219,29 +202,6 @@ def stats(as_json: bool, state_folder: Path) -> None:
         cells = (row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"]))
         table.add_row(*(Text(shown(cell)) for cell in cells))
     tell(console(), table)
-
-
-@contextmanager
-def opened_log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
-    """`verifies`: what is wrong with the file is not for another command to say."""
-    try:
-        with review.opened(State(folder).log) as log:
-            yield log
-    except Denied as error:
-        fail(str(error), f"{_who_may_read()}; try: {as_root()}", EXIT_PRIVILEGE)
-    except NoLog as error:
-        fail(str(error), "--state (or MITMSEC_STATE) names another state directory", EXIT_NOT_SO)
-    except Unreadable as error:
-        if verifies:
-            raise
-        again = f"`{program()} audit verify{with_state(State(folder))}`"
-        fail(str(error), f"{again} says from which event on the log is not what was written", EXIT_NOT_SO)
-
-
-def _who_may_read() -> str:
-    if readers_gid():
-        return f"root may, and the members of group {READERS_GROUP}"
-    return f"root may, and the members of a group {READERS_GROUP}, which this machine does not have"
 
 
 @contextmanager

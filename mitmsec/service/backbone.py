@@ -34,11 +34,13 @@ from mitmsec.core.messages import (
     SignerReady,
     SignerSettings,
 )
+from mitmsec.core.policy import Policy
 from mitmsec.service import ca_journal, sealing, token_ground
 from mitmsec.service.accounts import account_of
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.gate_and_workers import begun
 from mitmsec.service.jail import Jail, spawn
+from mitmsec.service.policy_versions import PolicyVersions
 from mitmsec.service.seal_keeper import SealFailed
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
@@ -61,6 +63,7 @@ class Backbone:
         self._paths = ExecutablePaths()
         self.processes = ProcessTable(paths=self._paths)
         self.sessions: dict[str, Session] = {}
+        self._policies = PolicyVersions(state.policies)
         self.off = False
         self.switching = asyncio.Lock()
         self.root_pem = self.own_pem = ""
@@ -287,6 +290,16 @@ class Backbone:
         except (ChildFailed, OSError) as error:
             return str(error)
         return None
+
+    async def keep_policy(self, policy: Policy) -> None:
+        """This version can be had as long as the log that names it; what had to go for it is on record.
+
+        Raises OSError.
+        """
+        in_force = {session.policy.fingerprint for session in self.sessions.values()}
+        for gone in await asyncio.to_thread(self._policies.keep, policy, in_force):
+            detail = f"{gone}, which was loaded longest ago: decisions made by it cannot be explained any more"
+            self.record(FaultSeen(what="policy_dropped", detail=detail))
 
     def _fault(self, what: str, detail: str) -> None:
         """It went the way that each run's own policy says."""

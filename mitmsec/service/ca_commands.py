@@ -15,13 +15,15 @@ from rich.text import Text
 
 from mitmsec.audit.event import Kind
 from mitmsec.audit.review import Filter, Review
-from mitmsec.service.audit_commands import SHOWN_EVENTS, instant_option, opened_log
+from mitmsec.service.audit_commands import SHOWN_EVENTS
 from mitmsec.service.ca_import_command import import_ca
 from mitmsec.service.ca_init_command import init
+from mitmsec.service.ca_orders import limits_in_words
 from mitmsec.service.ca_pin_command import pin
 from mitmsec.service.ca_rotate_command import rotate
 from mitmsec.service.ca_seal_commands import seal, unseal
 from mitmsec.service.groups import Group
+from mitmsec.service.log_reading import instant_option, opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
@@ -98,13 +100,16 @@ def _tables(found: CaFacts) -> Iterator[Table]:
     for place, between in enumerate(found.above, 1):
         rows += _rows(f"above {place}", between)
     rows += _rows("issuing", found.issuing)
-    rows.append(("may speak for", _limits(found.issuing)))
+    rows.append(("may speak for", limits_in_words(found.issuing)))
     rows.append(("its key", _kept(found)))
     if found.root_file:
         rows.append(("root's key", f"was written to {found.root_file}{_still_there(found.root_file)}"))
     if found.next is not None:
         rows += [("", ""), ("next", f"waits for {program()} ca rotate --take-over; commands trust its root already")]
         rows += [*_rows("next root", found.next.root), *_rows("next issuing", found.next.issuing)]
+        rows.append(("may speak for", limits_in_words(found.next.issuing)))
+    if found.asks:
+        rows += [("", ""), ("request", f"waits for its answer, which {program()} ca import takes")]
     for name, value in rows:
         table.add_row(Text(name, style="bold"), Text(shown(value)))
     yield table
@@ -123,14 +128,13 @@ def _still_there(file: str) -> str:
 def _rows(name: str, one: CertificateFacts) -> list[tuple[str, str]]:
     return [
         (name, one.subject),
-        ("", f"until {one.not_after}, path length {one.path_length}"),
+        ("", f"until {one.not_after}, {_depth(one)}"),
         ("", f"sha256 {one.sha256}"),
     ]
 
 
-def _limits(one: CertificateFacts) -> str:
-    permitted = ", ".join(one.permitted) if one.permitted else "every name"
-    return f"{permitted}, but not for {', '.join(one.excluded)}" if one.excluded else permitted
+def _depth(one: CertificateFacts) -> str:
+    return "no limit to its path length" if one.path_length is None else f"path length {one.path_length}"
 
 
 @ca.command()

@@ -11,7 +11,7 @@ from typing import NoReturn
 import click
 
 from mitmsec.service import ca_work
-from mitmsec.service.ca_orders import doing, who
+from mitmsec.service.ca_orders import doing, limits_in_words, who
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_USAGE,
@@ -29,6 +29,7 @@ from mitmsec.service.terminal import shown
 from mitmsec.service.token_options import TokenOrder, token_options, token_order
 from mitmsec_certs.brought_files import Brought, NeedsPassphrase, brought_apart
 from mitmsec_certs.bundle import roots_as_used
+from mitmsec_certs.ca_facts import facts_of
 from mitmsec_certs.ceremony import CeremonyFailed, keep_undumped
 from mitmsec_certs.sub_ca import SubCa, Unsuitable, sub_ca
 
@@ -86,7 +87,9 @@ def import_ca(
     found = _suitable(every, public_key or _public_key(state, token))
     accepted, brings = _accepted(found, accept_broad=accept_broad), token or key
     doing(state, lambda: ca_work.bring(state, found, brings, who(), int(time.time()), waits=waits, accepted=accepted))
-    click.echo(f"mitmsec: {'it waits' if waits else 'this CA signs from now on'}; ca show shows it", err=True)
+    how = "this CA waits; it" if waits else "this CA signs from now on, and"
+    click.echo(f"mitmsec: {how} may speak for {limits_in_words(facts_of(found.chain[0]))}", err=True)
+    click.echo(f"  {program()} ca show{with_state(state)} shows it", err=True)
     if key is not None:
         click.echo("  the signer has the key now: remove the file that you brought it in", err=True)
 

@@ -11,6 +11,7 @@ from mitmsec.service import ca_work
 from mitmsec.service.ca_orders import (
     doing,
     found_ca,
+    is_said,
     limit_of,
     limit_options,
     require_free,
@@ -78,6 +79,8 @@ def init(
     limit = limit_of(permit, exclude)
     state, target = State(state_folder), root_file.absolute()
     if csr is not None:
+        if passphrase_file is not None or passphrase_fd is not None or is_said("root_file"):
+            raise click.UsageError("--csr makes no root, so it takes neither --root-file nor a passphrase")
         require_free(csr.absolute(), "--csr")
         return _ask(state, limit, csr.absolute(), token_order(pkcs11, pkcs11_path, pkcs11_env))
     _refuse_existing(state)
@@ -85,8 +88,13 @@ def init(
     token = token_order(pkcs11, pkcs11_path, pkcs11_env)
     word = passphrase("the new root", passphrase_file, passphrase_fd, is_new=True)
     require_good(word)
-    doing(state, lambda: ca_work.make_own(state, limit, word, target, who(), int(time.time()), token=token))
-    tell_root_file(target)
+
+    def make() -> None:
+        _refuse_existing(state)  # once more: others may have made one while a passphrase was typed
+        ca_work.make_own(state, limit, word, target, who(), int(time.time()), token=token)
+        tell_root_file(target)
+
+    doing(state, make)
     if limit.are_none:
         click.echo("mitmsec: this CA may speak for every name; --permit and --exclude limit one", err=True)
     click.echo(f"  {program()} ca show{with_state(state)} shows the CA; what is started now trusts it", err=True)
@@ -103,6 +111,7 @@ def _refuse_existing(state: State) -> None:
     """An automatic CA gives way; one that somebody made is not replaced by a word."""
     found = found_ca(state)
     if found is not None and found.kind != CaKind.AUTOMATIC:
-        renew = f"{program()} ca rotate{with_state(state)}"
+        how = "ca init --csr FILE" if found.kind == CaKind.IMPORTED else "ca rotate"
+        renew = f"{program()} {how}{with_state(state)}"
         purge = f"{program()} clean --purge-ca{with_state(state)}"
         fail(f"there is a CA already: {found.root.subject}", f"`{renew}` renews it, `{purge}` drops it", EXIT_NOT_SO)

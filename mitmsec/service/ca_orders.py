@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from mitmsec.service import ca_work
 from mitmsec.service.ca_work import RootFileExists
 from mitmsec.service.options import EXIT_FAULT, EXIT_NOT_SO, EXIT_PRIVILEGE, EXIT_USAGE, fail, program, with_state
+from mitmsec.service.refusals import FULL
 from mitmsec.service.run import CannotRun, made
 from mitmsec.service.seal_keeper import SealFailed
 from mitmsec.service.state import State
@@ -23,6 +26,8 @@ from mitmsec_certs.ca_folder import KeystoreRefused
 from mitmsec_certs.ceremony import CeremonyFailed, keep_undumped, passphrase_flaw
 from mitmsec_certs.constraints import BadConstraint, Constraints, written
 from mitmsec_redirect.owner import user_name
+
+_EVERY = {"0.0.0.0/0": "every IPv4 address", "::/0": "every IPv6 address"}
 
 
 def limit_options[Command: Callable[..., Any]](command: Command) -> Command:
@@ -44,7 +49,20 @@ def limit_of(permit: tuple[str, ...], exclude: tuple[str, ...]) -> Constraints:
     try:
         return written(permit, exclude)
     except BadConstraint as error:
-        fail(f"--permit, --exclude: {error}", "", EXIT_USAGE)
+        flaws = "\n  ".join(error.flaws)
+        fail(f"--permit, --exclude: {flaws}", "", EXIT_USAGE)
+
+
+def limits_in_words(one: CertificateFacts) -> str:
+    """For what a CA may speak."""
+    words = [_EVERY.get(each, each) for each in one.permitted]
+    permitted = ", ".join(words) if words else "every name"
+    return f"{permitted}, but not for {', '.join(one.excluded)}" if one.excluded else permitted
+
+
+def is_said(option: str) -> bool:
+    """Whether the command line has it, and no default."""
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
 def require_good(word: str) -> None:
@@ -87,7 +105,6 @@ def doing(state: State, work: Callable[[], object]) -> None:
             waited = _waiting(state)
             work()
             _tell_forgotten(state, waited)
-        ca_work.announce(state)
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     except RootFileExists as error:
@@ -97,7 +114,24 @@ def doing(state: State, work: Callable[[], object]) -> None:
     except SealFailed as error:
         fail(str(error), "the CA is as it was; without `ca seal` its key is in a file of the signer's", EXIT_PRIVILEGE)
     except OSError as error:
-        fail(f"the CA could not be changed: {error}", f"`{program()} ca show{with_state(state)}` shows it", EXIT_FAULT)
+        _unchanged(error, state)
+    _announced(state)
+
+
+def _unchanged(error: OSError, state: State) -> NoReturn:
+    what = f"the CA could not be changed: {error.strerror or error}"
+    what += f": {error.filename}" if error.filename else ""
+    if error.errno in (*FULL, errno.EROFS):
+        fail(what, "make room, or name another place for what is written; then once more", EXIT_PRIVILEGE)
+    fail(what, f"`{program()} ca show{with_state(state)}` shows it", EXIT_FAULT)
+
+
+def _announced(state: State) -> None:
+    try:
+        ca_work.announce(state)
+    except CannotRun as error:
+        done = f"what was ordered is done, and `{program()} ca show{with_state(state)}` shows it"
+        fail(f"{error.error}\n  {done}; the next start records it", error.remedy, error.status)
 
 
 def _waiting(state: State) -> CertificateFacts | None:

@@ -45,7 +45,8 @@ ROOT_FILE_LIMIT_BYTES = 64 * 1024
     "--root-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help=f"The root's file; with --new-root, where the new one's is written to. Default: {ROOT_FILE}.",
+    help="The root's file. Default: where it was written to. With --new-root, where the new one's is written to."
+    f" Default: {ROOT_FILE}.",
 )
 @passphrase_options
 @state_option
@@ -83,8 +84,12 @@ def rotate(
         require_free(target)
         word = passphrase("the new root", passphrase_file, passphrase_fd, is_new=True)
         require_good(word)
-        doing(state, lambda: ca_work.make_own(state, limit, word, target, who(), int(time.time()), waits=True))
-        tell_root_file(target)
+
+        def make() -> None:
+            ca_work.make_own(state, limit, word, target, who(), int(time.time()), waits=True)
+            tell_root_file(target)
+
+        doing(state, make)
         return _tell_waiting(state)
     _refuse_waiting(state, found)
     match found.kind:

@@ -258,7 +258,10 @@ class GateProgram:
             dns=self._names.hear if self._names is not None else None,
         )
         self._terms = Terms(
-            on_failure=settings.on_failure, capture=settings.capture, hello_deadline_s=settings.hello_deadline_s
+            on_failure=settings.on_failure,
+            policy=policy.fingerprint,
+            capture=settings.capture,
+            hello_deadline_s=settings.hello_deadline_s,
         )
         ports = settings.local_ports
         self._gate = Gate(
@@ -297,7 +300,8 @@ class GateProgram:
                 self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
                 policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
-                self._gate.govern(policy, msgspec.structs.replace(self._terms, on_failure=on_failure), workers)
+                self._terms = msgspec.structs.replace(self._terms, on_failure=on_failure, policy=policy.fingerprint)
+                self._gate.govern(policy, self._terms, workers)
                 self._control.send(Governed())
             case Govern():
                 pass

@@ -22,6 +22,7 @@ from msgspec.structs import replace
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
+from mitmsec.core.sniff import NOTHING_SHOWN
 from mitmsec.service.owners import told
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.owner import Owner
@@ -147,13 +148,14 @@ class Incoming:
             outcome=outcome,
             error=error,
             session=self._session,
+            policy=self.policy.fingerprint,
         )
 
     def _decision(self, process: Process, one: Inbound) -> Decision:
         if not self.policy.can_judge(process, Direction.INBOUND):
             return UNREAD
         peer = Endpoint(address=one.remote.address, port=one.local.port)
-        said = self.policy.at_hello(process, peer, name=None, direction=Direction.INBOUND)
+        said = self.policy.at_hello(process, peer, shown=NOTHING_SHOWN, direction=Direction.INBOUND)
         if said.action is Action.BYPASS:
             return said
         return Decision(action=Action.BYPASS, rule="on_failure", reason=PASSED_BY)

@@ -65,7 +65,11 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False, user: str = "roo
         removed.append(_attempt("mount", str(state.bpf), lambda: bpffs.unmount(state.bpf)))
     state.control.unlink(missing_ok=True)
     removed += _trusting(_withdrawn(state, user))
-    for folder, what, goes in ((state.log, "log", purge), (state.ca, "keys", purge or purge_ca)):
+    for folder, what, goes in (
+        (state.log, "log", purge),
+        (state.policies, "policies", purge),
+        (state.ca, "keys", purge or purge_ca),
+    ):
         if goes and folder.exists():
             removed.append(_attempt(what, str(folder), lambda folder=folder: _remove_all(folder)))
     return removed

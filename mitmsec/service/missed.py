@@ -11,6 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from msgspec.structs import replace
+
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Caller, Endpoint, Process
 from mitmsec_redirect.records import Missed, Reason
@@ -25,6 +27,8 @@ class Misses:
 
     def __init__(self, whose: Callable[[Missed], Process], session: str) -> None:
         self._whose, self._session = whose, session
+        self.policy = ""
+        """The fingerprint of the policy in force, for the record."""
         self._missed: list[Missed] = []
         self._owners: dict[_Who, Process] = {}
 
@@ -39,7 +43,8 @@ class Misses:
         """The events of what was taken since the last time."""
         missed, owners = self._missed, self._owners
         self._missed, self._owners = [], {}
-        return events(missed, lambda one: owners[_who(one)], self._session)
+        found = events(missed, lambda one: owners[_who(one)], self._session)
+        return [replace(event, policy=self.policy) if isinstance(event, ConnectionSeen) else event for event in found]
 
 
 def _who(one: Missed) -> _Who:

@@ -88,6 +88,7 @@ class Observers:
     def begin(self, kind: BackendKind, scope: Scope) -> None:
         """Raises BackendUnavailable, ProgramRejected, OSError: UDP cannot be seen, or no gate have what comes in."""
         ground = self._ground
+        self._misses.policy = ground.policy.fingerprint
         self._udp.open(scope)
         assert ground.hook is not None
         self._listen()
@@ -134,6 +135,8 @@ class Observers:
         """Another policy is in force. Raises BackendUnavailable, ProgramRejected, OSError."""
         if policy.governs_inbound and self.inward is None:
             raise unavailable()
+        self._record_missed()
+        self._misses.policy = policy.fingerprint
         everything = selection is not None and selection.everything
         if self._incoming is not None:
             self._incoming.govern(policy, everything=everything, pins=self._ground.pins)

@@ -58,7 +58,11 @@ def _opened(file: str) -> int:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        fail(f"--passphrase-file: {file}: {error.strerror}", "", EXIT_USAGE)
+        fail(
+            f"--passphrase-file: {file}: {error.strerror}",
+            "name a file with the passphrase in its first line",
+            EXIT_USAGE,
+        )
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode) and (why := others_can_read(status)) is not None:
         what = f"--passphrase-file: {file}: {why}: others can read it, so it is a secret no more"
@@ -80,6 +84,11 @@ def _first_line(descriptor: int, name: str) -> str:
     try:
         with open(descriptor, "rb", closefd=descriptor != 0) as source:
             line = source.readline(LIMIT_BYTES)
-        return line.decode().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"the passphrase cannot be read from {name}: {error}", "", EXIT_USAGE)
+        word = line.decode().rstrip("\r\n")
+    except OSError as error:
+        fail(f"the passphrase cannot be read from {name}: {error.strerror}", "", EXIT_USAGE)
+    except UnicodeDecodeError:
+        fail(f"the passphrase cannot be read from {name}: it is not UTF-8", "", EXIT_USAGE)
+    if not word:
+        fail(f"{name} is empty, or its first line is", "the passphrase has to stand in the first line", EXIT_USAGE)
+    return word

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import msgspec
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mitmsec.core import identity
 from mitmsec.core.beyond_ca import beyond_ca
 from mitmsec.core.contradiction import escapes
-from mitmsec.core.explain import Explanation, Tried, explain
+from mitmsec.core.explain import Explanation, explain
 from mitmsec.core.known_service import doubts
-from mitmsec.core.model import Decision, Direction, Endpoint, ParentProcess, Process
-from mitmsec.core.names import is_address, written_name
+from mitmsec.core.model import Direction, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
 from mitmsec.core.selector import NO_PID
+from mitmsec.core.sniff import Protocol
 from mitmsec.core.udp_limits import udp_limits
-from mitmsec.core.units import container_mistake, service_mistake, windows_services
+from mitmsec.core.units import windows_services
 from mitmsec.service import origin_roots
+from mitmsec.service.explained import explained
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_loading import load
+from mitmsec.service.policy_question import (
+    CONTAINER,
+    NOTES,
+    UNIT,
+    HostName,
+    IpAddress,
+    ProgramPath,
+    Sha256,
+    UserName,
+    shown_by,
+)
 from mitmsec.service.policy_starter import STARTER
+from mitmsec.service.replay_command import replay
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
@@ -44,105 +49,14 @@ from mitmsec_certs.ca_folder import KeystoreRefused
 from mitmsec_certs.constraints import Constraints
 
 POLICY_FILE = click.argument("file", metavar="F", type=click.Path(path_type=Path))
-SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
-NOTES = "mitmsec.notes"
-
-
-class HostName(click.ParamType[str]):
-    """A host name in any spelling; the comparable one comes out."""
-
-    name = "host"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if is_address(value):
-            self.fail(f"{value} is an address: give it with --address, and no --host")
-        try:
-            return written_name(value)
-        except ValueError as error:
-            self.fail(str(error))
-
-
-class IpAddress(click.ParamType[str]):
-    """An IP address; its canonical text comes out."""
-
-    name = "address"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return Endpoint.of(value, 0).address
-        except ValueError:
-            self.fail(f'"{value}" is not an IP address; a name is given with --host')
-
-
-class ProgramPath(click.ParamType[str]):
-    """The whole path of a program, of this machine or another. A lone name is looked for here, as a shell does."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value.startswith(("/", "\\")) or value[1:3] in (":\\", ":/"):
-            return str(value)
-        found: str | None = shutil.which(value)
-        if found is None:
-            self.fail(f'no program "{value}" is found here; give its whole path, such as /usr/bin/curl')
-        path = os.path.realpath(found)  # what the kernel calls it, and so what rules are asked about
-        _note(ctx, f"{value} is {path} here")
-        return path
-
-
-class UserName(click.ParamType[str]):
-    """Whom a program runs as, as rules are asked about it: the name, or the number where it has none."""
-
-    name = "user"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not value.strip():
-            self.fail("a user is wanted: a name, or the number of one that has none")
-        name = value if value.isdecimal() else None
-        with contextlib.suppress(ImportError, KeyError, OverflowError):  # who is known is only known on Unix
-            import pwd
-
-            name = (pwd.getpwuid(int(value)) if value.isdecimal() else pwd.getpwnam(value)).pw_name
-        if name is None:
-            _note(ctx, f'there is no user "{shown(value)}" here; this is what a machine that has one would do')
-        return name or str(value)
-
-
-class Sha256(click.ParamType[str]):
-    """A SHA-256 in hexadecimal digits; it comes out in lower case."""
-
-    name = "sha256"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not SHA256.fullmatch(value):
-            self.fail("64 hexadecimal digits are wanted, as sha256sum prints them")
-        return str(value).lower()
-
-
-class Named(click.ParamType[str]):
-    """A unit (or `windows:` and a service), or a container, in full. `mistake` says why it is none."""
-
-    def __init__(self, name: str, mistake: Callable[[str], str | None]) -> None:
-        self.name, self._mistake = name, mistake
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if (why := self._mistake(value)) is not None:
-            self.fail(why)
-        return str(value)
-
-
-UNIT, CONTAINER = Named("unit", service_mistake), Named("container", container_mistake)
-
-
-def _note(ctx: click.Context | None, words: str) -> None:
-    """To be said once everything that was given is known to be right."""
-    if ctx is not None:
-        ctx.meta.setdefault(NOTES, []).append(words)
 
 
 @click.group(cls=Group)
 def policy() -> None:
-    """Write, check, explain and test a policy file."""
+    """Write, check, explain, test and replay a policy file."""
+
+
+policy.add_command(replay)
 
 
 @policy.command()
@@ -213,6 +127,13 @@ def check(file: Path, as_json: bool, state_folder: Path) -> None:
 @click.option("--unit", type=UNIT, metavar="U", help="The systemd unit it runs in: nginx.service.")
 @click.option("--signer", metavar="S", help="The subject of the certificate that signed it (Windows).")
 @click.option("--container", type=CONTAINER, metavar="C", help="The container it runs in: runtime:id, in full.")
+@click.option(
+    "--protocol",
+    type=click.Choice([protocol.value for protocol in Protocol]),
+    help="What it speaks. Default: tls, with a name.",
+)
+@click.option("--alpn", multiple=True, metavar="A", help="A protocol that its TLS offers; may be given again.")
+@click.option("--ja4", metavar="J", help="The JA4 fingerprint of its TLS.")
 @click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
 @json_option
 @debug_option
@@ -231,10 +152,14 @@ def explain_decision(
     unit: str | None,
     signer: str | None,
     container: str | None,
+    protocol: str | None,
+    alpn: tuple[str, ...],
+    ja4: str | None,
     pid: int | None,
     as_json: bool,
 ) -> None:
     """Say which rule of F decides a connection, and why."""
+    of_hello = shown_by(host, protocol or (Protocol.TLS if direction == Direction.INBOUND else None), alpn, ja4)
     loaded = _loaded(file, as_json=as_json)
     for words in ctx.meta.get(NOTES, []):
         click.echo(words, err=True)
@@ -251,12 +176,12 @@ def explain_decision(
         container=container,
         source="question",
     )
-    story = explain(loaded, process, Endpoint(address=address or "", port=port), host, Direction(direction))
+    story = explain(loaded, process, Endpoint(address=address or "", port=port), of_hello, Direction(direction))
     if as_json:
         for tried in story.tried:
             _print_json({"kind": "rule", **msgspec.to_builtins(tried)})
         return _print_json({"kind": "decision", "needs_name": story.needs_name, **msgspec.to_builtins(story.decision)})
-    _tell(story, host)
+    tell(console(), *explained(story, _when(story, host)))
 
 
 @policy.command("test")
@@ -314,49 +239,12 @@ def _beyond_ca(loaded: Policy, state: State) -> list[str]:
     return beyond_ca(loaded, lambda name: all(one.allow(name) for one in limit), excluded) if limit else []
 
 
-def _tell(story: Explanation, host: str | None) -> None:
-    decision = story.decision
-    by = f'rule "{shown(decision.rule)}"' if any(tried.decided for tried in story.tried) else "[defaults]"
-    parts: list[RenderableType] = [
-        Text.assemble((decision.action.value, "bold"), f" by {by}: {shown(decision.reason)}")
-    ]
-    parts += [Text(line) for line in _details(decision)]
-    parts.append(Text(f"decided {_when(story, host)}", style="dim"))
-    if story.tried:
-        parts += ["", _table(story.tried)]
-    tell(console(), *parts)
-
-
 def _when(story: Explanation, host: str | None) -> str:
     if not story.needs_name:
         return "at connect: no name could change it"
     if host is None:
         return "when the first bytes show no name; a name could change it: add --host"
     return "when the first bytes show the name"
-
-
-def _details(decision: Decision) -> list[str]:
-    details = [f'with the key of [[inbound]] "{shown(decision.service)}"'] if decision.service else []
-    if not decision.inspect:
-        return details
-    return [*details, f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
-
-
-def _table(tried: tuple[Tried, ...]) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("", "rule", "why"):
-        table.add_column(column)
-    for rule in tried:
-        verdict = "decides" if rule.decided else "too late" if rule.accepts else "no"
-        style = "bold green" if rule.decided else "" if rule.accepts else "dim"
-        why = Text("\n").join(
-            Text(f"{'+' if condition.holds else '-'} {condition.key}: {shown(condition.why)}")
-            for condition in rule.conditions
-        )
-        table.add_row(
-            Text(verdict, style), Text(shown(rule.rule), style), why if rule.conditions else Text("no conditions")
-        )
-    return table
 
 
 def _flow(outcome: TestOutcome) -> str:

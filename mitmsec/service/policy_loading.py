@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.inbound_section import Pair
@@ -61,6 +63,7 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
 
     try:
         policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=pair)
+        policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
         kept = keys.detach(policy.key_bytes) if keys is not None and policy.needs_keys else None
         return Loaded(policy, text, tuple(roots), kept)
     except PolicyErrors as errors:

@@ -179,7 +179,7 @@ class Run:
 
     def open(self) -> control.RunOpened:
         """Hook and gate are ready afterwards. Raises CannotRun."""
-        policy = memory_file("policy", msgspec.json.encode(self._plan.policy))
+        policy = memory_file("policy", self._plan.policy.encoded)
         roots = memory_file("roots", self._roots)
         network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         order = control.OpenRun(

@@ -59,6 +59,7 @@ class Shared(ChildrensShared, Protocol):
 
     processes: ProcessTable
 
+    async def keep_policy(self, policy: Policy) -> None: ...
     def is_nobodys(self, label: str) -> bool:
         """No session of this supervisor has it, and no command that still runs."""
 
@@ -92,6 +93,7 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         self.children.begin()
+        await self.shared.keep_policy(self.policy)
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
@@ -120,6 +122,7 @@ class Session:
                 session=self.name,
                 path=order.policy_file,
                 sha256=order.policy_sha256,
+                policy=self.policy.fingerprint,
                 rules=len(self.policy.rules),
                 on_failure=self.policy.on_failure,
                 certificates=self.policy.certificates,
@@ -177,6 +180,11 @@ class Session:
         return self.observers.relays
 
     @property
+    def policy_file(self) -> str:
+        """What it was started or last reloaded with."""
+        return self.policy_order.policy_file
+
+    @property
     def worker_count(self) -> int:
         return self.order.workers
 
@@ -189,7 +197,7 @@ class Session:
         return ServiceStatus(
             session=self.name,
             backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
-            policy_file=self.policy_order.policy_file,
+            policy_file=self.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
             on_failure=self.policy.on_failure,
@@ -269,6 +277,7 @@ class Session:
         """
         async with self.children.building:
             policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
+            await self.shared.keep_policy(policy)
             await self._reloading.exchange(Terms(policy, policy_fd, roots_fd, keys_fd))
             self.policy_order = order
             self._record_policy(order)

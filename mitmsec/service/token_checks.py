@@ -24,10 +24,13 @@ def token_checks(state: State) -> list[Check]:
     """One for the CA that serves, where its key is in a token; else none."""
     try:
         found = facts(state.ca, int(time.time())) if os.access(state.ca, os.X_OK) else None
+    except KeystoreRefused as error:
+        return [Check(name="CA", ok=False, detail=str(error))]
+    try:
         if found is None or not found.token:
             return []
         module = token_ground.modules_of(state).of(parse(found.token).module)
-    except (KeystoreRefused, token_ground.ModulesRefused, BadUri) as error:
+    except (token_ground.ModulesRefused, BadUri) as error:
         return [Check(name=NAME, ok=False, detail=str(error))]
     flaw = f"no module is allowed for {found.token}" if module is None else _flaw(module)
     again = f"bring it back; `{program()} ca show{with_state(state)}` shows which token is meant"

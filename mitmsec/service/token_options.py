@@ -125,5 +125,7 @@ def _from_file(path: str) -> str:
                 remedy = f"change the PIN, and keep it in a file of root's alone: chmod 600 {path}"
                 fail(f"pin-source: {path}: others than root can read or write it", remedy, EXIT_USAGE)
             return file.readline(4 * PIN_CHARACTERS + 2).decode().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"pin-source: {path}: {error}", "", EXIT_USAGE)
+    except OSError as error:
+        fail(f"pin-source: {path}: {error.strerror}", "name a file with the PIN in its first line", EXIT_USAGE)
+    except UnicodeDecodeError:
+        fail(f"pin-source: {path}: it is not UTF-8", "", EXIT_USAGE)

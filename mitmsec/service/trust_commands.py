@@ -104,7 +104,8 @@ def trust(
     failed = _tell_all(trust_work.trust(_made(state), wanted, roots, who()), state, as_json=as_json)
     if missing:
         first = "; a browser makes its own when it is started for the first time" if set(missing) - {"system"} else ""
-        fail(f"there is no store here of: {', '.join(missing)}", f"docs/trust.md says more{first}", EXIT_NOT_SO)
+        where = f", in the homes of {', '.join(users)}" if users else ""
+        fail(f"there is no store here of: {', '.join(missing)}{where}", f"docs/trust.md says more{first}", EXIT_NOT_SO)
     if failed:
         fail("not every store trusts the CA", "the lines above say why; those stores are as they were", EXIT_NOT_SO)
 

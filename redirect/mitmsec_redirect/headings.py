@@ -20,7 +20,7 @@ TCP, UDP = 6, 17
 HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 0, 43, 44, 51, 60
 EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION})
 EXTENSIONS_LIMIT = 16  # RFC 8200 knows seven
-TCP_FLAGS, TCP_OFFSET = 13, 12
+TCP_FLAGS, TCP_OFFSET, TCP_SEQUENCE = 13, 12, 4
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 _IPV4: Final = struct.Struct("!BxHxxHxB2x4s4s")  # version and length of header, length, fragment, protocol, from, to
@@ -72,6 +72,23 @@ def read(packet: bytes) -> Heading | Unread:
         case _:
             return Unread.MALFORMED
     return network if isinstance(network, Unread) else _transport(packet, network)
+
+
+class Segment(Value, frozen=True):
+    """What a TCP segment carries, as much of it as is there."""
+
+    sequence: int
+    payload: bytes
+
+
+def segment(packet: bytes) -> Segment | None:
+    """Of a packet that has a heading; None where that is not of TCP."""
+    network = {4: _v4, 6: _v6}[packet[0] >> 4](packet)
+    if isinstance(network, Unread) or network.protocol != TCP:
+        return None
+    payload_at = network.at + (packet[network.at + TCP_OFFSET] >> 4) * 4
+    sequence = int.from_bytes(packet[network.at + TCP_SEQUENCE : network.at + TCP_SEQUENCE + 4])
+    return Segment(sequence, packet[payload_at : network.end])
 
 
 def _v4(packet: bytes) -> _Network | Unread:

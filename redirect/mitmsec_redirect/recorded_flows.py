@@ -3,6 +3,7 @@
     CapturedName ──► hosts by address ─┐
     CapturedPacket ── heading ──► flow by its two ends ──► RecordedFlow, when it or the file ends
                       comments ──► process, and what else was said ("action: decrypt")
+                      segments ──► what it says first (`openings`)
 
 mitmsec's own captures say everything about a process in the first packet's comment (mitmsec.capture.comment); other
 tools' have a process event block at best, which is worth less. Who opened a flow is known from its first segment, else
@@ -13,20 +14,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
 
 import msgspec
 
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport, Value
-from mitmsec_redirect.headings import FIN, RST, Heading, Unread, read
+from mitmsec.core.sniff import Malformed, Sniffed
+from mitmsec_redirect.headings import FIN, RST, Heading, Segment, Unread, read, segment
+from mitmsec_redirect.link_types import network
+from mitmsec_redirect.openings import Opening
 from mitmsec_redirect.pcapng_blocks import CapturedName, CapturedPacket, CapturedProcess
 
 SOURCE = "replay"
 HOSTS_LIMIT = 65536
 FLOWS_LIMIT = 65536  # at once; then the one that began first is told as it is
-LINK_ETHERNET, LINK_RAW, LINK_IPV4, LINK_IPV6 = 1, 101, 228, 229
-ETHERNET_BYTES: Final = 14
-ETHERNET_IP: Final = frozenset({b"\x08\x00", b"\x86\xdd"})
+HELD_LIMIT_BYTES = 64 << 20  # of all first bytes that are not settled; what comes beyond stays unknown
 _PARENT = re.compile(r"(.*) pid (\d{1,10})")
 _FOUND_BY = re.compile(r"(.*) \((kernel|table|inferred|unknown)\)")
 _PID = re.compile(r"\d{1,10}")
@@ -47,6 +48,7 @@ class RecordedFlow(Value, frozen=True):
     received_bytes: int
     is_reset: bool
     said: Mapping[str, str]  # other lines of the comments, e.g. flow, action, rule, outcome
+    shown: Sniffed | Malformed | None = None  # by its first bytes; None: they are not all in the file
 
 
 class _Flow(msgspec.Struct):
@@ -60,6 +62,7 @@ class _Flow(msgspec.Struct):
     received_bytes: int = 0
     closing: int = 0  # FIN and RST so far
     said: dict[str, str] = msgspec.field(default_factory=dict)
+    opening: Opening | None = None  # of a TCP connection whose first segment is in the file
 
     def finished(self) -> RecordedFlow:
         return RecordedFlow(
@@ -75,6 +78,7 @@ class _Flow(msgspec.Struct):
             received_bytes=self.received_bytes,
             is_reset=bool(self.closing & RST),
             said=self.said,
+            shown=None if self.opening is None else self.opening.shown,
         )
 
 
@@ -85,6 +89,7 @@ class RecordedFlows:
         self.unread = 0  # packets without a heading: later fragments, other protocols, damage, unknown link types
         self._hosts: dict[str, str] = {}
         self._flows: dict[tuple[Transport, Endpoint, Endpoint], _Flow] = {}
+        self._held_bytes = 0
 
     def add(self, events: Iterable[CapturedPacket | CapturedName]) -> Iterator[RecordedFlow]:
         """Flows that these have ended: the same ports are used again, or there were too many at once."""
@@ -99,25 +104,54 @@ class RecordedFlows:
     def end(self) -> Iterator[RecordedFlow]:
         """The rest, in the order in which they began."""
         flows, self._flows = self._flows, {}
-        return (flow.finished() for flow in flows.values())
+        return (self._finished(flow) for flow in flows.values())
 
     def _packet(self, packet: CapturedPacket) -> Iterator[RecordedFlow]:
-        heading = read(_network(packet))
+        data = network(packet.link_type, packet.data)
+        heading = read(data) if data else Unread.MALFORMED
         if isinstance(heading, Unread):
             self.unread += 1
             return
         key = (heading.transport, heading.source, heading.destination)
         there = (heading.transport, heading.destination, heading.source)
         if heading.opens:
-            yield from (old.finished() for old in (self._flows.pop(key, None), self._flows.pop(there, None)) if old)
+            old = (self._flows.pop(key, None), self._flows.pop(there, None))
+            yield from (self._finished(flow) for flow in old if flow)
         if key in self._flows or there in self._flows:
             is_sent = key in self._flows
             flow = self._flows[key if is_sent else there]
         else:
             flow, is_sent = self._begin(packet, heading)
             if len(self._flows) > FLOWS_LIMIT:
-                yield self._flows.pop(next(iter(self._flows))).finished()
+                yield self._finished(self._flows.pop(next(iter(self._flows))))
         _count(flow, packet, heading, is_sent=is_sent)
+        self._hear(flow, heading, data, by_opener=is_sent is flow.outbound)
+
+    def _finished(self, flow: _Flow) -> RecordedFlow:
+        if flow.opening is not None:
+            self._held_bytes -= flow.opening.held_bytes
+        return flow.finished()
+
+    def _hear(self, flow: _Flow, heading: Heading, data: bytes, *, by_opener: bool) -> None:
+        """What the segment says of the connection's first bytes."""
+        if heading.transport is not Transport.TCP or (flow.opening is not None and flow.opening.is_settled):
+            return
+        said = segment(data)
+        assert said is not None, "it has a heading"
+        if heading.opens:
+            flow.opening = Opening(said.sequence)
+            said = Segment(said.sequence + 1, said.payload)  # a SYN has a number of its own; data may come with it
+        opening = flow.opening
+        if opening is None:
+            return
+        before = opening.held_bytes
+        if by_opener:
+            opening.client_says(said.sequence, said.payload)
+        else:
+            opening.server_says(said.payload)
+        if self._held_bytes + opening.held_bytes - before > HELD_LIMIT_BYTES:
+            opening.give_up()
+        self._held_bytes += opening.held_bytes - before
 
     def _begin(self, packet: CapturedPacket, heading: Heading) -> tuple[_Flow, bool]:
         """A new flow, and whether its first packet was sent by its local side."""
@@ -152,17 +186,6 @@ def _count(flow: _Flow, packet: CapturedPacket, heading: Heading, *, is_sent: bo
         flow.process = _named(packet.process)
 
 
-def _network(packet: CapturedPacket) -> bytes:
-    """The packet from its IP header on; nothing where there is none that we know of."""
-    match packet.link_type:
-        case 101 | 228 | 229:
-            return packet.data
-        case 1 if packet.data[12:14] in ETHERNET_IP:
-            return packet.data[ETHERNET_BYTES:]
-        case _:
-            return b"\0"
-
-
 def _named(captured: CapturedProcess) -> Process:
     """What a foreign tool's process event is worth: it says who, but not how it knows."""
     return Process(pid=captured.pid, name=captured.name or None, source=SOURCE, confidence=Confidence.INFERRED)
@@ -184,6 +207,12 @@ def told(comment: str) -> tuple[Process | None, dict[str, str]]:
         name=re.split(r"[/\\]", program)[-1] if program != "unknown" else None,
         sha256=pairs.pop("sha256", None),
         user=pairs.pop("user", None),
+        claimed_exe=pairs.pop("claimed path", None),
+        unit=pairs.pop("unit", None),
+        container=pairs.pop("container", None),
+        services=tuple(filter(None, pairs.pop("services", "").split(", "))),
+        package=pairs.pop("package", None),
+        signer=pairs.pop("signer", None),
         parent=_parent(parent) if parent else None,
         source=found_by[1] if found_by else SOURCE,
         confidence=Confidence(found_by[2]) if found_by else Confidence.UNKNOWN,

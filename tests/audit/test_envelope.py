@@ -129,13 +129,18 @@ def test_a_request_and_a_finding_carry_their_flows_process() -> None:
     assert (event["confidence"], event["evidence"], event["location"]) == (0.9, "pro…ion", "request.body+12")
 
 
+def test_a_connection_names_the_policy_that_decided_it_where_that_is_known() -> None:
+    assert "policy" not in event_of(connection())
+    assert event_of(replace(connection(), policy="ab" * 32))["policy"] == "ab" * 32
+
+
 def test_the_other_kinds_have_their_fields() -> None:
     leaf = CertificateSeen(flow="f", serial="0a", names=("a.example",), not_after="2026-12-01T00:00:00Z")
     event = event_of(leaf)
     assert (event["connection"], event["names"], event["serial"]) == ("f", ["a.example"], "0a")
     assert "flaw" not in event
-    policy = PolicySeen(session="run-1", path="p.toml", sha256="00", rules=3, on_failure="open")
-    assert event_of(policy)["rules"] == 3
+    policy = PolicySeen(session="run-1", path="p.toml", sha256="00", policy="11", rules=3, on_failure="open")
+    assert (event_of(policy)["rules"], event_of(policy)["policy"]) == (3, "11")
     assert "certificates" not in event_of(policy)
     assert event_of(replace(policy, certificates=("ab",)))["certificates"] == ["ab"]
     ca = CaSeen(operation="created", subject="CN=x", sha256="00", not_after="2036-01-01T00:00:00Z")

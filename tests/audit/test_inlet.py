@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 from audit_events import connection
+from descriptors import descriptors
 
 from mitmsec.audit import inlet as inlets
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Seen
@@ -110,13 +110,13 @@ def test_what_is_no_message_is_told_and_reading_goes_on() -> None:
         bench.far.send(encode(Committed(count=1)))
         bench.far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         bench.far.send(b"x" * (PACKET_LIMIT_BYTES + 1))
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         socket.send_fds(bench.far, [encode(connection())], [0, 1, 2])
         bench.send(1)
         await bench.until(lambda: bench.inlet.received == 5)
         assert len(bench.malformed) == 4
         assert bench.flows() == ["flow-1"]
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
     run(scenario)
 

@@ -48,7 +48,7 @@ ONE_OF_EACH: tuple[Seen, ...] = (
     finding(),
     SecretsSeen(flow="flow-1", lines=b"x"),
     CertificateSeen(flow="flow-1", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z"),
-    PolicySeen(session="run-1", path="p", sha256="0", rules=1, on_failure="open"),
+    PolicySeen(session="run-1", path="p", sha256="0", policy="1", rules=1, on_failure="open"),
     CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036-01-01T00:00:00Z"),
     ServiceSeen(operation="run_started", session="run-1"),
     FaultSeen(what="oops", session="run-1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import resource
@@ -149,6 +150,24 @@ def test_what_a_child_refuses_is_told_in_its_words_and_what_breaks_it_is_an_erro
         in_child(refuses)
     with pytest.raises(OSError, match="root key failed"):
         in_child(breaks)
+
+
+def test_what_the_machine_refuses_a_child_is_told_as_it_is_and_an_interrupt_of_both_by_the_parent_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def is_full() -> list[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    with pytest.raises(OSError, match="No space left") as told:
+        in_child(is_full)
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+    def interrupted() -> list[bytes]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(OSError, match="failed"):
+        in_child(interrupted)
+    assert capfd.readouterr().err == ""
 
 
 def test_parts_of_any_content_come_back_as_they_were() -> None:

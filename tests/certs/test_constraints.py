@@ -77,11 +77,11 @@ def test_a_name_in_another_script_is_written_as_it_is_in_certificates() -> None:
     ("word", "words"),
     [
         ("*.corp.example", "stands for all below it"),
-        ("10.0.0.1/8", "host bits"),
+        ("10.0.0.1/8", '"10.0.0.0/8" is the one'),
         ("10.0.0.0/33", "no network"),
         ("not a name", "is wanted"),
         ("", "is wanted"),
-        ("http://x.example/", "no network"),
+        ("http://x.example/", "is wanted"),
     ],
 )
 def test_what_is_neither_name_nor_network_is_refused_with_what_to_write(word: str, words: str) -> None:
@@ -102,3 +102,14 @@ def test_an_address_is_allowed_by_a_network_that_holds_it(address: str, bits: in
     network = ipaddress.ip_network(f"{address}/{bits}", strict=False)
     assert written([str(network)], []).allow(address)
     assert not written([], [str(network)]).allow(address)
+
+
+def test_all_that_is_wrong_is_told_at_once_and_what_is_permitted_is_not_excluded_to_the_last() -> None:
+    with pytest.raises(BadConstraint) as refused:
+        written(["a b", "10.0.0.0/33", "corp.example"], ["*.x.example", "corp.example"])
+    assert len(refused.value.flaws) == 4
+    for permitted, excluded in (("a.corp.example", "corp.example"), ("10.1.0.0/16", "10.0.0.0/8")):
+        with pytest.raises(BadConstraint, match="all of it is excluded"):
+            written([permitted], [excluded])
+        assert written([excluded], [permitted]).permitted == (excluded,)
+    assert written(["10.0.0.0/8"], ["::/0"]).excluded == ("::/0",)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from enterprise import DER, Made, between, certified, p256, root, rsa_key
+from msgspec import structs
 
 from mitmsec_certs.sub_ca import SubCa, Unsuitable, sub_ca
 
@@ -152,3 +155,25 @@ def test_known_roots_that_cannot_be_read_are_passed_over() -> None:
     sub = certified("sub", ROOT)
     known = [b"nonsense", ROOT.certificate.public_bytes(DER)]
     assert sub_ca([sub.certificate], sub.spki, known, NOW_S).root == ROOT.pem
+
+
+def test_a_signature_with_sha1_is_named_although_nobody_verifies_it_any_more(tmp_path: Path) -> None:
+    sub = certified("sub", None)
+    for name, pem in (("root.pem", ROOT.pem), ("root.key", ROOT.key_pem()), ("sub.pem", sub.pem)):
+        (tmp_path / name).write_bytes(pem)
+    order = "openssl x509 -in sub.pem -CA root.pem -CAkey root.key -set_serial 1 -sha1 -days 300"
+    made = subprocess.run(order.split(), cwd=tmp_path, check=True, capture_output=True).stdout
+    weak = structs.replace(sub, certificate=x509.load_pem_x509_certificate(made))
+    assert "not signed with SHA-256" in reasons(weak)
+
+
+def test_an_issuer_of_the_same_name_with_another_key_is_told_of(recwarn: pytest.WarningsRecorder) -> None:
+    """Nor does a root of this machine that has an old oddity make a noise."""
+    order = "openssl req -x509 -newkey rsa:2048 -nodes -keyout /dev/null -outform DER -subj /CN=odd -set_serial 0"
+    odd = subprocess.run(order.split(), check=True, capture_output=True).stdout
+    sub = certified("sub", POLICY)
+    with pytest.raises(Unsuitable, match="was brought has another key"):
+        sub_ca([sub.certificate, between(ROOT).certificate], sub.spki, [odd], NOW_S)
+    assert not recwarn.list
+    with pytest.raises(Unsuitable, match="no certificate was brought"):
+        sub_ca([], b"", [], NOW_S)

@@ -11,6 +11,7 @@ from mitmsec.core.contradiction import escapes, impossible_defaults, impossible_
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process
 from mitmsec.core.policy import Policy, Rule
+from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol, Shown
 
 
 def rule(name: str, **conditions: object) -> Rule:
@@ -31,6 +32,13 @@ def shadowed(*rules: Rule) -> list[int | None]:
         ({"application": ("a", "b")}, {"application": ("b",)}),
         ({"port": ((1, 50), (51, 100))}, {"port": ((20, 80),)}),
         ({"address": ("10.0.0.0/8",)}, {"address": ("10.1.0.0/16",)}),
+        ({"user": ("joe", "root")}, {"user": ("joe",)}),
+        ({"protocol": (Protocol.TLS, Protocol.SSH)}, {"protocol": (Protocol.SSH,)}),
+        ({"protocol": tuple(WITH_HELLO)}, {"alpn": ("h2",)}),
+        ({"protocol": tuple(WITH_HELLO)}, {"host": ("a.example",), "ja4": ("t13*",)}),
+        ({"protocol": tuple(WITH_NAME)}, {"host": ("a.example",)}),
+        ({"alpn": ("h?", "x")}, {"alpn": ("h2",)}),
+        ({"ja4": ("t13*",)}, {"ja4": ("t13d*", "t13i?"), "user": ("joe",)}),
     ],
 )
 def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], second: dict[str, object]) -> None:
@@ -50,6 +58,13 @@ def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], secon
         ({"port": ((443, 443),)}, {"port": ((443, 444),)}),
         ({"address": ("10.0.0.0/8",)}, {}),
         ({"address": ("10.1.0.0/16",)}, {"address": ("10.0.0.0/8",)}),
+        ({"user": ("joe",)}, {}),
+        ({"user": ("joe",)}, {"user": ("joe", "root")}),
+        ({"protocol": (Protocol.TLS,)}, {}),
+        ({"protocol": (Protocol.TLS,)}, {"host": ("a.example",)}),
+        ({"protocol": (Protocol.SSH,)}, {"protocol": (Protocol.SSH, Protocol.SMTP)}),
+        ({"alpn": ("h2",)}, {"protocol": (Protocol.TLS,)}),
+        ({"ja4": ("t13d*",)}, {"ja4": ("t13*",)}),
     ],
 )
 def test_a_rule_that_still_can_match_is_left_alone(first: dict[str, object], second: dict[str, object]) -> None:
@@ -64,12 +79,12 @@ def test_the_message_names_the_first_rule_that_shadows_and_only_sound_rules_coun
     assert not list(never_matching(Policy(rules=rules), {0, 2}))
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
 def test_no_flow_ever_reaches_a_rule_called_unreachable(
-    policy: Policy, process: Process, remote: Endpoint, name: str | None
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
     unreachable = {policy.rules[found.rule or 0].name for found in never_matching(policy, range(len(policy.rules)))}
-    assert policy.at_hello(process, remote, name=name).rule not in unreachable
+    assert policy.at_hello(process, remote, shown=shown).rule not in unreachable
 
 
 @pytest.mark.parametrize(
@@ -155,3 +170,21 @@ def test_a_peer_that_can_pass_by_what_blocks_is_told_of(
     blocks = Rule(name="in", action=Action.DECRYPT, direction=Direction.INBOUND, on_finding=OnFinding.BLOCK)
     policy = Policy(rules=(msgspec.structs.replace(blocks, **differs),), on_failure=on_failure)
     assert [sentence.split('"')[1] for sentence in escapes(policy)] == told
+
+
+@pytest.mark.parametrize(
+    ("protocol", "conditions", "says"),
+    [
+        ((Protocol.SSH,), {"alpn": ("h2",)}, "alpn and ja4 are TLS's"),
+        ((Protocol.HTTP,), {"ja4": ("t13*",)}, "alpn and ja4 are TLS's"),
+        ((Protocol.SSH, Protocol.HTTP2), {"host": ("a.example",)}, "none of these shows a name"),
+        ((Protocol.SSH, Protocol.HTTP), {"host": ("a.example",)}, ""),
+        ((Protocol.SSH, Protocol.TLS), {"host": ("a.example",), "ja4": ("*",)}, ""),
+        ((Protocol.SSH,), {}, ""),
+    ],
+)
+def test_a_protocol_that_cannot_show_what_the_rule_asks_for_is_told(
+    protocol: tuple[Protocol, ...], conditions: dict[str, object], says: str
+) -> None:
+    found = list(impossible_pairs(Policy(rules=(rule("r", protocol=protocol, **conditions),))))
+    assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])

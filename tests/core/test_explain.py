@@ -9,14 +9,13 @@ from mitmsec.core.explain import Checked, explain
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, Process
 from mitmsec.core.policy import Application, Policy, Rule
+from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.names)
-def test_the_story_ends_as_the_gate_decides(
-    policy: Policy, process: Process, remote: Endpoint, name: str | None
-) -> None:
-    story = explain(policy, process, remote, name)
-    assert story.decision == policy.at_hello(process, remote, name=name)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
+def test_the_story_ends_as_the_gate_decides(policy: Policy, process: Process, remote: Endpoint, shown: Shown) -> None:
+    story = explain(policy, process, remote, shown)
+    assert story.decision == policy.at_hello(process, remote, shown=shown)
     assert story.needs_name is (policy.at_connect(process, remote) is None)
     assert len(story.tried) == len(policy.rules)
     deciders = [tried.rule for tried in story.tried if tried.decided]
@@ -35,7 +34,7 @@ def test_each_condition_says_why() -> None:
     policy = Policy(applications=policies.APPLICATIONS, rules=(rule,))
 
     def checked(process: Process, address: str, port: int, name: str | None) -> tuple[Checked, ...]:
-        return explain(policy, process, Endpoint(address=address, port=port), name).tried[0].conditions
+        return explain(policy, process, Endpoint(address=address, port=port), Shown.of(name)).tried[0].conditions
 
     hosts = "*.a.example, b.example (from a list), c, d, e and 1 more"
     assert [(check.holds, check.why) for check in checked(policies.CURL, "198.51.100.1", 443, "x.test")] == [
@@ -61,7 +60,7 @@ def test_each_condition_says_why() -> None:
 def test_a_port_is_told_as_it_was_written() -> None:
     def told(ports: tuple[int, int], port: int) -> str:
         policy = Policy(rules=(Rule(name="r", action=Action.BLOCK, port=(ports,)),))
-        return explain(policy, policies.CURL, Endpoint(address="", port=port), None).tried[0].conditions[0].why
+        return explain(policy, policies.CURL, Endpoint(address="", port=port), NOTHING_SHOWN).tried[0].conditions[0].why
 
     assert [told((80, 80), 443), told((80, 80), 80)] == ["443 is not 80", "it is 80"]
     assert [told((80, 90), 443), told((80, 90), 85)] == ["443 is not within 80-90", "85 is within 80-90"]
@@ -77,7 +76,7 @@ def test_units_containers_and_pids_that_fail_are_named() -> None:
     )
 
     def told(process: Process) -> str:
-        return explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why
+        return explain(policy, process, Endpoint(address="", port=443), NOTHING_SHOWN).tried[0].conditions[0].why
 
     assert told(Process(pid=0, exe="/x")) == (
         "/x is none of web (service is not known; container is not known), that (pid is not known)"
@@ -93,7 +92,7 @@ def test_services_and_signers_that_fail_are_named() -> None:
     applications = (Application(name="a", service=("windows:x",), signer=("B",)),)
     policy = Policy(applications=applications, rules=(Rule(name="r", action=Action.BLOCK, application=("a",)),))
     process = Process(pid=8, exe="C:/x", services=("y", "z"), signer="CN=C")
-    assert explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why == (
+    assert explain(policy, process, Endpoint(address="", port=443), NOTHING_SHOWN).tried[0].conditions[0].why == (
         "C:/x is none of a (service windows:y, windows:z is not windows:x; signer CN=C is not B)"
     )
 
@@ -107,7 +106,7 @@ def test_of_an_application_with_several_criteria_those_that_fail_are_named() -> 
     policy = Policy(applications=applications, rules=(rule,))
 
     def told(process: Process) -> str:
-        return explain(policy, process, Endpoint(address="", port=443), None).tried[0].conditions[0].why
+        return explain(policy, process, Endpoint(address="", port=443), NOTHING_SHOWN).tried[0].conditions[0].why
 
     assert told(policies.CURL) == (
         "/usr/bin/curl is none of tool (user root is none of joe, ann; sha256 is not known), "
@@ -128,7 +127,7 @@ def test_a_rule_for_the_other_direction_says_that_it_is_one() -> None:
     policy, peer = Policy(rules=rules), Endpoint(address="192.0.2.1", port=443)
 
     def told(direction: Direction) -> list[tuple[str, bool, str]]:
-        story = explain(policy, policies.CURL, peer, None, direction)
+        story = explain(policy, policies.CURL, peer, NOTHING_SHOWN, direction)
         conditions = [(tried.rule, check) for tried in story.tried for check in tried.conditions]
         return [(rule, check.holds, check.why) for rule, check in conditions if check.key == "direction"]
 
@@ -137,9 +136,9 @@ def test_a_rule_for_the_other_direction_says_that_it_is_one() -> None:
         ("out", False, "the rule is for outbound connections"),
     ]
     assert told(Direction.OUTBOUND) == [("in", False, "the rule is for inbound connections")]
-    assert explain(policy, policies.CURL, peer, None, Direction.INBOUND).decision.rule == "in"
-    assert explain(policy, policies.CURL, peer, None).decision.rule == "out"
-    nowhere = explain(Policy(), policies.CURL, peer, None, Direction.INBOUND)
+    assert explain(policy, policies.CURL, peer, NOTHING_SHOWN, Direction.INBOUND).decision.rule == "in"
+    assert explain(policy, policies.CURL, peer, NOTHING_SHOWN).decision.rule == "out"
+    nowhere = explain(Policy(), policies.CURL, peer, NOTHING_SHOWN, Direction.INBOUND)
     assert (nowhere.decision.action, nowhere.needs_name) == (Action.BYPASS, False)
 
 
@@ -148,9 +147,40 @@ def test_an_incoming_connection_is_explained_with_the_service_whose_key_opens_it
     peer = Endpoint(address="192.0.2.7", port=443)
 
     def told(name: str | None) -> tuple[Action, str, bool]:
-        story = explain(policy, policies.NGINX, peer, name, Direction.INBOUND)
+        story = explain(policy, policies.NGINX, peer, Shown.of(name), Direction.INBOUND)
         return story.decision.action, story.decision.service, story.needs_name
 
     assert told("shop.example") == (Action.DECRYPT, "shop", True)
     assert told("other.example") == (Action.BYPASS, "", True)
     assert told(None) == (Action.BYPASS, "", True)
+
+
+def test_what_first_bytes_show_and_who_runs_the_program_is_told() -> None:
+    rule = Rule(
+        name="r", action=Action.BLOCK, user=("joe",), protocol=(Protocol.TLS, Protocol.SSH), alpn=("h2",), ja4=("t13*",)
+    )
+    policy = Policy(rules=(rule,))
+
+    def told(process: Process, shown: Shown) -> list[tuple[bool, str]]:
+        story = explain(policy, process, Endpoint(address="", port=443), shown)
+        return [(check.holds, f"{check.key}: {check.why}") for check in story.tried[0].conditions]
+
+    assert told(policies.FIREFOX, Shown.of(None, alpn=("x", "h2"), ja4="t13d")) == [
+        (True, "user: it is joe"),
+        (True, "protocol: it is tls"),
+        (True, "alpn: h2 is within h2"),
+        (True, "ja4: t13d is within t13*"),
+    ]
+    assert told(policies.CURL, Shown.of(None, Protocol.HTTP)) == [
+        (False, "user: root is not joe"),
+        (False, "protocol: http is none of tls, ssh"),
+        (False, "alpn: no protocol is offered by ALPN"),
+        (False, "ja4: no TLS fingerprint is known"),
+    ]
+    assert told(policies.UNKNOWN, Shown.of(None, alpn=("x", "y"), ja4="t12")) == [
+        (False, "user: who runs the program is not known"),
+        (True, "protocol: it is tls"),
+        (False, "alpn: x, y is not within h2"),
+        (False, "ja4: t12 is not within t13*"),
+    ]
+    assert told(policies.CURL, NOTHING_SHOWN)[1] == (False, "protocol: what it speaks is not known")

@@ -9,6 +9,7 @@ from mitmsec.core.identity import Identity
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.model import Endpoint, Process
 from mitmsec.core.policy import Policy
+from mitmsec.core.sniff import Shown
 
 FOUND = Pair(chain=(b"leaf", b"issuer"), sha256="ab", not_after_s=7, key_bytes=9)
 ENTRY = '[[client_certificate]]\nname = "partner"\ncertificate = "c.pem"\nkey = "k.pem"\n'
@@ -39,8 +40,8 @@ def test_a_rule_says_whom_its_programs_are_to_origins() -> None:
             key_bytes=9,
         ),
     )
-    assert made.at_hello(SOMEBODY, WEB, name="api.test").identity == "partner"
-    assert made.at_hello(SOMEBODY, WEB, name="www.test").identity == ""
+    assert made.at_hello(SOMEBODY, WEB, shown=Shown.of("api.test")).identity == "partner"
+    assert made.at_hello(SOMEBODY, WEB, shown=Shown.of("www.test")).identity == ""
     assert (made.needs_keys, made.decrypts_inbound, made.certificates) == (True, False, ("ab",))
     assert not policy("").needs_keys
 

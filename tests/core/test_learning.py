@@ -8,6 +8,7 @@ from mitmsec.config import PolicyErrors, parse_policy
 from mitmsec.core.learning import HOURS_MAX, REFUSALS_MAX
 from mitmsec.core.model import NOTHING_LEARNED, Action, Endpoint, Learning, Process
 from mitmsec.core.policy import Policy
+from mitmsec.core.sniff import Shown
 
 SOMEBODY, WEB = Process(pid=1, exe="/usr/bin/app"), Endpoint(address="192.0.2.1", port=443)
 RULE = '[[rule]]\nname = "r"\naction = "decrypt"\n'
@@ -18,7 +19,7 @@ def policy(text: str) -> Policy:
 
 
 def learned(text: str) -> Learning:
-    return policy(text).at_hello(SOMEBODY, WEB, name="a.test").learning
+    return policy(text).at_hello(SOMEBODY, WEB, shown=Shown.of("a.test")).learning
 
 
 @pytest.mark.parametrize(

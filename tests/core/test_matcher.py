@@ -2,49 +2,102 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
+from ipaddress import ip_address, ip_network
+from itertools import product
+
 import policies
 from hypothesis import given
 from msgspec.structs import replace
 
 from mitmsec.core import matcher
-from mitmsec.core.matcher import Destination, Matcher
+from mitmsec.core.matcher import Matcher
 from mitmsec.core.model import Action, Endpoint, Fact, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
-from mitmsec.core.selector import Program, host_patterns, parse_address
+from mitmsec.core.selector import Program
+from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, WITH_NAME, Protocol, Shown
 
 
-def one_by_one(policy: Policy, process: Process, remote: Endpoint, name: str | None) -> int | None:
-    patterns = set() if name is None else set(host_patterns(name))
+def one_by_one(policy: Policy, process: Process, remote: Endpoint, shown: Shown) -> int | None:
+    """The rules as they are read, one after the other."""
     for number, rule in enumerate(policy.rules):
         programs = [Program.of(entry, policy.applications) for entry in rule.application]
         if (
             (not programs or any(program.accepts(process) for program in programs))
-            and (not rule.host or not patterns.isdisjoint(rule.host))
-            and Destination.of(rule).accepts(remote.port, parse_address(remote.address))
+            and (not rule.user or process.user in rule.user)
+            and (not rule.port or any(low <= remote.port <= high for low, high in rule.port))
+            and (not rule.address or any(is_within(remote.address, network) for network in rule.address))
+            and (not rule.host or any(is_called(shown.name, pattern) for pattern in rule.host))
+            and (not rule.protocol or shown.protocol in rule.protocol)
+            and (not rule.alpn or any(fnmatchcase(one, glob) for glob in rule.alpn for one in shown.alpn))
+            and (not rule.ja4 or any(fnmatchcase(shown.ja4 or "", glob) for glob in rule.ja4))
         ):
             return number
     return None
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+def is_within(address: str, network: str) -> bool:
+    return address != "" and ip_address(address) in ip_network(network)
+
+
+def is_called(name: str | None, pattern: str) -> bool:
+    if name is None or not pattern.startswith(("*.", ".")):
+        return name == pattern
+    return name.endswith(pattern.removeprefix("*")) or name == pattern.removeprefix(".")
+
+
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
 def test_the_first_rule_is_the_first_that_reading_finds(
-    policy: Policy, process: Process, remote: Endpoint, name: str | None
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
-    found = Matcher(policy.applications, policy.rules).first(process, remote, name)
-    assert found == one_by_one(policy, process, remote, name)
+    found = Matcher(policy.applications, policy.rules).first(process, remote, shown)
+    assert found == one_by_one(policy, process, remote, shown)
+
+
+def shown_at_most(policy: Policy) -> list[Shown]:
+    """Together they stand for all first bytes that the rules can tell apart: names below each pattern's suffix, too."""
+    suffixes = {host.lstrip("*.") for rule in policy.rules for host in rule.host}
+    names = [None, "nowhere.test", *suffixes, *(f"x.{suffix}" for suffix in suffixes)]
+    offers: list[tuple[str, ...]] = [(), ("h2",), ("http/1.1",), ("h2", "http/1.1")]
+    ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
+    hellos = [Shown(protocol=Protocol.TLS, name=n, alpn=a, ja4=j) for n, a, j in product(names, offers, ja4)]
+    named = [Shown(protocol=protocol, name=name) for protocol in WITH_NAME - {Protocol.TLS} for name in names]
+    return [*hellos, *named, *(Shown(protocol=protocol) for protocol in set(Protocol) - WITH_NAME)]
 
 
 @given(policies.policies, policies.processes, policies.endpoints)
-def test_an_answer_is_settled_exactly_if_no_name_changes_it(policy: Policy, process: Process, remote: Endpoint) -> None:
-    found, settled = Matcher(policy.applications, policy.rules).first_whatever_name(process, remote)
-    # Names below each pattern's suffix, too: together they stand for every name that the rules can tell apart.
-    probes = {
-        name for rule in policy.rules for host in rule.host for name in (host.lstrip("*."), f"x.{host.lstrip('*.')}")
-    }
-    answers = {one_by_one(policy, process, remote, name) for name in (None, "nowhere.test", *probes)}
-    assert found == one_by_one(policy, process, remote, None)
-    assert settled is (answers == {found})
+def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
+    policy: Policy, process: Process, remote: Endpoint
+) -> None:
+    found, settled = Matcher(policy.applications, policy.rules).first_whatever_is_shown(process, remote)
+    assert found == one_by_one(policy, process, remote, NOTHING_SHOWN)
+    if settled:
+        assert {one_by_one(policy, process, remote, shown) for shown in shown_at_most(policy)} == {found}
+
+
+@given(policies.policies, policies.processes, policies.endpoints)
+def test_what_a_greeting_can_bring_is_known_beforehand(policy: Policy, process: Process, remote: Endpoint) -> None:
+    possible = Matcher(policy.applications, policy.rules).while_silent(process, remote)
+    greeted = [Shown(protocol=protocol) for protocol in (*GREETED, Protocol.TCP)]
+    assert {one_by_one(policy, process, remote, shown) for shown in greeted} <= set(possible)
+    assert possible[-1] == one_by_one(policy, process, remote, NOTHING_SHOWN)
+
+
+def test_a_greeting_decides_between_the_rules_that_ask_for_a_protocol_a_server_shows() -> None:
+    rules = [
+        Rule(name="tls", action=Action.BLOCK, protocol=(Protocol.TLS,)),
+        Rule(name="mail", action=Action.BLOCK, protocol=(Protocol.SMTP,)),
+        Rule(name="name", action=Action.BLOCK, host=("a.test",)),
+        Rule(name="named mail", action=Action.BLOCK, protocol=(Protocol.SMTP,), ja4=("*",)),
+        Rule(name="else", action=Action.BLOCK, protocol=(Protocol.TCP,), port=((25, 25),)),
+    ]
+    arranged = Matcher((), rules)
+    assert arranged.while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25)) == (1, 4, None)
+    assert Matcher((), rules[:1]).while_silent(policies.CURL, Endpoint(address="192.0.2.1", port=25)) == (None,)
+    assert Matcher((), [replace(rules[0], protocol=())]).while_silent(policies.CURL, Endpoint(address="", port=1)) == (
+        0,
+    )
 
 
 def test_programs_are_remembered_within_a_bound() -> None:
@@ -52,7 +105,7 @@ def test_programs_are_remembered_within_a_bound() -> None:
     arranged = Matcher((), rules)
     remote = Endpoint(address="192.0.2.1", port=443)
     for number in range(matcher.REMEMBERED_PROGRAMS + 2):
-        assert arranged.first(Process(pid=1, exe=f"/{number}/curl"), remote, None) == 0
+        assert arranged.first(Process(pid=1, exe=f"/{number}/curl"), remote, NOTHING_SHOWN) == 0
     assert len(arranged._remembered) == 2
 
 
@@ -75,13 +128,13 @@ def test_programs_that_differ_in_what_rules_ask_for_are_not_taken_for_each_other
         (replace(one, services=("w3svc",)), 0),
         (one, None),
     ]
-    assert [arranged.first(process, remote, None) for process, _ in others] == [number for _, number in others]
+    assert [arranged.first(process, remote, NOTHING_SHOWN) for process, _ in others] == [number for _, number in others]
 
 
 def test_pids_that_no_rule_asks_for_are_not_remembered() -> None:
     arranged = Matcher(policies.APPLICATIONS, (Rule(name="x", action=Action.BLOCK, application=("web",)),))
     for pid in range(1, 9):
-        arranged.first(Process(pid=pid, exe="/x"), Endpoint(address="192.0.2.1", port=443), None)
+        arranged.first(Process(pid=pid, exe="/x"), Endpoint(address="192.0.2.1", port=443), NOTHING_SHOWN)
     assert len(arranged._remembered) == 1
 
 
@@ -89,6 +142,17 @@ def test_a_thousand_rules_are_asked_by_pattern() -> None:
     rules = tuple(Rule(name=str(n), action=Action.BLOCK, host=(f"*.h{n}.example",)) for n in range(1000))
     arranged = Matcher((), rules)
     remote = Endpoint(address="192.0.2.1", port=443)
-    assert arranged.first(policies.CURL, remote, "a.b.h777.example") == 777
-    assert arranged.first(policies.CURL, remote, "h777.example") is None
-    assert arranged.first_whatever_name(policies.CURL, remote) == (None, False)
+    assert arranged.first(policies.CURL, remote, Shown.of("a.b.h777.example")) == 777
+    assert arranged.first(policies.CURL, remote, Shown.of("h777.example")) is None
+    assert arranged.first_whatever_is_shown(policies.CURL, remote) == (None, False)
+
+
+def test_a_user_who_is_not_known_leaves_a_rule_undecided_only_where_it_is_for_the_program() -> None:
+    asks = Rule(name="x", action=Action.BLOCK, application=("*/curl",), user=("joe",))
+    arranged = Matcher((), (asks,))
+    remote = Endpoint(address="192.0.2.1", port=443)
+    of_nobody = replace(policies.CURL, user=None)
+    assert arranged.first(replace(policies.CURL, user="joe"), remote, NOTHING_SHOWN) == 0
+    assert (arranged.first(of_nobody, remote, NOTHING_SHOWN), arranged.can_judge(of_nobody)) == (None, False)
+    assert arranged.can_judge(replace(of_nobody, exe="/bin/wget"))
+    assert Matcher((), (replace(asks, user=()),)).can_judge(of_nobody)

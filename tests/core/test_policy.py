@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 import policies
 import pytest
@@ -24,6 +26,7 @@ from mitmsec.core.model import (
     Upstream,
 )
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule, subject
+from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
 
 WEB = Endpoint(address="192.0.2.1", port=443)
 BANKS = Rule(name="banks", action=Action.BYPASS, host=("*.bank.example",), reason="agreement 4.2")
@@ -38,17 +41,17 @@ def test_the_default_policy_decrypts_everything_at_once() -> None:
         reason="no rule matched; [defaults] decide",
         learning=Learning(after=3, on_request=True),
     )
-    assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, name="a.example", alpn=("h2",), ja4="t") == decision
+    assert DEFAULT_POLICY.at_hello(policies.CURL, WEB, shown=Shown.of("a.example", alpn=("h2",), ja4="t")) == decision
     settings = (DEFAULT_POLICY.on_failure, DEFAULT_POLICY.quic, DEFAULT_POLICY.upstream)
     assert settings == (OnFailure.OPEN, Quic.REFUSE, Upstream.MIRROR)
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
 def test_an_early_answer_is_never_another_answer(
-    policy: Policy, process: Process, remote: Endpoint, name: str | None
+    policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
     early = policy.at_connect(process, remote)
-    assert early in (None, policy.at_hello(process, remote, name=name))
+    assert early in (None, policy.at_hello(process, remote, shown=shown))
 
 
 @given(policies.policies, st.sampled_from([policies.FIREFOX, policies.HELPER]), st.data(), policies.endpoints)
@@ -57,10 +60,10 @@ def test_what_is_judged_without_knowing_all_of_a_program_is_judged_as_with_it(
 ) -> None:
     unread = data.draw(st.sets(st.sampled_from(["exe", "name", "user", "sha256", "parent"])))
     partly = msgspec.structs.replace(whole, **dict.fromkeys(unread))
-    name = data.draw(policies.names)
+    shown = data.draw(policies.shows)
     if policy.can_judge(partly):
         assert policy.at_connect(partly, remote) == policy.at_connect(whole, remote)
-        assert policy.at_hello(partly, remote, name=name) == policy.at_hello(whole, remote, name=name)
+        assert policy.at_hello(partly, remote, shown=shown) == policy.at_hello(whole, remote, shown=shown)
 
 
 def test_a_policy_that_asks_for_no_program_can_judge_any() -> None:
@@ -75,15 +78,17 @@ def test_a_policy_goes_through_json_unchanged_even_after_use(policy: Policy) -> 
     policy.at_connect(policies.CURL, WEB)
     copy = msgspec.json.decode(msgspec.json.encode(policy), type=Policy)
     assert copy == policy
-    assert copy.at_hello(policies.CURL, WEB, name=None) == policy.at_hello(policies.CURL, WEB, name=None)
+    assert copy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN) == policy.at_hello(
+        policies.CURL, WEB, shown=NOTHING_SHOWN
+    )
 
 
 def test_a_rule_with_a_host_waits_for_the_name_and_never_takes_a_nameless_flow() -> None:
     policy = Policy(rules=(BANKS,))
     assert policy.at_connect(policies.CURL, WEB) is None
-    assert policy.at_hello(policies.CURL, WEB, name="www.bank.example").rule == "banks"
-    assert policy.at_hello(policies.CURL, WEB, name="bank.example").rule == "defaults"
-    assert policy.at_hello(policies.CURL, WEB, name=None).rule == "defaults"
+    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("www.bank.example")).rule == "banks"
+    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("bank.example")).rule == "defaults"
+    assert policy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN).rule == "defaults"
 
 
 def test_a_rule_that_comes_first_without_a_host_settles_the_flow_at_connect() -> None:
@@ -110,15 +115,15 @@ def test_two_rules_of_the_same_action_are_two_answers() -> None:
 )
 def test_what_a_decision_inspects(rule: Rule | None, inspect: tuple[str, ...], on_finding: OnFinding) -> None:
     policy = Policy(inspect=("keywords",), upstream=Upstream.BLOCK, rules=(rule,) if rule else ())
-    decision = policy.at_hello(policies.CURL, WEB, name=None)
+    decision = policy.at_hello(policies.CURL, WEB, shown=NOTHING_SHOWN)
     assert (decision.inspect, decision.on_finding, decision.upstream) == (inspect, on_finding, Upstream.BLOCK)
 
 
 @pytest.mark.parametrize("word", UnprovenName)
 def test_a_bypass_by_name_that_nothing_confirms_is_what_the_policy_says_of_those(word: UnprovenName) -> None:
     policy = Policy(rules=(BANKS,), unproven_name=word, inspect=("keywords",), upstream=Upstream.BLOCK)
-    proven = policy.at_hello(policies.CURL, WEB, name="a.bank.example", proven=True)
-    doubtful = policy.at_hello(policies.CURL, WEB, name="a.bank.example", proven=False)
+    proven = policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example"), proven=True)
+    doubtful = policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example"), proven=False)
     assert (proven.action, proven.reason, proven.inspect) == (Action.BYPASS, "agreement 4.2", ())
     assert (doubtful.rule, doubtful.upstream) == ("banks", Upstream.BLOCK)
     match word:
@@ -133,13 +138,13 @@ def test_a_bypass_by_name_that_nothing_confirms_is_what_the_policy_says_of_those
 
 
 @pytest.mark.parametrize("word", UnprovenName)
-@given(policy=policies.policies, process=policies.processes, remote=policies.endpoints, name=policies.names)
+@given(policy=policies.policies, process=policies.processes, remote=policies.endpoints, shown=policies.shows)
 def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
-    word: UnprovenName, policy: Policy, process: Process, remote: Endpoint, name: str | None
+    word: UnprovenName, policy: Policy, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
     doubting = msgspec.structs.replace(policy, unproven_name=word)
-    proven = policy.at_hello(process, remote, name=name, proven=True)
-    doubtful = doubting.at_hello(process, remote, name=name, proven=False)
+    proven = policy.at_hello(process, remote, shown=shown, proven=True)
+    doubtful = doubting.at_hello(process, remote, shown=shown, proven=False)
     by_name = any(rule.host and rule.name == proven.rule for rule in policy.rules)
     if proven.action is not Action.BYPASS or not by_name or word is UnprovenName.ALLOW:
         learning = replace(proven.learning, needs_proof=doubtful.learning.needs_proof)
@@ -152,8 +157,8 @@ def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
 
 def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> None:
     policy = Policy(rules=(BANKS, SSH))
-    assert policy.at_hello(policies.CURL, WEB, name="a.bank.example").reason == "agreement 4.2"
-    reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), name=None).reason
+    assert policy.at_hello(policies.CURL, WEB, shown=Shown.of("a.bank.example")).reason == "agreement 4.2"
+    reason = policy.at_hello(policies.CURL, Endpoint(address="", port=22), shown=NOTHING_SHOWN).reason
     assert reason == 'rule "ssh" takes connections, port 22'
 
 
@@ -175,9 +180,9 @@ def test_a_rule_in_words(rule: Rule, words: str) -> None:
     assert subject(rule) == words
 
 
-@given(policies.policies, st.data(), policies.processes, policies.endpoints, policies.names)
+@given(policies.policies, st.data(), policies.processes, policies.endpoints, policies.shows)
 def test_each_direction_is_answered_by_its_own_rules_alone(
-    policy: Policy, data: st.DataObject, process: Process, remote: Endpoint, name: str | None
+    policy: Policy, data: st.DataObject, process: Process, remote: Endpoint, shown: Shown
 ) -> None:
     mixed = tuple(
         msgspec.structs.replace(rule, direction=data.draw(st.sampled_from(Direction))) for rule in policy.rules
@@ -186,8 +191,8 @@ def test_each_direction_is_answered_by_its_own_rules_alone(
     for direction in Direction:
         mine = tuple(rule for rule in mixed if rule.direction is direction)
         alone = msgspec.structs.replace(policy, rules=mine)
-        assert both.at_hello(process, remote, name=name, direction=direction) == alone.at_hello(
-            process, remote, name=name, direction=direction
+        assert both.at_hello(process, remote, shown=shown, direction=direction) == alone.at_hello(
+            process, remote, shown=shown, direction=direction
         )
         assert both.at_connect(process, remote, direction) == alone.at_connect(process, remote, direction)
         assert both.can_judge(process, direction) == alone.can_judge(process, direction)
@@ -289,3 +294,42 @@ def test_what_is_not_to_be_decrypted_needs_no_key(action: Action) -> None:
 )
 def test_workers_have_keys_only_where_something_that_comes_in_is_decrypted(policy: Policy, decrypts: bool) -> None:
     assert policy.decrypts_inbound is decrypts
+
+
+def test_a_fingerprint_is_of_all_that_decides_and_the_same_everywhere() -> None:
+    rule = Rule(name="a", action=Action.BYPASS, host=(".listed.example",))
+    one = Policy(rules=(rule,), upstream_roots=("corp.pem",), root_sha256s=("ab",))
+    again = msgspec.json.decode(one.encoded, type=Policy)
+    assert again.fingerprint == one.fingerprint == hashlib.sha256(one.encoded).hexdigest()
+    others = (
+        replace(one, rules=(replace(rule, host=(".listed.example", ".another.example")),)),
+        replace(one, root_sha256s=("cd",)),
+        replace(one, inspectors=(("keywords", ("word",)),)),
+    )
+    assert len({one.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_while_a_client_is_silent_its_origin_may_be_contacted_if_any_greeting_lets_it() -> None:
+    mail = Rule(name="mail", action=Action.BYPASS, protocol=(Protocol.SMTP,))
+    closed = Policy(action=Action.BLOCK, rules=(mail,))
+    assert closed.at_connect(policies.CURL, WEB) is None
+    decision, is_last = closed.at_silence(policies.CURL, WEB)
+    assert (decision.rule, decision.action, is_last) == ("mail", Action.BYPASS, False)
+    both = Policy(action=Action.BLOCK, rules=(replace(mail, action=Action.BLOCK),))
+    decision, is_last = both.at_silence(policies.CURL, WEB)
+    assert (decision.rule, decision.action, is_last) == ("defaults", Action.BLOCK, False)
+    decision, is_last = Policy(rules=both.rules).at_silence(policies.CURL, WEB)
+    assert (decision.rule, decision.action, is_last) == ("defaults", Action.DECRYPT, False)
+    assert Policy(rules=(replace(mail, protocol=(Protocol.TLS,)),)).at_silence(policies.CURL, WEB)[1]
+
+
+def test_what_a_rule_is_about_is_said_with_all_its_conditions() -> None:
+    rule = Rule(name="r", action=Action.BLOCK, user=("joe",), protocol=(Protocol.TLS,), alpn=("h2",), ja4=("t13*",))
+    assert subject(rule) == "connections of user joe, protocol tls, ALPN h2, JA4 t13*"
+
+
+def test_a_rule_about_first_bytes_brings_what_comes_in_to_the_gate() -> None:
+    asks = Rule(name="r", action=Action.BYPASS, direction=Direction.INBOUND, protocol=(Protocol.SSH,))
+    assert Policy(rules=(asks,)).governs_inbound
+    assert not Policy(rules=(replace(asks, direction=Direction.OUTBOUND),)).governs_inbound
+    assert not Policy(rules=(replace(asks, protocol=()),)).governs_inbound

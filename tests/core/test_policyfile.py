@@ -7,8 +7,9 @@ import tomllib
 import pytest
 
 from mitmsec.core.model import Action, Direction, OnFinding
-from mitmsec.core.policy import Application, PolicyTest, Rule
-from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule, read_test
+from mitmsec.core.policy import Application, Rule
+from mitmsec.core.policyfile import Context, read_application, read_inspect, read_inspectors, read_rule
+from mitmsec.core.sniff import Protocol
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_table import Notes, Table
 
@@ -36,6 +37,7 @@ def opened(text: str) -> tuple[Table, Context]:
         notes=notes,
         read_list=read_list,
         inspectors=("keywords", "other"),
+        user_name=lambda user: {"1000": "joe"}.get(user, user),
         applications={"browsers": 3},
         rules={"taken": 4},
         words={"keywords": ("x",)},
@@ -54,6 +56,10 @@ def test_a_whole_rule() -> None:
         host = ["A.example", "*.b.example", "@banks.txt"]
         port = [443, "8000 - 8999"]
         address = ["10.0.0.0/8", "2001:db8::1"]
+        user = ["1000", "joe", "7"]
+        protocol = ["tls", "http", "tls"]
+        alpn = ["h2", "http/*"]
+        ja4 = ["t13d*"]
         action = "decrypt"
         reason = "because"
         inspect = ["keywords", "other", "keywords"]
@@ -67,6 +73,10 @@ def test_a_whole_rule() -> None:
         host=("a.example", "*.b.example", ".bank.example", ".xn--sparkasse-kln-smb.example"),
         port=((443, 443), (8000, 8999)),
         address=("10.0.0.0/8", "2001:db8::1/128"),
+        user=("joe", "7"),
+        protocol=(Protocol.TLS, Protocol.HTTP),
+        alpn=("h2", "http/*"),
+        ja4=("t13d*",),
         reason="because",
         inspect=("keywords", "other"),
         on_finding=OnFinding.BLOCK,
@@ -114,7 +124,14 @@ def test_a_whole_rule() -> None:
         ('address = ["::ffff:10.0.0.0/104"]', "address[0]: IPv4-mapped addresses are seen as IPv4"),
         ('on_finding = "redact"', 'on_finding: "redact" is not supported by this version'),
         ('inspect = ["secrets"]', 'inspect[0]: no inspector is called "secrets"; there are: keywords, other'),
-        ('user = ["joe"]', "user: not supported by this version"),
+        (
+            'protocol = ["https"]',
+            'protocol[0]: "https" is not one of dns, ftp, http, http2-cleartext, http-proxy, imap',
+        ),
+        ('protocol = ["stmp"]', "protocol[0]: "),
+        ("alpn = []", "alpn: an empty list can never match"),
+        ("ja4 = [13]", "ja4[0]: a text is wanted, not the number 13"),
+        ('category = ["news"]', "category: not supported by this version"),
         ("page = true", "page: not supported by this version"),
         ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),
     ],
@@ -242,64 +259,6 @@ def test_an_application_may_be_who_signed_it_or_a_service_of_windows() -> None:
     assert messages(context) == []
 
 
-def test_a_test_may_be_about_a_unit_and_a_container() -> None:
-    whole = f"podman:{'ab' * 32}"
-    table, context = opened(
-        f'application = "/x"\nexpect = "block"\nservice = "a.scope"\ncontainer = "{whole}"\nsigner = "A"'
-    )
-    test = read_test(table, context)
-    assert (test.service, test.container, test.signer) == ("a.scope", whole, "A")
-    assert messages(context) == []
-
-
-def test_a_whole_test() -> None:
-    table, context = opened(
-        '\napplication = "/x"\nhost = "B\u00fccher.example"\nport = 80\naddress = "2001:DB8::1"\nuser = "joe"\n'
-        'expect = "capture"\nrule = "taken"'
-    )
-    assert read_test(table, context) == PolicyTest(
-        application="/x",
-        host="xn--bcher-kva.example",
-        port=80,
-        address="2001:db8::1",
-        user="joe",
-        expect=Action.CAPTURE,
-        rule="taken",
-        line=1,
-    )
-    assert messages(context) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "says"),
-    [
-        ('application = "curl"', 'application: the path of a program is wanted, such as "/usr/bin/curl"'),
-        ('rule = "nobody"', 'rule: no rule is called "nobody"'),
-        ('host = "10.0.0.1"', 'host: "10.0.0.1" is an IP address'),
-        ("port = true", "port: a port is a number within 1-65535, not "),
-        ("port = 0", "port: a port is a number within 1-65535, not "),
-        ('address = "x"', 'address: "x" is not an IP address'),
-        ('service = "nginx"', 'service: "nginx" is no unit that programs run in'),
-        ('service = "nginx.*"', 'service: "nginx.*" is no unit that programs run in'),
-        ('service = "windows:"', 'service: "windows:" names no service'),
-        (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
-        ('protocol = "tls"', "protocol: not supported by this version"),
-        ('expects = "x"', 'expects: unknown key; did you mean "expect"?'),
-    ],
-)
-def test_mistakes_in_a_test(line: str, says: str) -> None:
-    first = "" if line.startswith("application") else 'application = "/x"\n'
-    table, context = opened(f'{first}expect = "block"\n{line}')
-    read_test(table, context)
-    assert [message.startswith(says) for message in messages(context)] == [True]
-
-
-def test_a_test_may_expect_the_defaults() -> None:
-    table, context = opened('application = "/x"\nexpect = "block"\nrule = "defaults"')
-    assert read_test(table, context).rule == "defaults"
-    assert messages(context) == []
-
-
 def test_a_rule_may_be_for_incoming_connections() -> None:
     table, context = opened('name = "partners"\naction = "bypass"\ndirection = "inbound"\nport = [443]')
     rule = read_rule(table, context)
@@ -323,9 +282,3 @@ def test_a_direction_is_one_of_two() -> None:
     table, context = opened('name = "r"\naction = "bypass"\ndirection = "in"')
     read_rule(table, context)
     assert messages(context)[0].startswith('direction: "in" is not one of inbound, outbound')
-
-
-def test_a_test_may_be_of_an_incoming_connection() -> None:
-    table, context = opened('application = "/usr/sbin/nginx"\nexpect = "bypass"\ndirection = "inbound"')
-    assert read_test(table, context).direction is Direction.INBOUND
-    assert messages(context) == []

@@ -30,6 +30,9 @@ CLIENTS = {
     "smtp": b"EHLO me.example\r\n",
     "imap": b"a1 LOGIN joe secret\r\n",
     "dns": DNS,
+    "postgresql": b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
+    "ldap": b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03\x04\x00\x80\x00",
+    "xmpp": b"<?xml version='1.0'?>\n<stream:stream to='a.test'>",
     "text": b"USER joe\r\nPASS x\r\n",
     "malformed": b"GET / HTTP/1.1\r\nnonsense\r\n\r\n",
     **{f"tls {name}": data for name, data in hellos.REAL.items()},
@@ -54,6 +57,9 @@ def sniffed(data: bytes) -> Sniffed:
         ("smtp", Protocol.SMTP, None),
         ("imap", Protocol.IMAP, None),
         ("dns", Protocol.DNS, None),
+        ("postgresql", Protocol.POSTGRESQL, None),
+        ("ldap", Protocol.LDAP, None),
+        ("xmpp", Protocol.XMPP, None),
         ("text", Protocol.TCP, None),
         ("tls curl", Protocol.TLS, "www.origin.example"),
         ("tls python-address", Protocol.TLS, None),
@@ -100,7 +106,7 @@ def test_any_bytes_have_one_of_three_outcomes_and_a_final_one_stays(data: bytes)
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x00\x00\x00\x08\x04\xd2\x16\x2f",  # PostgreSQL asks for TLS
+        b"\x00\x00\x00\x08\x04\xd2\x16\x2a",  # nearly PostgreSQL
         b"\x05\x01\x00" + bytes(12),  # SOCKS 5
         b"\x80\x2e\x01\x03\x01",  # SSL 2.0 hello
         b"\x16\x01",
@@ -123,7 +129,8 @@ def test_what_is_not_recognised_is_tcp(data: bytes) -> None:
 def test_the_first_bytes_say_how_much_more_is_needed_where_that_is_known() -> None:
     assert first_bytes(b"") == NeedMore(size_bytes=1)
     assert first_bytes(b"\x16") == NeedMore(size_bytes=6)
-    assert first_bytes(DNS[:1]) == NeedMore(size_bytes=14)
+    assert first_bytes(DNS[:1]) == NeedMore(size_bytes=2)  # PostgreSQL begins like it
+    assert first_bytes(DNS[:2]) == NeedMore(size_bytes=14)
     assert first_bytes(b"G") == NeedMore()
 
 

@@ -5,6 +5,8 @@ Its hook is on all cgroups of the machine, so that every policy here selects onl
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ from typing import Any
 
 import machine
 import pytest
-from conftest import MITMSEC, V4, Mitmsec, Network, status_of
+from conftest import MITMSEC, V4, Mitmsec, Network, here, status_of
 
 pytestmark = pytest.mark.root
 
@@ -207,7 +209,17 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     if not until(lambda: decided_over_tls(service) == expected, within_s=30):  # as a count, two of anything would do
         seen = [service.mitmsec.of_kind(kind) for kind in ("connection", "fault", "policy", "service")]
         pytest.fail(f"{seen}, {refused}")
-    assert len(service.mitmsec.of_kind("policy")) == 2
+    loaded = [one["policy"] for one in service.mitmsec.of_kind("policy")]
+    assert len(set(loaded)) == len(loaded) == 2
+    decided = {one["action"]: one["policy"] for one in service.connections() if one["protocol"] == "tls"}
+    assert decided == {"bypass": loaded[0], "block": loaded[1]}  # a live flow keeps what it was decided under
+    for one in loaded:
+        kept = service.mitmsec.state / "policies" / f"{one}.json.gz"
+        assert hashlib.sha256(gzip.decompress(kept.read_bytes())).hexdigest() == one
+    first = next(one["id"] for one in service.connections() if one["action"] == "bypass" and one["protocol"] == "tls")
+    state = ("--state", str(service.mitmsec.state))
+    told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
+    assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
 
 
 def decided_over_tls(service: Service) -> list[tuple[str, str]]:
@@ -307,12 +319,34 @@ def test_a_second_service_is_refused_and_without_one_orders_are(service: Service
 
 
 def test_in_the_foreground_it_ends_with_its_terminal(service: Service) -> None:
+    """And reads its policy again when it is told to, as its supervisor does; one that is wrong changes nothing."""
+    policy = Path(service.policy())
     command = service.mitmsec.command(
-        "start", "--state", str(service.mitmsec.state), "--foreground", "--policy", service.policy()
+        "start", "--state", str(service.mitmsec.state), "--foreground", "--policy", str(policy)
     )
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=service.mitmsec.environment())
     assert running.stderr is not None
     assert "at work" in running.stderr.readline()
+    running.stderr.readline()
+    good = policy.read_text()
+    policy.write_text(good.replace("bypass", "teleport"))
+    running.send_signal(signal.SIGHUP)
+    assert "teleport" in running.stderr.readline()
+    supervisor = status_of(service.mitmsec).supervisor
+    os.kill(supervisor, signal.SIGHUP)
+    (fault,) = until(lambda: service.mitmsec.of_kind("fault"), within_s=30)
+    assert (fault["what"], "teleport" in fault["detail"]) == ("reload_failed", True)
+    assert len(service.mitmsec.of_kind("policy")) == 1
+    policy.write_text(good.replace("bypass", "block"))
+    os.kill(supervisor, signal.SIGHUP)
+    assert until(lambda: len(service.mitmsec.of_kind("policy")) == 2, within_s=30)
+    assert service.fetch().returncode == 35
+    policy.write_text(good)
+    running.send_signal(signal.SIGHUP)
+    assert until(lambda: len(service.mitmsec.of_kind("policy")) == 3, within_s=30)
+    assert service.fetch().stdout.startswith("hello")
+    first, second, third = (one["policy"] for one in service.mitmsec.of_kind("policy"))
+    assert (first == third, first == second) == (True, False)
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 0

@@ -20,8 +20,9 @@ from mitmsec.audit.event import FaultSeen, FindingSeen, RequestSeen, Seen
 from mitmsec.core.identity import Identity
 from mitmsec.core.inspection import Inspector, Part
 from mitmsec.core.known_service import KnownService
-from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext
+from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
+from mitmsec.core.sniff import Protocol
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused
 from mitmsec_certs.keystore import open_keystore
@@ -151,11 +152,14 @@ class World:
         self.owner = ""
         self.direction = Direction.OUTBOUND
         self.port = 0
+        self.protocol: Protocol | None = None
         self.ends: asyncio.Queue[FlowEnded] = asyncio.Queue()
+        self.upgrades: asyncio.Queue[Upgrading] = asyncio.Queue()
         self.connects = 0
         self.refuses_connects = False
         self._numbers = itertools.count(1)
         self._dups: dict[str, socket.socket] = {}
+        self._origins: dict[str, socket.socket] = {}
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def accept(self, listener: socket.socket) -> None:
@@ -170,6 +174,8 @@ class World:
         flow = f"flow-{next(self._numbers)}"
         origin = await self._dial()
         self._dups[flow] = client.dup()
+        if self.kind is Plaintext.DIALOGUE:
+            self._origins[flow] = origin.dup()
         address, port = client.getpeername()[:2]
         self.engine.take(
             HandOver(
@@ -181,6 +187,7 @@ class World:
                 decision=self.decision,
                 direction=self.direction,
                 owner=self.owner,
+                protocol=self.protocol,
             ),
             client,
             origin,
@@ -202,10 +209,22 @@ class World:
 
     def ended(self, ended: FlowEnded) -> None:
         dup = self._dups.pop(ended.flow)
+        if ended.flow in self._origins:
+            self._origins.pop(ended.flow).close()
         if ended.reset:
             dup.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         dup.close()
         self.ends.put_nowait(ended)
+
+    def upgrading(self, upgrading: Upgrading) -> None:
+        self.upgrades.put_nowait(upgrading)
+
+    def taken_back(self, flow: str) -> tuple[socket.socket, socket.socket]:
+        """The client's socket and the origin's, of which nobody else has one."""
+        return self._dups.pop(flow), self._origins.pop(flow)
+
+    async def upgrade(self) -> Upgrading:
+        return await asyncio.wait_for(self.upgrades.get(), 20)
 
     async def end(self) -> FlowEnded:
         return await asyncio.wait_for(self.ends.get(), 20)
@@ -221,6 +240,9 @@ class _LateGate:
 
     def ended(self, flow: FlowEnded) -> None:
         self.world.ended(flow)
+
+    def upgrading(self, flow: Upgrading) -> None:
+        self.world.upgrading(flow)
 
 
 @contextlib.asynccontextmanager

@@ -797,3 +797,28 @@ def test_a_client_that_says_close_notify_after_its_request_still_gets_its_answer
             assert (end.outcome, end.error) == (Outcome.COMPLETED, "")
 
     asyncio.run(main())
+
+
+def test_a_dialogue_that_the_origin_ends_first_is_over_when_the_client_has_ended_too(tmp_path: Path) -> None:
+    """As those of mail servers: the last word is theirs."""
+
+    async def bids_farewell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"* BYE\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(bids_farewell, server_context(ca, alpn=())) as port,
+            world(tmp_path, port, [ca]) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path, ()))
+            writer.write(b"a LOGOUT\r\n")
+            assert await reader.read() == b"* BYE\r\n"
+            writer.close()
+            end = await made.end()
+            assert (end.outcome, end.error) == (Outcome.COMPLETED, "")
+
+    asyncio.run(main())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hellos import hello, server_name
+from hellos import alpn, hello, server_name
+from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core import sniff
@@ -48,6 +49,23 @@ def test_what_was_done_stands_before_what_was_decided_and_an_error_before_what_w
 def test_a_record_survives_the_wire() -> None:
     seen = account().seen(Outcome.COMPLETED, 1.0, sent=1, received=2)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(seen), type=ConnectionSeen) == seen
+
+
+def test_what_a_hello_offers_by_alpn_is_on_record_unless_it_is_very_much() -> None:
+    for names, offers in (((b"h2", b"http/1.1"), ("h2", "http/1.1")), ((), ()), ((b"x",) * 129, None)):
+        about = account()
+        about.first = sniff.first_bytes(hello(server_name(b"a.test"), *([alpn(*names)] if names else [])))  # type: ignore[assignment]
+        assert about.hello_facts().offers == offers
+    forged = about.facts_with(replace(ENDED, tls=TlsFacts(client=TlsClientFacts(offers=("forged",)))))
+    assert forged is not None
+    assert forged.client is not None
+    assert forged.client.offers is None
+
+
+def test_a_record_names_the_policy_under_which_the_flow_began() -> None:
+    about = Account("f", "ab" * 32)
+    about.decision = Decision(action=Action.BYPASS, rule="defaults", reason="no rule matched")
+    assert about.seen(Outcome.COMPLETED, 1.0, sent=1, received=2).policy == "ab" * 32
 
 
 def test_the_name_in_a_hello_is_held_against_the_names_of_its_address() -> None:
@@ -135,7 +153,7 @@ def test_of_whom_the_kernel_recorded_nothing_nothing_is_said_until_the_superviso
 
 def test_what_is_not_tls_has_no_facts_of_tls() -> None:
     about = account()
-    about.protocol = Protocol.HTTP
+    about.settled(Sniffed(protocol=Protocol.HTTP))
     assert about.facts_with(ENDED) is None
     assert Account("g").hello_facts() == TlsClientFacts()
 
@@ -175,6 +193,6 @@ def test_tls_that_came_in_is_read_with_its_services_key_or_not_at_all() -> None:
     assert (about.plaintext, about.is_minted) == (None, False)
     about.decision = Decision(action=Action.DECRYPT, rule="r", reason="", service="shop")
     assert (about.plaintext, about.is_minted, about.service) == (Plaintext.TLS, False, "shop")
-    about.protocol = Protocol.HTTP
+    about.settled(Sniffed(protocol=Protocol.HTTP))
     about.decision = None
     assert (about.plaintext, about.service) == (Plaintext.HTTP, "")

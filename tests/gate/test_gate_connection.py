@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import time
 from typing import Any
 
 import pytest
+from descriptors import descriptors
 from gate_house import WAIT_S, House, Server, houses, linger_for, on_loop, pair_over_loopback, wait_reset
 from hellos import hello, server_name
 
@@ -434,7 +434,7 @@ def test_an_answer_that_finds_no_descriptor_is_an_answer_too(monkeypatch: pytest
 @on_loop
 async def test_a_gate_leaves_no_descriptor_behind() -> None:
     async with Server(silent) as origin:
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         async with houses() as make:
             house = make(Action.DECRYPT)
             house.divert(origin.address)
@@ -451,5 +451,5 @@ async def test_a_gate_leaves_no_descriptor_behind() -> None:
             worker.channel.close()
         for writer in origin.writers:
             writer.transport.abort()
-        await settled(lambda: len(os.listdir("/proc/self/fd")) <= before)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        await settled(lambda: len(descriptors()) <= before)
+        assert len(descriptors()) <= before

@@ -27,7 +27,8 @@ TOLD = UdpFlowTold(
 
 
 def test_an_ended_flow_is_on_record_with_all_that_was_told() -> None:
-    event = seen(TOLD, Policy())
+    event = seen(TOLD, Policy(), fingerprint="ab")
+    assert event.policy == "ab"
     assert (event.flow, event.process, event.local, event.remote) == ("f", DIG, TOLD.local, TOLD.remote)
     assert (event.datagrams_sent, event.datagrams_received, event.duration_ms) == (3, 2, 12)
     assert (event.bytes_sent, event.bytes_received) == (None, None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from descriptors import descriptors
 from gate_house import WAIT_S, on_loop, pair_over_loopback
 
 from mitmsec.gate.hangups import Hangups
@@ -103,6 +103,6 @@ async def test_of_two_that_end_together_one_may_have_the_other_forgotten() -> No
     assert len(heard) == 1
     for ours, _ in pairs:
         ours.close()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     hangups.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 1
+    assert len(descriptors()) == before - 1

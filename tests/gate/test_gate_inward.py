@@ -21,6 +21,7 @@ from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Action, Confidence, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy, Rule
+from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.gate.flow import Flow
 from mitmsec.gate.inward import Inward
 from mitmsec.gate.loop import Gate, Surroundings
@@ -52,9 +53,9 @@ SERVICE = Process(pid=80, exe="/usr/sbin/nginx", name="nginx", confidence=Confid
 PARTNER = Endpoint(address="192.0.2.7", port=50_000)
 
 
-@given(policies.policies, policies.processes, policies.endpoints, policies.names)
+@given(policies.policies, policies.processes, policies.endpoints, policies.shows)
 def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
-    policy: Policy, process: Process, service: Endpoint, name: str | None
+    policy: Policy, process: Process, service: Endpoint, shown: Shown
 ) -> None:
     inward = Inward(policy, PARTNER)
     asked = Endpoint(address=PARTNER.address, port=service.port)
@@ -62,10 +63,11 @@ def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
     early = policy.at_connect(process, asked, way)
     is_certain = early is not None and early.action is not Action.DECRYPT
     assert inward.at_connect(process, service) == (early if is_certain else None)
-    said = policy.at_hello(process, asked, name=name, direction=way)
-    assert inward.at_hello(process, service, name=name) == said
-    assert inward.at_hello(process, service, name=name, ja4="t13") == policy.with_key(said, service, name)
-    assert inward.with_key(said, service, name) == policy.with_key(said, service, name)
+    said = policy.at_hello(process, asked, shown=shown, direction=way)
+    keyed = policy.with_key(said, service, shown.name) if shown.protocol is Protocol.TLS else said
+    assert inward.at_hello(process, service, shown=shown) == keyed
+    assert inward.at_silence(process, service) == policy.at_silence(process, asked, way)
+    assert inward.with_key(said, service, shown.name) == policy.with_key(said, service, shown.name)
     assert inward.can_judge(process) == policy.can_judge(process, way)
     assert inward.rules == policy.rules
 

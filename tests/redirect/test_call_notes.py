@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from divert_packets import until
 from divert_sandbox import ORIGIN_PORT, ORIGIN_V4, Divert, link_to_an_origin
 
@@ -101,10 +102,10 @@ def test_without_the_kernels_types_a_caller_is_told_by_its_pid(monkeypatch: pyte
 
 
 def test_what_cannot_be_attached_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with pytest.raises(OSError, match="attach"):
         CallNotes.open(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_who_lets_go_of_a_udp_socket_is_not_told_as_who_sends_from_it_to_somebody_else(notes: CallNotes) -> None:

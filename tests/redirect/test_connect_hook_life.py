@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from redirect_sandbox import CONNECT_LOCAL, V4, Agent, Origins, Sandbox, stall
 
 from mitmsec.core.model import OnFailure
@@ -87,11 +88,11 @@ def test_detach_ends_diversion_at_once(sandbox: Sandbox) -> None:
 
 def test_opening_fails_whole(sandbox: Sandbox, tmp_path: Path) -> None:
     """No cgroup: an error, and no descriptor is left."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     sandbox.cgroup.remove()
     with pytest.raises(FileNotFoundError):
         sandbox.hook()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 HOLDER = """

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from descriptors import descriptors
 from redirect_sandbox import Agent, Sandbox
 
 from mitmsec_redirect.bpf import Attach, enable_stats
@@ -115,7 +116,7 @@ def test_outside_the_cgroup_not_one_instruction_runs(sandbox: Sandbox, hook: Dns
 
 def test_closed_it_copies_nothing_and_leaves_nothing_open(sandbox: Sandbox) -> None:
     agent = sandbox.agent()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     hook = DnsHook.open(sandbox.cgroup.path)
     ring = DnsRing(os.dup(hook.ring_fd))
     hook.close()
@@ -125,4 +126,4 @@ def test_closed_it_copies_nothing_and_leaves_nothing_open(sandbox: Sandbox) -> N
     ring.close()
     with pytest.raises(FileNotFoundError):
         DnsHook.open(sandbox.cgroup.path / "nobody")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before

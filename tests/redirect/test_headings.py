@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmsec.capture.segments import Conversation
 from mitmsec.core.model import Endpoint, Transport
 from mitmsec_redirect import headings
-from mitmsec_redirect.headings import Heading, Unread, read
+from mitmsec_redirect.headings import Heading, Segment, Unread, read, segment
 
 V4 = Endpoint(address="10.0.0.1", port=40000), Endpoint(address="203.0.113.9", port=443)
 V6 = Endpoint(address="fd77::1", port=40000), Endpoint(address="2001:db8::9", port=443)
@@ -110,3 +110,19 @@ def test_no_bytes_raise_and_a_heading_needs_no_more_than_it_says(data: bytes) ->
 def test_a_packet_cut_anywhere_is_the_same_or_needs_more(at: int) -> None:
     packet = Conversation(*V6).carried(sent=True, data=b"x" * 20)[0].data
     assert read(packet[:at]) in (Unread.NEED_MORE, read(packet))
+
+
+@pytest.mark.parametrize("ends", [V4, V6])
+def test_a_segment_has_its_number_and_what_it_carries(ends: tuple[Endpoint, Endpoint]) -> None:
+    talk = Conversation(*ends, first_sent=2**32 - 1)
+    syn = talk.opened()[0].data
+    carried = talk.carried(sent=True, data=b"question")[0].data
+    assert segment(syn) == Segment(2**32 - 1, b"")
+    assert segment(carried) == Segment(0, b"question")
+    assert segment(carried[:-3]) == Segment(0, b"quest")
+    assert segment(carried + b"padding of the link") == Segment(0, b"question")
+
+
+def test_what_is_not_tcp_is_no_segment() -> None:
+    assert segment(udp(4)) is None
+    assert segment(struct.pack("!BxHxxHxB2x4s4s", 0x45, 40, 1, 6, bytes(4), bytes(4)) + bytes(20)) is None

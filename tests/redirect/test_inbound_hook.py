@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from descriptors import descriptors
 from redirect_sandbox import Agent, Sandbox
 from steering_stage import Standing
 
@@ -266,13 +267,13 @@ def test_what_finds_no_room_is_counted(sandbox: Sandbox) -> None:
 
 
 def test_nothing_is_left_behind(sandbox: Sandbox) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     hook = InboundHook.open(sandbox.cgroup.path)
     hook.close()
     hook.close()
     with pytest.raises(FileNotFoundError):
         InboundHook.open(sandbox.cgroup.path / "missing")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_kernel_that_does_not_tell_its_types_cannot_do_it(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from monitor_stage import CLONE_PARENT, SYS_CLONE, Stage, forked, python, run, spawn, with_pid
 
 from mitmsec_redirect import monitor as module
@@ -297,16 +298,16 @@ def test_a_kernel_with_other_types_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_nothing_is_left_when_it_is_closed() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with Monitor.open() as monitor:
         monitor.drain()
         assert monitor.selected_fd > 0
     monitor.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_nothing_is_left_when_it_cannot_be_opened() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(OSError, match="ms_ring"):
         Monitor.open(ring_bytes=1000)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

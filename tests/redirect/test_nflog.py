@@ -8,6 +8,7 @@ import socket
 import struct
 
 import pytest
+from descriptors import descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 from nft_stage import needs_nft
@@ -62,10 +63,10 @@ def test_each_log_has_a_group_of_its_own(own_netns: None, monkeypatch: pytest.Mo
     with contextlib.closing(PacketLog()) as one, contextlib.closing(PacketLog()) as two:
         assert (one.group, two.group) == (nflog.GROUPS[0], nflog.GROUPS[1])
         monkeypatch.setattr(nflog, "GROUPS", range(nflog.GROUPS[0], nflog.GROUPS[2]))
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         with pytest.raises(OSError, match="no NFLOG group is free"):
             PacketLog()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
 
 # --- made up ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from msgspec.structs import replace
 from nft_stage import needs_nft
 
@@ -51,10 +52,10 @@ def test_each_folder_below_is_a_level_more(cgroup: SessionCgroup) -> None:
 
 
 def test_it_is_asked_in_a_namespace_of_its_own_that_goes(cgroup: SessionCgroup) -> None:
-    here, descriptors = netns.current_cookie(), os.listdir("/proc/self/fd")
+    here, before = netns.current_cookie(), descriptors()
     level_of(cgroup, terms(cgroup.path))
     assert netns.current_cookie() == here
-    assert os.listdir("/proc/self/fd") == descriptors
+    assert descriptors() == before
 
 
 def test_a_cgroup_that_no_rule_finds_has_none(cgroup: SessionCgroup) -> None:

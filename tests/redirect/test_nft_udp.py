@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from nft_stage import beat, diverting, needs_nft
 from redirect_sandbox import Agent, Sandbox
 
@@ -292,19 +293,19 @@ def test_without_a_log_all_is_as_ever_and_why_udp_is_not_seen_is_said(
     first = nflog.GROUPS[0]
     monkeypatch.setattr(nflog, "GROUPS", range(first, first + 2))  # one for what is missed, one for flows, none for DNS
     agent = sandbox.agent()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with diverting(sandbox) as backend:
         beat(backend)
         assert backend.udp is None
         assert backend.shortfall is not None
         assert (backend.shortfall.untold, "no NFLOG group is free" in str(backend.shortfall)) == (Untold.UDP, True)
         agent(f"{UDP}; s.sendto(b'x', ('127.0.0.1', 9))")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_it_leaves_no_descriptor_open(sandbox: Sandbox) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with diverting(sandbox) as backend:
         assert backend.udp is not None
         backend.udp.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before

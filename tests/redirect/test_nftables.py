@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from nft_stage import accepted, answer_http, beat, diverting, needs_nft, ruleset, who_answers
 from redirect_sandbox import CONNECT_LOCAL, MAPPED, V4, V6, Origins, Sandbox
 
@@ -469,10 +470,10 @@ def open_(box: Sandbox) -> Nftables:
 
 def test_a_table_that_is_there_is_not_taken_over(sandbox: Sandbox) -> None:
     with diverting(sandbox) as backend:
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         with pytest.raises(FileExistsError):
             open_(sandbox)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
         beat(backend)
         assert sandbox.agent()(f"s = connected({V4})") == {"answer": None}
 
@@ -484,13 +485,13 @@ def test_a_kernel_without_the_socket_expression_is_told_with_a_remedy(
     said = "/dev/stdin:9:1-2: Error: Could not process rule: No such file or directory"
     (tmp_path / "nft").write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     (tmp_path / "nft").chmod(0o755)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with monkeypatch.context() as patched:
         patched.setattr(nft.load, "__defaults__", (None, str(tmp_path)))
         with pytest.raises(BackendUnavailable, match="Could not process rule") as raised:
             open_(sandbox)
     assert "CONFIG_NFT_SOCKET" in raised.value.remedy
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_cgroup_that_nft_cannot_find_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

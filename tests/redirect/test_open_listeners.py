@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from descriptors import descriptors
 
 from mitmsec_redirect.open_listeners import OpenListener, holders, open_listeners
 from mitmsec_redirect.records import address_bytes
@@ -86,7 +87,7 @@ def test_it_is_known_who_has_it_open() -> None:
 
 def test_of_a_process_with_very_many_descriptors_the_first_are_looked_at() -> None:
     with socket.create_server(("127.0.0.1", 0)) as low, socket.create_server(("127.0.0.1", 0)) as high:
-        below = sum(int(fd) < high.fileno() for fd in os.listdir("/proc/self/fd"))
+        below = sum(int(fd) < high.fileno() for fd in descriptors())
         inodes = [os.fstat(sock.fileno()).st_ino for sock in (low, high)]
         assert [inode in holders([os.getpid()], below) for inode in inodes] == [True, False]
         assert [inode in holders([os.getpid()], below + 1) for inode in inodes] == [True, True]

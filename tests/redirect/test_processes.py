@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from descriptors import descriptors
 from process_stage import CAT, TRUE, whose
 
 from mitmsec.core.model import Confidence, ParentProcess
@@ -173,13 +174,13 @@ def test_no_more_processes_are_remembered_than_the_limit(monkeypatch: pytest.Mon
     running = [subprocess.Popen([CAT], stdin=subprocess.PIPE) for _ in range(4)]
     try:
         table = ProcessTable()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         for process in running:
             whose(table, process.pid, 0, "x")
         assert list(table._known) == [process.pid for process in running[2:]]
-        assert len(os.listdir("/proc/self/fd")) == before + 2
+        assert len(descriptors()) == before + 2
         table.close()
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
     finally:
         for process in running:
             process.communicate()

@@ -6,6 +6,7 @@ import io
 import struct
 
 import pytest
+from hellos import hello, server_name
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from mitmsec.capture import comment
 from mitmsec.capture.segments import Conversation
 from mitmsec.capture.writer import CaptureWriter
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport
+from mitmsec.core.sniff import Protocol, Sniffed
 from mitmsec_redirect import recorded_flows
 from mitmsec_redirect.pcapng_blocks import CapturedName, CapturedPacket, CapturedProcess, Reader
 from mitmsec_redirect.recorded_flows import RecordedFlow, RecordedFlows, told
@@ -109,6 +111,40 @@ def test_ethernet_frames_are_opened_and_other_link_types_counted() -> None:
     assert list(recorded.add(packets)) == []
     assert (recorded.unread, len(list(recorded.end()))) == (3, 1)
     assert list(recorded.end()) == []
+
+
+def conversation(said: bytes, *, answer: bytes = b"", inbound: bool = False) -> list[CapturedPacket]:
+    ends = (REMOTE, LOCAL) if inbound else (LOCAL, REMOTE)
+    talk = Conversation(*ends, first_sent=7, first_received=9)
+    packets = [*talk.opened(), *talk.carried(sent=False, data=answer)]
+    packets += talk.carried(sent=True, data=said)
+    return [captured(packet.data, outbound=packet.sent is not inbound) for packet in packets]
+
+
+@pytest.mark.parametrize("inbound", [False, True])
+def test_what_whoever_opened_it_says_first_is_known(inbound: bool) -> None:
+    (flow,) = flows(*conversation(hello(server_name(b"a.test")), inbound=inbound))
+    assert isinstance(flow.shown, Sniffed)
+    assert (flow.shown.protocol, flow.shown.name, flow.outbound) == (Protocol.TLS, "a.test", not inbound)
+    (greeted,) = flows(*conversation(b"hello", answer=b"SSH-2.0-x\r\n", inbound=inbound))
+    assert greeted.shown == Sniffed(protocol=Protocol.SSH)
+
+
+def test_of_a_flow_that_began_before_the_file_no_first_bytes_are_known() -> None:
+    (flow,) = flows(*conversation(hello(server_name(b"a.test")))[1:])
+    assert flow.shown is None
+
+
+def test_first_bytes_that_are_not_settled_are_bounded_over_all_flows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_flows, "HELD_LIMIT_BYTES", 100)
+    half = hello(server_name(b"a.test"))[:60]
+    recorded = RecordedFlows()
+    for port in range(3):
+        talk = Conversation(Endpoint(address="10.0.0.1", port=port + 1), REMOTE)
+        list(recorded.add(captured(packet.data) for packet in (*talk.opened(), *talk.carried(sent=True, data=half))))
+    assert recorded._held_bytes == 60
+    assert len(list(recorded.end())) == 3
+    assert recorded._held_bytes == 0
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 from redirect_sandbox import Agent, Sandbox, beat
 
 from mitmsec.core.model import Direction, Endpoint, OnFailure, Quic
@@ -342,7 +343,7 @@ def test_outside_the_cgroup_not_one_instruction_runs(sandbox: Sandbox, seen: See
 
 
 def test_closed_or_detached_it_sees_nothing_and_twice_is_once(sandbox: Sandbox, agent: Agent) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     hook = UdpHook.open(sandbox.cgroup.path, quic=Quic.BYPASS)
     hook.detach()
     agent(f"{UDP}; s.sendto(b'x', ('203.0.113.9', 5))")
@@ -350,16 +351,16 @@ def test_closed_or_detached_it_sees_nothing_and_twice_is_once(sandbox: Sandbox, 
     hook.detach()
     hook.close()
     hook.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_what_cannot_be_attached_leaves_nothing_open(sandbox: Sandbox) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with pytest.raises(OSError):
         UdpHook.open("/proc", quic=Quic.BYPASS)
     with pytest.raises(FileNotFoundError):
         UdpHook.open(sandbox.cgroup.path / "nobody", quic=Quic.BYPASS)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_where_the_kernel_hides_its_types_the_caller_is_told_by_its_pid_alone(

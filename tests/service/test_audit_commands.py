@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from mitmsec.audit.event import FaultSeen, Kind, Outcome, ServiceSeen
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.core.model import Action
-from mitmsec.service import audit_commands
+from mitmsec.service import log_reading
 from mitmsec.service.audit_commands import audit
 
 SEEN = [
@@ -260,7 +260,7 @@ def test_who_may_not_read_is_told_who_may(state: Path, monkeypatch: pytest.Monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)
-    monkeypatch.setattr(audit_commands, "readers_gid", lambda: gid)
+    monkeypatch.setattr(log_reading, "readers_gid", lambda: gid)
     monkeypatch.setattr(sys, "argv", ["mitmsec", "audit", "list"])
     result = mitmsec(state, "list")
     assert (result.exit_code, result.stdout) == (3, "")

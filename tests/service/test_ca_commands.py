@@ -45,7 +45,7 @@ def test_show_names_a_file_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "ca" / "issuing.pem").write_text("")
     result = mitmsec(tmp_path, "show")
     assert result.exit_code == 1
-    assert "issuing.pem: not a certificate" in result.stderr
+    assert "issuing.pem: not a certificate. " in result.stderr
 
 
 @pytest.fixture

@@ -155,6 +155,19 @@ def test_it_can_wait_beside_the_ca_that_serves(house: CaHouse) -> None:
     refused = house.mitmsec("rotate")
     assert refused.exit_code == 1
     assert "ca import" in refused.stderr
+    assert "ca init --csr" in house.with_word("init").stderr
+
+
+def test_show_says_in_words_how_far_each_of_the_two_may_go(house: CaHouse) -> None:
+    house.make_automatic()
+    broad = certified("broad", POLICY, path_length=None)
+    words = ["import", *files_of(house, broad), "--key", laid(house, "sub.key", broad.key_pem())]
+    done = house.mitmsec(*words, "--accept-broad", "--wait")
+    assert "this CA waits; it may speak for corp.example, every IPv4 address, every IPv6 address" in done.stderr
+    told = house.mitmsec("show").stdout
+    assert "None" not in told
+    assert "no limit to its path length" in told
+    assert ["every name" in told, "corp.example, every IPv4 address, every IPv6 address" in told] == [True, True]
 
 
 def test_files_that_are_not_there_and_keys_that_are_too_many_are_usage(house: CaHouse) -> None:

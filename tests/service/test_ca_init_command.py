@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ca_house import WORD, CaHouse
+from click.testing import Result
 
-from mitmsec.service import ca_work
+from mitmsec.service import ca_init_command, ca_work
 from mitmsec.service.run import CannotRun
 
 pytestmark = pytest.mark.root
@@ -92,3 +94,37 @@ def test_a_supervisor_that_does_not_take_it_up_is_told(house: CaHouse, monkeypat
     done = house.with_word("init")
     assert done.exit_code == 125
     assert "with the next start" in done.stderr
+    assert "what was ordered is done" in done.stderr
+    assert str(house.folder / "root.p12") in done.stdout
+    assert house.shown()["kind"] == "own"
+
+
+def test_of_two_who_make_a_ca_at_once_the_second_does_not_replace_the_firsts(
+    house: CaHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has made it while our passphrase was typed."""
+    done: list[Result] = []
+    asked = ca_init_command.passphrase
+
+    def typed(what: str, *words: Any, **more: Any) -> str:
+        monkeypatch.setattr(ca_init_command, "passphrase", asked)
+        done.append(house.with_word("init", root_file="first.p12"))
+        return asked(what, *words, **more)
+
+    monkeypatch.setattr(ca_init_command, "passphrase", typed)
+    done.append(house.with_word("init", root_file="second.p12"))
+    assert [one.exit_code for one in done] == [0, 1]
+    assert "there is a CA already" in done[1].stderr
+    assert house.shown()["root_file"].endswith("first.p12")
+    assert not (house.folder / "second.p12").exists()
+
+
+def test_a_request_takes_nothing_that_belongs_to_a_root_and_show_says_that_it_waits(house: CaHouse) -> None:
+    house.make_automatic()
+    request = str(house.folder / "our.csr")
+    assert house.with_word("init", "--csr", request).exit_code == 2
+    assert house.mitmsec("init", "--csr", request, "--root-file", "root.p12").exit_code == 2
+    assert "waits for its answer" not in house.mitmsec("show").stdout
+    assert house.mitmsec("init", "--csr", request).exit_code == 0
+    assert "waits for its answer" in house.mitmsec("show").stdout
+    assert house.shown()["asks"] is True

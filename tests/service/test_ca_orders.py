@@ -31,7 +31,8 @@ def raising(error: Exception) -> Callable[[], object]:
         (CeremonyFailed("the passphrase is another"), 1, "the passphrase is another"),
         (RootFileExists("/mnt/root.p12"), 2, "/mnt/root.p12 exists already"),
         (SealFailed("systemd-creds is not on this machine"), 3, "systemd-creds is not on this machine"),
-        (OSError(28, "No space left on device"), 125, "No space left"),
+        (OSError(5, "Input/output error", "/mnt/root.p12"), 125, "Input/output error: /mnt/root.p12"),
+        (OSError(28, "No space left on device"), 3, "make room"),
         (CannotRun("the supervisor did not answer", "read its log", 125), 125, "read its log"),
     ],
 )

@@ -76,6 +76,7 @@ def test_a_connection_is_one_event_of_who_accepted_it() -> None:
     assert (event.direction, event.action, event.rule, event.outcome, event.error) == (
         Direction.INBOUND, Action.BYPASS, "defaults", Outcome.COMPLETED, "",
     )  # fmt: skip
+    assert event.policy == World().incoming.policy.fingerprint
     assert (event.process.pid, event.process.confidence) == (WORKER, Confidence.KERNEL)
     assert (str(event.local), str(event.remote)) == ("192.0.2.1:443", "198.51.100.7:50000")
     assert (event.bytes_sent, event.bytes_received, event.duration_ms) == (20, 3, 1500)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import descriptors
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Direction, Process
@@ -172,11 +173,11 @@ def test_where_the_gate_depends_on_it_a_kernel_that_cannot_is_no_place_for_it(
 def test_what_cannot_be_led_leaves_nothing_behind(cgroup: SessionCgroup) -> None:
     async def story() -> None:
         watched, inward = Watched(cgroup), Inward(OSError("no room"))
-        before = len(os.listdir("/proc/self/fd"))
+        before = len(descriptors())
         with pytest.raises(OSError, match="no room"):
             begin(watched, inward)
         assert inward.told == ["lets pass", "closed"]
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(descriptors()) == before
 
     asyncio.run(story())
 

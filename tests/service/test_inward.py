@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from descriptors import descriptors
 
 from mitmsec.core.model import Action, OnFailure, Process, Quic
 from mitmsec.core.policy import Policy
@@ -341,7 +342,7 @@ def test_what_somebody_provokes_is_told_at_once_and_then_added_up(
 def test_where_something_fails_nothing_is_left(
     network: int, hook: ConnectHook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
 
     def refused(code: bytes, name: str) -> int:
         raise ProgramRejected(22, "load the program")
@@ -349,7 +350,7 @@ def test_where_something_fails_nothing_is_left(
     monkeypatch.setattr(bpf, "load_runnable", refused)
     with pytest.raises(ProgramRejected, match="load"):
         InwardGround.open(BLOCKING, hook, network)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_nobody_can_listen_on_all_addresses_at_the_port_of_a_gate(network: int) -> None:

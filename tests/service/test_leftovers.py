@@ -123,8 +123,10 @@ def test_cleaning_removes_pins_and_their_mount_and_keeps_the_log_unless_told(sta
     assert [item.what for item in leftovers.clean(state, purge=False, purge_ca=True)] == ["keys"]
     assert (state.log / "audit.db").exists()
     assert not state.ca.exists()
+    assert state.policies.exists()
     leftovers.clean(state, purge=True)
     assert not state.log.exists()
+    assert not state.policies.exists()
     assert leftovers.remaining(state) == []
     state.supervisor_log.write_text("words")
     assert [item.problem for item in leftovers.vanish(state)] == [""]

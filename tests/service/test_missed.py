@@ -39,9 +39,10 @@ def test_of_two_users_unknown_processes_each_is_told_with_its_own() -> None:
     """Rules of nftables know the user of a packet where its process has gone."""
     unknown = [replace(missed(Reason.QUIC_REFUSED, pid=0), uid=uid) for uid in (1000, 1001, 1000)]
     misses = Misses(lambda one: Process(pid=0, user=str(one.uid)), "run-1")
+    misses.policy = "ab"
     misses.take(unknown)
-    told = [event.process.user for event in misses.told() if isinstance(event, ConnectionSeen)]
-    assert told == ["1000", "1001"]
+    told = [(event.process.user, event.policy) for event in misses.told() if isinstance(event, ConnectionSeen)]
+    assert told == [("1000", "ab"), ("1001", "ab")]
 
 
 def test_an_attempt_of_an_unknown_program_names_no_pid() -> None:

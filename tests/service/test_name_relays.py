@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors
 
 from mitmsec.channel import FDS_LIMIT
 from mitmsec.service import name_relays
@@ -91,10 +92,10 @@ def test_where_nobody_can_tell_whose_a_udp_socket_is_there_are_none(
     network: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kernel without sock_diag for UDP: the gate would take everybody for a stranger."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     monkeypatch.setattr(CookieLookup, "find", lambda *_: None)
     assert relay_sockets() == []
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_it_hears_this_machine_at_all_its_addresses_and_nobody_else(network: int) -> None:
@@ -125,7 +126,7 @@ def test_the_servers_of_resolv_conf_are_led_at_once_and_a_gate_is_told_of_all(
     with contextlib.closing(NameRelays.open(network)) as relays:
         assert relays.status == NamesStatus(servers=(), beyond=0)
     (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\nnameserver 2001:db8::53\n")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     with contextlib.closing(NameRelays.open(network)) as relays:
         assert relays.status.servers == ("192.0.2.53", "2001:db8::53")
         opened = [os.dup(fd) for fd in relays.descriptors()]
@@ -141,7 +142,7 @@ def test_the_servers_of_resolv_conf_are_led_at_once_and_a_gate_is_told_of_all(
         for fd in others:
             os.close(fd)
     relays.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_a_machine_that_moves_to_another_network_has_relays_for_its_servers_whomever_programs_have_asked(

@@ -116,3 +116,21 @@ def answered(terminal: int, question: bytes, answer: bytes) -> bytes:
     if answer:
         os.write(terminal, answer)
     return shown
+
+
+def test_what_holds_no_passphrase_is_told_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch(0o600)
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "bytes").chmod(0o600)
+    for words, said in (
+        (["--passphrase-file", str(tmp_path / "empty")], "empty is empty"),
+        (["--passphrase-file", "-"], "descriptor 0 is empty"),
+        (["--passphrase-file", str(tmp_path / "bytes")], "not UTF-8"),
+        (["--passphrase-file", str(tmp_path)], "Is a directory\n"),
+        (["--passphrase-fd", "99"], "Bad file descriptor\n"),
+        (["--passphrase-file", str(tmp_path / "none")], "name a file"),
+    ):
+        result = told(*words)
+        assert result.exit_code == 2
+        assert said in result.stderr
+        assert "Errno" not in result.stderr

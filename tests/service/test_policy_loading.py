@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ def test_further_roots_are_read_beside_the_policy_and_each_file_must_hold_some(
     file = tmp_path / "p.toml"
     (tmp_path / "corp.pem").write_bytes(b"# Corp\n" + pki.root)
     file.write_text('version = 1\n[defaults]\nupstream_roots = ["corp.pem"]\n')
-    assert load(file).roots == certificates_in(pki.root)
+    loaded = load(file)
+    assert loaded.roots == certificates_in(pki.root)
+    assert loaded.policy.root_sha256s == tuple(hashlib.sha256(root).hexdigest() for root in loaded.roots)
     broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
     (tmp_path / "broken.pem").write_bytes(pki.root + broken.encode())
     (tmp_path / "none.pem").write_text("no certificate")

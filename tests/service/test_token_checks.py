@@ -59,3 +59,10 @@ def test_a_module_that_others_can_write(house: CaHouse, softhsm: SoftHsm, monkey
     about.write_text(about.read_text().replace(module, str(anybodys)))
     (check,) = token_checks(house.state)
     assert (check.ok, "others than root" in check.detail) == (False, True)
+
+
+def test_a_damaged_ca_is_not_called_a_tokens_fault(house: CaHouse) -> None:
+    assert house.with_word("init").exit_code == 0
+    (house.state.ca / "root.pem").write_text("junk")
+    (check,) = token_checks(house.state)
+    assert (check.name, check.ok, "root.pem: not a certificate" in check.detail) == ("CA", False, True)

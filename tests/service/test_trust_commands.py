@@ -96,6 +96,8 @@ def test_a_store_that_is_not_here_is_told_and_the_others_are_changed(house: Trus
     done = house.mitmsec("trust", "java", "firefox")
     assert (done.exit_code, "no store here of: java" in done.stderr) == (1, True)
     assert house.trusting()["firefox"] == "trusted"
+    done = house.mitmsec("trust", "firefox", "--user", "nobody-here")
+    assert (done.exit_code, "no store here of: firefox, in the homes of nobody-here" in done.stderr) == (1, True)
 
 
 def test_only_one_users_homes(house: TrustHouse) -> None:

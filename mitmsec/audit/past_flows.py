@@ -1,0 +1,111 @@
+"""From a `connection` event to the flow that it tells of, and to what was made of that: the log is read, not believed.
+
+An event that is no longer what a recorder writes gives no flow, and says why.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from mitmsec.audit.envelope import Fields
+from mitmsec.audit.event import Kind, Outcome
+from mitmsec.core.address_names import Agreement
+from mitmsec.core.model import Action, Direction, Endpoint, Process, Transport, Value
+from mitmsec.core.past_flow import PastFlow, Verdict
+from mitmsec.core.sniff import Protocol
+
+FIRST_BYTES = frozenset({"host", "protocol", "alpn", "ja4"})  # conditions that first bytes answer
+OVER_UDP = frozenset({"udp", "quic"})
+UNJUDGED = frozenset({Outcome.STRANGER})  # no policy was asked
+
+
+class NoFlow(Exception):
+    """There is nothing in the event that a policy could be asked about; the message says why."""
+
+
+class PastConnection(Value, frozen=True):
+    """The flow of an event, and what was made of it."""
+
+    flow: PastFlow
+    recorded: Verdict
+    outcome: str
+    began: datetime
+    policy: str
+    """The fingerprint of the policy that decided; empty: not on record."""
+
+
+def past_connection(event: Fields) -> PastConnection:
+    """Raises NoFlow."""
+    if event.get("kind") != Kind.CONNECTION:
+        raise NoFlow(f"it is of kind {event.get('kind')}, and only connections are decided")
+    if event.get("outcome") in UNJUDGED:
+        raise NoFlow("nobody had diverted it, and no policy was asked")
+    try:
+        return PastConnection(
+            flow=_flow(event),
+            recorded=Verdict(action=Action(event["action"]), rule=str(event["rule"]), reason=str(event["reason"])),
+            outcome=str(event["outcome"]),
+            began=began(event),
+            policy=str(event.get("policy", "")),
+        )
+    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise NoFlow(f"it is not what a recorder writes: {type(error).__name__}: {error}") from error
+
+
+def began(event: Fields) -> datetime:
+    """When the flow began, by the recorder's clock."""
+    ended = datetime.fromisoformat(event["time"])
+    return datetime.fromtimestamp(ended.timestamp() - int(event["duration_ms"]) / 1000, ended.tzinfo)
+
+
+def _flow(event: Fields) -> PastFlow:
+    client = ((event.get("tls") or {}).get("client")) or {}
+    remote, protocol = event["remote"], str(event["protocol"])
+    is_udp = protocol in OVER_UDP or "bytes" not in event
+    asked = event.get("asked") or remote
+    shows_name = "named_by" not in remote and not is_udp
+    is_seen = not is_udp and not _is_unread(event) and not _is_unsettled(event)
+    return PastFlow(
+        process=msgspec.convert(event["process"], Process),
+        local=Endpoint.of(event["local"]["address"], event["local"]["port"]),
+        remote=Endpoint.of(asked["address"], asked["port"]),
+        transport=Transport.UDP if is_udp else Transport.TCP,
+        direction=Direction(event["direction"]),
+        protocol=Protocol(protocol) if is_seen else None,
+        name=remote["host"] if shows_name else None,
+        alpn=tuple(client.get("offers") or ()),
+        ja4=client.get("ja4"),
+        is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
+        proven=_proven(client.get("name_agrees"), protocol),
+        unknown=_unknown(event, client),
+    )
+
+
+def _is_unread(event: Fields) -> bool:
+    """The supervisor tells of those that came in past the gate: nobody looked at their bytes."""
+    return event.get("producer") != "gate"
+
+
+def _is_unsettled(event: Fields) -> bool:
+    """It may have ended before anybody knew what it spoke: `tcp` is also what is not known for anything else."""
+    moved = event.get("bytes") or {}
+    has_moved = bool(moved.get("sent") or moved.get("received"))
+    return event["protocol"] == Protocol.TCP and not has_moved and event["action"] != Action.CAPTURE
+
+
+def _proven(agrees: str | None, protocol: str) -> bool | None:
+    """Of what is not TLS it is not on record."""
+    return agrees == Agreement.AGREE if protocol == Protocol.TLS else None
+
+
+def _unknown(event: Fields, client: Fields) -> frozenset[str]:
+    unknown: frozenset[str] = frozenset()
+    if event["protocol"] == Protocol.TCP and _is_unread(event):
+        unknown = FIRST_BYTES
+    elif event["protocol"] == Protocol.TLS and client.get("offers") is None:
+        unknown = frozenset({"alpn"})
+    elif _is_unsettled(event):
+        unknown = frozenset({"protocol"})
+    return unknown | {"application", "host"} if event.get("clipped") else unknown

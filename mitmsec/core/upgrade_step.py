@@ -1,0 +1,61 @@
+"""What a recogniser of upgrades answers, and what all of them have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+
+from mitmsec.core.clienthello import Malformed
+
+NOT_ALONE = "the client goes on behind its request for TLS"
+NOT_LAST = "the server goes on behind its consent to TLS"
+NO_ANSWER = "the request for TLS is answered with something else"
+NOT_ASKED = "the client begins TLS, or something else, where the dialogue has no place for it"
+
+
+class Step(Enum):
+    """What follows from the bytes so far."""
+
+    ON = auto()
+    """They are plaintext; so is what comes."""
+    UPGRADE = auto()
+    """They are plaintext; what the client says next is the hello of TLS."""
+
+
+class Recogniser(ABC):
+    """One dialogue. `sent` and `received` take its bytes as they come, and never raise. Deaf after UPGRADE."""
+
+    reads_bytes: int | None = None
+    """At most so many of the client's next bytes may be taken at a time; None: as many as there are."""
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        """The client has asked for TLS, and the server has not answered."""
+        self._is_over = False
+        """There will be no upgrade any more."""
+
+    def sent(self, data: bytes) -> Step | Malformed:
+        """The client's next bytes, one at least."""
+        if self.is_asked:
+            return Malformed(reason=NOT_ALONE)
+        return Step.ON if self._is_over else self._sent(data)
+
+    def received(self, data: bytes) -> Step | Malformed:
+        """The server's next bytes, one at least."""
+        return Step.ON if self._is_over else self._received(data)
+
+    def _asks(self, *, is_last: bool) -> Step | Malformed:
+        """The client's request is complete."""
+        self.is_asked = True
+        return Step.ON if is_last else Malformed(reason=NOT_ALONE)
+
+    def _consents(self, *, is_last: bool) -> Step | Malformed:
+        """The server's consent is complete."""
+        self.is_asked, self._is_over = False, True
+        return Step.UPGRADE if is_last else Malformed(reason=NOT_LAST)
+
+    @abstractmethod
+    def _sent(self, data: bytes) -> Step | Malformed: ...
+
+    @abstractmethod
+    def _received(self, data: bytes) -> Step | Malformed: ...

@@ -1,0 +1,54 @@
+"""The log as commands read it: opened for who may, or the end of the command with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mitmsec.audit import review
+from mitmsec.audit.review import Denied, NoLog, Review, Unreadable
+from mitmsec.service.accounts import READERS_GROUP, readers_gid
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, as_root, fail, program, with_state
+from mitmsec.service.state import State
+
+
+def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
+    try:
+        return None if value is None else review.parse_time(value, datetime.now(UTC))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{value!r} is neither RFC 3339 (2026-11-03T10:00:00Z) nor a span before now (10m, 2h, 3d)"
+        ) from error
+
+
+def instant_option(name: str, help_text: str) -> Callable[[Any], Any]:
+    """A point in time, or a span before now."""
+    return click.option(name, callback=_instant, metavar="TIME", help=help_text)
+
+
+@contextmanager
+def opened_log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
+    """`verifies`: what is wrong with the file is not for another command to say."""
+    try:
+        with review.opened(State(folder).log) as log:
+            yield log
+    except Denied as error:
+        fail(str(error), f"{who_may_read()}; try: {as_root()}", EXIT_PRIVILEGE)
+    except NoLog as error:
+        fail(str(error), "--state (or MITMSEC_STATE) names another state directory", EXIT_NOT_SO)
+    except Unreadable as error:
+        if verifies:
+            raise
+        again = f"`{program()} audit verify{with_state(State(folder))}`"
+        fail(str(error), f"{again} says from which event on the log is not what was written", EXIT_NOT_SO)
+
+
+def who_may_read() -> str:
+    if readers_gid():
+        return f"root may, and the members of group {READERS_GROUP}"
+    return f"root may, and the members of a group {READERS_GROUP}, which this machine does not have"

@@ -1,0 +1,150 @@
+"""Policies by their fingerprints: whole or not there, bounded, and the same after whatever happened to the writer."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from mitmsec.core.model import Action
+from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule
+from mitmsec.service import policy_versions
+from mitmsec.service.policy_versions import NoVersion, PolicyVersions
+
+
+def numbered(number: int, hosts: int = 1) -> Policy:
+    names = tuple(f"{place}.{number}.example" for place in range(hosts))
+    return Policy(rules=(Rule(name=f"rule {number}", action=Action.BYPASS, host=names),))
+
+
+def path_of(folder: Path, policy: Policy) -> Path:
+    return folder / f"{policy.fingerprint}.json.gz"
+
+
+def aged(folder: Path, *policies: Policy) -> None:
+    """The first was loaded longest ago."""
+    for place, policy in enumerate(policies):
+        os.utime(path_of(folder, policy), ns=(0, (place + 1) * 10**9))
+
+
+def test_what_is_kept_under_a_fingerprint_is_what_it_is_the_hash_of(tmp_path: Path) -> None:
+    versions, policy = PolicyVersions(tmp_path), numbered(1, hosts=50)
+    assert versions.keep(policy) == ()
+    assert hashlib.sha256(gzip.decompress(path_of(tmp_path, policy).read_bytes())).hexdigest() == policy.fingerprint
+    assert versions.read(policy.fingerprint) == policy
+    assert versions.read(policy.fingerprint).rules[0].host[49] == "49.1.example"
+
+
+def test_a_kept_policy_is_its_groups_to_read_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        PolicyVersions(tmp_path).keep(DEFAULT_POLICY)
+    finally:
+        os.umask(before)
+    found = path_of(tmp_path, DEFAULT_POLICY).stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o640, os.getuid())
+
+
+def test_of_more_versions_than_may_be_kept_the_one_loaded_longest_ago_goes_and_is_told(tmp_path: Path) -> None:
+    versions = PolicyVersions(tmp_path, limit=3)
+    one, two, three, four, five = map(numbered, range(5))
+    for policy in (one, two, three):
+        versions.keep(policy)
+    aged(tmp_path, one, two, three)
+    versions.keep(one)  # once more: it is the newest now
+    assert versions.keep(four) == (two.fingerprint,)
+    aged(tmp_path, three, one, four)
+    assert versions.keep(five, in_force=[three.fingerprint]) == (one.fingerprint,)  # what decides now stays
+    assert versions.read(three.fingerprint) == three
+    with pytest.raises(NoVersion, match="is not kept"):
+        versions.read(two.fingerprint)
+
+
+def test_kept_policies_are_bounded_by_their_size_too(tmp_path: Path) -> None:
+    small, large = numbered(1), numbered(2, hosts=1000)
+    PolicyVersions(tmp_path).keep(large)
+    aged(tmp_path, large)
+    size = path_of(tmp_path, large).stat().st_size
+    assert PolicyVersions(tmp_path, limit_bytes=size).keep(small) == (large.fingerprint,)
+    assert PolicyVersions(tmp_path, limit_bytes=1).keep(large, in_force=[small.fingerprint]) == ()
+
+
+def test_a_damaged_version_is_never_taken_for_the_policy_and_is_mended_by_the_next_load(tmp_path: Path) -> None:
+    versions, policy = PolicyVersions(tmp_path), numbered(1, hosts=100)
+    versions.keep(policy)
+    path = path_of(tmp_path, policy)
+    whole = path.read_bytes()
+    for damage, why in (
+        (gzip.compress(numbered(2).encoded), "another one"),
+        (whole[:-30], "cannot be read"),
+        (b"nothing of the kind", "cannot be read"),
+        (whole[:20] + b"\xff\xff" + whole[22:], "cannot be read"),
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(NoVersion, match=why):
+            versions.read(policy.fingerprint)
+        versions.keep(policy)
+        assert versions.read(policy.fingerprint) == policy
+
+
+def test_a_version_of_another_mitmsec_is_said_to_be_one(tmp_path: Path) -> None:
+    encoded = b'{"action": "teleport"}'
+    fingerprint = hashlib.sha256(encoded).hexdigest()
+    (tmp_path / f"{fingerprint}.json.gz").write_bytes(gzip.compress(encoded))
+    with pytest.raises(NoVersion, match="another version of mitmsec"):
+        PolicyVersions(tmp_path).read(fingerprint)
+
+
+@pytest.mark.parametrize("text", ["", "../../etc/passwd", "AB" * 32, "0" * 63])
+def test_what_is_no_fingerprint_is_looked_for_nowhere(tmp_path: Path, text: str) -> None:
+    with pytest.raises(NoVersion, match="no fingerprint"):
+        PolicyVersions(tmp_path).read(text)
+
+
+def test_a_reader_without_rights_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object) -> object:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(policy_versions.gzip, "open", denied)
+    with pytest.raises(PermissionError):
+        PolicyVersions(tmp_path).read("0" * 64)
+
+
+def test_what_an_interrupted_writer_left_is_neither_read_nor_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "writing").write_bytes(b"half of")
+    (tmp_path / "note.txt").write_bytes(b"somebody's")
+    versions = PolicyVersions(tmp_path, limit=1)
+    versions.keep(DEFAULT_POLICY)
+    assert versions.read(DEFAULT_POLICY.fingerprint) == DEFAULT_POLICY
+    assert {path.name for path in tmp_path.iterdir()} == {"note.txt", path_of(tmp_path, DEFAULT_POLICY).name}
+
+
+def keep_for_ever(folder: Path) -> None:
+    versions = PolicyVersions(folder, limit=20)
+    for number in range(10**6):
+        versions.keep(numbered(number, hosts=200))
+
+
+def test_whenever_its_writer_is_killed_every_version_that_has_a_name_is_whole(tmp_path: Path) -> None:
+    for pause_s in (0.05, 0.08, 0.11):
+        writer = multiprocessing.get_context("fork").Process(target=keep_for_ever, args=(tmp_path,))
+        writer.start()
+        assert writer.pid is not None
+        before = time.monotonic()
+        while not any(tmp_path.glob("*.gz")) and time.monotonic() < before + 10:
+            time.sleep(0.005)
+        time.sleep(pause_s)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        found = [path.name.removesuffix(".json.gz") for path in tmp_path.glob("*.gz")]
+        assert found
+        assert len(found) <= 21  # one more, where it was killed before it could make room
+        versions = PolicyVersions(tmp_path)
+        assert all(versions.read(fingerprint).fingerprint == fingerprint for fingerprint in found)
