@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import time
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from enterprise import DER, Made, between, certified, p256, root, rsa_key
-from msgspec import structs
 
 from mitmsec_certs.sub_ca import SubCa, Unsuitable, sub_ca
 
@@ -163,7 +163,7 @@ def test_a_signature_with_sha1_is_named_although_nobody_verifies_it_any_more(tmp
         (tmp_path / name).write_bytes(pem)
     order = "openssl x509 -in sub.pem -CA root.pem -CAkey root.key -set_serial 1 -sha1 -days 300"
     made = subprocess.run(order.split(), cwd=tmp_path, check=True, capture_output=True).stdout
-    weak = structs.replace(sub, certificate=x509.load_pem_x509_certificate(made))
+    weak = dataclasses.replace(sub, certificate=x509.load_pem_x509_certificate(made))
     assert "not signed with SHA-256" in reasons(weak)
 
 
