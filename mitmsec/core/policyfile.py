@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
+
+import msgspec
 
 from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.learning import read_learned_bypass, read_on_request
@@ -39,8 +40,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})")
 
 
-@dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct):
     """What the sections need to know of each other and of the outside."""
 
     notes: Notes
@@ -49,12 +49,12 @@ class Context:
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
     user_name: Callable[[str], str] = lambda user: user  # of a number, the name where there is one
     zone: Callable[[str], bytes] = lambda name: b""  # a time zone's data; raises ValueError
-    zones: dict[str, bytes] = field(default_factory=dict)  # those that are asked for
-    applications: dict[str, int] = field(default_factory=dict)  # name → line
-    rules: dict[str, int] = field(default_factory=dict)
-    identities: dict[str, int] = field(default_factory=dict)
-    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what each list file held
+    zones: dict[str, bytes] = msgspec.field(default_factory=dict)  # those that are asked for
+    applications: dict[str, int] = msgspec.field(default_factory=dict)  # name → line
+    rules: dict[str, int] = msgspec.field(default_factory=dict)
+    identities: dict[str, int] = msgspec.field(default_factory=dict)
+    words: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)  # what each list file held
 
     def text_of(self, table: Table, file: str, *key: str | int) -> str | None:
         """What a file that the policy names holds; None, and an error at `key`, if it can't be read."""
