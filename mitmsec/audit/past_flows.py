@@ -77,8 +77,11 @@ def _flow(event: Fields) -> PastFlow:
         name=remote["host"] if shows_name else None,
         alpn=tuple(client.get("offers") or ()),
         ja4=client.get("ja4"),
+        is_tls=_is_tls(event),
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
-        proven=_proven(client.get("name_agrees"), protocol),
+        proven=client.get("name_agrees") == Agreement.AGREE
+        if _is_tls(event)
+        else None,  # of others it is not on record
         unknown=_unknown(event, client),
     )
 
@@ -95,16 +98,15 @@ def _is_unsettled(event: Fields) -> bool:
     return event["protocol"] == Protocol.TCP and not has_moved and event["action"] != Action.CAPTURE
 
 
-def _proven(agrees: str | None, protocol: str) -> bool | None:
-    """Of what is not TLS it is not on record."""
-    return agrees == Agreement.AGREE if protocol == Protocol.TLS else None
+def _is_tls(event: Fields) -> bool:
+    return event.get("tls") is not None
 
 
 def _unknown(event: Fields, client: Fields) -> frozenset[str]:
     unknown: frozenset[str] = frozenset()
     if event["protocol"] == Protocol.TCP and _is_unread(event):
         unknown = FIRST_BYTES
-    elif event["protocol"] == Protocol.TLS and client.get("offers") is None:
+    elif _is_tls(event) and client.get("offers") is None:
         unknown = frozenset({"alpn"})
     elif _is_unsettled(event):
         unknown = frozenset({"protocol"})

@@ -99,7 +99,7 @@ _NO_KEY = "there is no [[inbound]] whose key could decrypt what comes in"
 
 
 def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradiction]:
-    """Rules whose every flow an earlier single rule takes. (Several earlier rules together are not looked for.)
+    """Rules whose every flow an earlier single rule takes. (For several together see mitmsec.core.overlap.)
 
     Only rules whose number is in `sound` are compared: one that was not read fully seems to take more than it does.
     """
@@ -107,7 +107,7 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
     for number, rule in enumerate(policy.rules):
         if number not in sound:
             continue
-        shadow = next((policy.rules[n] for n in seen.candidates(rule) if _covers(policy.rules[n], rule)), None)
+        shadow = next((policy.rules[n] for n in seen.candidates(rule) if covers(policy.rules[n], rule)), None)
         if shadow is not None:
             why = f'can never match: the earlier rule "{shadow.name}" takes every connection that this one describes'
             yield Contradiction(rule=number, message=why)
@@ -136,7 +136,8 @@ class _Earlier:
         return sorted(named.union(self._unnamed))
 
 
-def _covers(wide: Rule, narrow: Rule) -> bool:
+def covers(wide: Rule, narrow: Rule) -> bool:
+    """Whether `wide` takes every connection that `narrow` describes, as far as that can be told of each condition."""
     return (
         wide.direction is narrow.direction
         and _covers_what_is_shown(wide, narrow)
@@ -151,7 +152,7 @@ def _covers(wide: Rule, narrow: Rule) -> bool:
 def _covers_applications(wide: Rule, narrow: Rule) -> bool:
     if not wide.application or not narrow.application:
         return not wide.application
-    return all(any(_covers_entry(other, entry) for other in wide.application) for entry in narrow.application)
+    return all(any(entry_covers(other, entry) for other in wide.application) for entry in narrow.application)
 
 
 def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
@@ -160,13 +161,13 @@ def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
 
 def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:
     return (
-        (not wide.protocol or _protocols(narrow) <= set(wide.protocol))
+        (not wide.protocol or protocols(narrow) <= set(wide.protocol))
         and _covers_globs(wide.alpn, narrow.alpn)
         and _covers_globs(wide.ja4, narrow.ja4)
     )
 
 
-def _protocols(rule: Rule) -> set[Protocol]:
+def protocols(rule: Rule) -> set[Protocol]:
     """All that a connection can be which the rule takes."""
     possible = set(rule.protocol or Protocol)
     if rule.host:
@@ -180,7 +181,8 @@ def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:
     return all(any(text_covers(other, glob) for other in wide) for glob in narrow)
 
 
-def _covers_entry(wide: str, narrow: str) -> bool:
+def entry_covers(wide: str, narrow: str) -> bool:
+    """Of two entries under `application`."""
     return wide == narrow or (is_path(wide) and is_path(narrow) and path_covers(wide, narrow))
 
 

@@ -20,7 +20,7 @@ from mitmsec.core.sniff import Protocol, Shown
 
 QUIC_PORT = 443
 CANNOT_DECIDE = "on_failure"  # the rule on record where mitmsec's own failure decided
-READABLE = frozenset({Protocol.TLS, Protocol.HTTP, Protocol.HTTP_PROXY})  # what workers read; all else is relayed
+READABLE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})  # what workers read, beside TLS; all else is relayed
 
 
 class PastFlow(Value, frozen=True):
@@ -39,6 +39,8 @@ class PastFlow(Value, frozen=True):
     alpn: tuple[str, ...] = ()
     """What it offered."""
     ja4: str | None = None
+    is_tls: bool = False
+    """Its hello was seen, be it after a dialogue in plaintext."""
     is_malformed: bool = False
     """Its first bytes claimed to be what they were not."""
     proven: bool | None = None
@@ -110,7 +112,7 @@ def _carried_out(policy: Policy, flow: PastFlow, said: Decision) -> Action:
     if flow.is_malformed:
         early = policy.at_connect(flow.process, flow.asked, flow.direction)
         return Action.BLOCK if early is None or early.action is Action.DECRYPT else early.action
-    is_unreadable = flow.protocol is not None and flow.protocol not in READABLE
+    is_unreadable = flow.protocol is not None and flow.protocol not in READABLE and not flow.is_tls
     return Action.CAPTURE if said.action is Action.DECRYPT and is_unreadable else said.action
 
 

@@ -13,8 +13,8 @@ from collections import Counter
 from mitmsec.core.model import Value
 from mitmsec.core.past_flow import PastFlow, Verdict, story, unsettled, verdict
 from mitmsec.core.policy import Policy
+from mitmsec.core.rules import CONDITIONS
 
-CONDITIONS = ("application", "user", "host", "port", "address", "protocol", "alpn", "ja4")
 ROWS_LIMIT = 10_000  # different changes that are told apart; the rest is one row
 
 

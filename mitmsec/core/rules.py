@@ -5,6 +5,8 @@ from __future__ import annotations
 from mitmsec.core.model import Action, Direction, OnCertificateRequest, OnFinding, Value
 from mitmsec.core.sniff import Protocol
 
+CONDITIONS = ("application", "user", "host", "port", "address", "protocol", "alpn", "ja4")
+"""The keys of a rule that hold always where they are absent; `direction` does not."""
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
 

@@ -50,7 +50,7 @@ def past(flow: RecordedFlow, program: Process | None) -> PastFlow:
     match flow.shown:
         case Sniffed(protocol=protocol, name=name, hello=hello):
             alpn, ja4 = ((), None) if hello is None else (hello.alpn, hello.ja4)
-            return replace(found, protocol=protocol, name=name, alpn=alpn, ja4=ja4)
+            return replace(found, protocol=protocol, name=name, alpn=alpn, ja4=ja4, is_tls=hello is not None)
         case Malformed():
             return replace(found, is_malformed=True)
         case None:

@@ -16,6 +16,7 @@ from mitmsec.core.contradiction import escapes
 from mitmsec.core.explain import Explanation, explain
 from mitmsec.core.known_service import doubts
 from mitmsec.core.model import Direction, Endpoint, ParentProcess, Process
+from mitmsec.core.overlap import overlaps
 from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
@@ -227,7 +228,7 @@ def _doubts(loaded: Policy) -> list[str]:
     used = {rule.client_certificate for rule in loaded.rules if rule.client_certificate is not None}
     of_keys = doubts(loaded.services, now_s, are_used=loaded.decrypts_inbound)
     of_keys += identity.doubts(loaded.identities, used, now_s)
-    return udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
+    return overlaps(loaded) + udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
 
 
 def _beyond_ca(loaded: Policy, state: State) -> list[str]:

@@ -41,7 +41,7 @@ from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec_redirect.replay import CaptureUnreadable
 
-STAYING_SHOWN = 5  # rows of what stays, for people
+CHANGING_SHOWN, STAYING_SHOWN = 50, 5  # rows, for people
 LOG_OPTIONS = ("since", "until", "app", "host", "session")
 
 
@@ -181,14 +181,17 @@ def _tell(file: Path, tally: Tally, source: LogFlows | CapturedFlows) -> None:
     parts: list[RenderableType] = [Text.assemble(headline, (f"{tally.changed} {verb}", "bold"))]
     changing, staying = tally.rows(changes=True), tally.rows(changes=False)
     if changing:
-        parts += ["", _table(changing)]
+        parts += ["", _table(changing[:CHANGING_SHOWN]), *_more(len(changing) - CHANGING_SHOWN)]
     if staying:
-        more = len(staying) - STAYING_SHOWN
         parts += ["", Text("as before", style="dim"), _table(staying[:STAYING_SHOWN], stays=True)]
-        parts += [Text(f"and {more} more", style="dim")] if more > 0 else []
+        parts += _more(len(staying) - STAYING_SHOWN)
     tell(console(), *parts)
     for words in _caveats(tally, source):
         click.echo(words, err=True)
+
+
+def _more(rows: int) -> list[Text]:
+    return [Text(f"and {rows} more; --json has them all", style="dim")] if rows > 0 else []
 
 
 def _caveats(tally: Tally, source: LogFlows | CapturedFlows) -> Iterator[str]:

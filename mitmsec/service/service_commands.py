@@ -31,7 +31,7 @@ from mitmsec.service.options import (
 )
 from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
-from mitmsec.service.run import START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
+from mitmsec.service.run import SI_KERNEL, START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
@@ -46,6 +46,7 @@ BACKENDS = (
     control.BackendChoice.CONNECT_HOOK,
     control.BackendChoice.WINDIVERT,
 )  # rules of nftables cannot select single programs
+HEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # in the foreground
 NO_SERVICE = "no service runs on this state"
 
 policy_option = click.option(
@@ -70,7 +71,11 @@ policy_option = click.option(
     default=control.BackendChoice.AUTO.value,
     help="What diverts. Default: connect_hook; windivert, on Linux, is for tests.",
 )
-@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C or SIGTERM, and stop the service then.")
+@click.option(
+    "--foreground",
+    is_flag=True,
+    help="Stay until Ctrl-C or SIGTERM, and stop the service then. SIGHUP reads the policy again.",
+)
 def start(state_folder: Path, policy_file: Path, workers: int | None, backend: str, *, foreground: bool) -> None:
     """Start the service, which diverts what the policy selects.
 
@@ -88,7 +93,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
         backend=control.BackendChoice(backend),
         keys=loaded.keys is not None,
     )
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}) if foreground else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     answer = _answer(channel, order, network, *_memory_files(loaded), deadline_s=START_DEADLINE_S)
     if not isinstance(answer, control.ServiceStarted):
@@ -96,16 +101,18 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
     click.echo(f"  {program()} status shows what it does; {program()} stop ends it", err=True)
     if foreground:
-        _stay(channel, before)
+        _stay(channel, policy_file, before)
 
 
-def _stay(channel: Channel, mask: set[Any]) -> None:
-    """Until somebody wants an end; then the service's own."""
-    told_by = signal.sigwait({signal.SIGINT, signal.SIGTERM})
+def _stay(channel: Channel, policy_file: Path, mask: set[Any]) -> None:
+    """Until somebody wants an end, or the terminal has gone; then the service's own."""
+    while (told := signal.sigwaitinfo(HEARD)).si_signo == signal.SIGHUP and told.si_code != SI_KERNEL:
+        with contextlib.suppress(SystemExit):  # what is wrong has been said, and the policy in force stays
+            _reload(channel, _loaded(policy_file), policy_file)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
-    click.echo(f"mitmsec: stopping ({signal.Signals(told_by).name})", err=True)
+    click.echo(f"mitmsec: stopping ({signal.Signals(told.si_signo).name})", err=True)
     _tell_stopped(_answer(channel, control.StopService(), deadline_s=ORDER_DEADLINE_S))
 
 
@@ -144,7 +151,10 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
     """
     need_root("reload")
     loaded = _loaded(policy_file)
-    channel = _connected(State(state_folder))
+    _reload(_connected(State(state_folder)), loaded, policy_file)
+
+
+def _reload(channel: Channel, loaded: Loaded, policy_file: Path) -> None:
     order = control.ReloadService(
         policy_file=str(policy_file.resolve())[:1024],
         policy_sha256=plan_policy(loaded.text),

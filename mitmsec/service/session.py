@@ -180,6 +180,11 @@ class Session:
         return self.observers.relays
 
     @property
+    def policy_file(self) -> str:
+        """What it was started or last reloaded with."""
+        return self.policy_order.policy_file
+
+    @property
     def worker_count(self) -> int:
         return self.order.workers
 
@@ -192,7 +197,7 @@ class Session:
         return ServiceStatus(
             session=self.name,
             backend=self.hook.kind if self.hook is not None else BackendKind.CONNECT_HOOK,
-            policy_file=self.policy_order.policy_file,
+            policy_file=self.policy_file,
             policy_sha256=self.policy_order.policy_sha256,
             applications=tuple(name[:NAME_SHOWN] for name in names[:NAMES_SHOWN]),
             on_failure=self.policy.on_failure,

@@ -29,6 +29,7 @@ from mitmsec.service.backbone import Backbone
 from mitmsec.service.childlog import LogFile, OwnWords
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.divert_backend import DivertBackend
+from mitmsec.service.hangup import Hangup
 from mitmsec.service.leftovers import reap, succeed
 from mitmsec.service.orders import ServiceOrders, refusal
 from mitmsec.service.session import Session
@@ -39,7 +40,10 @@ from mitmsec_redirect.owner import user_name
 
 
 class Supervisor:
-    """Owns the backbone and the runs on it. Everything happens on one loop in one thread."""
+    """Owns the backbone and the runs on it. Everything happens on one loop in one thread.
+
+    SIGHUP has the service's policy read again.
+    """
 
     def __init__(self, state: State, log: LogFile) -> None:
         self.state = state
@@ -49,12 +53,14 @@ class Supervisor:
         self._ends: dict[str, asyncio.Task[control.RunClosed]] = {}
         self._idle = asyncio.Event()
         self._told_to_end = False
+        self._hangup = Hangup(state.folder, self._service, self.backbone.record, log.write)
 
     async def serve(self, listener: socket.socket) -> None:
         """Until the last run has gone, or SIGTERM."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end_now)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.heard)
         loop.add_reader(listener, self._accept, listener)
         while not self._told_to_end:
             await self._idle.wait()
@@ -70,6 +76,9 @@ class Supervisor:
                 await session.abandon()
             else:
                 await self.end(session, home=None, status=None)
+
+    def _service(self) -> Session | None:
+        return next((session for session in self.sessions.values() if session.is_service), None)
 
     def _end_now(self) -> None:
         self._told_to_end = True
@@ -244,7 +253,7 @@ class Supervisor:
         processes = [(str(child.role), child.pid, name) for child, name in self._children()]
         counts = [(one.name, told.live, told.decrypted) for one, told in zip(live, flows, strict=True)]
         learned = [(one.name, bypass) for one, told in zip(live, flows, strict=True) for bypass in told.learned]
-        service = next((one.service_status() for one in live if one.is_service), None)
+        service = running.service_status() if (running := self._service()) is not None else None
         backends = [(one.name, str(one.hook.kind)) for one in live if one.hook is not None]
         return control.status_answer(
             os.getpid(), sessions, processes, counts, service, backends, learned, off=self.backbone.off

@@ -109,6 +109,8 @@ def test_what_else_had_a_word_then_is_told_from_the_record() -> None:
         found = answered(BYPASS, replace(seen, reason=seen.reason))
         assert (found.same, found.explained) == (False, True)
         assert note in found.notes[0]
+    mail = replace(BY_API, protocol="smtp", reason="rule")
+    assert answered(BYPASS, mail).same  # it went on under TLS
     tunnel = replace(BY_API, protocol="http-proxy", action=Action.CAPTURE, tls=None)
     tunnel = replace(tunnel, reason=answered(BYPASS, tunnel).verdict.reason)
     assert "a tunnel through a proxy" in answered(BYPASS, tunnel).notes[0]

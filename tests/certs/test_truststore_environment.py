@@ -17,6 +17,7 @@ from mitmsec_certs.keystore import Keystore
 from mitmsec_certs.truststore.environment import ADDING, REPLACING, command_trust
 
 PYTHON = sys.executable
+UV = str(Path(PYTHON).with_name("uv"))  # the environment has one, whatever the PATH says
 CLIENTS: dict[str, Callable[[str], list[str]]] = {
     "curl": lambda url: ["curl", "-sS", "--fail", url],
     "git": lambda url: ["git", "ls-remote", url],
@@ -36,7 +37,7 @@ CLIENTS: dict[str, Callable[[str], list[str]]] = {
     "pip": lambda url: [PYTHON, "-m", "pip", "download", "--no-input", "--retries=0", "-i", url, "no-such-package"],
     "python": lambda url: [PYTHON, "-c", f"from urllib.request import urlopen; print(urlopen({url!r}).read())"],
     "requests": lambda url: [PYTHON, "-c", f"import requests; print(requests.get({url!r}).text)"],
-    "uv": lambda url: ["uv", "pip", "compile", "--no-config", "--no-cache", "--index-url", url, "requirements.in"],
+    "uv": lambda url: [UV, "pip", "compile", "--no-config", "--no-cache", "--index-url", url, "requirements.in"],
 }
 # These fail in any case, because there is no repository and no package: that they asked for one is what counts.
 ASKERS = ("git", "pip", "uv")

@@ -17,6 +17,7 @@ WEB = PastFlow(
     local=Endpoint.of("10.0.0.1", 40000),
     remote=Endpoint.of("192.0.2.1", 443),
     protocol=Protocol.TLS,
+    is_tls=True,
     name="a.example",
     proven=True,
 )
@@ -34,7 +35,9 @@ ROOTS = (Application(name="root's", user=("root",)),)
         (Policy(), WEB, Action.DECRYPT, "defaults"),
         (Policy(rules=(BY_NAME,)), WEB, Action.BYPASS, "named"),
         (Policy(rules=(BY_NAME,)), replace(WEB, name=None), Action.DECRYPT, "defaults"),
-        (Policy(), replace(WEB, protocol=Protocol.SSH), Action.CAPTURE, "defaults"),
+        (Policy(), replace(WEB, protocol=Protocol.SSH, is_tls=False), Action.CAPTURE, "defaults"),
+        (Policy(), replace(WEB, protocol=Protocol.SMTP), Action.DECRYPT, "defaults"),
+        (Policy(), replace(WEB, protocol=Protocol.SMTP, is_tls=False), Action.CAPTURE, "defaults"),
         (Policy(), replace(WEB, protocol=None), Action.DECRYPT, "defaults"),
         (Policy(), QUIC, Action.BLOCK, "defaults"),
         (Policy(quic=Quic.BYPASS), QUIC, Action.BYPASS, "defaults"),
@@ -81,7 +84,7 @@ def test_one_that_came_in_is_asked_about_by_its_peer_and_the_port_that_was_calle
 def test_what_came_in_over_tls_is_decrypted_only_with_a_key_for_it() -> None:
     policy = Policy(inbound=Action.DECRYPT, services=(KnownService(name="shop", host=("a.example",)),))
     assert decision(policy, CALLED).service == "shop"
-    assert decision(policy, replace(CALLED, protocol=Protocol.HTTP)).service == ""
+    assert decision(policy, replace(CALLED, protocol=Protocol.HTTP, is_tls=False)).service == ""
     assert verdict(policy, replace(CALLED, name="other.example")).action is Action.BYPASS
 
 

@@ -20,6 +20,7 @@ FLOW = PastFlow(
     local=Endpoint.of("10.0.0.1", 40000),
     remote=Endpoint.of("192.0.2.1", 443),
     protocol=Protocol.TLS,
+    is_tls=True,
     name="a.example",
 )
 BYPASSED = Verdict(action=Action.BYPASS, rule="old", reason="then")

@@ -319,12 +319,34 @@ def test_a_second_service_is_refused_and_without_one_orders_are(service: Service
 
 
 def test_in_the_foreground_it_ends_with_its_terminal(service: Service) -> None:
+    """And reads its policy again when it is told to, as its supervisor does; one that is wrong changes nothing."""
+    policy = Path(service.policy())
     command = service.mitmsec.command(
-        "start", "--state", str(service.mitmsec.state), "--foreground", "--policy", service.policy()
+        "start", "--state", str(service.mitmsec.state), "--foreground", "--policy", str(policy)
     )
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=service.mitmsec.environment())
     assert running.stderr is not None
     assert "at work" in running.stderr.readline()
+    running.stderr.readline()
+    good = policy.read_text()
+    policy.write_text(good.replace("bypass", "teleport"))
+    running.send_signal(signal.SIGHUP)
+    assert "teleport" in running.stderr.readline()
+    supervisor = status_of(service.mitmsec).supervisor
+    os.kill(supervisor, signal.SIGHUP)
+    (fault,) = until(lambda: service.mitmsec.of_kind("fault"), within_s=30)
+    assert (fault["what"], "teleport" in fault["detail"]) == ("reload_failed", True)
+    assert len(service.mitmsec.of_kind("policy")) == 1
+    policy.write_text(good.replace("bypass", "block"))
+    os.kill(supervisor, signal.SIGHUP)
+    assert until(lambda: len(service.mitmsec.of_kind("policy")) == 2, within_s=30)
+    assert service.fetch().returncode == 35
+    policy.write_text(good)
+    running.send_signal(signal.SIGHUP)
+    assert until(lambda: len(service.mitmsec.of_kind("policy")) == 3, within_s=30)
+    assert service.fetch().stdout.startswith("hello")
+    first, second, third = (one["policy"] for one in service.mitmsec.of_kind("policy"))
+    assert (first == third, first == second) == (True, False)
     running.send_signal(signal.SIGTERM)
     _, err = running.communicate(timeout=30)
     assert running.returncode == 0

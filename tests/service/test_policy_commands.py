@@ -468,3 +468,17 @@ def test_explain_asks_about_what_first_bytes_show(tmp_path: Path) -> None:
     for n, words in enumerate(asked):
         assert run("explain", file, "--app", "/x", *words).stdout.startswith(f'block by rule "r{n}"')
     assert "it is ssh" in run("explain", file, "--app", "/x", "--protocol", "ssh").stdout
+
+
+def test_check_tells_which_rules_overlap_and_the_policy_is_valid_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    rules = (("low", "1-1023", "bypass"), ("high", "1000-65535", "block"))
+    text = "".join(f'[[rule]]\nname = "{n}"\nport = ["{p}"]\naction = "{a}"\n' for n, p, a in rules)
+    path.write_text(f'version = 1\n{text}[[rule]]\nname = "rest"\naction = "decrypt"\n')
+    result = run("check", path)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        'rule "rest" can never match: the earlier rules "low" and "high" together take all that it describes',
+        'rules "low" and "high" overlap: what both describe is bypass, by the earlier',
+    ]
+    assert len(objects(run("check", path, "--json"))[0]["warnings"]) == 2

@@ -16,7 +16,7 @@ from test_captured_flows import PACKETS, capture
 from mitmsec.audit.event import Outcome
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.service import policy_versions, replay_sources
+from mitmsec.service import policy_versions, replay_command, replay_sources
 from mitmsec.service.policy_commands import policy
 from mitmsec.service.policy_versions import PolicyVersions
 
@@ -144,6 +144,12 @@ def test_of_what_is_not_on_record_it_is_said_that_it_is_not_certain(state: Path)
         "unsettled", ['rule "no api" asks for host, which is not on record',
                       'rule "files" asks for application, which is not on record'],
     )  # fmt: skip
+
+
+def test_of_very_many_rows_people_are_shown_the_most_frequent(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_command, "CHANGING_SHOWN", 1)
+    recorded(state, *(replace(SEEN, flow=f"flow-{n}", rule=f"gone {n}", policy="") for n in range(3)))
+    assert "and 3 more; --json has them all" in replay(state, "new.toml").stdout
 
 
 def test_a_table_fits_the_terminal(state: Path) -> None:
