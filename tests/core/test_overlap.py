@@ -14,7 +14,7 @@ from mitmsec.core.explain import explain
 from mitmsec.core.model import Action, Direction, Endpoint
 from mitmsec.core.overlap import overlaps, together
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.core.sniff import Protocol, Shown
+from mitmsec.core.sniff import WITH_HELLO, Protocol, Shown
 
 BYPASS, BLOCK = Action.BYPASS, Action.BLOCK
 
@@ -44,7 +44,7 @@ LOW, HIGH = rule("low", port=((1, 1023),)), rule("high", port=((1024, 65535),))
         ),
         ((rule("a", user=("ann",)), rule("b", user=("joe",))), rule("r", user=("joe", "ann"))),
         (
-            (rule("a", protocol=(Protocol.TLS,)), rule("b", protocol=(Protocol.HTTP, Protocol.HTTP_PROXY))),
+            (rule("a", protocol=tuple(WITH_HELLO)), rule("b", protocol=(Protocol.HTTP, Protocol.HTTP_PROXY))),
             rule("r", host=("a.example",)),
         ),
     ],
