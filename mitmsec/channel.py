@@ -7,7 +7,6 @@ message types; anything else is `ChannelBroken`, and the owner ends the channel.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -15,11 +14,14 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mitmsec.core.messages import Message, encode
+
+if TYPE_CHECKING:  # who never attaches to a loop needs none
+    import asyncio
 
 PACKET_LIMIT_BYTES = 180_000  # below the kernel's default send buffer, which bounds one packet
 FDS_LIMIT = 16

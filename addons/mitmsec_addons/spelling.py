@@ -19,10 +19,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from urllib.parse import quote
+
+from mitmsec.core.model import Value
 
 
 class Encoding(StrEnum):
@@ -54,8 +55,7 @@ _CASED = (
 _WORD_BYTE = rb"[0-9A-Za-z_\x80-\xff]"  # bytes from 0x80 belong to letters beyond ASCII more often than not
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(Value, frozen=True):
     """A word to look for; `whole` demands that no letter, digit or underscore stands next to it."""
 
     text: str

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from cryptography import x509
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -11,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import pkcs12
 
+from mitmsec.core.model import Value
 from mitmsec_certs.authority import CaKey, spki_of
 from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.ceremony import in_child
@@ -27,8 +26,7 @@ class NeedsPassphrase(Exception):
     """The file is encrypted, and no passphrase, or another, was given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Brought:
+class Brought(Value, frozen=True):
     """What a file holds."""
 
     certificates: tuple[x509.Certificate, ...]

@@ -7,13 +7,13 @@ and so that nobody can ask for a certificate for a key of theirs. No run has ano
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import assert_never
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from mitmsec.core.leaf_choice import LeafKeyKind
+from mitmsec.core.model import Value
 from mitmsec_certs.authority import LeafKey, spki_of
 from mitmsec_certs.profile import DAY_S
 
@@ -24,8 +24,7 @@ RSA_EXPONENT = 65537
 type PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-@dataclass(frozen=True, slots=True)
-class LeafKeyPair:
+class LeafKeyPair(Value, frozen=True):
     """`public_key` is SubjectPublicKeyInfo, `private_key` PKCS #8, both DER."""
 
     public: LeafKey

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from mitmsec.core.model import Value
 from mitmsec_certs.authority import spki_of, validity_of
 from mitmsec_certs.ca_folder import PEM
 from mitmsec_certs.constraint_extension import constraints_of
@@ -46,8 +46,7 @@ class Unsuitable(Exception):
         self.reasons = tuple(reasons)
 
 
-@dataclass(frozen=True, slots=True)
-class SubCa:
+class SubCa(Value, frozen=True):
     """What is to be kept, as PEM: the issuing CA and those above it, the nearest first, and the root."""
 
     chain: tuple[bytes, ...]

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from mitmsec.core.model import Value
 
 HASH_SIZE_BYTES = 32
 LEAF_PREFIX = b"\x00"
 HEAD_PREFIX = b"\x01"
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Value, frozen=True):
     """The log's first `size` events as one hash."""
 
     size: int
@@ -49,8 +49,7 @@ class Head:
 EMPTY = Head(0, hashlib.sha256(b"").digest())
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Value, frozen=True):
     """One row of the log as it was found. `head` is the hash that was stored with it."""
 
     seq: int
@@ -59,23 +58,20 @@ class Entry:
     flaw: str = ""  # what is wrong with the row apart from the chain
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Value, frozen=True):
     """Every event follows from the one before it."""
 
     head: Head
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(Value, frozen=True):
     """The log is not what was written. `seq` is the first event for which that shows."""
 
     seq: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Other:
+class Other(Value, frozen=True):
     """The chain fits, and it is not the one that the kept head was taken from: any of its events may differ."""
 
     why: str

@@ -8,7 +8,6 @@ peer sent: long text is cut, marked with an ellipsis, and the event says `clippe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -26,7 +25,7 @@ from mitmsec.audit.event import (
     Seen,
     ServiceSeen,
 )
-from mitmsec.core.model import Direction, Process
+from mitmsec.core.model import Direction, Process, Value
 
 ENVELOPE_LIMIT_BYTES = 60_000  # an entry of a tiled log has a 16-bit length
 CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in characters, longest list
@@ -36,8 +35,7 @@ WINDOWS_FACTS = frozenset({"package", "services", "signer", "unread"})
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(Value, frozen=True):
     """An event that is complete but for its number."""
 
     kind: Kind

@@ -9,16 +9,14 @@ The table is bounded: the flow that ended first goes first, then the one that wa
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
-from mitmsec.core.model import Direction, Endpoint, Process
+from mitmsec.core.model import Direction, Endpoint, Process, Value
 
 FLOWS_LIMIT = 65_536
 LINGER_S = 60.0  # for how long a flow that has ended may still be spoken about
 
 
-@dataclass(frozen=True, slots=True)
-class Flow:
+class Flow(Value, frozen=True):
     """A flow as its gate told it."""
 
     id: str

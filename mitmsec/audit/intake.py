@@ -7,8 +7,7 @@ is `held` to what such an event can be, before anything is made of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+import msgspec
 from msgspec.structs import replace
 
 from mitmsec.audit.envelope import Fields, event_id, fields_of
@@ -31,6 +30,7 @@ from mitmsec.audit.event import (
 from mitmsec.audit.flows import Flow, Flows
 from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
+from mitmsec.core.model import Value
 
 FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
 COUNT_LIMIT = 2**31
@@ -39,8 +39,7 @@ STATUS_LIMIT = 999
 WORD_CHARACTERS, TEXT_CHARACTERS, URL_CHARACTERS = 64, 1024, 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(Value, frozen=True):
     """A producer, as the supervisor introduced it."""
 
     role: Role
@@ -51,8 +50,7 @@ class Source:
         return f"{self.role}-{self.worker}" if self.role is Role.WORKER else self.role.value
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Value, frozen=True):
     """An event. `id` is empty where the recorder is to give one."""
 
     kind: Kind
@@ -61,22 +59,19 @@ class Admitted:
     id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Aside:
+class Aside(Value, frozen=True):
     """True, but no event: the gate's word on a flow, or a piece for the capture file."""
 
     flow: Flow | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Awaited:
+class Awaited(Value, frozen=True):
     """Speaks of a flow that no gate has told of yet; ask again once its gate has been read."""
 
     flow: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Value, frozen=True):
     """Not this producer's to say."""
 
     what: str
@@ -130,20 +125,18 @@ def _within(number: int, least: int, most: int) -> int:
     return min(max(number, least), most)
 
 
-@dataclass(frozen=True, slots=True)
-class Excess:
+class Excess(Value, frozen=True):
     """Permitted, but more of it than this producer may report: to be counted."""
 
 
 Judgement = Admitted | Aside | Awaited | Refused | Excess
 
 
-@dataclass(slots=True)
-class Intake:
+class Intake(msgspec.Struct):
     """The judge. Its state is the table of flows, and what each worker may still report without one."""
 
-    flows: Flows = field(default_factory=Flows)
-    _faults: dict[Source, Allowance] = field(default_factory=dict)
+    flows: Flows = msgspec.field(default_factory=Flows)
+    _faults: dict[Source, Allowance] = msgspec.field(default_factory=dict)
 
     def judge(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         """What is to become of `seen`; `now_s` is monotonic."""

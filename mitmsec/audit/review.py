@@ -11,7 +11,6 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -26,7 +25,7 @@ from mitmsec.audit.chain import Broken, Entry, Head, Other, Verified
 from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.store import FILE_NAME
-from mitmsec.core.model import Action, Endpoint
+from mitmsec.core.model import Action, Endpoint, Value
 
 TOLD_EVERY = 2048  # events
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -46,8 +45,7 @@ class Unreadable(Exception):
     """A row, or the file, is no longer what a recorder writes; `verify` says from where on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(Value, frozen=True):
     """Which events: those that meet every criterion that is not None."""
 
     kind: Kind | None = None

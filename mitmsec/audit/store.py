@@ -3,8 +3,8 @@
     append([draft, …]) ── number, seal, chain ── one transaction (WAL, synchronous=FULL) ── fsync ──► Head
 
 A row is its number, its envelope, the chain's head after it, and search columns, which are computed from the envelope
-and so can be verified. A batch that fails leaves nothing behind and may be tried again. sqlite-utils makes the schema;
-the append is plain executemany, which is several times faster.
+and so can be verified. A batch that fails leaves nothing behind and may be tried again. mitmsec.audit.schema
+makes the tables, through sqlite-utils; the append is plain executemany, which is several times faster.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-import sqlite_utils
-from sqlite_utils import Migrations
-
 from mitmsec.audit.chain import EMPTY, Head
 from mitmsec.audit.envelope import COLUMNS, Draft, columns_of, sealed
 
@@ -26,22 +23,7 @@ WAL_KEPT_BYTES = 16 << 20
 ROW = ("seq", *COLUMNS, "envelope", "head")
 INSERT = f"INSERT INTO events ({', '.join(ROW)}) VALUES ({', '.join('?' * len(ROW))})"  # noqa: S608
 
-migrations = Migrations("mitmsec.audit")
-
-
-@migrations()
-def events(db: sqlite_utils.Database) -> None:
-    """The first schema."""
-    table = db.table("events")
-    table.create(
-        {"seq": int, **dict.fromkeys(COLUMNS, str), "envelope": str, "head": bytes},
-        pk="seq",
-        not_null={"id", "time", "kind", "envelope", "head"},
-    )
-    for column in ("id", "time", "kind"):
-        table.create_index([column])
-    for column in ("connection", "app", "host", "action"):
-        db.execute(f"CREATE INDEX idx_events_{column} ON events ({column}) WHERE {column} IS NOT NULL")
+SCHEMA_VERSION = 1  # how many migrations mitmsec.audit.schema has
 
 
 class LogDamaged(Exception):
@@ -62,8 +44,8 @@ class Store:
         self.path = folder / FILE_NAME
         try:
             with contextlib.ExitStack() as unless_opened:
-                self._db = _opened(self.path, unless_opened)
-                self.head = _last_head(self._db.conn)
+                self._conn = _opened(self.path, unless_opened)
+                self.head = _last_head(self._conn)
                 unless_opened.pop_all()
         except (sqlite3.OperationalError, OSError) as error:
             raise LogUnwritable(f"{self.path}: {error}") from error
@@ -77,7 +59,7 @@ class Store:
             fields, envelope = sealed(draft, head.size)
             head = head.after(envelope)
             rows.append((head.size - 1, *columns_of(fields), envelope.decode(), head.hash))
-        conn = self._db.conn
+        conn = self._conn
         try:
             conn.execute("BEGIN IMMEDIATE")
             conn.executemany(INSERT, rows)
@@ -91,24 +73,32 @@ class Store:
 
     def close(self) -> None:
         """Idempotent. Moves the write-ahead log into the file."""
-        self._db.close()
+        self._conn.close()
 
 
-def _opened(path: Path, unless_opened: contextlib.ExitStack) -> sqlite_utils.Database:
+def _opened(path: Path, unless_opened: contextlib.ExitStack) -> sqlite3.Connection:
     os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o640))
     conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
     unless_opened.callback(conn.close)
-    db = sqlite_utils.Database(conn, execute_plugins=False)  # no code of other distributions in here
-    db.enable_wal()
+    conn.execute("PRAGMA journal_mode = WAL")
     conn.execute("PRAGMA synchronous = FULL")
     conn.execute(f"PRAGMA journal_size_limit = {WAL_KEPT_BYTES}")
-    migrations.apply(db)
+    _made(conn)
     folder = os.open(path.parent, os.O_RDONLY)  # the file's name must survive a power cut as well
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return db
+    return conn
+
+
+def _made(conn: sqlite3.Connection) -> None:
+    """The tables are there, as this version wants them."""
+    if conn.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,):
+        return
+    from mitmsec.audit.schema import bring_up_to_date
+
+    bring_up_to_date(conn)
 
 
 def _last_head(conn: sqlite3.Connection) -> Head:

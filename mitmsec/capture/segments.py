@@ -21,9 +21,8 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from dataclasses import dataclass
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 
 SEGMENT_BYTES = 32_768  # payload; with headers it stays far below the 65,535 of IPv4's and IPv6's length fields
 _WINDOW = 0xFFFF  # scaled by 2**7 with the option in both SYNs: 8 MiB, so no segment ever fills it
@@ -33,8 +32,7 @@ _TCP = 6
 _FIN, _SYN, _RST, _PSH, _ACK = 0x01, 0x02, 0x04, 0x08, 0x10
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(Value, frozen=True):
     """One IP packet, complete with checksums."""
 
     sent: bool  # True: from local to remote

@@ -24,8 +24,9 @@ up) the file is cut back to its last whole block, `CaptureFailed` is raised, and
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
+
+import msgspec
 
 from mitmsec.capture import comment as comments
 from mitmsec.capture import pcapng
@@ -45,8 +46,7 @@ class CaptureFailed(Exception):
     """The capture file could not be written; the message says why and what state it was left in."""
 
 
-@dataclass(slots=True)
-class _Flow:
+class _Flow(msgspec.Struct):
     """A flow that is in the file."""
 
     ends: tuple[Endpoint, Endpoint]

@@ -110,6 +110,7 @@ def _overlap(first: Rule, second: Rule, names: CoveredNames) -> bool:
         and _ports_meet(first, second)
         and _words_meet(first.user, second.user)
         and not protocols(first).isdisjoint(protocols(second))
+        and first.time == second.time  # of others it is not looked whether they meet
         and _texts_meet(first.alpn, second.alpn)
         and _texts_meet(first.ja4, second.ja4)
         and _entries_meet(first, second)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from datetime import date
 from enum import StrEnum
+
+import msgspec
 
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.hours import LOCAL, Clocks, Week
@@ -41,8 +42,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PORT_RANGE = re.compile(r"([0-9]{1,5})\s*-\s*([0-9]{1,5})")
 
 
-@dataclass(slots=True)
-class Context:
+class Context(msgspec.Struct):
     """What the sections need to know of each other and of the outside."""
 
     notes: Notes
@@ -51,13 +51,17 @@ class Context:
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
     user_name: Callable[[str], str] = lambda user: user  # of a number, the name where there is one
     zone: Callable[[str], bytes] = lambda name: b""  # a time zone's data; raises ValueError
-    zones: dict[str, bytes] = field(default_factory=dict)  # those that are asked for
-    applications: dict[str, int] = field(default_factory=dict)  # name → line
-    rules: dict[str, int] = field(default_factory=dict)
-    identities: dict[str, int] = field(default_factory=dict)
-    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    categories: Mapping[str, Callable[[], str]] = field(default_factory=dict)  # shipped lists, by name, and their texts
-    lists: dict[str, HostList] = field(default_factory=dict)  # those that could be read, and that any rule names
+    zones: dict[str, bytes] = msgspec.field(default_factory=dict)  # those that are asked for
+    applications: dict[str, int] = msgspec.field(default_factory=dict)  # name → line
+    rules: dict[str, int] = msgspec.field(default_factory=dict)
+    identities: dict[str, int] = msgspec.field(default_factory=dict)
+    words: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    categories: Mapping[str, Callable[[], str]] = msgspec.field(
+        default_factory=dict
+    )  # shipped lists, by name, and their texts
+    lists: dict[str, HostList] = msgspec.field(
+        default_factory=dict
+    )  # those that could be read, and that any rule names
 
     def text_of(self, table: Table, file: str, *key: str | int) -> str | None:
         """What a file that the policy names holds; None, and an error at `key`, if it can't be read."""

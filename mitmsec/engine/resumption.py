@@ -12,13 +12,12 @@ TLS 1.3 only, where a resumed session has a secret of its own.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from OpenSSL import SSL
 
 from mitmsec.core.messages import HandOver
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 from mitmsec.engine.openssl import TlsSession, size_bytes
 
 KEEP_S = 3600.0
@@ -44,8 +43,7 @@ class Place(NamedTuple):
         return cls(order.owner, order.name, order.origin, sni, said.identity, demands)
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
+class _Kept(Value, frozen=True):
     session: SSL.Session
     until_s: float
 

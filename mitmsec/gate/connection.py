@@ -10,13 +10,12 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import assert_never
 
 from mitmsec.audit.event import Seen
 from mitmsec.core.crl_place import CRL_PLACE
 from mitmsec.core.messages import HandOver, UpstreamAnswer
-from mitmsec.core.model import Endpoint, OnFailure
+from mitmsec.core.model import Endpoint, OnFailure, Value
 from mitmsec.gate import dns_ear
 from mitmsec.gate import signals as s
 from mitmsec.gate.crew import Crew
@@ -49,8 +48,7 @@ type HearsDns = Callable[[Endpoint, Endpoint, bool, bytes], None]
 """Told of each DNS message over TCP: the program's end, the name server's, whether the program sent it, the message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Means:
+class Means(Value, frozen=True):
     """What all connections of a gate work with."""
 
     loop: asyncio.AbstractEventLoop

@@ -18,9 +18,10 @@ import socket
 import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
+
+import msgspec
 
 from mitmsec.core.model import Endpoint
 
@@ -49,8 +50,7 @@ class Servers(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(slots=True)
-class _Asker:
+class _Asker(msgspec.Struct):
     """A program's socket, as it speaks to one relay, and ours for it."""
 
     key: _Key
@@ -61,8 +61,7 @@ class _Asker:
     last_s: float
 
 
-@dataclass(slots=True)
-class _Server:
+class _Server(msgspec.Struct):
     """How it goes with one: what it left unanswered since it last answered anything, and how often it was withdrawn."""
 
     unanswered: int = 0

@@ -10,10 +10,9 @@ names somebody else's host must not be taken there.
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
 from typing import Protocol as Interface
 
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.rules import Rule
 from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.gate.signals import Origin
@@ -45,8 +44,7 @@ class Ways(Interface):
         """Raises OSError."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inward:
+class Inward(Value, frozen=True):
     """A policy as one connection that comes in asks it (mitmsec.gate.terms.Decides)."""
 
     policy: Decides

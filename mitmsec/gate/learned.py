@@ -18,13 +18,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from mitmsec.core.messages import FlowEnded
-from mitmsec.core.model import Action, Confidence, Decision, LearnedBypass, Learning, Process, Refusal
+from mitmsec.core.model import Action, Confidence, Decision, LearnedBypass, Learning, Process, Refusal, Value
 
 COUNTED_S = 3600.0  # refusals are forgotten when so long no other has followed
 LEARNED_LIMIT = 512
@@ -56,8 +55,7 @@ class Kind(NamedTuple):
         return cls(program, process.exe is None, process.container or "", process.user or "", host, port)
 
 
-@dataclass(frozen=True, slots=True)
-class Bypass:
+class Bypass(Value, frozen=True):
     """Flows of `kind` are let pass until then. Monotonic seconds."""
 
     kind: Kind
@@ -76,8 +74,7 @@ class Bypass:
         return f"{kind.program} to {kind.host}, port {kind.port}, passes for {self.hours} h: {self.why}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Count:
+class _Count(Value, frozen=True):
     refusals: tuple[Refusal, ...]
     last_s: float
 

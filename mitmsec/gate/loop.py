@@ -21,14 +21,15 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from mitmsec.audit.event import Outcome
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.messages import Crls, MintDecision, MintWithdrawn, UdpFlowTold
-from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Process
+from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Process, Value
 from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.asking import Asking
@@ -66,8 +67,7 @@ class Origins(Protocol):
         """The origin of the connection at whose end `accepted` is; None: no hook of this run diverted it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(Value, frozen=True):
     """Who the gate works with, each by its own channel."""
 
     origins: Origins

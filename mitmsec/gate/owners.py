@@ -12,17 +12,15 @@ a remembered owner may lack is what changes without any of these: its cgroup, fo
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
 
-from mitmsec.core.model import Confidence, Process
+from mitmsec.core.model import Confidence, Process, Value
 from mitmsec.gate.signals import Origin, OwnerKnown
 
 REMEMBERED_S = 1.0
 OWNERS_LIMIT = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
+class _Told(Value, frozen=True):
     owner: OwnerKnown
     until_s: float
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from mitmsec.service.audit_table import destination
 
 type Event = Mapping[str, Any]
 
 
-@dataclass(slots=True)
-class Destination:
+class Destination(msgspec.Struct):
     """Connections of one program that look alike: how many, and what they carried together."""
 
     direction: str
@@ -25,12 +25,11 @@ class Destination:
     last: str = ""
 
 
-@dataclass(slots=True)
-class App:
+class App(msgspec.Struct):
     """One program in one process, as far as its owner is known: `source` and `confidence` say how."""
 
     process: Event
-    destinations: dict[tuple[str, str, str, str], Destination] = field(default_factory=dict)
+    destinations: dict[tuple[str, str, str, str], Destination] = msgspec.field(default_factory=dict)
     last: str = ""
 
     @property

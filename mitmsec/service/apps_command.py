@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from mitmsec.audit.event import Kind
 from mitmsec.audit.review import Filter
+from mitmsec.core.model import Value
 from mitmsec.service.apps import App, Destination, gathered
 from mitmsec.service.audit_table import ACTION_STYLES, size
 from mitmsec.service.log_reading import instant_option, opened_log
@@ -105,8 +105,7 @@ def _table(found: list[App]) -> RenderableType:
     return Listing(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Value, frozen=True):
     """Programs, each above what it has connected to. The columns of all of them stand below each other.
 
     No line is broken. On a terminal that is too narrow, names give way, and of a path its front: its end tells more.

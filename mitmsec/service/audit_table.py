@@ -12,15 +12,16 @@ Nothing that an auditor needs is dropped for want of room: what does not fit bes
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
+import msgspec
 from rich.cells import cell_len
 from rich.text import Text
 from rich.tree import Tree
 
+from mitmsec.core.model import Value
 from mitmsec.service.terminal import shown
 
 WIDE = 140  # columns from which one line has room for everything
@@ -46,8 +47,7 @@ _RANK = {key: rank for rank, key in enumerate(FIRST_KEYS)}
 Event = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(Value, frozen=True):
     """A column of the table. Without `cap` it takes a share of what the others leave."""
 
     name: str
@@ -66,8 +66,7 @@ NARROW_COLUMNS = (_NUMBER, Column("time", 8), _APP, _ACTION, _WHAT, _OUTCOME)
 SLIM_COLUMNS = (_NUMBER, Column("time", 8), _ACTION, _WHAT)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Value, frozen=True):
     """One event in words. `detail` is what there is to say of its kind: the rule, the type, the place."""
 
     number: Text
@@ -79,7 +78,7 @@ class Row:
     what: Text
     protocol: str = ""
     detail: str = ""
-    outcome: Text = field(default_factory=Text)
+    outcome: Text = msgspec.field(default_factory=Text)
     sent_bytes: int | None = None
     received_bytes: int | None = None
 

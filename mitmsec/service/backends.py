@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 from msgspec.structs import replace
 
 from mitmsec.core.messages import Whose
-from mitmsec.core.model import Confidence, OnFailure, Process, Quic
+from mitmsec.core.model import Confidence, OnFailure, Process, Quic, Value
 from mitmsec.service.control import BackendChoice
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec_redirect.backend import Backend, BackendUnavailable, SocketOwner
@@ -33,8 +32,7 @@ from mitmsec_redirect.socket_owner import SOURCE, attributed
 from mitmsec_redirect.steps import Selection
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Value, frozen=True):
     """What is to be diverted, where to, and under which terms: the same for every backend."""
 
     cgroup: Path

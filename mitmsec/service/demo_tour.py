@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
+
+from mitmsec.core.model import Value
 
 ADDRESSES = {
     "shop.example": "203.0.113.10",
@@ -59,14 +62,13 @@ exit 0
 """
 
 
-@dataclass
-class Evidence:
+class Evidence(msgspec.Struct):
     """Three witnesses: what the clients printed, what the origins saw, what the log holds."""
 
     events: list[dict[str, Any]]
     printed: dict[str, str]
     capture_bytes: int
-    contacts: list[str] = field(default_factory=list)
+    contacts: list[str] = msgspec.field(default_factory=list)
 
     def connection(self, host: str) -> dict[str, Any]:
         """The connection to `host`, or to the address that stands for it."""
@@ -81,8 +83,7 @@ class Evidence:
         return [event for event in self.events if event["kind"] == kind]
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(Value, frozen=True):
     """One thing that is shown. `check` gives None, or why it does not count."""
 
     name: str

@@ -10,7 +10,8 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mitmsec.core.messages import Message
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport

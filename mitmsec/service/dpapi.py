@@ -16,9 +16,9 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from ctypes import Structure, addressof, byref, c_int, c_uint32, c_void_p, c_wchar_p, create_string_buffer
-from dataclasses import dataclass
 from typing import Any
 
+from mitmsec.core.model import Value
 from mitmsec.service.seal_keeper import SealFailed
 
 UI_FORBIDDEN, LOCAL_MACHINE = 0x1, 0x4  # CRYPTPROTECT_…, wincrypt.h
@@ -32,8 +32,7 @@ class Blob(Structure):
     _fields_ = (("size", c_uint32), ("data", c_void_p))
 
 
-@dataclass(frozen=True, slots=True)
-class Windows:
+class Windows(Value, frozen=True):
     """What is called: the DLL, how memory is given back, and why the last call failed."""
 
     crypt32: Any

@@ -12,13 +12,12 @@ what happened: `bypass`, by the policy's word for incoming connections or, where
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import assert_never
 
+import msgspec
 from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
@@ -43,8 +42,7 @@ UNREAD = Decision(
 )
 
 
-@dataclass(slots=True)
-class _Live:
+class _Live(msgspec.Struct):
     """A connection that has not ended, as it was last told."""
 
     flow: str
@@ -128,7 +126,7 @@ class Incoming:
     def _still_open(self, live: _Live, now_ns: int) -> Iterator[Seen]:
         if not live.is_on_record:
             live.is_on_record = True
-            yield self._event(live, dataclasses.replace(live.newest, at_ns=now_ns), Outcome.OPEN)
+            yield self._event(live, replace(live.newest, at_ns=now_ns), Outcome.OPEN)
 
     def _event(self, live: _Live, one: Inbound, outcome: Outcome, error: str = "") -> ConnectionSeen:
         process = told(live.owner)

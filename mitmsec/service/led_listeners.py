@@ -22,10 +22,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import Process
+from mitmsec.core.model import Process, Value
 from mitmsec.service.elders import Elders
 from mitmsec.service.owners import told
 from mitmsec_redirect import inbound_records, netns, steps
@@ -62,8 +61,7 @@ class Standing(Protocol):
     def is_undecided(self, pid: int) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Value, frozen=True):
     """What a search has read."""
 
     search: int  # its number
@@ -73,8 +71,7 @@ class Found:
     theirs: frozenset[int]  # cookies of those that an ancestor has open that is not selected, as far as can be told
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(Value, frozen=True):
     """What a look leaves to a sweep."""
 
     begun: int  # programs that have begun, more than can be looked at so often

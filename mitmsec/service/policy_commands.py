@@ -239,8 +239,8 @@ def _doubts(loaded: Policy) -> list[str]:
     used = {rule.client_certificate for rule in loaded.rules if rule.client_certificate is not None}
     of_keys = doubts(loaded.services, now_s, are_used=loaded.decrypts_inbound)
     of_keys += identity.doubts(loaded.identities, used, now_s)
-    sentences = expired(loaded.rules, now_s) + overlaps(loaded) + udp_limits(loaded)
-    return sentences + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
+    of_rules = expired(loaded.rules, now_s) + overlaps(loaded)
+    return of_rules + udp_limits(loaded) + of_keys + escapes(loaded) + origin_roots.doubt(loaded)
 
 
 def _beyond_ca(loaded: Policy, state: State) -> list[str]:

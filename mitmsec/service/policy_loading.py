@@ -7,19 +7,22 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 import msgspec
 from msgspec.structs import replace
 
 from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
+from mitmsec.core.inbound_section import Pair
 from mitmsec.core.policy import Policy
-from mitmsec.service.known_keys import KnownKeys
 from mitmsec.service.options import EXIT_USAGE, program
 from mitmsec.service.terminal import shown
 from mitmsec_addons.registry import build
 from mitmsec_certs.bundle import BadBundle, all_certificates
+
+if TYPE_CHECKING:
+    from mitmsec.service.known_keys import KnownKeys
 
 
 class Loaded(NamedTuple):
@@ -41,7 +44,7 @@ class Loaded(NamedTuple):
 def load(file: Path, *, as_json: bool = False) -> Loaded:
     """What `file` and the files that it names hold, or the end of the command with every error."""
     roots: list[bytes] = []
-    keys = KnownKeys(file.parent)
+    keys: KnownKeys | None = None
 
     def no_roots(name: str, pem: str) -> str | None:
         try:
@@ -50,16 +53,26 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
             return str(error)
         return None
 
+    def pair(certificate: str, key: str) -> Pair:
+        nonlocal keys
+        if keys is None:
+            from mitmsec.service.known_keys import KnownKeys  # what reads certificates takes long to import
+
+            keys = KnownKeys(file.parent)
+        return keys.pair(certificate, key)
+
     try:
-        policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=keys.pair)
+        policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=pair)
         if roots:
             policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
-        return Loaded(policy, text, tuple(roots), keys.detach(policy.key_bytes) if policy.needs_keys else None)
+        kept = keys.detach(policy.key_bytes) if keys is not None and policy.needs_keys else None
+        return Loaded(policy, text, tuple(roots), kept)
     except PolicyErrors as errors:
         _tell_errors(file, errors.errors, as_json=as_json)
         sys.exit(EXIT_USAGE)
     finally:
-        keys.close()
+        if keys is not None:
+            keys.close()
 
 
 def _unusable(name: str, words: tuple[str, ...]) -> str | None:

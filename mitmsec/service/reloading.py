@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from mitmsec.channel import close_all
+from mitmsec.core.model import Value
 from mitmsec.core.policy import Policy
 from mitmsec.service.scopes import NOBODY, Heirs
 from mitmsec_redirect.backend import BackendUnavailable
@@ -58,8 +58,7 @@ class Ground(Protocol):
     def fault(self, what: str, detail: str = "") -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Value, frozen=True):
     """A policy, and what comes with it."""
 
     policy: Policy

@@ -21,7 +21,6 @@ import contextlib
 import os
 import socket
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from mitmsec.core.messages import (
     SignerReady,
     SignerSettings,
 )
+from mitmsec.core.model import Value
 from mitmsec.service import child
 from mitmsec_certs.keystore import Keystore, KeystoreRefused, open_keystore
 from mitmsec_certs.leaf_keys import LeafKeys
@@ -71,8 +71,7 @@ class Asker:
         self.unrecorded = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Early:
+class Early(Value, frozen=True):
     """A question that came before the gate's word, and the timer that will wait no longer."""
 
     asker: Asker

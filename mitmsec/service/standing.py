@@ -17,10 +17,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from mitmsec.core.model import Process
+from mitmsec.core.model import Process, Value
 from mitmsec.core.policy import Policy
 from mitmsec.core.selection import Selection
 from mitmsec.service.owners import told
@@ -44,8 +43,7 @@ KNOWN_LIMIT = 8192  # files; then all are judged anew
 BEGUN_LIMIT = 64  # processes, between two questions for them
 
 
-@dataclass(frozen=True, slots=True)
-class _Program:
+class _Program(Value, frozen=True):
     """One program in one process: `entry` names it (mitmsec_redirect.verdicts)."""
 
     pid: int

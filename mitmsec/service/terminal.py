@@ -7,15 +7,20 @@ searched.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console, RenderableType
+
+if TYPE_CHECKING:  # a run of a command mostly shows nothing
+    from rich.console import Console, RenderableType
 
 WIDTH_WITHOUT_TERMINAL = 160
 
 
 def console(*, stderr: bool = False, width_in_pipe: int = WIDTH_WITHOUT_TERMINAL) -> Console:
     """A console for people. COLUMNS and NO_COLOR count, as everywhere."""
+    from rich.console import Console
+
     made = Console(stderr=stderr, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = width_in_pipe

@@ -20,11 +20,10 @@ is thread-safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from mitmsec.core.model import Confidence, Endpoint, OnFailure
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Value
 from mitmsec_redirect.records import Missed, Reason
 
 
@@ -46,8 +45,7 @@ class BackendUnavailable(Exception):
         self.remedy = remedy
 
 
-@dataclass(frozen=True, slots=True)
-class GateGround:
+class GateGround(Value, frozen=True):
     """What the gate is given: the descriptors stay the backend's, so they are duplicated by passing them on."""
 
     kind: BackendKind
@@ -61,8 +59,7 @@ class GateGround:
         return tuple(fd for fd in (self.origins_fd, self.heartbeat_fd) if fd is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class BackendFault:
+class BackendFault(Value, frozen=True):
     """Something that went wrong with the backend itself. `what` is the word that stands in fault events."""
 
     what: str
@@ -71,16 +68,14 @@ class BackendFault:
     failed: OnFailure | None = None  # which way the traffic went; None: as the policy says
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
+class Watched(Value, frozen=True):
     """For the supervisor's loop: when `fd` is readable, call `readable`. It never waits."""
 
     fd: int
     readable: Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class SocketOwner:
+class SocketOwner(Value, frozen=True):
     """Which process has a socket. With Confidence.UNKNOWN there is no pid, and `uid` is all that may be known."""
 
     source: str  # as in Process.source

@@ -15,9 +15,9 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.backend import BackendUnavailable
 
 SYSCALL_NUMBER = {"x86_64": 321, "aarch64": 280}
@@ -133,8 +133,7 @@ def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, slots=True)
-class Btf:
+class Btf(Value, frozen=True):
     """Types that a map must declare: the descriptor of a loaded BTF object, and the ids of key and value in it."""
 
     fd: int
@@ -356,8 +355,7 @@ def pinned(path: str) -> int:
     return _call(Command.OBJ_GET, struct.pack("=QII", _address(name), 0, 0), f"open the pin {path}")
 
 
-@dataclass(frozen=True, slots=True)
-class RunCount:
+class RunCount(Value, frozen=True):
     """How often a program ran, and for how long, while statistics were on."""
 
     runs: int

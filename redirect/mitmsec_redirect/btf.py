@@ -3,7 +3,7 @@
     header │ types: name, info, size or type │ per kind: members, parameters, values … │ … │ strings
 
 A type's length follows from its kind and count alone, so one walk over the types finds where each begins; names are
-compared only when somebody asks. Ids count from 1; 0 is `void`. Documentation/bpf/btf.rst. The bytes come from the
+read only when somebody asks. Ids count from 1; 0 is `void`. Documentation/bpf/btf.rst. The bytes come from the
 kernel or from a file, and nothing is believed: whatever they are, the answer is one of the two errors or a fact.
 """
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from itertools import compress
 from struct import Struct
+
+from mitmsec.core.model import Value
 
 _HEADER = Struct("=HBBIIIII")  # magic, version, flags, header length, types offset, length, strings offset, length
 MAGIC = 0xEB9F
@@ -67,16 +69,14 @@ class NoSuchMember(LookupError):
     """The types are well-formed, and have no single answer to the question."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Value, frozen=True):
     """Where a member lies from the start of the struct that was asked about, in bytes."""
 
     offset: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(Value, frozen=True):
     """One entry of a struct or union, in bits from the start of the outermost."""
 
     bit: int
@@ -90,7 +90,7 @@ class Btf:
     def __init__(self, data: bytes) -> None:
         types, self._strings = _sections(data)
         self._words = array("I", types)
-        self._starts = _starts(self._words)
+        self._starts, self._infos = _starts(self._words)
 
     def member(self, struct: str, path: str) -> Member:
         """The member `path` ("a.b.c"; what lies in anonymous structs and unions counts as the outer one's own).
@@ -133,29 +133,19 @@ class Btf:
 
     def _named(self, name: str, kind: Kind) -> list[int]:
         """Ids of the types `name` of this kind."""
-        found = [type_id for at in self._places(name) for type_id in self._index.get(at, ())]
-        return [type_id for type_id in found if self._kind(type_id) is kind]
-
-    def _places(self, name: str) -> Iterator[int]:
-        """Where `name` stands among the strings, the ends of longer ones included."""
-        wanted, at = name.encode() + b"\0", -1
-        while (at := self._strings.find(wanted, at + 1)) >= 0:
-            yield at
+        return [type_id for type_id in self._index.get(name.encode(), ()) if self._kind(type_id) is kind]
 
     @cached_property
-    def _index(self) -> dict[int, list[int]]:
-        """Ids of structs and type definitions by where their name stands; made when first asked for."""
-        words, wanted = self._words, (Kind.STRUCT, Kind.TYPEDEF)
-        index: dict[int, list[int]] = {}
-        for type_id in range(1, len(self._starts)):
-            at = self._starts[type_id]
-            if words[at + 1] >> 24 & 0x1F in wanted:
-                index.setdefault(words[at], []).append(type_id)
+    def _index(self) -> dict[bytes, list[int]]:
+        """Ids of structs and type definitions by name; made when first asked for."""
+        words, strings, starts = self._words, self._strings, self._starts
+        wanted = {info for info in self._infos if info >> 24 & 0x1F in (Kind.STRUCT, Kind.TYPEDEF)}
+        index: dict[bytes, list[int]] = {}
+        infos = map(words[1:].__getitem__, starts[1:])
+        for type_id in compress(range(1, len(starts)), map(wanted.__contains__, infos)):
+            at = words[starts[type_id]]
+            index.setdefault(strings[at : strings.find(0, at)], []).append(type_id)
         return index
-
-    def _is_named(self, at: int, name: str) -> bool:
-        """The string at `at` is `name`."""
-        return self._strings.startswith(name.encode() + b"\0", at)
 
     def _plain(self, type_id: int) -> int:
         """The type behind its aliases and qualifiers."""
@@ -202,8 +192,9 @@ class Btf:
     def _field(self, type_id: int, name: str, budget: list[int], depth: int) -> _Field | None:
         """The member `name`, here or in anonymous members."""
         anonymous: list[_Field] = []
+        wanted = name.encode() + b"\0"
         for name_at, field in self._fields(type_id, budget):
-            if name and self._is_named(name_at, name):
+            if name and self._strings.startswith(wanted, name_at):
                 return field
             if not name_at:
                 anonymous.append(field)
@@ -256,22 +247,32 @@ def _sections(data: bytes) -> tuple[bytes, bytes]:
     return data[types_at : types_at + types_length], strings
 
 
-def _starts(words: array[int]) -> array[int]:
-    """Where each type begins, by id."""
-    fixed = [_FIXED.get(Kind(kind), 0) + 3 if kind in Kind else -1 for kind in range(32)]
-    each = [_EACH.get(Kind(kind), 0) if kind in Kind else 0 for kind in range(32)]
+class _Lengths(dict[int, int]):
+    """How many words a type has whose second word is this one: worked out once for each, and there are few."""
+
+    def __missing__(self, info: int) -> int:
+        number = info >> 24 & 0x1F
+        if not number or number not in Kind:
+            raise MalformedBtf(f"there is a type of the unknown kind {number}")
+        kind = Kind(number)
+        length = self[info] = 3 + _FIXED.get(kind, 0) + _EACH.get(kind, 0) * (info & 0xFFFF)
+        return length
+
+
+def _starts(words: array[int]) -> tuple[array[int], frozenset[int]]:
+    """Where each type begins, by id, and which second words there are.
+
+    A kernel has some hundred thousand types, and each supervisor that starts walks them all.
+    """
     starts = array("I", [0])
-    at, end = 0, len(words)
+    append, lengths = starts.append, _Lengths()
+    at, end, seconds = 0, len(words), words[1:]
     try:
         while at < end:
-            starts.append(at)
-            info = words[at + 1]
-            kind = info >> 24 & 0x1F
-            if fixed[kind] < 0 or not kind:
-                raise MalformedBtf(f"type {len(starts) - 1} is of the unknown kind {kind}")
-            at += fixed[kind] + each[kind] * (info & 0xFFFF)
+            append(at)
+            at += lengths[seconds[at]]
     except IndexError:
         at = end + 1
     if at != end:
         raise MalformedBtf("the last type is cut off")
-    return starts
+    return starts, frozenset(lengths)

@@ -11,8 +11,8 @@ socket is not told in its place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from mitmsec.core.model import Value
 from mitmsec_redirect import caller_steps, records, steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.process_offsets import Offsets
@@ -21,8 +21,7 @@ from mitmsec_redirect.steps import ATTEMPT, IP_PROTOCOL, KEY, R0, R1, R2, R3, R4
 OR_INSTEAD = 0  # BPF_ANY: of an earlier note
 
 
-@dataclass(frozen=True, slots=True)
-class CallLayout:
+class CallLayout(Value, frozen=True):
     """The descriptor of the map of attempts by cookie, and where this kernel keeps what is read of processes."""
 
     calls: int

@@ -14,7 +14,8 @@ them: a unit keeps its escapes (`\\x2d`), only the underscore with which systemd
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from mitmsec.core.model import Value
 
 DEPTH_LIMIT = 64  # of what is looked at; what counts stands at the front
 NAME_LIMIT = 255  # of a cgroup's name, and of what we tell of it
@@ -37,8 +38,7 @@ _LXC = re.compile(r"lxc\.payload\.(?P<id>[A-Za-z0-9._-]+)")
 _MACHINE = re.compile(r"(?:machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service)")
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupNames:
+class CgroupNames(Value, frozen=True):
     """None: the path names none."""
 
     unit: str | None = None

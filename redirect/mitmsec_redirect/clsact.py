@@ -15,9 +15,9 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.netlink import (
     NETLINK_ROUTE,
     NLM_F_DUMP,
@@ -44,8 +44,7 @@ _TC: Final = struct.Struct("=BBHiIII")  # family, -, -, interface, handle, paren
 _OPTIONS: Final = struct.Struct("=")
 
 
-@dataclass(frozen=True, slots=True)
-class Classifier:
+class Classifier(Value, frozen=True):
     """One program on an interface, and how the kernel names it."""
 
     interface: int

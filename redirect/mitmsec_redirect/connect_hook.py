@@ -19,9 +19,10 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic
 from mitmsec_redirect import bpf, hook_programs, kernel_types, netns, programs, records, shortfall

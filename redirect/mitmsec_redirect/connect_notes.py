@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import OnFailure
 from mitmsec_redirect import hook_programs, netns, noting_programs, records

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Container
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from typing import Any
 
-from mitmsec.core.model import Process
+from msgspec.structs import replace
+
+from mitmsec.core.model import Process, Value
 from mitmsec_redirect.divert_owner import Owners
 from mitmsec_redirect.divert_seams import Callbacks, SocketTold
 from mitmsec_redirect.divert_signals import AskOwner, Choice, OwnerTold
@@ -27,8 +28,7 @@ FACTS_S = 1.5  # less than any SYN is held
 LOOK_S = 0.005
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(Value, frozen=True):
     command: AskOwner
     socket: SocketTold
     until_s: float

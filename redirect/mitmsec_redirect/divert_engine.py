@@ -22,11 +22,12 @@ the same addresses, which is asked about anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import assert_never
 
-from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Transport
+import msgspec
+
+from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Transport, Value
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.coverage import NOTHING, WINDOW_S, Coverage
 from mitmsec_redirect.divert_signals import AnyCommand, AnyEvent, Choice, Flow, Terms
@@ -55,8 +56,7 @@ class State(Enum):
     GATE = auto()
 
 
-@dataclass(slots=True)
-class _Held:
+class _Held(msgspec.Struct):
     number: int
     flow: Flow
     sequence: int
@@ -67,21 +67,18 @@ class _Held:
     connected_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Connect:
+class _Connect(Value, frozen=True):
     pid: int
     connected_ns: int
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Live:
+class _Live(Value, frozen=True):
     key: Key
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(Value, frozen=True):
     key: Key
     sequence: int
     choice: Choice

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Endpoint, Transport, Value
 from mitmsec_redirect.divert_library import PACKET_BYTES_MOST, PACKETS_MOST, Batch, Handle
 from mitmsec_redirect.divert_records import FLAGS_AT, RECORD_BYTES, RecordFlag, inbound
 from mitmsec_redirect.divert_signals import Flow
@@ -19,8 +17,7 @@ INTERFACE_AT = 16  # of an address record
 RECEIVED_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Value, frozen=True):
     """A packet and its address record, copied. `ends` is None for what is no first packet of any."""
 
     data: bytes

@@ -10,10 +10,9 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import assert_never
 
-from mitmsec.core.model import OnFailure
+from mitmsec.core.model import OnFailure, Value
 from mitmsec_redirect import divert_signals as s
 from mitmsec_redirect.divert_library import HandleStats
 from mitmsec_redirect.divert_signals import AnyEvent, Choice, Flow, Report, Which
@@ -27,8 +26,7 @@ CUT_TRIES = 4  # LOOK_S apart
 type Known = tuple[int, NatFlow]  # sequence of its SYN; as the NAT table knows it
 
 
-@dataclass(frozen=True, slots=True)
-class Rounds:
+class Rounds(Value, frozen=True):
     """What the keeper may call. All of it takes care of locks itself."""
 
     tell: Callable[[Iterable[AnyEvent]], None]

@@ -20,10 +20,10 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from ctypes import byref, c_char, c_int, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Any, Final
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.divert_records import RECORD_BYTES, Layer
 from mitmsec_redirect.packet import Malformed, length_at
 
@@ -67,8 +67,7 @@ class HandleRefused(OSError):
     """The system does not give the handle: privilege, driver or filter."""
 
 
-@dataclass(frozen=True, slots=True)
-class HandleStats:
+class HandleStats(Value, frozen=True):
     """Since the handle was opened. Windows counts nothing of this."""
 
     taken: int = 0  # into the queue, from the kernel

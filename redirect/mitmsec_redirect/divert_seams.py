@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import Caller, Endpoint, Process, Transport
+from mitmsec.core.model import Caller, Endpoint, Process, Transport, Value
 from mitmsec_redirect.divert_library import HandleStats
 from mitmsec_redirect.divert_signals import Choice, Flow, Report, SocketConnected
 from mitmsec_redirect.expected_flows import ExpectedFlow
@@ -39,8 +38,7 @@ def expected(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(Value, frozen=True):
     """Who called connect(), as the kernel noted it then, whatever the process has become since."""
 
     pid: int
@@ -51,8 +49,7 @@ class Call:
     caller: Caller | None  # None: the kernel's types are not known
 
 
-@dataclass(frozen=True, slots=True)
-class SocketTold:
+class SocketTold(Value, frozen=True):
     """What the system says of the socket that sent a first packet; on Windows nothing but its transport."""
 
     transport: Transport
@@ -78,8 +75,7 @@ class Closes(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks:
+class Callbacks(Value, frozen=True):
     """Who is asked and told. Called by one thread at a time, which holds connections up meanwhile: do not wait in them.
 
     They must not call the backend. What `decide` or `expect` raises follows `on_failure`, and is reported. Whose socket
@@ -96,8 +92,7 @@ class Callbacks:
     suffices: Callable[[Process], bool] = lambda process: True  # for example `Policy.can_judge`
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(Value, frozen=True):
     """Counted since `open`."""
 
     diverted: int  # connections

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 
 HEAD: Final = struct.Struct("=II")
 LENGTH, SENT, PACKET = 0, 4, 8
@@ -21,8 +20,7 @@ DNS_PORT: Final = 53
 _PORTS: Final = struct.Struct("!HHH")  # source, destination, length
 
 
-@dataclass(frozen=True, slots=True)
-class DnsPacket:
+class DnsPacket(Value, frozen=True):
     """One message to or from port 53, not looked at."""
 
     sent: bool  # by the program; else to it

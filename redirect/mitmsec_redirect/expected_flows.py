@@ -11,15 +11,13 @@ What was told and never came, because its program gave up, is forgotten after a 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import os
 import socket
-from dataclasses import dataclass
 
 import msgspec
 
-from mitmsec.core.model import Endpoint, Process
+from mitmsec.core.model import Endpoint, Process, Value
 from mitmsec_redirect.records import Origin
 
 PACKET_LIMIT_BYTES = 64 << 10  # texts of a process are paths and names
@@ -29,8 +27,7 @@ KEPT_S = 30.0  # longer than a SYN is sent again and again before its program gi
 KEPT_LIMIT = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedFlow:
+class ExpectedFlow(Value, frozen=True):
     """What the gate has to know before a connection comes to it: these are the names of the socket it will accept."""
 
     client: Endpoint
@@ -60,7 +57,7 @@ def announce(teller: socket.socket, flow: ExpectedFlow) -> None:
     packet = _encode(flow)
     if len(packet) > PACKET_LIMIT_BYTES:  # paths are a program's to choose; its ancestors' are not worth a connection
         bare = msgspec.structs.replace(flow.process, parent=None)
-        packet = _encode(dataclasses.replace(flow, process=bare))
+        packet = _encode(msgspec.structs.replace(flow, process=bare))
     if len(packet) > PACKET_LIMIT_BYTES:
         raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     teller.send(packet, socket.MSG_NOSIGNAL)

@@ -24,8 +24,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 THREADS = 2
 PIECE_BYTES = 4 << 20
@@ -76,8 +77,7 @@ class Remembered[K, V](OrderedDict[K, V]):
         return value
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
+class _Job(msgspec.Struct, eq=False):
     """One file under way. `left_bytes` is what it had when it began, less what has been read."""
 
     descriptor: int
@@ -86,7 +86,7 @@ class _Job:
     left_bytes: int
     result: Future[str | None]
     ends_s: float
-    state: Any = field(default_factory=hashlib.sha256)
+    state: Any = msgspec.field(default_factory=hashlib.sha256)
     is_given_up: bool = False
 
 

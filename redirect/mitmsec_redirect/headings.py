@@ -10,11 +10,10 @@ header claims. Later fragments have no ports. `NEED_MORE` means that the bytes e
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from mitmsec.core.model import Endpoint, Transport
+from mitmsec.core.model import Endpoint, Transport, Value
 from mitmsec_redirect.records import V4_MAPPED, address_text
 
 TCP, UDP = 6, 17
@@ -38,8 +37,7 @@ class Unread(Enum):
     OTHER_PROTOCOL = "other_protocol"  # neither TCP nor UDP
 
 
-@dataclass(frozen=True, slots=True)
-class Heading:
+class Heading(Value, frozen=True):
     """From where to where, and how much."""
 
     transport: Transport
@@ -54,8 +52,7 @@ class Heading:
         return self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
 
 
-@dataclass(frozen=True, slots=True)
-class _Network:
+class _Network(Value, frozen=True):
     source: bytes  # 16 bytes
     destination: bytes
     protocol: int
@@ -77,8 +74,7 @@ def read(packet: bytes) -> Heading | Unread:
     return network if isinstance(network, Unread) else _transport(packet, network)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Value, frozen=True):
     """What a TCP segment carries, as much of it as is there."""
 
     sequence: int

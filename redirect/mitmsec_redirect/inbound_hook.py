@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+
+from msgspec.structs import replace
 
 from mitmsec_redirect import bpf, bpffs, hook_programs, inbound_programs, kernel_types, records, shortfall
 from mitmsec_redirect import inbound_records as inbound

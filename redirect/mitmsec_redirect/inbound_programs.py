@@ -21,8 +21,8 @@ Registers: R6 the context, R7 the socket, R8 the record in it; R0–R5 are lost 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from mitmsec.core.model import Value
 from mitmsec_redirect import caller_steps, name_steps, run_steps, served_steps, steps
 from mitmsec_redirect import inbound_records as records
 from mitmsec_redirect import steering_records as shared
@@ -63,8 +63,7 @@ LEG = -shared.LEG.size  # on our stack, from the frame pointer: a leg's key
 SOCK_DONE = 2  # bit 1 of sk_flags: the peer's FIN has come, which bytes_received counts as a byte
 
 
-@dataclass(frozen=True, slots=True)
-class InboundLayout:
+class InboundLayout(Value, frozen=True):
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
 
     sockets: int  # storage in sockets: the record

@@ -17,11 +17,10 @@ that at 76 in the upper half; times are CLOCK_MONOTONIC, starts CLOCK_BOOTTIME.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from mitmsec.core.model import Caller, Endpoint
+from mitmsec.core.model import Caller, Endpoint, Value
 from mitmsec_redirect.records import CALLER_FIELDS, V4_MAPPED, address_text, caller_of, port_field
 
 INBOUND: Final = struct.Struct("=IIQQQQ16s16sIIQQIIII16sQQIIQQqII16sII")
@@ -51,8 +50,7 @@ class InboundFlag(IntFlag):
     ALSO_V4 = 32  # of one on all addresses of IPv6: on all of IPv4 too
 
 
-@dataclass(frozen=True, slots=True)
-class Inbound:
+class Inbound(Value, frozen=True):
     """A connection that came in, as far as the kernel knew it at that moment."""
 
     kind: InboundKind

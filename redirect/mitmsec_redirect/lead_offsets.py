@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mitmsec.core.model import Value
 from mitmsec_redirect.btf import Btf
 
 
-@dataclass(frozen=True, slots=True)
-class LeadOffsets:
+class LeadOffsets(Value, frozen=True):
     """Bytes from the start of each struct; a UDP socket begins with its inet_sock."""
 
     interface_v4: int  # IP_UNICAST_IF

@@ -20,8 +20,7 @@ hears a relay, so what it sends to a name is not led. Where the kernel says noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mitmsec.core.model import Value
 from mitmsec_redirect import records, steps, udp_records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
 from mitmsec_redirect.lead_offsets import LeadOffsets
@@ -72,8 +71,7 @@ SCRATCH = -296  # 24 bytes
 POINTER = SCRATCH + 8
 
 
-@dataclass(frozen=True, slots=True)
-class LeadLayout:
+class LeadLayout(Value, frozen=True):
     """Descriptors of maps: three of `dns_lead`, then some of the connect hook."""
 
     servers: int

@@ -18,10 +18,10 @@ import struct
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from mitmsec.core.model import Value
 from mitmsec_redirect import bpf, process_programs
 from mitmsec_redirect import process_records as records
 from mitmsec_redirect.bpf import EbpfUnavailable, Map, MapKind, RunCount
@@ -43,8 +43,7 @@ _COUNT = struct.Struct("=Q")
 _LOST = {"fork": Count.LOST_STARTED, "exec": Count.LOST_EXECUTED, "exit": Count.LOST_ENDED}
 
 
-@dataclass(frozen=True, slots=True)
-class Scanned:
+class Scanned(Value, frozen=True):
     """All processes that lived when the scan began; whoever ended while it went on may be missing.
 
     Times are of CLOCK_MONOTONIC.

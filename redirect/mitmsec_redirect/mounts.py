@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from mitmsec.core.model import Value
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(Value, frozen=True):
     """One mount: its file system type, where it is, and which folder of that file system is seen there."""
 
     kind: str

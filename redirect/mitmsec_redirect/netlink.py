@@ -10,8 +10,9 @@ import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+from mitmsec.core.model import Value
 
 NETLINK_ROUTE = 0
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
@@ -37,8 +38,7 @@ class NetlinkBroken(Exception):
     """An answer that makes no sense, or a dump that changed while it was read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value, frozen=True):
     """One message: the fields of its fixed part, and its attributes by number."""
 
     fields: tuple[int, ...]

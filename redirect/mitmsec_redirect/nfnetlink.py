@@ -10,10 +10,9 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 from mitmsec_redirect import netlink
 from mitmsec_redirect.netlink import NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBroken, Reply
 
@@ -55,16 +54,14 @@ def nested(value: bytes) -> Mapping[int, bytes]:
     return netlink.parse(value, _NOTHING).attributes
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Value, frozen=True):
     """A table of family inet: its name and its remark."""
 
     name: str
     comment: str
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(Value, frozen=True):
     """What is counted in an element of a set, and for how long it is to live yet, in milliseconds."""
 
     packets: int

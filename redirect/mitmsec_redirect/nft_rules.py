@@ -25,9 +25,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from mitmsec.core.model import OnFailure, Quic
+from mitmsec.core.model import OnFailure, Quic, Value
 from mitmsec_redirect import nft_udp_rules
 from mitmsec_redirect.nft_udp_rules import UdpGroups
 from mitmsec_redirect.records import Reason
@@ -55,8 +54,7 @@ _RST = "reject with tcp reset"
 _UNREACHABLE = "reject with icmpx type port-unreachable"
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(Value, frozen=True):
     """What the rules of a session depend on. Raises ValueError for a table or cgroup that cannot stand in a text."""
 
     table: str

@@ -16,11 +16,10 @@ a set with counters would count as well (Linux 5.7), so membership has a set of 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 
 NEW = "udp_new"
 SENT, RECEIVED, FLOWS = "sent", "received", "flows"
@@ -33,16 +32,14 @@ HEAD_BYTES, DNS_BYTES = 128, 1504  # of a packet, as far as it is copied
 _FAMILIES: Final = ((4, "ip"), (6, "ip6"))
 
 
-@dataclass(frozen=True, slots=True)
-class UdpGroups:
+class UdpGroups(Value, frozen=True):
     """Where packets are logged to: the heads of new flows' first datagrams, and what goes to and from name servers."""
 
     flows: int
     dns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(Value, frozen=True):
     """A flow as the rules know it."""
 
     local: Endpoint

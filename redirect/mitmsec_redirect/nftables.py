@@ -20,9 +20,10 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect import netns, nft, nft_level, nft_rules, nft_udp_rules

@@ -18,9 +18,8 @@ note is the verdict that the caller had. Its process may end, or execute somethi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from mitmsec.core.model import OnFailure
+from mitmsec.core.model import OnFailure, Value
 from mitmsec_redirect import records, steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import Code
@@ -45,8 +44,7 @@ from mitmsec_redirect.verdicts import Verdict
 FAILURES = (Code.UNSUPPORTED_PROTOCOL, Code.OTHER_NETWORK_NAMESPACE, Code.NO_MEMORY)
 
 
-@dataclass(frozen=True, slots=True)
-class NoteLayout:
+class NoteLayout(Value, frozen=True):
     """Descriptors of the maps that the programs use, and what is fixed until the terms change."""
 
     sockets: int

@@ -14,9 +14,9 @@ import re
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.records import V4_MAPPED
 from mitmsec_redirect.sockdiag import INET_DIAG_SKV6ONLY, attribute_in
 from mitmsec_redirect.socket_table import DiagTable, OpenSocket
@@ -29,8 +29,7 @@ _DEVICE = struct.Struct("=I")
 _NAME = re.compile(r"socket:\[(\d+)]")
 
 
-@dataclass(frozen=True, slots=True)
-class OpenListener:
+class OpenListener(Value, frozen=True):
     """A TCP socket that listens."""
 
     cookie: int

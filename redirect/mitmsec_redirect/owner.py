@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
-from mitmsec.core.model import Confidence, ParentProcess, Process
+from mitmsec.core.model import Confidence, ParentProcess, Process, Value
 
 if TYPE_CHECKING:  # Windows has none of it
     from mitmsec_redirect.proc_files import ExePath
@@ -18,8 +18,7 @@ if TYPE_CHECKING:  # Windows has none of it
 SURENESS: Final = (Confidence.UNKNOWN, Confidence.INFERRED, Confidence.TABLE, Confidence.KERNEL)
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Value, frozen=True):
     """The process of a connection. `sha256` is its executable's, still to come or in vain; None: nothing is to come.
 
     `signature` likewise, Windows'; whoever asks for the process once more when it is done is told the signer.

@@ -8,10 +8,10 @@ The key is the executable, 32 bytes as in `process_records`.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.process_records import NAME_LIMIT, path_of_names
 
 TEXT_LIMIT: Final = 768  # 512 at least, for the last name is read only where the longest would find room
@@ -28,8 +28,7 @@ class PathState(IntFlag):
     ROOTED = 2  # as RecordFlag.ROOTED: the names reach the root; without it there is no path that we could tell
 
 
-@dataclass(frozen=True, slots=True)
-class PathMaps:
+class PathMaps(Value, frozen=True):
     """Descriptors of the maps that the programs use."""
 
     paths: int  # executable → what stands above; the one met longest ago makes room

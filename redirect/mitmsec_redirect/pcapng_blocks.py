@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_address
 from typing import Final
 
-from mitmsec.core.model import Endpoint
+import msgspec
+
+from mitmsec.core.model import Endpoint, Value
 
 BLOCK_LIMIT_BYTES = 16 << 20  # as Wireshark; longer ones are damage
 SECTION, INTERFACE, NAMES, PACKET, PROCESS = 0x0A0D0D0A, 1, 4, 6, 0x80000001
@@ -36,16 +37,14 @@ class Want(Enum):
     NEED_MORE = "need_more"
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
+class Malformed(Value, frozen=True):
     """Not pcapng from this byte of the file on."""
 
     at: int
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Value, frozen=True):
     """A whole block, without its frame."""
 
     kind: int
@@ -54,16 +53,14 @@ class Block:
     length: int  # with its frame
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedProcess:
+class CapturedProcess(Value, frozen=True):
     """What a process event block says."""
 
     pid: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedPacket:
+class CapturedPacket(Value, frozen=True):
     """One packet, as much of it as was captured."""
 
     time_ns: int  # since 1970
@@ -74,22 +71,19 @@ class CapturedPacket:
     comments: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CapturedName:
+class CapturedName(Value, frozen=True):
     """From here on this address is known by this name."""
 
     address: str
     host: str
 
 
-@dataclass(slots=True)
-class _Section:
-    interfaces: list[_Interface] = field(default_factory=list)
-    processes: list[CapturedProcess] = field(default_factory=list)
+class _Section(msgspec.Struct):
+    interfaces: list[_Interface] = msgspec.field(default_factory=list)
+    processes: list[CapturedProcess] = msgspec.field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class _Interface:
+class _Interface(Value, frozen=True):
     link_type: int
     resolution: int
     offset_s: int

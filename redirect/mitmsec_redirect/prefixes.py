@@ -15,12 +15,12 @@ prefixes at which two of our addresses part are boundaries as well.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
+from mitmsec.core.model import Value
 
-@dataclass(frozen=True, slots=True, order=True)
-class Prefix:
+
+class Prefix(Value, frozen=True, order=True):
     """The addresses whose first `length` bits are those of `first`; `width` is 32 or 128."""
 
     first: int

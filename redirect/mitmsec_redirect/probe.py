@@ -19,10 +19,11 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mitmsec.core.model import OnFailure, Quic
+from msgspec.structs import replace
+
+from mitmsec.core.model import OnFailure, Quic, Value
 from mitmsec_redirect import bpffs, netns
 from mitmsec_redirect.backend import BackendKind, BackendUnavailable
 from mitmsec_redirect.bpf import Map, MapKind
@@ -49,8 +50,7 @@ CAPABILITIES = {  # without any one of them `mitmsec run` was seen to fail
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
+class Check(Value, frozen=True):
     """One thing that is needed, or with `optional` wanted. `remedy` says what to do where it is not `ok`."""
 
     name: str

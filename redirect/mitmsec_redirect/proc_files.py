@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.process_records import Executable
 
 DELETED = " (deleted)"
@@ -24,8 +24,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _ENDED = frozenset(b"ZX")
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(Value, frozen=True):
     """What /proc/PID/stat says."""
 
     parent: int
@@ -33,16 +32,14 @@ class Status:
     is_ended: bool  # all of it, not only its first thread
 
 
-@dataclass(frozen=True, slots=True)
-class ExePath:
+class ExePath(Value, frozen=True):
     """Where an executable lies: `path` is true on this machine, `claimed` what the process sees where that is not."""
 
     path: str | None = None
     claimed: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Value, frozen=True):
     """A process that lives."""
 
     pid: int

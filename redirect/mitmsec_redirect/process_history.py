@@ -15,9 +15,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import assert_never
 
+import msgspec
+
+from mitmsec.core.model import Value
 from mitmsec_redirect.process_records import Executable, ProcessEnded, ProcessEvent, ProcessExecuted, ProcessStarted
 
 TICK_NS = 10_000_000  # what /proc tells starts in
@@ -27,8 +29,7 @@ PROGRAMS_LIMIT = 8  # of one life; the oldest go first
 ANCESTORS_LIMIT = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Program:
+class Program(Value, frozen=True):
     """What ran in a process from a moment on."""
 
     since_ns: int
@@ -41,8 +42,7 @@ class Program:
     is_told: bool = True  # by the kernel as it happened; False: found by a scan
 
 
-@dataclass(slots=True, eq=False)
-class Life:
+class Life(msgspec.Struct, eq=False):
     """One process, from its start to its end."""
 
     pid: int
@@ -51,7 +51,7 @@ class Life:
     parent: int
     parent_start_ticks: int | None
     since_ns: int  # from when on it is known to have the pid; 0: since its start
-    programs: list[Program] = field(default_factory=list)
+    programs: list[Program] = msgspec.field(default_factory=list)
     ended_ns: int | None = None
 
     def program_at(self, at_ns: int) -> Program:
@@ -64,8 +64,7 @@ class Life:
         return self.start_ticks == start_ticks
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(Value, frozen=True):
     """A process as a scan of /proc found it."""
 
     pid: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mitmsec.core.model import Value
 from mitmsec_redirect.btf import Btf, NoSuchMember
 
 # Field → struct and member. Where Linux has renamed a member, the newest name is first.
@@ -52,8 +51,7 @@ _PLACES: dict[str, tuple[tuple[str, str], ...]] = {
 _BITS = {"sock_v6only_bit": ("sock_common", "skc_ipv6only")}
 
 
-@dataclass(frozen=True, slots=True)
-class Offsets:
+class Offsets(Value, frozen=True):
     """Bytes from the start of each struct."""
 
     task_tgid: int

@@ -12,10 +12,11 @@ from leaf to root, each name with its zero. 64–96 is the key of the map `execu
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import lru_cache
 from typing import Final
+
+from mitmsec.core.model import Value
 
 HEAD: Final = struct.Struct("=IIIIIIQQQQQQQqII16s")
 TAIL: Final = struct.Struct("=IIII")
@@ -58,8 +59,7 @@ class MalformedRecord(ValueError):
     """The bytes are no record of these programs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Executable:
+class Executable(Value, frozen=True):
     """One content of one file, as the kernel tells files apart: any change of it makes it another (its ctime)."""
 
     device: int  # of the file system: in some (btrfs, overlay) not what stat() says
@@ -71,8 +71,7 @@ class Executable:
         return EXECUTABLE.pack(self.device, self.inode, *divmod(self.ctime_ns, 10**9), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
+class _Told(Value, frozen=True):
     """What every record says."""
 
     pid: int
@@ -87,16 +86,14 @@ class _Told:
     no_room: bool  # …or should hold: the map was full
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStarted(_Told):
+class ProcessStarted(_Told, frozen=True):
     """A fork, seen before the child runs. It runs the same program as `forker`."""
 
     forker: int
     executable: Executable | None  # None: a thread of the kernel
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessExecuted(_Told):
+class ProcessExecuted(_Told, frozen=True):
     """A program began in a process."""
 
     thread: int  # that called execve(): others than the first take its place
@@ -106,8 +103,7 @@ class ProcessExecuted(_Told):
     name: str  # as given to execve(): relative, or a script; at most 255 bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessEnded(_Told):
+class ProcessEnded(_Told, frozen=True):
     """Its last thread is ending."""
 
 

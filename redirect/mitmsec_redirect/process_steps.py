@@ -11,8 +11,7 @@ whose offsets are not those of the running kernel, and a null pointer reads as z
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from mitmsec.core.model import Value
 from mitmsec_redirect import path_steps
 from mitmsec_redirect import process_records as records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
@@ -30,8 +29,7 @@ STEPS_LIMIT = 64  # names and mounts of one path
 CTIME_BITS = 0x7FFFFFFF  # the topmost says whether anybody has asked (Linux 6.13)
 
 
-@dataclass(frozen=True, slots=True)
-class Maps:
+class Maps(Value, frozen=True):
     """Descriptors of the maps that the programs use."""
 
     selected: int  # hash: pid → entry

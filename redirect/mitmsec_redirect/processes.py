@@ -22,13 +22,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
-from mitmsec.core.model import Caller, Confidence, ParentProcess, Process
+from mitmsec.core.model import Caller, Confidence, ParentProcess, Process, Value
 from mitmsec_redirect import callers, cgroup_path, proc_files
 from mitmsec_redirect.callers import Callers
 from mitmsec_redirect.cgroup_ids import CgroupPaths
@@ -50,8 +50,7 @@ NOT_KEPT = -1
 type Heard = Callable[[Sequence[ProcessEvent | Scanned]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(Value, frozen=True):
     """A process that was read."""
 
     folder: int  # NOT_KEPT: closed again

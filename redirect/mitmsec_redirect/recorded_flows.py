@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
-from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport
+import msgspec
+
+from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport, Value
 from mitmsec.core.sniff import Malformed, Sniffed
 from mitmsec_redirect.headings import FIN, RST, Heading, Segment, Unread, read, segment
 from mitmsec_redirect.link_types import network
@@ -32,8 +33,7 @@ _FOUND_BY = re.compile(r"(.*) \((kernel|table|inferred|unknown)\)")
 _PID = re.compile(r"\d{1,10}")
 
 
-@dataclass(frozen=True, slots=True)
-class RecordedFlow:
+class RecordedFlow(Value, frozen=True):
     """One connection, or one conversation over UDP, as a capture tells it."""
 
     transport: Transport
@@ -51,8 +51,7 @@ class RecordedFlow:
     shown: Sniffed | Malformed | None = None  # by its first bytes; None: they are not all in the file
 
 
-@dataclass(slots=True)
-class _Flow:
+class _Flow(msgspec.Struct):
     heading: Heading  # of the first packet, so seen that its source is local
     outbound: bool
     host: str | None
@@ -62,7 +61,7 @@ class _Flow:
     sent_bytes: int = 0
     received_bytes: int = 0
     closing: int = 0  # FIN and RST so far
-    said: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = msgspec.field(default_factory=dict)
     opening: Opening | None = None  # of a TCP connection whose first segment is in the file
 
     def finished(self) -> RecordedFlow:

@@ -14,13 +14,12 @@ From 88 on all is zero where the kernel's types are not known; 112–144 is the 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum, unique
 from functools import lru_cache
 from ipaddress import IPv6Address
 from typing import Final
 
-from mitmsec.core.model import Caller, Confidence, Endpoint, Process, Transport
+from mitmsec.core.model import Caller, Confidence, Endpoint, Process, Transport, Value
 
 ATTEMPT: Final = struct.Struct("=16sHHIII16s16sHHIQQQQIIQQqII")
 REMOTE, PORT, PROTOCOL, REASON, PID, UID, COMM = 0, 16, 18, 20, 24, 28, 32
@@ -105,8 +104,7 @@ class Code(IntEnum):
     UNSUPPORTED_PROTOCOL = 9
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Value, frozen=True):
     """Where a diverted connection was meant to go, and who meant it."""
 
     remote: Endpoint
@@ -120,8 +118,7 @@ class Origin:
     selected: bool = False  # under a standing selection: its caller was, and not only undecided
 
 
-@dataclass(frozen=True, slots=True)
-class Missed:
+class Missed(Value, frozen=True):
     """A connection, or for UDP a datagram, that was not diverted, and which way that went."""
 
     reason: Reason

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 
-from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport
+from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport, Value
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.pcapng_blocks import Reader
 from mitmsec_redirect.recorded_flows import RecordedFlow, RecordedFlows
@@ -31,8 +30,7 @@ class CaptureUnreadable(ValueError):
     """The bytes are not the whole of a pcapng file; what was read before this point has been given."""
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(Value, frozen=True):
     """A program wants a connection, or sends its first datagram somewhere."""
 
     transport: Transport
@@ -43,15 +41,13 @@ class Attempt:
     host: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Diverted:
+class Diverted(Value, frozen=True):
     """The gate gets it, and `Replay.find` knows it by its local side."""
 
     attempt: Attempt
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Value, frozen=True):
     """It goes its own way, as everything that is neither TCP nor refused QUIC, and all once the replay is detached."""
 
     attempt: Attempt

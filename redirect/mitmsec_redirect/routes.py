@@ -18,8 +18,8 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
+from mitmsec.core.model import Value
 from mitmsec_redirect import netlink
 from mitmsec_redirect.bpf import Map
 from mitmsec_redirect.netlink import NetlinkBroken, Reply, RouteSocket
@@ -50,8 +50,7 @@ SPECIAL_V4 = ((bytes(4), 0), (bytes(4), 8), (bytes(4), 32), (b"\xe0\0\0\0", 4), 
 SPECIAL_V6 = ((bytes(16), 0), (bytes(16), 128), (b"\xff".ljust(16, b"\0"), 8), (b"\xfe\xc0".ljust(16, b"\0"), 10))
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(Value, frozen=True):
     """What differs between IPv4 and IPv6."""
 
     number: int

@@ -5,10 +5,10 @@ programs that note where executables lie ── refused ─► that look at thei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 
@@ -23,8 +23,7 @@ class Untold(StrEnum):
     UDP = "udp"  # under nftables: flows, and names from DNS
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
+class Shortfall(Value, frozen=True):
     """`why`: the kernel's own words."""
 
     untold: Untold

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from mitmsec.core.model import Confidence, Endpoint
+from mitmsec.core.model import Confidence, Endpoint, Value
 from mitmsec_redirect.divert_signals import Flow
 from mitmsec_redirect.sockdiag import (
     NETLINK_SOCK_DIAG,
@@ -94,8 +94,7 @@ class OpenSocket:
         return Endpoint.of(text, port)
 
 
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(Value, frozen=True):
     """Whom the table names for a flow, and how far that holds.
 
     TABLE: that process has the socket, or had begun before the socket was made. INFERRED: one of these times cannot be

@@ -20,8 +20,9 @@ import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import OnFailure
 from mitmsec_redirect import bpf, bpffs, netns, records, steering_programs

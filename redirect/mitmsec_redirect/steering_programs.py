@@ -15,9 +15,7 @@ context, R7 the gate's listener, R9 whether a port is served at all addresses; R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from mitmsec.core.model import OnFailure
+from mitmsec.core.model import OnFailure, Value
 from mitmsec_redirect import records, steps
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
@@ -34,8 +32,7 @@ LEG = -shared.LEG.size
 INDEX, BEAT, SERVED = LEG - 8, LEG - 16, LEG - 40
 
 
-@dataclass(frozen=True, slots=True)
-class SteeringLayout:
+class SteeringLayout(Value, frozen=True):
     """Descriptors of the maps that the program uses, and what is fixed for a session."""
 
     served: int  # what somebody of ours listens on

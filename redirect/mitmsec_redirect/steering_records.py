@@ -21,11 +21,10 @@ Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d. The remote ports are in network 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Value
 from mitmsec_redirect.records import address_bytes, port_field
 
 LEG: Final = struct.Struct("=16s16sII")
@@ -37,8 +36,7 @@ LISTENS: Final = struct.Struct("=Q")  # of what is served: how many sockets list
 MARK: Final = struct.Struct("=I")  # of what is only there or not
 
 
-@dataclass(frozen=True, slots=True)
-class SteeringMaps:
+class SteeringMaps(Value, frozen=True):
     """Descriptors of the maps that `inbound_programs` fills and reads, and the namespace that it does so for."""
 
     served: int

@@ -9,10 +9,9 @@ network order, R9 the namespace's flags and, once those are used, the gate's por
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from mitmsec.core.model import OnFailure, Quic
+from mitmsec.core.model import OnFailure, Quic, Value
 from mitmsec_redirect import records, run_steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Register, Size
 from mitmsec_redirect.path_records import PathMaps
@@ -46,8 +45,7 @@ PORT_443 = port_field(443)
 ALWAYS_DENIED = frozenset({Code.OWN_LISTENER, Code.QUIC_REFUSED})
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(Value, frozen=True):
     """A standing selection, over all cgroups. With `everything`, whoever has no verdict is selected too."""
 
     verdicts: int  # descriptor of the map of entries by process (mitmsec_redirect.verdicts)
@@ -62,8 +60,7 @@ class Selecting(Protocol):
     def selection(self) -> Selection | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Value, frozen=True):
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
 
     origins: int

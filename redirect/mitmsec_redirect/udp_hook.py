@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from mitmsec.core.model import Direction, Quic
+from msgspec.structs import replace
+
+from mitmsec.core.model import Direction, Quic, Value
 from mitmsec_redirect import bpf, hook_programs, kernel_types, records, shortfall, udp_programs, udp_records
 from mitmsec_redirect.bpf import Attach, Btf, Map, MapKind, RunCount
 from mitmsec_redirect.connect_hook import ConnectHook, btf_int_array
@@ -35,8 +36,7 @@ RING_BYTES = 1 << 20  # 6,000 flows between two looks
 FLOWS_LIMIT = 16384
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(Value, frozen=True):
     """What came since the last look, and of the flows that were too many how many there are, and the last of them."""
 
     told: list[UdpFlow | SocketReleased]

@@ -9,9 +9,8 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from mitmsec.core.model import Transport
+from mitmsec.core.model import Transport, Value
 from mitmsec_redirect import headings, nflog
 from mitmsec_redirect.dns_records import DnsPacket, parse_packet
 from mitmsec_redirect.headings import Heading
@@ -21,8 +20,7 @@ LOCAL_IN, LOCAL_OUT = 1, 3  # linux/netfilter.h
 DRAINED_LIMIT = 256  # messages; the rest stays, and is told at the next call
 
 
-@dataclass(frozen=True, slots=True)
-class FirstDatagram:
+class FirstDatagram(Value, frozen=True):
     """The first datagram of a flow."""
 
     sent: bool  # by the program; else to it

@@ -19,9 +19,8 @@ Under a standing selection, what goes to a name server may then be led to a rela
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from mitmsec.core.model import Quic
+from mitmsec.core.model import Quic, Value
 from mitmsec_redirect import caller_steps, lead_steps, records, steps, udp_records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.lead_steps import LeadLayout
@@ -55,8 +54,7 @@ SOCK_PROTOCOL = 12  # in struct bpf_sock
 __all__ = ["UdpLayout", "build"]
 
 
-@dataclass(frozen=True, slots=True)
-class UdpLayout:
+class UdpLayout(Value, frozen=True):
     """Descriptors of the maps that the programs use, and what is fixed for a session."""
 
     flows: int

@@ -11,11 +11,10 @@ The map of flows has the counts. `what` says which call showed the flow first.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from mitmsec.core.model import Caller, Direction, Endpoint
+from mitmsec.core.model import Caller, Direction, Endpoint, Value
 from mitmsec_redirect import records
 from mitmsec_redirect.backend import SocketOwner
 
@@ -44,8 +43,7 @@ class FlowFlag(IntFlag):
     CONNECTED = 1  # the kernel runs no hook for what the socket sends: nothing is counted from then on
 
 
-@dataclass(frozen=True, slots=True)
-class UdpFlow:
+class UdpFlow(Value, frozen=True):
     """The first datagram of a flow that was sent or received, or the connect() before it."""
 
     socket_cookie: int
@@ -68,16 +66,14 @@ class UdpFlow:
         return KEY.pack(self.socket_cookie, remote, port, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class SocketReleased:
+class SocketReleased(Value, frozen=True):
     """A socket that had flows is closed."""
 
     socket_cookie: int
     at_ns: int  # CLOCK_MONOTONIC
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(Value, frozen=True):
     """What is counted of a flow. `connected`: it was once connected, and the numbers are not all that there was."""
 
     sent: int

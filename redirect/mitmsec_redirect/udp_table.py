@@ -15,9 +15,11 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol, assert_never
 
+import msgspec
+
+from mitmsec.core.model import Value
 from mitmsec_redirect.udp_records import Counts, SocketReleased, UdpFlow
 
 LIVE_LIMIT = 8192
@@ -32,8 +34,7 @@ class Counted(Protocol):
     def take(self, key: bytes) -> Counts | None: ...
 
 
-@dataclass(slots=True)
-class _Live[Known]:
+class _Live[Known](msgspec.Struct):
     number: int
     flow: UdpFlow
     key: bytes
@@ -44,8 +45,7 @@ class _Live[Known]:
     is_seen: bool = False  # a datagram was; else only that the socket was connected
 
 
-@dataclass(frozen=True, slots=True)
-class Told[Known]:
+class Told[Known](Value, frozen=True):
     """One flow as it is to be recorded: it has `ended`, or lives long. Datagrams are None where not all are counted."""
 
     number: int

@@ -23,12 +23,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-from mitmsec.core.model import Caller, Confidence, Fact, ParentProcess, Process
+from mitmsec.core.model import Caller, Confidence, Fact, ParentProcess, Process, Value
 from mitmsec_redirect.hashes import ExecutableHashes
 from mitmsec_redirect.owner import Owner, rfc3339, settled, unhashed
 from mitmsec_redirect.windows_signers import Signature, Signers
@@ -72,30 +71,26 @@ class System(Protocol):
     def signer(self, path: str, descriptor: int) -> str | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Now:
+class Now(Value, frozen=True):
     """One moment by the clock of events (which never jumps), and by that of the system."""
 
     event_ns: int
     unix_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Began:
+class Began(Value, frozen=True):
     """A process that `refresh` met for the first time."""
 
     process: Process
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Value, frozen=True):
     """One that it found ended."""
 
     process: Process
 
 
-@dataclass(slots=True, eq=False)
-class _Life:
+class _Life(msgspec.Struct, eq=False):
     opened: Opened
     held_ns: int  # by the clock of events: from then on its pid is nobody else's
     process: Process
@@ -106,11 +101,10 @@ class _Life:
     ended_ns: int | None = None
 
 
-@dataclass(slots=True)
-class _Services:
+class _Services(msgspec.Struct):
     """By pid, as they were at a moment; None: not known."""
 
-    at: Now = field(default_factory=lambda: Now(0, 0))
+    at: Now = msgspec.field(default_factory=lambda: Now(0, 0))
     names: Mapping[int, tuple[str, ...]] | None = None
 
 

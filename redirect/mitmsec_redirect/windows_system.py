@@ -25,11 +25,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from ctypes import byref, c_int, c_int32, c_int64, c_uint32, c_uint64, c_void_p, c_wchar_p
-from dataclasses import dataclass
 from typing import Any, Final
 
 import psutil
 
+from mitmsec.core.model import Value
 from mitmsec_redirect.windows_authenticode import Authenticode
 from mitmsec_redirect.windows_rows import EPOCH_1601_NS, Malformed
 from mitmsec_redirect.windows_service_rows import parse_services, services_by_pid
@@ -50,8 +50,7 @@ TRIES, SPARE_BYTES = 8, 16 * 1024  # services may start between the question for
 PATH: Final = re.compile(r"[A-Za-z]:\\|\\\\")  # others are names of no file: "System", "Registry"
 
 
-@dataclass(frozen=True, slots=True)
-class Libraries:
+class Libraries(Value, frozen=True):
     """The DLLs that are called, and how a call that failed is asked why."""
 
     kernel32: Any

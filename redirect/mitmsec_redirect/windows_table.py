@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from ctypes import byref, c_int, c_uint32, c_void_p
-from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
 import psutil
+from msgspec.structs import replace
 
 from mitmsec.core.model import Confidence, Endpoint, Transport
 from mitmsec_redirect.divert_signals import Flow

@@ -46,7 +46,7 @@ def test_a_log_is_gone_on_with(tmp_path: Path) -> None:
 
 def test_every_commit_waits_for_the_disk(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    conn = store._db.conn
+    conn = store._conn
     assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert conn.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     store.close()
@@ -57,13 +57,13 @@ def test_a_batch_that_the_disk_refuses_leaves_nothing_and_can_be_tried_again(tmp
     store = Store(tmp_path)
     store.append([draft(connection())])
     before = store.head
-    pages = store._db.conn.execute("PRAGMA page_count").fetchone()[0]
-    store._db.conn.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store._conn.execute("PRAGMA page_count").fetchone()[0]
+    store._conn.execute(f"PRAGMA max_page_count = {pages}")
     batch = [draft(request(url="https://a.example/" + "x" * 3000)) for _ in range(50)]
     with pytest.raises(LogUnwritable, match="full"):
         store.append(batch)
     assert store.head == before
-    store._db.conn.execute("PRAGMA max_page_count = 1000000")
+    store._conn.execute("PRAGMA max_page_count = 1000000")
     store.append(batch)
     store.close()
     with opened(tmp_path) as log:

@@ -122,6 +122,7 @@ def test_two_rules_that_overlap_are_told_in_their_order(one: dict[str, object], 
         ({"protocol": (Protocol.SSH,)}, {"alpn": ("h2",)}),
         ({"alpn": ("h2",)}, {"alpn": ("http/1.1",)}),
         ({"direction": Direction.INBOUND, "port": ((1, 9),)}, {"port": ((5, 20),)}),
+        ({"time": ("Mon 08:00-18:00",), "port": ((1, 9),)}, {"time": ("Sun 08:00-18:00",), "port": ((5, 20),)}),
     ],
 )
 def test_two_rules_that_no_connection_meets_do_not_overlap(one: dict[str, object], other: dict[str, object]) -> None:

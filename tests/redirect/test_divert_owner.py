@@ -12,10 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from mitmsec.core.model import Caller, Confidence, Endpoint, Process, Transport
 from mitmsec_redirect.cgroup import cgroup2_root

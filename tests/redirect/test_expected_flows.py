@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process
 from mitmsec_redirect import expected_flows

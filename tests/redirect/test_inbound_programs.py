@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
+from msgspec.structs import fields
 
 from mitmsec_redirect import inbound_programs
 from mitmsec_redirect.assembler import Helper

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import Quic
 from mitmsec_redirect import lead_steps, records, udp_programs, udp_records

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from descriptors import descriptors
+from msgspec.structs import replace
 from nft_stage import needs_nft
 
 from mitmsec.core.model import OnFailure, Quic

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import fields
 from itertools import pairwise
+
+from msgspec.structs import fields
 
 from mitmsec_redirect import path_steps, process_steps, steps, udp_programs
 from mitmsec_redirect.assembler import Assembler, Helper, Register

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from caller_stage import mounted
+from msgspec.structs import replace
 
 from mitmsec_redirect import proc_files
 from mitmsec_redirect.proc_files import (

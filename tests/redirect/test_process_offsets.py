@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 from btf_writer import BtfWriter
+from msgspec.structs import fields
 
 from mitmsec_redirect.btf import Btf, NoSuchMember
 from mitmsec_redirect.process_offsets import _PLACES, Offsets

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import fields
 from itertools import pairwise
 
 import pytest
+from msgspec.structs import fields
 
 from mitmsec_redirect import path_steps
 from mitmsec_redirect import process_programs as programs

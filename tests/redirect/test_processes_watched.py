@@ -10,13 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
 import pytest
 from monitor_stage import forked, run, with_pid
+from msgspec.structs import replace
 from process_stage import CAT, TRUE, whose
 
 from mitmsec.core.model import Caller, Confidence, ParentProcess

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import fields, replace
 
 import pytest
+from msgspec.structs import fields, replace
 
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect.bpf import Attach

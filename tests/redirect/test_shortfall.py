@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import pytest
+from msgspec.structs import fields
 
 from mitmsec_redirect import shortfall
 from mitmsec_redirect.path_records import PathMaps

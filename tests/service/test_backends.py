@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from msgspec import structs
+from msgspec.structs import replace
 
 from mitmsec.core.messages import Whose
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process, Quic, Transport

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 from concurrent.futures import Future
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
 from mitmsec.core.model import Action, Caller, Confidence, Direction, Endpoint, Process

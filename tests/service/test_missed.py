@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen
 from mitmsec.core.model import Caller, Endpoint, Process, Transport
