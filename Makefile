@@ -12,7 +12,7 @@ PARALLEL = -n $$(( $$(nproc) + 2 )) --dist worksteal
 SERVER_PACKAGES := pg_ctlcluster:postgresql mariadbd:mariadb-server-core doveconf:dovecot-core /usr/lib/dovecot/imap:dovecot-imapd /usr/lib/dovecot/pop3:dovecot-pop3d slapd:slapd ldapsearch:ldap-utils prosody:prosody
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES)
 
-.PHONY: help demo test wheel wine lint format fuzz bench bench-attribution bench-redirect checklist badssl clean
+.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect checklist badssl clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ fuzz: $(BIN)/.fuzz ## parsers and the divert engine, guided by coverage: SECONDS
 
 bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)
 	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg
+
+bench-policy: $(BIN)/.dev ## measure what a decision costs under 1,000 rules and lists of 1,000,000 names, and to load them
+	@$(BIN)/python -m benchmarks.long_lists
 
 bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and score what is recorded of them (root; some minutes)
 	@$(BIN)/python -m benchmarks.attribution --report docs/attribution.md

@@ -19,6 +19,7 @@ import zoneinfo
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from mitmsec import lists
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
 from mitmsec.core.hours import LOCAL
 from mitmsec.core.identity_section import read_identity
@@ -204,7 +205,13 @@ def parse_policy(
     document = _document(text, file)
     notes = Notes(file, index(text))
     context = Context(
-        notes=notes, read_list=read_list, inspectors=inspectors, unusable=unusable, user_name=user_name, zone=zone
+        notes=notes,
+        read_list=read_list,
+        inspectors=inspectors,
+        unusable=unusable,
+        user_name=user_name,
+        categories=lists.shipped(),
+        zone=zone,
     )
     policy = _policy(Table(document, (), notes), context, no_roots, pair)
     if notes.errors:
@@ -243,6 +250,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         identities=identities,
         zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
+        lists=tuple(context.lists.values()),
     )
     defaults.close()
     root.close()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Application, Policy, Rule
 from mitmsec.core.sniff import WITH_NAME, Protocol, Shown
@@ -45,7 +46,15 @@ NAMES = ("a.example", "b.a.example", "c.b.a.example", "example", "other.test")
 ADDRESSES = ("192.0.2.1", "198.51.100.1", "2001:db8::1", "")
 PORTS = (22, 80, 443, 8443)
 
-patterns = st.builds(lambda mark, name: mark + name, st.sampled_from(["", "*.", "."]), st.sampled_from(NAMES))
+LISTS = (
+    HostList.of("@one", "a.example\nother.test\na.example"),
+    HostList.of("@two", "b.a.example\nnobody.test"),
+    HostList.of("@three", "example\nother.test\nb.a.example"),
+    HostList.of("category:finance", "other.test\nc.b.a.example"),
+)
+
+patterns = st.builds(lambda mark, name: mark + name, st.sampled_from(["", "*."]), st.sampled_from(NAMES))
+_files = st.sampled_from([one.name for one in LISTS[:3]])
 ranges = st.tuples(st.sampled_from(PORTS), st.sampled_from(PORTS)).map(lambda ends: (min(ends), max(ends)))
 
 
@@ -60,7 +69,8 @@ rules = st.builds(
     application=some(
         st.sampled_from(["browsers", "root's", "web", "boxes", "those", "/usr/*", "*/curl", "/opt/helper"])
     ),
-    host=some(patterns),
+    host=some(st.one_of(patterns, _files)),
+    category=st.one_of(st.just(()), st.just(()), st.just(("finance",))),
     port=some(ranges),
     address=some(st.sampled_from(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"])),
     user=st.one_of(st.just(()), some(st.sampled_from(["root", "joe", "1000"]))),
@@ -77,7 +87,7 @@ def numbered(found: list[Rule]) -> Policy:
         Rule(**{field: getattr(rule, field) for field in rule.__struct_fields__} | {"name": f"rule {number}"})
         for number, rule in enumerate(found)
     ]
-    return Policy(applications=APPLICATIONS, rules=tuple(named), action=Action.BYPASS, zones=ZONES)
+    return Policy(applications=APPLICATIONS, rules=tuple(named), action=Action.BYPASS, zones=ZONES, lists=LISTS)
 
 
 policies = st.lists(rules, max_size=6).map(numbered)
@@ -115,7 +125,8 @@ def _drawn_rule(draw: random.Random) -> Rule:
         name="?",
         action=draw.choice(list(Action)),
         application=some_of(["browsers", "root's", "web", "boxes", "/usr/*", "*/curl", "/opt/helper"]),
-        host=some_of([mark + name for mark in ("", "*.", ".") for name in NAMES]),
+        host=some_of([*(mark + name for mark in ("", "*.") for name in NAMES), "@one", "@two", "@three"]),
+        category=draw.choice([(), (), ("finance",)]),
         port=((low, high),) if draw.random() < 0.3 else (),
         address=some_of(["192.0.2.0/24", "198.51.100.1/32", "2001:db8::/32", "0.0.0.0/0"]),
         user=some_of(["root", "joe"]),

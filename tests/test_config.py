@@ -108,7 +108,8 @@ def test_a_whole_policy() -> None:
     asked = (policy.upstream_trust, policy.upstream_revocation, policy.upstream_sct)
     assert asked == (UpstreamTrust.PUBLIC, Revocation.HARD, Transparency.REFUSE)
     assert policy.inspectors == (("keywords", ("Adler",)),)
-    assert policy.rules[0].host == ("*.bank.example", ".finance.example")
+    assert policy.rules[0].host == ("*.bank.example", "@lists/finance.txt")
+    assert [(one.name, one.text) for one in policy.lists] == [("@lists/finance.txt", "finance.example")]
     assert [len(part) for part in (policy.applications, policy.rules, policy.tests)] == [1, 2, 1]
 
 

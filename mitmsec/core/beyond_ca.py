@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from mitmsec.core.covered_names import CoveredNames
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
@@ -18,22 +19,27 @@ def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[
 
     `allows` says of a comparable name or address whether it may; `excluded` are names that it may not, and all below.
     """
+    names = CoveredNames(policy.listed)
     told = [
         sentence
         for rule in policy.rules
         if rule.action is Action.DECRYPT and rule.direction is Direction.OUTBOUND
         if not rule.protocol or Protocol.TLS in rule.protocol
-        if (sentence := _of_rule(rule, allows, excluded)) is not None
+        if (sentence := _of_rule(rule, names, allows, excluded)) is not None
     ]
     if policy.action is Action.DECRYPT:
         told.append(f"what no rule takes is decrypted, which may be a name that {_OUTCOME}")
     return told
 
 
-def _of_rule(rule: Rule, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
-    if not rule.host:
+def _of_rule(rule: Rule, names: CoveredNames, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
+    if not rule.asks_name:
         return f'rule "{rule.name}" decrypts whatever name a client asks for, which may be one that {_OUTCOME}'
-    beyond = [part for pattern in rule.host if (part := _beyond(pattern, allows, excluded)) is not None]
+    beyond = [
+        part
+        for pattern in names.spelt(rule.host or rule.categories)
+        if (part := _beyond(pattern, allows, excluded)) is not None
+    ]
     if not beyond:
         return None
     more = f" and {len(beyond) - _SHOWN} more" if len(beyond) > _SHOWN else ""
@@ -41,7 +47,7 @@ def _of_rule(rule: Rule, allows: Callable[[str], bool], excluded: Sequence[str])
 
 
 def _beyond(pattern: str, allows: Callable[[str], bool], excluded: Sequence[str]) -> str | None:
-    """What is not allowed of a pattern, which is a name that stands for no other, or one for all below it."""
+    """What is not allowed of a pattern: a name alone, `*.` and a name for all below it, `.` and a name for both."""
     base = pattern.removeprefix("*").removeprefix(".")
     probe = f"any.{base}" if pattern.startswith("*") else base
     if not allows(probe):

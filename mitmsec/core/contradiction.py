@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 
 from mitmsec.core import hours
+from mitmsec.core.covered_names import CoveredNames
 from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
-    host_covers,
-    host_patterns,
     is_path,
     merged,
     networks,
@@ -69,8 +68,9 @@ def _impossible_protocol(rule: Rule) -> str | None:
     """Why nothing that the rule's protocols can be shows what its other conditions ask."""
     if rule.protocol and (rule.alpn or rule.ja4) and WITH_HELLO.isdisjoint(rule.protocol):
         return 'alpn and ja4 are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
-    if rule.protocol and rule.host and WITH_NAME.isdisjoint(rule.protocol):
-        return f"none of these shows a name, which host asks for; that do {', '.join(sorted(WITH_NAME))}"
+    if rule.protocol and rule.asks_name and WITH_NAME.isdisjoint(rule.protocol):
+        key = "host" if rule.host else "category"
+        return f"none of these shows a name, which {key} asks for; that do {', '.join(sorted(WITH_NAME))}"
     return None
 
 
@@ -107,11 +107,13 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
 
     Only rules whose number is in `sound` are compared: one that was not read fully seems to take more than it does.
     """
-    seen = _Earlier()
+    names = CoveredNames(policy.listed)
+    seen = _Earlier(names)
     for number, rule in enumerate(policy.rules):
         if number not in sound:
             continue
-        shadow = next((policy.rules[n] for n in seen.candidates(rule) if covers(policy.rules[n], rule)), None)
+        earlier = map(policy.rules.__getitem__, seen.candidates(rule))
+        shadow = next((other for other in earlier if covers(other, rule, names)), None)
         if shadow is not None:
             why = f'can never match: the earlier rule "{shadow.name}" takes every connection that this one describes'
             yield Contradiction(rule=number, message=why)
@@ -119,28 +121,25 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
 
 
 class _Earlier:
-    """Which earlier rules could cover one: those without a host condition, and those that know its first pattern."""
+    """Which earlier rules could cover one: those without a condition on names, and those that know its first one."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: CoveredNames) -> None:
+        self._names = names
         self._unnamed: list[int] = []
         self._by_pattern: dict[str, list[int]] = {}
 
     def add(self, number: int, rule: Rule) -> None:
-        if not rule.host:
+        if not rule.asks_name:
             self._unnamed.append(number)
-        for pattern in rule.host:
+        for pattern in (*rule.host, *rule.categories):
             self._by_pattern.setdefault(pattern, []).append(number)
 
     def candidates(self, rule: Rule) -> list[int]:
-        if not rule.host:
-            return self._unnamed
-        suffix = rule.host[0].removeprefix("*").removeprefix(".")
-        patterns = (f"*.{suffix}", *host_patterns(suffix))
-        named = {number for pattern in patterns for number in self._by_pattern.get(pattern, ())}
+        named = {number for clue in self._names.clues(rule) for number in self._by_pattern.get(clue, ())}
         return sorted(named.union(self._unnamed))
 
 
-def covers(wide: Rule, narrow: Rule) -> bool:
+def covers(wide: Rule, narrow: Rule, names: CoveredNames) -> bool:
     """Whether `wide` takes every connection that `narrow` describes, as far as that can be told of each condition."""
     return (
         wide.direction is narrow.direction
@@ -150,7 +149,7 @@ def covers(wide: Rule, narrow: Rule) -> bool:
         and _covers_ports(wide, narrow)
         and _covers_addresses(wide, narrow)
         and _covers_applications(wide, narrow)
-        and _covers_hosts(wide, narrow)
+        and names.covers(wide, narrow)
     )
 
 
@@ -190,7 +189,7 @@ def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:
 def protocols(rule: Rule) -> set[Protocol]:
     """All that a connection can be which the rule takes."""
     possible = set(rule.protocol or Protocol)
-    if rule.host:
+    if rule.asks_name:
         possible &= WITH_NAME
     return possible & WITH_HELLO if rule.alpn or rule.ja4 else possible
 
@@ -204,13 +203,6 @@ def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:
 def entry_covers(wide: str, narrow: str) -> bool:
     """Of two entries under `application`."""
     return wide == narrow or (is_path(wide) and is_path(narrow) and path_covers(wide, narrow))
-
-
-def _covers_hosts(wide: Rule, narrow: Rule) -> bool:
-    if not wide.host or not narrow.host:
-        return not wide.host
-    patterns = set(wide.host)
-    return all(host_covers(patterns, pattern) for pattern in narrow.host)
 
 
 def _covers_ports(wide: Rule, narrow: Rule) -> bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mitmsec.core.host_lists import CATEGORY, Listed, is_list
 from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
-from mitmsec.core.policy import Policy, Rule, host_text, port_text
+from mitmsec.core.policy import Policy, Rule, port_text
 from mitmsec.core.policytest import called
 from mitmsec.core.selector import (
     NO_PID,
@@ -97,7 +98,9 @@ def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, 
     if rule.user:
         yield _one_of("user", rule.user, process.user, "who runs the program is not known")
     if rule.host:
-        yield _host(rule, shown.name)
+        yield _host(rule, shown.name, policy.listed)
+    if rule.category:
+        yield _category(rule, shown.name, policy.listed)
     if rule.port:
         yield _port(rule, remote.port)
     if rule.address:
@@ -179,13 +182,25 @@ def _lack(key: str, has: str | None, wants: tuple[str, ...]) -> str:
     return f"{key} {has} is {'not' if len(wants) == 1 else 'none of'} {_listed(wants)}"
 
 
-def _host(rule: Rule, name: str | None) -> Checked:
+def _host(rule: Rule, name: str | None, lists: Listed) -> Checked:
     if name is None:
         return Checked(key="host", holds=False, why="the flow shows no name")
     for pattern in host_patterns(name):
         if pattern in rule.host:
-            return Checked(key="host", holds=True, why=f"{name} is within {host_text(pattern)}")
-    return Checked(key="host", holds=False, why=f"{name} is not within {_listed(tuple(map(host_text, rule.host)))}")
+            return Checked(key="host", holds=True, why=f"{name} is within {pattern}")
+    for entry in rule.host:
+        if is_list(entry) and (above := lists.within(name, entry)) is not None:
+            return Checked(key="host", holds=True, why=f"{name} is within {above} (from the list {entry})")
+    return Checked(key="host", holds=False, why=f"{name} is not within {_listed(rule.host)}")
+
+
+def _category(rule: Rule, name: str | None, lists: Listed) -> Checked:
+    if name is None:
+        return Checked(key="category", holds=False, why="the flow shows no name")
+    for category in rule.category:
+        if (above := lists.within(name, CATEGORY + category)) is not None:
+            return Checked(key="category", holds=True, why=f"{name} is within {above} ({category})")
+    return Checked(key="category", holds=False, why=f"{name} is not in {_listed(rule.category)}")
 
 
 def _port(rule: Rule, port: int) -> Checked:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Value
-from mitmsec.core.policyfile import Context, read_hosts, read_ports, unique_name
+from mitmsec.core.names_section import read_patterns
+from mitmsec.core.policyfile import Context, read_ports, unique_name
 from mitmsec.core.toml_table import Table
 
 MARK = "-----BEGIN"  # of a block of PEM
@@ -41,7 +42,7 @@ def read_inbound(table: Table, context: Context, taken: dict[str, int], pair: Re
     for flaw, blamed in ((found.certificate_flaw, "certificate"), (found.key_flaw, "key")):
         if flaw is not None:
             table.note(flaw, blamed)
-    host = read_hosts(table, context)
+    host = read_patterns(table, context)
     if found.chain and not host and not found.names and "host" not in table:
         table.note("names no host, so host has to", "certificate")
     service = KnownService(

@@ -15,9 +15,10 @@ from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
+from mitmsec.core.host_lists import Listed
 from mitmsec.core.hours import Times, Zones
 from mitmsec.core.model import Direction, Endpoint, Process
-from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Ports, Rules, Words, lowest, numbers
+from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, numbers
 from mitmsec.core.rules import Application, Rule
 from mitmsec.core.selector import Program, lineage
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
@@ -37,8 +38,8 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_certain", "_hosts", "_ja4", "_mine", "_ports", "_programs",
-        "_protocols", "_remembered", "_silent", "_times", "_users",
+        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_latest",
+        "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
     def __init__(
@@ -47,6 +48,7 @@ class Matcher:
         rules: Sequence[Rule],
         direction: Direction = Direction.OUTBOUND,
         zones: Zones = (),
+        lists: Listed | None = None,
     ) -> None:
         self._mine = sum(1 << number for number, rule in enumerate(rules) if rule.direction is direction)
         self._certain = sum(1 << number for number, rule in enumerate(rules) if not rule.asks_first_bytes)
@@ -57,7 +59,9 @@ class Matcher:
         self._users = Words([rule.user for rule in rules])
         self._ports = Ports([rule.port for rule in rules])
         self._addresses = Addresses([rule.address for rule in rules])
-        self._hosts = Hosts([rule.host for rule in rules])
+        self._lists = lists or Listed(())
+        self._hosts = Hosts([rule.host for rule in rules], self._lists)
+        self._categories = Listings([rule.categories for rule in rules], self._lists)
         self._protocols = Words([rule.protocol for rule in rules])
         self._alpn = Globs([rule.alpn for rule in rules])
         self._ja4 = Globs([rule.ja4 for rule in rules])
@@ -66,6 +70,7 @@ class Matcher:
             reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
         )
         self._remembered: dict[object, _Applying] = {}
+        self._latest: tuple[Process, _Applying] | None = None
 
     def first(self, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
         """The number of the first rule that accepts the flow, None where no rule does."""
@@ -109,9 +114,17 @@ class Matcher:
 
     def _shown_beside_protocol(self, shown: Shown) -> Rules:
         ja4 = () if shown.ja4 is None else (shown.ja4,)
-        return self._hosts.rules(shown.name) & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
+        holding = 0 if shown.name is None else self._lists.holding(shown.name)
+        named = self._hosts.rules(shown.name, holding) & self._categories.rules(holding)
+        return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
 
     def _applying(self, process: Process) -> _Applying:
+        """A flow's questions come one after the other, about one object."""
+        if self._latest is None or self._latest[0] is not process:
+            self._latest = process, self._remembered_of(process)
+        return self._latest[1]
+
+    def _remembered_of(self, process: Process) -> _Applying:
         parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
         exe = (process.exe, process.claimed_exe is None)
         cgroup = (process.unit, process.container)

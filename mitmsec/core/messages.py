@@ -122,7 +122,7 @@ class SignerReady(Message, frozen=True):
 
 # --- supervisor ⇄ gate ------------------------------------------------------------------------------------------------
 class GateSettings(Message, frozen=True):
-    """fds, in this order: policy (memfd, JSON of mitmsec.core.policy.Policy), IPv4 listener, recorder channel,
+    """fds, in this order: policy (memfd, mitmsec.core.policy_packing), IPv4 listener, recorder channel,
     signer channel, what the backend gives its gate (mitmsec_redirect.backend.GateGround: origins map and heartbeat map,
     or a channel of expected flows and an eventfd, or an eventfd for the heartbeat alone), then the IPv6 listener where
     there is one. With `inward` there follow the maps of legs and of listeners (mitmsec_redirect.legs), and so many

@@ -16,9 +16,11 @@ from itertools import combinations
 from msgspec.structs import replace
 
 from mitmsec.core.contradiction import covers, entry_covers, protocols
+from mitmsec.core.covered_names import CoveredNames
+from mitmsec.core.names import parents
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.rules import CONDITIONS
-from mitmsec.core.selector import host_covers, host_patterns, merged, networks, networks_cover, ports_cover, text_covers
+from mitmsec.core.selector import merged, networks, networks_cover, ports_cover, text_covers
 
 RULES_LIMIT = 300  # about a second: each is compared with each
 LIST_LIMIT = 10_000
@@ -30,16 +32,17 @@ DIVIDED = ("port", "host", "address", "application", "user", "protocol")  # cond
 
 def overlaps(policy: Policy) -> list[str]:
     """A sentence for each rule that earlier ones leave nothing to, and for each pair that overlaps."""
+    names = CoveredNames(policy.listed)
     if len(policy.rules) > RULES_LIMIT:
         return [f"of more than {RULES_LIMIT} rules it is not looked whether some overlap"]
     gone = {}
     for number, rule in enumerate(policy.rules):
-        if takers := together(policy.rules[:number], rule):
+        if takers := together(policy.rules[:number], rule, names):
             gone[number] = f'rule "{rule.name}" can never match: {_listed(takers)} together take all that it describes'
     pairs = (
         f'rules "{first.name}" and "{second.name}" overlap: what both describe is {first.action.value}, by the earlier'
         for (_, first), (later, second) in combinations(enumerate(policy.rules), 2)
-        if later not in gone and first.action is not second.action and _overlap(first, second)
+        if later not in gone and first.action is not second.action and _overlap(first, second, names)
     )
     return [*_few(gone.values()), *_few(pairs)]
 
@@ -59,26 +62,26 @@ def _listed(rules: Sequence[Rule]) -> str:
 
 
 # -- several that leave nothing ----------------------------------------------------------------------------------------
-def together(earlier: Sequence[Rule], rule: Rule) -> tuple[Rule, ...]:
+def together(earlier: Sequence[Rule], rule: Rule, names: CoveredNames) -> tuple[Rule, ...]:
     """Of the earlier rules those that between them take all that `rule` does; none where no two or more do so."""
     for key in DIVIDED:
-        parts = [one for one in earlier if getattr(one, key) and covers(replace(one, **{key: ()}), rule)]
-        if len(parts) > 1 and _cover(key, parts, rule):
-            return _needed(key, parts, rule)
+        parts = [one for one in earlier if getattr(one, key) and covers(replace(one, **{key: ()}), rule, names)]
+        if len(parts) > 1 and _cover(key, parts, rule, names):
+            return _needed(key, parts, rule, names)
     return ()
 
 
-def _needed(key: str, parts: list[Rule], rule: Rule) -> tuple[Rule, ...]:
+def _needed(key: str, parts: list[Rule], rule: Rule, names: CoveredNames) -> tuple[Rule, ...]:
     """Without any one of them something would be left."""
     needed = list(parts)
     for one in reversed(parts):
         rest = [other for other in needed if other is not one]
-        if rest and _cover(key, rest, rule):
+        if rest and _cover(key, rest, rule, names):
             needed = rest
     return tuple(needed)
 
 
-def _cover(key: str, parts: Iterable[Rule], rule: Rule) -> bool:
+def _cover(key: str, parts: Iterable[Rule], rule: Rule, names: CoveredNames) -> bool:
     wide = [value for one in parts for value in getattr(one, key)]
     narrow = getattr(rule, key)
     if len(wide) > LIST_LIMIT or len(narrow) > LIST_LIMIT:
@@ -91,8 +94,8 @@ def _cover(key: str, parts: Iterable[Rule], rule: Rule) -> bool:
         case "protocol":
             return protocols(rule) <= set(wide)
         case "host":
-            known = set(wide)
-            return bool(narrow) and all(host_covers(known, pattern) for pattern in narrow)
+            is_short = names.count(wide) <= LIST_LIMIT and names.count(narrow) <= LIST_LIMIT
+            return bool(narrow) and is_short and names.all_within(narrow, wide)
         case "application":
             return bool(narrow) and all(any(entry_covers(other, entry) for other in wide) for entry in narrow)
         case _:
@@ -100,7 +103,7 @@ def _cover(key: str, parts: Iterable[Rule], rule: Rule) -> bool:
 
 
 # -- two that overlap --------------------------------------------------------------------------------------------------
-def _overlap(first: Rule, second: Rule) -> bool:
+def _overlap(first: Rule, second: Rule, names: CoveredNames) -> bool:
     return (
         first.direction is second.direction
         and _asked(first) == _asked(second)
@@ -112,9 +115,11 @@ def _overlap(first: Rule, second: Rule) -> bool:
         and _texts_meet(first.ja4, second.ja4)
         and _entries_meet(first, second)
         and _addresses_meet(first, second)
-        and _hosts_meet(first, second)
-        and not covers(second, first)  # then it is an exception, before what it is an exception of
-        and not covers(first, second)
+        and _words_meet(first.category, second.category)
+        and _words_meet(first.time, second.time)
+        and _hosts_meet(first, second, names)
+        and not covers(second, first, names)  # then it is an exception, before what it is an exception of
+        and not covers(first, second, names)
     )
 
 
@@ -153,12 +158,13 @@ def _addresses_meet(first: Rule, second: Rule) -> bool:
                for one in networks(first.address) for other in theirs)  # fmt: skip
 
 
-def _hosts_meet(first: Rule, second: Rule) -> bool:
+def _hosts_meet(first: Rule, second: Rule, names: CoveredNames) -> bool:
     if not first.host or not second.host:
         return True
-    if len(first.host) + len(second.host) > LIST_LIMIT:
+    if names.count(first.host) + names.count(second.host) > LIST_LIMIT:
         return False
-    return _reaches(first.host, set(second.host)) or _reaches(second.host, set(first.host))
+    mine, theirs = set(names.spelt(first.host)), set(names.spelt(second.host))
+    return _reaches(mine, theirs) or _reaches(theirs, mine)
 
 
 def _reaches(patterns: Iterable[str], others: set[str]) -> bool:
@@ -168,8 +174,6 @@ def _reaches(patterns: Iterable[str], others: set[str]) -> bool:
 
 def _above(pattern: str) -> set[str]:
     """All patterns that accept what this one accepts, or some of it and more."""
-    if pattern.startswith("*."):
-        return {pattern, pattern[1:], *host_patterns(pattern[2:])[2:]}
-    if pattern.startswith("."):
-        return {f"*{pattern}", *host_patterns(pattern[1:])}
-    return set(host_patterns(pattern))
+    name = pattern.removeprefix("*").removeprefix(".")
+    above = {pattern, f".{name}", *(f"{mark}{parent}" for parent in parents(name) for mark in ("*.", "."))}
+    return above | {f"*.{name}", name} if pattern.startswith(".") else above

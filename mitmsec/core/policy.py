@@ -22,6 +22,7 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
+from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
 from mitmsec.core.known_service import KnownService, service_for
@@ -57,10 +58,10 @@ _SHOWN_VALUES = 3  # of a condition, in a sentence
 
 
 class Policy(Value, frozen=True, dict=True):
-    """A complete policy; lists that the file named are inside. Goes through JSON and back unchanged.
+    """A complete policy; of its lists the names may be elsewhere. Goes through JSON and back unchanged.
 
     Made by mitmsec.config from a file, where everything is checked; a rule that names no existing application
-    raises KeyError at the first question.
+    raises KeyError at the first question, and a name whose lists are elsewhere LookupError.
     """
 
     version: int = LANGUAGE_VERSION
@@ -89,6 +90,8 @@ class Policy(Value, frozen=True, dict=True):
     tests: tuple[PolicyTest, ...] = ()
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """What each configured inspector looks for."""
+    lists: tuple[HostList, ...] = ()
+    """All that rules name."""
     services: tuple[KnownService, ...] = ()
     """Those whose key is known, for connections that come in."""
 
@@ -99,9 +102,14 @@ class Policy(Value, frozen=True, dict=True):
     """Those that programs can be to origins."""
 
     @property
+    def without_names(self) -> Policy:
+        """It, and of its lists only the references: hashes stand for the names."""
+        return replace(self, lists=tuple(one.reference for one in self.lists)) if self.lists else self
+
+    @property
     def encoded(self) -> bytes:
-        """All that decides, as JSON: what its files held is inside, and of keys nothing."""
-        return msgspec.json.encode(self)
+        """All that decides, as JSON: what its files held is inside, its lists by their hashes, and of keys nothing."""
+        return msgspec.json.encode(self.without_names)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -263,7 +271,12 @@ class Policy(Value, frozen=True, dict=True):
 
     @cached_property
     def _matchers(self) -> dict[Direction, Matcher]:
-        return {way: Matcher(self.applications, self.rules, way, self.zones) for way in Direction}
+        return {way: Matcher(self.applications, self.rules, way, self.zones, self.listed) for way in Direction}
+
+    @cached_property
+    def listed(self) -> Listed:
+        """Which of its lists hold a name. Long ones take a while at the first question, unless filled before it."""
+        return Listed(self.lists)
 
     @cached_property
     def _decisions(self) -> tuple[Decision, ...]:
@@ -281,7 +294,7 @@ class Policy(Value, frozen=True, dict=True):
         return tuple(map(self._doubted, self.rules, self._decisions))
 
     def _doubted(self, rule: Rule, decision: Decision) -> Decision:
-        if not rule.host or rule.action is not Action.BYPASS:
+        if not rule.asks_name or rule.action is not Action.BYPASS:
             return decision
         reason = f'{decision.reason}; no DNS answer confirms the name, and unproven_name = "{self.unproven_name}"'
         if self.unproven_name is UnprovenName.BLOCK:
@@ -296,9 +309,11 @@ def subject(rule: Rule) -> str:
         words += f" of {_some(rule.application)}"
     if rule.user:
         words += f" of user {_some(rule.user)}"
-    to = [*map(host_text, rule.host), *rule.address]
+    to = [*rule.host, *rule.address]
     if to:
         words += f" {'to' if rule.direction is Direction.OUTBOUND else 'from'} {_some(to)}"
+    if rule.category:
+        words += f", category {_some(rule.category)}"
     if rule.port:
         words += f", port {_some([port_text(*ports) for ports in rule.port])}"
     shown = (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4))
@@ -311,11 +326,6 @@ def subject(rule: Rule) -> str:
 def port_text(low: int, high: int) -> str:
     """A range as it is written in a policy."""
     return str(low) if low == high else f"{low}-{high}"
-
-
-def host_text(pattern: str) -> str:
-    """A host pattern for people; what came from a list says so."""
-    return f"{pattern[1:]} (from a list)" if pattern.startswith(".") else pattern
 
 
 def _some(values: Sequence[str]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import date
 from enum import StrEnum
 
 import msgspec
 
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.learning import read_learned_bypass, read_on_request
 from mitmsec.core.model import (
@@ -22,14 +23,15 @@ from mitmsec.core.model import (
     Upstream,
     UpstreamTrust,
 )
-from mitmsec.core.names import parse_name, written_name
+from mitmsec.core.names import parse_name
+from mitmsec.core.names_section import read_categories, read_hosts
 from mitmsec.core.policy import DEFAULTS, Application, Rule
 from mitmsec.core.selector import is_path
 from mitmsec.core.sniff import Protocol
-from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of, meant
+from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_RULE = ("category", "page")
+LATER_RULE = ("page",)
 LATER_ON_FINDING = ("quarantine", "redact")
 NEEDS_WORDS = frozenset({"keywords"})
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
@@ -54,7 +56,12 @@ class Context(msgspec.Struct):
     rules: dict[str, int] = msgspec.field(default_factory=dict)
     identities: dict[str, int] = msgspec.field(default_factory=dict)
     words: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
-    lists: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)  # what each list file held
+    categories: Mapping[str, Callable[[], str]] = msgspec.field(
+        default_factory=dict
+    )  # shipped lists, by name, and their texts
+    lists: dict[str, HostList] = msgspec.field(
+        default_factory=dict
+    )  # those that could be read, and that any rule names
 
     def text_of(self, table: Table, file: str, *key: str | int) -> str | None:
         """What a file that the policy names holds; None, and an error at `key`, if it can't be read."""
@@ -238,8 +245,9 @@ def read_rule(table: Table, context: Context) -> Rule:
     if name == DEFAULTS:
         table.note(f'"{DEFAULTS}" stands for the [defaults] in every record; choose another name', "name")
     direction = table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND
-    if direction is Direction.INBOUND and "host" in table:
-        table.note("of connections that come in no name is known", "host")
+    for key in ("host", "category"):
+        if direction is Direction.INBOUND and key in table:
+            table.note("of connections that come in no name is known", key)
     end = read_end(table, context, "expires")
     rule = Rule(
         name=name,
@@ -247,6 +255,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         direction=direction,
         application=tuple(_reference(table, place, entry, context) for place, entry in table.texts("application")),
         host=read_hosts(table, context),
+        category=read_categories(table, context),
         port=read_ports(table),
         address=_addresses(table),
         user=_users(table, context),
@@ -300,49 +309,6 @@ def _reference(table: Table, place: int, entry: str, context: Context) -> str:
     if not is_path(entry) and entry not in context.applications:
         table.note(f'no [[application]] is called "{entry}", and it is no path', "application", place)
     return entry
-
-
-def read_hosts(table: Table, context: Context) -> tuple[str, ...]:
-    """The patterns under `host`, those of its lists among them."""
-    patterns: dict[str, None] = {}
-    before = len(context.notes.errors)
-    for place, text in table.texts("host"):
-        if text.startswith("@"):
-            patterns.update(dict.fromkeys(_host_list(table, place, text[1:], context)))
-        else:
-            wildcard = "*." if text.startswith("*.") else ""
-            try:
-                patterns[wildcard + written_name(text.removeprefix("*."))] = None
-            except ValueError as error:
-                table.note(f"{error}; {_host_meant(text)}", "host", place)
-    if "host" in table and not patterns and len(context.notes.errors) == before:
-        table.note("the lists hold no names, so this can never match", "host")
-    return tuple(patterns)
-
-
-def _host_meant(text: str) -> str:
-    if not text.strip("*."):
-        return "for every host leave host out"
-    bare = text.partition("://")[2] or text
-    name = bare.partition("/")[0].partition(":")[0].lstrip("*.")
-    if name != text and parse_name(name):
-        return f'did you mean "{name}", or "*.{name}" for what is below it?'
-    return 'wanted: "name", "*.suffix" or "@file"'
-
-
-def _host_list(table: Table, place: int, file: str, context: Context) -> tuple[str, ...]:
-    """The suffixes of a list file as patterns: each stands for itself and everything below."""
-    if file not in context.lists:
-        patterns = []
-        for number, line in context.lines_of(table, file, "host", place):
-            try:
-                patterns.append("." + written_name(line))
-            except ValueError as error:
-                context.notes.errors.append(ConfigError(file=file, line=number, key="", message=str(error)))
-        if patterns:  # a file that gave nothing is an error wherever it is named
-            context.lists[file] = tuple(patterns)
-        return tuple(patterns)
-    return context.lists[file]
 
 
 def read_ports(table: Table) -> tuple[tuple[int, int], ...]:

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from operator import or_
 
-from mitmsec.core.selector import host_patterns, merged, networks, parse_address, text_matches
+from mitmsec.core.host_lists import Holding, Listed
+from mitmsec.core.selector import merged, networks, parse_address, text_matches
 from mitmsec.core.units import is_glob
 
 REMEMBERED = 4096  # values of one condition; then all are forgotten: a bound, not a cache to tune
@@ -84,21 +87,52 @@ class Words[Word]:
         return self._free if word is None else self._free | self._by_word.get(word, 0)
 
 
-class Hosts:
-    """A condition on names."""
+class Listings:
+    """A condition that holds for what one of the lists holds whose names are written."""
 
-    __slots__ = ("_by_pattern", "_free")
+    __slots__ = ("_by_list", "_free", "_known", "_lists")
 
-    def __init__(self, written: Sequence[Sequence[str]]) -> None:
-        self._by_pattern = _by_value(written)
+    def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
         self._free = free(written)
+        self._by_list = Words(written)
+        self._lists = lists
+        self._known: dict[Holding, Rules] = {0: self._free}
 
-    def rules(self, name: str | None) -> Rules:
-        found, by_pattern = self._free, self._by_pattern
-        if name is not None:
-            for pattern in host_patterns(name):
-                if pattern in by_pattern:
-                    found |= by_pattern[pattern]
+    def rules(self, holding: Holding) -> Rules:
+        known = self._known.get(holding)
+        if known is None:
+            _make_room(self._known)
+            known = self._known[holding] = self._find(holding)
+        return known
+
+    def _find(self, holding: Holding) -> Rules:
+        return reduce(or_, map(self._by_list.rules, self._lists.names_of(holding)), self._free)
+
+
+class Hosts:
+    """A condition on names: patterns, and lists that hold them."""
+
+    __slots__ = ("_below", "_exact", "_listings")
+
+    def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
+        self._listings = Listings(written, lists)
+        self._exact: dict[str, Rules] = {}
+        self._below: dict[str, Rules] = {}  # by what stands behind "*."
+        for number, patterns in enumerate(written):
+            for pattern in patterns:
+                those, name = (self._below, pattern[2:]) if pattern.startswith("*.") else (self._exact, pattern)
+                those[name] = those.get(name, 0) | 1 << number
+
+    def rules(self, name: str | None, holding: Holding) -> Rules:
+        """`holding`: which lists hold `name`."""
+        found = self._listings.rules(holding)
+        if name is None:
+            return found
+        found |= self._exact.get(name, 0)
+        dot = name.find(".") + 1
+        while dot:
+            found |= self._below.get(name[dot:], 0)
+            dot = name.find(".", dot) + 1
         return found
 
 
@@ -126,7 +160,8 @@ class Addresses:
         return known
 
     def _find(self, text: str) -> Rules:
-        address, found = parse_address(text), self._free
+        found = self._free
+        address = parse_address(text) if self._by_prefix else None
         if address is not None:
             value = int(address)
             for (version, behind), prefixes in self._by_prefix.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mitmsec.core.host_lists import CATEGORY
 from mitmsec.core.model import (
     Action,
     Direction,
@@ -16,7 +17,7 @@ from mitmsec.core.model import (
 )
 from mitmsec.core.sniff import Protocol
 
-CONDITIONS = ("application", "user", "host", "port", "address", "protocol", "alpn", "ja4")
+CONDITIONS = ("application", "user", "host", "category", "port", "address", "protocol", "alpn", "ja4", "time")
 """The keys of a rule that hold always where they are absent; `direction` does not."""
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
@@ -52,7 +53,9 @@ class Rule(Value, frozen=True):
     application: tuple[str, ...] = ()
     """Names of applications, or path globs."""
     host: tuple[str, ...] = ()
-    """`a.example`: exactly it. `*.a.example`: everything below. `.a.example` (from a list): both."""
+    """`a.example`: exactly it. `*.a.example`: everything below. `@file`: what this list of the policy holds."""
+    category: tuple[str, ...] = ()
+    """Shipped lists, by their names."""
     port: tuple[tuple[int, int], ...] = ()
     """Ranges, both ends included."""
     address: tuple[str, ...] = ()
@@ -93,7 +96,17 @@ class Rule(Value, frozen=True):
     @property
     def asks_first_bytes(self) -> bool:
         """Whether it has a condition that nothing but a connection's first bytes can fulfil."""
-        return bool(self.host or self.protocol or self.alpn or self.ja4)
+        return bool(self.asks_name or self.protocol or self.alpn or self.ja4)
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The names of its lists among those of the policy."""
+        return tuple(CATEGORY + category for category in self.category)
+
+    @property
+    def asks_name(self) -> bool:
+        """Whether it has a condition that nothing but a name can fulfil."""
+        return bool(self.host or self.category)
 
     @property
     def asks_process(self) -> bool:

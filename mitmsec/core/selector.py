@@ -229,18 +229,13 @@ def _slashed(path: str) -> str:
 @lru_cache(maxsize=4096)
 def host_patterns(name: str) -> tuple[str, ...]:
     """Every pattern that accepts `name`, so that looking hosts up is looking patterns up."""
-    below = [pattern for parent in parents(name) for pattern in (f"*.{parent}", f".{parent}")]
-    return (name, f".{name}", *below)
+    return (name, *(f"*.{parent}" for parent in parents(name)))
 
 
 def host_covers(wide: Collection[str], narrow: str) -> bool:
     """Whether every name that the pattern `narrow` accepts is accepted by one of `wide`."""
     if narrow.startswith("*."):
-        suffix = narrow[2:]
-        return not {narrow, f".{suffix}", *host_patterns(suffix)[2:]}.isdisjoint(wide)
-    if narrow.startswith("."):
-        suffix = narrow[1:]
-        return narrow in wide or (host_covers(wide, suffix) and host_covers(wide, f"*{narrow}"))
+        return narrow in wide or not set(host_patterns(narrow[2:])[1:]).isdisjoint(wide)
     return not set(host_patterns(narrow)).isdisjoint(wide)
 
 

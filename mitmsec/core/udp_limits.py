@@ -23,7 +23,7 @@ def udp_limits(policy: Policy) -> list[str]:
     if policy.action is Action.BLOCK:
         sentences.append("[defaults]: block holds for TCP only; UDP passes, and is recorded")
     if policy.quic is Quic.BYPASS and (
-        by_name := [rule.name for rule in policy.rules if rule.host and rule.action is not Action.BYPASS]
+        by_name := [rule.name for rule in policy.rules if rule.asks_name and rule.action is not Action.BYPASS]
     ):
         sentences.append(
             f'{_named(by_name)}: quic = "bypass" lets programs reach these hosts by QUIC, whatever rules say'

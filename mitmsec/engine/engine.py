@@ -49,7 +49,7 @@ class Engine:
         """Serve a flow; both sockets are the engine's from now on. Its end goes to the gate."""
         try:
             kind = Prelude if hand_over.kind is Plaintext.DIALOGUE else Conversation
-            served: Prelude | Conversation = kind(self, hand_over, client, origin)
+            conversation: Prelude | Conversation = kind(self, hand_over, client, origin)
         except Exception as error:
             client.close()
             origin.close()
@@ -64,12 +64,12 @@ class Engine:
                     reset=True,
                 )
             )
-        task = asyncio.get_running_loop().create_task(self._serve(served))
+        task = asyncio.get_running_loop().create_task(self._serve(conversation))
         self._flows[hand_over.flow] = task
         task.add_done_callback(lambda done: self._forget(hand_over.flow, done))
 
-    async def _serve(self, served: Prelude | Conversation) -> None:
-        match await served.run():
+    async def _serve(self, conversation: Prelude | Conversation) -> None:
+        match await conversation.run():
             case Upgrading() as upgrading:
                 self.collaborators.gate.upgrading(upgrading)
             case FlowEnded() as ended:

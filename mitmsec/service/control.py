@@ -41,7 +41,7 @@ class BackendChoice(StrEnum):
 
 
 class OpenRun(Message, frozen=True):
-    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM), then the capture file if any, then
+    """fds: network namespace, policy (memfd), upstream roots (memfd, PEM), then the capture file if any, then
     with `keys` those of the policy's services (memfd).
 
     Of the command only the program is told: arguments hold passwords and tokens, which have no place in a log.
@@ -68,7 +68,7 @@ class RunOpened(Message, frozen=True):
 
 
 class StartService(Message, frozen=True):
-    """fds: network namespace, policy (memfd, JSON), upstream roots (memfd, PEM), then with `keys` those of the policy's
+    """fds: network namespace, policy (memfd), upstream roots (memfd, PEM), then with `keys` those of the policy's
     services (memfd).
 
     The service lives until `StopService`; `bound` to this client, also only as long as that listens.
@@ -94,7 +94,7 @@ class StopService(Message, frozen=True):
 
 
 class ReloadService(Message, frozen=True):
-    """fds: policy (memfd, JSON), upstream roots (memfd, PEM), then with `keys` those of the policy's services (memfd).
+    """fds: policy (memfd), upstream roots (memfd, PEM), then with `keys` those of the policy's services (memfd).
 
     Live flows keep what they were decided under.
     """

@@ -47,6 +47,7 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import unpacked
 from mitmsec.gate.dns_relay import DnsRelay
 from mitmsec.gate.loop import Gate, Origins, Surroundings
 from mitmsec.gate.signals import Origin
@@ -227,6 +228,7 @@ class GateProgram:
         self._relay: DnsRelay | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._draining: asyncio.Task[None] | None = None
+        self._governing: asyncio.Task[None] | None = None
 
     async def start(self, settings: GateSettings, fds: list[int]) -> Message:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
@@ -240,7 +242,7 @@ class GateProgram:
             ways = LedWays(legs_fd, listeners_fd)
         v6_fds = [others.pop()] if settings.has_v6 and others else []
         origins, beat = _given(kind, others)
-        policy = msgspec.json.decode(_read(policy_fd), type=Policy)
+        policy = await _arranged(_read(policy_fd))
         around = Surroundings(
             origins=origins,
             recorder=Producer(
@@ -299,10 +301,8 @@ class GateProgram:
             case UdpFlowTold():
                 self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
-                policy = msgspec.json.decode(_read(fds.pop()), type=Policy)
-                self._terms = msgspec.structs.replace(self._terms, on_failure=on_failure, policy=policy.fingerprint)
-                self._gate.govern(policy, self._terms, workers)
-                self._control.send(Governed())
+                governing = self._govern(self._gate, _read(fds.pop()), on_failure, workers)
+                self._governing = asyncio.create_task(governing)
             case Govern():
                 pass
             case Switch(off=off):
@@ -319,14 +319,21 @@ class GateProgram:
 
     async def stop(self) -> None:
         """The supervisor has gone or wants an end: flows are reset, and on record when this returns."""
-        if self._draining is not None:
-            self._draining.cancel()
+        for task in (self._draining, self._governing):
+            if task is not None:
+                task.cancel()
         if self._gate is not None:
             await self._gate.close()
         if self._relay is not None:
             self._relay.close()
         if self._names is not None:
             self._names.close()
+
+    async def _govern(self, gate: Gate, content: bytes, on_failure: OnFailure, workers: tuple[int, ...]) -> None:
+        policy = await _arranged(content)
+        self._terms = msgspec.structs.replace(self._terms, on_failure=on_failure, policy=policy.fingerprint)
+        gate.govern(policy, self._terms, workers)
+        self._control.send(Governed())
 
     def _ask(self, number: int, origin: Origin) -> None:
         self._control.send(
@@ -354,6 +361,14 @@ class GateProgram:
             self._control.send(Drained(cut=cut))
         except ChannelFull:  # a supervisor that does not listen: it will end us, with or without our word
             self._control.close()
+
+
+async def _arranged(content: bytes) -> Policy:
+    """A packed policy, ready to be asked. Long lists take a second: flows and heartbeats go on meanwhile."""
+    policy = unpacked(content)
+    for _ in policy.listed.filling():
+        await asyncio.sleep(0)
+    return policy
 
 
 def _read(fd: int) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from mitmsec import examples
 from mitmsec.core import identity
 from mitmsec.core.beyond_ca import beyond_ca
 from mitmsec.core.contradiction import escapes, expired
@@ -29,6 +30,7 @@ from mitmsec.service import origin_roots
 from mitmsec.service.explained import explained
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
+from mitmsec.service.policy_lists_command import show_lists
 from mitmsec.service.policy_loading import load
 from mitmsec.service.policy_question import (
     CONTAINER,
@@ -60,22 +62,25 @@ def policy() -> None:
 
 
 policy.add_command(replay)
+policy.add_command(show_lists)
 
 
 @policy.command()
 @click.argument("file", metavar="[F]", required=False, type=click.Path(path_type=Path))
+@click.option("--example", type=click.Choice(examples.names()), help="A whole policy for this kind of work.")
 @debug_option
-def init(file: Path | None) -> None:
+def init(file: Path | None, example: str | None) -> None:
     """Write a commented policy to start from, to F or to stdout.
 
     F must not exist yet.
     """
+    text = STARTER if example is None else examples.text(example)
     if file is None:
-        click.echo(STARTER, nl=False)
+        click.echo(text, nl=False)
         return
     try:
         with file.open("x", encoding="utf-8") as new:
-            new.write(STARTER)
+            new.write(text)
     except FileExistsError:
         fail(
             f"{file} exists already", "name a file that does not, or look at it with `mitmsec policy check`", EXIT_USAGE

@@ -63,7 +63,8 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
 
     try:
         policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=pair)
-        policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
+        if roots:
+            policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
         kept = keys.detach(policy.key_bytes) if keys is not None and policy.needs_keys else None
         return Loaded(policy, text, tuple(roots), kept)
     except PolicyErrors as errors:

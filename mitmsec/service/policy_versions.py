@@ -1,11 +1,13 @@
 """Every policy that was ever loaded, by its fingerprint, so that any decision on record can be made once more.
 
     keep ──► STATE/policies/FINGERPRINT.json.gz      before it decides anything, and before it is on record
+             STATE/policies/SHA256.names.gz          the names of a list, once for all versions that refer to it
     read ◄── the same bytes, if they still are
 
-What lies under a fingerprint are the bytes that it is the SHA-256 of (`zcat FILE | sha256sum`). A file appears whole or
-not at all: it is written beside its place and moved there. Of more than VERSIONS_LIMIT, or LIMIT_BYTES in all, those go
-that were loaded longest ago; never one that is in force, and never in silence: who calls is told.
+What lies under a fingerprint, or under a list's hash, are the bytes that it is the SHA-256 of (`zcat FILE |
+sha256sum`). A file appears whole or not at all: it is written beside its place and moved there. Of more than
+VERSIONS_LIMIT, or LIMIT_BYTES in all, those go that were loaded longest ago, with lists that no other refers to; never
+one that is in force, and never in silence: who calls is told.
 """
 
 from __future__ import annotations
@@ -17,19 +19,30 @@ import os
 import re
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import with_names
 
 VERSIONS_LIMIT = 1000
 LIMIT_BYTES = 1 << 30
 SUFFIX = ".json.gz"
+LIST_SUFFIX = ".names.gz"
 WRITING = "writing"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 COMPRESSION = 4  # lists of a million names in half a second
+
+
+class _Uses(msgspec.Struct):
+    """Of a version, its lists alone."""
+
+    lists: tuple[HostList, ...] = ()
 
 
 class NoVersion(Exception):
@@ -50,6 +63,8 @@ class PolicyVersions:
         """
         with self._one:
             path = self._path(policy.fingerprint)
+            for one in policy.lists:  # first: no version is ever there without its lists
+                self._keep_list(one)
             if self._is_whole(policy.fingerprint):
                 os.utime(path)
             else:
@@ -69,11 +84,35 @@ class PolicyVersions:
         if hashlib.sha256(encoded).hexdigest() != fingerprint:
             raise NoVersion(f"what is kept as the policy {fingerprint} is another one: its SHA-256 differs")
         try:
-            return msgspec.json.decode(encoded, type=Policy)
+            policy = msgspec.json.decode(encoded, type=Policy)
+            return replace(policy, lists=tuple(map(self._whole_list, policy.lists))) if policy.lists else policy
         except msgspec.MsgspecError as error:
             raise NoVersion(
                 f"the policy {fingerprint} is one of another version of mitmsec, which can read it: {error}"
             ) from error
+
+    def _keep_list(self, one: HostList) -> None:
+        path = self._list_path(one.sha256)
+        try:
+            self._whole_list(one)
+        except NoVersion:
+            self._write(path, gzip.compress(one.text.encode(), COMPRESSION, mtime=0))
+
+    def _whole_list(self, reference: HostList) -> HostList:
+        """It with its names. Raises NoVersion, PermissionError."""
+        try:
+            with gzip.open(self._list_path(reference.sha256)) as file:
+                text = file.read()
+        except PermissionError:
+            raise
+        except (OSError, EOFError, zlib.error) as error:
+            raise NoVersion(f"the names of its list {reference.name} cannot be read: {error}") from error
+        if hashlib.sha256(text).hexdigest() != reference.sha256:
+            raise NoVersion(f"what is kept as its list {reference.name} is another one: its SHA-256 differs")
+        return with_names(reference, text)
+
+    def _list_path(self, sha256: str) -> Path:
+        return self._folder / f"{sha256}{LIST_SUFFIX}"
 
     def _path(self, fingerprint: str) -> Path:
         if not FINGERPRINT.fullmatch(fingerprint):
@@ -105,20 +144,38 @@ class PolicyVersions:
             os.close(folder)
 
     def _drop_beyond(self, in_force: Collection[str]) -> Iterator[str]:
-        kept = sorted(self._kept())
-        size_bytes, count = sum(size for _, size, _ in kept), len(kept)
+        kept, lists = sorted(self._kept(SUFFIX)), {one: size for _, size, one in self._kept(LIST_SUFFIX)}
+        size_bytes, count = sum(size for _, size, _ in kept) + sum(lists.values()), len(kept)
+        if count <= self._limit and size_bytes <= self._limit_bytes:
+            return
+        users = Counter(sha256 for _, _, fingerprint in kept for sha256 in self._lists_of(fingerprint))
+        size_bytes -= self._drop_lists(lists, set(lists) - set(users))
         for _, size, fingerprint in kept:
             if count <= self._limit and size_bytes <= self._limit_bytes:
                 return
             if fingerprint not in in_force:
+                users.subtract(used := self._lists_of(fingerprint))
                 self._path(fingerprint).unlink(missing_ok=True)
-                size_bytes, count = size_bytes - size, count - 1
+                size_bytes -= size + self._drop_lists(lists, {sha256 for sha256 in used if not users[sha256]})
+                count -= 1
                 yield fingerprint
 
-    def _kept(self) -> Iterator[tuple[int, int, str]]:
+    def _drop_lists(self, sizes: dict[str, int], unused: Collection[str]) -> int:
+        """How many bytes that gave."""
+        for sha256 in unused:
+            self._list_path(sha256).unlink(missing_ok=True)
+        return sum(sizes.get(sha256, 0) for sha256 in unused)
+
+    def _lists_of(self, fingerprint: str) -> frozenset[str]:
+        """The lists that a version refers to; none where it cannot be read."""
+        with contextlib.suppress(OSError, EOFError, zlib.error, msgspec.MsgspecError):
+            return frozenset(one.sha256 for one in msgspec.json.decode(self._encoded(fingerprint), type=_Uses).lists)
+        return frozenset()
+
+    def _kept(self, suffix: str) -> Iterator[tuple[int, int, str]]:
         """When each was loaded last, how long it is, and which it is."""
         for entry in os.scandir(self._folder):
-            fingerprint = entry.name.removesuffix(SUFFIX)
-            if entry.name.endswith(SUFFIX) and FINGERPRINT.fullmatch(fingerprint):
+            fingerprint = entry.name.removesuffix(suffix)
+            if entry.name.endswith(suffix) and FINGERPRINT.fullmatch(fingerprint):
                 found = entry.stat(follow_symlinks=False)
                 yield found.st_mtime_ns, found.st_size, fingerprint

@@ -62,6 +62,8 @@ class Plan(Value, frozen=True):
     executable: str
     caller: Caller
     policy: Policy
+    """Without the names of its lists: the run may take days, and they a hundred megabytes."""
+    packed_policy: int  # a descriptor, all of the policy behind it
     policy_file: str
     policy_sha256: str
     workers: int
@@ -179,7 +181,6 @@ class Run:
 
     def open(self) -> control.RunOpened:
         """Hook and gate are ready afterwards. Raises CannotRun."""
-        policy = memory_file("policy", self._plan.policy.encoded)
         roots = memory_file("roots", self._roots)
         network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         order = control.OpenRun(
@@ -194,7 +195,7 @@ class Run:
             keys=self._plan.keys is not None,
         )
         keys = [] if self._plan.keys is None else [self._plan.keys]
-        fds = [network, policy, roots, *([self._capture.fileno()] if self._capture else []), *keys]
+        fds = [network, self._plan.packed_policy, roots, *([self._capture.fileno()] if self._capture else []), *keys]
         answer = None
         for _ in range(JOIN_TRIES):  # the supervisor may be ending with its last run just when we ask
             self._channel = join(self._state)
@@ -202,7 +203,7 @@ class Run:
             if (answer := self._asked(order, *fds, timeout_s=START_DEADLINE_S)) is not None:
                 break
             self._channel.close()
-        for descriptor in (network, policy, roots, *keys):
+        for descriptor in (network, self._plan.packed_policy, roots, *keys):
             os.close(descriptor)
         if isinstance(answer, control.Refused) and answer.status == refusals.OURS:
             raise CannotRun(*refusals.of_start(answer.error, self._state))

@@ -20,6 +20,7 @@ import msgspec
 from mitmsec.config import STDIN
 from mitmsec.core.model import Action
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
+from mitmsec.core.policy_packing import packed
 from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
@@ -32,6 +33,7 @@ from mitmsec.service.run import (
     Report,
     Run,
     find_executable,
+    memory_file,
     plan_policy,
 )
 from mitmsec.service.run_summary import capture_doubt, is_wanted, say, tell_summary, tell_survivors
@@ -197,7 +199,8 @@ def _plan(
         command=command,
         executable=find_executable(command[0], environ, caller),
         caller=caller,
-        policy=loaded.policy,
+        policy=loaded.policy.without_names,
+        packed_policy=memory_file("policy", packed(loaded.policy)),
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
         policy_sha256=plan_policy(loaded.text if policy_file else None),
         upstream_roots=loaded.roots,

@@ -14,6 +14,7 @@ import msgspec
 
 from mitmsec.channel import Channel, ChannelBroken
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import packed
 from mitmsec.core.selection import Selection
 from mitmsec.service import control
 from mitmsec.service.options import (
@@ -266,7 +267,7 @@ def _memory_files(loaded: Loaded) -> tuple[int, ...]:
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     keys = () if loaded.keys is None else (loaded.keys,)
-    return memory_file("policy", loaded.policy.encoded), memory_file("roots", roots), *keys
+    return memory_file("policy", packed(loaded.policy)), memory_file("roots", roots), *keys
 
 
 def _joined(state: State) -> Channel:

@@ -19,13 +19,12 @@ import traceback
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from mitmsec.audit.event import FaultSeen, PolicySeen, ServiceSeen
 from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Whose, WhoseAnswer
 from mitmsec.core.model import Caller, OnFailure, Process
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import unpacked, without_names
 from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background, for_ever
 from mitmsec.service.children import ChildProcess
@@ -75,7 +74,7 @@ class Session:
         self.network, self.policy_fd, self.roots_fd = fds[:3]
         self.capture_fd = fds[3] if isinstance(order, OpenRun) and order.capture else None
         self.keys_fd = fds[-1] if order.keys else None
-        self.policy = msgspec.json.decode(read_all(self.policy_fd), type=Policy)
+        self.policy = without_names(read_all(self.policy_fd))
         self._owners = Owners(self._whose, shared.log, must_have_hash=decides_by_hash(self.policy))
         self.folder = shared.state.session_folder(name)
         self.scope: Scope | None = None
@@ -95,7 +94,7 @@ class Session:
         self.folder.mkdir(mode=0o755)
         self.folder.chmod(0o755)
         self.children.begin()
-        await self.shared.keep_policy(self.policy)
+        await self.shared.keep_policy(unpacked(read_all(self.policy_fd)))
         scope = self.scope = self._scope()
         if self._choice is BackendChoice.WINDIVERT:
             left_diverters.mark(self.folder)
@@ -278,8 +277,8 @@ class Session:
         Raises ChildFailed, OSError, BackendUnavailable; then the old one is in force as before.
         """
         async with self.children.building:
-            policy = msgspec.json.decode(read_all(policy_fd), type=Policy)
-            await self.shared.keep_policy(policy)
+            policy = without_names(read_all(policy_fd))
+            await self.shared.keep_policy(unpacked(read_all(policy_fd)))
             await self._reloading.exchange(Terms(policy, policy_fd, roots_fd, keys_fd))
             self.policy_order = order
             self._record_policy(order)

@@ -15,14 +15,13 @@ import socket
 import sys
 from typing import Any
 
-import msgspec
-
 from mitmsec.audit.event import FaultSeen
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, close_all
 from mitmsec.core.inspection import Inspector
 from mitmsec.core.messages import Fault, Message, WorkerSettings
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import without_names
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
 from mitmsec.engine.seams import Collaborators, EngineSettings
@@ -56,7 +55,7 @@ class Worker:
             return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 to 6 are due")
         policy = Policy(inspectors=settings.inspectors)
         if len(fds) > 4:
-            policy = msgspec.json.decode(read_all(fds[4]), type=Policy)
+            policy = without_names(read_all(fds[4]))
         roots_pem = read_all(fds[3])
         loop = asyncio.get_running_loop()
         gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])

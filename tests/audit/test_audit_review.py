@@ -338,6 +338,7 @@ import os, sys
 sys.path[:0] = [entry for entry in sys.argv[3:]]
 from pathlib import Path
 from audit_events import connection, draft
+import mitmsec.audit.schema  # as long as it may be read
 from mitmsec.audit.store import Store
 os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
 store = Store(Path(sys.argv[1]))

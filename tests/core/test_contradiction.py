@@ -34,7 +34,7 @@ def shadowed(*rules: Rule) -> list[int | None]:
     [
         ({}, {"host": ("a.example",)}),
         ({"host": ("*.example",)}, {"host": ("a.example", "*.b.example")}),
-        ({"host": ("x.test", ".example")}, {"host": (".a.example",), "port": ((443, 443),)}),
+        ({"host": ("x.test", "*.example")}, {"host": ("*.a.example",), "port": ((443, 443),)}),
         ({"application": ("/usr/*",)}, {"application": ("/usr/bin/*",)}),
         ({"application": ("a", "b")}, {"application": ("b",)}),
         ({"port": ((1, 50), (51, 100))}, {"port": ((20, 80),)}),
@@ -59,7 +59,7 @@ def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], secon
     ("first", "second"),
     [
         ({"host": ("a.example",)}, {}),
-        ({"host": ("*.example",)}, {"host": (".example",)}),
+        ({"host": ("*.example",)}, {"host": ("*.example", "example")}),
         ({"host": ("*.example",)}, {"host": ("a.example", "a.test")}),
         ({"application": ("a",)}, {}),
         ({"application": ("a",)}, {"application": ("b",)}),

@@ -7,6 +7,7 @@ from hypothesis import given
 from policies import NOON_S
 
 from mitmsec.core.explain import Checked, explain
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.model import Action, Direction, Endpoint, Process
 from mitmsec.core.policy import Application, Policy, Rule
@@ -30,18 +31,19 @@ def test_each_condition_says_why() -> None:
         name="r",
         action=Action.BLOCK,
         application=("browsers", "/x"),
-        host=("*.a.example", ".b.example", "c", "d", "e", "f"),
+        host=("*.a.example", "@one", "c", "d", "e", "f"),
         port=((22, 22), (8000, 8999)),
         address=("192.0.2.0/24",),
     )
-    policy = Policy(applications=policies.APPLICATIONS, rules=(rule,))
+    lists = (HostList.of("@one", "b.example"),)
+    policy = Policy(applications=policies.APPLICATIONS, rules=(rule,), lists=lists)
 
     def checked(process: Process, address: str, port: int, name: str | None) -> tuple[Checked, ...]:
         return (
             explain(policy, process, Endpoint(address=address, port=port), NOON_S, Shown.of(name)).tried[0].conditions
         )
 
-    hosts = "*.a.example, b.example (from a list), c, d, e and 1 more"
+    hosts = "*.a.example, @one, c, d, e and 1 more"
     assert [(check.holds, check.why) for check in checked(policies.CURL, "198.51.100.1", 443, "x.test")] == [
         (False, "/usr/bin/curl is none of browsers, /x"),
         (False, f"x.test is not within {hosts}"),
@@ -50,7 +52,7 @@ def test_each_condition_says_why() -> None:
     ]
     assert [(check.holds, check.why) for check in checked(policies.FIREFOX, "192.0.2.9", 8080, "b.example")] == [
         (True, "/usr/lib/firefox/firefox is one of browsers"),
-        (True, "b.example is within b.example (from a list)"),
+        (True, "b.example is within b.example (from the list @one)"),
         (True, "8080 is one of 22, 8000-8999"),
         (True, "192.0.2.9 is within 192.0.2.0/24"),
     ]

@@ -32,7 +32,7 @@ def test_a_whole_entry() -> None:
         name="shop",
         certificate="c.pem",
         key="k.pem",
-        host=("shop.example", ".a.example"),
+        host=("shop.example", "a.example", "*.a.example"),
         port=((443, 443), (8000, 8009)),
         names=("shop.example",),
         chain=(b"leaf", b"issuer"),

@@ -33,7 +33,7 @@ def test_without_hosts_it_is_for_whom_the_certificate_is(name: str, is_for: bool
     [("a.www.other.example", True), ("other.example", False), ("shop.example", False), ("in.a.list", True)],
 )
 def test_hosts_that_are_written_take_the_place_of_the_certificates_names(name: str, is_for: bool) -> None:
-    written = KnownService(name="w", host=("*.other.example", ".a.list"), names=SHOP.names)
+    written = KnownService(name="w", host=("*.other.example", "in.a.list"), names=SHOP.names)
     assert written.is_for(443, name) is is_for
 
 

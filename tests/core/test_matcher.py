@@ -32,7 +32,8 @@ def one_by_one(policy: Policy, process: Process, remote: Endpoint, at_s: float, 
             and (not rule.user or process.user in rule.user)
             and (not rule.port or any(low <= remote.port <= high for low, high in rule.port))
             and (not rule.address or any(is_within(remote.address, network) for network in rule.address))
-            and (not rule.host or any(is_called(shown.name, pattern) for pattern in rule.host))
+            and (not rule.host or any(is_called(policy, shown.name, pattern) for pattern in rule.host))
+            and (not rule.category or any(is_called(policy, shown.name, one) for one in rule.categories))
             and (not rule.protocol or shown.protocol in rule.protocol)
             and (not rule.alpn or any(fnmatchcase(one, glob) for glob in rule.alpn for one in shown.alpn))
             and (not rule.time or any(is_now(time, at_s) for time in rule.time))
@@ -65,17 +66,22 @@ def is_within(address: str, network: str) -> bool:
     return address != "" and ip_address(address) in ip_network(network)
 
 
-def is_called(name: str | None, pattern: str) -> bool:
-    if name is None or not pattern.startswith(("*.", ".")):
-        return name == pattern
-    return name.endswith(pattern.removeprefix("*")) or name == pattern.removeprefix(".")
+def is_called(policy: Policy, name: str | None, pattern: str) -> bool:
+    if name is None:
+        return False
+    for one in policy.lists:
+        if one.name == pattern:
+            return any(name == listed or name.endswith(f".{listed}") for listed in one.text.split("\n"))
+    return name.endswith(pattern[1:]) if pattern.startswith("*.") else name == pattern
 
 
 @given(policies.policies, policies.processes, policies.endpoints, policies.shows, policies.moments)
 def test_the_first_rule_is_the_first_that_reading_finds(
     policy: Policy, process: Process, remote: Endpoint, shown: Shown, at_s: float
 ) -> None:
-    found = Matcher(policy.applications, policy.rules, zones=policy.zones).first(process, remote, at_s, shown)
+    found = Matcher(policy.applications, policy.rules, zones=policy.zones, lists=policy.listed).first(
+        process, remote, at_s, shown
+    )
     assert found == one_by_one(policy, process, remote, at_s, shown)
 
 
@@ -84,7 +90,7 @@ def test_thousands_of_random_flows_are_decided_as_reading_decides_them() -> None
     flows = 0
     for _ in range(400):
         policy = policies.drawn(draw)
-        arranged = Matcher(policy.applications, policy.rules, zones=policy.zones)
+        arranged = Matcher(policy.applications, policy.rules, zones=policy.zones, lists=policy.listed)
         for process, remote, at_s, shown in (policies.drawn_flow(draw) for _ in range(50)):
             assert arranged.first(process, remote, at_s, shown) == one_by_one(policy, process, remote, at_s, shown)
             flows += 1
@@ -94,6 +100,7 @@ def test_thousands_of_random_flows_are_decided_as_reading_decides_them() -> None
 def shown_at_most(policy: Policy) -> list[Shown]:
     """Together they stand for all first bytes that the rules can tell apart: names below each pattern's suffix, too."""
     suffixes = {host.lstrip("*.") for rule in policy.rules for host in rule.host}
+    suffixes |= {name for one in policy.lists for name in one.names()}
     names = [None, "nowhere.test", *suffixes, *(f"x.{suffix}" for suffix in suffixes)]
     offers: list[tuple[str, ...]] = [(), ("h2",), ("http/1.1",), ("h2", "http/1.1")]
     ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
@@ -106,9 +113,9 @@ def shown_at_most(policy: Policy) -> list[Shown]:
 def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
     policy: Policy, process: Process, remote: Endpoint, at_s: float
 ) -> None:
-    found, settled = Matcher(policy.applications, policy.rules, zones=policy.zones).first_whatever_is_shown(
-        process, remote, at_s
-    )
+    found, settled = Matcher(
+        policy.applications, policy.rules, zones=policy.zones, lists=policy.listed
+    ).first_whatever_is_shown(process, remote, at_s)
     assert found == one_by_one(policy, process, remote, at_s, NOTHING_SHOWN)
     if settled:
         assert {one_by_one(policy, process, remote, at_s, shown) for shown in shown_at_most(policy)} == {found}
@@ -118,7 +125,9 @@ def test_an_answer_is_settled_only_if_no_first_bytes_change_it(
 def test_what_a_greeting_can_bring_is_known_beforehand(
     policy: Policy, process: Process, remote: Endpoint, at_s: float
 ) -> None:
-    possible = Matcher(policy.applications, policy.rules, zones=policy.zones).while_silent(process, remote, at_s)
+    possible = Matcher(policy.applications, policy.rules, zones=policy.zones, lists=policy.listed).while_silent(
+        process, remote, at_s
+    )
     greeted = [Shown(protocol=protocol) for protocol in (*GREETED, Protocol.TCP)]
     assert {one_by_one(policy, process, remote, at_s, shown) for shown in greeted} <= set(possible)
     assert possible[-1] == one_by_one(policy, process, remote, at_s, NOTHING_SHOWN)

@@ -159,7 +159,7 @@ def test_an_unproven_name_changes_nothing_but_a_bypass_by_name(
     doubting = msgspec.structs.replace(policy, unproven_name=word)
     proven = policy.at_hello(process, remote, NOON_S, shown=shown, proven=True)
     doubtful = doubting.at_hello(process, remote, NOON_S, shown=shown, proven=False)
-    by_name = any(rule.host and rule.name == proven.rule for rule in policy.rules)
+    by_name = any(rule.asks_name and rule.name == proven.rule for rule in policy.rules)
     if proven.action is not Action.BYPASS or not by_name or word is UnprovenName.ALLOW:
         learning = replace(proven.learning, needs_proof=doubtful.learning.needs_proof)
         assert doubtful == replace(proven, learning=learning)
@@ -181,8 +181,15 @@ def test_a_reason_is_the_own_one_of_a_rule_or_says_what_the_rule_is_about() -> N
     [
         (Rule(name="r", action=Action.BLOCK), "every connection"),
         (
-            Rule(name="r", action=Action.BLOCK, application=("browsers",), host=(".a",), address=("10.0.0.0/8",)),
-            "connections of browsers to a (from a list), 10.0.0.0/8",
+            Rule(
+                name="r",
+                action=Action.BLOCK,
+                application=("browsers",),
+                host=("@a",),
+                category=("finance",),
+                address=("10.0.0.0/8",),
+            ),
+            "connections of browsers to @a, 10.0.0.0/8, category finance",
         ),
         (
             Rule(name="r", action=Action.BLOCK, host=("a", "b", "c", "d", "e"), port=((1, 2),)),

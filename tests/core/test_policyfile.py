@@ -57,6 +57,7 @@ def opened(text: str) -> tuple[Table, Context]:
         zone=zone,
         applications={"browsers": 3},
         rules={"taken": 4},
+        categories={"finance": lambda: "# ours\nbank.example", "health": lambda: "clinic.example"},
         words={"keywords": ("x",)},
     )
 
@@ -71,6 +72,7 @@ def test_a_whole_rule() -> None:
         name = "r"
         application = ["browsers", "/usr/*"]
         host = ["A.example", "*.b.example", "@banks.txt"]
+        category = ["finance", "finance"]
         port = [443, "8000 - 8999"]
         address = ["10.0.0.0/8", "2001:db8::1"]
         user = ["1000", "joe", "7"]
@@ -95,7 +97,8 @@ def test_a_whole_rule() -> None:
         name="r",
         action=Action.DECRYPT,
         application=("browsers", "/usr/*"),
-        host=("a.example", "*.b.example", ".bank.example", ".xn--sparkasse-kln-smb.example"),
+        host=("a.example", "*.b.example", "@banks.txt"),
+        category=("finance",),
         port=((443, 443), (8000, 8999)),
         address=("10.0.0.0/8", "2001:db8::1/128"),
         user=("joe", "7"),
@@ -115,6 +118,8 @@ def test_a_whole_rule() -> None:
         inspect=("keywords", "other"),
         on_finding=OnFinding.BLOCK,
     )
+    lists = [("@banks.txt", "bank.example\nxn--sparkasse-kln-smb.example"), ("category:finance", "bank.example")]
+    assert [(one.name, one.text) for one in context.lists.values()] == lists
     assert messages(context) == []
     assert context.zones == dict(policies.ZONES)
 
@@ -173,6 +178,7 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('protocol = ["stmp"]', "protocol[0]: "),
         ("alpn = []", "alpn: an empty list can never match"),
         ("ja4 = [13]", "ja4[0]: a text is wanted, not the number 13"),
+        ('category = ["helth"]', 'category[0]: "helth" is not one of finance, health; did you mean "health"'),
         ('time = ["Mon 8-9 UTC"]', 'time[0]: "Mon 8-9 UTC" is no time of the week; wanted: "Mon-Fri 08:00-18:00"'),
         ('time = ["Mon Nowhere"]', "time[0]: there is no Nowhere"),
         ('time = ["Mon Broken"]', "time[0]: Invalid TZif file: magic not found"),
@@ -184,7 +190,6 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('upstream_revocation = "firm"', 'upstream_revocation: "firm" is not one of soft, hard, off'),
         ("upstream_sct = true", "upstream_sct: a text is wanted, not true"),
         ('min_tls = "1.1"', 'min_tls: "1.1" is not one of 1.2, 1.3'),
-        ('category = ["news"]', "category: not supported by this version"),
         ("page = true", "page: not supported by this version"),
         ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),
     ],
@@ -206,7 +211,8 @@ def test_a_rule_needs_a_name_and_an_action() -> None:
 
 def test_a_list_is_read_once_and_its_own_errors_have_its_own_lines() -> None:
     table, context = opened('name = "r"\naction = "block"\nhost = ["@bad.txt", "@bad.txt"]')
-    assert read_rule(table, context).host == (".good.example",)
+    assert read_rule(table, context).host == ("@bad.txt",)
+    assert context.lists["@bad.txt"].text == "good.example"
     assert [(error.file, error.line) for error in context.notes.errors] == [("bad.txt", 2), ("bad.txt", 3)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mitmsec.core import rule_bits
+from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Ports, Words, free, lowest, numbers
 
 
@@ -26,9 +27,11 @@ def test_a_word_that_is_not_known_fulfils_no_condition() -> None:
 
 
 def test_a_name_is_within_all_patterns_above_it() -> None:
-    hosts = Hosts([["a.example"], ["*.example"], [".a.example"], []])
-    names = ("a.example", "x.a.example", "example", None)
-    assert [hosts.rules(name) for name in names] == [0b1111, 0b1110, 0b1000, 0b1000]
+    lists = Listed([HostList.of("@f", "a.example")])
+    hosts = Hosts([["a.example"], ["*.example"], ["b.test", "@f"], []], lists)
+    asked = {"a.example": 0b1111, "x.a.example": 0b1110, "example": 0b1000, "b.test": 0b1100}
+    assert {name: hosts.rules(name, lists.holding(name)) for name in asked} == asked
+    assert hosts.rules(None, 0) == 0b1000
 
 
 def test_an_address_is_within_networks_of_its_own_family() -> None:

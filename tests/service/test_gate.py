@@ -12,17 +12,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import dns_writer
-import msgspec
 import pytest
 
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, NamedBy, Outcome
 from mitmsec.channel import Channel, pair
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.messages import (
     Committed,
     DnsRelays,
     Drain,
     Drained,
+    FlowsAnswer,
+    FlowsQuestion,
     GateSettings,
+    Govern,
+    Governed,
     HandOver,
     MintDecision,
     MintWithdrawn,
@@ -36,6 +40,8 @@ from mitmsec.core.messages import (
 )
 from mitmsec.core.model import Action, Caller, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
+from mitmsec.core.policy_packing import packed
+from mitmsec.core.rules import Rule
 from mitmsec.service.gate import LEGS_LIMIT, LedWay, _given
 from mitmsec_redirect import records
 from mitmsec_redirect.backend import BackendKind
@@ -80,11 +86,11 @@ class GateProcess:
         control, theirs = pair()
         recorder, recorder_end = pair()
         signer, signer_end = pair()
-        self.control = Channel(control, [Ready, Whose, Drained, ModulesAnswer])
+        self.control = Channel(control, [Ready, Whose, Drained, Governed, FlowsAnswer, ModulesAnswer])
         self.recorder = Channel(recorder, [FlowHanded, ConnectionSeen, BytesSeen, FaultSeen])
         self.signer = Channel(signer, [MintDecision, MintWithdrawn])
         policy_fd = os.memfd_create("policy")
-        os.write(policy_fd, msgspec.json.encode(policy))
+        os.write(policy_fd, packed(policy))
         with theirs, recorder_end, signer_end:
             command = [sys.executable, "-m", "mitmsec.service", "gate", str(theirs.fileno())]
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
@@ -271,6 +277,29 @@ def test_a_flow_is_handed_to_the_worker_that_came_up(origin: socket.socket) -> N
     finally:
         assert gate.end() == 0
         worker.close()
+
+
+def test_a_long_list_is_taken_in_beside_what_it_does_and_decides_from_then_on(origin: socket.socket) -> None:
+    names = "\n".join(f"n{number}.example" for number in range(200_000))
+    rule = Rule(name="listed", action=Action.BLOCK, host=("@l",))
+    policy = Policy(action=Action.BYPASS, rules=(rule,), lists=(HostList.of("@l", names),))
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    try:
+        policy_fd = os.memfd_create("policy")
+        with os.fdopen(policy_fd, "wb", closefd=False) as file:
+            file.write(packed(policy))
+        gate.control.send(Govern(on_failure=OnFailure.CLOSED, workers=()), policy_fd)
+        os.close(policy_fd)
+        gate.control.send(FlowsQuestion())
+        assert isinstance(gate.told(gate.control, None), FlowsAnswer)  # before the list is there
+        assert gate.told(gate.control, None) == Governed()
+        with gate.divert(origin.getsockname()) as client:
+            gate.owner_asked()
+            client.send(b"GET / HTTP/1.1\r\nHost: www.n199999.example\r\n\r\n")
+            seen = gate.recorded()
+        assert (seen.outcome, seen.rule, seen.host) == (Outcome.BLOCKED, "listed", "www.n199999.example")
+    finally:
+        assert gate.end() == 0
 
 
 def test_it_drains_and_says_how_many_it_had_to_cut(origin: socket.socket) -> None:

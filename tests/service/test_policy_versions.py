@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action
 from mitmsec.core.policy import DEFAULT_POLICY, Policy, Rule
 from mitmsec.service import policy_versions
@@ -40,6 +42,68 @@ def test_what_is_kept_under_a_fingerprint_is_what_it_is_the_hash_of(tmp_path: Pa
     assert hashlib.sha256(gzip.decompress(path_of(tmp_path, policy).read_bytes())).hexdigest() == policy.fingerprint
     assert versions.read(policy.fingerprint) == policy
     assert versions.read(policy.fingerprint).rules[0].host[49] == "49.1.example"
+
+
+BIG = HostList.of("@big", "\n".join(f"{number}.example" for number in range(2000)))
+SMALL = HostList.of("@small", "bank.example")
+
+
+def listing(number: int, *lists: HostList) -> Policy:
+    return replace(numbered(number), lists=lists)
+
+
+def lists_in(folder: Path) -> set[str]:
+    return {path.name.removesuffix(".names.gz") for path in folder.glob("*.names.gz")}
+
+
+def test_a_list_is_kept_once_by_its_own_hash_and_comes_back_with_each_version(tmp_path: Path) -> None:
+    versions, policies = PolicyVersions(tmp_path), [listing(1, BIG), listing(2, BIG, SMALL)]
+    for policy in policies:
+        versions.keep(policy)
+        assert versions.read(policy.fingerprint) == policy
+    assert lists_in(tmp_path) == {BIG.sha256, SMALL.sha256}
+    assert b"1999.example" not in gzip.decompress(path_of(tmp_path, policies[0]).read_bytes())
+    kept = (tmp_path / f"{BIG.sha256}.names.gz").read_bytes()
+    assert hashlib.sha256(gzip.decompress(kept)).hexdigest() == BIG.sha256
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(b"", "as its list @small is another one"), (b"no gzip", "its list @small cannot be read")],
+)
+def test_a_list_that_is_not_what_it_was_is_told_and_mended_by_the_next_load(
+    tmp_path: Path, damage: bytes, says: str
+) -> None:
+    versions, policy = PolicyVersions(tmp_path), listing(1, SMALL)
+    versions.keep(policy)
+    (tmp_path / f"{SMALL.sha256}.names.gz").write_bytes(damage)
+    with pytest.raises(NoVersion, match=says):
+        versions.read(policy.fingerprint)
+    versions.keep(policy)
+    assert versions.read(policy.fingerprint) == policy
+
+
+def test_a_list_goes_with_the_last_version_that_refers_to_it(tmp_path: Path) -> None:
+    versions = PolicyVersions(tmp_path, limit=2)
+    one, two, three, four = listing(1, BIG), listing(2, BIG, SMALL), listing(3, SMALL), listing(4)
+    for policy in (one, two):
+        versions.keep(policy)
+    aged(tmp_path, one, two)
+    assert versions.keep(three) == (one.fingerprint,)
+    assert lists_in(tmp_path) == {BIG.sha256, SMALL.sha256}
+    aged(tmp_path, two, three)
+    (tmp_path / f"{'0' * 64}.names.gz").write_bytes(b"nobody's")
+    assert versions.keep(four) == (two.fingerprint,)
+    assert lists_in(tmp_path) == {SMALL.sha256}
+    assert versions.read(three.fingerprint) == three
+
+
+def test_kept_lists_count_for_the_bound_in_bytes(tmp_path: Path) -> None:
+    PolicyVersions(tmp_path).keep(listing(1, BIG))
+    aged(tmp_path, listing(1, BIG))
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert PolicyVersions(tmp_path, limit_bytes=size).keep(numbered(2)) == (listing(1, BIG).fingerprint,)
+    assert lists_in(tmp_path) == set()
 
 
 def test_a_kept_policy_is_its_groups_to_read_whatever_the_umask(tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""A policy on its way between processes: what decides as one line of JSON, and the names of its lists behind it.
+
+    {"rules": …, "lists": [{"name": "@banks.txt", "size_bytes": 24, "sha256": …}, …]} newline
+    bank.example newline other.test  …the next list
+
+Who is not asked about names reads the line, and is spared the lists.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from mitmsec.core.host_lists import HostList
+from mitmsec.core.policy import Policy
+
+END = b"\n"  # no JSON of ours has one in it
+
+
+def packed(policy: Policy) -> bytes:
+    """All of it. Raises LookupError where its names are not here."""
+    away = [one.name for one in policy.lists if not one.is_here]
+    if away:
+        raise LookupError(f"the names of the list {away[0]} are not here")
+    return b"".join((policy.encoded, END, *(one.text.encode() for one in policy.lists)))
+
+
+def without_names(content: bytes) -> Policy:
+    """What a packed policy says, its lists as references. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(content.partition(END)[0], type=Policy)
+
+
+def unpacked(content: bytes) -> Policy:
+    """What was packed. Raises ValueError, of which msgspec.MsgspecError is one."""
+    policy = without_names(content)
+    begin, lists = len(content.partition(END)[0]) + len(END), []
+    for one in policy.lists:
+        end = begin + one.size_bytes
+        lists.append(with_names(one, content[begin:end]))
+        begin = end
+    return msgspec.structs.replace(policy, lists=tuple(lists)) if lists else policy
+
+
+def with_names(reference: HostList, text: bytes) -> HostList:
+    """Raises ValueError where that cannot be its text."""
+    if len(text) != reference.size_bytes:
+        raise ValueError(f"{len(text)} bytes are not the list {reference.name}, which has {reference.size_bytes}")
+    return msgspec.structs.replace(reference, text=text.decode("ascii"))
