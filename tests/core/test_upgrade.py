@@ -228,7 +228,7 @@ HIDDEN: list[tuple[Protocol, list[Turn]]] = [
     (Protocol.POP3, [("s", b"+OK\r\n"), ("c", b"STLS\r\n"), ("s", b"+ OK\r\n")]),
     (Protocol.IMAP, [("s", b"* OK\r\n"), ("c", b"a STARTTLS\r\n"), ("s", b"+ go\r\n")]),
     (Protocol.POSTGRESQL, [("s", b"S"), ("c", SSL_REQUEST)]),
-    # lengths that OpenLDAP reads, of the message and of what is in it
+    # lengths that we do not read, of the message and of what is in it: slapd takes the second
     (Protocol.LDAP, [("c", b"\x30\x88" + bytes(7) + b"\x1d" + EXTENDED[2:]), ("s", SUCCESS)]),
     (Protocol.LDAP, [("c", b"\x30\x25" + EXTENDED[2:6] + b"\x88" + bytes(7) + EXTENDED[6:]), ("s", SUCCESS)]),
     # XML that XMPP forbids, and stanzas before
