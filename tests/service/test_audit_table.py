@@ -58,7 +58,10 @@ def test_a_peer_can_neither_move_the_cursor_nor_write_markup_nor_reverse_the_lin
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        (PolicySeen(session="s", path="p.toml", sha256="0", rules=3, on_failure="open"), "p.toml: 3 rules, fails open"),
+        (
+            PolicySeen(session="s", path="p.toml", sha256="0", policy="1", rules=3, on_failure="open"),
+            "p.toml: 3 rules, fails open",
+        ),
         (CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036"), "created: CN=x"),
         (ServiceSeen(operation="run_ended", command=("curl", "x"), status=0), "run_ended · curl x · status 0"),
         (FaultSeen(what="events_lost", count=7, failed="open"), "events_lost · failed open × 7"),
