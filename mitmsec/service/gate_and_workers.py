@@ -42,8 +42,9 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
+from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
-from mitmsec.service.answers import Answers
+from mitmsec.service.answers import DEADLINE_S, Answers
 from mitmsec.service.background import Background
 from mitmsec.service.brokerage import Brokerage
 from mitmsec.service.children import ChildFailed, ChildProcess
@@ -283,7 +284,8 @@ class GateAndWorkers:
         if self.gate is None:
             raise ChildFailed("there is no gate")
         order = Govern(on_failure=self._ground.policy.on_failure, workers=numbers)
-        await self._answers.ask(self.gate, order, self._ground.policy_fd, answer=Governed)
+        deadline_s = DEADLINE_S + taking_in_s(self._ground.policy)
+        await self._answers.ask(self.gate, order, self._ground.policy_fd, answer=Governed, deadline_s=deadline_s)
 
     async def switch(self, *, off: bool) -> int:
         """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""

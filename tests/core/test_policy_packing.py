@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action, Endpoint
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.core.policy_packing import packed, unpacked, without_names
+from mitmsec.core.policy_packing import packed, taking_in_s, unpacked, without_names
 from mitmsec.core.rules import Rule
 from mitmsec.core.sniff import Shown
 
@@ -24,6 +24,12 @@ def test_a_policy_comes_out_as_it_went_in() -> None:
     assert again == POLICY
     assert again.at_hello(policies.CURL, TO, policies.NOON_S, shown=Shown.of("evil.test")).rule == "banks"
     assert unpacked(packed(DEFAULT_POLICY)) == DEFAULT_POLICY
+
+
+def test_long_lists_are_given_the_time_that_they_take_and_references_as_much() -> None:
+    policy = Policy(lists=(HostList.of("@a", "x" * 4_000_000), HostList.of("@b", "x" * 1_000_000)))
+    assert taking_in_s(policy) == taking_in_s(policy.without_names) == 2.5
+    assert taking_in_s(DEFAULT_POLICY) == 0
 
 
 def test_who_needs_no_names_is_spared_them_and_cannot_ask() -> None:
