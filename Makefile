@@ -23,8 +23,8 @@ demo: $(BIN)/.run ## set up, then a tour of everything in under 20 seconds (root
 
 test: $(BIN)/.dev ## set up, then lint, types and the whole suite (root, for what touches the kernel)
 	@tools/packages $(TEST_PACKAGES)
-	@$(MAKE) --no-print-directory lint
 	@umask 022 && $(COMPILE) $(OWN) || true  # what changed since: our processes may write no byte code themselves
+	@$(MAKE) --no-print-directory -j 2 lint $(BIN)/.tests
 	@$(BIN)/pytest -q $(PARALLEL)
 
 wheel: $(BIN)/.dev ## the suite, or TESTS of it, against the built wheel in an environment of its own; PYTHON names another Python
@@ -86,6 +86,11 @@ $(BIN)/.dev: $(BIN)/.made requirements/dev.txt pyproject.toml
 	@umask 022 && $(PIP) --require-hashes -r requirements/dev.txt && $(PIP) --no-deps --no-build-isolation -e .
 	@umask 022 && $(COMPILE) $(OWN) .venv/lib >/dev/null 2>&1 || true
 	@touch $@ $(BIN)/.run
+
+# The tests' byte code, once: otherwise each of pytest's processes compiles all of it, which takes longer than linting.
+$(BIN)/.tests: $(BIN)/.dev $(wildcard tests/*.py tests/*/*.py)
+	@umask 022 && env -u PYTHONDONTWRITEBYTECODE $(BIN)/pytest -q -p no:cacheprovider --collect-only >/dev/null 2>&1 || true
+	@touch $@
 
 $(BIN)/.fuzz: $(BIN)/.dev requirements/fuzz.txt
 	@echo "installing what the fuzzers need" >&2
