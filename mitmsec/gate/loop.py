@@ -15,8 +15,6 @@ import asyncio
 import contextlib
 import errno
 import logging
-import resource
-import select
 import socket
 import time
 from collections import deque
@@ -36,6 +34,7 @@ from mitmsec.gate.asking import Asking
 from mitmsec.gate.connection import Connection, HearsDns, Means
 from mitmsec.gate.crew import Crew
 from mitmsec.gate.crl_origin import CrlOrigin
+from mitmsec.gate.descriptors import flows_limit, has_backlog
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
@@ -51,7 +50,6 @@ from mitmsec.gate.terms import Decides, State, Terms
 
 ACCEPT_BURST = 64  # connections before others have their turn
 BACKLOG_LIMIT = 4096  # of a listener: what arrives while it is taken has come after the end
-RESERVED_FDS = 512  # channels, maps, pipes, dials that race, and what lies in messages on its way
 TICK_S = 1.0
 LONG_LIVED_S = 10.0
 ACCEPT_PAUSE_S = 0.1  # when there is no descriptor left to accept with
@@ -105,19 +103,6 @@ class Colleagues:
         return not self._recorder.gone
 
 
-def flows_limit() -> int:
-    """How many flows this process may have, after raising its soft limit of descriptors to the hard one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return max((hard - RESERVED_FDS) // 2, 16)
-
-
-def _has_backlog(listener: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 class Gate:
     """Accepts on `listeners`, which it owns, from `open` until `drain` or `close`."""
 
@@ -138,6 +123,7 @@ class Gate:
         """`inward` are listeners for connections that came in and were led here; owned like the others."""
         loop = self._loop = asyncio.get_running_loop()
         self._listeners, self._around, self._terms = [*listeners, *inward], around, terms
+        self._is_held = False
         self._inward = frozenset(inward)
         self._heartbeat_s, self._limit = heartbeat_s, limit or flows_limit()
         self._flows: dict[str, Connection] = {}
@@ -204,6 +190,12 @@ class Gate:
         resolved, means = self._around.names_of(told.remote.address), self._means
         self._around.recorder.record(datagrams.seen(told, means.policy, time.time(), resolved, means.terms.policy))
 
+    def hold(self) -> None:
+        """Accept nothing before `govern`: the hook selects by the coming policy already, and none else may decide."""
+        self._is_held = True
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
         self._terms = terms
@@ -212,6 +204,9 @@ class Gate:
         self._taps.on_failure = terms.on_failure
         self._means = replace(self._means, policy=policy, terms=terms)
         self.crew.keep_only(workers)
+        self._is_held = False
+        for listener in self._listeners:
+            self._resume(listener)
 
     def switch(self, *, off: bool) -> int:
         """Off: nothing is decrypted from now on, and what is being decrypted is cut; the number of those."""
@@ -271,7 +266,7 @@ class Gate:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 return error.errno == errno.ECONNABORTED
-            if not _has_backlog(listener):  # accept() takes a descriptor before it looks whether anybody waits
+            if not has_backlog(listener):  # accept() takes a descriptor before it looks whether anybody waits
                 return False
             return self._shed("no_descriptors") or self._pause(listener)
         client.setblocking(False)
@@ -329,7 +324,7 @@ class Gate:
         return False
 
     def _resume(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:
+        if listener.fileno() >= 0 and not self._is_held:
             self._loop.add_reader(listener, self._acceptable, listener)
 
     def _stop_accepting(self, *, take_backlog: bool) -> None:

@@ -301,6 +301,7 @@ class GateProgram:
             case UdpFlowTold():
                 self._gate.datagrams(message)
             case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
+                self._gate.hold()
                 governing = self._govern(self._gate, _read(fds.pop()), on_failure, workers)
                 self._governing = asyncio.create_task(governing)
             case Govern():
@@ -364,7 +365,7 @@ class GateProgram:
 
 
 async def _arranged(content: bytes) -> Policy:
-    """A packed policy, ready to be asked. Long lists take a second: flows and heartbeats go on meanwhile."""
+    """A packed policy, ready to be asked. Long lists take a second: live flows and heartbeats go on meanwhile."""
     policy = unpacked(content)
     for _ in policy.listed.filling():
         await asyncio.sleep(0)

@@ -36,6 +36,7 @@ SUFFIX = ".json.gz"
 LIST_SUFFIX = ".names.gz"
 WRITING = "writing"
 FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+WHOLE_LIMIT_BYTES = 1 << 29  # of what one file unpacks to: more than any policy or list may hold
 COMPRESSION = 4  # lists of a million names in half a second
 
 
@@ -101,17 +102,18 @@ class PolicyVersions:
     def _whole_list(self, reference: HostList) -> HostList:
         """It with its names. Raises NoVersion, PermissionError."""
         try:
-            with gzip.open(self._list_path(reference.sha256)) as file:
-                text = file.read()
+            text = _whole(self._list_path(reference.sha256))
+            if hashlib.sha256(text).hexdigest() != reference.sha256:
+                raise NoVersion(f"what is kept as its list {reference.name} is another one: its SHA-256 differs")
+            return with_names(reference, text)
         except PermissionError:
             raise
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, ValueError) as error:
             raise NoVersion(f"the names of its list {reference.name} cannot be read: {error}") from error
-        if hashlib.sha256(text).hexdigest() != reference.sha256:
-            raise NoVersion(f"what is kept as its list {reference.name} is another one: its SHA-256 differs")
-        return with_names(reference, text)
 
     def _list_path(self, sha256: str) -> Path:
+        if not FINGERPRINT.fullmatch(sha256):
+            raise NoVersion(f'"{sha256}" is no hash of a list')
         return self._folder / f"{sha256}{LIST_SUFFIX}"
 
     def _path(self, fingerprint: str) -> Path:
@@ -120,8 +122,7 @@ class PolicyVersions:
         return self._folder / f"{fingerprint}{SUFFIX}"
 
     def _encoded(self, fingerprint: str) -> bytes:
-        with gzip.open(self._path(fingerprint)) as file:
-            return file.read()
+        return _whole(self._path(fingerprint))
 
     def _is_whole(self, fingerprint: str) -> bool:
         with contextlib.suppress(OSError, EOFError, zlib.error):
@@ -169,7 +170,8 @@ class PolicyVersions:
     def _lists_of(self, fingerprint: str) -> frozenset[str]:
         """The lists that a version refers to; none where it cannot be read."""
         with contextlib.suppress(OSError, EOFError, zlib.error, msgspec.MsgspecError):
-            return frozenset(one.sha256 for one in msgspec.json.decode(self._encoded(fingerprint), type=_Uses).lists)
+            used = {one.sha256 for one in msgspec.json.decode(self._encoded(fingerprint), type=_Uses).lists}
+            return frozenset(filter(FINGERPRINT.fullmatch, used))
         return frozenset()
 
     def _kept(self, suffix: str) -> Iterator[tuple[int, int, str]]:
@@ -179,3 +181,12 @@ class PolicyVersions:
             if entry.name.endswith(suffix) and FINGERPRINT.fullmatch(fingerprint):
                 found = entry.stat(follow_symlinks=False)
                 yield found.st_mtime_ns, found.st_size, fingerprint
+
+
+def _whole(path: Path) -> bytes:
+    """Raises OSError, EOFError, zlib.error."""
+    with gzip.open(path) as file:
+        content = file.read(WHOLE_LIMIT_BYTES + 1)
+    if len(content) > WHOLE_LIMIT_BYTES:
+        raise OSError(f"it unpacks to more than {WHOLE_LIMIT_BYTES} bytes")
+    return content

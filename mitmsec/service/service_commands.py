@@ -87,7 +87,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     loaded = _loaded(policy_file)
     channel = _joined(State(state_folder))
     order = control.StartService(
-        policy_file=str(policy_file.resolve())[:1024],
+        policy_file=str(policy_file.absolute())[:1024],
         policy_sha256=plan_policy(loaded.text),
         workers=workers or min(WORKERS_LIMIT, len(os.sched_getaffinity(0))),
         bound=foreground,
@@ -157,7 +157,7 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
 
 def _reload(channel: Channel, loaded: Loaded, policy_file: Path) -> None:
     order = control.ReloadService(
-        policy_file=str(policy_file.resolve())[:1024],
+        policy_file=str(policy_file.absolute())[:1024],
         policy_sha256=plan_policy(loaded.text),
         keys=loaded.keys is not None,
     )

@@ -194,7 +194,7 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     service.start()
     slow = subprocess.Popen(
         service.mitmsec.network.inside(
-            str(service.curl), "-sS", "--limit-rate", "2M", "-o", "/dev/null", "-w", "%{size_download}",
+            str(service.curl), "-sS", "--limit-rate", "1M", "-o", "/dev/null", "-w", "%{size_download}",
             "https://origin.test/megabytes",
         ),
         stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),

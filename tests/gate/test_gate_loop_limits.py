@@ -19,7 +19,7 @@ from mitmsec.channel import ChannelFull
 from mitmsec.core.model import Action, OnFailure
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.gate import loop as module
-from mitmsec.gate.loop import RESERVED_FDS, flows_limit
+from mitmsec.gate.descriptors import RESERVED_FDS, flows_limit
 
 TLS = hello(server_name(b"a.test"))
 NAMED = Policy(action=Action.BYPASS, rules=(Rule(name="host", host=("a.test",), action=Action.BLOCK),))

@@ -279,6 +279,30 @@ def test_a_flow_is_handed_to_the_worker_that_came_up(origin: socket.socket) -> N
         worker.close()
 
 
+def test_who_comes_while_a_policy_is_taken_in_is_decided_by_it(origin: socket.socket) -> None:
+    """The hook selects by it already: the old policy is not made for those."""
+    names = "\n".join(f"n{number}.example" for number in range(400_000))
+    rule = Rule(name="new", action=Action.BLOCK)
+    listed = Rule(name="listed", action=Action.BYPASS, host=("@l",))
+    policy = Policy(action=Action.BYPASS, rules=(listed, rule), lists=(HostList.of("@l", names),))
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    try:
+        policy_fd = os.memfd_create("policy")
+        with os.fdopen(policy_fd, "wb", closefd=False) as file:
+            file.write(packed(policy))
+        gate.control.send(Govern(on_failure=OnFailure.CLOSED, workers=()), policy_fd)
+        os.close(policy_fd)
+        gate.control.send(FlowsQuestion())
+        assert isinstance(gate.told(gate.control, None), FlowsAnswer)
+        with gate.divert(origin.getsockname()) as client:
+            assert gate.told(gate.control, None) == Governed()  # before it asks whose this is
+            gate.owner_asked()
+            client.send(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+            assert gate.recorded().rule == "new"
+    finally:
+        gate.end()
+
+
 def test_a_long_list_is_taken_in_beside_what_it_does_and_decides_from_then_on(origin: socket.socket) -> None:
     names = "\n".join(f"n{number}.example" for number in range(200_000))
     rule = Rule(name="listed", action=Action.BLOCK, host=("@l",))

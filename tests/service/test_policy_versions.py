@@ -158,6 +158,32 @@ def test_a_damaged_version_is_never_taken_for_the_policy_and_is_mended_by_the_ne
         assert versions.read(policy.fingerprint) == policy
 
 
+def test_what_was_put_there_by_another_hand_is_no_version_and_names_no_file_elsewhere(tmp_path: Path) -> None:
+    versions, folder = PolicyVersions(tmp_path / "kept", limit=1), tmp_path / "kept"
+    folder.mkdir()
+    (elsewhere := tmp_path / "x.names.gz").write_bytes(gzip.compress(b"bank.example"))
+    for reference, says in (
+        (replace(SMALL, size_bytes=5), "12 bytes are not"),
+        (replace(SMALL, sha256="../x"), "../x"),
+    ):
+        versions.keep(listing(1, SMALL))
+        planted = replace(listing(2), lists=(reference,))
+        path_of(folder, planted).write_bytes(gzip.compress(planted.encoded))
+        with pytest.raises(NoVersion, match=says):
+            versions.read(planted.fingerprint)
+        aged(folder, planted)
+        assert versions.keep(listing(3, SMALL))
+    assert elsewhere.exists()
+
+
+def test_a_file_that_unpacks_without_end_is_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    versions, policy = PolicyVersions(tmp_path), listing(1, SMALL)
+    versions.keep(policy)
+    monkeypatch.setattr(policy_versions, "WHOLE_LIMIT_BYTES", 10)
+    with pytest.raises(NoVersion, match="it unpacks to more than 10 bytes"):
+        versions.read(policy.fingerprint)
+
+
 def test_a_version_of_another_mitmsec_is_said_to_be_one(tmp_path: Path) -> None:
     encoded = b'{"action": "teleport"}'
     fingerprint = hashlib.sha256(encoded).hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -67,3 +69,23 @@ def test_status_of_nothing_is_a_status(tmp_path: Path) -> None:
     assert result.stdout == "nothing of mitmsec is at work on this state\n"
     result = CliRunner().invoke(cli, ["status", "--json", "--state", str(tmp_path / "state")])
     assert result.stdout == '{"supervisor":null}\n'
+
+
+@pytest.mark.parametrize("order", ["start", "reload"])
+def test_a_link_to_the_policy_stays_a_link_for_whoever_reads_it_again(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered: list[Any] = []
+
+    def answer(_channel: object, order: object, *_fds: int, **_: object) -> None:
+        ordered.append(order)
+        sys.exit(1)
+
+    monkeypatch.setattr(service_commands, "_joined", lambda _state: None)
+    monkeypatch.setattr(service_commands, "_connected", lambda _state: None)
+    monkeypatch.setattr(service_commands, "_answer", answer)
+    (tmp_path / "first.toml").write_text("version = 1\n" + APPLICATION.format("/usr/bin/*"))
+    (tmp_path / "current.toml").symlink_to("first.toml")
+    monkeypatch.chdir(tmp_path)
+    assert said(order, "--state", str(tmp_path / "state"), "--policy", "current.toml")[0] == 1
+    assert [one.policy_file for one in ordered] == [str(tmp_path / "current.toml")]
