@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import stat
 import struct
@@ -18,6 +19,7 @@ import tomllib
 import zoneinfo
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import BinaryIO
 
 from mitmsec import lists
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
@@ -57,6 +59,11 @@ STDIN = Path("-")
 LOCAL_ZONE = "/etc/localtime"
 ZONE_OF_UTC = b"TZif2" + bytes(15) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
 ZONE_OF_UTC += ZONE_OF_UTC + b"\nUTC0\n"  # RFC 8536: once for old readers, once for the others
+FILE_LIMIT_BYTES = 1 << 28  # ten million names; what is longer is a device, or no policy
+ENDLESS_NUMBER = re.compile(
+    r"0[xob][0-9A-Fa-f_]{1000}"
+)  # which no message could show; of decimals Python says so itself
+TOO_LONG_A_NUMBER = "not a policy: a number has thousands of digits"
 PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another program's output
 
 
@@ -139,7 +146,7 @@ def _zone_paths(name: str) -> list[str]:
 def named_user(user: str) -> str:
     """What a program of this user is told to run as: the name; of a number that nobody here has, the number."""
     if user.isascii() and user.isdecimal():
-        with contextlib.suppress(ImportError, KeyError, OverflowError):  # who is known is only known on Unix
+        with contextlib.suppress(ImportError, KeyError, OverflowError, ValueError):  # known on Unix; no endless number
             import pwd
 
             return pwd.getpwuid(int(user)).pw_name
@@ -165,12 +172,19 @@ def _utf8(path: Path) -> str:
 def _content(path: Path) -> bytes:
     """Raises OSError, also for a pipe into which nobody writes: `open` would wait for somebody for ever."""
     if path == STDIN:
-        return sys.stdin.buffer.read()
+        return _all(sys.stdin.buffer)
     without_waiting = getattr(os, "O_NONBLOCK", 0)
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | without_waiting)) as file:
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
             _await(file.fileno())
-        return file.read()
+        return _all(file)
+
+
+def _all(file: BinaryIO) -> bytes:
+    content = file.read(FILE_LIMIT_BYTES + 1)
+    if len(content) > FILE_LIMIT_BYTES:
+        raise OSError(errno.EFBIG, f"it is longer than {FILE_LIMIT_BYTES} bytes")
+    return content
 
 
 def _await(pipe: int) -> None:
@@ -298,6 +312,8 @@ def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) ->
 
 
 def _document(text: str, file: str) -> dict[str, object]:
+    if ENDLESS_NUMBER.search(text):
+        raise PolicyErrors((_whole(file, 1, TOO_LONG_A_NUMBER),))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -311,7 +327,7 @@ def _document(text: str, file: str) -> dict[str, object]:
             (_whole(file, 1, "not a policy: lists or tables lie too deep inside each other"),)
         ) from error
     except ValueError as error:  # a number beyond what Python reads at once
-        raise PolicyErrors((_whole(file, 1, "not a policy: a number has thousands of digits"),)) from error
+        raise PolicyErrors((_whole(file, 1, TOO_LONG_A_NUMBER),)) from error
 
 
 def _whole(file: str, line: int, message: str) -> ConfigError:

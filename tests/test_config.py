@@ -239,13 +239,14 @@ def test_a_thousand_rules_are_checked() -> None:
     ("text", "says"),
     [
         ("version = 1\na = " + "9" * 5000, "p.toml:1: not a policy: a number has thousands of digits"),
+        ("version = 0x" + "f" * 5000, "p.toml:1: not a policy: a number has thousands of digits"),
         ("version = 1\na = " + "[" * 5000, "p.toml:"),
         (
             'version = 1\n[inspector.keywords]\nlists = ["a\\u0000b"]',
             "p.toml:3: inspector.keywords.lists[0]: cannot read a\0b: ",
         ),
     ],
-    ids=["digits", "depth", "no file name"],
+    ids=["digits", "more digits", "depth", "no file name"],
 )
 def test_what_python_itself_gives_up_on_is_an_error_of_the_policy(text: str, says: str) -> None:
     def read(name: str) -> str:
@@ -277,6 +278,28 @@ def test_a_pipe_that_nobody_writes_to_is_an_error_and_no_wait_for_ever(
     monkeypatch.setattr(config, "PIPE_DEADLINE_S", 0.05)
     with pytest.raises(PolicyErrors, match="cannot be read: nothing came out of this pipe within"):
         load_policy(path)
+
+
+def test_a_policy_or_a_list_without_an_end_is_an_error_and_no_full_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "FILE_LIMIT_BYTES", 1000)
+    with pytest.raises(PolicyErrors, match="cannot be read: it is longer than 1000 bytes"):
+        load_policy(Path("/dev/zero"))
+    path = tmp_path / "p.toml"
+    path.write_text('version = 1\n[[rule]]\nname = "a"\naction = "block"\nhost = ["@/dev/zero"]\n')
+    with pytest.raises(PolicyErrors, match="cannot read /dev/zero: it is longer than 1000 bytes"):
+        load_policy(path)
+
+
+def test_the_last_day_of_the_calendar_is_no_expiry_and_a_number_of_thousands_of_digits_no_user(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "p.toml"
+    path.write_text('version = 1\n[[rule]]\nname = "a"\naction = "block"\nexpires = 9999-12-31\n')
+    with pytest.raises(PolicyErrors, match="expires: 9999-12-31 is the calendar's last day"):
+        load_policy(path)
+    assert config.named_user("9" * 5000) == "9" * 5000
 
 
 def test_a_pipe_may_hold_the_policy_as_the_shells_process_substitution_does(tmp_path: Path) -> None:

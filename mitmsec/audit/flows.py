@@ -2,6 +2,7 @@
 
     gate:    FlowHanded ──────────────► live ── ConnectionSeen ──► ended ── LINGER_S or too many ──► forgotten
     worker:  RequestSeen … may come before the first (its channel is another) and after the second
+    gate:    FlowHanded once more, for a dialogue that goes on under TLS, perhaps to another worker
 
 The table is bounded: the flow that ended first goes first, then the one that was handed over first.
 """
@@ -9,6 +10,8 @@ The table is bounded: the flow that ended first goes first, then the one that wa
 from __future__ import annotations
 
 from collections import OrderedDict
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import Direction, Endpoint, Process, Value
 
@@ -27,6 +30,12 @@ class Flow(Value, frozen=True):
     local: Endpoint | None = None
     remote: Endpoint | None = None
     direction: Direction = Direction.OUTBOUND
+    before: frozenset[int] = frozenset()
+    """Workers that had it: what they have said of it may come late."""
+
+    def may_be_of(self, session: str, worker: int) -> bool:
+        """Whether this worker may speak of it."""
+        return self.session == session and (self.worker == worker or worker in self.before)
 
 
 class Flows:
@@ -53,6 +62,8 @@ class Flows:
         known = self.find(flow.id)
         if known is not None and known.session != flow.session:
             return False
+        if known is not None and known.worker != flow.worker:
+            flow = replace(flow, before=known.before | {known.worker})
         self._ended.pop(flow.id, None)
         self._live[flow.id] = flow
         if len(self) > self._limit:

@@ -168,7 +168,7 @@ class Intake(msgspec.Struct):
         flow = self.flows.find(seen.flow)
         if flow is None:
             return Awaited(seen.flow)
-        if (flow.session, flow.worker) != (source.session, source.worker):
+        if not flow.may_be_of(source.session, source.worker):
             return Refused(f"{type(seen).__name__} of a flow that it was not handed")
         if isinstance(seen, BytesSeen):
             return Aside(flow) if seen.process is None else Refused("BytesSeen that names a process")

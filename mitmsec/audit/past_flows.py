@@ -40,7 +40,7 @@ def past_connection(event: Fields) -> PastConnection:
     """Raises NoFlow."""
     if event.get("kind") != Kind.CONNECTION:
         raise NoFlow(f"it is of kind {event.get('kind')}, and only connections are decided")
-    if event.get("outcome") in UNJUDGED:
+    if str(event.get("outcome")) in UNJUDGED:
         raise NoFlow("nobody had diverted it, and no policy was asked")
     try:
         return PastConnection(
@@ -50,7 +50,7 @@ def past_connection(event: Fields) -> PastConnection:
             began=began(event),
             policy=str(event.get("policy", "")),
         )
-    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise NoFlow(f"it is not what a recorder writes: {type(error).__name__}: {error}") from error
 
 
@@ -75,9 +75,9 @@ def _flow(event: Fields) -> PastFlow:
         transport=Transport.UDP if is_udp else Transport.TCP,
         direction=Direction(event["direction"]),
         protocol=Protocol(protocol) if is_seen else None,
-        name=remote["host"] if shows_name else None,
-        alpn=tuple(client.get("offers") or ()),
-        ja4=client.get("ja4"),
+        name=msgspec.convert(remote["host"], str | None) if shows_name else None,
+        alpn=msgspec.convert(client.get("offers") or (), tuple[str, ...]),
+        ja4=msgspec.convert(client.get("ja4"), str | None),
         is_tls=_is_tls(event),
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
         proven=client.get("name_agrees") == Agreement.AGREE

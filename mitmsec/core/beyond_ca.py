@@ -8,7 +8,7 @@ from mitmsec.core.covered_names import CoveredNames
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
-from mitmsec.core.sniff import Protocol
+from mitmsec.core.sniff import WITH_HELLO
 
 _SHOWN = 3
 _OUTCOME = "the CA may not speak for, so that connection is reset; `mitmsec ca show` has its limits"
@@ -24,7 +24,7 @@ def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[
         sentence
         for rule in policy.rules
         if rule.action is Action.DECRYPT and rule.direction is Direction.OUTBOUND
-        if not rule.protocol or Protocol.TLS in rule.protocol
+        if not rule.protocol or not WITH_HELLO.isdisjoint(rule.protocol)
         if (sentence := _of_rule(rule, names, allows, excluded)) is not None
     ]
     if policy.action is Action.DECRYPT:

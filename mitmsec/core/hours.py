@@ -11,6 +11,7 @@ data, RFC 8536), so that everybody who has the policy reads the same clock.
 from __future__ import annotations
 
 import re
+import struct
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
@@ -111,7 +112,10 @@ class Clocks:
         """Raises ValueError for data that is no zone's."""
         self._zones: dict[str, tzinfo] = {"UTC": UTC}
         for name, data in zones:
-            self._zones[name] = ZoneInfo.from_file(BytesIO(data), name)
+            try:
+                self._zones[name] = ZoneInfo.from_file(BytesIO(data), name)
+            except (ValueError, struct.error) as error:
+                raise ValueError(f'what this machine has as the time zone "{name}" is none: {error}') from error
 
     def at(self, zone: str, at_s: float) -> datetime:
         return datetime.fromtimestamp(at_s, self._zones[zone])
@@ -121,7 +125,12 @@ class Clocks:
         return shown.weekday() * MINUTES_A_DAY + shown.hour * 60 + shown.minute
 
     def end_s(self, written: date | datetime) -> int:
-        """When it is over, as Unix seconds: a day with its last second, a moment at once; locally if not said else."""
+        """When it is over, as Unix seconds: a day with its last second, a moment at once; locally if not said else.
+
+        Raises ValueError for the last day that there is.
+        """
+        if written == date.max:
+            raise ValueError(f"{written} is the calendar's last day: for a rule that does not expire leave this out")
         if not isinstance(written, datetime):
             written = datetime.combine(written + timedelta(days=1), datetime.min.time())
         return int((written if written.tzinfo else written.replace(tzinfo=self._zones[LOCAL])).timestamp())

@@ -76,7 +76,7 @@ def decision(policy: Policy, flow: PastFlow) -> Decision:
     said = policy.at_hello(
         flow.process, flow.asked, flow.at_s, shown=flow.shown, proven=is_proven, direction=flow.direction
     )
-    takes_key = flow.direction is Direction.INBOUND and flow.protocol is Protocol.TLS
+    takes_key = flow.direction is Direction.INBOUND and (flow.is_tls or flow.protocol is Protocol.TLS)
     return policy.with_key(said, flow.local, flow.name) if takes_key else said
 
 

@@ -204,7 +204,10 @@ def read_end(table: Table, context: Context, key: str) -> tuple[str, int] | None
     if not isinstance(value, date):
         table.note(f"a date is wanted, such as 2026-12-31, or a date and a time; not {kind_of(value)}", key)
     elif getattr(value, "tzinfo", None) is not None or knows_zone(table, context, LOCAL, key):
-        return str(value), Clocks(tuple(context.zones.items())).end_s(value)
+        try:
+            return str(value), Clocks(tuple(context.zones.items())).end_s(value)
+        except ValueError as error:
+            table.note(str(error), key)
     return None
 
 

@@ -88,6 +88,11 @@ class Shown(Value, frozen=True):
         is_told = name is not None or alpn or ja4 is not None
         return cls(protocol=protocol or (Protocol.TLS if is_told else None), name=name, alpn=alpn, ja4=ja4)
 
+    @property
+    def is_tls(self) -> bool:
+        """Whether they are a hello, be it after a dialogue in plaintext."""
+        return self.protocol is Protocol.TLS or self.ja4 is not None
+
 
 NOTHING_SHOWN = Shown()
 

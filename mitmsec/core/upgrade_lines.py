@@ -6,8 +6,8 @@
                               nothing more of the client's until the answer ──► consent │ refusal │ something else
 
 Only a line that begins a turn can be a request: what follows in the same turn may be a message, a literal, or a name in
-base64 that spells STARTTLS. A server that takes it for a request all the same is followed by a hello of TLS, which
-begins a turn, and ends the dialogue as malformed. So no upgrade is ever relayed unread by mistake.
+base64 that spells STARTTLS. Where a server takes it for a request all the same, a hello of TLS follows: it begins a
+turn, or the server's answer to it is seen (Recogniser), and the dialogue ends as malformed.
 """
 
 from __future__ import annotations

@@ -39,15 +39,15 @@ class PostgreSql(Recogniser):
 
     def _received(self, data: bytes) -> Step | Malformed:
         answer, is_last = data[:1], len(data) == 1
-        if not self.is_asked:  # servers are silent until then
-            self._is_over = True
+        if not self.is_asked:  # servers are silent until then, but for an error
+            self._is_lost = True
         elif answer == b"S" and self._code == self._SSL:
             return self._consents(is_last=is_last)
         elif answer == b"N":
             self.is_asked = False
             return Step.ON if is_last else Malformed(reason=NO_ANSWER)
         elif answer == b"E" or (answer == b"G" and self._code == self._GSS):  # Kerberos' own encryption is no TLS
-            self.is_asked, self._is_over = False, True
+            self.is_asked, self._is_lost = False, True
         else:
             return Malformed(reason=NO_ANSWER)
         return Step.ON
@@ -152,7 +152,7 @@ class Ldap(Recogniser):
             if tag == _REQUEST and name is not None and name.tag == _NAME and name.of(inner) == _START_TLS:
                 self._number = number
                 return self._asks(is_last=is_last)
-        self._is_over = self._sent_ones.is_broken
+        self._is_lost = self._sent_ones.is_broken
         return Step.ON
 
     def _received(self, data: bytes) -> Step | Malformed:
@@ -168,7 +168,7 @@ class Ldap(Recogniser):
             self.is_asked = False
         if self._received_ones.is_broken and self.is_asked:
             return Malformed(reason=NO_ANSWER)
-        self._is_over = self._received_ones.is_broken
+        self._is_lost = self._received_ones.is_broken
         return Step.ON
 
 

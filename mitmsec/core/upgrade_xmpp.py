@@ -26,47 +26,47 @@ class Xmpp(Recogniser):
         super().__init__()
         self._words = b""  # of the client's; from the request on, of the server's
 
-    def _keep(self, data: bytes) -> None:
-        self._words += data[: TAGS_LIMIT_BYTES + 1 - len(self._words)]
+    def _sent(self, data: bytes) -> Step | Malformed:
+        if not self._words and data.startswith(b"\x16"):
+            return Malformed(reason=NOT_ASKED)
+        words, at = self._words + data, 0
+        while (tag := _TAG.match(words, at, at + TAGS_LIMIT_BYTES)) and tag[1] in _BEFORE:
+            at = tag.end()
+        self._words = words[at:]
+        if tag is None:
+            return self._lose() if self._is_full or not self._may_begin else Step.ON
+        element = self._element()
+        if tag[1] == b"starttls" and element is not None:
+            self._words, is_last = b"", element.end() == len(self._words)
+            return self._asks(is_last=is_last)
+        return self._lose() if self._is_full or tag[1] != b"starttls" else Step.ON  # its end is to come
 
     @property
     def _is_full(self) -> bool:
         return len(self._words) > TAGS_LIMIT_BYTES
 
-    def _sent(self, data: bytes) -> Step | Malformed:
-        if not self._words and data.startswith(b"\x16"):
-            return Malformed(reason=NOT_ASKED)
-        self._keep(data)
-        while b">" in self._words and (tag := _TAG.match(self._words)):
-            if tag[1] in _BEFORE:
-                self._words = self._words[tag.end() :]
-                continue
-            element = _ELEMENT.match(self._words)
-            if element is None and tag[1] == b"starttls" and not self._is_full:
-                return Step.ON  # its end is to come
-            if element is None or element[1] != b"starttls":
-                return self._give_up()
-            is_last, self._words = element.end() == len(self._words), b""
-            return self._asks(is_last=is_last)
-        word = self._words.lstrip()
-        return self._give_up() if self._is_full or word[:1] not in (b"", b"<") else Step.ON
+    @property
+    def _may_begin(self) -> bool:
+        return self._words.lstrip()[:1] in (b"", b"<")
 
-    def _give_up(self) -> Step:
-        self._is_over, self._words = True, b""
+    def _element(self) -> re.Match[bytes] | None:
+        return _ELEMENT.match(self._words, 0, TAGS_LIMIT_BYTES)
+
+    def _lose(self) -> Step:
+        self._is_lost, self._words = True, b""
         return Step.ON
 
     def _received(self, data: bytes) -> Step | Malformed:
         if not self.is_asked:  # the offer, which does not matter
             return Step.ON
-        self._keep(data)
-        tag = _TAG.match(self._words) if b">" in self._words else None
+        self._words += data
+        tag = _TAG.match(self._words, 0, TAGS_LIMIT_BYTES)
         if tag is None:
-            is_begun = self._words.lstrip()[:1] in (b"", b"<") and not self._is_full
-            return Step.ON if is_begun else Malformed(reason=NO_ANSWER)
+            return Step.ON if self._may_begin and not self._is_full else Malformed(reason=NO_ANSWER)
         if tag[1] in (b"failure", b"error", b"stream"):  # the last: the stream's end
             self.is_asked = False
-            return self._give_up()
-        element = _ELEMENT.match(self._words)
+            return self._lose()
+        element = self._element()
         if tag[1] != b"proceed" or (element is None and self._is_full):
             return Malformed(reason=NO_ANSWER)
         return Step.ON if element is None else self._consents(is_last=element.end() == len(self._words))

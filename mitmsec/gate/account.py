@@ -201,7 +201,9 @@ class Account:
     def settled(self, first: Sniffed) -> None:
         """The first bytes are known for what they are."""
         self.first = first
-        if not self.upgraded:
+        if self.upgraded:
+            self.done = None  # until now the dialogue was captured, and that was all
+        else:
             self.protocol = first.protocol
 
     def shown(self, first: Sniffed) -> Shown:
@@ -210,7 +212,7 @@ class Account:
 
     def upgrades(self, upgrading: Upgrading) -> None:
         """What comes now is TLS."""
-        self.upgraded, self.first, self.done = True, None, None
+        self.upgraded, self.first = True, None
         self.sent_before, self.received_before = within(upgrading.bytes_sent), within(upgrading.bytes_received)
 
     def seen(

@@ -317,6 +317,9 @@ class Connection:
         self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
 
     def _take_back(self) -> None:
+        for dial in self._more or ():  # whoever has let go gets no more
+            dial.cancel()
+        self._more = None
         self._means.hangups.forget(self._client)
         take_in(self._client)
         self._origin = self._means.loans.take_back(self.id)

@@ -454,7 +454,7 @@ class Flow:
     def _let_through(self, what: str, reason: str) -> Commands:
         self._fault, self.about.first = what, Sniffed(protocol=Protocol.TCP)
         self.about.decision = Decision(action=Action.BYPASS, rule=CANNOT_DECIDE, reason=reason)
-        self.state, self.about.protocol = State.FIRST, Protocol.TCP
+        self.state, self.about.protocol, self.about.done = State.FIRST, Protocol.TCP, None
         return self._settled(self.about.decision)
 
     # -- the record, and the end ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Protocol as Interface
 
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.rules import Rule
-from mitmsec.core.sniff import Protocol, Shown
+from mitmsec.core.sniff import Shown
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Decides
 
@@ -81,7 +81,7 @@ class Inward(Value, frozen=True):
     ) -> Decision:
         asked = self._asked(remote)
         said = self.policy.at_hello(process, asked, at_s, shown=shown, proven=proven, direction=direction)
-        return self.policy.with_key(said, remote, shown.name) if shown.protocol is Protocol.TLS else said
+        return self.policy.with_key(said, remote, shown.name) if shown.is_tls else said
 
     def with_key(self, decision: Decision, called: Endpoint, name: str | None) -> Decision:
         return self.policy.with_key(decision, called, name)

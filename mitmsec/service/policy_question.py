@@ -73,7 +73,7 @@ class UserName(click.ParamType[str]):
         if not value.strip():
             self.fail("a user is wanted: a name, or the number of one that has none")
         name = value if value.isdecimal() else None
-        with contextlib.suppress(ImportError, KeyError, OverflowError):  # who is known is only known on Unix
+        with contextlib.suppress(ImportError, KeyError, OverflowError, ValueError):  # known on Unix; no endless number
             import pwd
 
             name = (pwd.getpwuid(int(value)) if value.isdecimal() else pwd.getpwnam(value)).pw_name

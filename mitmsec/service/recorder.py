@@ -23,14 +23,14 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from mitmsec.audit.committer import Committer
 from mitmsec.audit.envelope import Draft, fields_of, is_open
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
 from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
-from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Refused, Source, held
+from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Judgement, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
 from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
@@ -157,9 +157,10 @@ class Recorder:
     def _on_message(self, inlet: Inlet, seen: Seen) -> None:
         number, seen = inlet.received - 1, held(inlet.source, seen)
         judged = self._judge(inlet, seen)
-        if isinstance(judged, Awaited):
+        if inlet.source.role is Role.WORKER and isinstance(judged, Awaited | Refused):  # the gate's word may lie there
             self._read_gates(inlet.source.session)
             judged = self._judge(inlet, seen)
+        self._act(inlet, seen, judged)
         if isinstance(judged, Awaited):
             inlet.awaiting.append(number)
             until_s = time.monotonic() + AWAITED_S
@@ -169,12 +170,13 @@ class Recorder:
         if self._saturated(inlet):
             inlet.pause()
 
-    def _judge(self, inlet: Inlet, seen: Seen) -> Awaited | None:
-        """Act on `seen`, unless it has to wait."""
-        judged = self._intake.judge(inlet.source, seen, time.monotonic())
+    def _judge(self, inlet: Inlet, seen: Seen) -> Judgement:
+        return self._intake.judge(inlet.source, seen, time.monotonic())
+
+    def _act(self, inlet: Inlet, seen: Seen, judged: Judgement) -> None:
         match judged:
             case Awaited():
-                return judged
+                pass  # it has to wait
             case Refused():
                 self._refused[inlet, "not_permitted", judged.what] += 1
             case Excess():
@@ -185,7 +187,8 @@ class Recorder:
             case Admitted():
                 self._admit(judged, str(inlet.source))
                 self._follow(inlet, seen)
-        return None
+            case _:
+                assert_never(judged)
 
     def _aside(self, inlet: Inlet, seen: Seen, flow: Flow | None) -> None:
         session = inlet.source.session
@@ -237,7 +240,7 @@ class Recorder:
     def _retry(self, flow: str) -> None:
         for _, inlet, number, seen in self._awaited.pop(flow, []):
             inlet.awaiting.remove(number)
-            self._judge(inlet, seen)
+            self._act(inlet, seen, self._judge(inlet, seen))
 
     def _judge_awaited(self, until_s: float | None) -> None:
         """Refuse what has waited until `until_s`; with None, everything that waits."""

@@ -23,6 +23,9 @@ import msgspec
 
 from mitmsec.core.model import Endpoint, Value
 
+LATEST_NS = (1 << 36) * 10**9  # in 4147: what calendars and time zones can be asked about
+NUMBERED_LIMIT = 65536  # interfaces, and processes, of a section
+TEXT_LIMIT_BYTES = 1024  # of a name
 BLOCK_LIMIT_BYTES = 16 << 20  # as Wireshark; longer ones are damage
 SECTION, INTERFACE, NAMES, PACKET, PROCESS = 0x0A0D0D0A, 1, 4, 6, 0x80000001
 MAGIC: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
@@ -89,9 +92,13 @@ class _Interface(Value, frozen=True):
     offset_s: int
 
     def time_ns(self, units: int) -> int:
+        """Raises _Wrong."""
         power = self.resolution & 0x7F
         ns = units * 10**9 >> power if self.resolution & 0x80 else units * 10**9 // 10**power
-        return ns + self.offset_s * 10**9
+        ns += self.offset_s * 10**9
+        if not 0 <= ns <= LATEST_NS:
+            raise _Wrong("a packet of no time that there is")
+        return ns
 
 
 def block_at(data: bytes | bytearray, at: int, order: str) -> Block | Want | str:
@@ -156,13 +163,13 @@ class Reader:
             case 0x0A0D0D0A:
                 self._begin(block)
             case 1:
-                self._section.interfaces.append(_interface(block))
+                _number_anew(self._section.interfaces, _interface(block))
             case 4:
                 return list(_names(block))
             case 6:
                 return [_packet(block, self._section)]
             case 0x80000001:
-                self._section.processes.append(_process(block))
+                _number_anew(self._section.processes, _process(block))
             case _:
                 pass
         return []
@@ -176,6 +183,12 @@ class Reader:
 
 class _Wrong(Exception):
     """What is wrong with a block."""
+
+
+def _number_anew[One](known: list[One], one: One) -> None:
+    if len(known) >= NUMBERED_LIMIT:
+        raise _Wrong(f"a section with more than {NUMBERED_LIMIT} of a kind")
+    known.append(one)
 
 
 def _fixed(block: Block, shape: str) -> tuple[int, ...]:
@@ -197,7 +210,7 @@ def _interface(block: Block) -> _Interface:
 
 def _process(block: Block) -> CapturedProcess:
     (pid,) = _fixed(block, "I")
-    return CapturedProcess(pid, _text(dict(_options(block, 4)).get(NAME, b"")))
+    return CapturedProcess(pid, _text(dict(_options(block, 4)).get(NAME, b"")[:TEXT_LIMIT_BYTES]))
 
 
 def _packet(block: Block, section: _Section) -> CapturedPacket:
@@ -248,7 +261,7 @@ def _names(block: Block) -> Iterator[CapturedName]:
         host = value[size:].split(b"\0", 1)[0]
         if len(value) < size:
             raise _Wrong("a name without an address")
-        yield CapturedName(Endpoint.of(str(ip_address(value[:size])), 0).address, _text(host))
+        yield CapturedName(Endpoint.of(str(ip_address(value[:size])), 0).address, _text(host[:TEXT_LIMIT_BYTES]))
 
 
 def _text(value: bytes) -> str:

@@ -28,6 +28,7 @@ SOURCE = "replay"
 HOSTS_LIMIT = 65536
 FLOWS_LIMIT = 65536  # at once; then the one that began first is told as it is
 HELD_LIMIT_BYTES = 64 << 20  # of all first bytes that are not settled; what comes beyond stays unknown
+SAID_LIMIT_CHARS = 64 << 20  # of all comments, likewise
 _PARENT = re.compile(r"(.*) pid (\d{1,10})")
 _FOUND_BY = re.compile(r"(.*) \((kernel|table|inferred|unknown)\)")
 _PID = re.compile(r"\d{1,10}")
@@ -61,6 +62,7 @@ class _Flow(msgspec.Struct):
     sent_bytes: int = 0
     received_bytes: int = 0
     closing: int = 0  # FIN and RST so far
+    said_chars: int = 0  # of the comments that were read
     said: dict[str, str] = msgspec.field(default_factory=dict)
     opening: Opening | None = None  # of a TCP connection whose first segment is in the file
 
@@ -89,7 +91,7 @@ class RecordedFlows:
         self.unread = 0  # packets without a heading: later fragments, other protocols, damage, unknown link types
         self._hosts: dict[str, str] = {}
         self._flows: dict[tuple[Transport, Endpoint, Endpoint], _Flow] = {}
-        self._held_bytes = 0
+        self._held_bytes = self._said_chars = 0
 
     def add(self, events: Iterable[CapturedPacket | CapturedName]) -> Iterator[RecordedFlow]:
         """Flows that these have ended: the same ports are used again, or there were too many at once."""
@@ -125,11 +127,13 @@ class RecordedFlows:
             if len(self._flows) > FLOWS_LIMIT:
                 yield self._finished(self._flows.pop(next(iter(self._flows))))
         _count(flow, packet, heading, is_sent=is_sent)
+        self._read_comments(flow, packet)
         self._hear(flow, heading, data, by_opener=is_sent is flow.outbound)
 
     def _finished(self, flow: _Flow) -> RecordedFlow:
         if flow.opening is not None:
             self._held_bytes -= flow.opening.held_bytes
+        self._said_chars -= flow.said_chars
         return flow.finished()
 
     def _hear(self, flow: _Flow, heading: Heading, data: bytes, *, by_opener: bool) -> None:
@@ -152,6 +156,17 @@ class RecordedFlows:
         if self._held_bytes + opening.held_bytes - before > HELD_LIMIT_BYTES:
             opening.give_up()
         self._held_bytes += opening.held_bytes - before
+
+    def _read_comments(self, flow: _Flow, packet: CapturedPacket) -> None:
+        for comment in packet.comments:
+            if self._said_chars + len(comment) <= SAID_LIMIT_CHARS:
+                process, said = told(comment)
+                flow.process = flow.process or process
+                flow.said.update(said)
+                flow.said_chars += len(comment)
+                self._said_chars += len(comment)
+        if flow.process is None and packet.process is not None:
+            flow.process = _named(packet.process)
 
     def _begin(self, packet: CapturedPacket, heading: Heading) -> tuple[_Flow, bool]:
         """A new flow, and whether its first packet was sent by its local side."""
@@ -178,12 +193,6 @@ def _count(flow: _Flow, packet: CapturedPacket, heading: Heading, *, is_sent: bo
         flow.sent_bytes += heading.payload_bytes
     else:
         flow.received_bytes += heading.payload_bytes
-    for comment in packet.comments:
-        process, said = told(comment)
-        flow.process = flow.process or process
-        flow.said.update(said)
-    if flow.process is None and packet.process is not None:
-        flow.process = _named(packet.process)
 
 
 def _named(captured: CapturedProcess) -> Process:

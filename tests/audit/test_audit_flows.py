@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from audit_events import CURL
+from msgspec.structs import replace
 
 from mitmsec.audit.flows import Flow, Flows
 
@@ -32,6 +33,17 @@ def test_a_flow_belongs_to_the_session_that_told_of_it_first() -> None:
     assert not flows.handed(flow(1, session="run-2"))
     assert flows.find("flow-1") == flow(1)
     assert flows.handed(flow(1))
+
+
+def test_a_flow_that_is_handed_over_anew_may_be_spoken_of_by_both_its_workers() -> None:
+    flows = Flows()
+    for worker in (0, 0, 1):
+        flows.handed(replace(flow(1), worker=worker))
+    found = flows.find("flow-1")
+    assert found is not None
+    assert (found.worker, found.before) == (1, frozenset({0}))
+    assert [found.may_be_of("run-1", worker) for worker in range(3)] == [True, True, False]
+    assert not found.may_be_of("run-2", 1)
 
 
 def test_a_full_table_forgets_ended_flows_first_and_then_the_oldest() -> None:

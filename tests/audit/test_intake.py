@@ -88,6 +88,14 @@ def test_a_worker_may_not_speak_about_a_flow_of_another(source: Source, seen: Se
     assert isinstance(intake().judge(source, seen, 0), Refused)
 
 
+def test_a_worker_may_still_speak_about_a_dialogue_that_another_has_under_tls() -> None:
+    made = intake()
+    made.judge(GATE, handed(worker=1), 0)
+    for number in (0, 1):
+        assert isinstance(made.judge(Source(Role.WORKER, "run-1", number), finding(), 0), Admitted)
+    assert isinstance(made.judge(Source(Role.WORKER, "run-1", 2), finding(), 0), Refused)
+
+
 def test_a_worker_may_speak_about_a_flow_that_has_just_ended() -> None:
     made = intake()
     made.judge(GATE, connection(), 10)

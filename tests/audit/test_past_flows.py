@@ -110,6 +110,10 @@ def test_what_was_never_looked_at_is_unknown() -> None:
         (event(connection(), tls=3), "AttributeError"),
         (event(connection(), process={"pid": "many"}), "ValidationError"),
         (event(connection(), time="yesterday"), "ValueError"),
+        (event(connection(), duration_ms=10**400), "OverflowError"),
+        (event(connection(), remote={"address": "192.0.2.1", "port": 443, "host": 5}), "ValidationError"),
+        (event(connection(), tls={"client": {"ja4": 5}}), "ValidationError"),
+        (event(connection(), tls={"client": {"offers": [5]}}), "ValidationError"),
     ],
 )
 def test_an_event_that_is_no_decision_says_why(told: Fields, why: str) -> None:

@@ -67,3 +67,4 @@ def test_a_rule_for_protocols_without_certificates_needs_no_ca() -> None:
     plain = replace(decrypting(), protocol=(Protocol.HTTP,))
     assert told(plain) == []
     assert len(told(replace(plain, protocol=(Protocol.HTTP, Protocol.TLS)))) == 1
+    assert len(told(replace(plain, protocol=(Protocol.SMTP,)))) == 1  # it goes on under TLS

@@ -119,8 +119,12 @@ def test_a_day_is_over_at_its_end_and_a_moment_at_once() -> None:
     assert clocks.end_s(date(2026, 1, 5)) == at("2026-01-05T19:00")
     assert clocks.end_s(datetime(2026, 1, 5, 12, 0)) == at("2026-01-05T07:00")
     assert clocks.end_s(datetime(2026, 1, 5, 12, 0, tzinfo=timezone(timedelta(hours=1)))) == NOON_S
+    with pytest.raises(ValueError, match="the calendar's last day: for a rule that does not expire leave this out"):
+        clocks.end_s(date.max)
 
 
 def test_what_is_no_zone_is_told() -> None:
-    with pytest.raises(ValueError, match="magic"):
+    with pytest.raises(ValueError, match=r'time zone "x" is none: .*magic'):
         Clocks((("x", b"nonsense"),))
+    with pytest.raises(ValueError, match='time zone "x" is none'):
+        Clocks((("x", b"TZif2"),))

@@ -88,6 +88,9 @@ def test_what_came_in_over_tls_is_decrypted_only_with_a_key_for_it() -> None:
     assert decision(policy, CALLED).service == "shop"
     assert decision(policy, replace(CALLED, protocol=Protocol.HTTP, is_tls=False)).service == ""
     assert verdict(policy, replace(CALLED, name="other.example")).action is Action.BYPASS
+    upgraded = replace(CALLED, protocol=Protocol.SMTP, is_tls=True)
+    assert decision(policy, upgraded).service == "shop"
+    assert verdict(policy, replace(upgraded, name="other.example")).action is Action.BYPASS
 
 
 def test_a_rule_that_might_have_come_first_is_told_with_what_it_asks_for() -> None:

@@ -181,7 +181,10 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('category = ["helth"]', 'category[0]: "helth" is not one of finance, health; did you mean "health"'),
         ('time = ["Mon 8-9 UTC"]', 'time[0]: "Mon 8-9 UTC" is no time of the week; wanted: "Mon-Fri 08:00-18:00"'),
         ('time = ["Mon Nowhere"]', "time[0]: there is no Nowhere"),
-        ('time = ["Mon Broken"]', "time[0]: Invalid TZif file: magic not found"),
+        (
+            'time = ["Mon Broken"]',
+            'time[0]: what this machine has as the time zone "Broken" is none: Invalid TZif file: magic not found',
+        ),
         ('expires = "2026-12-31"', "expires: a date is wanted, such as 2026-12-31, or a date and a time; not the text"),
         ("expires = 12:00:00", "expires: a date is wanted"),
         ("owner = 7", "owner: a text is wanted, not the number 7"),

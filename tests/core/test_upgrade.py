@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mitmsec.core.sniff import UPGRADABLE, Protocol
 from mitmsec.core.upgrade import Malformed, Step, recogniser
-from mitmsec.core.upgrade_step import NO_ANSWER, NOT_ALONE, NOT_ASKED, NOT_LAST
+from mitmsec.core.upgrade_step import NO_ANSWER, NOT_ALONE, NOT_ASKED, NOT_LAST, NOT_SEEN
 
 OID = b"1.3.6.1.4.1.1466.20037"
 EXTENDED = b"\x30\x1d\x02\x01\x07\x77\x18\x80\x16" + OID
@@ -22,6 +22,7 @@ STREAM = b"<?xml version='1.0'?><stream:stream to='a.test' xmlns:stream='http://
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 MYSQL_REQUEST = b"\x20\0\0\x01\x05\xae\xff\x19\0\0\0\x01\xff" + bytes(23)
 HELLO = b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"
+SERVER_HELLO = b"\x16\x03\x03\0\x7a\x02\0\0\x76\x03\x03" + bytes(112)
 
 type Turn = tuple[str, bytes]
 UPGRADED: dict[Protocol, list[list[Turn]]] = {
@@ -174,6 +175,7 @@ PLAIN: list[tuple[Protocol, list[Turn]]] = [
 ]
 REFUSED: list[tuple[Protocol, list[Turn], str]] = [
     (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"STARTTLS\r\nRSET\r\n")], NOT_ALONE),
+    (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"STARTTLS\r\n"), ("c", b"RSET\r\n")], NOT_ALONE),
     (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"STARTTLS\r\n"), ("s", b"220 go\r\n250 more\r\n")], NOT_LAST),
     (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"STARTTLS\r\n"), ("s", b"\x16\x03\x03\0\r\n")], NO_ANSWER),
     (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", HELLO)], NOT_ASKED),
@@ -213,6 +215,25 @@ REFUSED: list[tuple[Protocol, list[Turn], str]] = [
     (Protocol.XMPP, [("c", b"<starttls/>"), ("s", b"<success/>")], NO_ANSWER),
     (Protocol.XMPP, [("c", b"<starttls/>"), ("s", b"<proceed>" + b"x" * 3000)], NO_ANSWER),
     (Protocol.XMPP, [("c", HELLO)], NOT_ASKED),
+    (Protocol.XMPP, [("c", b"<starttls" + b" " * 2037 + b"/><auth/>")], NOT_ALONE),
+    (Protocol.XMPP, [("c", b"<stream:stream" + b" " * 2022 + b"><starttls/><auth/>")], NOT_ALONE),
+    (Protocol.XMPP, [("c", b"<starttls/>"), ("s", b"<proceed" + b" " * 2038 + b"/><iq/>")], NOT_LAST),
+]
+HIDDEN: list[tuple[Protocol, list[Turn]]] = [
+    # servers that empty their buffer before TLS, and a client that begins before it has the answer
+    (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"NOOP\r\nSTARTTLS\r\nX"), ("s", b"250 a\r\n220 b\r\n")]),
+    (Protocol.SMTP, [("s", b"220 a\r\n"), ("c", b"NOOP\r\nSTARTTLS\r\n" + HELLO), ("s", b"250 a\r\n220 b\r\n")]),
+    (Protocol.FTP, [("s", b"220 a\r\n"), ("c", b"NOOP\r\nAUTH TLS\r\nX"), ("s", b"200 a\r\n234 b\r\n")]),
+    # a consent that clients take for one and that is none
+    (Protocol.POP3, [("s", b"+OK\r\n"), ("c", b"STLS\r\n"), ("s", b"+ OK\r\n")]),
+    (Protocol.IMAP, [("s", b"* OK\r\n"), ("c", b"a STARTTLS\r\n"), ("s", b"+ go\r\n")]),
+    (Protocol.POSTGRESQL, [("s", b"S"), ("c", SSL_REQUEST)]),
+    # lengths that we do not read, of the message and of what is in it: slapd takes the second
+    (Protocol.LDAP, [("c", b"\x30\x88" + bytes(7) + b"\x1d" + EXTENDED[2:]), ("s", SUCCESS)]),
+    (Protocol.LDAP, [("c", b"\x30\x25" + EXTENDED[2:6] + b"\x88" + bytes(7) + EXTENDED[6:]), ("s", SUCCESS)]),
+    # XML that XMPP forbids, and stanzas before
+    (Protocol.XMPP, [("c", STREAM + b"<!-- x --><starttls/>"), ("s", PROCEED)]),
+    (Protocol.XMPP, [("c", STREAM + b"<iq/>"), ("s", b"<iq/>"), ("c", b"<starttls/>"), ("s", PROCEED)]),
 ]
 
 
@@ -287,6 +308,25 @@ def test_what_a_client_injects_is_malformed_however_it_is_cut(
 ) -> None:
     protocol, turns, reason = dialogue
     assert list(played(protocol, cut(turns, at)))[-1] == Malformed(reason=reason)
+
+
+@pytest.mark.parametrize(("protocol", "turns"), HIDDEN, ids=named)
+def test_an_upgrade_that_nobody_saw_ends_when_the_server_begins_tls(protocol: Protocol, turns: list[Turn]) -> None:
+    under_tls: list[Turn] = [("c", b"more" + HELLO), ("s", SERVER_HELLO)]
+    *before, last = played(protocol, [*turns, *under_tls])
+    assert set(before) == {Step.ON}
+    assert last == Malformed(reason=NOT_SEEN)
+    at_once: list[Turn] = [*turns, ("s", b"220 go\r\n" + SERVER_HELLO)]
+    assert list(played(protocol, at_once))[-1] == Malformed(reason=NOT_SEEN)
+
+
+@given(st.sampled_from(HIDDEN), st.lists(st.integers(0, 90), max_size=6))
+def test_an_upgrade_that_nobody_saw_ends_however_it_is_cut(
+    dialogue: tuple[Protocol, list[Turn]], at: list[int]
+) -> None:
+    protocol, turns = dialogue
+    pieces = cut([*turns, ("c", HELLO), ("s", SERVER_HELLO)], at)
+    assert isinstance(list(played(protocol, pieces))[-1], Malformed)
 
 
 @given(

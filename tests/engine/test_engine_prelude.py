@@ -165,6 +165,31 @@ def test_an_origin_that_says_more_or_else_than_its_consent_is_cut_off(tmp_path: 
     play(tmp_path, Mail(answer=answer), part)
 
 
+def test_tls_that_a_client_hides_from_us_in_a_pipeline_ends_where_its_server_begins_it(tmp_path: Path) -> None:
+    """Many servers empty their buffer before TLS, so what stands behind STARTTLS does not disturb them."""
+    answer = b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03" + bytes(111)
+
+    async def purges(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(GREETING)
+        assert await reader.read(100) == b"NOOP\r\nSTARTTLS\r\nX"
+        writer.write(b"250 ok\r\n220 go\r\n")
+        assert await reader.read(100) == HELLO
+        writer.write(answer)
+
+    async def main() -> None:
+        async with origin(purges, None) as port, world(tmp_path, port, kind=Plaintext.DIALOGUE) as made:
+            made.protocol = Protocol.SMTP
+            reader, writer = await connected(made, None)
+            assert await reader.readline() == GREETING
+            writer.write(b"NOOP\r\nSTARTTLS\r\nX")
+            assert await reader.readexactly(16) == b"250 ok\r\n220 go\r\n"
+            writer.write(HELLO)
+            await malformed(made, reader, "the server begins TLS, and nobody was seen to agree to it")
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_an_endless_greeting_reaches_the_client_and_no_more_of_it_than_the_client_takes(tmp_path: Path) -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:

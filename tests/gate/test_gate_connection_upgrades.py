@@ -12,7 +12,15 @@ from hellos import hello, server_name
 
 from mitmsec.audit.event import FlowHanded, Outcome
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import FlowEnded, HandOver, MintDecision, Plaintext, Upgrading, UpstreamAnswer
+from mitmsec.core.messages import (
+    FlowEnded,
+    HandOver,
+    MintDecision,
+    Plaintext,
+    Upgrading,
+    UpstreamAnswer,
+    UpstreamQuestion,
+)
 from mitmsec.core.model import Action
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.sniff import Protocol
@@ -119,6 +127,29 @@ async def test_what_the_name_in_the_hello_bypasses_goes_on_without_the_worker_an
         assert (seen.bytes_sent, seen.bytes_received) == (30 + len(TLS), 70 + len(b"heard %d" % len(TLS)))
         assert house.minted == []
         assert house.gate.decrypted == 0
+        worker.channel.close()
+
+
+@on_loop
+async def test_what_a_worker_has_asked_for_before_it_let_go_is_not_dialled_any_more() -> None:
+    async with houses() as make, Server(greets) as origin:
+        house = make(BANK, hello_deadline_s=0.01)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            order, near, far = await worker.next()
+            near.send(far.recv(100))
+            for sock in (near, far):
+                sock.close()
+            worker.channel.send(UpstreamQuestion(flow=order.flow, number=1))
+            worker.channel.send(Upgrading(flow=order.flow, bytes_sent=30, bytes_received=70))
+            assert await said(client) == GREETING
+            client.send(TLS)
+            assert await said(client) == b"heard %d" % len(TLS)
+            await asyncio.sleep(0.05)
+            assert len(house.gate._loans) == 0
+        await house.recorder.connection()
+        assert worker.orders.empty()
         worker.channel.close()
 
 

@@ -21,6 +21,7 @@ from mitmsec.gate.signals import (
     Dial,
     Dialled,
     Ending,
+    Faulted,
     FirstBytes,
     Hand,
     Mint,
@@ -159,16 +160,16 @@ def test_a_hello_in_an_upgrade_may_come_in_pieces_and_has_to_end() -> None:
 def test_a_client_that_agrees_to_tls_and_says_nothing_is_given_up() -> None:
     stage = Stage()
     upgrading(stage) >> Deadline()
-    ended(stage.play, Reset(), Outcome.CLIENT_CLOSED, bytes_sent=30)
+    ended(stage.play, Reset(), Outcome.CLIENT_CLOSED, bytes_sent=30, action=Action.CAPTURE)
     stage = Stage()
     upgrading(stage) >> FirstBytes(b"", eof=True)
-    ended(stage.play, Close(), Outcome.CLIENT_CLOSED)
+    ended(stage.play, Close(), Outcome.CLIENT_CLOSED, action=Action.CAPTURE)
 
 
 def test_an_origin_that_has_gone_by_then_ends_the_flow() -> None:
     stage = Stage()
     upgrading(stage) >> ServerGone()
-    ended(stage.play, Reset(), Outcome.ORIGIN_RESET)
+    ended(stage.play, Reset(), Outcome.ORIGIN_RESET, action=Action.CAPTURE)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +185,14 @@ def test_an_upgrade_that_nobody_can_decrypt_is_what_failures_are(on_failure: OnF
     else:
         stage.play << Report("signer_gone", OnFailure.CLOSED)
         ended(stage.play, Reset(), Outcome.FAULT, action=action)
+
+
+def test_a_fault_of_ours_while_the_hello_is_awaited_lets_it_through_where_failures_open() -> None:
+    stage = Stage(on_failure=OnFailure.OPEN)
+    upgrading(stage) >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError") << NEVER
+    stage.play << Relay(False)
+    stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
+    ended(stage.play, Close(), Outcome.FAULT, action=Action.BYPASS, rule="on_failure", bytes_sent=31)
 
 
 def test_a_dialogue_does_not_need_the_signer_until_it_goes_on_under_tls() -> None:

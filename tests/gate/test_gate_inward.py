@@ -18,10 +18,10 @@ from playbook import Playbook
 
 from mitmsec.audit.event import BytesSeen, ConnectionSeen, FlowHanded, Outcome
 from mitmsec.core.known_service import KnownService
-from mitmsec.core.messages import Plaintext
+from mitmsec.core.messages import Plaintext, Upgrading
 from mitmsec.core.model import Action, Confidence, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy, Rule
-from mitmsec.core.sniff import Protocol, Shown
+from mitmsec.core.sniff import Shown
 from mitmsec.gate.flow import Flow
 from mitmsec.gate.inward import Inward
 from mitmsec.gate.loop import Gate, Surroundings
@@ -30,6 +30,7 @@ from mitmsec.gate.signals import (
     Accepted,
     Ask,
     Close,
+    Deadline,
     Dial,
     Dialled,
     Ending,
@@ -42,10 +43,14 @@ from mitmsec.gate.signals import (
     Relay,
     RelayEnded,
     Reset,
+    ServerSpoke,
     SetDeadline,
     Staff,
     Staffed,
+    TakeBack,
     WatchClient,
+    WatchServer,
+    WorkerUpgrades,
 )
 from mitmsec.gate.terms import Terms
 
@@ -64,7 +69,7 @@ def test_the_policy_is_asked_for_incoming_connections_about_peer_and_service(
     is_certain = early is not None and early.action is not Action.DECRYPT
     assert inward.at_connect(process, service, at_s) == (early if is_certain else None)
     said = policy.at_hello(process, asked, at_s, shown=shown, direction=way)
-    keyed = policy.with_key(said, service, shown.name) if shown.protocol is Protocol.TLS else said
+    keyed = policy.with_key(said, service, shown.name) if shown.is_tls else said
     assert inward.at_hello(process, service, at_s, shown=shown) == keyed
     assert inward.at_silence(process, service, at_s) == policy.at_silence(process, asked, at_s, way)
     assert inward.with_key(said, service, shown.name) == policy.with_key(said, service, shown.name)
@@ -303,3 +308,32 @@ def test_what_no_worker_reads_is_relayed_as_if_it_went_out() -> None:
     play >> FirstBytes(b"SSH-2.0-x\r\n") << NEVER << Dial((HERE,))
     play >> Dialled(HERE) << Relay(False)
     assert ended_in_order(play).action is Action.CAPTURE
+
+
+def upgrading(on_failure: OnFailure = OnFailure.OPEN) -> Playbook:
+    """A dialogue that came in has been agreed to go on under TLS."""
+    _, play, _ = flow(on_failure)
+    play >> Deadline() << Dial((HERE,))
+    play >> Dialled(HERE) << WatchServer()
+    play >> ServerSpoke(b"220 a.test ESMTP\r\n") << NEVER << Staff()
+    play >> Staffed(3) << NEVER << Record << Hand << WatchClient()
+    upgrade = WorkerUpgrades(Upgrading(flow="f", bytes_sent=1, bytes_received=1))
+    return play >> upgrade << SetDeadline(30.0) << TakeBack() << Peek(1)
+
+
+def test_a_dialogue_that_goes_on_under_tls_takes_the_key_of_its_service() -> None:
+    play = upgrading()
+    play >> FirstBytes(TLS) << NEVER << Staff(3)
+    play >> Staffed(3) << NEVER << Record << Hand
+    order = play.last.order
+    assert (order.kind, order.name, order.decision.service) == (Plaintext.TLS, "a.test", "shop")
+    assert play << WatchClient()
+
+
+def test_a_dialogue_that_goes_on_under_tls_for_nobody_whose_key_is_known_is_what_failures_are() -> None:
+    play = upgrading()
+    play >> FirstBytes(OTHER) << NEVER << Relay(False)
+    assert ended_in_order(play).action is Action.BYPASS
+    play = upgrading(OnFailure.CLOSED)
+    play >> FirstBytes(OTHER) << NEVER << Reset() << Record
+    assert (play.last.seen.action, play.last.seen.outcome) == (Action.BLOCK, Outcome.BLOCKED)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.capture import pcapng
+from mitmsec_redirect import pcapng_blocks
 from mitmsec_redirect.pcapng_blocks import (
     Block,
     CapturedName,
@@ -125,6 +126,9 @@ def test_an_option_that_makes_no_sense_is_no_option() -> None:
     assert (read.outbound, read.process) == (None, None)
 
 
+IN_SECONDS = block(1, struct.pack("<HHI", 101, 0, 0) + option(9, b"\0"))
+
+
 @pytest.mark.parametrize(
     ("data", "at", "why"),
     [
@@ -140,6 +144,7 @@ def test_an_option_that_makes_no_sense_is_no_option() -> None:
         (HEAD + packet(options=b"\1\0\0"), len(HEAD), "a block of 35 bytes"),
         (HEAD + packet(options=b"\1\0\4\0"), len(HEAD), "an option longer than its block"),
         (HEAD + block(4, option(1, b"abc")), len(HEAD), "a name without an address"),
+        (HEAD + IN_SECONDS + packet(struct.pack("<IIIII", 1, 17, 0, 0, 0)), len(HEAD + IN_SECONDS), "a packet of no t"),
     ],
 )
 def test_damage_is_told_with_its_place(data: bytes, at: int, why: str) -> None:
@@ -148,6 +153,20 @@ def test_damage_is_told_with_its_place(data: bytes, at: int, why: str) -> None:
     assert reader.malformed is not None
     assert reader.malformed.at == at
     assert reader.malformed.why.startswith(why)
+
+
+def test_what_a_section_numbers_and_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pcapng_blocks, "NUMBERED_LIMIT", 2)
+    for each in (block(1, struct.pack("<HHI", 101, 0, 0)), block(0x80000001, struct.pack("<I", 7))):
+        reader = Reader()
+        reader.feed(pcapng.section_header(application="x") + each * 2)
+        assert reader.malformed is None
+        reader.feed(each)
+        assert reader.malformed is not None
+        assert reader.malformed.why == "a section with more than 2 of a kind"
+    (name,) = Reader().feed(HEAD + block(4, option(1, bytes(range(4)) + b"x" * 5000)))
+    assert isinstance(name, CapturedName)
+    assert name.host == "x" * 1024
 
 
 def test_the_packet_data_may_end_with_its_block() -> None:

@@ -147,6 +147,15 @@ def test_first_bytes_that_are_not_settled_are_bounded_over_all_flows(monkeypatch
     assert recorded._held_bytes == 0
 
 
+def test_comments_are_bounded_over_all_flows_and_make_room_with_their_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorded_flows, "SAID_LIMIT_CHARS", 10)
+    recorded = RecordedFlows()
+    syn = Conversation(LOCAL, REMOTE).opened()[0].data
+    (before,) = recorded.add([captured(syn, comments=("rule: a", "flow: f")), captured(syn, comments=("flow: f",))])
+    assert before.said == {"rule": "a"}
+    assert [flow.said for flow in recorded.end()] == [{"flow": "f"}]
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_flows, "FLOWS_LIMIT", 2)
     monkeypatch.setattr(recorded_flows, "HOSTS_LIMIT", 1)

@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import resource
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -111,6 +112,29 @@ def test_a_worker_whose_word_overtakes_the_gates_is_believed(tmp_path: Path) -> 
     run(scenario)
     kinds = [event["kind"] for event in events(tmp_path)]
     assert kinds == ["fault", "request"]
+
+
+def test_a_worker_whose_word_overtakes_the_gates_is_believed_of_a_flow_that_another_had(tmp_path: Path) -> None:
+    """The gate has told of it before: its word lies there when the worker's is read."""
+
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            gate, first, second = (
+                child.producer(Role.GATE), child.producer(Role.WORKER, 0), child.producer(Role.WORKER, 1)
+            )  # fmt: skip
+            gate.record(handed(worker=0))
+            first.record(finding())
+            await asyncio.gather(gate.flushed(), first.flushed())
+            child.process.send_signal(signal.SIGSTOP)
+            second.record(request())  # it is read in the order in which it came
+            gate.record(handed(worker=1))
+            first.record(finding())
+            child.process.send_signal(signal.SIGCONT)
+            await asyncio.gather(gate.flushed(), first.flushed(), second.flushed())
+
+    run(scenario)
+    kinds = [event["kind"] for event in events(tmp_path)]
+    assert sorted(kinds) == ["finding", "finding", "request"]
 
 
 def test_what_a_producer_may_not_say_is_dropped_and_recorded_as_a_fault(tmp_path: Path) -> None:
