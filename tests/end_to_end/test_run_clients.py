@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
-from conftest import BARE, NFTABLES, V4, V6, Mitmsec, Network, all_backends, both_backends
+from conftest import BARE, V4, V6, Mitmsec, Network, all_backends, both_backends
 
 pytestmark = pytest.mark.root
 CURL = os.path.realpath(shutil.which("curl") or "curl")
@@ -22,39 +24,45 @@ WAYS = [(host, version) for host in (V4, f"[{V6}]", "origin.test") for version i
 SOME_WAYS = [WAYS[0], WAYS[3], WAYS[4]]  # each address and each version, where only the way to the gate is another
 
 
-@pytest.mark.parametrize(
-    ("mitmsec", "host", "version"),
-    [("connect_hook", *way) for way in WAYS]
-    + [pytest.param("nftables", *way, marks=NFTABLES.marks) for way in SOME_WAYS]
-    + [("windivert", *way) for way in SOME_WAYS],
-    indirect=["mitmsec"],
-)
-def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec, host: str, version: str) -> None:
-    done = mitmsec.run("--", "curl", "-sS", version, f"https://{host}/hello?token=secret")
-    assert (done.returncode, done.stdout) == (
-        0,
-        f"hello over HTTP/{2 if version == '--http2' else 1.1}.0\n".replace("1.1.0", "1.1"),
-    ), done.stderr
-    (request,) = mitmsec.of_kind("request")
+@all_backends
+def test_curl_is_decrypted_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
+    ways = WAYS if mitmsec.backend == "connect_hook" else SOME_WAYS
+    curls = [f"curl -sS {version} 'https://{host}/hello?token=secret'" for host, version in ways]
+    done = mitmsec.run("--", "sh", "-ec", "\n".join(curls))
+    said = [f"hello over HTTP/{'2.0' if version == '--http2' else '1.1'}" for _, version in ways]
+    assert (done.returncode, done.stdout.splitlines()) == (0, said), done.stderr
+    requests = mitmsec.of_kind("request")
+    connections = {event["id"]: event for event in mitmsec.of_kind("connection")}
+    assert len(requests) == len(connections) == len(ways)
+    assert [request["connection"] for request in requests] == list(connections)
+    for (host, version), request in zip(ways, requests, strict=True):
+        _is_curls(request, mitmsec.backend, host, version)
+        _was_decrypted(connections[request["connection"]])
+    certificates = mitmsec.of_kind("certificate")  # each host's once, for its first connection
+    names = list(dict.fromkeys(host for host, _ in ways))
+    assert [certificate["names"] for certificate in certificates] == [[name.strip("[]")] for name in names]
+    first = {host: request["connection"] for (host, _), request in reversed([*zip(ways, requests, strict=True)])}
+    assert [certificate["connection"] for certificate in certificates] == [first[name] for name in names]
+
+
+def _is_curls(request: dict[str, Any], backend: str, host: str, version: str) -> None:
     assert request["url"].startswith(f"https://{host}/hello")
     assert "secret" not in request["url"]
     assert request["status"] == 200
     assert request["http_version"] == ("HTTP/2" if version == "--http2" else "HTTP/1.1")
     assert request["process"]["exe"] == CURL
     assert request["process"]["sha256"] == hashlib.sha256(Path(CURL).read_bytes()).hexdigest()
-    sure = "table" if mitmsec.backend == "nftables" else "kernel"
+    sure = "table" if backend == "nftables" else "kernel"
     assert request["process"]["confidence"] == sure
-    (connection,) = mitmsec.of_kind("connection")
-    assert connection["id"] == request["connection"]
+
+
+def _was_decrypted(connection: dict[str, Any]) -> None:
     assert (connection["action"], connection["rule"]) == ("decrypt", "defaults")
     assert connection["outcome"] == "completed"
     assert connection["remote"]["address"] in (V4, V6)
     assert connection["tls"]["server"]["verified"] is True
     assert connection["tls"]["client"]["version"] == "TLSv1.3"
     assert connection["bytes"]["received"] > connection["bytes"]["sent"] > 100
-    (certificate,) = mitmsec.of_kind("certificate")
-    assert certificate["names"] == [host.strip("[]")]
-    assert certificate["connection"] == connection["id"]
 
 
 @all_backends
@@ -101,26 +109,24 @@ URLLIB = "import urllib.request as u; print(u.urlopen('https://origin.test/hello
 NODE = "require('https').get('https://origin.test/hello', r => r.pipe(process.stdout))"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [sys.executable, "-c", REQUESTS],
-        [sys.executable, "-c", HTTPX],
-        [sys.executable, "-c", URLLIB],
-        ["node", "-e", NODE],
-        ["git", "ls-remote", "https://origin.test/hello"],
-    ],
-    ids=["requests", "httpx", "urllib", "node", "git"],
-)
-def test_runtimes_trust_what_their_environment_names(origin: Network, mitmsec: Mitmsec, command: list[str]) -> None:
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not on this machine")
-    done = mitmsec.run("--", *command)
-    if command[0] != "git":
-        assert (done.returncode, done.stdout) == (0, "hello over HTTP/1.1\n"), done.stderr
-    urls = [(request["url"], request["status"]) for request in mitmsec.of_kind("request")]
-    assert urls, done.stderr
-    assert urls[0][0].startswith("https://origin.test/hello")
+RUNTIMES = [
+    [sys.executable, "-c", REQUESTS],
+    [sys.executable, "-c", HTTPX],
+    [sys.executable, "-c", URLLIB],
+    ["node", "-e", NODE],
+    ["git", "ls-remote", "https://origin.test/hello"],  # which finds no repository there
+]
+
+
+def test_runtimes_trust_what_their_environment_names(origin: Network, mitmsec: Mitmsec) -> None:
+    commands = [command for command in RUNTIMES if shutil.which(command[0])]
+    done = mitmsec.run("--", "sh", "-c", "\n".join(f"{shlex.join(command)}; echo $?" for command in commands))
+    said = ["128" if command[0] == "git" else "hello over HTTP/1.1\n0" for command in commands]
+    assert done.stdout.splitlines() == "\n".join(said).splitlines(), done.stderr
+    requests = mitmsec.of_kind("request")
+    assert len({request["process"]["exe"] for request in requests}) == len({command[0] for command in commands})
+    assert len(requests) >= len(commands)
+    assert all(request["url"].startswith("https://origin.test/hello") for request in requests)
     assert all(connection["outcome"] == "completed" for connection in mitmsec.of_kind("connection"))
 
 
@@ -187,19 +193,13 @@ def test_an_origin_that_asks_for_a_certificate_gets_the_programs_own_or_that_of_
     assert (named["action"], named["tls"]["server"]["client_certificate"]) == ("decrypt", "us")
 
 
-@pytest.mark.parametrize(
-    ("client", "status"),
-    [(("curl", "-sS", "--cacert", "{roots}"), 60), (("wget", "-qO-"), 5)],
-    ids=["curl with roots of its own", "wget, which does not listen to its environment"],
-)
-def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(
-    origin: Network, mitmsec: Mitmsec, client: tuple[str, ...], status: int
-) -> None:
-    words = [word.format(roots=origin.root_pem) for word in client]
-    done = mitmsec.run("--", *words, "https://origin.test/hello")
-    assert done.returncode == status, done.stderr
-    (connection,) = mitmsec.of_kind("connection")
-    assert connection["outcome"] == "client_rejected"
+def test_a_program_with_its_own_roots_is_refused_and_the_log_says_so(origin: Network, mitmsec: Mitmsec) -> None:
+    """curl with roots of its own, and wget, which does not listen to its environment."""
+    url = "https://origin.test/hello"
+    script = f"curl -sS --cacert {origin.root_pem} {url}; echo $?; wget -qO- {url}; echo $?"
+    done = mitmsec.run("--", "sh", "-c", script)
+    assert done.stdout == "60\n5\n", done.stderr
+    assert [connection["outcome"] for connection in mitmsec.of_kind("connection")] == ["client_rejected"] * 2
     assert mitmsec.of_kind("request") == []
 
 
@@ -215,11 +215,12 @@ def test_plain_http_is_read_and_recorded(origin: Network, mitmsec: Mitmsec) -> N
 
 @all_backends
 def test_a_large_download_arrives_whole(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
-    for number, version in enumerate(("--http1.1", "--http2")):
-        target = tmp_path / str(number)
-        done = mitmsec.run("--", "curl", "-sS", version, "https://origin.test/megabytes", "-o", str(target))
-        assert done.returncode == 0, done.stderr
-        assert target.read_bytes() == (origin.folder / "www" / "megabytes").read_bytes()
+    versions = ("http1.1", "http2")
+    curls = [f"curl -sS --{version} https://origin.test/megabytes -o {tmp_path / version}" for version in versions]
+    done = mitmsec.run("--", "sh", "-ec", "\n".join(curls))
+    assert done.returncode == 0, done.stderr
+    for version in versions:
+        assert (tmp_path / version).read_bytes() == (origin.folder / "www" / "megabytes").read_bytes()
 
 
 @both_backends
