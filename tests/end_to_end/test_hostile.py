@@ -96,7 +96,8 @@ def test_an_odd_client_is_recorded_and_the_next_one_served(origin: Network, mitm
     commands = []
     for name, does in ODD_CLIENTS.items():
         script = (
-            f"import socket, time\nhello = bytes.fromhex('{hello.hex()}')\n"
+            f"import os, socket, time\nprint('odd', os.getpid(), {name!r}, flush=True)\n"
+            f"hello = bytes.fromhex('{hello.hex()}')\n"
             "s = socket.create_connection(('203.0.113.10', 443), 5); s.settimeout(8)\n"
             f"try:\n    {does}\nexcept OSError as error: print(error)\ns.close()\n"
             "time.sleep(0.5)\n"  # so that it can be read whose it is: another story than this one
@@ -109,8 +110,11 @@ def test_an_odd_client_is_recorded_and_the_next_one_served(origin: Network, mitm
     connections = mitmsec.of_kind("connection")
     curls = [event for event in connections if event["process"]["exe"] == CURL]
     assert len(curls) == len(ODD_CLIENTS)
-    # "a reset" the gate may never have got to see: nothing was sent anywhere
-    assert len(ODD_CLIENTS) - 1 <= len(connections) - len(curls) <= len(ODD_CLIENTS)
+    pids = dict(line.split(" ", 2)[:0:-1] for line in done.stdout.splitlines() if line.startswith("odd "))
+    seen = [event["process"]["pid"] for event in connections if event not in curls]
+    for name in ODD_CLIENTS.keys() - {"a reset"}:  # which the gate may never have got to see: nothing was sent anywhere
+        assert seen.count(int(pids[name])) == 1, name
+    assert len(seen) <= len(ODD_CLIENTS)
     assert all(event["process"]["exe"] for event in connections)
     assert [event["what"] for event in mitmsec.of_kind("fault") if event["what"].endswith("_died")] == []
 
