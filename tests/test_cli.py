@@ -189,7 +189,7 @@ def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) 
     [
         (["audit", "lst"], "there is no command 'lst'; did you mean 'list'?"),
         (["audit", "export"], "there is no command 'export'; there are explain, list, show, stats, verify"),
-        (["policy", "xyzzy"], "there are check, explain, init, replay, test"),
+        (["policy", "xyzzy"], "there are check, explain, init, lists, replay, test"),
     ],
 )
 def test_a_misspelt_command_of_a_group_is_answered_too(words: list[str], says: str) -> None:

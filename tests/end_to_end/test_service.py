@@ -296,6 +296,7 @@ def test_the_kill_switch_stops_decrypting_within_a_second(service: Service) -> N
     assert "off: nothing is decrypted" in service.call("status").stdout
     assert "decrypting goes on" in service.call("on").stderr
     assert service.fetch().returncode == 60  # our certificate, which nobody has told it of
+    assert until(lambda: len(service.mitmsec.of_kind("service")) > 2)
     operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
     assert operations == ["service_started", "switched_off", "switched_on"]
 
