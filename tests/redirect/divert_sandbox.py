@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from redirect_sandbox import ip
 
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic
 from mitmsec_redirect.bystanders import Bystanders
-from mitmsec_redirect.divert_seams import Call, Callbacks, SocketTold
+from mitmsec_redirect.divert_seams import Call, Callbacks, SocketTold, Statistics
 from mitmsec_redirect.divert_signals import Choice, Report
 from mitmsec_redirect.expected_flows import ExpectedFlow
 from mitmsec_redirect.filters import Own, Ports
@@ -187,3 +188,13 @@ def seen_port(answer: str) -> int:
 
 def was_diverted(answer: str) -> bool:
     return seen_port(answer) in UPSTREAM
+
+
+def at_rest(backend: Windivert, patience_s: float = 10, pause_s: float = 0.05) -> Statistics:
+    """What was counted when no diverted flow is left and its last packets, too, have come through other threads."""
+    deadline_s, before = time.monotonic() + patience_s, None
+    while (now := backend.statistics()) != before or now.live:
+        assert time.monotonic() < deadline_s, now
+        before = now
+        time.sleep(pause_s)
+    return now

@@ -17,7 +17,17 @@ from pathlib import Path
 
 import pytest
 from divert_packets import until
-from divert_sandbox import ORIGIN_PORT, ORIGIN_V4, ORIGIN_V6, OWN, Divert, curl, link_to_an_origin, was_diverted
+from divert_sandbox import (
+    ORIGIN_PORT,
+    ORIGIN_V4,
+    ORIGIN_V6,
+    OWN,
+    Divert,
+    at_rest,
+    curl,
+    link_to_an_origin,
+    was_diverted,
+)
 from redirect_sandbox import ip
 
 from mitmsec.core.model import OnFailure, Quic
@@ -85,7 +95,7 @@ def test_the_cgroups_connections_are_diverted_and_others_are_not_even_seen(
 ) -> None:
     backend = opened(divert, cgroup)
     assert was_diverted(inside(cgroup, host, "3000000"))
-    before = backend.statistics()
+    before = at_rest(backend)
     assert not was_diverted(curl(host=host, path="3000000").stdout)
     after = backend.statistics()
     assert (after.syns.taken, after.data.taken) == (before.syns.taken, before.data.taken)
@@ -122,8 +132,7 @@ def test_packets_to_a_remote_that_is_taken_as_a_whole_are_the_cgroups_alone(
     backend = opened(divert, cgroup)
     for _ in range(6):
         assert was_diverted(inside(cgroup))
-    until(lambda: backend.statistics().live == 0)
-    before = backend.statistics().data.taken
+    before = at_rest(backend).data.taken
     assert not was_diverted(curl(path="3000000").stdout)
     assert backend.statistics().data.taken == before
 
@@ -228,8 +237,7 @@ def test_beside_a_service_who_is_not_noted_is_not_seen_and_who_is_waits_for_no_f
     backend = divert.open(bystanders=partial(Bystanders.unnoted, notes.sockets_fd))
     handles = {thread.native_id for thread in threading.enumerate() if thread.name == "divert-data"}
     assert was_diverted(curl(host=host, path="3000000").stdout)
-    until(lambda: backend.statistics().live == 0)
-    before = backend.statistics()
+    before = at_rest(backend)
     with socket.create_connection((host, ORIGIN_PORT), timeout=10) as ours:
         ours.sendall(b"GET /3000000 HTTP/1.0\r\n\r\n")
         with ours.makefile("rb") as answer:

@@ -26,6 +26,7 @@ from divert_sandbox import (
     ORIGIN_V6,
     UPSTREAM,
     Divert,
+    at_rest,
     curl,
     link_to_an_origin,
     seen_port,
@@ -98,8 +99,7 @@ def test_a_selected_program_comes_to_the_gate_which_knows_whose_it_is_and_others
 def test_an_unselected_programs_packets_never_come_to_user_space(divert: Divert, host: str) -> None:
     backend = divert.open()
     curl(host=host)
-    until(lambda: backend.statistics().live == 0)  # its last packets have gone
-    before = backend.statistics()
+    before = at_rest(backend)
     assert len(fetched(host, 20_000_000)) > 20_000_000
     after = backend.statistics()
     assert after.syns.taken - before.syns.taken == 1
