@@ -62,6 +62,6 @@ def _reasons(found: Verdict, past: PastConnection, open_rules: dict[str, str]) -
     elif recorded.rule == found.rule and recorded.reason != found.reason:
         yield f"the same rule decided, and something else had the last word: {recorded.reason}"
     elif past.flow.protocol is Protocol.HTTP_PROXY and recorded.action is Action.CAPTURE:
-        yield "it was a tunnel through a proxy, which nobody can read"
+        yield "it was to be a tunnel through a proxy, and nothing was said in there"
     elif recorded.rule in open_rules:
         yield f'rule "{recorded.rule}" decided by {open_rules[recorded.rule]}, which is not on record'

@@ -174,6 +174,8 @@ def _connection(seen: ConnectionSeen) -> Fields:
     ):
         if sent is not None and received is not None:
             fields[key] = {"sent": sent, "received": received}
+    if seen.through:
+        fields["through"] = seen.through
     if seen.error:
         fields["error"] = seen.error
     return fields

@@ -97,6 +97,7 @@ class ConnectionSeen(Seen, frozen=True):
     datagrams_received: int | None = None
     session: str = ""  # from the supervisor; a gate's is that of its channel
     policy: str = ""  # the version that was in force when it began: mitmsec.core.policy.Policy.fingerprint
+    through: str = ""  # a tunnel of this kind, asked of the proxy at `remote`: http-proxy, socks
 
 
 class BytesSeen(Seen, frozen=True):

@@ -326,7 +326,7 @@ class HandOver(Message, frozen=True):
     decision: Decision
     direction: Direction = Direction.OUTBOUND
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
-    protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.upgrade.UPGRADABLE
+    protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.sniff.UPGRADABLE, TUNNELS
 
 
 class Taken(Message, frozen=True):

@@ -4,6 +4,7 @@ The first byte picks a branch, and each branch reads on in one direction only, s
 
     16            TLS record        ──► clienthello.parse
     letter, CR LF a line of text    ──► SSH · HTTP/2 preface · HTTP/1 request (head) · SMTP · IMAP · else tcp
+    04 01, 05     SOCKS 4, 5        ──► SOCKS · else as below
     00..09        length of a query ──► DNS over TCP (by its structure; the port is not looked at) · else tcp
     00 00         length of a packet ─► PostgreSQL · else tcp
     30            BER sequence      ──► LDAP · else as a letter
@@ -46,6 +47,7 @@ class Protocol(StrEnum):
     POP3 = "pop3"
     POSTGRESQL = "postgresql"
     SMTP = "smtp"
+    SOCKS = "socks"
     SSH = "ssh"
     TCP = "tcp"
     TLS = "tls"
@@ -65,6 +67,8 @@ UPGRADABLE = frozenset(
     }
 )
 """What may begin in plaintext and go on under TLS (mitmsec.core.upgrade)."""
+TUNNELS = frozenset({Protocol.HTTP_PROXY, Protocol.SOCKS})
+"""What may lead through a proxy, to a connection like any other (mitmsec.core.tunnel)."""
 WITH_HELLO = UPGRADABLE | {Protocol.TLS}  # in whose hello a client names a host, offers protocols, and shows what it is
 WITH_NAME = WITH_HELLO | {Protocol.HTTP, Protocol.HTTP_PROXY}  # whose clients can name a host
 GREETED = frozenset({Protocol.FTP, Protocol.IMAP, Protocol.MYSQL, Protocol.POP3, Protocol.SMTP, Protocol.SSH})

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 from mitmsec.core.clienthello import Malformed
 from mitmsec.core.sniff import Protocol
+from mitmsec.core.tunnel import Connect, Socks
 from mitmsec.core.upgrade_lines import Ftp, Imap, Pop3, Smtp
 from mitmsec.core.upgrade_packets import Ldap, MySql, PostgreSql
 from mitmsec.core.upgrade_step import Recogniser, Step
@@ -28,19 +29,21 @@ __all__ = ["Malformed", "Recogniser", "Step", "recogniser"]
 
 _RECOGNISERS: Mapping[Protocol, type[Recogniser]] = {
     Protocol.FTP: Ftp,
+    Protocol.HTTP_PROXY: Connect,
     Protocol.IMAP: Imap,
     Protocol.LDAP: Ldap,
     Protocol.MYSQL: MySql,
     Protocol.POP3: Pop3,
     Protocol.POSTGRESQL: PostgreSql,
     Protocol.SMTP: Smtp,
+    Protocol.SOCKS: Socks,
     Protocol.XMPP: Xmpp,
 }
 
 
 def recogniser(protocol: Protocol | None) -> Recogniser:
-    """A new one. Raises ValueError for what is not UPGRADABLE."""
+    """A new one. Raises ValueError for what is neither UPGRADABLE nor of TUNNELS."""
     kind = _RECOGNISERS.get(protocol) if protocol is not None else None
     if kind is None:
-        raise ValueError(f"{protocol} does not go on under TLS")
+        raise ValueError(f"{protocol} does not go on as anything else")
     return kind()

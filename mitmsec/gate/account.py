@@ -9,14 +9,16 @@ from mitmsec.core.address_names import Agreement, agreement
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts, Upgrading
 from mitmsec.core.model import Action, Confidence, Decision, Direction, Endpoint, Process
 from mitmsec.core.sniff import UPGRADABLE, Protocol, Shown, Sniffed
+from mitmsec.gate.claims import connect_host
 from mitmsec.gate.learned import Kind
 from mitmsec.gate.signals import Accepted, DialFailure, Ending
 
 UNSELECTED = Decision(action=Action.BYPASS, rule="selection", reason="its program is not selected")
 STRANGER = Decision(action=Action.BLOCK, rule="gate", reason="no connection of this run: its hook did not divert it")
-PLAINTEXT = {  # what workers read, but for a tunnel through a proxy
+PLAINTEXT = {  # what workers read it as
     Protocol.HTTP: Plaintext.HTTP,
-    Protocol.HTTP_PROXY: Plaintext.HTTP,
+    Protocol.HTTP_PROXY: Plaintext.HTTP,  # but for a CONNECT
+    Protocol.SOCKS: Plaintext.DIALOGUE,
     **dict.fromkeys(UPGRADABLE, Plaintext.DIALOGUE),
 }
 WITH_PAGE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})
@@ -85,7 +87,8 @@ class Account:
 
     __slots__ = (
         "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
-        "process", "protocol", "received_before", "remote", "resolved", "selected", "sent_before", "tunnel", "upgraded",
+        "process", "protocol", "received_before", "remote", "resolved", "selected", "sent_before", "target", "through",
+        "tunnel", "upgraded",
     )  # fmt: skip
 
     def __init__(self, flow: str, policy: str = "") -> None:
@@ -111,18 +114,37 @@ class Account:
         self.protocol = Protocol.TCP
         self.malformed = ""
         self.tunnel = False
-        """The first request is a CONNECT."""
+        """The first bytes ask a proxy for a tunnel."""
+        self.target = ""
+        """The host to which it is to lead, as far as that was seen."""
+        self.through: Protocol | None = None
+        """There is a tunnel, of this kind: `first` and `protocol` are what is spoken in there."""
         self.upgraded = False
         """A dialogue has gone on to TLS: `first` is what came then, `protocol` stays that of the dialogue."""
         self.sent_before = self.received_before = 0
         """Bytes on the client's leg, up to there."""
+
+    def begins(self, data: bytes, first: Sniffed) -> None:
+        """`data` are the first bytes, and are `first`: whether they ask for a tunnel, and where to."""
+        host = connect_host(data) if first.protocol is Protocol.HTTP_PROXY else None
+        self.tunnel = host is not None or first.protocol is Protocol.SOCKS
+        if self.tunnel:
+            self.target = host or ""
+
+    @property
+    def called(self) -> str:
+        """Whom the client wants: the name that it shows, else an address; "" where neither was seen."""
+        name = self.first.name if self.first is not None else None
+        return name or (self.remote.address if self.through is None else self.target)
 
     @property
     def plaintext(self) -> Plaintext | None:
         """What a worker is to read it as; None: it cannot, nor TLS that came in without its service's key."""
         if self.is_tls:
             return Plaintext.TLS if self.is_minted or self.service else None
-        return None if self.tunnel or self.upgraded else PLAINTEXT.get(self.protocol)
+        if self.upgraded:
+            return None
+        return Plaintext.DIALOGUE if self.tunnel else PLAINTEXT.get(self.protocol)
 
     @property
     def is_tls(self) -> bool:
@@ -147,7 +169,7 @@ class Account:
     @property
     def is_wrapped_http(self) -> bool:
         """HTTP, but in a form that no worker reads."""
-        return self.tunnel or self.protocol is Protocol.HTTP2
+        return self.protocol is Protocol.HTTP2
 
     def accepted(self, event: Accepted, now_s: float) -> None:
         """What is known at first: until the supervisor answers, the kernel's word is all that is known of the owner."""
@@ -200,10 +222,8 @@ class Account:
 
     def settled(self, first: Sniffed) -> None:
         """The first bytes are known for what they are."""
-        self.first = first
-        if self.upgraded:
-            self.done = None  # until now the dialogue was captured, and that was all
-        else:
+        self.first, self.done = first, None  # a dialogue was captured until now, and that was all
+        if not self.upgraded:
             self.protocol = first.protocol
 
     def shown(self, first: Sniffed) -> Shown:
@@ -211,9 +231,14 @@ class Account:
         return replace(first.shown, protocol=self.protocol) if self.upgraded else first.shown
 
     def upgrades(self, upgrading: Upgrading) -> None:
-        """What comes now is TLS."""
-        self.upgraded, self.first = True, None
-        self.sent_before, self.received_before = within(upgrading.bytes_sent), within(upgrading.bytes_received)
+        """What comes now is TLS; or, in a tunnel, anything."""
+        if self.tunnel:
+            self.through, self.tunnel = self.protocol, False
+        else:
+            self.upgraded = True
+        self.first = None
+        self.sent_before = within(self.sent_before + within(upgrading.bytes_sent))
+        self.received_before = within(self.received_before + within(upgrading.bytes_received))
 
     def seen(
         self,
@@ -234,7 +259,7 @@ class Account:
         if tls is None and self.is_tls:
             tls = TlsFacts(client=self.hello_facts())
         shown = self.first.name if self.first else None
-        answered = self.resolved[0] if self.resolved else None
+        answered = self.resolved[0] if self.resolved and self.through is None else None
         return ConnectionSeen(
             flow=self.flow,
             process=self._told_process,
@@ -255,6 +280,7 @@ class Account:
             error=error or self.malformed,
             tls=tls,
             policy=self.policy,
+            through=self.through or "",
         )
 
     def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:
@@ -288,13 +314,22 @@ class Account:
 
     def kind(self, first: Sniffed, remote: Endpoint) -> Kind | None:
         """Whose flow it is and where it goes, as far as something can be learned of it."""
-        return Kind.of(self.process, first.name or remote.address, remote.port)
+        address = remote.address if self.through is None else self.target
+        return Kind.of(self.process, first.name or address, remote.port)
+
+    def is_proven(self, first: Sniffed) -> bool:
+        """DNS answers gave the name this address. Of what is behind a proxy, they say nothing."""
+        return self.through is None and first.name is not None and first.name in (self.resolved or ())
 
     @property
     def agreement(self) -> Agreement | None:
-        """What DNS answers say to the name in the hello; None: it shows none, or nobody looks at them."""
+        """What DNS answers say to the name in the hello; None: it shows none, nobody looks at them, or they are about a
+        proxy.
+        """
         name = self.first.hello.sni if self.first and self.first.hello else None
-        return None if name is None or self.resolved is None else agreement(name, self.resolved)
+        if name is None or self.resolved is None or self.through is not None:
+            return None
+        return agreement(name, self.resolved)
 
     def facts_with(self, ended: FlowEnded) -> TlsFacts | None:
         """The worker's word on what was negotiated. What the client offered stays ours."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from mitmsec.core.names import is_address, parse_name
+
 TLS_RECORD = b"\x16"
 METHODS = (
     b"CONNECT", b"COPY", b"DELETE", b"GET", b"HEAD", b"LOCK", b"MKCOL", b"MOVE", b"OPTIONS", b"PATCH", b"POST", b"PRI",
@@ -30,6 +32,17 @@ def claims(data: bytes) -> bool:
     return known or bool(_WITH_TARGET.match(text))
 
 
-def is_connect(data: bytes) -> bool:
-    """Whether a request's head asks a proxy for a tunnel (RFC 9110 §9.3.6)."""
-    return data.lstrip(b"\r\n").startswith(b"CONNECT ")
+_CONNECT = re.compile(rb"[\r\n]*CONNECT ")
+_HOST = re.compile(rb" *(\[[^\]\s]*\]|[^:\s]*)(?::[0-9]*)? +HTTP/")
+
+
+def connect_host(data: bytes) -> str | None:
+    """To which host a request's head asks a proxy for a tunnel (RFC 9110 §9.3.6), comparable, "" where it is none that
+    could be; None: it asks for no tunnel.
+    """
+    connect = _CONNECT.match(data)
+    if connect is None:
+        return None
+    target = _HOST.match(data, connect.end())
+    host = target[1].decode("latin-1") if target is not None else ""
+    return host.strip("[]").lower() if is_address(host) else parse_name(host) or ""

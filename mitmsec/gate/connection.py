@@ -262,7 +262,8 @@ class Connection:
         self.tell(s.DialFailed(failure))
 
     def _watch_server(self, at_least_bytes: int) -> None:
-        assert self._origin is not None
+        if self._origin is None:  # taken back too late, which is told
+            return
         self._want_of_server(at_least_bytes)
         self._means.loop.add_reader(self._origin, self._server_readable)
 
@@ -331,6 +332,8 @@ class Connection:
 
     def dial_more(self, number: int) -> None:
         """For the worker that has this flow: another connection to the decided origin, and to nothing else."""
+        if self.flow.about.through is not None:
+            return self._answer(number, "it led through a proxy")  # which has to be asked by the program
         if self._more is None:
             self._more = set()
         if len(self._more) >= UPSTREAMS_LIMIT:

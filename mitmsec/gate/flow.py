@@ -20,7 +20,8 @@ HTTP and break its rules, or stop half way, hide their name ("malformed"): they 
 unless `at_connect` had answered bypass or capture, which no first bytes could have changed.
 
 A dialogue that may go on to TLS (SMTP, …) is handed over as it is. When both ends have agreed to TLS the worker lets go
-of it, and the flow is in FIRST once more: the hello in it is peeked, and its name decides, as that of any other.
+of it, and the flow is in FIRST once more: the hello in it is peeked, and its name decides, as that of any other. So
+does what a client says through the tunnel that it has asked a proxy for (HTTP's CONNECT, SOCKS).
 
 Where mitmsec itself cannot act, `on_failure` decides between a reset and a relay that nobody reads; a fault says so.
 """
@@ -39,7 +40,7 @@ from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
-from mitmsec.gate.claims import TLS_RECORD, claims, is_connect
+from mitmsec.gate.claims import TLS_RECORD, claims
 from mitmsec.gate.learned import Kind, Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import AnyCommand, AnyEvent, DialFailure, Ending
@@ -165,7 +166,7 @@ class Flow:
         first = sniff.first_bytes(data)
         match first:
             case Sniffed():
-                self.about.tunnel = is_connect(data)
+                self.about.begins(data, first)
                 return self._settle(first)
             case Malformed(reason=reason):
                 return self._settle_malformed(reason)
@@ -218,8 +219,7 @@ class Flow:
         return self._settled(self.about.decision)
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
-        proven = first.name is not None and first.name in (self.about.resolved or ())
-        about = self.about
+        about, proven = self.about, self.about.is_proven(first)
         said = self._policy.at_hello(about.process, remote, about.at_s, shown=about.shown(first), proven=proven)
         if first.hello is None:
             return said
@@ -343,9 +343,17 @@ class Flow:
         if action is Action.DECRYPT and self._health.off:
             return self._switched_off()
         if action is Action.DECRYPT:
-            return self._staff() if self.about.plaintext is not None else self._unreadable()
+            return self._decrypt()
         self._remember()  # the program itself asks for the proof
         return self._relay(tee=action is Action.CAPTURE and self._terms.capture)
+
+    def _decrypt(self) -> Commands:
+        kind = self.about.plaintext
+        if kind is None:
+            return self._unreadable()
+        if kind is not Plaintext.DIALOGUE and not self.about.called:  # a certificate for whom?
+            return self._fail("tunnel_unnamed")
+        return self._staff()
 
     def _switched_off(self) -> Commands:
         assert self.about.decision is not None
@@ -356,7 +364,9 @@ class Flow:
     def _remember(self) -> None:
         """The origin is one that answers for the name."""
         first, decision = self.about.first, self.about.decision
-        if first is not None and first.hello is not None and first.name is not None and decision is not None:
+        if first is None or first.hello is None or self.about.through is not None:  # the address is a proxy's
+            return
+        if first.name is not None and decision is not None:
             self._names.answered(first.name, self.about.remote, decision.action)
 
     def _unreadable(self) -> Commands:
@@ -386,7 +396,7 @@ class Flow:
     def _staffed(self, worker: int) -> Commands:
         assert self.about.decision is not None
         assert self.about.first is not None
-        kind, name = self.about.plaintext, self.about.first.name or self.about.remote.address
+        kind, name = self.about.plaintext, self.about.called
         assert kind is not None
         self.state, self.worker = State.HANDED, worker
         if kind is Plaintext.DIALOGUE:
@@ -403,12 +413,17 @@ class Flow:
         ]
 
     def _upgrades(self, upgrading: Upgrading) -> Commands:
-        """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it."""
+        """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it.
+
+        What comes through a tunnel is decided as any flow whose origin is connected, whoever speaks first.
+        """
         if self.about.plaintext is not Plaintext.DIALOGUE:  # no honest worker says so
             return self._end(Outcome.FAULT, s.Reset(), error="foreign_upgrade")
+        watch: Commands = [s.WatchServer()] if self.about.tunnel else []
         self.about.upgrades(upgrading)
         self.state, self._heard, self._begun, self._moved_bytes = State.FIRST, False, False, -1
-        return [s.SetDeadline(self._terms.upgrade_deadline_s), s.TakeBack(), s.Peek(1)]
+        self._greeted_bytes = 0
+        return [s.SetDeadline(self._terms.upgrade_deadline_s), s.TakeBack(), s.Peek(1), *watch]
 
     def _client_left(self, moved_bytes: int) -> Commands:
         """It may have ended its side only, and still be served; not for ever with nothing served."""

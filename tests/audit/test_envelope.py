@@ -109,6 +109,11 @@ def test_a_name_that_the_flow_did_not_show_itself_says_where_it_is_from() -> Non
     assert "named_by" not in event_of(connection())["remote"]
 
 
+def test_a_connection_that_went_through_a_proxy_says_by_which_kind_of_tunnel() -> None:
+    assert event_of(replace(connection(), through="socks"))["through"] == "socks"
+    assert "through" not in event_of(connection())
+
+
 def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:
     still = connection(outcome=Outcome.OPEN)
     assert event_id(still) == "flow-1.open"

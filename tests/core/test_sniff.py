@@ -33,6 +33,8 @@ CLIENTS = {
     "postgresql": b"\x00\x00\x00\x08\x04\xd2\x16\x2f",
     "ldap": b"\x30\x0c\x02\x01\x01\x60\x07\x02\x01\x03\x04\x00\x80\x00",
     "xmpp": b"<?xml version='1.0'?>\n<stream:stream to='a.test'>",
+    "socks 5": b"\x05\x01\x00",
+    "socks 4": b"\x04\x01\x01\xbb\xc0\x00\x02\x01\0",
     "text": b"USER joe\r\nPASS x\r\n",
     "malformed": b"GET / HTTP/1.1\r\nnonsense\r\n\r\n",
     **{f"tls {name}": data for name, data in hellos.REAL.items()},
@@ -60,6 +62,8 @@ def sniffed(data: bytes) -> Sniffed:
         ("postgresql", Protocol.POSTGRESQL, None),
         ("ldap", Protocol.LDAP, None),
         ("xmpp", Protocol.XMPP, None),
+        ("socks 5", Protocol.SOCKS, None),
+        ("socks 4", Protocol.SOCKS, None),
         ("text", Protocol.TCP, None),
         ("tls curl", Protocol.TLS, "www.origin.example"),
         ("tls python-address", Protocol.TLS, None),
@@ -107,7 +111,7 @@ def test_any_bytes_have_one_of_three_outcomes_and_a_final_one_stays(data: bytes)
     "data",
     [
         b"\x00\x00\x00\x08\x04\xd2\x16\x2a",  # nearly PostgreSQL
-        b"\x05\x01\x00" + bytes(12),  # SOCKS 5
+        b"\x05\x00\x00" + bytes(12),  # nearly SOCKS 5
         b"\x80\x2e\x01\x03\x01",  # SSL 2.0 hello
         b"\x16\x01",
         b"\xff\xfd",

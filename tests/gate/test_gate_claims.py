@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mitmsec.gate.claims import claims, is_connect
+from mitmsec.gate.claims import claims, connect_host
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ def test_what_is_no_beginning_of_either_claims_nothing(data: bytes) -> None:
     assert not claims(data)
 
 
-def test_connect_is_told_from_other_requests_to_a_proxy() -> None:
-    assert is_connect(b"\r\nCONNECT a.test:443 HTTP/1.1\r\n\r\n")
-    assert not is_connect(b"GET http://a.test/ HTTP/1.1\r\n\r\n")
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [("A.test:443", "a.test"), ("a.test.", "a.test"), ("192.0.2.1:443", "192.0.2.1"),
+     ("[2001:DB8::1]:443", "2001:db8::1"), ("a b:443", ""), ("joe@a.test:443", ""), ("2001:db8::1", ""), (":443", "")],
+)  # fmt: skip
+def test_connect_is_told_from_other_requests_to_a_proxy_and_says_where_to(target: str, host: str) -> None:
+    assert connect_host(f"\r\nCONNECT {target} HTTP/1.1\r\n\r\n".encode()) == host
+    assert connect_host(b"GET http://a.test/ HTTP/1.1\r\n\r\n") is None

@@ -248,3 +248,81 @@ async def test_only_who_has_a_dialogue_can_let_go_of_it() -> None:
                 sock.close()
         for one in (worker, other):
             one.channel.close()
+
+
+CONNECT, ESTABLISHED = b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test:443\r\n\r\n", b"HTTP/1.1 200 yes\r\n\r\n"
+
+
+async def leads_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A proxy that plays the origin too."""
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(ESTABLISHED)
+    await greets(reader, writer)
+
+
+async def opens(worker: Worker) -> HandOver:
+    """It relays a CONNECT and the proxy's answer, and lets go."""
+    order, near, far = await worker.next()
+    await leads_there(near, far)
+    worker.channel.send(Upgrading(flow=order.flow, bytes_sent=30, bytes_received=70))
+    return order
+
+
+async def leads_there(near: socket.socket, far: socket.socket) -> None:
+    """The part of a worker that relays the CONNECT, and lets go of both."""
+    far.setblocking(False)
+    far.send(near.recv(1000))
+    near.send(await asyncio.wait_for(asyncio.get_running_loop().sock_recv(far, len(ESTABLISHED)), WAIT_S))
+    for sock in (near, far):
+        sock.close()
+
+
+@on_loop
+async def test_a_server_that_speaks_first_in_a_tunnel_is_heard_by_the_gate() -> None:
+    async with houses() as make, Server(leads_on) as proxy:
+        house = make(Action.DECRYPT)
+        house.divert(proxy.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(CONNECT)
+            await opens(worker)
+            again, near, far = await worker.next()
+            assert (again.kind, again.protocol) == (Plaintext.DIALOGUE, Protocol.SMTP)
+            assert far.recv(100) == GREETING
+            for sock in (near, far):
+                sock.close()
+            worker.channel.send(FlowEnded(flow=again.flow, bytes_sent=1, bytes_received=2, outcome="completed"))
+        seen = await house.recorder.connection()
+        assert (seen.protocol, seen.through, seen.bytes_sent) == ("smtp", "http-proxy", 31)
+        worker.channel.close()
+
+
+@on_loop
+async def test_a_worker_gets_no_further_connection_to_a_proxy_for_what_is_in_its_tunnel() -> None:
+    async with houses() as make, Server(leads_on) as proxy:
+        house = make(Action.DECRYPT)
+        house.divert(proxy.address)
+        mine, theirs = pair()
+        answers: asyncio.Queue[Any] = asyncio.Queue()
+        channel = Channel(theirs, [HandOver, UpstreamAnswer])
+        channel.attach(
+            asyncio.get_running_loop(), lambda message, fds: answers.put_nowait((message, fds)), lambda: None
+        )
+        house.gate.crew.up(0, mine.detach())
+        with house.dial() as client:
+            client.send(CONNECT)
+            for _ in range(2):
+                order, fds = await asyncio.wait_for(answers.get(), WAIT_S)
+                near, far = (socket.socket(fileno=fd) for fd in fds)
+                if order.kind is Plaintext.DIALOGUE:
+                    await leads_there(near, far)
+                    client.send(TLS)
+                    channel.send(Upgrading(flow=order.flow, bytes_sent=30, bytes_received=70))
+            channel.send(UpstreamQuestion(flow=order.flow, number=7))
+            answer, fds = await asyncio.wait_for(answers.get(), WAIT_S)
+            assert (answer.number, answer.error, fds) == (7, "it led through a proxy", [])
+            for sock in (near, far):
+                sock.close()
+            channel.send(FlowEnded(flow=order.flow, bytes_sent=1, bytes_received=2, outcome="completed"))
+        await house.recorder.connection()
+        channel.close()

@@ -230,14 +230,9 @@ def test_a_request_in_absolute_form_is_handed_over_as_http() -> None:
 
 
 @pytest.mark.parametrize("on_failure", OnFailure)
-@pytest.mark.parametrize(
-    "data", [b"CONNECT a.test:443 HTTP/1.1\r\nHost: a.test\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
-)
-def test_http_that_no_worker_reads_and_was_to_be_inspected_follows_on_failure(
-    data: bytes, on_failure: OnFailure
-) -> None:
+def test_http_that_no_worker_reads_and_was_to_be_inspected_follows_on_failure(on_failure: OnFailure) -> None:
     stage = Stage(on_failure=on_failure, inspect=("secrets",))
-    play = stage.connected() >> FirstBytes(data)
+    play = stage.connected() >> FirstBytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     if on_failure is OnFailure.CLOSED:
         play << Report("not_inspected", OnFailure.CLOSED)
         ended(play, Reset(), Outcome.FAULT, error="not_inspected")
@@ -448,3 +443,39 @@ def test_a_word_that_turns_into_a_request_gets_the_time_of_a_request() -> None:
     play = stage.connected() >> FirstBytes(b"FROB") << SetDeadline(0.3) << Peek
     play >> FirstBytes(request[:20]) << SetDeadline(5.0) << Peek
     assert play >> FirstBytes(request) << NEVER << Staff()
+
+
+PLAIN = {
+    "http": HTTP,
+    "http-proxy": b"GET http://a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n",
+    "http2-cleartext": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "ssh": SSH,
+    "dns": bytes.fromhex("001d123401000001000000000000037777770765786 16d706c650000010001".replace(" ", "")),
+}
+
+
+@pytest.mark.parametrize("action", [Action.BYPASS, Action.CAPTURE])
+@pytest.mark.parametrize("protocol", PLAIN)
+def test_plaintext_that_is_not_to_be_decrypted_is_relayed_and_copied_where_the_policy_says_so(
+    protocol: str, action: Action
+) -> None:
+    stage = Stage(action)
+    stage.connected() >> FirstBytes(PLAIN[protocol]) << NEVER << Relay(action is Action.CAPTURE)
+    stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
+    ended(stage.play, Close(), Outcome.COMPLETED, protocol=protocol, action=action)
+
+
+@pytest.mark.parametrize("protocol", PLAIN)
+def test_plaintext_that_the_policy_blocks_is_refused_before_its_origin_is_contacted(protocol: str) -> None:
+    stage = Stage(Action.BLOCK)
+    stage.waiting() >> FirstBytes(PLAIN[protocol])
+    answer = Page if protocol in ("http", "http-proxy") else Reset()
+    ended(stage.play, answer, Outcome.BLOCKED, protocol=protocol, action=Action.BLOCK)
+
+
+@pytest.mark.parametrize("protocol", ["http2-cleartext", "ssh", "dns"])
+def test_plaintext_that_no_worker_reads_is_captured_instead_of_decrypted(protocol: str) -> None:
+    stage = Stage()
+    stage.connected() >> FirstBytes(PLAIN[protocol]) << NEVER << Relay(True)
+    stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
+    ended(stage.play, Close(), Outcome.COMPLETED, protocol=protocol, action=Action.CAPTURE)
