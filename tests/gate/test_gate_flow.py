@@ -36,14 +36,19 @@ from mitmsec.gate.signals import (
     Close,
     Deadline,
     Dial,
+    DialFailed,
+    DialFailure,
     Dialled,
     Ending,
+    Faulted,
     FirstBytes,
     Hand,
     Mint,
     OwnerKnown,
     Page,
     Peek,
+    Prove,
+    Proved,
     Record,
     Relay,
     RelayEnded,
@@ -90,6 +95,62 @@ def test_a_bypass_by_name_that_nothing_confirms_is_decrypted_where_the_policy_sa
     decision = stage.play.last.order.decision
     stage.play << WatchClient()
     assert (decision.action, decision.rule, decision.inspect) == (Action.DECRYPT, "host", ("keywords",))
+
+
+DOUBTS = {"host": Action.BYPASS, "unproven_name": UnprovenName.BLOCK, "probes": True}
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_an_origin_is_asked_to_prove_a_name_that_no_answer_gave_its_address(holds: bool) -> None:
+    stage = Stage(**DOUBTS)
+    play = stage.waiting() >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    play >> Proved(holds) << NEVER
+    if holds:
+        play << Dial((REMOTE,))
+        play >> Dialled(REMOTE) << Relay(False)
+        assert stage.flow.about.decision is not None
+        assert stage.flow.about.decision.reason == "its name; the origin's certificate confirms the name"
+    else:
+        play << Reset() << Record
+        assert (play.last.seen.action, play.last.seen.tls.client.name_certified) == (Action.BLOCK, False)
+    play >> Proved(not holds)  # nobody waits for that any more
+
+
+def test_who_is_connected_before_the_answer_waits_for_it_and_who_cannot_be_reached_does_not() -> None:
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> Dialled(REMOTE) << WatchServer()
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Proved(True) << NEVER << Relay(False)
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Dialled(REMOTE)  # nothing yet
+    stage.play >> Proved(False) << NEVER << Staff()
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    ended(stage.play >> DialFailed(DialFailure.REFUSED), Reset(), Outcome.ORIGIN_REFUSED)
+
+
+def test_a_failure_of_ours_meanwhile_is_followed_at_once() -> None:
+    stage = Stage(Action.DECRYPT, **{**DOUBTS, "unproven_name": UnprovenName.DECRYPT}, on_failure=OnFailure.OPEN)
+    stage.waiting() >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError") << NEVER << Dial((REMOTE,))
+    stage.play >> Proved(False)
+    stage.play >> Dialled(REMOTE) << Relay(False)
+
+
+@pytest.mark.parametrize("data", [HTTP, TLS])
+def test_nobody_is_asked_for_proof_where_it_could_change_nothing(data: bytes) -> None:
+    stage = Stage(**DOUBTS)
+    stage.flow.about.resolved = ("a.test",) if data is TLS else ()
+    stage.waiting() >> FirstBytes(data) << NEVER
+    stage.play << (Dial((REMOTE,)) if data is TLS else Page)
+    if data is HTTP:
+        stage.play << Record
+    other = Stage(Action.BLOCK, unproven_name=UnprovenName.BLOCK, probes=True)
+    ended(other.waiting() >> FirstBytes(TLS), Reset(), Outcome.BLOCKED)
 
 
 @pytest.mark.parametrize("unproven", UnprovenName)
