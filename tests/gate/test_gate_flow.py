@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
+from dns_writer import query
 from gate_stage import (
     CLIENT,
     CURL,
@@ -21,14 +23,15 @@ from gate_stage import (
     Stage,
     ended,
 )
-from hellos import REAL, hello
+from hellos import REAL, alpn, hello, server_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.audit.event import FlowHanded, Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Action, Confidence, OnFailure, UnprovenName
-from mitmsec.core.sniff import FIRST_BYTES_LIMIT
+from mitmsec.core.policy import Rule
+from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Protocol
 from mitmsec.gate.flow import State
 from mitmsec.gate.signals import (
     Accepted,
@@ -540,3 +543,33 @@ def test_plaintext_that_no_worker_reads_is_captured_instead_of_decrypted(protoco
     stage.connected() >> FirstBytes(PLAIN[protocol]) << NEVER << Relay(True)
     stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
     ended(stage.play, Close(), Outcome.COMPLETED, protocol=protocol, action=Action.CAPTURE)
+
+
+# --- DNS, DNS over TLS, encrypted hellos: named and refused -----------------------------------------------------------
+ECH = hello(server_name(b"public.test"), (0xFE0D, bytes(80)))
+QUESTION = query("a.test")
+REFUSED = [
+    (Rule(name="dns", protocol=(Protocol.DNS,), action=Action.BLOCK), struct.pack("!H", len(QUESTION)) + QUESTION),
+    (Rule(name="dot", alpn=("dot",), action=Action.BLOCK), hello(server_name(b"dns.test"), alpn(b"dot"))),
+    (Rule(name="doh", host=("dns.test",), action=Action.BLOCK), hello(server_name(b"dns.test"), alpn(b"h2"))),
+    (Rule(name="ech", host=("public.test",), action=Action.BLOCK), ECH),
+]
+
+
+@pytest.mark.parametrize(("rule", "data"), REFUSED)
+def test_questions_over_tcp_or_tls_and_encrypted_hellos_can_be_refused(rule: Rule, data: bytes) -> None:
+    stage = Stage(Action.BYPASS, more=(rule,))
+    seen = ended(stage.waiting() >> FirstBytes(data), Reset(), Outcome.BLOCKED, action=Action.BLOCK, rule=rule.name)
+    assert seen.protocol is (Protocol.DNS if rule.name == "dns" else Protocol.TLS)
+
+
+@pytest.mark.parametrize("data", [data for _, data in REFUSED])
+def test_without_such_a_rule_they_are_relayed_under_their_name(data: bytes) -> None:
+    stage = Stage(Action.BYPASS)
+    stage.connected() >> FirstBytes(data) << NEVER << Relay(False)
+    seen = ended(stage.play >> RelayEnded(Ending.ORDERLY, 1, 2), Close(), Outcome.COMPLETED, action=Action.BYPASS)
+    assert seen.protocol is (Protocol.DNS if seen.tls is None else Protocol.TLS)
+    if data is ECH:
+        assert (seen.tls.client.sni, seen.tls.client.ech) == ("public.test", True)
+    elif seen.tls is not None:
+        assert (seen.tls.client.sni, seen.tls.client.ech) == ("dns.test", None)
