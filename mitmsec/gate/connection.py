@@ -266,10 +266,9 @@ class Connection:
         self.tell(s.DialFailed(failure))
 
     def _watch_server(self, at_least_bytes: int) -> None:
-        if self._origin is None:  # taken back too late, which is told
-            return
-        self._want_of_server(at_least_bytes)
-        self._means.loop.add_reader(self._origin, self._server_readable)
+        if self._origin is not None:  # else it was taken back too late, which is told
+            self._want_of_server(at_least_bytes)
+            self._means.loop.add_reader(self._origin, self._server_readable)
 
     def _want_of_server(self, at_least_bytes: int) -> None:
         if self._origin is not None and self._wanted_bytes != at_least_bytes:
