@@ -45,7 +45,7 @@ lint: $(BIN)/.dev ## style, types, dependency rules
 format: $(BIN)/.dev ## put the layout right
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format --exclude '*.md' .
 
-fuzz: $(BIN)/.fuzz ## parsers and the divert engine, guided by coverage: SECONDS=60 for each of TARGETS=divert hello nat packet
+fuzz: $(BIN)/.fuzz ## parsers and the divert engine, guided by coverage: SECONDS=60 for each of TARGETS=divert dns hello nat packet quic
 	@$(BIN)/python tests/fuzz/fuzz.py $(SECONDS) $(TARGETS) $(KEEP)
 
 bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)

@@ -90,6 +90,17 @@ def parse(data: bytes) -> ClientHello | NeedMore | Malformed:
         return Malformed(reason=str(bad))
 
 
+def parse_message(data: bytes) -> ClientHello | NeedMore | Malformed:
+    """The same of a message without records, as QUIC carries it; `raw` is the message."""
+    try:
+        wanted = _wanted(data)
+        if len(data) < wanted:
+            return NeedMore(size_bytes=wanted)
+        return _hello(data[_MESSAGE_HEADER_BYTES:wanted], data[:wanted], over="q")
+    except _Bad as bad:
+        return Malformed(reason=str(bad))
+
+
 def _message(data: bytes) -> tuple[bytes, int] | NeedMore:
     """The hello's body and how many bytes of `data` it took."""
     message = bytearray()
@@ -125,7 +136,7 @@ def _record_size(header: bytes) -> int | None:
     return size
 
 
-def _wanted(message: bytearray) -> int:
+def _wanted(message: bytes | bytearray) -> int:
     """How long the handshake message is, its header included, as far as the header tells."""
     if message and message[0] != _CLIENT_HELLO:
         raise _Bad(f"handshake message {message[0]} instead of a ClientHello")
@@ -169,7 +180,7 @@ class _Reader:
             raise _Bad(f"{self._what} has bytes left over")
 
 
-def _hello(body: bytes, raw: bytes) -> ClientHello:
+def _hello(body: bytes, raw: bytes, over: str = "t") -> ClientHello:
     """RFC 8446 §4.1.2; for older versions RFC 5246 §7.4.1.2."""
     reader = _Reader(body, "ClientHello")
     version = reader.number(2)
@@ -199,6 +210,7 @@ def _hello(body: bytes, raw: bytes) -> ClientHello:
             extensions=tuple(extensions),
             signature_algorithms=signatures,
             alpn=alpn[0] if alpn else b"",
+            over=over,
         ),
         ech=_ECH in extensions,
         raw=raw,

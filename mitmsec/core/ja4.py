@@ -1,4 +1,4 @@
-"""JA4: a fingerprint of a TLS client over TCP, by FoxIO's published description (BSD 3-Clause; JA4 only, not JA4+).
+"""JA4: a fingerprint of a TLS client, by FoxIO's published description (BSD 3-Clause; JA4 only, not JA4+).
 
 t 13 d 15 16 h2 _ 8daaf6152771 _ b186095e22b6
 │ │  │ │  │  │    │              └ extensions (sorted, without SNI and ALPN), then signature algorithms as sent
@@ -8,7 +8,7 @@ t 13 d 15 16 h2 _ 8daaf6152771 _ b186095e22b6
 │ │  │ └ cipher suites   ┘
 │ │  └ d: names a host, i: does not
 │ └ highest version offered
-└ TLS over TCP
+└ t: TLS over TCP, q: in QUIC
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ def fingerprint(
     extensions: Sequence[int],
     signature_algorithms: Sequence[int],
     alpn: bytes = b"",
+    over: str = "t",
 ) -> str:
-    """JA4 of a hello. All lists in the order sent, GREASE included; `alpn` is the first value, empty where absent."""
+    """JA4 of a hello. All lists in the order sent, GREASE included; `alpn` is the first value, empty where absent.
+
+    `over` is what carries it: t or q.
+    """
     return _fingerprint(
         max(_meant(versions), default=0),
         tuple(sorted(_meant(ciphers))),
         tuple(sorted(_meant(extensions))),
         tuple(_meant(signature_algorithms)),
         alpn,
+        over,
     )
 
 
@@ -53,11 +58,11 @@ def _meant(values: Sequence[int]) -> list[int]:
 
 @lru_cache(KNOWN_LIMIT)
 def _fingerprint(
-    version: int, suites: tuple[int, ...], kinds: tuple[int, ...], algorithms: tuple[int, ...], alpn: bytes
+    version: int, suites: tuple[int, ...], kinds: tuple[int, ...], algorithms: tuple[int, ...], alpn: bytes, over: str
 ) -> str:
     """A program's hellos differ in their GREASE and in the order of their extensions, and in nothing else."""
     named = "d" if SERVER_NAME in kinds else "i"
-    head = f"t{_VERSIONS.get(version, '00')}{named}{_count(suites)}{_count(kinds)}{_alpn(alpn)}"
+    head = f"{over}{_VERSIONS.get(version, '00')}{named}{_count(suites)}{_count(kinds)}{_alpn(alpn)}"
     hashed = ",".join(_codes([kind for kind in kinds if kind not in (SERVER_NAME, ALPN)]))
     if algorithms:
         hashed += "_" + ",".join(_codes(algorithms))

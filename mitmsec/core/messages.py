@@ -56,6 +56,14 @@ class ModulesAnswer(Message, frozen=True):
     modules: tuple[str, ...]
 
 
+class PulseQuestion(Message, frozen=True):
+    """Does this process's loop still turn? Asked of who has no heartbeat of its own."""
+
+
+class PulseAnswer(Message, frozen=True):
+    """It does."""
+
+
 class Fault(Message, frozen=True):
     """Something went wrong inside a child that only its supervisor can act on or record."""
 

@@ -301,6 +301,7 @@ class Connection:
         self._stop_watching()
         assert self._origin is not None
         means = self._means
+        means.crew.part(self.flow.worker, self.id)
         tap = means.taps.tap(self.flow.about) if tee else None
         relay = self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
         if means.dns is not None and dns_ear.speaks_dns(self.flow.about):

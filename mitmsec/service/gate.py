@@ -18,6 +18,7 @@ import errno
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from typing import assert_never
 
@@ -30,6 +31,7 @@ from mitmsec.core.messages import (
     DnsRelays,
     Drain,
     Drained,
+    Fault,
     FlowsAnswer,
     FlowsQuestion,
     GateSettings,
@@ -341,12 +343,18 @@ class GateProgram:
     async def _govern(
         self, gate: Gate, content: bytes, roots_pem: bytes, on_failure: OnFailure, workers: tuple[int, ...]
     ) -> None:
-        policy, probe = await _arranged(content), self._probe(roots_pem)
-        self._terms = msgspec.structs.replace(
-            self._terms, on_failure=on_failure, policy=policy.fingerprint, probes=probe is not None
-        )
-        gate.govern(policy, self._terms, workers, probe)
-        self._control.send(Governed())
+        """One that cannot is no gate: it accepts nobody, so its end is what the supervisor is to see, at once."""
+        try:
+            policy, probe = await _arranged(content), self._probe(roots_pem)
+            self._terms = msgspec.structs.replace(
+                self._terms, on_failure=on_failure, policy=policy.fingerprint, probes=probe is not None
+            )
+            gate.govern(policy, self._terms, workers, probe)
+            self._control.send(Governed())
+        except Exception as error:
+            traceback.print_exc()
+            self._control.send(Fault(what="policy_not_taken", detail=type(error).__name__))
+            raise SystemExit(1) from None
 
     def _probe(self, roots_pem: bytes) -> OriginProbe | None:
         return OriginProbe(roots_pem, local_ports=self._local_ports) if roots_pem else None

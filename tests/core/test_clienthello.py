@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.clienthello import HELLO_LIMIT_BYTES, ClientHello, Malformed, NeedMore, parse
+from mitmsec.core.clienthello import HELLO_LIMIT_BYTES, ClientHello, Malformed, NeedMore, parse, parse_message
 
 BIG = hellos.message(hellos.body([hellos.server_name(b"big.example"), (0x1234, bytes(20_000))]))
 
@@ -239,3 +239,19 @@ def test_the_limit_counts_record_headers_so_that_tiny_records_cannot_stretch_it(
     data = hellos.records(large, [1] * len(large))
     assert reason(data) == "hello over 64 KiB"
     assert reason(data[:HELLO_LIMIT_BYTES]) == "hello over 64 KiB"
+
+
+def test_a_message_without_records_is_read_as_one_in_records() -> None:
+    message = hellos.message(hellos.body([hellos.server_name(b"www.example.com"), hellos.alpn(b"h3")]))
+    found, in_records = parse_message(message + b"more"), parsed(hellos.records(message))
+    assert isinstance(found, ClientHello)
+    assert (found.raw, found.ja4) == (message, "q" + in_records.ja4[1:])
+    assert (found.sni, found.alpn, found.ciphers) == (in_records.sni, in_records.alpn, in_records.ciphers)
+    for size in range(len(message)):
+        assert parse_message(message[:size]) == NeedMore(size_bytes=4 if size < 4 else len(message))
+    assert parse_message(b"\x02") == Malformed(reason="handshake message 2 instead of a ClientHello")
+
+
+def test_an_extension_that_ends_within_its_header_is_malformed() -> None:
+    message = hellos.message(hellos.body(None) + hellos.vector(bytes(3)))
+    assert reason(hellos.records(message)) == "extension ends early"

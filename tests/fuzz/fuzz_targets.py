@@ -13,7 +13,9 @@ import fuzz_dns
 import fuzz_hello
 import fuzz_nat
 import fuzz_packet
+import fuzz_quic
 import hellos
+import quic_packets
 
 DATA = Path(__file__).parents[1] / "data"
 CORPUS = DATA / "fuzz"  # a folder for each target; names are the SHA-1 of the content
@@ -26,6 +28,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "hello": fuzz_hello.attempt,
     "nat": fuzz_nat.attempt,
     "packet": fuzz_packet.attempt,
+    "quic": fuzz_quic.attempt,
 }
 
 
@@ -47,6 +50,8 @@ def seeds(name: str) -> list[bytes]:
             return [bytes([0xE2, 0xFF, 0]) + packet for packet in _captured()] + [
                 bytes([0xE2, 0xFF, 0]) + b"".join(_captured())[: INPUT_LIMIT_BYTES - 3]
             ]
+        case "quic":
+            return list(_flights())
         case _:
             return [bytes(range(0, 250, step)) for step in (1, 3, 7)]
 
@@ -58,6 +63,16 @@ def _messages() -> Iterator[bytes]:
     yield dns_writer.response("www.example.com", *answers)
     hints = dns_writer.service("www.example.com", v4=["192.0.2.7"], v6=["2001:db8::7"])
     yield dns_writer.response("www.example.com", hints, kind=dns_writer.HTTPS)
+
+
+def _flights() -> Iterator[bytes]:
+    """A hello's frames, to be sealed: whole, and shuffled over two datagrams; and packets as they came."""
+    message = hellos.message(hellos.body([hellos.server_name(b"www.example.com"), hellos.alpn(b"h3")]))
+    yield b"\0\x01" + quic_packets.crypto(0, message)
+    late, early = quic_packets.crypto(40, message[40:]), quic_packets.crypto(0, message[:40])
+    yield b"\x01\x03" + bytes([-(-len(late) // 8)]) + late.ljust(-(-len(late) // 8) * 8, b"\0") + early
+    for datagrams in quic_packets.REAL.values():
+        yield b"\0\0" + datagrams[0]
 
 
 def _captured() -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from fuzz_choices import Choices
 from fuzz_targets import CORPUS, INPUT_LIMIT_BYTES, TARGETS
 
 from mitmsec.core import clienthello, dns
+from mitmsec.core.quic_opening import QuicOpening
 from mitmsec_redirect import divert_engine, nat, packet
 from mitmsec_redirect.coverage import Coverage
 from mitmsec_redirect.divert_engine import DivertEngine
@@ -120,3 +121,12 @@ def test_a_flow_that_the_next_filter_does_not_take_is_found(monkeypatch: pytest.
     """As it was: the filter in force took the flow, the one that was being made did not."""
     monkeypatch.setattr(Coverage, "covers", lambda coverage, flow: coverage.in_force.cover(flow))
     assert found("divert")
+
+
+def test_an_opening_that_more_datagrams_change_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def restless(opening: QuicOpening, datagram: bytes) -> object:
+        opening.answer = opening._read(datagram)
+        return opening.answer
+
+    monkeypatch.setattr(QuicOpening, "fed", restless)
+    assert found("quic")

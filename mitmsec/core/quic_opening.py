@@ -1,0 +1,153 @@
+"""What a QUIC connection shows first: the ClientHello, out of its client's Initial packets in whatever order they come.
+
+    datagrams ── initials ── opened ── CRYPTO frames ──► pieces at their places ──► clienthello.parse_message
+                              │                           └ a place that is told twice, differently: malformed
+                              └ no key opens it: passed over, as its server does
+
+A hello with post-quantum key shares does not fit into one datagram, and browsers shuffle its pieces on purpose. After a
+Retry a client begins anew under another key, so for a few connection ids pieces are kept; the first hello that is whole
+is the answer. Everything is bounded: packets, connections, pieces, and how far these reach.
+"""
+
+from __future__ import annotations
+
+from mitmsec.core.clienthello import HELLO_LIMIT_BYTES, ClientHello, Malformed, NeedMore, parse_message
+from mitmsec.core.quic_packets import Cipher, Fields, Initial, Keys, Opened, client_keys, initials, opened
+
+PACKETS_LIMIT = 64
+CONNECTIONS_LIMIT = 4  # one, and another for each Retry; a server sends one at most
+PIECES_LIMIT = 512  # of one hello; browsers send some dozens
+
+_PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06, 0x1C
+_LONG_HEADER = 0x80
+
+
+class QuicOpening:
+    """Of one flow. Its answer, once there is one, is final."""
+
+    __slots__ = ("_cipher", "_pieces", "answer", "packets")
+
+    def __init__(self, cipher: Cipher) -> None:
+        self._cipher = cipher
+        self._pieces: dict[Keys, _Pieces] = {}
+        self.packets = 0
+        self.answer: ClientHello | NeedMore | Malformed = NeedMore()
+
+    @property
+    def held_bytes(self) -> int:
+        """How much is kept until there is an answer."""
+        return sum(pieces.held_bytes for pieces in self._pieces.values())
+
+    def fed(self, datagram: bytes) -> ClientHello | NeedMore | Malformed:
+        """The answer after the client's next datagram. Never raises, whatever the bytes."""
+        if isinstance(self.answer, NeedMore):
+            self.answer = self._read(datagram)
+            if not isinstance(self.answer, NeedMore):
+                self._pieces.clear()
+        return self.answer
+
+    def _read(self, datagram: bytes) -> ClientHello | NeedMore | Malformed:
+        if datagram[:1] < bytes([_LONG_HEADER]):
+            return Malformed(reason="no QUIC handshake")
+        found = list(initials(datagram))
+        self.packets += max(len(found), 1)
+        if self.packets > PACKETS_LIMIT:
+            return Malformed(reason=f"no ClientHello in {PACKETS_LIMIT} QUIC packets")
+        for initial in found:
+            answer = self._packet(initial)
+            if not isinstance(answer, NeedMore):
+                return answer
+        return NeedMore()
+
+    def _packet(self, initial: Initial) -> ClientHello | NeedMore | Malformed:
+        found = self._opened(initial)
+        if found is None:
+            return NeedMore()
+        packet, keys = found
+        if not packet.is_reserved_clear:
+            return Malformed(reason="QUIC packet with reserved bits")
+        if keys not in self._pieces and len(self._pieces) >= CONNECTIONS_LIMIT:
+            return Malformed(reason=f"over {CONNECTIONS_LIMIT} QUIC connections")
+        pieces = self._pieces.setdefault(keys, _Pieces())
+        try:
+            pieces.read(packet.frames)
+            return pieces.hello()
+        except _Bad as bad:
+            return Malformed(reason=str(bad))
+
+    def _opened(self, initial: Initial) -> tuple[Opened, Keys] | None:
+        """Once its server has answered, a client names the server's connection id, and keeps its keys."""
+        for keys in (client_keys(initial.version, initial.destination), *self._pieces):
+            if (packet := opened(initial, keys, self._cipher)) is not None:
+                return packet, keys
+        return None
+
+
+class _Bad(Exception):
+    """Internal: the reason travels from where it is seen to `_packet`."""
+
+
+class _Pieces:
+    """Of one connection's first stream of handshake bytes."""
+
+    __slots__ = ("_count", "_data", "_there")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._data = bytearray()
+        self._there: list[tuple[int, int]] = []  # from, to; apart from one another, in order
+
+    @property
+    def held_bytes(self) -> int:
+        return len(self._data)
+
+    def hello(self) -> ClientHello | NeedMore | Malformed:
+        whole_to = self._there[0][1] if self._there and self._there[0][0] == 0 else 0
+        return parse_message(bytes(self._data[:whole_to]))
+
+    def read(self, frames: bytes) -> None:
+        """Those that an Initial may hold (RFC 9000 §12.4). Raises _Bad."""
+        reader = Fields(frames)
+        while reader.left:
+            kind = reader.varint()
+            if kind == _PADDING:
+                reader.pass_zeroes()
+            elif kind == _CRYPTO:
+                at, data = reader.varint(), reader.vector()
+                if at is None or data is None:
+                    raise _Bad("QUIC frame ends early")
+                self._put(at, data)
+            elif kind in (_ACK, _ACK_ECN):
+                _pass_ack(reader, more=3 if kind == _ACK_ECN else 0)
+            elif kind == _CLOSE:
+                raise _Bad("QUIC connection closed before its ClientHello")
+            elif kind != _PING:
+                raise _Bad("QUIC frame that no Initial may hold")
+
+    def _put(self, at: int, data: bytes) -> None:
+        end = at + len(data)
+        self._count += 1
+        if end > HELLO_LIMIT_BYTES or self._count > PIECES_LIMIT:
+            raise _Bad(f"hello over 64 KiB, or in more than {PIECES_LIMIT} pieces")
+        self._data += bytes(max(end - len(self._data), 0))
+        apart, joined = [], (at, end)
+        for piece in self._there:
+            if piece[1] < at or piece[0] > end:
+                apart.append(piece)
+                continue
+            both = slice(max(piece[0], at), min(piece[1], end))
+            if self._data[both] != data[both.start - at : both.stop - at]:
+                raise _Bad("QUIC handshake bytes that are told twice, differently")
+            joined = min(piece[0], joined[0]), max(piece[1], joined[1])
+        self._data[at:end] = data
+        self._there = sorted([*apart, joined])
+
+
+def _pass_ack(reader: Fields, *, more: int) -> None:
+    """RFC 9000 §19.3: largest, delay, how many ranges, the first one, then two numbers each."""
+    _, _, ranges, first = (reader.varint() for _ in range(4))
+    if ranges is None or first is None:
+        raise _Bad("QUIC frame ends early")
+    for _ in range(2 * ranges + more):  # each takes a byte at least, so this ends with the packet
+        if reader.varint() is None:
+            raise _Bad("QUIC frame ends early")
