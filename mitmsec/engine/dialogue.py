@@ -95,7 +95,7 @@ class Dialogue:
         except Blocked as blocked:
             return self.end(Ended(Outcome.BLOCKED, str(blocked), reset=True))
         self._layer = (
-            Http(self._context, self._hooks.new_exchange, self._hooks.broken)
+            Http(self._context, self._hooks.new_exchange, self._hooks.broken, self._hooks.origin_broke)
             if is_http
             else tcp.TCPLayer(self._context)
         )

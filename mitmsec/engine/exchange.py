@@ -22,6 +22,7 @@ from mitmsec.engine.seams import Records
 from mitmsec.engine.watch import Blocked, Reading, Watch
 
 HOLD_BYTES = 64 * 1024
+LENGTH_LIMIT_DIGITS = 18  # more would not fit everybody's 64 bits, and be another number to them
 METHOD_LIMIT_CHARS = 64
 CONTENT_TYPE_LIMIT_CHARS = 256
 TARGET_LIMIT_CHARS = 8192  # of the record, not of the request
@@ -96,6 +97,8 @@ class Exchange:
             return pages.malformed(flow, "This version of HTTP is not known here")
         if any(_is_broken(value) for _, value in fields):
             return pages.malformed(flow, "A header field has a line break or a NUL in it")
+        if any(name.lower() == b"content-length" and len(value) > LENGTH_LIMIT_DIGITS for name, value in fields):
+            return pages.malformed(flow, "Nothing is as long as that Content-Length says")
         if not authorities:  # RFC 9112 §3.2: HTTP/1.0 may name nobody
             return None if version == "HTTP/1.0" else pages.malformed(flow, "The request names no host")
         if not authority.agrees(self._host, authorities):

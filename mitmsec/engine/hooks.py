@@ -86,6 +86,10 @@ class Hooks:
         self.noted = self.noted or Ended(Outcome.MALFORMED, "the client broke HTTP")
         return pages.told(page(self._hand_over.flow), self._hand_over.direction)
 
+    def origin_broke(self) -> None:
+        """The origin broke HTTP, which ends the connection to it, and the flow if that is the client's only one."""
+        self.noted = self.noted or Ended(Outcome.MALFORMED, "the origin broke HTTP")
+
     def end(self) -> None:
         """The flow is over."""
         for exchange in tuple(self._open):

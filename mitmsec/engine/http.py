@@ -46,9 +46,15 @@ NewExchange = Callable[[], Exchange]
 class Http(HttpLayer):
     """`context.server` is connected already; what it agreed to by ALPN is what the client agreed to as well."""
 
-    def __init__(self, context: Context, new_exchange: NewExchange, on_broken: OnBroken) -> None:
+    def __init__(
+        self,
+        context: Context,
+        new_exchange: NewExchange,
+        on_broken: OnBroken,
+        on_broken_origin: Callable[[], None],
+    ) -> None:
         super().__init__(context, HTTPMode.transparent)
-        self._new_exchange, self._on_broken = new_exchange, on_broken
+        self._new_exchange, self._on_broken, self._on_broken_origin = new_exchange, on_broken, on_broken_origin
         self._front: Layer | None = None
 
     @property
@@ -70,12 +76,12 @@ class Http(HttpLayer):
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
             return http2.Front(context, self._on_broken, self.streams)
-        return http1.Front(context, self._on_broken)
+        return http1.Front(context, self._on_broken, self._on_broken_origin)
 
     def make_back(self, context: Context) -> Layer:
         """The origin's side, joined to the client's for flow control."""
         if context.server.alpn != b"h2":
-            return http1.Back(context)
+            return http1.Back(context, self._on_broken_origin)
         back = http2.Back(context)
         if isinstance(self._front, http2.Front):
             self._front.join(back)

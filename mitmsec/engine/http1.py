@@ -7,6 +7,7 @@ by somebody who is not supposed to be there. What the client itself did wrong is
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -87,14 +88,32 @@ class _Side(Http1Connection):
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
         if type(self.body_reader).__name__ == "ChunkedReader":
             self.body_reader = _Trailers(self.body_reader)  # type: ignore[assignment]
+        read = super().read_body(event)
         if isinstance(self.body_reader, _Trailers):
-            yield from self._with_trailers(self.body_reader, super().read_body(event))
-        else:
-            yield from super().read_body(event)
+            read = self._with_trailers(self.body_reader, read)
+        yield from self._noticing(event, read)
         if len(self.buf) > HEAD_LIMIT_BYTES and self.state == self.read_body:  # RFC 9112 §7.1
             self.buf.maybe_extract_at_most(len(self.buf))
+            self.broke()
             yield commands.CloseConnection(self.conn)
             yield from self.fail("a chunk's head is too long")
+
+    @abstractmethod
+    def broke(self) -> None:
+        """What came is no HTTP: this is why the connection ends."""
+
+    @property
+    @abstractmethod
+    def _is_whole(self) -> bool:
+        """The message that is read has come to its end."""
+
+    def _noticing(self, event: events.Event, read: CommandGenerator[None]) -> CommandGenerator[None]:
+        """mitmproxy closes in the middle of a message where its bytes, not its end, are wrong."""
+        for command in read:
+            is_cut = isinstance(command, commands.CloseConnection) and isinstance(event, events.DataReceived)
+            if is_cut and self.request is not None and not self._is_whole:
+                self.broke()
+            yield command
 
     def _with_trailers(self, reader: _Trailers, read: CommandGenerator[None]) -> CommandGenerator[None]:
         for command in read:
@@ -134,14 +153,23 @@ class _Side(Http1Connection):
 
 
 class Front(_Side, Http1Server):
-    """The client's side. `on_broken` is told when a client breaks the protocol, which ends the connection."""
+    """The client's side. `on_broken` is told when a client breaks the protocol, which ends the connection;
+    `on_broken_origin` when the answer is one that mitmproxy does not pass on.
+    """
 
     _receive_trailers = RequestTrailers
 
-    def __init__(self, context: Context, on_broken: OnBroken) -> None:
+    def __init__(self, context: Context, on_broken: OnBroken, on_broken_origin: Callable[[], None]) -> None:
         super().__init__(context)
-        self._on_broken = on_broken
+        self._on_broken, self._on_broken_origin = on_broken, on_broken_origin
         self._parted = False  # the client sends nothing more, and waits for its answer
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.request_done
+
+    def broke(self) -> None:
+        self._on_broken()
 
     @property
     def ahead(self) -> bool:
@@ -179,6 +207,8 @@ class Front(_Side, Http1Server):
         if not isinstance(event, ResponseProtocolError):
             yield from super().send(event)
         elif self.conn.state & ConnectionState.CAN_WRITE:
+            if event.code is ErrorCode.RESPONSE_VALIDATION_FAILED:
+                self._on_broken_origin()
             if event.code in CLIENT_CODES:
                 page = self._on_broken()
                 if not self.response:
@@ -192,11 +222,24 @@ class Back(_Side, Http1Client):
     _receive_trailers = ResponseTrailers
     _in_interim = False  # the buffer begins with an interim answer that is not complete
 
+    def __init__(self, context: Context, on_broken: Callable[[], None]) -> None:
+        """`on_broken` is told when an origin breaks the protocol."""
+        super().__init__(context)
+        self._on_broken = on_broken
+
+    @property
+    def _is_whole(self) -> bool:
+        return self.response_done
+
+    def broke(self) -> None:
+        self._on_broken()
+
     def read_headers(self, event: events.ConnectionEvent) -> CommandGenerator[None]:
         if self.request is not None and isinstance(event, events.DataReceived):
             self._drop_interim(bytes(self.buf) if self._in_interim else self.came(event))
-        yield from super().read_headers(event)
+        yield from self._noticing(event, super().read_headers(event))
         if len(self.buf) > HEAD_LIMIT_BYTES and self.state == self.read_headers:
+            self.broke()
             yield commands.CloseConnection(self.conn)
             yield from self.fail("the head of the response is too long")
 

@@ -1,4 +1,4 @@
-"""What TLS 1.3 lets a peer do early or late: data before the handshake is over, a request for a certificate after it."""
+"""What TLS 1.3 lets a peer do early or late: data before the handshake is over, a wish for a certificate after it."""
 
 from __future__ import annotations
 

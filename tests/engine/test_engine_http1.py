@@ -267,7 +267,7 @@ def _told(side: http1.Front | http1.Back, *pieces: bytes) -> int:
 
 
 def test_empty_lines_before_a_request_cost_what_they_weigh() -> None:
-    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"))
+    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"), lambda: None)
     list(side.handle_event(events.Start()))
     size = 1 << 16
     assert _told(side, b"\r\n" * (size // 2)) <= 2 * size
@@ -279,7 +279,7 @@ def test_empty_lines_before_a_request_cost_what_they_weigh() -> None:
 
 @pytest.mark.parametrize("empty", [b"\n", b"\r\n\n", b"\n\r\n", b"\r\n\r\n"])
 def test_empty_lines_of_any_kind_before_a_request_are_skipped(empty: bytes) -> None:
-    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"))
+    side = http1.Front(_context(), lambda: pages.unreadable("flow-1"), lambda: None)
     list(side.handle_event(events.Start()))
     said = list(side.handle_event(events.DataReceived(side.conn, empty + b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")))
     assert said
@@ -287,7 +287,7 @@ def test_empty_lines_of_any_kind_before_a_request_are_skipped(empty: bytes) -> N
 
 
 def test_interim_answers_cost_what_they_weigh() -> None:
-    side = http1.Back(_context())
+    side = http1.Back(_context(), lambda: None)
     list(side.handle_event(events.Start()))
     side.request, side.stream_id = Request.make("GET", "http://a.test/"), 1
     interim = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n"

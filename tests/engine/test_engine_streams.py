@@ -124,14 +124,14 @@ def _refuse(_said: bytes, context: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def grpc_origin(ca: trustme.CA) -> Iterator[int]:
+def grpc_origin(ca: trustme.CA) -> Iterator[tuple[int, Any]]:
+    """Its port, and the server, which is to be started once the world is there: it has threads, and that forks."""
     leaf = ca.issue_cert(NAME)
     server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Calls()])
     pair = (leaf.private_key_pem.bytes(), b"".join(one.bytes() for one in leaf.cert_chain_pems))
     port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
-    server.start()
     try:
-        yield port
+        yield port, server
     finally:
         server.stop(None).wait()
 
@@ -164,8 +164,9 @@ def _called(made: World, tmp_path: Path) -> tuple[bytes, Sequence[bytes], str, t
 def test_grpc_calls_conversations_and_refusals_pass_and_are_read(tmp_path: Path) -> None:
     async def main() -> None:
         ca, word = trustme.CA(), Word()
-        with grpc_origin(ca) as port:
+        with grpc_origin(ca) as (port, server):
             async with world(tmp_path, port, [ca], inspectors=[word]) as made:
+                server.start()
                 once, answers, count, refused = await asyncio.to_thread(_called, made, tmp_path)
                 assert (once, answers, count) == (b"once hello", [b"heard 0", b"heard 1", b"heard 2"], "3")
                 assert refused == (grpc.StatusCode.PERMISSION_DENIED, "not you")
