@@ -12,6 +12,7 @@ from mitmsec.audit.past_flows import FIRST_BYTES
 from mitmsec.core.model import Action, Direction, Process, Transport
 from mitmsec.core.past_flow import PastFlow, Verdict
 from mitmsec.core.sniff import Malformed, Sniffed
+from mitmsec_certs.packet_cipher import Aes128
 from mitmsec_redirect.recorded_flows import RecordedFlow
 from mitmsec_redirect.replay import flows_of
 
@@ -32,7 +33,7 @@ def captured_flows(
 
     `read` is told how many bytes have been read. Raises OSError, NotPcapng, CaptureUnreadable.
     """
-    for flow in flows_of(_pieces(path, read)):
+    for flow in flows_of(_pieces(path, read), Aes128()):
         yield flow, past(flow, program)
 
 

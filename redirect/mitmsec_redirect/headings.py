@@ -21,6 +21,7 @@ HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION = 0, 43, 44, 51, 60
 EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION})
 EXTENSIONS_LIMIT = 16  # RFC 8200 knows seven
 TCP_FLAGS, TCP_OFFSET, TCP_SEQUENCE = 13, 12, 4
+UDP_HEADER_BYTES = 8
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
 _IPV4: Final = struct.Struct("!BxHxxHxB2x4s4s")  # version and length of header, length, fragment, protocol, from, to
@@ -91,6 +92,14 @@ def segment(packet: bytes) -> Segment | None:
     return Segment(sequence, packet[payload_at : network.end])
 
 
+def datagram(packet: bytes) -> bytes | None:
+    """What a datagram carries, as much of it as is there; None as of `segment`, where the packet is not of UDP."""
+    network = {4: _v4, 6: _v6}[packet[0] >> 4](packet)
+    if isinstance(network, Unread) or network.protocol != UDP:
+        return None
+    return packet[network.at + UDP_HEADER_BYTES : network.end]
+
+
 def _v4(packet: bytes) -> _Network | Unread:
     if len(packet) < _IPV4.size:
         return Unread.NEED_MORE
@@ -131,7 +140,7 @@ def _transport(packet: bytes, network: _Network) -> Heading | Unread:
     if network.protocol not in (TCP, UDP):
         return Unread.OTHER_PROTOCOL
     is_tcp = network.protocol == TCP
-    header_bytes = 20 if is_tcp else 8
+    header_bytes = 20 if is_tcp else UDP_HEADER_BYTES
     if network.at + header_bytes > network.end:
         return Unread.MALFORMED
     if network.at + header_bytes > len(packet):

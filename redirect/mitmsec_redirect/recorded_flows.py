@@ -4,6 +4,7 @@
     CapturedPacket ── heading ──► flow by its two ends ──► RecordedFlow, when it or the file ends
                       comments ──► process, and what else was said ("action: decrypt")
                       segments ──► what it says first (`openings`)
+                      datagrams to port 443 ──► whom QUIC asks for (mitmsec.core.quic_opening)
 
 mitmsec's own captures say everything about a process in the first packet's comment (mitmsec.capture.comment); other
 tools' have a process event block at best, which is worth less. Who opened a flow is known from its first segment, else
@@ -17,14 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
+from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport, Value
-from mitmsec.core.sniff import Malformed, Sniffed
-from mitmsec_redirect.headings import FIN, RST, Heading, Segment, Unread, read, segment
+from mitmsec.core.quic_opening import QuicOpening
+from mitmsec.core.quic_packets import Cipher
+from mitmsec.core.sniff import Malformed, NeedMore, Sniffed
+from mitmsec_redirect.headings import FIN, RST, Heading, Segment, Unread, datagram, read, segment
 from mitmsec_redirect.link_types import network
 from mitmsec_redirect.openings import Opening
 from mitmsec_redirect.pcapng_blocks import CapturedName, CapturedPacket, CapturedProcess
 
 SOURCE = "replay"
+QUIC_PORT = 443
 HOSTS_LIMIT = 65536
 FLOWS_LIMIT = 65536  # at once; then the one that began first is told as it is
 HELD_LIMIT_BYTES = 64 << 20  # of all first bytes that are not settled; what comes beyond stays unknown
@@ -42,7 +47,7 @@ class RecordedFlow(Value, frozen=True):
     remote: Endpoint
     outbound: bool  # opened by `local`
     process: Process
-    host: str | None  # the name of `remote` in the file
+    host: str | None  # the name of `remote` in the file, else the one that QUIC asks for
     first_ns: int  # since 1970
     last_ns: int
     sent_bytes: int  # payload, by local
@@ -65,6 +70,13 @@ class _Flow(msgspec.Struct):
     said_chars: int = 0  # of the comments that were read
     said: dict[str, str] = msgspec.field(default_factory=dict)
     opening: Opening | None = None  # of a TCP connection whose first segment is in the file
+    quic: QuicOpening | None = None  # of UDP to QUIC_PORT, until its answer is there
+    is_quic_settled: bool = False
+
+    @property
+    def held_bytes(self) -> int:
+        """Of its first bytes."""
+        return sum(one.held_bytes for one in (self.opening, self.quic) if one is not None)
 
     def finished(self) -> RecordedFlow:
         return RecordedFlow(
@@ -85,9 +97,13 @@ class _Flow(msgspec.Struct):
 
 
 class RecordedFlows:
-    """Add what the file holds, in its order; take flows when they are whole. Bounded."""
+    """Add what the file holds, in its order; take flows when they are whole. Bounded.
 
-    def __init__(self) -> None:
+    Without a cipher nobody looks into QUIC.
+    """
+
+    def __init__(self, cipher: Cipher | None = None) -> None:
+        self._cipher = cipher
         self.unread = 0  # packets without a heading: later fragments, other protocols, damage, unknown link types
         self._hosts: dict[str, str] = {}
         self._flows: dict[tuple[Transport, Endpoint, Endpoint], _Flow] = {}
@@ -128,11 +144,13 @@ class RecordedFlows:
                 yield self._finished(self._flows.pop(next(iter(self._flows))))
         _count(flow, packet, heading, is_sent=is_sent)
         self._read_comments(flow, packet)
+        before = flow.held_bytes
         self._hear(flow, heading, data, by_opener=is_sent is flow.outbound)
+        self._hear_quic(flow, heading, data)
+        self._held_bytes += flow.held_bytes - before
 
     def _finished(self, flow: _Flow) -> RecordedFlow:
-        if flow.opening is not None:
-            self._held_bytes -= flow.opening.held_bytes
+        self._held_bytes -= flow.held_bytes
         self._said_chars -= flow.said_chars
         return flow.finished()
 
@@ -155,7 +173,24 @@ class RecordedFlows:
             opening.server_says(said.payload)
         if self._held_bytes + opening.held_bytes - before > HELD_LIMIT_BYTES:
             opening.give_up()
-        self._held_bytes += opening.held_bytes - before
+
+    def _hear_quic(self, flow: _Flow, heading: Heading, data: bytes) -> None:
+        """Whom a client asks for, where the file does not say it."""
+        if self._cipher is None or heading.transport is not Transport.UDP or heading.destination.port != QUIC_PORT:
+            return
+        if flow.host is not None or flow.is_quic_settled:
+            return
+        if flow.quic is None:
+            flow.quic = QuicOpening(self._cipher)
+        before = flow.quic.held_bytes
+        said = datagram(data)
+        assert said is not None, "it has a heading"
+        answer = flow.quic.fed(said)
+        if isinstance(answer, NeedMore) and self._held_bytes + flow.quic.held_bytes - before <= HELD_LIMIT_BYTES:
+            return
+        flow.quic, flow.is_quic_settled = None, True
+        if isinstance(answer, ClientHello):
+            flow.host = answer.sni
 
     def _read_comments(self, flow: _Flow, packet: CapturedPacket) -> None:
         for comment in packet.comments:

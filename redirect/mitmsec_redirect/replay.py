@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic, Transport, Value
+from mitmsec.core.quic_packets import Cipher
 from mitmsec_redirect.backend import Backend, BackendFault, BackendKind, GateGround, Watched
 from mitmsec_redirect.pcapng_blocks import Reader
 from mitmsec_redirect.recorded_flows import RecordedFlow, RecordedFlows
@@ -202,9 +203,12 @@ class Replay(Backend):
         self._waiting.clear()
 
 
-def flows_of(pieces: Iterable[bytes]) -> Iterator[RecordedFlow]:
-    """The flows of a pcapng file that comes in pieces. Raises CaptureUnreadable after those that could be read."""
-    reader, flows = Reader(), RecordedFlows()
+def flows_of(pieces: Iterable[bytes], cipher: Cipher | None = None) -> Iterator[RecordedFlow]:
+    """The flows of a pcapng file that comes in pieces, `cipher` as of `RecordedFlows`.
+
+    Raises CaptureUnreadable after those that could be read.
+    """
+    reader, flows = Reader(), RecordedFlows(cipher)
     for piece in pieces:
         yield from flows.add(reader.feed(piece))
         if reader.malformed is not None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmsec.capture.segments import Conversation
 from mitmsec.core.model import Endpoint, Transport
 from mitmsec_redirect import headings
-from mitmsec_redirect.headings import Heading, Segment, Unread, read, segment
+from mitmsec_redirect.headings import Heading, Segment, Unread, datagram, read, segment
 
 V4 = Endpoint(address="10.0.0.1", port=40000), Endpoint(address="203.0.113.9", port=443)
 V6 = Endpoint(address="fd77::1", port=40000), Endpoint(address="2001:db8::9", port=443)
@@ -121,6 +121,17 @@ def test_a_segment_has_its_number_and_what_it_carries(ends: tuple[Endpoint, Endp
     assert segment(carried) == Segment(0, b"question")
     assert segment(carried[:-3]) == Segment(0, b"quest")
     assert segment(carried + b"padding of the link") == Segment(0, b"question")
+
+
+def test_a_datagram_is_what_it_carries() -> None:
+    assert datagram(udp(4) + b"padding of the link") == bytes(4)
+    assert datagram(udp(4)[:-3]) == bytes(1)
+    assert datagram(v6(transport=struct.pack("!HHHH", 1, 2, 14, 0) + b"answer")) == b"answer"
+
+
+def test_what_is_not_udp_is_no_datagram() -> None:
+    assert datagram(struct.pack("!BxHxxHxB2x4s4s", 0x45, 40, 0, 6, bytes(4), bytes(4)) + bytes(20)) is None
+    assert datagram(struct.pack("!BxHxxHxB2x4s4s", 0x45, 40, 1, 17, bytes(4), bytes(4)) + bytes(20)) is None
 
 
 def test_what_is_not_tcp_is_no_segment() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import socket
 import struct
 
 import pytest
+import quic_packets
 from hellos import hello, server_name
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from mitmsec.capture.segments import Conversation
 from mitmsec.capture.writer import CaptureWriter
 from mitmsec.core.model import Confidence, Endpoint, ParentProcess, Process, Transport
 from mitmsec.core.sniff import Protocol, Sniffed
+from mitmsec_certs.packet_cipher import Aes128
 from mitmsec_redirect import recorded_flows
 from mitmsec_redirect.pcapng_blocks import CapturedName, CapturedPacket, CapturedProcess, Reader
 from mitmsec_redirect.recorded_flows import RecordedFlow, RecordedFlows, told
@@ -128,6 +131,40 @@ def test_what_whoever_opened_it_says_first_is_known(inbound: bool) -> None:
     assert (flow.shown.protocol, flow.shown.name, flow.outbound) == (Protocol.TLS, "a.test", not inbound)
     (greeted,) = flows(*conversation(b"hello", answer=b"SSH-2.0-x\r\n", inbound=inbound))
     assert greeted.shown == Sniffed(protocol=Protocol.SSH)
+
+
+def quic_flow(*datagrams: bytes, to: Endpoint = REMOTE) -> list[CapturedPacket]:
+    local, remote = (socket.inet_aton(end.address) for end in (LOCAL, to))
+    packets = []
+    for said in datagrams:
+        udp = struct.pack("!HHHH", LOCAL.port, to.port, 8 + len(said), 0) + said
+        packets.append(captured(struct.pack("!BxHxxHBBH", 0x45, 20 + len(udp), 0, 64, 17, 0) + local + remote + udp))
+    return packets
+
+
+def quic_hosts(*packets: CapturedPacket | CapturedName) -> list[str | None]:
+    recorded = RecordedFlows(Aes128())
+    found = [*recorded.add(packets), *recorded.end()]
+    assert recorded._held_bytes == 0
+    return [flow.host for flow in found]
+
+
+@pytest.mark.parametrize("client", quic_packets.REAL)
+def test_quic_says_whom_it_asks_for(client: str) -> None:
+    packets = quic_flow(*quic_packets.REAL[client])
+    assert quic_hosts(*packets, *packets) == ["www.example.com"]
+    assert quic_hosts(*packets[:-1]) == ([None] if len(packets) > 1 else [])
+    assert [flow.host for flow in flows(*packets)] == [None], "nobody looks without a cipher"
+    named = CapturedName(REMOTE.address, "said.example")
+    assert quic_hosts(named, *packets) == ["said.example"]
+    elsewhere = quic_flow(*quic_packets.REAL[client], to=Endpoint(address=REMOTE.address, port=4433))
+    assert quic_hosts(*elsewhere) == [None]
+
+
+def test_what_is_no_quic_stays_nameless_and_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quic_hosts(*quic_flow(b"no", *quic_packets.REAL["curl"])) == [None]
+    monkeypatch.setattr(recorded_flows, "HELD_LIMIT_BYTES", 100)
+    assert quic_hosts(*quic_flow(*quic_packets.REAL["chromium"])) == [None]
 
 
 def test_of_a_flow_that_began_before_the_file_no_first_bytes_are_known() -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+import quic_packets
 from hellos import hello, server_name
 from msgspec.structs import replace
 
 from mitmsec.audit.past_flows import FIRST_BYTES
+from mitmsec.capture import pcapng
 from mitmsec.capture.writer import CaptureWriter
 from mitmsec.core.model import Action, Confidence, Direction, Endpoint, Process, Transport
 from mitmsec.core.past_flow import PastFlow, Verdict
@@ -90,6 +94,21 @@ def test_bytes_that_break_their_protocols_rules_are_malformed(tmp_path: Path) ->
     path.write_bytes(file.getvalue())
     ((_, found),) = captured_flows(path, None)
     assert (found.is_malformed, found.protocol) == (True, None)
+
+
+def test_a_flow_of_quic_is_shown_by_whom_it_asks_for_and_rules_by_host_do_not_hold(tmp_path: Path) -> None:
+    (said,) = quic_packets.REAL["curl"]
+    udp = struct.pack("!HHHH", LOCAL.port, REMOTE.port, 8 + len(said), 0) + said
+    ends = (socket.inet_aton(end.address) for end in (LOCAL, REMOTE))
+    packet = struct.pack("!BxHxxHBBH", 0x45, 20 + len(udp), 0, 64, 17, 0) + b"".join(ends) + udp
+    path = tmp_path / "quic.pcapng"
+    path.write_bytes(
+        pcapng.section_header(application="test")
+        + pcapng.interface_description(name="any")
+        + pcapng.enhanced_packet(packet, time_ns=10**18, outbound=True)
+    )
+    ((flow, found),) = captured_flows(path, CURL)
+    assert (flow.host, found.name, found.transport) == ("www.example.com", None, Transport.UDP)
 
 
 def test_a_capture_of_the_older_kind_is_said_to_be_one() -> None:
