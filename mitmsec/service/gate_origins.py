@@ -1,0 +1,173 @@
+"""Where the connections that the gate accepts were meant to go, and whose they are: by the backend that led them here.
+
+connect_hook ── the client's cookie ─► origins map, filled in connect()        heartbeat map ◄── beat
+nftables     ── the accepted socket ─► conntrack                               eventfd       ◄── beat
+windivert    ── both its ends       ─► what was told before it came            eventfd       ◄── beat
+what came in ── its ends            ─► legs: how to reach whom it was meant for
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import assert_never
+
+from mitmsec.core.model import Endpoint
+from mitmsec.gate.loop import Origins
+from mitmsec.gate.signals import Origin
+from mitmsec_redirect.backend import BackendKind
+from mitmsec_redirect.expected_flows import ExpectedFlows
+from mitmsec_redirect.heartbeat import Heartbeat
+from mitmsec_redirect.legs import Leg, Legs
+from mitmsec_redirect.original_destination import original_destination
+from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.pulse import Pulse
+from mitmsec_redirect.sockdiag import CookieLookup
+
+UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
+LEGS_LIMIT = 16  # of one connection that came in
+
+
+class HookOrigins:
+    """Origins of connections that the connect hook diverted (mitmsec.gate.loop.Origins)."""
+
+    def __init__(self, map_fd: int) -> None:
+        self._table = OriginTable(map_fd)
+        self._cookies = CookieLookup()
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By the cookie of the client's own socket, which nobody can forge. Raises OSError."""
+        client, gate = accepted.getpeername(), accepted.getsockname()
+        cookie = self._cookies.cookie_of(Endpoint.of(client[0], client[1]), Endpoint.of(gate[0], gate[1]))
+        origin = None if cookie is None else self._table.find(cookie)
+        if cookie is None or origin is None:
+            return None
+        self._table.forget(cookie)
+        bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
+        return Origin(
+            remote=origin.remote,
+            pid=origin.pid,
+            uid=origin.uid,
+            comm=origin.comm,
+            bound=bound,
+            connected_ns=origin.connected_ns,
+            source=bound or origin.source,
+            caller=origin.caller,
+            selected=origin.selected,
+        )
+
+
+class NatOrigins:
+    """Origins of connections that rules of nftables redirected (mitmsec.gate.loop.Origins)."""
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By what conntrack says of the accepted socket. Whose it is, only root can find out. Raises OSError."""
+        remote = original_destination(accepted)
+        if remote is None:
+            return None
+        client = Endpoint.of(*accepted.getpeername()[:2])
+        return Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
+
+
+class LedWay:
+    """How the gate reaches whom one connection was meant for (mitmsec.gate.inward.Way)."""
+
+    def __init__(self, begin: Callable[[], Leg]) -> None:
+        """`begin` tells the kernel of a leg for this connection. Raises OSError."""
+        leg = begin()
+        self._begin, self._legs = begin, [leg]
+        self._next: Leg | None = leg
+        self.is_ours = leg.listener is not None
+        who = leg.listener
+        self.origin = Origin(remote=leg.called, pid=0, uid=-1, comm="")
+        if who is not None:
+            self.origin = Origin(
+                remote=leg.called,
+                pid=who.pid,
+                uid=who.uid,
+                comm=who.comm,
+                connected_ns=who.at_ns,
+                caller=who.caller,
+                selected=who.by_selected,
+            )
+
+    def connect(self) -> socket.socket:
+        """The first leg, then further ones, as long as somebody of ours would get them."""
+        leg, self._next = self._next, None
+        if leg is None:
+            leg = self._begin()
+            self._legs.append(leg)
+            if len(self._legs) > LEGS_LIMIT:
+                self._legs.pop(0).close()  # long over: the flow's worker may have no more than this under way
+            if leg.listener is None:
+                raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return leg.connect()
+
+    def close(self) -> None:
+        for leg in self._legs:
+            leg.close()
+
+
+class LedWays:
+    """Ways of connections that came in and were led here (mitmsec.gate.inward.Ways)."""
+
+    def __init__(self, legs_fd: int, listeners_fd: int) -> None:
+        self._legs = Legs(legs_fd, listeners_fd)
+
+    def begin(self, accepted: socket.socket) -> LedWay:
+        """Told to the kernel, not yet gone. Raises OSError."""
+        return LedWay(lambda: self._legs.begin(accepted))
+
+
+class ToldOrigins:
+    """Origins of connections that `windivert` leads here packet by packet (mitmsec.gate.loop.Origins)."""
+
+    def __init__(self, told_fd: int, heartbeat: Pulse) -> None:
+        self._flows = ExpectedFlows(socket.socket(fileno=told_fd))
+        self._heartbeat = heartbeat
+
+    def find(self, accepted: socket.socket) -> Origin | None:
+        """By the two ends that the accepted socket has: they were told before. Raises OSError."""
+        client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
+        flow = self._flows.find(client, gate, time.monotonic())
+        if flow is None:
+            return None
+        origin = flow.origin
+        return Origin(
+            remote=origin.remote,
+            pid=origin.pid,
+            uid=origin.uid,
+            comm=origin.comm,
+            connected_ns=origin.connected_ns,
+            source=origin.source,
+            caller=origin.caller,
+            selected=origin.selected,
+            told=flow.process,
+        )
+
+    def beat(self) -> None:
+        """Alive, and with room for more to be told."""
+        self._flows.hear(time.monotonic())
+        self._heartbeat.beat()
+
+
+def given(kind: BackendKind, fds: list[int]) -> tuple[Origins, Callable[[], None]]:
+    """Where origins are found, and how to beat. Raises ValueError for a backend that no gate serves yet."""
+    match kind:
+        case BackendKind.CONNECT_HOOK:
+            origins_fd, heartbeat_fd = fds
+            return HookOrigins(origins_fd), Heartbeat(heartbeat_fd).beat
+        case BackendKind.NFTABLES:
+            (pulse_fd,) = fds
+            return NatOrigins(), Pulse(pulse_fd).beat
+        case BackendKind.WINDIVERT:
+            told_fd, pulse_fd = fds
+            told = ToldOrigins(told_fd, Pulse(pulse_fd))
+            return told, told.beat
+        case BackendKind.REPLAY:
+            raise ValueError(f"no gate serves {kind}")
+        case _:
+            assert_never(kind)
