@@ -60,7 +60,7 @@ bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and sco
 bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; about fifteen minutes)
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
-checklist: $(BIN)/.dev ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
+checklist: $(BIN)/.tests ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
 	@tools/packages $(TEST_PACKAGES)
 	@$(BIN)/pytest -q $(PARALLEL) -m checklist --checklist=docs/security-checklist.md
 

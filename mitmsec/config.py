@@ -59,6 +59,7 @@ STDIN = Path("-")
 LOCAL_ZONE = "/etc/localtime"
 ZONE_OF_UTC = b"TZif2" + bytes(15) + struct.pack(">6L", 0, 0, 0, 0, 1, 4) + bytes(6) + b"UTC\0"
 ZONE_OF_UTC += ZONE_OF_UTC + b"\nUTC0\n"  # RFC 8536: once for old readers, once for the others
+RULES_LIMIT = 10_000  # tens of megabytes in every gate
 FILE_LIMIT_BYTES = 1 << 28  # ten million names; what is longer is a device, or no policy
 ENDLESS_NUMBER = re.compile(
     r"0[xob][0-9A-Fa-f_]{1000}"
@@ -294,6 +295,11 @@ def _rules(root: Table, context: Context) -> tuple[tuple[Rule, ...], frozenset[i
     rules: list[Rule] = []
     sound: set[int] = set()
     for number, table in enumerate(root.tables("rule")):
+        if number == RULES_LIMIT:
+            table.note(
+                f"a policy has {RULES_LIMIT:,} rules at most; names and suffixes by the thousand belong in @lists"
+            )
+            break
         before = len(context.notes.errors)
         rules.append(read_rule(table, context))
         if len(context.notes.errors) == before:

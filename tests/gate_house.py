@@ -17,6 +17,7 @@ from mitmsec.core.messages import Committed, Crls, MintDecision, MintWithdrawn
 from mitmsec.core.model import Action, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 
@@ -75,7 +76,14 @@ class Recorder:
 class House:
     """The gate under test. `origin` is where every diverted connection was going; None: nobody's."""
 
-    def __init__(self, policy: Policy, terms: Terms, listeners: list[socket.socket], limit: int | None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        terms: Terms,
+        listeners: list[socket.socket],
+        limit: int | None,
+        probe: OriginProbe | None = None,
+    ) -> None:
         loop = asyncio.get_running_loop()
         mine, theirs = pair()
         self.recorder = Recorder(theirs)
@@ -101,7 +109,15 @@ class House:
             dns=lambda *message: self.dns.append(message),
         )
         self.gate = Gate(
-            listeners, around, policy, terms, session="test", connect_deadline_s=5.0, heartbeat_s=0.01, limit=limit
+            listeners,
+            around,
+            policy,
+            terms,
+            session="test",
+            connect_deadline_s=5.0,
+            heartbeat_s=0.01,
+            limit=limit,
+            probe=probe,
         )
         self.gate.open()
 
@@ -143,11 +159,12 @@ class HouseMaker:
         *,
         on_failure: OnFailure = OnFailure.OPEN,
         limit: int | None = None,
+        probe: OriginProbe | None = None,
         **terms: Any,
     ) -> House:
         listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
         policy = policy if isinstance(policy, Policy) else Policy(action=policy)
-        house = House(policy, Terms(on_failure=on_failure, **terms), [listener], limit)
+        house = House(policy, Terms(on_failure=on_failure, **terms), [listener], limit, probe)
         self._houses.append(house)
         return house
 

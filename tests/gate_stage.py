@@ -71,6 +71,7 @@ class Stage:
         unproven_name: UnprovenName = UnprovenName.ALLOW,
         learned: Learned | None = None,
         more: tuple[Rule, ...] = (),
+        probes: bool = False,
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
@@ -78,7 +79,7 @@ class Stage:
             rules = (*rules, Rule(name="app", application=("curl",), action=Action.BLOCK))
         rules = (*rules, *more)
         self.names, self.health = Names(), Colleagues()
-        self.terms = Terms(on_failure=on_failure, capture=capture)
+        self.terms = Terms(on_failure=on_failure, capture=capture, probes=probes)
         self.flow = Flow(
             "f",
             self.terms,

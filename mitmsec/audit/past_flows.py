@@ -80,7 +80,7 @@ def _flow(event: Fields) -> PastFlow:
         ja4=msgspec.convert(client.get("ja4"), str | None),
         is_tls=_is_tls(event),
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
-        proven=client.get("name_agrees") == Agreement.AGREE
+        proven=client.get("name_agrees") == Agreement.AGREE or client.get("name_certified") is True
         if _is_tls(event)
         else None,  # of others it is not on record
         unknown=_unknown(event, client),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mitmsec.core.names import NAME_LIMIT_CHARS, written_name
+from mitmsec.core.names import NAME_LIMIT_CHARS, is_address, written_name
 
 BLOCK_CHARS = 1 << 15
 SHOWN_ERRORS = 20
@@ -78,4 +78,7 @@ def _name(line: str) -> str:
     lower = written.lower()
     if len(lower) <= NAME_LIMIT_CHARS and _PLAIN.fullmatch(lower) and written.isascii():
         return lower
+    address, *names = written.split() or [""]
+    if names and is_address(address):
+        raise ValueError(f'"{written}" is a line of a hosts file; write its names without the address, one a line')
     return written_name(written) if written else ""

@@ -56,6 +56,14 @@ class ModulesAnswer(Message, frozen=True):
     modules: tuple[str, ...]
 
 
+class PulseQuestion(Message, frozen=True):
+    """Does this process's loop still turn? Asked of who has no heartbeat of its own."""
+
+
+class PulseAnswer(Message, frozen=True):
+    """It does."""
+
+
 class Fault(Message, frozen=True):
     """Something went wrong inside a child that only its supervisor can act on or record."""
 
@@ -138,6 +146,7 @@ class GateSettings(Message, frozen=True):
     backend: str = "connect_hook"  # a BackendKind
     inward: int = 0
     local_ports: tuple[int, int] | None = None  # first and last: its own connections come from these, if not from any
+    roots: bool = False  # the last fd is that of the roots (memfd, PEM) by which an origin can prove an unproven name
     hello_deadline_s: float = 0.3
     connect_deadline_s: float = 30.0
     heartbeat_s: float = 0.2
@@ -202,7 +211,8 @@ class UdpFlowTold(Message, frozen=True):
 
 
 class Govern(Message, frozen=True):
-    """fds: policy (memfd). It and these terms hold for new flows; live ones keep what they were decided under."""
+    """fds: policy, and the roots by which an origin can prove an unproven name (memfd, PEM), where it asks for them.
+    It and these terms hold for new flows; live ones keep what they were decided under."""
 
     on_failure: OnFailure
     workers: tuple[int, ...]  # those that new flows go to; the others end with their last flow
@@ -372,6 +382,7 @@ class TlsClientFacts(Value, frozen=True):
     ja4: str | None = None
     ech: bool | None = None  # an encrypted hello (or its GREASE) was inside, and `sni` is the public name
     name_agrees: Agreement | None = None  # what DNS answers say to the SNI; None: nobody looks at them
+    name_certified: bool | None = None  # the origin's certificate proves it, to the gate; None: it was not asked for
 
 
 class TlsServerFacts(Value, frozen=True):

@@ -86,9 +86,9 @@ class Account:
     """Facts of one flow, filled in as they become known. Times are monotonic seconds."""
 
     __slots__ = (
-        "asked", "at_s", "began_s", "client", "decision", "direction", "done", "first", "flow", "malformed", "policy",
-        "process", "protocol", "received_before", "remote", "resolved", "selected", "sent_before", "target", "through",
-        "tunnel", "upgraded",
+        "asked", "at_s", "began_s", "certified", "client", "decision", "direction", "done", "first", "flow",
+        "malformed", "policy", "process", "protocol", "received_before", "remote", "resolved", "selected",
+        "sent_before", "target", "through", "tunnel", "upgraded",
     )  # fmt: skip
 
     def __init__(self, flow: str, policy: str = "") -> None:
@@ -103,6 +103,8 @@ class Account:
         """The origin: as asked for, and once it is connected, as connected."""
         self.resolved: tuple[str, ...] | None = None
         """The names that DNS answers gave the address that was asked for, by then; None: nobody looks at them."""
+        self.certified: bool | None = None
+        """Whether the origin's certificate proves the name in the hello; None: it was not asked for."""
         self.process = Process(pid=0)
         self.selected = True
         """Whether any of this is to be recorded."""
@@ -309,6 +311,7 @@ class Account:
             ja4=hello.ja4,
             ech=hello.ech or None,
             name_agrees=self.agreement,
+            name_certified=self.certified,
             offers=hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None,
         )
 
@@ -339,7 +342,13 @@ class Account:
         client = _limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
             client=replace(
-                client, sni=mine.sni, ja4=mine.ja4, ech=mine.ech, name_agrees=mine.name_agrees, offers=mine.offers
+                client,
+                sni=mine.sni,
+                ja4=mine.ja4,
+                ech=mine.ech,
+                name_agrees=mine.name_agrees,
+                name_certified=mine.name_certified,
+                offers=mine.offers,
             ),
             server=None if theirs.server is None else _limited_facts(theirs.server),
         )

@@ -28,6 +28,7 @@ from mitmsec.gate.inward import Way
 from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans, hand_out, shut, take_in
 from mitmsec.gate.names import Names
+from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.peek import Peek
 from mitmsec.gate.refuse import Farewell, page, reset
 from mitmsec.gate.relay import Relay
@@ -42,7 +43,6 @@ GREETING_BYTES = 1024
 _TCP_INFO = struct.Struct("=120xQQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_acked, tcpi_bytes_received
 
 log = logging.getLogger(__name__)
-
 
 type HearsDns = Callable[[Endpoint, Endpoint, bool, bytes], None]
 """Told of each DNS message over TCP: the program's end, the name server's, whether the program sent it, the message."""
@@ -76,6 +76,7 @@ class Means(Value, frozen=True):
     crls: CrlOrigin
     """Whom connections to `CRL_PLACE` reach."""
     dns: HearsDns | None = None
+    probe: OriginProbe | None = None
 
 
 def moved_bytes(sock: socket.socket) -> int:
@@ -188,6 +189,9 @@ class Connection:
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
+            case s.Prove(name=name, remote=remote):
+                assert means.probe is not None
+                means.probe.ask(name, remote, self._bound, lambda holds: self.tell(s.Proved(holds)))
             case s.WatchServer(at_least_bytes=at_least_bytes):
                 self._watch_server(at_least_bytes)
             case s.Relay(tee=tee):
@@ -262,10 +266,9 @@ class Connection:
         self.tell(s.DialFailed(failure))
 
     def _watch_server(self, at_least_bytes: int) -> None:
-        if self._origin is None:  # taken back too late, which is told
-            return
-        self._want_of_server(at_least_bytes)
-        self._means.loop.add_reader(self._origin, self._server_readable)
+        if self._origin is not None:  # else it was taken back too late, which is told
+            self._want_of_server(at_least_bytes)
+            self._means.loop.add_reader(self._origin, self._server_readable)
 
     def _want_of_server(self, at_least_bytes: int) -> None:
         if self._origin is not None and self._wanted_bytes != at_least_bytes:
@@ -297,6 +300,7 @@ class Connection:
         self._stop_watching()
         assert self._origin is not None
         means = self._means
+        means.crew.part(self.flow.worker, self.id)
         tap = means.taps.tap(self.flow.about) if tee else None
         relay = self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
         if means.dns is not None and dns_ear.speaks_dns(self.flow.about):

@@ -58,6 +58,8 @@ class Worker:
         """It gets no new flows, and ends with its last one."""
         self.parted: set[str] = set()
         """Flows that the gate ended itself: the worker will still speak of them, once."""
+        self.may_return: set[str] = set()
+        """Dialogues that it has let go of, and that are not decided anew yet."""
 
     def handed(self, flow: str, now_s: float) -> None:
         if not self.untaken:
@@ -107,8 +109,10 @@ class Crew:
     def staff(self, member: Member, preferred: int = -1) -> None:
         """Tell `member` its worker: the preferred one, else that with the fewest flows. Without any, tell that, once,
         and it later.
+
+        A dialogue returns to the worker that let go of it, retired or not: that one knows the policy that decides it.
         """
-        able = [worker for worker in self._workers.values() if self._is_able(worker)]
+        able = [worker for worker in self._workers.values() if self._is_able(worker, member.id)]
         if any(worker.number == preferred for worker in able):
             member.tell(Staffed(preferred))
         elif able:
@@ -139,6 +143,7 @@ class Crew:
         except OSError:  # no descriptor to be had: the worker never hears of the flow
             worker.flows.pop(member.id, None)
             raise
+        self._returned(member.id)
         worker.handed(member.id, self._awake_s)
 
     def answer(self, number: int, answer: UpstreamAnswer, *fds: int) -> None:
@@ -147,20 +152,30 @@ class Crew:
             self._send(worker, answer, *fds)
 
     def part(self, number: int, flow: str) -> None:
-        """The gate is done with `flow`: whatever its worker says of it from now on counts for nothing."""
+        """The gate needs no worker for `flow`: whatever its worker says of it from now on counts for nothing."""
         self._waiting.pop(flow, None)
+        self._returned(flow)
         worker = self._workers.get(number)
         if worker is not None and worker.flows.pop(flow, None) is not None:
             worker.parted.add(flow)
             self._loop.call_soon(self._leave_if_done, worker)
+
+    def _returned(self, flow: str) -> None:
+        """Nobody needs to stay for it any more: it was handed over again, to whomever, or goes on without a worker."""
+        for worker in self._workers.values():
+            if flow in worker.may_return:
+                worker.may_return.discard(flow)
+                self._loop.call_soon(self._leave_if_done, worker)
 
     def close(self) -> None:
         for worker in list(self._workers.values()):
             worker.channel.close()
         self._workers.clear()
 
-    def _is_able(self, worker: Worker) -> bool:
-        return not worker.retired and worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
+    def _is_able(self, worker: Worker, flow: str = "") -> bool:
+        if worker.retired and flow not in worker.may_return:
+            return False
+        return worker.channel.queued < QUEUED_LIMIT and worker.silent_s(self._awake_s) < QUIET_S
 
     def _staff_waiting(self) -> None:
         for member in list(self._waiting.values()):
@@ -171,7 +186,7 @@ class Crew:
 
     def _leave_if_done(self, worker: Worker) -> None:
         """It sees the end of its channel, and ends."""
-        if worker.retired and not worker.flows and self._workers.get(worker.number) is worker:
+        if worker.retired and not worker.flows and not worker.may_return and self._workers.get(worker.number) is worker:
             worker.channel.close()
             del self._workers[worker.number]
 
@@ -194,6 +209,8 @@ class Crew:
             case FlowEnded() | Upgrading():
                 if member is not None:
                     del worker.flows[message.flow]
+                    if isinstance(message, Upgrading):
+                        worker.may_return.add(message.flow)
                     member.tell(WorkerSaid(message) if isinstance(message, FlowEnded) else WorkerUpgrades(message))
                     self._leave_if_done(worker)
                 elif message.flow in worker.parted:

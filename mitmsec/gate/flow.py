@@ -15,6 +15,9 @@ dialled. No origin is contacted before a decision that lets it be contacted:
   the client then says something before anything was relayed, that decides: nothing is gained by being slow.
 - Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets.
 
+Where the policy wants a name confirmed and no DNS answer does that, the origin is asked for its certificate (`Prove`)
+before the decision is followed: a bypass by that name let it be contacted.
+
 A server that speaks first settles the protocol, which decides; there is no name then. Bytes that claim to be TLS or
 HTTP and break its rules, or stop half way, hide their name ("malformed"): they are reset, whatever `on_failure` says,
 unless `at_connect` had answered bypass or capture, which no first bytes could have changed.
@@ -36,7 +39,7 @@ from msgspec.structs import replace
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
 from mitmsec.core.messages import FlowEnded, Plaintext, Upgrading
-from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
 from mitmsec.gate.account import DIAL_OUTCOMES, RELAY_OUTCOMES, UNSELECTED, Account
@@ -70,6 +73,7 @@ class Flow:
         self._heard = False  # some first bytes, not enough of them
         self._begun = False  # a hello or a request, not its end
         self._by_greeting = False  # what the server says first may decide
+        self._is_proving = False  # the origin is asked whether it can prove the name
         self._greeted_bytes = 0  # of a greeting that is not all there
         self._early: Action | None = None  # what holds whatever the name
         self._dialling = Dialling.NOT
@@ -107,6 +111,8 @@ class Flow:
                 return self._staffed(worker) if self.state is State.STAFF else []
             case s.Unstaffed():
                 return [s.SetDeadline(self._terms.staff_deadline_s)] if self.state is State.STAFF else []
+            case s.Proved(holds=holds):
+                return self._proved(holds) if self._is_proving else []
             case s.WorkerSaid(ended=ended):
                 return self._worker_said(ended) if self.state is State.HANDED else []
             case s.WorkerUpgrades(upgrading=upgrading):
@@ -216,14 +222,40 @@ class Flow:
             return self._settle_malformed(NO_HELLO)
         self.about.settled(first)
         self.about.decision = self._at_hello(first, self.about.remote)
-        return self._settled(self.about.decision)
+        return self._prove(first) or self._settled(self.about.decision)
 
     def _at_hello(self, first: Sniffed, remote: Endpoint) -> Decision:
-        about, proven = self.about, self.about.is_proven(first)
+        about = self.about
+        if about.certified is None:
+            return self._said(first, remote, proven=about.is_proven(first))
+        said = self._said(first, remote, proven=about.certified)
+        confirms = "confirms" if about.certified else "does not confirm"
+        return replace(said, reason=f"{said.reason}; the origin's certificate {confirms} the name")
+
+    def _said(self, first: Sniffed, remote: Endpoint, *, proven: bool) -> Decision:
+        about = self.about
         said = self._policy.at_hello(about.process, remote, about.at_s, shown=about.shown(first), proven=proven)
         if first.hello is None:
             return said
-        return self._learned.decided(said, self.about.kind(first, remote), self._now_s, is_proven=proven)
+        return self._learned.decided(said, about.kind(first, remote), self._now_s, is_proven=proven)
+
+    def _prove(self, first: Sniffed) -> Commands:
+        """Ask the origin, where the decision hangs on a name that no DNS answer confirms and it could; else nothing."""
+        about = self.about
+        if not self._terms.probes or first.hello is None or first.name is None:
+            return []
+        if about.upgraded or about.through is not None:  # at that address nobody begins with a hello
+            return []
+        if about.direction is Direction.INBOUND or self._said(first, about.remote, proven=True) == about.decision:
+            return []
+        self._is_proving = True
+        return [s.SetDeadline(None), s.Prove(first.name, about.remote)]
+
+    def _proved(self, holds: bool) -> Commands:
+        assert self.about.first is not None
+        self._is_proving, self.about.certified = False, holds
+        self.about.decision = self._at_hello(self.about.first, self.about.remote)
+        return self._settled(self.about.decision)
 
     def _settled(self, decision: Decision) -> Commands:
         commands = self._follow(decision)
@@ -305,7 +337,7 @@ class Flow:
         if self.about.first is None:
             return [s.WatchServer()]
         assert self.about.decision is not None
-        return self._follow(self.about.decision)
+        return [] if self._is_proving else self._follow(self.about.decision)
 
     def _dial_failed(self, failure: DialFailure) -> Commands:
         """Without a name yet, wait for it: it may know other addresses, and the client believes to be connected."""
@@ -467,7 +499,7 @@ class Flow:
         return [report, *self._let_through("gate_failed", detail)]
 
     def _let_through(self, what: str, reason: str) -> Commands:
-        self._fault, self.about.first = what, Sniffed(protocol=Protocol.TCP)
+        self._fault, self._is_proving, self.about.first = what, False, Sniffed(protocol=Protocol.TCP)
         self.about.decision = Decision(action=Action.BYPASS, rule=CANNOT_DECIDE, reason=reason)
         self.state, self.about.protocol, self.about.done = State.FIRST, Protocol.TCP, None
         return self._settled(self.about.decision)

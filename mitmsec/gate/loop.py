@@ -42,6 +42,7 @@ from mitmsec.gate.inward import Inward, Ways
 from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
+from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.refuse import reset
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.splice import Pipes
@@ -119,8 +120,9 @@ class Gate:
         limit: int | None = None,
         inward: Sequence[socket.socket] = (),
         local_ports: range | None = None,
+        probe: OriginProbe | None = None,
     ) -> None:
-        """`inward` are listeners for connections that came in and were led here; owned like the others."""
+        """`inward` are listeners for connections that came in and were led here; owned like the others, and `probe`."""
         loop = self._loop = asyncio.get_running_loop()
         self._listeners, self._around, self._terms = [*listeners, *inward], around, terms
         self._is_held = False
@@ -165,6 +167,7 @@ class Gate:
             over=self._over,
             crls=self._crls,
             dns=around.dns,
+            probe=probe,
         )
         around.signer.attach(loop, self._signer_said, self._signer_gone)
 
@@ -196,13 +199,13 @@ class Gate:
         for listener in self._listeners:
             self._loop.remove_reader(listener)
 
-    def govern(self, policy: Decides, terms: Terms, workers: Collection[int]) -> None:
+    def govern(self, policy: Decides, terms: Terms, workers: Collection[int], probe: OriginProbe | None = None) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
         self._terms = terms
         self._asking.forget()
         self._learned.forget()
         self._taps.on_failure = terms.on_failure
-        self._means = replace(self._means, policy=policy, terms=terms)
+        self._means = replace(self._means, policy=policy, terms=terms, probe=probe)
         self.crew.keep_only(workers)
         self._is_held = False
         for listener in self._listeners:
@@ -242,14 +245,12 @@ class Gate:
         await self._flushed()
         for timer in self._timers.values():
             timer.cancel()
-        self.crew.close()
-        self._taps.close()
-        self._loans.close()
-        self._crls.close()
-        self._hangups.close()
-        self._pipes.close()
-        self._around.signer.close()
-        self._around.recorder.close()
+        means, around = self._means, self._around
+        for one in (means.probe, self.crew, self._taps, self._loans, self._crls, self._hangups, self._pipes):
+            if one is not None:
+                one.close()
+        around.signer.close()
+        around.recorder.close()
 
     # -- accepting -----------------------------------------------------------------------------------------------------
     def _acceptable(self, listener: socket.socket) -> None:

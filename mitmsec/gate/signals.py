@@ -114,6 +114,12 @@ class Unstaffed(Event, frozen=True):
     """The other answer to `Staff`: no worker lives. `Staffed` follows if one comes up."""
 
 
+class Proved(Event, frozen=True):
+    """The answer to `Prove`."""
+
+    holds: bool
+
+
 class WorkerSaid(Event, frozen=True):
     """The worker that has the flow is done with it."""
 
@@ -176,6 +182,7 @@ type AnyEvent = (
     | ServerGone
     | Staffed
     | Unstaffed
+    | Proved
     | WorkerSaid
     | WorkerUpgrades
     | WorkerDied
@@ -214,6 +221,13 @@ class Dial(Command, frozen=True):
     """Connect to the first of these that answers (RFC 8305); added to those that are already being tried."""
 
     endpoints: tuple[Endpoint, ...]
+
+
+class Prove(Command, frozen=True):
+    """Say `Proved`: whether `remote` has a certificate for `name`."""
+
+    name: str
+    remote: Endpoint
 
 
 class WatchServer(Command, frozen=True):
@@ -289,6 +303,7 @@ type AnyCommand = (
     | Peek
     | SetDeadline
     | Dial
+    | Prove
     | WatchServer
     | Relay
     | Staff

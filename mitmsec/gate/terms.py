@@ -16,6 +16,7 @@ class Terms(Value, frozen=True):
     on_failure: OnFailure
     policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
+    probes: bool = False  # an origin can be asked for its certificate (mitmsec.gate.origin_probe)
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name
     hello_end_deadline_s: float = 5.0  # for the rest of a hello once it has begun

@@ -2,6 +2,7 @@
 
 recorder dies ─► every run's gate is silenced (the hooks follow `on_failure`) ─► new recorder, new signer ─┐
 signer dies   ─► the same                                                     ─► new signer ──────────────┤
+either hangs  ─► it is ended                                                                              │
                                    (again and again, until it works)
                                                                 every run: capture told anew, `rebuild` ◄─┘
 """
@@ -12,6 +13,8 @@ import asyncio
 import contextlib
 import socket
 import sys
+import time
+import traceback
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -37,10 +40,12 @@ from mitmsec.core.messages import (
 from mitmsec.core.policy import Policy
 from mitmsec.service import ca_journal, sealing, token_ground
 from mitmsec.service.accounts import account_of
+from mitmsec.service.background import Background, for_ever
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.gate_and_workers import begun
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.policy_versions import PolicyVersions
+from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec.service.seal_keeper import SealFailed
 from mitmsec.service.session import Session
 from mitmsec.service.state import State
@@ -49,6 +54,7 @@ from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.processes import ProcessTable
 
 FLUSH_DEADLINE_S = 15.0
+LOOK_S = 0.5  # at the pulse of signer and recorder
 REPLACE_PAUSE_S, REPLACE_PAUSE_LIMIT_S = 2.0, 10.0
 CA_DEADLINE_S = 10.0
 MENDED_DEADLINE_S = 25.0  # a run's end waits no longer for what cannot be replaced
@@ -73,6 +79,9 @@ class Backbone:
         self._signer: ChildProcess | None = None
         self._worker: ChildProcess | None = None
         self._flushes: dict[str, asyncio.Future[SessionFlushed]] = {}
+        self._hung: set[Role] = set()  # ended for it, and not on record yet
+        self._pulses: dict[ChildProcess, Pulse] = {}  # of those that serve
+        self._background = Background()
         self._adopting = asyncio.Lock()
         self._stopping = False
         self._mending: set[asyncio.Task[None]] = set()
@@ -84,6 +93,7 @@ class Backbone:
         self._worker = begun(self, Role.WORKER)  # somebody will want one, and it takes longest
         await asyncio.gather(self._start_recorder(), self._start_signer())
         await self.record_ca_operations()
+        self._background.begin(for_ever(self._look, traceback.print_exception))
 
     def _start_recorder(self) -> Awaitable[None]:
         """Spawned and told its settings now, so that producers may be introduced; ready when awaited."""
@@ -179,6 +189,7 @@ class Backbone:
     async def stop(self) -> None:
         """End signer and recorder; every event is committed."""
         self._stopping = True
+        self._background.cancel()
         for task in self._mending:
             task.cancel()
         if self._worker is not None:
@@ -250,6 +261,19 @@ class Backbone:
             print(f"recorder: {message.what}: {message.detail}", file=sys.stderr)
 
     # -- deaths --------------------------------------------------------------------------------------------------------
+    async def _look(self) -> None:
+        """End whichever of signer and recorder hangs: its exit is told and mended like any other."""
+        await asyncio.sleep(LOOK_S)
+        served, self._pulses = self._pulses, {}
+        for child in (self._recorder, self._signer):
+            if child is None or not child.ask_for_beat():
+                continue
+            pulse = self._pulses[child] = served.get(child) or Pulse()
+            if pulse.hangs(child.beats, time.monotonic()):
+                print(f"the {child.role} hangs", file=sys.stderr)
+                self._hung.add(child.role)
+                child.kill()
+
     def _died(self, role: Role, status: int) -> None:
         if self._stopping:
             return
@@ -273,6 +297,9 @@ class Backbone:
                     self._fault(f"{role}_not_replaced", why)
                 await asyncio.sleep(pause_s)
                 told, pause_s = why, min(pause_s + REPLACE_PAUSE_S, REPLACE_PAUSE_LIMIT_S)
+            if role in self._hung:
+                self._hung.discard(role)
+                self._fault(f"{role}_hangs", f"no answer for {HANGS_S:.0f} s")
             self._fault(f"{role}_died", f"status {status}")
             for session in list(self.sessions.values()):
                 self.open_capture(session)

@@ -1,7 +1,7 @@
 """The life of a child process: settings first, then serve until the supervisor's end of the channel closes.
 
     supervisor ── settings + fds ──► Program.start ──► Ready
-                ── messages ───────► Program.told            (ModulesQuestion is answered here)
+                ── messages ───────► Program.told            (ModulesQuestion, PulseQuestion are answered here)
                 ── end of file ────► Program.stop ──► exit 0
 
 A child never outlives its supervisor by more than its own `stop`, and needs no signal to end. Once it serves it starts
@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from mitmsec.channel import Channel, close_all
-from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Ready
+from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, PulseAnswer, PulseQuestion, Ready
 from mitmsec.service import seccomp
 
 PR_SET_DUMPABLE = 4
@@ -50,7 +50,7 @@ def main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the command
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)  # no ptrace, no core dump by our own uid
-    control = Channel(socket.socket(fileno=int(sys.argv[1])), [*accepts, ModulesQuestion])
+    control = Channel(socket.socket(fileno=int(sys.argv[1])), [*accepts, ModulesQuestion, PulseQuestion])
     asyncio.run(_serve(control, program, seal))
 
 
@@ -68,6 +68,9 @@ async def _serve(control: Channel, make: Callable[[Channel], Program], seal: Cal
             if isinstance(message, ModulesQuestion):
                 close_all(fds)
                 control.send(ModulesAnswer(modules=tuple(sorted(sys.modules))))
+            elif isinstance(message, PulseQuestion):
+                close_all(fds)
+                control.send(PulseAnswer())
             elif program is None:
                 program = make(control)
                 answer = await program.start(message, fds) or Ready()

@@ -11,7 +11,7 @@ from typing import Any
 
 from mitmsec import channel
 from mitmsec.channel import Channel
-from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, Role
+from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, PulseAnswer, PulseQuestion, Role
 from mitmsec.service.childlog import ChildOutput
 
 START_DEADLINE_S = 20.0
@@ -48,11 +48,14 @@ class ChildProcess:
             theirs.close()
             os.close(writing)
         self._output = ChildOutput(reading, f"{self.role} {self.pid}", log, asyncio.get_running_loop())
-        self.channel = Channel(ours, [*accepts, ModulesAnswer])
+        self.channel = Channel(ours, [*accepts, ModulesAnswer, PulseAnswer])
         self.on_message: Callable[[Any, list[int]], None] = _ignore
         self._on_exit: Callable[[int], None] = _unheard
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.beats = 0
+        """How often it has said that its loop turns; see `ask_for_beat`."""
+        self._beat_due = False
         self._modules: list[asyncio.Future[tuple[str, ...]]] = []
         self._pidfd = os.pidfd_open(self.pid)
         loop = asyncio.get_running_loop()
@@ -96,6 +99,15 @@ class ChildProcess:
         await asyncio.wait((answer, self.ended), return_when=asyncio.FIRST_COMPLETED)
         return answer.result() if answer.done() else ()
 
+    def ask_for_beat(self) -> bool:
+        """Have it count `beats` up, unless it is asked already. False: it does not serve, yet or any more."""
+        if not self._answer.done() or self.ended.done():
+            return False
+        if not self._beat_due:
+            self._beat_due = True
+            self.channel.send(PulseQuestion())
+        return True
+
     async def stop(self, *, grace_s: float = 5.0) -> None:
         """Close the control channel, which ends the child; kill what does not end in time."""
         self.unwatch()
@@ -117,6 +129,9 @@ class ChildProcess:
             channel.close_all(fds)
             if self._modules:
                 self._modules.pop(0).set_result(message.modules)
+        elif isinstance(message, PulseAnswer):
+            channel.close_all(fds)
+            self.beats, self._beat_due = self.beats + 1, False
         elif not self._answer.done():
             self._answer.set_result(message)
         else:

@@ -18,6 +18,7 @@ import errno
 import os
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from typing import assert_never
 
@@ -30,6 +31,7 @@ from mitmsec.core.messages import (
     DnsRelays,
     Drain,
     Drained,
+    Fault,
     FlowsAnswer,
     FlowsQuestion,
     GateSettings,
@@ -50,6 +52,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import unpacked
 from mitmsec.gate.dns_relay import DnsRelay
 from mitmsec.gate.loop import Gate, Origins, Surroundings
+from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
@@ -227,6 +230,7 @@ class GateProgram:
         self._names: DnsNames | None = None
         self._relay: DnsRelay | None = None
         self._terms = Terms(on_failure=OnFailure.CLOSED)
+        self._local_ports: range | None = None
         self._draining: asyncio.Task[None] | None = None
         self._governing: asyncio.Task[None] | None = None
 
@@ -234,6 +238,7 @@ class GateProgram:
         """Accept from now on. Raises ValueError, msgspec.ValidationError for settings that make no gate."""
         policy_fd, v4_fd, recorder_fd, signer_fd, *others = fds
         kind = BackendKind(settings.backend)
+        roots_pem = _read(others.pop()) if settings.roots else b""
         if settings.names or settings.relays:
             self._names = DnsNames(copies(others.pop(), kind) if settings.names else None)
         ways, inward = None, [others.pop() for _ in range(settings.inward)]
@@ -259,13 +264,16 @@ class GateProgram:
             names_of=self._names.names_of if self._names is not None else lambda address: None,
             dns=self._names.hear if self._names is not None else None,
         )
+        ports = settings.local_ports
+        self._local_ports = None if ports is None else range(ports[0], ports[1] + 1)
+        probe = self._probe(roots_pem)
         self._terms = Terms(
             on_failure=settings.on_failure,
             policy=policy.fingerprint,
             capture=settings.capture,
+            probes=probe is not None,
             hello_deadline_s=settings.hello_deadline_s,
         )
-        ports = settings.local_ports
         self._gate = Gate(
             [socket.socket(fileno=fd) for fd in (v4_fd, *v6_fds)],
             around,
@@ -275,7 +283,8 @@ class GateProgram:
             connect_deadline_s=settings.connect_deadline_s,
             heartbeat_s=settings.heartbeat_s,
             inward=[socket.socket(fileno=fd) for fd in inward],
-            local_ports=None if ports is None else range(ports[0], ports[1] + 1),
+            local_ports=self._local_ports,
+            probe=probe,
         )
         self._gate.switch(off=settings.off)
         self._gate.open()
@@ -300,9 +309,10 @@ class GateProgram:
                 self._gate.owner(number, process, selected=selected)
             case UdpFlowTold():
                 self._gate.datagrams(message)
-            case Govern(on_failure=on_failure, workers=workers) if len(fds) == 1:
+            case Govern(on_failure=on_failure, workers=workers) if len(fds) in (1, 2):
                 self._gate.hold()
-                governing = self._govern(self._gate, _read(fds.pop()), on_failure, workers)
+                content, roots_pem = _read(fds.pop(0)), _read(fds.pop()) if fds else b""
+                governing = self._govern(self._gate, content, roots_pem, on_failure, workers)
                 self._governing = asyncio.create_task(governing)
             case Govern():
                 pass
@@ -330,11 +340,24 @@ class GateProgram:
         if self._names is not None:
             self._names.close()
 
-    async def _govern(self, gate: Gate, content: bytes, on_failure: OnFailure, workers: tuple[int, ...]) -> None:
-        policy = await _arranged(content)
-        self._terms = msgspec.structs.replace(self._terms, on_failure=on_failure, policy=policy.fingerprint)
-        gate.govern(policy, self._terms, workers)
-        self._control.send(Governed())
+    async def _govern(
+        self, gate: Gate, content: bytes, roots_pem: bytes, on_failure: OnFailure, workers: tuple[int, ...]
+    ) -> None:
+        """One that cannot is no gate: it accepts nobody, so its end is what the supervisor is to see, at once."""
+        try:
+            policy, probe = await _arranged(content), self._probe(roots_pem)
+            self._terms = msgspec.structs.replace(
+                self._terms, on_failure=on_failure, policy=policy.fingerprint, probes=probe is not None
+            )
+            gate.govern(policy, self._terms, workers, probe)
+            self._control.send(Governed())
+        except Exception as error:
+            traceback.print_exc()
+            self._control.send(Fault(what="policy_not_taken", detail=type(error).__name__))
+            raise SystemExit(1) from None
+
+    def _probe(self, roots_pem: bytes) -> OriginProbe | None:
+        return OriginProbe(roots_pem, local_ports=self._local_ports) if roots_pem else None
 
     def _ask(self, number: int, origin: Origin) -> None:
         self._control.send(

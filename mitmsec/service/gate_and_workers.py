@@ -42,6 +42,7 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
+from mitmsec.core.model import UnprovenName
 from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import DEADLINE_S, Answers
@@ -127,6 +128,7 @@ class GateAndWorkers:
             *(listener.fileno() for listener in ground.listeners[1:]),
             *(ground.inward.descriptors if ground.inward is not None else ()),
             *([] if ground.names_fd is None else [ground.names_fd]),
+            *self._probe_roots,
         ]
         settings = GateSettings(
             session=ground.name,
@@ -139,6 +141,7 @@ class GateAndWorkers:
             backend=ground.hook.kind,
             inward=ground.inward.count if ground.inward is not None else 0,
             local_ports=ground.hook.ground.local_ports,
+            roots=bool(self._probe_roots),
         )
         with recorder, signer:
             answer = await gate.start(settings, *fds)
@@ -149,6 +152,11 @@ class GateAndWorkers:
         gate.watch(self._gate_exited)
         self._pulse = Pulse()
         await asyncio.gather(*map(self._start_worker, self._active))
+
+    @property
+    def _probe_roots(self) -> list[int]:
+        """What the gate needs where a bypass by name has to be confirmed, if need be by the origin's certificate."""
+        return [] if self._ground.policy.unproven_name is UnprovenName.ALLOW else [self._ground.roots_fd]
 
     def _new_numbers(self) -> tuple[int, ...]:
         return tuple(itertools.islice(self._numbers, self._ground.worker_count))
@@ -285,7 +293,8 @@ class GateAndWorkers:
             raise ChildFailed("there is no gate")
         order = Govern(on_failure=self._ground.policy.on_failure, workers=numbers)
         deadline_s = DEADLINE_S + taking_in_s(self._ground.policy)
-        await self._answers.ask(self.gate, order, self._ground.policy_fd, answer=Governed, deadline_s=deadline_s)
+        fds = self._ground.policy_fd, *self._probe_roots
+        await self._answers.ask(self.gate, order, *fds, answer=Governed, deadline_s=deadline_s)
 
     async def switch(self, *, off: bool) -> int:
         """Throw the kill switch, or let decrypting begin again; how many decrypted flows were cut."""

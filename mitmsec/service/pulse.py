@@ -1,8 +1,9 @@
-"""Whether a gate hangs: its heart stands still while the supervisor's own time goes on.
+"""Whether a gate, signer or recorder hangs: its heart stands still while the supervisor's own time goes on.
 
 A heartbeat that is old alone proves nothing: a machine that slept, or starved everybody, has old ones. So only time in
 which the supervisor itself was awake counts, a step at a time. After one second without a beat the hook does what
-`on_failure` says; this is for the gate that never beats again.
+`on_failure` says; this is for the gate that never beats again. Signer and recorder beat when they are asked
+(`ChildProcess.ask_for_beat`): they wait for disks in threads, so their loops have no reason to stand still.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ AWAKE_STEP_S = 0.5  # between two looks at most; the supervisor looks ten times 
 
 
 class Pulse:
-    """One gate's, from the moment that it serves."""
+    """One process's, from the moment that it serves."""
 
     def __init__(self) -> None:
         self._beat_ns: int | None = None

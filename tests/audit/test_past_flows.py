@@ -43,6 +43,13 @@ def test_an_event_gives_back_what_the_policy_was_asked_about() -> None:
     assert past_connection(event(connection())).policy == ""
 
 
+def test_a_name_that_the_origin_proved_is_proven_whatever_dns_said() -> None:
+    for certified, expected in ((True, True), (False, False), (None, False)):
+        client = TlsClientFacts(sni="api.example.com", ja4="t13d", name_certified=certified)
+        seen = replace(connection(), tls=TlsFacts(client=client))
+        assert past_connection(event(seen)).flow.proven is expected
+
+
 def test_facts_that_only_windows_knows_come_back() -> None:
     host = replace(CURL, services=("Dnscache",), unread=(Fact.PACKAGE,))
     assert past_connection(event(connection(process=host))).flow.process == host

@@ -55,3 +55,11 @@ def test_of_many_errors_the_first_are_told_and_the_others_counted() -> None:
     assert [line for line, _ in read.errors[:-1]] == list(range(2, SHOWN_ERRORS + 2))
     assert read.errors[-1] == (SHOWN_ERRORS + 1, f"5 further lines after this one are wrong, {SHOWN_ERRORS + 5} in all")
     assert read.text == "good.example"
+
+
+@pytest.mark.parametrize("line", ["0.0.0.0 ads.example", "127.0.0.1\tads.example  # why", "::1 a.test b.test"])
+def test_a_line_of_a_hosts_file_is_told_as_one(line: str) -> None:
+    found = read_names(f"a.example\n{line}")
+    ((number, why),) = found.errors
+    assert number == 2
+    assert why.endswith("is a line of a hosts file; write its names without the address, one a line")

@@ -195,6 +195,31 @@ def test_a_hanging_gate_is_treated_like_a_dead_one_and_replaced_if_it_goes_on(
     assert faults.count("gate_hangs") == faults.count("gate_died") == 1
 
 
+@pytest.mark.parametrize("on_failure", ["open", "closed"])
+def test_a_signer_or_recorder_that_hangs_is_ended_and_replaced(
+    origin: Network, mitmsec: Mitmsec, on_failure: str
+) -> None:
+    with client(mitmsec, on_failure) as program:
+        for number, role in enumerate(("signer", "recorder")):
+            assert OURS in program.tries(), role
+            until_recorded(mitmsec, 2 * number + 1)
+            stuck = program.pid_of(role)
+            os.kill(stuck, signal.SIGSTOP)
+            stopped, said = time.monotonic(), []
+            while Path(f"/proc/{stuck}").exists():
+                assert time.monotonic() - stopped < 12, role
+                said.append(program.tries())
+            until_replaced(program, role, stuck)
+            if on_failure == "closed":
+                assert not any(ITS_OWN in word for word in said), (role, said)
+            until(program, OURS)
+        program.end()
+    faults = [(event["what"], event.get("failed")) for event in mitmsec.of_kind("fault")]
+    for role in ("signer", "recorder"):
+        assert {(f"{role}_hangs", on_failure), (f"{role}_died", on_failure)} <= set(faults)
+    assert_verified(mitmsec)
+
+
 def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mitmsec: Mitmsec) -> None:
     script = "import os, time; print(os.getpid(), flush=True); time.sleep(1.5); os.system('curl -sS -m 5 https://origin.test/hello')"
     run = mitmsec.start("--", sys.executable, "-c", script)

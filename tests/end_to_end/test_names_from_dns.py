@@ -121,3 +121,5 @@ def test_a_bypass_by_name_holds_only_where_an_answer_confirms_the_name(
     expected = "bypass" if word == "allow" else word
     assert (doubtful["action"], doubtful["rule"]) == (expected, "bank")
     assert doubtful["tls"]["client"]["name_agrees"] == "disagree"
+    assert proven["tls"]["client"]["name_certified"] is None, "nobody had to ask"
+    assert doubtful["tls"]["client"]["name_certified"] is (None if word == "allow" else False)

@@ -21,9 +21,10 @@ from mitmsec.core.messages import (
     UpstreamAnswer,
     UpstreamQuestion,
 )
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, OnFailure
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.sniff import Protocol
+from mitmsec.gate.terms import Terms
 
 GREETING, TLS = b"220 mail.test ESMTP\r\n", hello(server_name(b"a.test"))
 BANK = Policy(rules=(Rule(name="bank", host=("a.test",), action=Action.BYPASS),))
@@ -326,3 +327,41 @@ async def test_a_worker_gets_no_further_connection_to_a_proxy_for_what_is_in_its
             channel.send(FlowEnded(flow=order.flow, bytes_sent=1, bytes_received=2, outcome="completed"))
         await house.recorder.connection()
         channel.close()
+
+
+@pytest.mark.parametrize(("old", "action"), [(Policy(), Action.DECRYPT), (BANK, Action.BYPASS)])
+def test_a_reload_between_the_two_decisions_changes_neither_what_is_decided_nor_who_reads_it(
+    old: Policy, action: Action
+) -> None:
+    """Live flows keep their decision: the second one, too, is the policy's under which the flow began."""
+
+    async def scenario() -> None:
+        async with houses() as make, Server(greets) as origin:
+            house = make(old, hello_deadline_s=0.01)
+            house.divert(origin.address)
+            worker, gone = Worker(house, 0), asyncio.Event()
+            with house.dial() as client:
+                await worker.lets_go()
+                assert await said(client) == GREETING
+                successor = Worker(house, 1)
+                worker.channel.attach(asyncio.get_running_loop(), worker._take, gone.set)
+                house.gate.govern(Policy(action=Action.BLOCK), Terms(on_failure=OnFailure.CLOSED), {1})
+                assert len(house.gate.crew) == 2, "who has to read it is still there"
+                client.send(TLS)
+                if action is Action.DECRYPT:
+                    again, near, far = await worker.next()
+                    assert (again.kind, again.name, again.decision.action) == (Plaintext.TLS, "a.test", action)
+                    near.close()
+                    far.close()
+                    worker.channel.send(FlowEnded(flow=again.flow, bytes_sent=1, bytes_received=2, outcome="completed"))
+                else:
+                    assert await said(client) == b"heard %d" % len(TLS)
+                await asyncio.wait_for(gone.wait(), WAIT_S)  # its last flow needs it no more
+                assert len(house.gate.crew) == 1
+            seen = await house.recorder.connection()
+            assert (seen.action, seen.protocol) == (action, "smtp")
+            assert successor.orders.empty()
+            for one in (worker, successor):
+                one.channel.close()
+
+    asyncio.run(scenario())

@@ -259,7 +259,7 @@ def test_room_for_one_is_given_to_the_one_that_has_waited_longest(monkeypatch: p
             bench.crew.staff(member)
             assert await member.next() == Unstaffed()
         room = iter([True, True])  # for the first: asked by `_staff_waiting`, and by `staff`
-        monkeypatch.setattr(Crew, "_is_able", lambda self, worker: next(room, False))
+        monkeypatch.setattr(Crew, "_is_able", lambda self, worker, flow="": next(room, False))
         bench.up(0)
         assert await waiting[0].next() == Staffed(0)
         assert all(member.told.empty() for member in waiting)

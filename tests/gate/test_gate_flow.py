@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
+from dns_writer import query
 from gate_stage import (
     CLIENT,
     CURL,
@@ -21,14 +23,15 @@ from gate_stage import (
     Stage,
     ended,
 )
-from hellos import REAL, hello
+from hellos import REAL, alpn, hello, server_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.audit.event import FlowHanded, Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Action, Confidence, OnFailure, UnprovenName
-from mitmsec.core.sniff import FIRST_BYTES_LIMIT
+from mitmsec.core.policy import Rule
+from mitmsec.core.sniff import FIRST_BYTES_LIMIT, Protocol
 from mitmsec.gate.flow import State
 from mitmsec.gate.signals import (
     Accepted,
@@ -36,14 +39,19 @@ from mitmsec.gate.signals import (
     Close,
     Deadline,
     Dial,
+    DialFailed,
+    DialFailure,
     Dialled,
     Ending,
+    Faulted,
     FirstBytes,
     Hand,
     Mint,
     OwnerKnown,
     Page,
     Peek,
+    Prove,
+    Proved,
     Record,
     Relay,
     RelayEnded,
@@ -90,6 +98,62 @@ def test_a_bypass_by_name_that_nothing_confirms_is_decrypted_where_the_policy_sa
     decision = stage.play.last.order.decision
     stage.play << WatchClient()
     assert (decision.action, decision.rule, decision.inspect) == (Action.DECRYPT, "host", ("keywords",))
+
+
+DOUBTS = {"host": Action.BYPASS, "unproven_name": UnprovenName.BLOCK, "probes": True}
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_an_origin_is_asked_to_prove_a_name_that_no_answer_gave_its_address(holds: bool) -> None:
+    stage = Stage(**DOUBTS)
+    play = stage.waiting() >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    play >> Proved(holds) << NEVER
+    if holds:
+        play << Dial((REMOTE,))
+        play >> Dialled(REMOTE) << Relay(False)
+        assert stage.flow.about.decision is not None
+        assert stage.flow.about.decision.reason == "its name; the origin's certificate confirms the name"
+    else:
+        play << Reset() << Record
+        assert (play.last.seen.action, play.last.seen.tls.client.name_certified) == (Action.BLOCK, False)
+    play >> Proved(not holds)  # nobody waits for that any more
+
+
+def test_who_is_connected_before_the_answer_waits_for_it_and_who_cannot_be_reached_does_not() -> None:
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> Dialled(REMOTE) << WatchServer()
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Proved(True) << NEVER << Relay(False)
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Dialled(REMOTE)  # nothing yet
+    stage.play >> Proved(False) << NEVER << Staff()
+    stage = Stage(Action.DECRYPT, host=Action.BYPASS, unproven_name=UnprovenName.DECRYPT, probes=True)
+    stage.waiting() >> Deadline() << Dial((REMOTE,))
+    stage.play >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    ended(stage.play >> DialFailed(DialFailure.REFUSED), Reset(), Outcome.ORIGIN_REFUSED)
+
+
+def test_a_failure_of_ours_meanwhile_is_followed_at_once() -> None:
+    stage = Stage(Action.DECRYPT, **{**DOUBTS, "unproven_name": UnprovenName.DECRYPT}, on_failure=OnFailure.OPEN)
+    stage.waiting() >> FirstBytes(TLS) << NEVER << Prove("a.test", REMOTE)
+    stage.play >> Faulted("KeyError") << Report("gate_failed", OnFailure.OPEN, "KeyError") << NEVER << Dial((REMOTE,))
+    stage.play >> Proved(False)
+    stage.play >> Dialled(REMOTE) << Relay(False)
+
+
+@pytest.mark.parametrize("data", [HTTP, TLS])
+def test_nobody_is_asked_for_proof_where_it_could_change_nothing(data: bytes) -> None:
+    stage = Stage(**DOUBTS)
+    stage.flow.about.resolved = ("a.test",) if data is TLS else ()
+    stage.waiting() >> FirstBytes(data) << NEVER
+    stage.play << (Dial((REMOTE,)) if data is TLS else Page)
+    if data is HTTP:
+        stage.play << Record
+    other = Stage(Action.BLOCK, unproven_name=UnprovenName.BLOCK, probes=True)
+    ended(other.waiting() >> FirstBytes(TLS), Reset(), Outcome.BLOCKED)
 
 
 @pytest.mark.parametrize("unproven", UnprovenName)
@@ -479,3 +543,33 @@ def test_plaintext_that_no_worker_reads_is_captured_instead_of_decrypted(protoco
     stage.connected() >> FirstBytes(PLAIN[protocol]) << NEVER << Relay(True)
     stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
     ended(stage.play, Close(), Outcome.COMPLETED, protocol=protocol, action=Action.CAPTURE)
+
+
+# --- DNS, DNS over TLS, encrypted hellos: named and refused -----------------------------------------------------------
+ECH = hello(server_name(b"public.test"), (0xFE0D, bytes(80)))
+QUESTION = query("a.test")
+REFUSED = [
+    (Rule(name="dns", protocol=(Protocol.DNS,), action=Action.BLOCK), struct.pack("!H", len(QUESTION)) + QUESTION),
+    (Rule(name="dot", alpn=("dot",), action=Action.BLOCK), hello(server_name(b"dns.test"), alpn(b"dot"))),
+    (Rule(name="doh", host=("dns.test",), action=Action.BLOCK), hello(server_name(b"dns.test"), alpn(b"h2"))),
+    (Rule(name="ech", host=("public.test",), action=Action.BLOCK), ECH),
+]
+
+
+@pytest.mark.parametrize(("rule", "data"), REFUSED)
+def test_questions_over_tcp_or_tls_and_encrypted_hellos_can_be_refused(rule: Rule, data: bytes) -> None:
+    stage = Stage(Action.BYPASS, more=(rule,))
+    seen = ended(stage.waiting() >> FirstBytes(data), Reset(), Outcome.BLOCKED, action=Action.BLOCK, rule=rule.name)
+    assert seen.protocol is (Protocol.DNS if rule.name == "dns" else Protocol.TLS)
+
+
+@pytest.mark.parametrize("data", [data for _, data in REFUSED])
+def test_without_such_a_rule_they_are_relayed_under_their_name(data: bytes) -> None:
+    stage = Stage(Action.BYPASS)
+    stage.connected() >> FirstBytes(data) << NEVER << Relay(False)
+    seen = ended(stage.play >> RelayEnded(Ending.ORDERLY, 1, 2), Close(), Outcome.COMPLETED, action=Action.BYPASS)
+    assert seen.protocol is (Protocol.DNS if seen.tls is None else Protocol.TLS)
+    if data is ECH:
+        assert (seen.tls.client.sni, seen.tls.client.ech) == ("public.test", True)
+    elif seen.tls is not None:
+        assert (seen.tls.client.sni, seen.tls.client.ech) == ("dns.test", None)

@@ -22,6 +22,7 @@ from mitmsec.core.messages import (
     DnsRelays,
     Drain,
     Drained,
+    Fault,
     FlowsAnswer,
     FlowsQuestion,
     GateSettings,
@@ -86,7 +87,7 @@ class GateProcess:
         control, theirs = pair()
         recorder, recorder_end = pair()
         signer, signer_end = pair()
-        self.control = Channel(control, [Ready, Whose, Drained, Governed, FlowsAnswer, ModulesAnswer])
+        self.control = Channel(control, [Ready, Fault, Whose, Drained, Governed, FlowsAnswer, ModulesAnswer])
         self.recorder = Channel(recorder, [FlowHanded, ConnectionSeen, BytesSeen, FaultSeen])
         self.signer = Channel(signer, [MintDecision, MintWithdrawn])
         policy_fd = os.memfd_create("policy")
@@ -301,6 +302,19 @@ def test_who_comes_while_a_policy_is_taken_in_is_decided_by_it(origin: socket.so
             assert gate.recorded().rule == "new"
     finally:
         gate.end()
+
+
+def test_a_policy_that_it_cannot_take_in_is_told_and_ends_it() -> None:
+    """It accepts nobody by then: connections would wait for a gate that looks alive."""
+    gate = GateProcess(Policy(action=Action.BYPASS))
+    policy_fd = os.memfd_create("policy")
+    os.write(policy_fd, b"no policy")
+    gate.control.send(Govern(on_failure=OnFailure.CLOSED, workers=()), policy_fd)
+    os.close(policy_fd)
+    told = gate.told(gate.control, None)
+    assert isinstance(told, Fault)
+    assert told.what == "policy_not_taken"
+    assert gate.end() == 1
 
 
 def test_a_long_list_is_taken_in_beside_what_it_does_and_decides_from_then_on(origin: socket.socket) -> None:
