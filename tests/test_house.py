@@ -65,7 +65,6 @@ TESTED_ELSEWHERE = {
 LONG: dict[str, str] = {
     "mitmsec/core/messages.py": "one list: what the processes say to each other",
     "mitmsec/gate/flow.py": "one state machine: its ladder is read from top to bottom",
-    "mitmsec/service/gate.py": "a composition root: all that a gate is given",
 }
 
 # Written apart so that this file does not name them itself.
