@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from badssl_certificates import Certified
 from badssl_revocation import revocation_list
+from client_stage import client
 from conftest import BARE, V4, Mitmsec, Network, status_of
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from issuer_stage import naming
-from test_deaths import client
 
 pytestmark = pytest.mark.root
 CURL = os.path.realpath(shutil.which("curl") or "curl")

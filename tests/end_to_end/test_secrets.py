@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from client_stage import client
 from conftest import V4, Mitmsec, Network, asked, status_of
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from enterprise import certified, root
 from keyed_stage import keyed
 from softhsm import SoftHsm, needs_softhsm
-from test_deaths import client, until_recorded
+from test_deaths import until_recorded
 
 from mitmsec.service import control
 from mitmsec_redirect import bpf
