@@ -95,12 +95,13 @@ class Listed:
         if not self._is_full:
             for _ in self.filling():
                 pass
-        if not self._by_name:
+        by_name = self._by_name
+        if not by_name:
             return 0
-        found = self._by_name.get(name, 0)
+        found = by_name.get(name, 0)
         dot = name.find(".") + 1
         while dot:
-            found |= self._by_name.get(name[dot:], 0)
+            found |= by_name.get(name[dot:], 0)
             dot = name.find(".", dot) + 1
         return found
 
