@@ -180,6 +180,7 @@ class Signer:
             asyncio.get_running_loop(),
             lambda message, fds: self._gate_said(session, message, fds),
             lambda: self._gate_ended(session, channel),
+            burst=1,  # it may release a question that has come early
         )
 
     def _gate_said(self, session: Session, message: MintDecision | MintWithdrawn, fds: list[int]) -> None:
@@ -209,6 +210,7 @@ class Signer:
             loop,
             lambda question, fds: self._asked(session, asker, question, fds),
             lambda: self._worker_ended(session, asker),
+            burst=1,  # a token may take a second for each, and who does not beat meanwhile counts as hanging
         )
 
     def _asked(self, session: Session, asker: Asker, question: MintQuestion, fds: list[int]) -> None:
