@@ -452,9 +452,8 @@ class Flow:
         """
         if self.about.plaintext is not Plaintext.DIALOGUE:  # no honest worker says so
             return self._end(Outcome.FAULT, s.Reset(), error="foreign_upgrade")
-        within_s, watch = self._terms.upgrade_deadline_s, list[AnyCommand]()
-        if self.about.tunnel:
-            within_s, watch = None, [s.WatchServer()]
+        within_s = None if self.about.tunnel else self._terms.upgrade_deadline_s
+        watch: Commands = [s.WatchServer()] if self.about.tunnel else []
         self.about.upgrades(upgrading)
         self.state, self._heard, self._begun, self._moved_bytes = State.FIRST, False, False, -1
         self._greeted_bytes = 0
