@@ -180,7 +180,6 @@ class Signer:
             asyncio.get_running_loop(),
             lambda message, fds: self._gate_said(session, message, fds),
             lambda: self._gate_ended(session, channel),
-            burst=1,  # it may release a question that has come early
         )
 
     def _gate_said(self, session: Session, message: MintDecision | MintWithdrawn, fds: list[int]) -> None:
