@@ -42,6 +42,7 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service import signer as module
 from mitmsec.service.signer import Signer
+from mitmsec_certs.signer import SignerDesk
 
 SESSION = "run-1"
 
@@ -140,14 +141,14 @@ def test_a_signer_has_time_for_others_between_two_certificates(tmp_path: Path, m
     async def story() -> None:
         async with started(tmp_path) as desk:
             gate, worker = desk.introduce(Role.GATE), desk.introduce(Role.WORKER)
-            answer, between = module.SignerDesk.answer, ["turn"]
+            between, answer = ["turn"], SignerDesk.answer
 
             def noted(*told: Any) -> Any:
                 desk.loop.call_soon(between.append, "turn")
                 between.append("signed")
                 return answer(*told)
 
-            monkeypatch.setattr(module.SignerDesk, "answer", noted)
+            monkeypatch.setattr(SignerDesk, "answer", noted)
             for number in range(5):
                 gate.send(MintDecision(flow=f"f{number}", name=f"{number}.test"))
                 worker.send(asked(f"f{number}", number))
