@@ -17,6 +17,8 @@ from mitmsec.core.quic_packets import Cipher, Fields, Initial, Keys, Opened, cli
 PACKETS_LIMIT = 64
 CONNECTIONS_LIMIT = 4  # one, and another for each Retry; a server sends one at most
 PIECES_LIMIT = 512  # of one hello; browsers send some dozens
+FRAMES_LIMIT = 4096  # before one hello, padding between others included
+RANGES_LIMIT = 256  # in an acknowledgement; a server's first packets are a handful
 
 _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06, 0x1C
 _LONG_HEADER = 0x80
@@ -90,10 +92,10 @@ class _Bad(Exception):
 class _Pieces:
     """Of one connection's first stream of handshake bytes."""
 
-    __slots__ = ("_count", "_data", "_there")
+    __slots__ = ("_count", "_data", "_frames", "_there")
 
     def __init__(self) -> None:
-        self._count = 0
+        self._count = self._frames = 0
         self._data = bytearray()
         self._there: list[tuple[int, int]] = []  # from, to; apart from one another, in order
 
@@ -110,6 +112,9 @@ class _Pieces:
         reader = Fields(frames)
         while reader.left:
             kind = reader.varint()
+            self._frames += 1
+            if self._frames > FRAMES_LIMIT:
+                raise _Bad(f"over {FRAMES_LIMIT} QUIC frames before a ClientHello")
             if kind == _PADDING:
                 reader.pass_zeroes()
             elif kind == _CRYPTO:
@@ -148,6 +153,8 @@ def _pass_ack(reader: Fields, *, more: int) -> None:
     _, _, ranges, first = (reader.varint() for _ in range(4))
     if ranges is None or first is None:
         raise _Bad("QUIC frame ends early")
-    for _ in range(2 * ranges + more):  # each takes a byte at least, so this ends with the packet
+    if ranges > RANGES_LIMIT:
+        raise _Bad(f"over {RANGES_LIMIT} ranges in a QUIC acknowledgement")
+    for _ in range(2 * ranges + more):
         if reader.varint() is None:
             raise _Bad("QUIC frame ends early")

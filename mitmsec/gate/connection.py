@@ -73,8 +73,7 @@ class Means(Value, frozen=True):
     """The connection is not silent any more."""
     over: Callable[[Connection], None]
     """The connection is closed and on record."""
-    crls: CrlOrigin
-    """Whom connections to `CRL_PLACE` reach."""
+    crls: CrlOrigin  # whom connections to `CRL_PLACE` reach
     dns: HearsDns | None = None
     probe: OriginProbe | None = None
 

@@ -141,15 +141,11 @@ class GateProgram:
         match message:
             case WorkerUp(worker=worker, reserve=reserve) if len(fds) == 1:
                 self._gate.crew.up(worker, fds.pop(), reserve=reserve)
-            case WorkerUp():
-                pass
             case DnsRelays() if self._names is not None and self._relay is None and len(fds) >= 3:
                 servers, behind, led, *sockets = fds
                 fds.clear()
                 relays = [socket.socket(fileno=fd) for fd in sockets]
                 self._relay = DnsRelay(relays, LedServers(servers, behind, led), self._names.hear)
-            case DnsRelays():
-                pass
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
             case UdpFlowTold():
@@ -159,8 +155,8 @@ class GateProgram:
                 content, roots_pem = _read(fds.pop(0)), _read(fds.pop()) if fds else b""
                 governing = self._govern(self._gate, content, roots_pem, on_failure, workers)
                 self._governing = asyncio.create_task(governing)
-            case Govern():
-                pass
+            case WorkerUp() | DnsRelays() | Govern():
+                pass  # without what belongs to it
             case Switch(off=off):
                 self._control.send(Switched(cut=self._gate.switch(off=off)))
             case FlowsQuestion():
@@ -205,20 +201,13 @@ class GateProgram:
         return OriginProbe(roots_pem, local_ports=self._local_ports) if roots_pem else None
 
     def _ask(self, number: int, origin: Origin) -> None:
-        self._control.send(
-            Whose(
-                number=number,
-                pid=origin.pid,
-                uid=origin.uid,
-                comm=origin.comm,
-                connected_ns=origin.connected_ns,
-                client=origin.client,
-                remote=origin.remote if origin.client is not None else None,
-                caller=origin.caller,
-                selected=origin.selected,
-                told=origin.told,
-            )
-        )
+        asked = Whose(
+            number=number, pid=origin.pid, uid=origin.uid, comm=origin.comm,
+            connected_ns=origin.connected_ns, client=origin.client,
+            remote=origin.remote if origin.client is not None else None, caller=origin.caller,
+            selected=origin.selected, told=origin.told,
+        )  # fmt: skip
+        self._control.send(asked)
 
     def _hangs(self, worker: int) -> None:
         with contextlib.suppress(ChannelFull):  # a supervisor that hangs itself

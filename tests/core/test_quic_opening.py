@@ -112,6 +112,8 @@ def test_frames_of_an_initial_are_passed_over() -> None:
         (b"\x03\x05\x00\x00\x00\x01\x02", "QUIC frame ends early"),
         (b"\x02\x05\x00\x00", "QUIC frame ends early"),
         (b"\x01\x01\x02\x05", "QUIC frame ends early"),
+        (b"\x02\x05\x00\x41\x01\x00" + bytes(600), "over 256 ranges in a QUIC acknowledgement"),
+        (b"\x01" * 4097, "over 4096 QUIC frames before a ClientHello"),
         (b"\x1c\0\0\0", "QUIC connection closed before its ClientHello"),
         (b"\x08\0\0\0", "QUIC frame that no Initial may hold"),
         (crypto(1 << 30, b"abc"), "hello over 64 KiB, or in more than 512 pieces"),
