@@ -15,7 +15,7 @@ def descriptors() -> set[str]:
 
 
 def bpf_objects() -> set[str]:
-    """The programs and links that descriptors hold, by the kernel's numbers: what else is closed meanwhile is no matter."""
+    """The programs and links that descriptors hold, by their numbers: what else is closed meanwhile is no matter."""
     held: set[str] = set()
     for one in Path("/proc/self/fdinfo").iterdir():
         with contextlib.suppress(FileNotFoundError):

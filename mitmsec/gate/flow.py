@@ -347,7 +347,10 @@ class Flow:
         return [] if self._begun else [s.SetDeadline(self._terms.hello_deadline_s)]
 
     def _give_up(self) -> Commands:
-        return self._end(DIAL_OUTCOMES[self._failure or DialFailure.FAULT], s.Reset())
+        why = self._failure or DialFailure.FAULT
+        if why is DialFailure.FAULT:  # without a socket there is nothing to let through
+            return self._refuse_ours("not_dialled")
+        return self._end(DIAL_OUTCOMES[why], s.Reset())
 
     # -- what was decided ----------------------------------------------------------------------------------------------
     def _follow(self, decision: Decision) -> Commands:

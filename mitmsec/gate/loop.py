@@ -320,6 +320,8 @@ class Gate:
         return True
 
     def _pause(self, listener: socket.socket) -> bool:
+        """Whoever has come waits in the kernel's queue; nothing is decided about it yet."""
+        self._faults.saw("no_descriptors", detail="new connections wait")
         self._loop.remove_reader(listener)
         self._loop.call_later(ACCEPT_PAUSE_S, self._resume, listener)
         return False
