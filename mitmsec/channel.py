@@ -77,8 +77,13 @@ class Channel:
         loop: asyncio.AbstractEventLoop,
         on_message: Callable[[Any, list[int]], None],
         on_end: Callable[[], None],
+        *,
+        burst: int = BURST,
     ) -> None:
-        """Deliver each message with its descriptors (the callee owns them); `on_end` once at the end."""
+        """Deliver each message with its descriptors (the callee owns them); `on_end` once at the end.
+
+        At most `burst` of them in one turn of the loop: fewer where each takes long.
+        """
         self._loop = loop
 
         def end() -> None:
@@ -86,7 +91,7 @@ class Channel:
             on_end()
 
         def readable() -> None:
-            for _ in range(BURST):
+            for _ in range(burst):
                 try:
                     received = self.receive()
                 except BlockingIOError:

@@ -1,11 +1,12 @@
 """Group commit: while one batch is on its way to the disk, the next one gathers.
 
     add(draft) ─► gathering ──(LINGER_S)──► batch ─► writer thread: append + fsync ─► Committed to each producer
-                                              ▲               │ LogUnwritable
+                                              ▲               │ LogUnwritable: every producer is told, once
                                               └── RETRY_S ────┘  (the same batch, until the disk takes it)
 
 Producers are acknowledged only for what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
 events, but for a share of each producer (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
+A gate does not wait for that: from the first refusal on it lets nothing pass that its policy wants on record.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Committer:
     """Appends to `store`, which it owns, in the order of `add`.
 
     `settled()` says how far each producer's messages have been judged; `on_committed(drafts)` is called after each
-    round; `on_recovered(tries, why)` when the disk takes events again.
+    round; `on_refused()` when the disk begins to take nothing, `on_recovered(tries, why)` when it takes events again.
     """
 
     def __init__(
@@ -39,10 +40,13 @@ class Committer:
         store: Store,
         settled: Callable[[], Sequence[tuple[Inlet, int]]],
         on_committed: Callable[[Sequence[Draft]], None],
+        on_refused: Callable[[], None],
         on_recovered: Callable[[int, str], None],
     ) -> None:
         self._store = store
-        self._settled, self._on_committed, self._on_recovered = settled, on_committed, on_recovered
+        self.failing = False  # the disk took nothing when it was last tried
+        self._settled, self._on_committed = settled, on_committed
+        self._on_refused, self._on_recovered = on_refused, on_recovered
         self._gathered: list[Draft] = []
         self._work, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
@@ -116,8 +120,11 @@ class Committer:
                 tries, why = tries + 1, str(error)
                 if tries == 1:
                     print(f"mitmsec recorder: the log takes no events ({why}); trying again", file=sys.stderr)
+                    self.failing = True
+                    self._on_refused()
                 await asyncio.sleep(RETRY_S)
         if tries:
+            self.failing = False
             self._on_recovered(tries, why)
 
 

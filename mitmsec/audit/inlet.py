@@ -57,6 +57,7 @@ class Inlet:
         self._window_bytes = 0
         self._acknowledged = 0
         self._owed = 0
+        self._failing = self._told_failing = False
         self._writing = False
         self._sock, self._loop = sock, loop
         self._on_message, self._on_malformed, self._on_end = on_message, on_malformed, on_end
@@ -146,16 +147,22 @@ class Inlet:
         if not self._writing:
             self._answer()
 
+    def tell(self, *, failing: bool) -> None:
+        """Tell the producer whether the disk takes nothing for now."""
+        self._failing = failing
+        if not self._writing:
+            self._answer()
+
     def _answer(self) -> None:
-        if self.ended or self._owed == self._acknowledged:
+        if self.ended or (self._owed, self._failing) == (self._acknowledged, self._told_failing):
             return self._write_later(False)
         try:
-            self._sock.send(encode(Committed(count=self._owed)), socket.MSG_NOSIGNAL)
+            self._sock.send(encode(Committed(count=self._owed, failing=self._failing)), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return self._write_later(True)
         except OSError:
             pass  # gone: reading tells
-        self._acknowledged = self._owed
+        self._acknowledged, self._told_failing = self._owed, self._failing
         self._write_later(False)
 
     def _write_later(self, wanted: bool) -> None:

@@ -7,7 +7,8 @@
 The window holds what is not yet on disk, wherever it waits (here, in the kernel, in the recorder). If it is full, by
 number or by bytes, the recorder or its disk is too slow: the event is then counted and given up, never waited for, and
 one fault says how many once half of the window is free. So memory is bounded, the traffic's loop never stalls for the
-log, and the log says where it has a hole. A policy that would rather stop traffic hears of it at once.
+log, and the log says where it has a hole. A policy that would rather stop traffic hears of it at once, and of a disk
+that takes nothing (`failing`) long before the window is full.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Producer:
         self.sent = 0  # events that were handed to the channel, our own faults included
         self.committed = 0  # of these, from the first, so many are on disk
         self.lost = 0  # events that were given up
+        self.failing = False  # the disk takes nothing for now, as far as the recorder has told
         self._limit, self._limit_bytes = limit, limit_bytes
         self._on_overflow, self._on_gone = on_overflow, on_gone
         self._sizes_bytes: deque[int] = deque()  # of the events in the window
@@ -126,6 +128,7 @@ class Producer:
     # -- the channel ---------------------------------------------------------------------------------------------------
     def _on_message(self, message: Committed, fds: list[int]) -> None:
         del fds
+        self.failing = message.failing
         for _ in range(min(message.count - self.committed, len(self._sizes_bytes))):
             self.committed += 1
             self._window_bytes -= self._sizes_bytes.popleft()

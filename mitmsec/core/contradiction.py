@@ -108,6 +108,7 @@ def never_matching(policy: Policy, sound: Collection[int]) -> Iterator[Contradic
     Only rules whose number is in `sound` are compared: one that was not read fully seems to take more than it does.
     """
     names = CoveredNames(policy.listed)
+    names.expect(policy.rules)
     seen = _Earlier(names)
     for number, rule in enumerate(policy.rules):
         if number not in sound:

@@ -5,7 +5,7 @@ A list within a list is found by the names themselves, once for each pair that i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from mitmsec.core.host_lists import Holding, Listed, is_list
 from mitmsec.core.names import parents
@@ -19,6 +19,11 @@ class CoveredNames:
     def __init__(self, lists: Listed) -> None:
         self._lists = lists
         self._known: dict[tuple[str, frozenset[str], Holding], bool] = {}
+
+    def expect(self, rules: Iterable[Rule]) -> None:
+        """These will be asked about, though not whether one list lies within another: long lists cost less so."""
+        entries = {entry for rule in rules for entry in (*rule.host, *rule.categories)}
+        self._lists.expect([self._suffix(entry) for entry in entries])
 
     def covers(self, wide: Rule, narrow: Rule) -> bool:
         """Whether every name that fulfils `narrow`'s conditions on it fulfils `wide`'s."""
@@ -46,13 +51,16 @@ class CoveredNames:
                 yield entry
 
     def _clues(self, entry: str) -> Iterator[str]:
-        suffix = entry.removeprefix("*.")
+        suffix = self._suffix(entry)
         if is_list(entry):
             yield entry
-            suffix = next(self._lists.named(entry).names(), "")
         yield f"*.{suffix}"
         yield from host_patterns(suffix)
         yield from self._lists.names_of(self._lists.holding(suffix))
+
+    def _suffix(self, entry: str) -> str:
+        """What stands behind the star of a pattern; of a list the first name."""
+        return next(self._lists.named(entry).names(), "") if is_list(entry) else entry.removeprefix("*.")
 
     def all_within(self, narrow: Collection[str], wide: Collection[str]) -> bool:
         """Whether the entries `wide`, patterns and lists, take every name that the others do."""

@@ -74,14 +74,19 @@ class HostList(Value, frozen=True, omit_defaults=True):
 
 
 class Listed:
-    """Which of these lists hold a name. Filled at the first question, or before it step by step (`filling`)."""
+    """Which of these lists hold a name. Filled at the first question, or before it step by step (`filling`).
 
-    __slots__ = ("_by_name", "_is_full", "_lists", "_numbers")
+    Who knows beforehand which few names matter says so (`expect`), and is spared the filling: that takes some times
+    as long as one look at every name.
+    """
+
+    __slots__ = ("_by_name", "_expected", "_is_full", "_lists", "_numbers")
 
     def __init__(self, lists: Sequence[HostList]) -> None:
         self._lists = lists
         self._numbers = {one.name: number for number, one in enumerate(lists)}
         self._by_name: dict[str, Holding] = {}
+        self._expected: dict[str, Holding] = {}  # with each name all above it
         self._is_full = not lists
 
     def filling(self) -> Iterator[None]:
@@ -89,18 +94,34 @@ class Listed:
         if not self._is_full:
             yield from self._steps()
             self._is_full = True
+            self._expected = {}
+
+    def expect(self, names: Iterable[str]) -> None:
+        """So that questions about these are answered. Raises LookupError where a list's names are not here."""
+        if self._is_full:
+            return
+        expected = dict.fromkeys([above for name in names for above in (name, *parents(name))], 0)
+        for number, one in enumerate(self._lists):
+            for step in one.steps():
+                for name in expected.keys() & step:
+                    expected[name] |= 1 << number
+        self._expected = expected
 
     def holding(self, name: str) -> Holding:
         """Those that hold `name`. Raises LookupError where a list's names are not here."""
+        by_name = self._by_name
         if not self._is_full:
-            for _ in self.filling():
-                pass
-        if not self._by_name:
+            if name in self._expected:
+                by_name = self._expected
+            else:
+                for _ in self.filling():
+                    pass
+        if not by_name:
             return 0
-        found = self._by_name.get(name, 0)
+        found = by_name.get(name, 0)
         dot = name.find(".") + 1
         while dot:
-            found |= self._by_name.get(name[dot:], 0)
+            found |= by_name.get(name[dot:], 0)
             dot = name.find(".", dot) + 1
         return found
 
@@ -125,7 +146,8 @@ class Listed:
         bit = self.bit(list_name)
         if not self.holding(name) & bit:
             return None
-        return next(above for above in (name, *parents(name)) if self._by_name.get(above, 0) & bit)
+        by_name = self._by_name if self._is_full else self._expected
+        return next(above for above in (name, *parents(name)) if by_name.get(above, 0) & bit)
 
     def _steps(self) -> Iterator[None]:
         by_name = self._by_name

@@ -38,8 +38,8 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4", "_latest",
-        "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
+        "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4",
+        "_latest", "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,7 @@ class Matcher:
         )
         self._remembered: dict[object, _Applying] = {}
         self._latest: tuple[Process, _Applying] | None = None
+        self._asked: tuple[Process, Endpoint, float, Rules] | None = None
 
     def first(self, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
         """The number of the first rule that accepts the flow, None where no rule does."""
@@ -102,12 +103,18 @@ class Matcher:
         return self._applying(process).is_sure
 
     def _possible(self, process: Process, remote: Endpoint, at_s: float) -> Rules:
-        return (
+        """A flow's questions come one after the other, about the same objects."""
+        latest = self._asked
+        if latest is not None and latest[0] is process and latest[1] is remote and latest[2] == at_s:
+            return latest[3]
+        possible = (
             self._applying(process).rules
             & self._times.rules(at_s)
             & self._ports.rules(remote.port)
             & self._addresses.rules(remote.address)
         )
+        self._asked = process, remote, at_s, possible
+        return possible
 
     def _shown(self, shown: Shown) -> Rules:
         return self._shown_beside_protocol(shown) & self._protocols.rules(shown.protocol)
@@ -119,7 +126,6 @@ class Matcher:
         return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
 
     def _applying(self, process: Process) -> _Applying:
-        """A flow's questions come one after the other, about one object."""
         if self._latest is None or self._latest[0] is not process:
             self._latest = process, self._remembered_of(process)
         return self._latest[1]

@@ -419,9 +419,10 @@ class FlowEnded(Message, frozen=True):
 
 # --- recorder → producer ----------------------------------------------------------------------------------------------
 class Committed(Message, frozen=True):
-    """`count` messages of this producer, from its first, are on disk."""
+    """`count` messages of this producer, from its first, are on disk; `failing`: the disk takes nothing for now."""
 
     count: int
+    failing: bool = False
 
 
 def encode(message: Message) -> bytes:

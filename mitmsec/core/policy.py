@@ -160,13 +160,13 @@ class Policy(Value, frozen=True, dict=True):
         Where it is not, the two questions below answer as if a rule that asks for the unknown did not apply. Who is to
         act on that must not: the rule may be the one that says bypass or block.
         """
-        return self._matchers[direction].can_judge(process)
+        return self._matcher(direction).can_judge(process)
 
     def at_connect(
         self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None:
         """The decision if it is the same whatever the first bytes show; None where the gate must wait for them."""
-        number, settled = self._matchers[direction].first_whatever_is_shown(process, remote, at_s)
+        number, settled = self._matcher(direction).first_whatever_is_shown(process, remote, at_s)
         return self._decision(number, direction) if settled else None
 
     def at_silence(
@@ -198,7 +198,7 @@ class Policy(Value, frozen=True, dict=True):
 
         Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
         """
-        number = self._matchers[direction].first(process, remote, at_s, shown)
+        number = self._matcher(direction).first(process, remote, at_s, shown)
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
         return self._decision(number, direction)
@@ -262,16 +262,25 @@ class Policy(Value, frozen=True, dict=True):
         return Rule(name=DEFAULTS, action=self.action, reason="no rule matched; [defaults] decide")
 
     def _decision(self, number: int | None, direction: Direction) -> Decision:
-        return self._otherwise[direction] if number is None else self._decisions[number]
+        if number is not None:
+            return self._decisions[number]
+        return self._otherwise if direction is Direction.OUTBOUND else self._otherwise_inbound
 
     def _while_silent(
         self, process: Process, remote: Endpoint, at_s: float, direction: Direction
     ) -> tuple[int | None, ...]:
-        return self._matchers[direction].while_silent(process, remote, at_s)
+        return self._matcher(direction).while_silent(process, remote, at_s)
+
+    def _matcher(self, direction: Direction) -> Matcher:
+        return self._outbound_matcher if direction is Direction.OUTBOUND else self._inbound_matcher
 
     @cached_property
-    def _matchers(self) -> dict[Direction, Matcher]:
-        return {way: Matcher(self.applications, self.rules, way, self.zones, self.listed) for way in Direction}
+    def _outbound_matcher(self) -> Matcher:
+        return Matcher(self.applications, self.rules, Direction.OUTBOUND, self.zones, self.listed)
+
+    @cached_property
+    def _inbound_matcher(self) -> Matcher:
+        return Matcher(self.applications, self.rules, Direction.INBOUND, self.zones, self.listed)
 
     @cached_property
     def listed(self) -> Listed:
@@ -284,9 +293,13 @@ class Policy(Value, frozen=True, dict=True):
         return tuple(map(self.decided_by, self.rules))
 
     @cached_property
-    def _otherwise(self) -> dict[Direction, Decision]:
+    def _otherwise(self) -> Decision:
         """The defaults'."""
-        return {direction: self.decided_by(None, direction) for direction in Direction}
+        return self.decided_by(None)
+
+    @cached_property
+    def _otherwise_inbound(self) -> Decision:
+        return self.decided_by(None, Direction.INBOUND)
 
     @cached_property
     def _unproven(self) -> tuple[Decision, ...]:

@@ -128,10 +128,13 @@ class Hosts:
         found = self._listings.rules(holding)
         if name is None:
             return found
+        below = self._below
         found |= self._exact.get(name, 0)
         dot = name.find(".") + 1
         while dot:
-            found |= self._below.get(name[dot:], 0)
+            more = below.get(name[dot:])
+            if more is not None:  # nearly never: an "or" with nothing would make another long number
+                found |= more
             dot = name.find(".", dot) + 1
         return found
 

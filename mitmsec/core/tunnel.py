@@ -23,26 +23,36 @@ _BLANK = re.compile(rb"\n\r?\n")
 _BLANK_BYTES = 3
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9])[0-9]{2}[ \r\n]")
 _STATUS_BYTES = len(b"HTTP/1.1 200 ")
+_TARGET = re.compile(rb"CONNECT +([^ \r\n]*)")
+ANOTHER = "the client asks the proxy for something else than what was decided"
 
 
 class Connect(Recogniser):
-    """RFC 9110 §9.3.6."""
+    """RFC 9110 §9.3.6. Whom the first request names was decided; a client that was told no may ask for that again, and
+    for nothing else: nobody would have been asked about it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._head = self._answer = b""
+        self._head = self._answer = self._target = b""
 
     def _sent(self, data: bytes) -> Step | Malformed:
         before = len(self._head)
         self._head = (self._head + data[: HEAD_LIMIT_BYTES + 1 - before]).lstrip(b"\r\n")
         blank = _BLANK.search(self._head, max(0, before - _BLANK_BYTES))
-        if blank is not None and self._head.startswith(b"CONNECT "):
-            is_last = blank.end() == len(self._head)
-            self._head = b""
-            return self._asks(is_last=is_last)
-        if blank is not None or len(self._head) > HEAD_LIMIT_BYTES:
-            self._is_lost, self._head = True, b""  # a request that the proxy answers itself
-        return Step.ON
+        if blank is None and len(self._head) <= HEAD_LIMIT_BYTES:
+            return Step.ON
+        connect = _TARGET.match(self._head) if blank is not None else None
+        target = connect[1] if connect is not None else b""
+        is_last = blank is not None and blank.end() == len(self._head)
+        self._head = b""
+        if self._target and target != self._target:
+            return Malformed(reason=ANOTHER)
+        if not target:
+            self._is_lost = True  # a request that the proxy answers itself
+            return Step.ON
+        self._target = target
+        return self._asks(is_last=is_last)
 
     def _received(self, data: bytes) -> Step | Malformed:
         """An answer to what was not asked is not looked at: the rest of a page that says why there is no tunnel."""

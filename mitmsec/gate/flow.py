@@ -347,7 +347,10 @@ class Flow:
         return [] if self._begun else [s.SetDeadline(self._terms.hello_deadline_s)]
 
     def _give_up(self) -> Commands:
-        return self._end(DIAL_OUTCOMES[self._failure or DialFailure.FAULT], s.Reset())
+        why = self._failure or DialFailure.FAULT
+        if why is DialFailure.FAULT:  # without a socket there is nothing to let through
+            return self._refuse_ours("not_dialled")
+        return self._end(DIAL_OUTCOMES[why], s.Reset())
 
     # -- what was decided ----------------------------------------------------------------------------------------------
     def _follow(self, decision: Decision) -> Commands:
@@ -447,15 +450,17 @@ class Flow:
     def _upgrades(self, upgrading: Upgrading) -> Commands:
         """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it.
 
-        What comes through a tunnel is decided as any flow whose origin is connected, whoever speaks first.
+        What comes through a tunnel is decided as any flow whose origin is connected: by whoever speaks first, however
+        late. Nothing is gained by being slow.
         """
         if self.about.plaintext is not Plaintext.DIALOGUE:  # no honest worker says so
             return self._end(Outcome.FAULT, s.Reset(), error="foreign_upgrade")
+        within_s = None if self.about.tunnel else self._terms.upgrade_deadline_s
         watch: Commands = [s.WatchServer()] if self.about.tunnel else []
         self.about.upgrades(upgrading)
         self.state, self._heard, self._begun, self._moved_bytes = State.FIRST, False, False, -1
         self._greeted_bytes = 0
-        return [s.SetDeadline(self._terms.upgrade_deadline_s), s.TakeBack(), s.Peek(1), *watch]
+        return [s.SetDeadline(within_s), s.TakeBack(), s.Peek(1), *watch]
 
     def _client_left(self, moved_bytes: int) -> Commands:
         """It may have ended its side only, and still be served; not for ever with nothing served."""

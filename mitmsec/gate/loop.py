@@ -96,12 +96,12 @@ class Colleagues:
 
     @property
     def recording(self) -> bool:
-        """False when the recorder has gone, and from the first event that it could not take until it has caught up."""
+        """False when the recorder has gone or its disk takes nothing, and from a lost event until it has caught up."""
         if self._recorder.lost != self._lost:
             if self._recorder.congested:
                 return False
             self._lost = self._recorder.lost
-        return not self._recorder.gone
+        return not self._recorder.gone and not self._recorder.failing
 
 
 class Gate:
@@ -320,6 +320,8 @@ class Gate:
         return True
 
     def _pause(self, listener: socket.socket) -> bool:
+        """Whoever has come waits in the kernel's queue; nothing is decided about it yet."""
+        self._faults.saw("no_descriptors", detail="new connections wait")
         self._loop.remove_reader(listener)
         self._loop.call_later(ACCEPT_PAUSE_S, self._resume, listener)
         return False

@@ -94,14 +94,20 @@ class OriginProbe:
         transport.abort()
 
     async def _connected(self, remote: Endpoint, bound: str | None) -> socket.socket:
-        connected: asyncio.Future[socket.socket] = self._loop.create_future()
+        dialled: asyncio.Future[socket.socket] = self._loop.create_future()
+
+        def connected(sock: socket.socket, _: Endpoint) -> None:
+            if dialled.done():  # it is too late since this turn of the loop
+                return sock.close()
+            dialled.set_result(sock)
 
         def failed(failure: DialFailure) -> None:
-            connected.set_exception(OSError(failure.value))
+            if not dialled.done():
+                dialled.set_exception(OSError(failure.value))
 
         dial = Dial(
             self._loop,
-            lambda sock, _: connected.set_result(sock),
+            connected,
             failed,
             deadline_s=DEADLINE_S,
             bound=bound,
@@ -109,7 +115,7 @@ class OriginProbe:
         )
         dial.add((remote,))
         try:
-            return await connected
+            return await dialled
         finally:
             dial.cancel()
 

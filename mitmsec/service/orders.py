@@ -20,6 +20,7 @@ from mitmsec.core.messages import Message
 from mitmsec.service import control
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.children import ChildFailed
+from mitmsec.service.refusals import FULL, MACHINE
 from mitmsec.service.session import Session
 from mitmsec_redirect.backend import BackendUnavailable
 
@@ -66,7 +67,7 @@ class ServiceOrders:
             return await self._answer(order, fds)
         except Exception as error:
             traceback.print_exc()
-            return refusal(error)
+            return _no_room(error) if isinstance(error, OSError) and error.errno in FULL else refusal(error)
 
     async def _answer(self, order: Order, fds: list[int]) -> Message:
         match order:
@@ -137,6 +138,11 @@ def _descriptors_of(order: Order) -> int:
     """How many come with it."""
     has_keys = isinstance(order, control.StartService | control.ReloadService) and order.keys
     return _FDS[type(order)] + has_keys
+
+
+def _no_room(error: OSError) -> control.Refused:
+    remedy = "nothing was changed; make room on the disk of the state directory, and give the order again"
+    return control.Refused(error=f"the disk is full: {error}", remedy=remedy, status=MACHINE)
 
 
 def refusal(error: Exception) -> control.Refused:

@@ -132,12 +132,15 @@ class PolicyVersions:
     def _write(self, path: Path, content: bytes) -> None:
         writing = self._folder / WRITING  # of an earlier one that was killed there is one file at most
         writing.unlink(missing_ok=True)
-        with open(writing, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o640)) as file:
-            os.fchmod(file.fileno(), 0o640)  # whatever the umask; the group is the folder's
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        writing.rename(path)
+        with contextlib.ExitStack() as unless_written:
+            unless_written.callback(writing.unlink, missing_ok=True)  # on a full disk every byte is wanted
+            with open(writing, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o640)) as file:
+                os.fchmod(file.fileno(), 0o640)  # whatever the umask; the group is the folder's
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            writing.rename(path)
+            unless_written.pop_all()
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)

@@ -3,7 +3,8 @@
 A heartbeat that is old alone proves nothing: a machine that slept, or starved everybody, has old ones. So only time in
 which the supervisor itself was awake counts, a step at a time. After one second without a beat the hook does what
 `on_failure` says; this is for the gate that never beats again. Signer and recorder beat when they are asked
-(`ChildProcess.ask_for_beat`): they wait for disks in threads, so their loops have no reason to stand still.
+(`ChildProcess.ask_for_beat`): the recorder waits for disks in a thread, and the signer answers a worker once in a turn
+of its loop, so that even one with a slow token beats between two certificates.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Recorder:
             return Fault(what="log_damaged", detail=str(error))
         except LogUnwritable as error:
             return Fault(what="log_unwritable", detail=str(error))
-        self._committer = Committer(store, self._settled, self._on_committed, self._on_recovered)
+        self._committer = Committer(store, self._settled, self._on_committed, self._tell_inlets, self._on_recovered)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._is_open = True
         return None
@@ -152,7 +152,9 @@ class Recorder:
     # -- producers -----------------------------------------------------------------------------------------------------
     def _attach(self, sock: socket.socket, source: Source) -> None:
         loop = asyncio.get_running_loop()
-        self._inlets.append(Inlet(sock, source, loop, self._on_message, self._on_malformed, self._on_end))
+        inlet = Inlet(sock, source, loop, self._on_message, self._on_malformed, self._on_end)
+        inlet.tell(failing=self._committer.failing)
+        self._inlets.append(inlet)
 
     def _on_message(self, inlet: Inlet, seen: Seen) -> None:
         number, seen = inlet.received - 1, held(inlet.source, seen)
@@ -290,7 +292,12 @@ class Recorder:
                 self._answer(session)
 
     def _on_recovered(self, tries: int, why: str) -> None:
+        self._tell_inlets()
         self._fault("log_unwritable", why, count=tries)
+
+    def _tell_inlets(self) -> None:
+        for inlet in self._inlets:
+            inlet.tell(failing=self._committer.failing)
 
     def _session_over(self, session: str) -> bool:
         alive = any(inlet.source.session == session for inlet in self._inlets)

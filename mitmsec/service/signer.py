@@ -209,6 +209,7 @@ class Signer:
             loop,
             lambda question, fds: self._asked(session, asker, question, fds),
             lambda: self._worker_ended(session, asker),
+            burst=1,  # a token may take a second for each, and who does not beat meanwhile counts as hanging
         )
 
     def _asked(self, session: Session, asker: Asker, question: MintQuestion, fds: list[int]) -> None:

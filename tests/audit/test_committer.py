@@ -26,9 +26,10 @@ class Ledger:
     def __init__(self, folder: Path) -> None:
         self.store = Store(folder)
         self.rounds: list[list[str]] = []
+        self.refused = 0
         self.recovered: list[tuple[int, str]] = []
         self.news = asyncio.Event()
-        self.committer = Committer(self.store, self._settled, self._on_committed, self._on_recovered)
+        self.committer = Committer(self.store, self._settled, self._on_committed, self._on_refused, self._on_recovered)
 
     def _settled(self) -> Sequence[tuple[Inlet, int]]:
         return []
@@ -36,6 +37,9 @@ class Ledger:
     def _on_committed(self, drafts: Sequence[Draft]) -> None:
         self.rounds.append([one.id for one in drafts])
         self.news.set()
+
+    def _on_refused(self) -> None:
+        self.refused += self.committer.failing
 
     def _on_recovered(self, tries: int, why: str) -> None:
         self.recovered.append((tries, why))
@@ -94,6 +98,7 @@ def test_a_disk_that_refuses_is_tried_again_with_the_same_events(
             ledger.committer.add(draft(connection(f"flow-{number}")))
         await ledger.committer.drained()
         assert ledger.recovered == [(3, "no space left")]
+        assert (ledger.refused, ledger.committer.failing) == (1, False)
         assert ledger.rounds == [["flow-0", "flow-1", "flow-2"]]
         assert ledger.store.head.size == 3
         await ledger.committer.close()
@@ -131,7 +136,7 @@ from pathlib import Path
 from mitmsec.audit.committer import Committer
 from mitmsec.audit.store import Store
 async def scenario():
-    committer = Committer(Store(Path(sys.argv[1])), lambda: [], lambda drafts: 1 / 0, lambda tries, why: None)
+    committer = Committer(Store(Path(sys.argv[1])), lambda: [], lambda drafts: 1 / 0, int, lambda tries, why: None)
     committer.poke()
     await asyncio.sleep(60)
 asyncio.run(scenario())

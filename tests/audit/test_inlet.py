@@ -263,3 +263,18 @@ def test_a_worker_has_less_under_way_than_a_gate_whose_connections_may_all_end_a
             inlet.close()
 
     asyncio.run(scenario())
+
+
+def test_a_producer_is_told_when_the_disk_takes_nothing_and_when_it_does_again() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.send(0)
+        await bench.until(lambda: bench.inlet.received == 1)
+        bench.inlet.tell(failing=False)  # which it knows
+        bench.inlet.tell(failing=True)
+        bench.inlet.tell(failing=False)
+        bench.inlet.acknowledge(1)
+        said = [bench.far.recv(1000) for _ in range(3)]
+        told = [(0, True), (0, False), (1, False)]
+        assert said == [encode(Committed(count=count, failing=failing)) for count, failing in told]
+
+    run(scenario)

@@ -229,3 +229,16 @@ def test_a_recorder_that_acknowledges_more_than_was_sent_is_not_believed() -> No
         assert bench.producer.committed == 1
 
     run(scenario)
+
+
+def test_a_disk_that_takes_nothing_is_known_at_once_and_nothing_is_lost_for_that() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.producer.record(connection())
+        for failing in (True, False):
+            bench.far.send(encode(Committed(count=0, failing=failing)))
+            while bench.producer.failing is not failing:
+                await asyncio.sleep(0)
+        bench.producer.record(connection())
+        assert (bench.producer.sent, bench.producer.committed, bench.producer.lost) == (2, 0, 0)
+
+    run(scenario)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from enterprise import DER
-from limited_authorities import Authorities
+from limited_authorities import Authorities, leafs_signature, read_by_wine
 from lists_stage import FIRST_PORT, lists_network, serving_lists
 from windows_python import WHY_NOT, is_there, own_prefix, windows_python
 from windows_tls import (
@@ -103,7 +103,8 @@ def test_schannel_is_content_while_the_machines_store_has_our_root_and_the_lists
         (lists / path.removeprefix("/")).write_bytes(der)
     names = [name for name, _ in LIMITED_TO_NAMES[:2]]
     hosts.write_text(f"127.0.0.1 localhost {' '.join(names)}\n")
-    leaf = leaf_of("localhost")  # Wine's Schannel knows no addresses in certificates, its crypt32 does
+    leaf = read_by_wine(lambda: leaf_of("localhost"), lambda leaf: leafs_signature(leaf.chain))
+    # Wine's Schannel knows no addresses in certificates, its crypt32 does
     leaves = (leaf.file, *(by_name.leaf(name, tmp_path / name) for name in names))
     roots = [ssl.PEM_cert_to_DER_cert(keystore.root_pem), *(ca.root.public_bytes(DER) for ca in (by_name, by_network))]
     given = {

@@ -66,3 +66,27 @@ def test_a_list_whose_names_are_elsewhere_answers_nothing() -> None:
     for _ in range(2):
         with pytest.raises(LookupError, match="the list @a are not here"):
             listed.holding("bank.example")
+
+
+@given(st.lists(st.lists(NAMES, min_size=1, max_size=8), max_size=4), st.lists(NAMES, max_size=3), NAMES)
+def test_names_that_are_expected_are_answered_as_those_that_are_not(
+    written: list[list[str]], expected: list[str], name: str
+) -> None:
+    lists = [HostList.of(f"@{number}", "\n".join(names)) for number, names in enumerate(written)]
+    few, all_of_them = Listed(lists), Listed(lists)
+    few.expect(expected)
+    for asked in [*expected, name]:
+        assert few.holding(asked) == all_of_them.holding(asked)
+        assert [few.within(asked, f"@{n}") for n in range(len(lists))] == [
+            all_of_them.within(asked, f"@{n}") for n in range(len(lists))
+        ]
+
+
+def test_lists_are_not_taken_in_for_names_that_are_expected() -> None:
+    listed = Listed([A, B, C])
+    listed.expect(["x.www.bank.example", "evil.test"])
+    assert (listed.holding("bank.example"), listed.holding("evil.test"), listed.holding("test")) == (0b11, 0b110, 0)
+    assert listed.within("x.www.bank.example", "@a") == "bank.example"
+    assert len([*listed.filling()]) == 3
+    listed.expect(["other.test"])
+    assert listed.holding("other.test") == 0b101

@@ -207,3 +207,18 @@ def test_a_user_who_is_not_known_leaves_a_rule_undecided_only_where_it_is_for_th
     assert (arranged.first(of_nobody, remote, NOON_S, NOTHING_SHOWN), arranged.can_judge(of_nobody)) == (None, False)
     assert arranged.can_judge(replace(of_nobody, exe="/bin/wget"))
     assert Matcher((), (replace(asks, user=()),)).can_judge(of_nobody)
+
+
+def test_what_one_flow_was_answered_is_no_answer_to_another() -> None:
+    """Whatever of the two is the same object."""
+    rules = (
+        Rule(name="ended", action=Action.BLOCK, application=("/a",), port=((443, 443),), expires_s=int(NOON_S)),
+        Rule(name="standing", action=Action.BLOCK, application=("/a",), port=((443, 443),)),
+        Rule(name="rest", action=Action.BLOCK, port=((443, 443),)),
+    )
+    arranged = Matcher((), rules)
+    mine, others = Process(pid=1, exe="/a"), Process(pid=1, exe="/b")
+    secure, plain = Endpoint(address="192.0.2.1", port=443), Endpoint(address="192.0.2.1", port=80)
+    asked = [(mine, secure, -1), (mine, secure, 0), (others, secure, 0), (others, plain, 0), (mine, secure, -1)]
+    answers = [arranged.first(who, to, NOON_S + late_s, NOTHING_SHOWN) for who, to, late_s in asked]
+    assert answers == [0, 1, 2, None, 0]

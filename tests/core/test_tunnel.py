@@ -12,7 +12,7 @@ from test_upgrade import HELLO, SERVER_HELLO, Turn, cut, named, played
 from mitmsec.core.clienthello import Malformed
 from mitmsec.core.httphead import HEAD_LIMIT_BYTES
 from mitmsec.core.sniff import TUNNELS, Protocol
-from mitmsec.core.tunnel import SOCKS_LIMIT_BYTES, Connect, Socks
+from mitmsec.core.tunnel import ANOTHER, SOCKS_LIMIT_BYTES, Connect, Socks
 from mitmsec.core.upgrade import Step, recogniser
 from mitmsec.core.upgrade_step import NO_ANSWER, NOT_ALONE, NOT_SEEN
 
@@ -54,6 +54,10 @@ REFUSED: list[tuple[Protocol, list[Turn], str]] = [
     (PROXY, [("c", CONNECT), ("c", HELLO)], NOT_ALONE),
     (PROXY, [("c", CONNECT), ("s", b"SSH-2.0-OpenSSH_9")], NO_ANSWER),
     (PROXY, [("c", CONNECT), ("s", b"HTTP/1.1 200 x\r\n" + b"x" * HEAD_LIMIT_BYTES)], NO_ANSWER),
+    (PROXY, [("c", CONNECT), ("s", NO), ("c", CONNECT.replace(b"a.test", b"b.test"))], ANOTHER),
+    (PROXY, [("c", CONNECT), ("s", NO), ("c", CONNECT.replace(b"443", b"22"))], ANOTHER),
+    (PROXY, [("c", CONNECT), ("s", NO), ("c", b"GET http://b.test/ HTTP/1.1\r\nHost: b.test\r\n\r\n")], ANOTHER),
+    (PROXY, [("c", CONNECT), ("s", NO), ("c", b"x" * (HEAD_LIMIT_BYTES + 9))], ANOTHER),
     (SOCKS, [("c", REQUEST_4 + HELLO)], NOT_ALONE),
     (SOCKS, [("c", b"\x05\x01\x00" + REQUEST + HELLO), ("s", b"\x05\x00")], NOT_ALONE),
 ]
@@ -88,7 +92,7 @@ def test_where_there_is_no_tunnel_nothing_goes_on_as_tls_either(protocol: Protoc
 
 
 @pytest.mark.parametrize(("protocol", "turns", "reason"), REFUSED, ids=named)
-def test_what_a_client_says_before_there_is_a_tunnel_is_malformed(
+def test_what_a_client_says_before_there_is_a_tunnel_or_asks_for_besides_is_malformed(
     protocol: Protocol, turns: list[Turn], reason: str
 ) -> None:
     *before, last = played(protocol, turns)

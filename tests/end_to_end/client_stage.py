@@ -37,17 +37,20 @@ class Client:
 
     def __init__(self, run: subprocess.Popen[str], mitmsec: Mitmsec) -> None:
         self.run, self._mitmsec = run, mitmsec
-        assert self._line() == "up"
+        assert self.said() == "up"
 
-    def _line(self) -> str:
+    def said(self) -> str:
         assert self.run.stdout is not None
         return self.run.stdout.readline().strip()
 
     def tries(self, host: str = "origin.test", path: str = "/hello") -> str:
+        self.begins(host, path)
+        return self.said()
+
+    def begins(self, host: str = "origin.test", path: str = "/hello") -> None:
         assert self.run.stdin is not None
         self.run.stdin.write(f"{host} {path}\n")
         self.run.stdin.flush()
-        return self._line()
 
     def status(self) -> control.StatusAnswer:
         return status_of(self._mitmsec)

@@ -285,22 +285,6 @@ def gate_of(service: Service) -> int:
     return next((pid for role, pid, _ in status_of(service.mitmsec).processes if role == "gate"), 0)
 
 
-def test_the_kill_switch_stops_decrypting_within_a_second(service: Service) -> None:
-    service.start(action="decrypt")
-    assert service.fetch("", "-k").returncode == 0
-    assert until(lambda: service.mitmsec.of_kind("request"))
-    assert "nothing is decrypted any more" in service.call("off").stderr
-    requests = len(service.mitmsec.of_kind("request"))
-    assert service.fetch().stdout.startswith("hello")  # the origin's own certificate, which it trusts
-    assert len(service.mitmsec.of_kind("request")) == requests
-    assert "off: nothing is decrypted" in service.call("status").stdout
-    assert "decrypting goes on" in service.call("on").stderr
-    assert service.fetch().returncode == 60  # our certificate, which nobody has told it of
-    assert until(lambda: len(service.mitmsec.of_kind("service")) > 2)
-    operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
-    assert operations == ["service_started", "switched_off", "switched_on"]
-
-
 @service_backends
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
 def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Service, on_failure: str) -> None:

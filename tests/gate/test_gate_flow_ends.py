@@ -96,7 +96,6 @@ def test_a_client_that_resets_takes_the_origin_with_it() -> None:
         (DialFailure.RESET, Outcome.ORIGIN_RESET),
         (DialFailure.TIMEOUT, Outcome.ORIGIN_TIMEOUT),
         (DialFailure.UNREACHABLE, Outcome.ORIGIN_UNREACHABLE),
-        (DialFailure.FAULT, Outcome.FAULT),
     ],
 )
 def test_an_origin_that_cannot_be_reached_resets_the_client_and_the_record_says_why(
@@ -106,6 +105,13 @@ def test_an_origin_that_cannot_be_reached_resets_the_client_and_the_record_says_
     stage.dialling() >> FirstBytes(TLS) << NEVER
     stage.play >> DialFailed(failure)
     ended(stage.play, Reset(), outcome, host="a.test")
+
+
+def test_an_origin_that_we_had_no_descriptor_to_dial_is_a_fault_of_ours() -> None:
+    stage = Stage(Action.BYPASS)
+    stage.dialling() >> FirstBytes(TLS) << NEVER
+    stage.play >> DialFailed(DialFailure.FAULT) << Report("not_dialled", OnFailure.CLOSED)
+    ended(stage.play, Reset(), Outcome.FAULT, host="a.test", error="not_dialled")
 
 
 def test_a_refusal_waits_a_moment_for_the_name_and_then_for_nothing() -> None:

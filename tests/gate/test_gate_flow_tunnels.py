@@ -58,7 +58,7 @@ def handed(stage: Stage, asks: bytes = TO_NAME) -> Playbook:
 
 def opened(stage: Stage, asks: bytes = TO_NAME) -> Playbook:
     """There is a tunnel."""
-    handed(stage, asks) >> OPENED << SetDeadline(30.0) << TakeBack() << Peek(1) << WatchServer()
+    handed(stage, asks) >> OPENED << SetDeadline(None) << TakeBack() << Peek(1) << WatchServer()
     return stage.play
 
 
@@ -67,7 +67,7 @@ def waiting(stage: Stage, asks: bytes = SOCKS) -> Playbook:
     play = stage.waiting() >> FirstBytes(asks) << NEVER
     play << Dial((REMOTE,)) >> Dialled(REMOTE) << Staff()
     play >> Staffed(3) << NEVER << Record << Hand << WatchClient()
-    return play >> OPENED << SetDeadline(30.0) << TakeBack() << Peek(1) << WatchServer()
+    return play >> OPENED << SetDeadline(None) << TakeBack() << Peek(1) << WatchServer()
 
 
 @pytest.mark.parametrize("asks", [TO_NAME, SOCKS], ids=["connect", "socks"])
@@ -160,7 +160,7 @@ def test_a_tunnel_may_lead_to_another_proxy() -> None:
     stage = Stage()
     opened(stage, SOCKS) >> FirstBytes(TO_NAME) << NEVER << Staff(3)
     stage.play >> Staffed(3) << NEVER << Record << Hand << WatchClient()
-    stage.play >> OPENED << SetDeadline(30.0) << TakeBack() << Peek(1) << WatchServer()
+    stage.play >> OPENED << SetDeadline(None) << TakeBack() << Peek(1) << WatchServer()
     stage.play >> FirstBytes(NAMELESS) << NEVER << Staff(3)
     assert stage.play >> Staffed(3) << NEVER << Record << Mint("b.test") << Hand << WatchClient()
 
@@ -170,8 +170,15 @@ def test_what_nobody_knows_in_a_tunnel_is_relayed_as_everywhere() -> None:
     opened(stage) >> FirstBytes(SSH) << NEVER << Relay(True)
     stage.play >> RelayEnded(Ending.ORDERLY, 1, 2)
     ended(stage.play, Close(), Outcome.COMPLETED, action=Action.CAPTURE, protocol="ssh", through="http-proxy")
+
+
+def test_a_client_gains_nothing_by_being_slow_in_a_tunnel() -> None:
+    """No clock runs until it has said something, as everywhere where the origin is connected."""
+    stage = Stage(host=Action.BLOCK)
+    waiting(stage) >> FirstBytes(TLS[:3]) << SetDeadline(5.0) << Peek >> FirstBytes(TLS)
+    ended(stage.play, Reset(), Outcome.BLOCKED, rule="host", host="a.test")
     stage = Stage()
-    assert opened(stage) >> Deadline() << NEVER << Relay(True)
+    opened(stage) >> FirstBytes(b"\x00") << SetDeadline(0.3) << Peek >> Deadline() << NEVER << Relay(True)
 
 
 def test_a_proxy_that_opens_no_tunnel_or_has_gone_leaves_a_dialogue_that_was_captured() -> None:

@@ -238,6 +238,7 @@ async def test_accepting_pauses_when_there_is_no_descriptor_and_nobody_to_shed()
         for _ in range(5):
             await asyncio.sleep(0)
         assert not house.gate.live
+        assert house.recorder.faults() == ["no_descriptors"]
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         client.send(b"\x80")
         assert await asyncio.to_thread(client.recv, 1) == b"\x80"

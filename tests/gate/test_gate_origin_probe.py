@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from typing import Any
@@ -115,6 +116,26 @@ async def test_who_is_silent_or_not_there_or_speaks_something_else_has_proved_no
             remotes = [Endpoint.of(*mute.address), Endpoint.of(*other.address), gone]
             assert [await answer(one, "bank.test", remote) for remote in remotes] == [False] * 3
             assert not one._waiting
+
+
+@on_loop
+async def test_an_address_where_nobody_answers_is_given_up_without_an_error_in_the_loop() -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: errors.append(context))
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(module, "DEADLINE_S", 0.1)
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # the kernel drops who comes after them
+            before = stack.enter_context(socket.socket())
+            before.setblocking(False)
+            before.connect_ex(full.getsockname())
+        async with probe() as one:
+            for name in ("a.test", "b.test", "c.test"):
+                assert await answer(one, name, Endpoint.of(*full.getsockname())) is False
+    await asyncio.sleep(0.01)
+    assert not errors
 
 
 @on_loop

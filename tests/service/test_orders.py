@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import Any
 
@@ -124,6 +125,15 @@ def test_reload_gives_another_policy_and_one_that_fails_changes_nothing(client: 
     assert isinstance(failed, control.Refused)
     assert (failed.error, failed.status) == ("the worker ended at start", 125)
     assert supervisor.sessions["s"].policy_order == RELOAD
+
+
+def test_a_full_disk_refuses_a_reload_and_is_the_machines_fault(client: Client, supervisor: Supervisor) -> None:
+    client(START)
+    supervisor.sessions["s"].fails = OSError(errno.ENOSPC, "No space left on device")
+    refused = client(RELOAD)
+    assert isinstance(refused, control.Refused)
+    assert (refused.error, refused.status) == ("the disk is full: [Errno 28] No space left on device", 3)
+    assert "nothing was changed" in refused.remedy
 
 
 @pytest.mark.parametrize("order", [RELOAD, control.StopService()])

@@ -42,6 +42,7 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service import signer as module
 from mitmsec.service.signer import Signer
+from mitmsec_certs.signer import SignerDesk
 
 SESSION = "run-1"
 
@@ -130,6 +131,30 @@ def test_a_decided_flow_gets_its_leaf_and_the_recorder_hears_of_it(tmp_path: Pat
             assert isinstance(event, CertificateSeen)
             assert (event.flow, event.names) == ("f", ("www.origin.test",))
             assert int(event.serial, 16) == x509.load_der_x509_certificate(answer.chain[0]).serial_number
+
+    told(story())
+
+
+def test_a_signer_has_time_for_others_between_two_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token may take a second for each: who signs all that are wanted at once seems to hang."""
+
+    async def story() -> None:
+        async with started(tmp_path) as desk:
+            gate, worker = desk.introduce(Role.GATE), desk.introduce(Role.WORKER)
+            between, answer = ["turn"], SignerDesk.answer
+
+            def noted(*told: Any) -> Any:
+                desk.loop.call_soon(between.append, "turn")
+                between.append("signed")
+                return answer(*told)
+
+            monkeypatch.setattr(SignerDesk, "answer", noted)
+            for number in range(5):
+                gate.send(MintDecision(flow=f"f{number}", name=f"{number}.test"))
+                worker.send(asked(f"f{number}", number))
+            for _ in range(5):
+                assert (await desk.heard(worker)).chain
+            assert between[:10] == ["turn", "signed"] * 5
 
     told(story())
 
