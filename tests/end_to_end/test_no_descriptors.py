@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from client_stage import Client, client
 from conftest import Mitmsec, Network
-from test_deaths import OURS, Client, assert_verified, client, until
+from test_deaths import OURS, assert_verified, until
 
 pytestmark = pytest.mark.root
 
