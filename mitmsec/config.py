@@ -47,7 +47,7 @@ from mitmsec.core.policyfile import (
 )
 from mitmsec.core.policytest_section import read_test
 from mitmsec.core.toml_lines import index
-from mitmsec.core.toml_syntax import complaint
+from mitmsec.core.toml_syntax import complaint, endless_key
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 
 __all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
@@ -65,6 +65,7 @@ ENDLESS_NUMBER = re.compile(
     r"0[xob][0-9A-Fa-f_]{1000}"
 )  # which no message could show; of decimals Python says so itself
 TOO_LONG_A_NUMBER = "not a policy: a number has thousands of digits"
+TOO_LONG_A_KEY = "not a policy: a key has more than a hundred parts; write a text that has dots between quotes"
 PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another program's output
 
 
@@ -320,6 +321,8 @@ def _note_contradictions(policy: Policy, sound: frozenset[int], notes: Notes) ->
 def _document(text: str, file: str) -> dict[str, object]:
     if ENDLESS_NUMBER.search(text):
         raise PolicyErrors((_whole(file, 1, TOO_LONG_A_NUMBER),))
+    if line := endless_key(text):
+        raise PolicyErrors((_whole(file, line, TOO_LONG_A_KEY),))
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -239,6 +239,10 @@ def test_a_thousand_rules_are_checked() -> None:
     ("text", "says"),
     [
         ("version = 1\na = " + "9" * 5000, "p.toml:1: not a policy: a number has thousands of digits"),
+        (
+            "version = 1\n" + ".".join("a" * 50_000) + " = 1",
+            "p.toml:2: not a policy: a key has more than a hundred parts; write a text that has dots between quotes",
+        ),
         ("version = 0x" + "f" * 5000, "p.toml:1: not a policy: a number has thousands of digits"),
         ("version = 1\na = " + "[" * 5000, "p.toml:"),
         (
@@ -246,7 +250,7 @@ def test_a_thousand_rules_are_checked() -> None:
             "p.toml:3: inspector.keywords.lists[0]: cannot read a\0b: ",
         ),
     ],
-    ids=["digits", "more digits", "depth", "no file name"],
+    ids=["digits", "parts", "more digits", "depth", "no file name"],
 )
 def test_what_python_itself_gives_up_on_is_an_error_of_the_policy(text: str, says: str) -> None:
     def read(name: str) -> str:

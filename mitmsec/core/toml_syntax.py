@@ -37,6 +37,20 @@ _WORDS = tuple(
     )
 )
 
+KEY_PARTS_LIMIT = (
+    100  # Python's reader takes time by the square of them; no key that means anything has more than a few
+)
+_TOKEN = re.compile(  # each branch takes all that it began with, so that no text is read twice
+    r"""
+    \"{3} (?: [^"\\]++ | \\. | "(?!"") )*+ "{0,5}        # texts of several lines
+    | '{3} (?: [^']++ | '(?!'') )*+ '{0,5}
+    | \#[^\n]*+
+    | (?P<key> PART (?: [ \t]*+ \. [ \t]*+ PART )*+ )      # a number, a date and a text are keys of few parts
+    """.replace("PART", r"""(?: [A-Za-z0-9_-]++ | "(?: [^"\\\n]++ | \\. )*+ "? | '[^'\n]*+'? )"""),
+    re.DOTALL | re.VERBOSE,
+)
+_PART = re.compile(r"""[A-Za-z0-9_-]++|"(?:[^"\\]++|\\.)*+"?|'[^']*+'?""", re.DOTALL)
+
 
 class Complaint(NamedTuple):
     """Where the document is no TOML, and why. `line` counts from 1; None: at its end."""
@@ -56,3 +70,14 @@ def complaint(message: str) -> Complaint:
             path = ".".join(part.strip(" '") for part in found.groupdict().get("path", "").split(","))
             return Complaint(line, column, words.format(path=path.strip(".")))
     return Complaint(line, column, said)
+
+
+def endless_key(text: str) -> int | None:
+    """The line of the first dotted key that has too many parts to be read, whether or not `text` is TOML."""
+    if all(line.count(".") < KEY_PARTS_LIMIT for line in text.split("\n")):  # a key ends with its line
+        return None
+    for token in _TOKEN.finditer(text):
+        key = token["key"]
+        if key and key.count(".") >= KEY_PARTS_LIMIT and len(_PART.findall(key)) > KEY_PARTS_LIMIT:
+            return text.count("\n", 0, token.start()) + 1
+    return None

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from mitmsec.core.toml_syntax import complaint
+from mitmsec.core.toml_syntax import KEY_PARTS_LIMIT, complaint, endless_key
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,47 @@ def test_what_is_not_known_is_passed_on_with_its_place() -> None:
     assert complaint("Something new (at line 3, column 7)") == (3, 7, "Something new")
     assert complaint("Something new (at end of document)") == (None, None, "Something new")
     assert complaint("Something new") == (None, None, "Something new")
+
+
+LONG, SHORT = (".".join(["a"] * parts) for parts in (KEY_PARTS_LIMIT + 1, KEY_PARTS_LIMIT))
+APOSTROPHES = "'" * 3
+QUOTED = " . ".join(['"a.#"', "'b\"'"] * KEY_PARTS_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (f"{LONG} = 1", 1),
+        (f"a = 1\n\n[[{LONG}]]\n", 3),
+        (f"a = 1 # {SHORT}\nb = {{ {QUOTED} = 1 }}", 2),
+        (f'a = """\n\\""" " "" \n"""\n{LONG} = 1', 4),
+        (f"a = '''\n' '' \\\n''''\n{LONG} = 1", 4),
+        (f'a = "\\""\nb = \'"\'\n{LONG} = 1', 3),
+        (f'"{LONG}".{LONG} = 1', 1),
+    ],
+)
+def test_a_key_of_a_hundred_parts_is_found_before_it_is_read(text: str, line: int) -> None:
+    assert endless_key(text) == line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{SHORT} = 1",
+        f'a = "{LONG}"\nb = "\\"{LONG}"',
+        f"a = '{LONG}\\'\nb = {{ c = '{LONG}' }}",
+        f'a = """\n{LONG}\n"""""\nb = {APOSTROPHES}\n{LONG}\n{APOSTROPHES}\n',
+        f"a = 1 # {LONG}",
+        f'"{LONG}".b = [{", ".join(["1.5"] * KEY_PARTS_LIMIT)}, "{LONG}"]',
+    ],
+)
+def test_dots_in_texts_comments_and_numbers_make_no_key(text: str) -> None:
+    tomllib.loads(text)
+    assert endless_key(text) is None
+
+
+@pytest.mark.parametrize("bytes_", ["a", " ", "a ", '"', '\\"', "'", "a\t", '"""', APOSTROPHES, '"\\', "a.", ". "])
+def test_no_text_takes_long_to_look_through(bytes_: str) -> None:
+    """A tenth of a megabyte of each, after a line that has it looked through; a quadratic search would take minutes."""
+    endless_key(f'# {LONG}\n"{bytes_ * (100_000 // len(bytes_))}')
+    endless_key(f"# {LONG}\n{bytes_ * (100_000 // len(bytes_))}")

@@ -22,16 +22,19 @@ from mitmsec.service import control
 
 pytestmark = pytest.mark.root
 
-# A client that tries once for each line on its input and prints what came of it: the issuer that it saw, or the error.
+# A client that tries once for each host and path on its input and prints what came of it: whose certificate it saw, or
+# the error.
 CLIENT = """
 import socket, ssl, sys
 context = ssl.create_default_context()
 print("up", flush=True)
 for line in sys.stdin:
+    host, path = line.split()
     try:
         with socket.create_connection(("203.0.113.10", 443), 5) as plain:
-            with context.wrap_socket(plain, server_hostname="origin.test") as secure:
-                secure.sendall(b"GET /hello HTTP/1.1\\r\\nHost: origin.test\\r\\nConnection: close\\r\\n\\r\\n")
+            with context.wrap_socket(plain, server_hostname=host) as secure:
+                head = f"GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n"
+                secure.sendall(head.encode())
                 secure.recv(99)
                 print(dict(x[0] for x in secure.getpeercert()["issuer"])["commonName"], flush=True)
     except OSError as error:
@@ -50,13 +53,13 @@ class Client:
         assert self.run.stdout is not None
         return self.run.stdout.readline().strip()
 
-    def tries(self) -> str:
-        self.begins()
+    def tries(self, host: str = "origin.test", path: str = "/hello") -> str:
+        self.begins(host, path)
         return self.said()
 
-    def begins(self) -> None:
+    def begins(self, host: str = "origin.test", path: str = "/hello") -> None:
         assert self.run.stdin is not None
-        self.run.stdin.write("\n")
+        self.run.stdin.write(f"{host} {path}\n")
         self.run.stdin.flush()
 
     def status(self) -> control.StatusAnswer:
@@ -73,9 +76,11 @@ class Client:
 
 
 @contextlib.contextmanager
-def client(mitmsec: Mitmsec, on_failure: str, *, workers: int = 1) -> Iterator[Client]:
-    policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n')
-    options = ("--workers", str(workers), "--policy", policy)
+def client(
+    mitmsec: Mitmsec, on_failure: str, *, workers: int = 1, rules: str = "", capture: Path | None = None
+) -> Iterator[Client]:
+    policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n{rules}')
+    options = ("--workers", str(workers), "--policy", policy, *(("--capture", str(capture)) if capture else ()))
     run = mitmsec.start(*options, "--", sys.executable, "-c", CLIENT, stdin=subprocess.PIPE)
     try:
         yield Client(run, mitmsec)

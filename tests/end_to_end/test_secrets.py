@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import secrets
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from enterprise import certified, root
 from keyed_stage import keyed
 from softhsm import SoftHsm, needs_softhsm
-from test_deaths import client
+from test_deaths import client, until_recorded
 
 from mitmsec.service import control
 from mitmsec_redirect import bpf
@@ -49,17 +50,42 @@ def holds(pid: int, needles: list[bytes]) -> bool:
     return False
 
 
-def test_the_issuing_key_is_in_the_signer_and_nowhere_else(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
-        assert "mitmsec issuing" in program.tries()
+def written_with(needle: bytes, *places: Path) -> list[Path]:
+    """The files in and below these places that hold it."""
+    files = [file for place in places for file in (place.rglob("*") if place.is_dir() else [place]) if file.is_file()]
+    return [file for file in files if needle in file.read_bytes()]
+
+
+BYPASS = '[[rule]]\nname = "bank"\nhost = ["bank.test"]\naction = "bypass"\n'
+
+
+def test_the_issuing_key_is_only_in_the_signer_and_what_a_bypassed_flow_says_is_nowhere(
+    origin: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """What a decrypted flow says is in the worker, in the log and, with its keys, in the capture."""
+    bypassed, decrypted = (f"/{secrets.token_hex(16)}" for _ in range(2))
+    capture = tmp_path / "run.pcapng"
+    with client(mitmsec, "open", rules=BYPASS, capture=capture) as program:
+        assert "Test Origins nginx" in program.tries("bank.test", bypassed)
+        assert "mitmsec issuing" in program.tries(path=decrypted)
         key = serialization.load_pem_private_key((mitmsec.state / "ca" / "issuing.key").read_bytes(), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
-        needles = spellings(key)
+        until_recorded(mitmsec, 1)
         status = program.status()
-        found = {(role, holds(pid, needles)) for role, pid, _ in status.processes}
-        found |= {("supervisor", holds(status.supervisor, needles)), ("front-end", holds(program.run.pid, needles))}
+        ours = [(role, pid) for role, pid, _ in status.processes]
+        ours += [("supervisor", status.supervisor), ("front-end", program.run.pid)]
+        with_key = {(role, holds(pid, spellings(key))) for role, pid in ours}
+        with_bypassed = [role for role, pid in ours if holds(pid, [bypassed.encode()])]
+        with_decrypted = {role for role, pid in ours if holds(pid, [decrypted.encode()])}
         program.end()
-    assert found == {(role, role == "signer") for role in ROLES}
+    assert with_key == {(role, role == "signer") for role in ROLES}
+    assert with_bypassed == []
+    assert {"worker"} <= with_decrypted <= {"worker", "recorder", "supervisor", "front-end"}
+    assert written_with(bypassed.encode(), mitmsec.state, capture) == []
+    assert mitmsec.state / "log" / "audit.db" in written_with(decrypted.encode(), mitmsec.state)
+    words = ("tshark", "-r", str(capture), "-Y", "http.request", "-T", "fields", "-e", "http.request.uri")
+    readable = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert readable.stdout.split() == [decrypted]  # by the keys in the capture
 
 
 @needs_softhsm
