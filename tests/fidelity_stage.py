@@ -22,6 +22,7 @@ from mitmsec.core.sniff import Sniffed, first_bytes
 
 NOON_S = 1_767_610_800  # Monday, 5 January 2026, 11:00 UTC
 HOSTS = ("bank.example", "www.bank.example", "a.b.bank.example", "notbank.example", "evil.test", "x.evil.test", "test")
+CATEGORIES = {"finance": "paypal.com", "webmail": "gmx.net"}  # with a name of each shipped list
 LISTED = ("bank.example", "evil.test")
 WEEKS = {
     "Mon-Fri 08:00-18:00 UTC": lambda at: at.weekday() < 5 and 8 <= at.hour < 18,
@@ -48,7 +49,7 @@ def ja4_of(name: str | None, offers: tuple[str, ...]) -> str:
 
 
 OFFERS: tuple[tuple[str, ...], ...] = ((), ("h2", "http/1.1"), ("http/1.1",))
-NAMES = (None, *HOSTS, "WWW.Bank.Example", "Evil.TEST")
+NAMES = (None, *HOSTS, *(f"www.{name}" for name in CATEGORIES.values()), "WWW.Bank.Example", "Evil.TEST")
 JA4 = {(name, offers): ja4_of(name, offers) for name in NAMES for offers in OFFERS}
 HELLOS = {key: tls_of(*key) for key in JA4}
 
@@ -92,7 +93,7 @@ def drawn_rule(draw: random.Random, number: int, ground: Ground) -> dict[str, An
             "alpn": ["h2", "http/*"],
             "ja4": list(ground.ja4_globs()),
         }
-        choices |= {"protocol": ["tls", "http", "smtp", "ssh", "tcp"]}
+        choices |= {"category": list(CATEGORIES), "protocol": ["tls", "http", "smtp", "ssh", "tcp"]}
     for key, values in choices.items():
         if draw.random() < (0.35 if key == "host" else 0.18):
             rule[key] = draw.sample(values, draw.randint(1, 2))
@@ -153,6 +154,7 @@ HOLDS: dict[str, Any] = {
     "application": lambda v, f: any(one in (PROGRAMS[f["exe"]] or None,) or fnmatchcase(f["exe"], one) for one in v),
     "user": lambda v, f: f["user"] in v,
     "host": lambda v, f: f["name"] is not None and any(is_named(one.lower(), f["name"].lower()) for one in v),
+    "category": lambda v, f: f["name"] is not None and any(f["name"].endswith("." + CATEGORIES[one]) for one in v),
     "port": lambda v, f: any(is_port(one, f["port"]) for one in v),
     "address": lambda v, f: any(ipaddress.ip_address(f["address"]) in ipaddress.ip_network(one) for one in v),
     "protocol": lambda v, f: f["protocol"] in v,

@@ -21,7 +21,7 @@ import pytest
 import trustme
 from engine_world import RealMint
 from engine_world import Recorder as EngineRecorder
-from fidelity_stage import HOSTS, NAMES, OFFERS, READ, Ground, bytes_of, drawn_flow, drawn_policy, due, said
+from fidelity_stage import NAMES, OFFERS, READ, Ground, bytes_of, drawn_flow, drawn_policy, due, said
 from gate_house import WAIT_S, House, houses
 
 from mitmsec.channel import pair
@@ -50,7 +50,7 @@ class Origin:
         self.ports: tuple[int, ...] = ()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.set_alpn_protocols(["http/1.1"])
-        ca.issue_cert(*HOSTS, *ADDRESSES).configure_cert(self._context)
+        ca.issue_cert(*{name.lower() for name in NAMES if name}, *ADDRESSES).configure_cert(self._context)
 
     async def __aenter__(self) -> Origin:
         self._servers = []
