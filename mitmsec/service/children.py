@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mitmsec import channel
-from mitmsec.channel import Channel
+from mitmsec.channel import Channel, ChannelFull
 from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, PulseAnswer, PulseQuestion, Role
 from mitmsec.service.childlog import ChildOutput
 
@@ -104,8 +104,11 @@ class ChildProcess:
         if not self._answer.done() or self.ended.done():
             return False
         if not self._beat_due:
-            self._beat_due = True
-            self.channel.send(PulseQuestion())
+            with contextlib.suppress(
+                ChannelFull
+            ):  # it does not read: no beat comes, and the question is put again later
+                self.channel.send(PulseQuestion())
+                self._beat_due = True
         return True
 
     async def stop(self, *, grace_s: float = 5.0) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.channel import pair
+from mitmsec.channel import ChannelFull, pair
 from mitmsec.core.messages import Ready, RecorderSettings, Role, SignerReady, SignerSettings
 from mitmsec.service import children
 from mitmsec.service import jail as module
@@ -50,6 +50,30 @@ def test_a_killed_child_is_told_once_with_its_status(state: State) -> None:
         return told
 
     assert asyncio.run(story()) == [-signal.SIGKILL]
+
+
+def test_a_child_that_reads_nothing_is_asked_again_when_it_does(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its channel being full is no error of who looks, nor is a question that was not put one that it must answer."""
+
+    async def story() -> None:
+        process = signer(state)
+        with pair()[0] as recorder:
+            await process.start(SignerSettings(folder=str(state.ca)), recorder.fileno())
+
+        def refuse(message: object, *fds: int) -> None:
+            raise ChannelFull(type(message).__name__)
+
+        with monkeypatch.context() as full:
+            full.setattr(process.channel, "send", refuse)
+            assert process.ask_for_beat()
+            assert process.ask_for_beat()
+        assert process.ask_for_beat()
+        async with asyncio.timeout(10):
+            while not process.beats:
+                await asyncio.sleep(0.01)
+        await process.stop()
+
+    asyncio.run(story())
 
 
 def test_a_child_that_stays_silent_is_given_up(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
