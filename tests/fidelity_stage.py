@@ -9,14 +9,17 @@ from __future__ import annotations
 import ipaddress
 import json
 import random
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Any
 
 from hellos import alpn, hello, server_name
+from msgspec.structs import replace
 
 from mitmsec.config import PolicyErrors, parse_policy, zone_data
+from mitmsec.core.model import Confidence, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.sniff import Sniffed, first_bytes
 
@@ -29,10 +32,56 @@ WEEKS = {
     "Sat,Sun UTC": lambda at: at.weekday() >= 5,
     "22:00-06:00 UTC": lambda at: at.hour >= 22 or at.hour < 6,
 }
-PROGRAMS = {"/usr/lib/firefox/firefox": "browsers", "/usr/bin/curl": "", "/opt/sync/sync": ""}
+APPLICATIONS = """
+[[application]]
+name = "browsers"
+path = ["/usr/lib/firefox/*"]
+[[application]]
+name = "of a browser"
+path = ["/usr/lib/firefox/*"]
+children = true
+[[application]]
+name = "this very file"
+sha256 = ["%s"]
+[[application]]
+name = "backups"
+service = ["backup-*.service"]
+[[application]]
+name = "boxed"
+container = ["c0ffee123456"]
+[[application]]
+name = "that tree"
+pid = [70]
+children = true
+[[application]]
+name = "joe's curl"
+user = ["joe"]
+process_name = ["cur?"]
+""" % ("ab" * 32)  # fmt: skip
+
+
+def process(exe: str | None, **facts: Any) -> Process:
+    name = (exe or "?").rpartition("/")[2]
+    known = {"pid": 7, "sha256": "00" * 32, "name": name, "parent": ParentProcess(pid=1, exe="/sbin/init")}
+    return Process(exe=exe, confidence=Confidence.KERNEL, **known | facts)
+
+
+BROWSER = ParentProcess(pid=70, exe="/usr/lib/firefox/firefox", parent=ParentProcess(pid=1, exe="/sbin/init"))
+CONTAINER = f"docker:c0ffee123456{'0' * 52}"
+PROGRAMS: tuple[tuple[Process, set[str]], ...] = (  # and which of these applications it is one of, whoever runs it
+    (process("/usr/lib/firefox/firefox"), {"browsers", "of a browser"}),
+    (process("/usr/lib/firefox/firefox", container=CONTAINER), {"browsers", "of a browser", "boxed"}),
+    (process("/opt/sync/sync", parent=BROWSER), {"of a browser", "that tree"}),
+    (process("/opt/sync/sync", pid=70, unit="backup-home.service"), {"that tree", "backups"}),
+    (process("/usr/bin/curl"), set()),
+    (process("/usr/bin/curl", sha256="ab" * 32, unit="backup.service"), {"this very file"}),
+    (process(None, claimed_exe="/usr/lib/firefox/firefox", container=f"podman:{'c' * 64}"), set()),  # of a fake root
+)
 UPGRADE_LINE = b"EHLO me.example\r\n"
+NAMED = tuple(re.findall(r'^name = "(.+)"', APPLICATIONS, re.MULTILINE))
+PROTOCOLS = ("tls", "http", "smtp", "ssh", "tcp", "http-proxy", "socks")
 REFUSED = ("can never match", "wanted among these", "none of these shows a name")  # rules that no file may have
-READ = {"tls", "http", "smtp"}  # what decrypting makes readable; the rest is as `capture`
+READ = {"tls", "http", "smtp", "http-proxy", "socks"}  # what decrypting makes readable; the rest is as `capture`
 
 
 # --- hellos and places ------------------------------------------------------------------------------------------------
@@ -62,7 +111,7 @@ class Ground:
     ports: tuple[int, ...] = (25, 80, 443, 8443)
     written_addresses: tuple[str, ...] = ("192.0.2.0/25", "192.0.2.0/24", "198.51.100.7", "2001:db8::/32")
     written_ports: tuple[int | str, ...] = (443, "20-100", "8000-9000")
-    spoken: tuple[str, ...] = ("tls", "tls", "tls", "http", "smtp", "greeted", "ssh", "tcp")
+    spoken: tuple[str, ...] = ("tls", "tls", "tls", "http", "smtp", "greeted", "ssh", "tcp", "http-proxy", "socks")
     inbound: float = 0.1  # how many of the flows are
     ja4: dict[tuple[str | None, tuple[str, ...]], str] = field(default_factory=lambda: JA4)
 
@@ -80,7 +129,7 @@ def drawn_rule(draw: random.Random, number: int, ground: Ground) -> dict[str, An
         rule["direction"] = "inbound"
         rule["action"] = draw.choice(["bypass", "block", "capture"])  # no service's key is known
     choices: dict[str, list[Any]] = {
-        "application": ["browsers", "/usr/bin/*", "/opt/sync/sync"],
+        "application": ["/usr/bin/*", "/opt/sync/sync", *NAMED],
         "user": ["joe", "4242"],
         "port": list(ground.written_ports),
         "address": list(ground.written_addresses),
@@ -93,9 +142,9 @@ def drawn_rule(draw: random.Random, number: int, ground: Ground) -> dict[str, An
             "alpn": ["h2", "http/*"],
             "ja4": list(ground.ja4_globs()),
         }
-        choices |= {"category": list(CATEGORIES), "protocol": ["tls", "http", "smtp", "ssh", "tcp"]}
+        choices |= {"category": list(CATEGORIES), "protocol": list(PROTOCOLS)}
     for key, values in choices.items():
-        if draw.random() < (0.35 if key == "host" else 0.18):
+        if draw.random() < {"host": 0.35, "protocol": 0.3}.get(key, 0.18):
             rule[key] = draw.sample(values, draw.randint(1, 2))
     if draw.random() < 0.2:
         rule["expires"] = datetime.fromtimestamp(NOON_S + draw.randint(-9, 9) * 3600, UTC)
@@ -119,7 +168,7 @@ def drawn_policy(draw: random.Random, ground: Ground = ANYWHERE) -> tuple[dict[s
 
 def read(written: dict[str, Any]) -> Policy:
     lines = ["version = 1", "[defaults]", *(f"{key} = {json.dumps(written[key])}" for key in ("action", "inbound"))]
-    lines += ["[[application]]", 'name = "browsers"', 'path = ["/usr/lib/firefox/*"]']
+    lines.append(APPLICATIONS)
     for rule in written["rules"]:
         lines.append("[[rule]]")
         for key, value in rule.items():
@@ -145,13 +194,18 @@ def is_named(written: str, name: str) -> bool:
     return name.endswith(written[1:]) if written.startswith("*.") else name == written
 
 
+def applications_of(flow: dict[str, Any]) -> set[str]:
+    joes = {"joe's curl"} if (flow["exe"], flow["user"]) == ("/usr/bin/curl", "joe") else set()
+    return PROGRAMS[flow["program"]][1] | joes
+
+
 def is_port(written: int | str, port: int) -> bool:
     low, _, high = str(written).partition("-")
     return int(low) <= port <= int(high or low)
 
 
 HOLDS: dict[str, Any] = {
-    "application": lambda v, f: any(one in (PROGRAMS[f["exe"]] or None,) or fnmatchcase(f["exe"], one) for one in v),
+    "application": lambda v, f: any(one in applications_of(f) or fnmatchcase(f["exe"] or "", one) for one in v),
     "user": lambda v, f: f["user"] in v,
     "host": lambda v, f: f["name"] is not None and any(is_named(one.lower(), f["name"].lower()) for one in v),
     "category": lambda v, f: f["name"] is not None and any(f["name"].endswith("." + CATEGORIES[one]) for one in v),
@@ -167,21 +221,34 @@ HOLDS: dict[str, Any] = {
 
 # --- flows ------------------------------------------------------------------------------------------------------------
 def drawn_flow(draw: random.Random, ground: Ground = ANYWHERE) -> dict[str, Any]:
-    spoken = draw.choice(ground.spoken)
+    spoken, program = draw.choice(ground.spoken), draw.randrange(len(PROGRAMS))
     flow: dict[str, Any] = {
         "direction": "inbound" if draw.random() < ground.inbound else "outbound",
         "spoken": spoken,
         "protocol": "smtp" if spoken == "greeted" else spoken,
-        "exe": draw.choice(list(PROGRAMS)),
+        "program": program,
+        "exe": PROGRAMS[program][0].exe,
         "user": draw.choice(["joe", "root", "4242"]),
         "address": draw.choice(ground.addresses),
         "port": draw.choice(ground.ports),
         "at_s": NOON_S + draw.choice([draw.randint(-9, 9) * 3600, draw.randint(-604800, 604800)]),
-        "name": draw.choice(NAMES) if spoken in ("tls", "http") else None,
+        "name": draw.choice(NAMES) if spoken in ("tls", "http", "http-proxy") else None,
         "alpn": (),
         "ja4": None,
     }
     return with_hello(draw, flow, ground) if spoken == "tls" else flow
+
+
+def owner_of(flow: dict[str, Any]) -> Process:
+    return replace(PROGRAMS[flow["program"]][0], user=flow["user"])
+
+
+def in_tunnel(draw: random.Random, flow: dict[str, Any], ground: Ground = ANYWHERE) -> dict[str, Any]:
+    """What is spoken through the proxy to which `flow` goes."""
+    spoken = draw.choice(("tls", "http", "smtp", "greeted", "ssh", "tcp"))
+    name = draw.choice(NAMES) if spoken in ("tls", "http") else None
+    inner = flow | {"spoken": spoken, "protocol": "smtp" if spoken == "greeted" else spoken, "name": name}
+    return with_hello(draw, inner, ground) if spoken == "tls" else inner
 
 
 def with_hello(draw: random.Random, flow: dict[str, Any], ground: Ground = ANYWHERE) -> dict[str, Any]:
@@ -196,6 +263,10 @@ def bytes_of(flow: dict[str, Any]) -> bytes:
         case "http":
             host = f"Host: {flow['name']}\r\n" if flow["name"] else ""
             return f"GET / HTTP/1.1\r\n{host}\r\n".encode()
+        case "http-proxy":
+            return "CONNECT {0}:443 HTTP/1.1\r\nHost: {0}:443\r\n\r\n".format(flow["name"] or "203.0.113.9").encode()
+        case "socks":
+            return b"\x05\x01\x00"
         case "smtp":
             return UPGRADE_LINE
         case "ssh":

@@ -21,12 +21,12 @@ import pytest
 import trustme
 from engine_world import RealMint
 from engine_world import Recorder as EngineRecorder
-from fidelity_stage import NAMES, OFFERS, READ, Ground, bytes_of, drawn_flow, drawn_policy, due, said
+from fidelity_stage import NAMES, OFFERS, READ, Ground, bytes_of, drawn_flow, drawn_policy, due, owner_of, said
 from gate_house import WAIT_S, House, houses
 
 from mitmsec.channel import pair
 from mitmsec.core.messages import HandOver
-from mitmsec.core.model import Confidence, OnFailure, Process
+from mitmsec.core.model import OnFailure
 from mitmsec.core.sniff import Sniffed, first_bytes
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink
@@ -203,8 +203,7 @@ def test_of_real_flows_exactly_those_are_decrypted_that_the_policy_says(
                     clock.time = lambda at_s=float(flow["at_s"]): at_s
                     origin.speaks_tls = flow["spoken"] == "tls"
                     house.divert((flow["address"], flow["port"]))
-                    exe, user = flow["exe"], flow["user"]
-                    house.process = Process(pid=7, exe=exe, name="x", user=user, confidence=Confidence.KERNEL)
+                    house.process = owner_of(flow)
                     taken, path = decrypting.taken, f"/{found.total()}"
                     seen = await asyncio.to_thread(spoken, house.address, flow, path)
                     wanted = due(said(written, flow), flow["protocol"])
@@ -217,6 +216,6 @@ def test_of_real_flows_exactly_those_are_decrypted_that_the_policy_says(
 
     asyncio.run(main())
     assert found.total() == POLICIES * FLOWS_EACH
-    kinds = [(one, "read") for one in READ]
+    kinds = [(one, "read") for one in READ & {"tls", "http", "smtp"}]
     kinds += [(one, other) for one in ("tls", "http", "smtp", "ssh", "tcp") for other in ("relayed", "refused")]
     assert {kind: found[kind] for kind in kinds if found[kind] < 10} == {}, "each happens, and often"

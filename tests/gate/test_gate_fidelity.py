@@ -5,14 +5,28 @@ What happens to a flow comes in the order in which it may; tests/fidelity_stage.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from typing import Any
 
-from fidelity_stage import HELLOS, NAMES, READ, bytes_of, drawn_flow, drawn_policy, due, said, with_hello
+import pytest
+from fidelity_stage import (
+    NAMES,
+    PROTOCOLS,
+    READ,
+    bytes_of,
+    drawn_flow,
+    drawn_policy,
+    due,
+    in_tunnel,
+    owner_of,
+    said,
+    with_hello,
+)
 
 from mitmsec.core.messages import FlowEnded, Upgrading
-from mitmsec.core.model import Confidence, Direction, Endpoint, OnFailure, Process
+from mitmsec.core.model import Direction, Endpoint, OnFailure
 from mitmsec.core.policy import Policy
 from mitmsec.gate import signals as s
 from mitmsec.gate.flow import Flow, State
@@ -21,7 +35,7 @@ from mitmsec.gate.learned import Learned
 from mitmsec.gate.names import Names
 from mitmsec.gate.terms import Terms
 
-POLICIES, FLOWS_EACH = 500, 200
+PARTS, POLICIES, FLOWS_EACH = 4, 125, 200
 CLIENT, GATE = Endpoint(address="127.0.0.1", port=40000), Endpoint(address="127.0.0.1", port=8000)
 GREETING = b"220 mail.example ESMTP\r\n"
 
@@ -48,8 +62,7 @@ class Played:
         flow = self._flow
         origin = s.Origin(remote=self._remote, pid=7, uid=1000, comm="x")
         self.tell(s.Accepted(CLIENT, GATE, origin, float(flow["at_s"])))
-        exe, user = flow["exe"], flow["user"]
-        self.tell(s.OwnerKnown(Process(pid=7, exe=exe, name="x", user=user, confidence=Confidence.KERNEL)))
+        self.tell(s.OwnerKnown(owner_of(flow)))
         if flow["spoken"] == "greeted":
             return self._greeted()
         self._maybe_connected()
@@ -68,10 +81,10 @@ class Played:
         self.tell(s.ServerSpoke(GREETING))
 
     def upgrade(self, flow: dict[str, Any]) -> None:
-        """The worker has let go: both ends have agreed to TLS."""
+        """The worker has let go: both ends have agreed to TLS, or to a tunnel."""
         self.done.clear()
         self.tell(s.WorkerUpgrades(Upgrading(flow="f", bytes_sent=1, bytes_received=1)))
-        self.tell(s.FirstBytes(HELLOS[flow["name"], flow["alpn"]]))
+        self.tell(s.ServerSpoke(GREETING) if flow["spoken"] == "greeted" else s.FirstBytes(bytes_of(flow)))
 
     def _maybe_connected(self) -> None:
         if self._draw.random() < 0.5:
@@ -103,8 +116,17 @@ class Played:
             self.tell(s.WorkerSaid(FlowEnded(flow="f", bytes_sent=1, bytes_received=1, outcome="completed")))
 
 
-def test_of_a_hundred_thousand_flows_exactly_those_are_decrypted_that_the_policy_says() -> None:
-    draw, pairs, found = random.Random(20261130), 0, Counter[tuple[str, str]]()
+def upgraded(draw: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
+    """For rules, its protocol stays what the dialogue was."""
+    return with_hello(draw, flow | {"spoken": "tls", "name": draw.choice(NAMES)})
+
+
+AFTER = {"smtp": upgraded, "http-proxy": in_tunnel, "socks": in_tunnel}  # what a dialogue goes on to
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_of_a_hundred_thousand_flows_exactly_those_are_decrypted_that_the_policy_says(part: int) -> None:
+    draw, pairs, found = random.Random(20261130 + part), 0, Counter[tuple[str, str]]()
     for _ in range(POLICIES):
         written, policy = drawn_policy(draw)
         for flow in (drawn_flow(draw) for _ in range(FLOWS_EACH)):
@@ -114,14 +136,20 @@ def test_of_a_hundred_thousand_flows_exactly_those_are_decrypted_that_the_policy
             assert played.done == [wanted], (written, flow)
             found[flow["protocol"], wanted] += 1
             pairs += 1
-            if wanted == "read" and flow["protocol"] == "smtp" and flow["direction"] == "outbound":
-                upgraded = with_hello(draw, flow | {"name": draw.choice(NAMES)})
-                played.upgrade(upgraded)
-                wanted = due(said(written, upgraded), "tls")
-                assert played.done == [wanted], (written, upgraded)
-                found["upgrade", wanted] += 1
+            if wanted == "read" and flow["direction"] == "outbound" and (goes_on := AFTER.get(flow["protocol"])):
+                inner = goes_on(draw, flow)
+                played.upgrade(inner)
+                wanted = due(said(written, inner), inner["protocol"])
+                if flow["protocol"] == "socks" and inner["spoken"] in ("tls", "http") and inner["name"] is None:
+                    wanted = "refused" if wanted == "read" else wanted  # a certificate for whom?
+                assert played.done == [wanted], json.dumps([written, flow, inner], default=str)
+                found[f"then {inner['spoken']}", wanted] += 1
             played.end()
-    assert pairs == 100_000
-    kinds = [*((one, "read") for one in READ), ("upgrade", "read"), ("upgrade", "relayed"), ("upgrade", "refused")]
-    kinds += [(one, other) for one in ("tls", "http", "smtp", "ssh", "tcp") for other in ("relayed", "refused")]
-    assert {kind: found[kind] for kind in kinds if found[kind] < 100} == {}, "each happens, and often"
+    assert pairs * PARTS == 100_000
+    kinds = [(one, "read") for one in READ]
+    kinds += [(one, other) for one in PROTOCOLS for other in ("relayed", "refused")]
+    assert {kind: found[kind] for kind in kinds if found[kind] < 25} == {}, "each happens, and often"
+    thens = [("then tls", "relayed"), ("then tls", "refused"), ("then http", "refused")]
+    thens += [(f"then {one}", "read") for one in ("tls", "http", "smtp", "greeted")]
+    assert [kind for kind in thens if not found[kind]] == [], "and each of these"
+    assert {"then ssh", "then tcp"} <= {inner for inner, _ in found}
