@@ -1,22 +1,28 @@
 """The two classifiers that let the packets of everybody but whom it concerns pass by the library's handles (Linux).
 
-    packet of a socket ──► `leave`  ours, the gate's, marked, nobody's? ── on ──► handles take what is theirs
+    packet ──────────────► `leave`  IP: ours, the gate's, marked, nobody's? ─ on ──► handles take what is theirs
                               │                                                      ▲
                               └─ else: marked ──► handles skip what has that mark ──► `back` unmarked ──► out
 
 Ours are the sockets of one cgroup (`leave`, a run), or those whose connect() was noted (`leave_unnoted`, a service).
-On loopback, where nothing is diverted, everything is left (`leave_all`). The library's classifiers skip what it has put
-back itself, which it knows by a mark. A packet that has a mark already (routing by mark) is left to the handles, which
-give it back as well; so no mark but ours is ever changed.
+On loopback, where nothing is diverted, everything is left (`leave_all`). So is what is not IP, everywhere: the library
+takes ARP for IP at one hardware address of sixteen, cannot put it back, and cuts the machine off its network. The
+library's classifiers skip what it has put back itself, which it knows by a mark. A packet that has a mark already
+(routing by mark) is left to the handles, which give it back as well; so no mark but ours is ever changed.
 """
 
 from __future__ import annotations
+
+import sys
 
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import PROTOCOL_TCP, PROTOCOL_UDP
 from mitmsec_redirect.steps import LOCAL_PORT, R0, R1, R2, R3, R4, R6
 
-SKB_MARK, SKB_SOCKET = 8, 168  # struct __sk_buff
+SKB_MARK, SKB_PROTOCOL, SKB_SOCKET = 8, 16, 168  # struct __sk_buff
+ETH_P_IP, ETH_P_IPV6 = (
+    int.from_bytes(kind, sys.byteorder) for kind in (b"\x08\x00", b"\x86\xdd")
+)  # as packets have it
 SOCKET_TYPE, SOCKET_PROTOCOL = 8, 12  # struct bpf_sock
 SOCK_RAW = 3  # also the kernel's own socket, by which it answers for those that have gone
 LEFT_MARK = 0x4D49FFFF  # the library's own marks end in the priority of the handle that put the packet back
@@ -30,7 +36,7 @@ def leave(cgroups: int, gate_port: int) -> bytes:
     packet is, the handles are left to find out.
     """
     asm = Assembler()
-    _unless_full_socket(asm)
+    _unless_full_socket_of_ip(asm)
     asm.jump_if(R2, Condition.EQUAL, PROTOCOL_UDP, "whose")
     _unless_gates(asm, gate_port)
     asm.label("whose")
@@ -44,7 +50,7 @@ def leave(cgroups: int, gate_port: int) -> bytes:
 def leave_unnoted(sockets: int, gate_port: int) -> bytes:
     """The same for what TCP sockets send in which nothing is noted (SK_STORAGE, `noting_programs`). UDP goes on."""
     asm = Assembler()
-    _unless_full_socket(asm)
+    _unless_full_socket_of_ip(asm)
     _unless_gates(asm, gate_port)
     asm.map(R1, sockets)
     asm.move(R2, R0)
@@ -54,11 +60,15 @@ def leave_unnoted(sockets: int, gate_port: int) -> bytes:
     return _left(asm)
 
 
-def _unless_full_socket(asm: Assembler) -> None:
+def _unless_full_socket_of_ip(asm: Assembler) -> None:
     """R0: the packet's socket, R2: its protocol."""
     asm.move(R6, R1)
     asm.load(R2, R6, SKB_MARK)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, "on")
+    asm.load(R2, R6, SKB_PROTOCOL)
+    asm.jump_if(R2, Condition.EQUAL, ETH_P_IP, "ip")
+    asm.jump_if(R2, Condition.NOT_EQUAL, ETH_P_IPV6, "left")
+    asm.label("ip")
     asm.load(R1, R6, SKB_SOCKET, Size.LONG)
     asm.jump_if(R1, Condition.EQUAL, 0, "on")
     asm.call(Helper.SK_FULLSOCK)
@@ -79,6 +89,7 @@ def _unless_gates(asm: Assembler, gate_port: int) -> None:
 def _left(asm: Assembler) -> bytes:
     """R0 0: marked."""
     asm.jump_if(R0, Condition.NOT_EQUAL, 0, "on")
+    asm.label("left")
     asm.move(R2, LEFT_MARK)
     asm.store(R6, SKB_MARK, R2)
     asm.label("on")

@@ -42,6 +42,7 @@ from mitmsec_redirect.divert_library import open_handle
 from mitmsec_redirect.divert_records import Layer
 from mitmsec_redirect.divert_seams import SocketTold
 from mitmsec_redirect.divert_signals import Choice
+from mitmsec_redirect.filters import everything_filter
 from mitmsec_redirect.runs import RunCgroups
 from mitmsec_redirect.steps import R1, R2, Selection
 from mitmsec_redirect.verdicts import ENTRY, PID, Verdict, entry
@@ -49,6 +50,7 @@ from mitmsec_redirect.windivert import Windivert
 
 pytestmark = pytest.mark.root
 ORIGIN = f"http://{ORIGIN_V4}:{ORIGIN_PORT}"
+ETH_P_ARP = 0x0806
 ADDRESSES = pytest.mark.parametrize("host", [ORIGIN_V4, ORIGIN_V6], ids=["v4", "v6"])
 TC_ACT_SHOT = 2
 CURL_COULD_NOT_CONNECT, CURL_GOT_NOTHING, CURL_WAS_RESET = 7, 52, 56
@@ -269,8 +271,9 @@ def behind_us() -> Iterator[str]:
             -n {name} route add default via {us}
             """
         )
-        for path in ("ip_forward", "conf/va/proxy_arp"):
-            Path("/proc/sys/net/ipv4", path).write_text("1")
+        # At once: answers that wait are forgotten when any interface goes, of whatever namespace.
+        for path, value in (("ip_forward", "1"), ("conf/va/proxy_arp", "1"), ("neigh/va/proxy_delay", "0")):
+            Path("/proc/sys/net/ipv4", path).write_text(value)
         yield name
     finally:
         ip(f"netns delete {name}")
@@ -283,16 +286,48 @@ def test_what_is_forwarded_is_not_seen_whoever_sent_it(divert: Divert, cgroup: S
     divert.concerns = lambda told: looked_at.append(told) is None
     with behind_us() as name:
         backend = divert.open(on_failure=OnFailure.CLOSED, bystanders=partial(Bystanders.outside, cgroup.path))
-        answer = subprocess.run(
+        done = subprocess.run(
             ["nsenter", f"--net=/run/netns/{name}", "curl", "-sS", "--max-time", "10", f"{ORIGIN}/3000000"],
             capture_output=True,
             preexec_fn=lambda: is_runs and (cgroup.path / "cgroup.procs").write_text("0"),
-        ).stdout
-        assert len(answer) > 3_000_000
+        )
+        answer = done.stdout
+        assert len(answer) > 3_000_000, done.stderr
         assert answer.startswith(b"10.78.0.50 "), "from its own address"
         told = backend.statistics()
         assert told.syns.taken + told.data.taken < 10, "a new link's multicast reports, and not 3 MB"
     assert (looked_at, divert.asked, divert.faults) == ([], [], [])
+
+
+# Of these senders and receivers the library takes the frame's first bytes for an IP packet of any program.
+MISTAKEN = ["0a0594b7fcf0 4e33a727585b", "ea3bf7b54ad4 4a095885bc41", "1ac20b3ea8b1 463a804915b1"]
+
+
+@pytest.mark.usefixtures("own_netns")
+def test_what_is_not_ip_goes_its_way_whatever_its_addresses(cgroup: SessionCgroup) -> None:
+    """ARP that came back changed, or did not, would cut the machine off its network."""
+    everything = everything_filter(OWN).text
+    with (
+        contextlib.closing(open_handle(everything, Layer.NETWORK, priority=5)) as handle,
+        contextlib.closing(Bystanders.outside(cgroup.path, OWN.gate_port)),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as near,
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ARP)) as far,
+    ):
+        near.bind(("va", 0))
+        far.bind(("vb", 0))
+        far.settimeout(5)
+        for addresses in MISTAKEN:
+            sender, receiver = (bytes.fromhex(address) for address in addresses.split())
+            asked = (
+                bytes.fromhex("0001 0800 06 04 0002")
+                + sender
+                + bytes([10, 79, 0, 1])
+                + receiver
+                + bytes([10, 79, 0, 2])
+            )
+            near.send(receiver + sender + ETH_P_ARP.to_bytes(2) + asked)
+            assert far.recv(100)[14:] == asked
+        assert handle.stats().taken == 0
 
 
 @pytest.mark.usefixtures("own_netns", "only_sweeper")
