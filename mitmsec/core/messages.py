@@ -337,6 +337,7 @@ class HandOver(Message, frozen=True):
     direction: Direction = Direction.OUTBOUND
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
     protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.sniff.UPGRADABLE, TUNNELS
+    port: int = 0  # the one that the client means, where `origin` is a proxy that led it there; 0: the origin's
 
 
 class Taken(Message, frozen=True):
@@ -353,6 +354,7 @@ class Upgrading(Message, frozen=True):
     flow: str
     bytes_sent: int
     bytes_received: int
+    port: int = 0  # of a tunnel: where the client asked the proxy to lead; 0: not told
 
 
 class UpstreamQuestion(Message, frozen=True):

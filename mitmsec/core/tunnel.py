@@ -24,6 +24,7 @@ _BLANK_BYTES = 3
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9])[0-9]{2}[ \r\n]")
 _STATUS_BYTES = len(b"HTTP/1.1 200 ")
 _TARGET = re.compile(rb"CONNECT +([^ \r\n]*)")
+_PORT = re.compile(rb":([0-9]{1,5})\Z")
 ANOTHER = "the client asks the proxy for something else than what was decided"
 
 
@@ -52,6 +53,8 @@ class Connect(Recogniser):
             self._is_lost = True  # a request that the proxy answers itself
             return Step.ON
         self._target = target
+        port = _PORT.search(target)
+        self.port = int(port[1]) if port is not None else 0
         return self._asks(is_last=is_last)
 
     def _received(self, data: bytes) -> Step | Malformed:
@@ -143,7 +146,9 @@ class Socks(Recogniser):
             case _Turn.STATUS if message[1] == 0:
                 self._turn = _Turn.REQUEST
             case _Turn.REQUEST | _Turn.REQUEST_4 if message[1] == _CONNECT:
-                self._turn = _Turn.REPLY if self._turn is _Turn.REQUEST else _Turn.REPLY_4
+                is_5 = self._turn is _Turn.REQUEST
+                self.port = int.from_bytes(message[-2:] if is_5 else message[2:4])
+                self._turn = _Turn.REPLY if is_5 else _Turn.REPLY_4
                 asked = self._asks(is_last=not self._said)
                 return asked if isinstance(asked, Malformed) else None
             case _Turn.REPLY if message[:2] == b"\x05\x00":

@@ -39,6 +39,8 @@ class Recogniser(ABC):
     """At most so many of the client's next bytes may be taken at a time; None: as many as there are."""
 
     def __init__(self) -> None:
+        self.port = 0
+        """Of a tunnel: to which port the client asked the proxy to lead; 0: not told."""
         self.is_asked = False
         """The client has asked for TLS, and the server has not answered."""
         self._is_over = False

@@ -18,6 +18,7 @@ _PORT = re.compile(r"[0-9]{0,5}")
 _BARE = re.compile(rb"[A-Za-z0-9._-]+(?::[0-9]{0,5})?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 KEY_LIMIT_CHARS = 64
+PORT_LIMIT = 2**16 - 1
 
 
 def host_of(authority: bytes) -> str | None:
@@ -30,6 +31,14 @@ def host_of(authority: bytes) -> str | None:
     if not host or not _PORT.fullmatch(port) or "@" in host:
         return None
     return comparable(host)
+
+
+def port_of(authority: bytes, scheme: str) -> int:
+    """The port that `authority` names, or that of its scheme; 0 where it is malformed."""
+    _, port = _split(authority.decode("ascii", "replace"))
+    if not port:
+        return _DEFAULT_PORTS.get(scheme, 0)
+    return int(port) if _PORT.fullmatch(port) and int(port) <= PORT_LIMIT else 0
 
 
 def comparable(host: str) -> str | None:

@@ -36,9 +36,26 @@ class Exchange:
     """`hand_over` says what was decided for the connection that this exchange runs on."""
 
     __slots__ = (
-        "_content_type", "_finished", "_hand_over", "_host", "_is_stopped", "_method", "_on_finished", "_raw_target",
-        "_reading_request", "_reading_response", "_recorder", "_request_bytes", "_response_bytes", "_scheme",
-        "_status", "_version", "_watch", "held", "refused",
+        "_content_type",
+        "_finished",
+        "_hand_over",
+        "_host",
+        "_is_stopped",
+        "_method",
+        "_on_finished",
+        "_port",
+        "_raw_target",
+        "_reading_request",
+        "_reading_response",
+        "_recorder",
+        "_request_bytes",
+        "_response_bytes",
+        "_scheme",
+        "_status",
+        "_version",
+        "_watch",
+        "held",
+        "refused",
     )  # fmt: skip
 
     def __init__(
@@ -52,7 +69,7 @@ class Exchange:
         self._on_finished = on_finished
         self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
         self._scheme = "https" if hand_over.kind is Plaintext.TLS else "http"
-        self._host = hand_over.name
+        self._host, self._port = hand_over.name, hand_over.port or hand_over.origin.port
         self._method = self._raw_target = self._version = ""
         self._status: int | None = None
         self._content_type: str | None = None
@@ -66,12 +83,25 @@ class Exchange:
 
     # -- the request ---------------------------------------------------------------------------------------------------
     def begin(
-        self, method: bytes, target: bytes, version: str, authorities: list[bytes], fields: Fields, *, has_body: bool
+        self,
+        method: bytes,
+        target: bytes,
+        version: str,
+        authorities: list[bytes],
+        fields: Fields,
+        *,
+        has_body: bool,
+        led_to: bytes = b"",
     ) -> Page | None:
-        """The refusal of this request, or None where it may go on."""
+        """The refusal of this request, or None where it may go on.
+
+        `led_to` is the authority of a target in absolute form: where a proxy, the origin, is to lead.
+        """
         self._method = method[:METHOD_LIMIT_CHARS].decode("ascii", "replace")
         self._raw_target = target.decode("utf-8", "replace")
         self._version = "HTTP/2" if version == "HTTP/2.0" else version
+        if led_to and self._hand_over.kind is Plaintext.HTTP:
+            self._port = authority.port_of(led_to, self._scheme) or self._port
         self.refused = self._admission(method, version, authorities, fields)
         if self.refused is None and self._watch:
             try:
@@ -186,7 +216,7 @@ class Exchange:
     def url(self) -> str:
         """Without query values, under the decided name."""
         target = self._raw_target[:TARGET_LIMIT_CHARS]
-        return authority.public_url(self._scheme, self._host, self._hand_over.origin.port, target)
+        return authority.public_url(self._scheme, self._host, self._port, target)
 
     def _full_url(self) -> str:
         return f"{self._scheme}://{self._host}{self._raw_target}"

@@ -152,6 +152,7 @@ class Stream(HttpStream):
             _authorities(request),
             fields,
             has_body=not event.end_stream,
+            led_to=b"" if request.is_http2 else request.data.authority,
         )
         if refusal is not None:
             yield from self._refuse(refusal, is_head=request.data.method == b"HEAD")

@@ -67,7 +67,9 @@ class Prelude:
         if ended is None:
             for leg in (front, self._back):
                 leg.let_go()
-            return Upgrading(flow=flow, bytes_sent=front.received, bytes_received=front.sent)
+            return Upgrading(
+                flow=flow, bytes_sent=front.received, bytes_received=front.sent, port=self._recogniser.port
+            )
         await part(front, self._back, reset=ended.reset)
         return FlowEnded(
             flow=flow,

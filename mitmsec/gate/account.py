@@ -53,6 +53,7 @@ WORKER_OUTCOMES = {  # what a worker can know; the other ends are the gate's to 
 }
 TEXT_LIMIT = 256  # characters of any text of a worker's that goes on record
 COUNT_LIMIT = 2**63 - 1
+PORT_LIMIT = 2**16 - 1
 OFFERS_LIMIT = 256  # characters of all that a hello offers by ALPN, and one more for each
 NOWHERE = Endpoint(address="0.0.0.0", port=0)  # noqa: S104 - nobody listens there: it means "not known"
 
@@ -88,7 +89,7 @@ class Account:
     __slots__ = (
         "asked", "at_s", "began_s", "certified", "client", "decision", "direction", "done", "first", "flow",
         "malformed", "policy", "process", "protocol", "received_before", "remote", "resolved", "selected",
-        "sent_before", "target", "through", "tunnel", "upgraded",
+        "sent_before", "target", "target_port", "through", "tunnel", "upgraded",
     )  # fmt: skip
 
     def __init__(self, flow: str, policy: str = "") -> None:
@@ -119,6 +120,8 @@ class Account:
         """The first bytes ask a proxy for a tunnel."""
         self.target = ""
         """The host to which it is to lead, as far as that was seen."""
+        self.target_port = 0
+        """And the port; 0: not seen."""
         self.through: Protocol | None = None
         """There is a tunnel, of this kind: `first` and `protocol` are what is spoken in there."""
         self.upgraded = False
@@ -220,6 +223,7 @@ class Account:
             direction=self.direction,
             owner="" if self.direction is Direction.INBOUND else _told_apart(self.process),
             protocol=self.protocol if kind is Plaintext.DIALOGUE else None,
+            port=self.target_port,
         )
 
     def settled(self, first: Sniffed) -> None:
@@ -236,6 +240,7 @@ class Account:
         """What comes now is TLS; or, in a tunnel, anything."""
         if self.tunnel:
             self.through, self.tunnel = self.protocol, False
+            self.target_port = upgrading.port if 0 < upgrading.port <= PORT_LIMIT else 0
         else:
             self.upgraded = True
         self.first = None

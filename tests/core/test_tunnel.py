@@ -120,6 +120,17 @@ def test_memory_is_bounded_however_long_a_proxy_and_its_client_talk(protocol: Pr
     assert held_bytes < 2 * HEAD_LIMIT_BYTES + 10_000
 
 
+def test_where_the_proxy_is_to_lead_is_told_by_its_port() -> None:
+    for protocol, turns in OPENED:
+        asks = recogniser(protocol)
+        for who, data in turns:
+            asks.sent(data) if who == "c" else asks.received(data)
+        assert asks.port == (0 if any(bytes(18) in data for _, data in turns) else 443)
+    nowhere = Connect()
+    nowhere.sent(b"CONNECT a.test HTTP/1.1\r\n\r\n")
+    assert (nowhere.is_asked, nowhere.port) == (True, 0)
+
+
 def test_each_kind_of_tunnel_has_its_recogniser() -> None:
     assert isinstance(recogniser(PROXY), Connect)
     assert isinstance(recogniser(SOCKS), Socks)

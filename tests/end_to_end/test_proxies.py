@@ -82,6 +82,8 @@ def test_what_is_said_through_a_proxy_is_decrypted_or_let_pass_by_its_own_name(
     assert len(connections) == len(CURLS)
     for name, one in zip(CURLS, sorted(connections, key=lambda event: str(event["time"])), strict=True):
         _is_on_record(name, one)
+    urls = {one["url"] for one in mitmsec.of_kind("request")}
+    assert urls == {"https://origin.test/hello", "http://origin.test/hello", f"https://{V4}/hello"}
     read = {one["connection"] for one in mitmsec.of_kind("finding")}
     assert read == {one["id"] for one in connections if one["action"] == "decrypt"}
     assert [one["what"] for one in mitmsec.of_kind("fault")] == []

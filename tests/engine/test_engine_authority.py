@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.engine.authority import agrees, host_of, public_url
+from mitmsec.engine.authority import agrees, host_of, port_of, public_url
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,17 @@ def test_a_labels_and_addresses_compare_by_value(decided: str, authority: bytes)
 def test_no_bytes_make_it_raise(authority: bytes) -> None:
     host = host_of(authority)
     assert host is None or host
+    assert 0 <= port_of(authority, "https") < 65536
     assert agrees("www.a.test", [authority]) is (host == "www.a.test")
+
+
+@pytest.mark.parametrize(
+    ("authority", "port"),
+    [(b"a.test", 80), (b"a.test:", 80), (b"a.test:8080", 8080), (b"[::1]:81", 81), (b"[::1]", 80), (b"a.test:x", 0),
+     (b"a.test:65536", 0), (b"a.test:123456", 0), (b"\xff:1", 1), (b"a.test:\xb2", 0)],
+)  # fmt: skip
+def test_the_port_that_an_authority_means(authority: bytes, port: int) -> None:
+    assert port_of(authority, "http") == port
 
 
 @pytest.mark.parametrize(

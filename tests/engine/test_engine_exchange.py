@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from engine_world import DECISION, Recorder, Word
+from msgspec.structs import replace
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind
@@ -16,7 +18,11 @@ from mitmsec.engine.exchange import HOLD_BYTES, Exchange
 from mitmsec.engine.watch import Blocked, Watch
 
 
-def exchange(*, on_finding: OnFinding | None = None, inspector: Inspector | None = None) -> tuple[Exchange, Recorder]:
+def exchange(
+    *, on_finding: OnFinding | None = None, inspector: Inspector | None = None, **facts: Any
+) -> tuple[Exchange, Recorder]:
+    """`facts` are of what was handed over."""
+
     async def make() -> Recorder:
         return Recorder()
 
@@ -26,7 +32,7 @@ def exchange(*, on_finding: OnFinding | None = None, inspector: Inspector | None
         decision = Decision(
             action=DECISION.action, rule="no words", reason="r", inspect=("word",), on_finding=on_finding
         )
-    hand_over = HandOver(
+    order = HandOver(
         flow="flow-1",
         kind=Plaintext.TLS,
         name="a.test",
@@ -34,6 +40,7 @@ def exchange(*, on_finding: OnFinding | None = None, inspector: Inspector | None
         client=Endpoint(address="192.0.2.2", port=1),
         decision=decision,
     )
+    hand_over = replace(order, **facts)
     watch = Watch("flow-1", decision, {"word": inspector or Word()}, OnFailure.OPEN, recorder)
     return Exchange(hand_over, watch, recorder), recorder
 
@@ -50,6 +57,27 @@ def test_it_is_recorded_once_with_what_was_seen() -> None:
     (seen,) = recorder.requests
     assert (seen.method, seen.url, seen.http_version, seen.status) == ("POST", "https://a.test/x?k=", "HTTP/2", 204)
     assert (seen.request_bytes, seen.response_bytes, seen.content_type) == (5, 3, "text/css")
+
+
+@pytest.mark.parametrize(
+    ("facts", "led_to", "url"),
+    [
+        ({"kind": Plaintext.TLS, "port": 443}, b"", "https://a.test/x"),
+        ({"kind": Plaintext.TLS, "port": 8443}, b"", "https://a.test:8443/x"),
+        ({"kind": Plaintext.HTTP, "port": 80}, b"", "http://a.test/x"),
+        ({"kind": Plaintext.HTTP}, b"a.test", "http://a.test/x"),
+        ({"kind": Plaintext.HTTP}, b"a.test:8080", "http://a.test:8080/x"),
+        ({"kind": Plaintext.HTTP}, b"", "http://a.test:3128/x"),
+    ],
+)
+def test_through_a_proxy_the_url_is_the_one_that_the_client_means(
+    facts: dict[str, Any], led_to: bytes, url: str
+) -> None:
+    proxy = Endpoint(address="192.0.2.9", port=3128)
+    made, recorder = exchange(origin=proxy, **facts)
+    made.begin(b"GET", b"/x", "HTTP/1.1", [b"a.test"], (), has_body=False, led_to=led_to)
+    made.finish()
+    assert recorder.requests[0].url == url
 
 
 def test_one_that_got_no_answer_has_no_status() -> None:

@@ -88,6 +88,17 @@ def test_tls_in_a_tunnel_is_decrypted_under_the_name_in_its_hello(asks: bytes) -
     assert len(stage.names) == 0  # the proxy's address is nobody's but the proxy's
 
 
+@pytest.mark.parametrize(("told", "port"), [(443, 443), (0, 0), (-1, 0), (65_536, 0)])
+def test_a_worker_that_reads_what_comes_in_a_tunnel_hears_which_port_is_meant(told: int, port: int) -> None:
+    stage = Stage()
+    handed(stage, SOCKS) >> WorkerUpgrades(Upgrading(flow="f", bytes_sent=30, bytes_received=70, port=told))
+    stage.play << SetDeadline(None) << TakeBack() << Peek(1) << WatchServer()
+    stage.play >> FirstBytes(TLS) << NEVER << Staff(3)
+    stage.play >> Staffed(3) << NEVER << Record << Mint("a.test") << Hand
+    assert (stage.play.last.order.origin, stage.play.last.order.port) == (REMOTE, port)
+    stage.play << WatchClient()
+
+
 @pytest.mark.parametrize("action", [Action.BYPASS, Action.CAPTURE])
 def test_tls_in_a_tunnel_that_its_name_bypasses_is_relayed_unread(action: Action) -> None:
     stage = Stage(host=action)
