@@ -121,7 +121,7 @@ class House:
         )
         self.gate.open()
 
-    def find(self, accepted: socket.socket) -> Origin | None:
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         return self.origin
 
     def _ask(self, number: int, origin: Origin) -> None:

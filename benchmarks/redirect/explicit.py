@@ -36,7 +36,7 @@ class OneOrigin:
     def __init__(self, address: str, port: int) -> None:
         self._origin = Origin(remote=Endpoint.of(address, port), pid=0, uid=0, comm="")
 
-    def find(self, accepted: socket.socket) -> Origin | None:
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """The one origin."""
         return self._origin
 

@@ -62,8 +62,10 @@ log = logging.getLogger(__name__)
 class Origins(Protocol):
     """Knows where diverted connections were going."""
 
-    def find(self, accepted: socket.socket) -> Origin | None:
-        """The origin of the connection at whose end `accepted` is; None: no hook of this run diverted it."""
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
+        """The origin of the connection from `client` to `gate`, at whose end `accepted` is; None: no hook of this run
+        diverted it.
+        """
 
 
 class Surroundings(Value, frozen=True):
@@ -283,12 +285,12 @@ class Gate:
         return True
 
     def _begin(self, client: socket.socket, peer: tuple[str, int]) -> None:
-        origin = self._around.origins.find(client)
-        here = client.getsockname()
+        caller, here = Endpoint.of(*peer[:2]), Endpoint.of(*client.getsockname()[:2])
+        origin = self._around.origins.find(client, caller, here)
         connection = self._new(self._means, client)
         if origin is not None:
             connection.flow.about.resolved = self._around.names_of(origin.remote.address)
-        connection.accepted(Endpoint.of(peer[0], peer[1]), Endpoint.of(here[0], here[1]), origin)
+        connection.accepted(caller, here, origin)
 
     def _enter(self, listener: socket.socket, client: socket.socket, peer: tuple[str, int]) -> None:
         """It came in. Whoever calls the listener's own address means us, and was led here by nobody: a stranger."""

@@ -38,14 +38,12 @@ class HookOrigins:
         self._table = OriginTable(map_fd)
         self._cookies = CookieLookup()
 
-    def find(self, accepted: socket.socket) -> Origin | None:
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """By the cookie of the client's own socket, which nobody can forge. Raises OSError."""
-        client, gate = accepted.getpeername(), accepted.getsockname()
-        cookie = self._cookies.cookie_of(Endpoint.of(client[0], client[1]), Endpoint.of(gate[0], gate[1]))
-        origin = None if cookie is None else self._table.find(cookie)
-        if cookie is None or origin is None:
+        cookie = self._cookies.cookie_of(client, gate)
+        origin = None if cookie is None else self._table.take(cookie)
+        if origin is None:
             return None
-        self._table.forget(cookie)
         bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
         return Origin(
             remote=origin.remote,
@@ -63,12 +61,11 @@ class HookOrigins:
 class NatOrigins:
     """Origins of connections that rules of nftables redirected (mitmsec.gate.loop.Origins)."""
 
-    def find(self, accepted: socket.socket) -> Origin | None:
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """By what conntrack says of the accepted socket. Whose it is, only root can find out. Raises OSError."""
         remote = original_destination(accepted)
         if remote is None:
             return None
-        client = Endpoint.of(*accepted.getpeername()[:2])
         return Origin(remote=remote, pid=0, uid=-1, comm="", source=client.address, client=client)
 
 
@@ -129,9 +126,8 @@ class ToldOrigins:
         self._flows = ExpectedFlows(socket.socket(fileno=told_fd))
         self._heartbeat = heartbeat
 
-    def find(self, accepted: socket.socket) -> Origin | None:
+    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """By the two ends that the accepted socket has: they were told before. Raises OSError."""
-        client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
         flow = self._flows.find(client, gate, time.monotonic())
         if flow is None:
             return None

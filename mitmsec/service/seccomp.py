@@ -81,7 +81,7 @@ WEIGHED: Mapping[str, Mapping[str, int]] = {
 }  # fmt: skip
 CLONE_NEWUSER, MSG_FASTOPEN = 0x10000000, 0x20000000
 SOL_SOCKET, SO_LINGER = 1, 13
-MAP_COMMANDS = (1, 2, 3)  # of bpf(2): look up, update and delete an element of a map that one has
+MAP_COMMANDS = (1, 2, 3, 21)  # of bpf(2): look up, update, delete, and take an element of a map that one has
 
 ALLOW, KILL, DENY = 0x7FFF0000, 0x80000000, 0x00050000
 LOAD, JUMP_EQUAL, JUMP_ANY_BIT, JUMP_AT_LEAST, RETURN = 0x20, 0x15, 0x45, 0x35, 0x06

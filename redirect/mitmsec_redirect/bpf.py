@@ -105,6 +105,7 @@ class EbpfUnavailable(BackendUnavailable):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
 _number = SYSCALL_NUMBER.get(platform.machine(), -1)
 
 
@@ -115,21 +116,30 @@ def _call(command: Command, attr: bytes | ctypes.Array[ctypes.c_char], doing: st
     if isinstance(attr, bytes):
         attr = ctypes.create_string_buffer(attr.ljust(ATTR_BYTES, b"\0"), ATTR_BYTES)
     answer: int = _libc.syscall(_number, int(command), attr, len(attr))
-    if answer >= 0:
-        return answer
-    code = ctypes.get_errno()
+    if answer < 0:
+        raise _refusal(ctypes.get_errno(), doing)
+    return answer
+
+
+def _refusal(code: int, doing: str) -> EbpfUnavailable | OSError:
     if code == errno.ENOSYS:
-        raise EbpfUnavailable(f"{doing}: this kernel has no bpf(2)", "Use a kernel built with CONFIG_BPF_SYSCALL.")
+        return EbpfUnavailable(f"{doing}: this kernel has no bpf(2)", "Use a kernel built with CONFIG_BPF_SYSCALL.")
     if code == errno.EPERM:
-        raise EbpfUnavailable(
+        return EbpfUnavailable(
             f"{doing}: the kernel does not permit it",
             "Run as root, with CAP_BPF and CAP_NET_ADMIN, and outside a container that filters bpf(2).",
         )
-    raise OSError(code, f"{doing}: {os.strerror(code)}")
+    return OSError(code, f"{doing}: {os.strerror(code)}")
 
 
 def _address(buffer: ctypes.Array[ctypes.c_char]) -> int:
     return ctypes.addressof(buffer)
+
+
+def _element_attr(fd: int, key_at: int, value_at: int, flags: int = 0) -> ctypes.Array[ctypes.c_char]:
+    attr = ctypes.create_string_buffer(ATTR_BYTES)
+    struct.pack_into("=IIQQQ", attr, 0, fd, 0, key_at, value_at, flags)
+    return attr
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------
@@ -142,7 +152,7 @@ class Btf(Value, frozen=True):
 
 
 class Map:
-    """A map by descriptor. Buffers are made once, so a call costs one system call; not thread-safe.
+    """A map by descriptor. Buffers and attributes are made once, so a call costs one system call; not thread-safe.
 
     `key_bytes` 0 means a queue. The map owns its descriptor only if `create` made it.
     """
@@ -153,7 +163,10 @@ class Map:
         self._value_bytes = value_bytes
         self._key = ctypes.create_string_buffer(max(key_bytes, 1))
         self._value = ctypes.create_string_buffer(max(value_bytes, 1))
-        self._attr = ctypes.create_string_buffer(ATTR_BYTES)
+        key, value = _address(self._key), _address(self._value)
+        self._both = _element_attr(fd, key, value)
+        self._new = _element_attr(fd, key, value, UPDATE_NEW_ONLY)
+        self._keyed = _element_attr(fd, key, 0)  # fields that a command lacks must be zero
 
     @classmethod
     def create(
@@ -172,34 +185,36 @@ class Map:
         attr = struct.pack("=7I16s4I", kind, key_bytes, value_bytes, entries, flags, 0, 0, name.encode(), 0, *types)
         return cls(_call(Command.MAP_CREATE, attr, f"create the map {name}"), key_bytes, value_bytes)
 
-    def _element(self, command: Command, key: bytes, value: bytes | None, flags: int = 0) -> int:
+    def _element(self, command: Command, attr: ctypes.Array[ctypes.c_char], key: bytes) -> None:
         if len(key) != self._key_bytes:
             raise ValueError(f"a key of {self._key_bytes} bytes is needed, not {len(key)}")
-        ctypes.memmove(self._key, key, len(key))
-        if value is not None:
-            if len(value) != self._value_bytes:
-                raise ValueError(f"a value of {self._value_bytes} bytes is needed, not {len(value)}")
-            ctypes.memmove(self._value, value, len(value))
-        value_at = 0 if command is Command.MAP_DELETE else _address(self._value)  # fields a command lacks must be zero
-        struct.pack_into("=IIQQQ", self._attr, 0, self.fd, 0, _address(self._key), value_at, flags)
-        return _call(command, self._attr, f"map {command.name}")
+        self._key.raw = key
+        if _syscall(_number, command, attr, ATTR_BYTES) < 0:
+            raise _refusal(ctypes.get_errno(), f"map {command.name}")
+
+    def _set_value(self, value: bytes) -> None:
+        if len(value) != self._value_bytes:
+            raise ValueError(f"a value of {self._value_bytes} bytes is needed, not {len(value)}")
+        self._value.raw = value
 
     def lookup(self, key: bytes) -> bytes | None:
         """The value, None where there is none."""
         try:
-            self._element(Command.MAP_LOOKUP, key, None)
+            self._element(Command.MAP_LOOKUP, self._both, key)
         except FileNotFoundError:
             return None
         return self._value.raw[: self._value_bytes]
 
     def update(self, key: bytes, value: bytes) -> None:
         """Insert or replace. Raises OSError E2BIG/ENOSPC when the map is full."""
-        self._element(Command.MAP_UPDATE, key, value)
+        self._set_value(value)
+        self._element(Command.MAP_UPDATE, self._both, key)
 
     def insert(self, key: bytes, value: bytes) -> bool:
         """False, and nothing changes, when there is such a key. Raises OSError E2BIG when the map is full."""
+        self._set_value(value)
         try:
-            self._element(Command.MAP_UPDATE, key, value, UPDATE_NEW_ONLY)
+            self._element(Command.MAP_UPDATE, self._new, key)
         except FileExistsError:
             return False
         return True
@@ -207,7 +222,7 @@ class Map:
     def delete(self, key: bytes) -> bool:
         """False when there was no such key."""
         try:
-            self._element(Command.MAP_DELETE, key, None)
+            self._element(Command.MAP_DELETE, self._keyed, key)
         except FileNotFoundError:
             return False
         return True
@@ -215,7 +230,7 @@ class Map:
     def take(self, key: bytes) -> bytes | None:
         """The value, which is not there any more; None where there is none. Of hashes only (Linux 5.14)."""
         try:
-            self._element(Command.MAP_LOOKUP_AND_DELETE, key, None)
+            self._element(Command.MAP_LOOKUP_AND_DELETE, self._both, key)
         except FileNotFoundError:
             return None
         return self._value.raw[: self._value_bytes]

@@ -18,11 +18,10 @@ class OriginTable:
     def __init__(self, map_fd: int) -> None:
         self._map = Map(map_fd, COOKIE.size, ATTEMPT.size)
 
-    def find(self, cookie: int) -> Origin | None:
-        """The origin of the socket with this cookie; None: our hook did not divert it."""
-        value = self._map.lookup(COOKIE.pack(cookie))
-        return None if value is None else parse_origin(value)
+    def take(self, cookie: int) -> Origin | None:
+        """The origin of the socket with this cookie, which makes room for another; None: our hook did not divert it.
 
-    def forget(self, cookie: int) -> bool:
-        """Make room for others once a connection is known; False when there was none. Cookies are never reused."""
-        return self._map.delete(COOKIE.pack(cookie))
+        Cookies are never reused.
+        """
+        value = self._map.take(COOKIE.pack(cookie))
+        return None if value is None else parse_origin(value)

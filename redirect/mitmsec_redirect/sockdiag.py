@@ -12,6 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from mitmsec.core.model import Endpoint, Transport
 
@@ -22,16 +23,16 @@ NLMSG_ERROR = 2
 COOKIE_OFFSET = 16 + 4 + 40  # netlink header, inet_diag_msg up to idiag_cookie
 INET_DIAG_SKV6ONLY, INET_DIAG_CGROUP_ID = 11, 21  # linux/inet_diag.h
 ANSWER_BYTES = 4096
+ADDRESSES_LIMIT = 1024
 
 _HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=IHHIIBBBBI")  # netlink header, then family, protocol, -, -, states
-_TUPLE = struct.Struct(">HH16s16s")
-_INTERFACE = struct.Struct("=I")
-_ANY_COOKIE = b"\xff" * 8
-_QUESTION_BYTES = _REQUEST.size + _TUPLE.size + _INTERFACE.size + len(_ANY_COOKIE)
+_QUESTION = struct.Struct("=IHHIIBBBBIHH16s16sI8s")
+"""Netlink header; then family, protocol, -, -, states, both ports in network order, addresses, interface, cookie."""
+_ANY_STATE, _ANY_COOKIE = 0xFFFFFFFF, b"\xff" * 8
 _MESSAGE_BYTES = 72  # inet_diag_msg, before its attributes
 _ATTRIBUTE = struct.Struct("=HH")
 _CGROUP_ID = struct.Struct("=Q")
+_COOKIE = struct.Struct("=Q")
 _FOUND = struct.Struct("=II12xII")  # from the cookie on: its halves, expires, both queues, uid, inode
 
 
@@ -83,31 +84,37 @@ class CookieLookup:
         The client may have reset and gone before it is asked for: then the accepted socket is dead as well.
         v4-mapped connections are found by their IPv4 addresses, as the kernel keeps them.
         """
-        found = self.find(local, remote, interface=interface)
-        return None if found is None else found.cookie
+        here, there = (_packed(local.address), local.port), (_packed(remote.address), remote.port)
+        answer = self._ask(Transport.TCP, here, there, interface)
+        return None if answer is None else int(_COOKIE.unpack_from(answer, COOKIE_OFFSET)[0])
 
     def find(
         self, local: Endpoint, remote: Endpoint, transport: Transport = Transport.TCP, interface: int = 0
     ) -> FoundSocket | None:
         """As `cookie_of`, and whose it is. A UDP socket is found as a datagram from `remote` would find it."""
-        here, there = (_packed(local), local.port), (_packed(remote), remote.port)
+        here, there = (_packed(local.address), local.port), (_packed(remote.address), remote.port)
         return self.find_packed(transport, here, there, interface)
 
     def find_packed(
         self, transport: Transport, local: tuple[bytes, int], remote: tuple[bytes, int], interface: int
     ) -> FoundSocket | None:
         """The same, by addresses of 4 or 16 bytes and ports as they stand in packets."""
+        answer = self._ask(transport, local, remote, interface)
+        if answer is None:
+            return None
+        low, high, uid, inode = _FOUND.unpack_from(answer, COOKIE_OFFSET)
+        return FoundSocket(low | high << 32, uid, inode, answer[_HEADER.size :])
+
+    def _ask(
+        self, transport: Transport, local: tuple[bytes, int], remote: tuple[bytes, int], interface: int
+    ) -> bytes | None:
         self._number = (self._number + 1) & 0xFFFFFFFF
         self._sock.send(_question(self._number, transport, local, remote, interface))
         while True:
             answer = self._sock.recv(ANSWER_BYTES)
             _, kind, _, number, _ = _HEADER.unpack_from(answer)
-            if number != self._number:
-                continue  # the answer to a question whose caller was interrupted
-            if kind == NLMSG_ERROR:
-                return None
-            low, high, uid, inode = _FOUND.unpack_from(answer, COOKIE_OFFSET)
-            return FoundSocket(low | high << 32, uid, inode, answer[_HEADER.size :])
+            if number == self._number:  # else to a question whose caller was interrupted
+                return None if kind == NLMSG_ERROR else answer
 
     def close(self) -> None:
         self._sock.close()
@@ -120,15 +127,12 @@ def _question(
     protocol = socket.IPPROTO_TCP
     if transport is Transport.UDP:  # the kernel takes them the other way round, "for historical reasons"
         protocol, local, remote = socket.IPPROTO_UDP, remote, local
-    return (
-        _REQUEST.pack(
-            _QUESTION_BYTES, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0, family, protocol, 0, 0, 0xFFFFFFFF
-        )
-        + _TUPLE.pack(local[1], remote[1], local[0], remote[0])
-        + _INTERFACE.pack(interface)
-        + _ANY_COOKIE
-    )
+    return _QUESTION.pack(
+        _QUESTION.size, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST, number, 0, family, protocol, 0, 0, _ANY_STATE,
+        socket.htons(local[1]), socket.htons(remote[1]), local[0], remote[0], interface, _ANY_COOKIE,
+    )  # fmt: skip
 
 
-def _packed(side: Endpoint) -> bytes:
-    return socket.inet_pton(socket.AF_INET6 if side.is_v6 else socket.AF_INET, side.address)
+@lru_cache(ADDRESSES_LIMIT)
+def _packed(address: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)

@@ -14,7 +14,7 @@ from gate_house import CURL, WAIT_S, House, Server, houses, on_loop, wait_reset
 from hellos import hello, server_name
 
 from mitmsec.audit.event import BytesSeen, Outcome
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, Endpoint
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.gate.refuse import reset
 
@@ -305,7 +305,7 @@ async def test_an_origin_lookup_that_fails_is_a_reset_and_a_fault() -> None:
     async with houses() as make:
         house = make(Action.BYPASS)
 
-        def find(accepted: socket.socket) -> None:
+        def find(accepted: socket.socket, client: Endpoint, gate: Endpoint) -> None:
             raise OSError(22, "?")
 
         house.find = find  # type: ignore[method-assign]

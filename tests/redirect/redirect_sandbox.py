@@ -166,7 +166,7 @@ class Sandbox:
         self._held.callback(accepted.close)
         client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
         cookie = self.cookies.cookie_of(client, gate)
-        return None if cookie is None else OriginTable(hook.origins_fd).find(cookie)
+        return None if cookie is None else OriginTable(hook.origins_fd).take(cookie)
 
     def nobody_came(self) -> bool:
         """Neither listener has a connection waiting."""

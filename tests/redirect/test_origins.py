@@ -1,4 +1,4 @@
-"""The origins map as the unprivileged gate uses it; find() with real connections is in test_connect_hook."""
+"""The origins map as the unprivileged gate uses it; take() with real connections is in test_connect_hook."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mitmsec_redirect.origins import OriginTable
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 caps = [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")]
 table = OriginTable(int(sys.argv[1])); Heartbeat(int(sys.argv[2])).beat()
-print(caps, table.find(7).remote, table.forget(7), table.find(7))
+print(caps, table.take(7).remote, table.take(7))
 try:
     from mitmsec_redirect.bpf import Map, MapKind
     Map.create(MapKind.ARRAY, 4, 4, 1, "ms_test")
@@ -44,22 +44,22 @@ def maps() -> tuple[Map, Map]:
 def test_an_unknown_cookie_has_no_origin() -> None:
     origins, heartbeat = maps()
     table = OriginTable(origins.fd)
-    assert table.find(8) is None
-    assert not table.forget(8)
-    found = table.find(7)
+    assert table.take(8) is None
+    found = table.take(7)
     assert found is not None
     assert found.remote == Endpoint(address="203.0.113.9", port=443)
+    assert table.take(7) is None, "its place is free for another"
     origins.close()
     heartbeat.close()
 
 
 def test_inherited_maps_work_without_privilege() -> None:
-    """Look-up, deletion and the heartbeat by descriptor; making a map is still forbidden."""
+    """Taking an origin and the heartbeat by descriptor; making a map is still forbidden."""
     origins, heartbeat = maps()
     program = [sys.executable, "-c", UNPRIVILEGED, str(origins.fd), str(heartbeat.fd)]
     done = subprocess.run(program, pass_fds=(origins.fd, heartbeat.fd), capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0] == "['0000000000000000'] 203.0.113.9:443 True None"
+    assert lines[0] == "['0000000000000000'] 203.0.113.9:443 None"
     if Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() != "0":
         assert lines[1] == "EbpfUnavailable"
     assert Heartbeat(heartbeat.fd).last_ns > 0

@@ -107,6 +107,7 @@ def listening():
     client = socket.create_connection(listener.getsockname()); listener.accept()
 def datagram(): socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", 9))
 def maps(): table.update(b"1234", b"5678"); assert table.lookup(b"1234") == b"5678" and table.delete(b"1234")
+def take(): table.update(b"1234", b"5678"); assert table.take(b"1234") == b"5678"
 def new_map():
     try: Map.create(MapKind.HASH, 4, 4, 8, "mitmsec_other")
     except Exception as error: raise OSError(errno.EPERM, "bpf") from error
@@ -127,7 +128,7 @@ def module(): call(313, 0, 0, 0)
 def performance(): call(298, 0, 0, 0, 0, 0)
 def namespace(): os.unshare(os.CLONE_NEWUSER)
 def entering(): call(308, 0, 0)
-for attempt in (listening, datagram, maps, thread, memory_file, new_map, program, process, trace, peeking, ring,
+for attempt in (listening, datagram, maps, take, thread, memory_file, new_map, program, process, trace, peeking, ring,
                 mounting, keys, faults, kexec, module, performance, namespace, entering):
     try: attempt(); print(attempt.__name__, "ok")
     except OSError as error: print(attempt.__name__, errno.errorcode.get(error.errno, error.errno))
@@ -140,9 +141,9 @@ def test_a_gate_keeps_the_network_and_its_maps_and_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-c", GATE], capture_output=True, text=True, check=False)
     ends = dict(line.split() for line in done.stdout.splitlines())
     assert done.returncode == 0, done.stderr
-    assert {name for name, end in ends.items() if end == "ok"} == {"listening", "datagram", "maps"}
+    assert {name for name, end in ends.items() if end == "ok"} == {"listening", "datagram", "maps", "take"}
     assert set(ends.values()) == {"ok", "EPERM"}
-    assert len(ends) == 19
+    assert len(ends) == 20
 
 
 PROGRAMS = {
