@@ -47,6 +47,9 @@ http {{
     root {folder}/www;
     location /hello {{ default_type text/plain; return 200 "hello over $server_protocol\\n"; }}
     location /missing {{ return 404; }}
+    location /advertised {{
+      default_type text/plain; add_header Alt-Svc 'h3=":443"; ma=3600'; return 200 "hello over $server_protocol\\n";
+    }}
   }}
 }}
 """

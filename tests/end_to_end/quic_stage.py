@@ -1,0 +1,107 @@
+"""An origin that speaks HTTP/3 beside nginx, and programs that ask it: Chromium, curl, aioquic."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from conftest import V4, Network
+
+ORIGIN = """
+import asyncio, json, os, sys
+from aioquic.asyncio import QuicConnectionProtocol, serve
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import ProtocolNegotiated
+
+class Origin(QuicConnectionProtocol):
+    http = None
+
+    def quic_event_received(self, event):
+        if isinstance(event, ProtocolNegotiated):
+            self.http = H3Connection(self._quic)
+        for seen in self.http.handle_event(event) if self.http else ():
+            if isinstance(seen, HeadersReceived):
+                asked = {name.decode(): value.decode() for name, value in seen.headers}
+                print(json.dumps({"host": asked[":authority"], "path": asked[":path"]}), flush=True)
+                body = os.urandom(1 << 20) if "megabyte" in asked[":path"] else b"hello over HTTP/3\\n"
+                self.http.send_headers(seen.stream_id, [(b":status", b"200"), (b"content-type", b"text/plain")])
+                self.http.send_data(seen.stream_id, body, True)
+                self.transmit()
+
+async def main():
+    settings = QuicConfiguration(is_client=False, alpn_protocols=["h3"])
+    settings.load_cert_chain(sys.argv[2], sys.argv[3])
+    await serve(sys.argv[1], int(sys.argv[4]), configuration=settings, create_protocol=Origin)
+    print("up", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+# Chromium reads its user's database, into which go the roots that a run tells its command.
+CHROMIUM = """
+set -e
+database="sql:$HOME/.pki/nssdb"
+[ -d "$HOME/.pki/nssdb" ] || { mkdir -p "$HOME/.pki/nssdb" && certutil -d "$database" -N --empty-password; }
+csplit -s -z -f "$HOME/root-" "$SSL_CERT_FILE" '/BEGIN CERTIFICATE/' '{*}'
+for root in "$HOME"/root-*; do
+  openssl x509 -in "$root" -noout 2>/dev/null || continue
+  certutil -d "$database" -A -n "$root" -t C,, -i "$root"
+done
+exec chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$HOME/chromium" \
+  --disable-background-networking --disable-component-update "$@"
+"""
+# argv: how (a member of CurlHttpVersion), URL.
+CURL = """
+import json, os, sys, time
+from curl_cffi import Curl, CurlError, CurlHttpVersion, CurlInfo, CurlOpt
+began, body, curl = time.monotonic(), bytearray(), Curl(cacert=os.environ["SSL_CERT_FILE"])
+curl.setopt(CurlOpt.URL, sys.argv[2].encode())
+curl.setopt(CurlOpt.HTTP_VERSION, CurlHttpVersion[sys.argv[1]])
+curl.setopt(CurlOpt.CAINFO, os.environ["SSL_CERT_FILE"].encode())
+curl.setopt(CurlOpt.TIMEOUT_MS, 20000)
+curl.setopt(CurlOpt.WRITEFUNCTION, lambda data: body.extend(data) or len(data))
+told = {}
+try:
+    curl.perform()
+    told["version"] = CurlHttpVersion(curl.getinfo(CurlInfo.HTTP_VERSION)).name
+    told["size"] = len(body)
+    told["body"] = body.decode() if len(body) < 999 else ""
+except CurlError as error:
+    told["error"] = str(error)
+told["took_s"] = time.monotonic() - began
+print(json.dumps(told))
+"""
+
+
+class H3:
+    """An origin that speaks HTTP/3."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def asked(self) -> list[dict[str, Any]]:
+        """What it was asked for, over QUIC. It ends with that."""
+        self._process.terminate()
+        out, _ = self._process.communicate()
+        return [json.loads(line) for line in out.splitlines()]
+
+
+@contextlib.contextmanager
+def h3_origin(network: Network, address: str = V4) -> Iterator[H3]:
+    """With the certificate of the HTTPS origin."""
+    chain, key = network.folder / "origin.pem", network.folder / "origin.key"
+    command = (sys.executable, "-I", "-c", ORIGIN, address, str(chain), str(key), "443")
+    process = network.start(*command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    try:
+        yield H3(process)
+    finally:
+        process.kill()
+        process.wait()

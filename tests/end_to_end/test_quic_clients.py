@@ -1,0 +1,89 @@
+"""QUIC of programs that people use: refused they fall back to TCP, bypassed they speak HTTP/3."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import V4, Mitmsec, Network
+from quic_stage import CHROMIUM, CURL, H3, h3_origin
+
+pytestmark = pytest.mark.root
+needs_chromium = pytest.mark.skipif(
+    shutil.which("chromium") is None or shutil.which("certutil") is None,
+    reason="chromium or certutil is missing (Debian packages chromium, libnss3-tools)",
+)
+REFUSE, BYPASS = '[defaults]\nquic = "refuse"\n', '[defaults]\nquic = "bypass"\n'
+
+
+@pytest.fixture
+def h3(origin: Network) -> Iterator[H3]:
+    with h3_origin(origin) as told:
+        yield told
+
+
+def chromium(folder: Path, url: str, *options: str) -> list[str]:
+    """A command that prints the page, with a profile of its own."""
+    folder.chmod(0o755)
+    home = folder / "home"
+    home.mkdir()
+    (folder / "chromium.sh").write_text(CHROMIUM)
+    return ["env", f"HOME={home}", "sh", str(folder / "chromium.sh"), "--dump-dom", *options, url]
+
+
+def of_quic(mitmsec: Mitmsec) -> list[dict[str, Any]]:
+    """What is on record of QUIC with the origin. Chromium also connects a socket to see whether IPv6 is routed."""
+    seen = (event for event in mitmsec.of_kind("connection") if event["protocol"] == "quic")
+    return [event for event in seen if event["remote"]["address"] == V4]
+
+
+@needs_chromium
+def test_chromium_that_is_refused_quic_loads_the_page_over_tcp_and_that_is_read(
+    h3: H3, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """The first answer says Alt-Svc: h3. What Chromium asks for next it would ask over QUIC."""
+    asked = chromium(tmp_path, "https://origin.test/advertised")
+    done = mitmsec.run("--policy", mitmsec.policy(REFUSE), "--", *asked)
+    assert "hello over HTTP/2.0" in done.stdout, done.stderr
+    assert h3.asked() == []
+    (refused,) = of_quic(mitmsec)
+    assert (refused["action"], refused["outcome"]) == ("block", "blocked")
+    read = {event["url"]: event["http_version"] for event in mitmsec.of_kind("request")}
+    assert read["https://origin.test/advertised"] == read["https://origin.test/favicon.ico"] == "HTTP/2"
+
+
+@needs_chromium
+def test_chromium_that_is_let_pass_speaks_http3_unread(h3: H3, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    """Told to: of itself it speaks QUIC only to who has a certificate of a public authority."""
+    asked = chromium(tmp_path, "https://origin.test/hello", "--origin-to-force-quic-on=origin.test:443")
+    done = mitmsec.run("--policy", mitmsec.policy(BYPASS), "--", *asked)
+    assert "hello over HTTP/3" in done.stdout, done.stderr
+    assert {"host": "origin.test", "path": "/hello"} in h3.asked()
+    assert {(flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {("bypass", "defaults")}
+    assert mitmsec.of_kind("request") == []
+
+
+def test_curl_that_is_refused_quic_falls_back_at_once_or_fails_at_once(h3: H3, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy(REFUSE)
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-c", CURL, "V3", "https://origin.test/hello")
+    told = json.loads(done.stdout)
+    assert (told["body"], told["version"]) == ("hello over HTTP/2.0\n", "V2_0")
+    only = mitmsec.run("--policy", policy, "--", sys.executable, "-c", CURL, "V3ONLY", "https://origin.test/hello")
+    assert "error" in json.loads(only.stdout)
+    assert json.loads(only.stdout)["took_s"] < 2
+    assert h3.asked() == []
+
+
+def test_curl_that_is_let_pass_speaks_http3_unread(h3: H3, mitmsec: Mitmsec) -> None:
+    command = [sys.executable, "-c", CURL, "V3ONLY", "https://origin.test/megabyte"]
+    done = mitmsec.run("--policy", mitmsec.policy(BYPASS), "--", *command)
+    told = json.loads(done.stdout)
+    assert (told["size"], told["version"]) == (1 << 20, "V3"), told
+    assert h3.asked() == [{"host": "origin.test", "path": "/megabyte"}]
+    assert {(flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {("bypass", "defaults")}
+    assert mitmsec.of_kind("request") == []
