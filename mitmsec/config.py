@@ -29,6 +29,7 @@ from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
 from mitmsec.core.learning import read_hours, read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
+    DnsEch,
     OnFailure,
     Quic,
     Revocation,
@@ -249,6 +250,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         inbound=defaults.choice("inbound", Action, Action.BYPASS) or Action.BYPASS,
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
         quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
+        dns_ech=defaults.choice("dns_ech", DnsEch, DnsEch.KEEP) or DnsEch.KEEP,
         unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,
         upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,
         upstream_roots=_upstream_roots(defaults, context, no_roots),

@@ -103,6 +103,13 @@ class Quic(StrEnum):
     REFUSE = "refuse"
 
 
+class DnsEch(StrEnum):
+    """What becomes of the keys for encrypted hellos in DNS answers for selected programs."""
+
+    KEEP = "keep"
+    STRIP = "strip"
+
+
 class UnprovenName(StrEnum):
     """What a bypass by name becomes if no DNS answer gave that name the flow's address."""
 

@@ -22,6 +22,7 @@ from functools import cached_property
 import msgspec
 from msgspec.structs import replace
 
+from mitmsec.core.dns_offers import Offers
 from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
@@ -34,6 +35,7 @@ from mitmsec.core.model import (
     Action,
     Decision,
     Direction,
+    DnsEch,
     Endpoint,
     Learning,
     OnCertificateRequest,
@@ -70,6 +72,7 @@ class Policy(Value, frozen=True, dict=True):
     """Where no rule for incoming connections matches one."""
     on_failure: OnFailure = OnFailure.OPEN
     quic: Quic = Quic.REFUSE
+    dns_ech: DnsEch = DnsEch.KEEP
     unproven_name: UnprovenName = UnprovenName.ALLOW
     upstream: Upstream = Upstream.MIRROR
     upstream_roots: tuple[str, ...] = ()
@@ -115,6 +118,11 @@ class Policy(Value, frozen=True, dict=True):
     def fingerprint(self) -> str:
         """SHA-256 (hex) of `encoded`: the name of this version in events and in the state directory."""
         return hashlib.sha256(self.encoded).hexdigest()
+
+    @property
+    def offers(self) -> Offers:
+        """What DNS answers may offer programs."""
+        return Offers(ech=self.dns_ech is DnsEch.KEEP, h3=self.quic is not Quic.REFUSE)
 
     @property
     def trusts(self) -> frozenset[UpstreamTrust]:

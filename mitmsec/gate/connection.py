@@ -304,7 +304,7 @@ class Connection:
         relay = self._relay = Relay(means.loop, self._client, self._origin, means.pipes, tap, self._relay_ended)
         if means.dns is not None and dns_ear.speaks_dns(self.flow.about):
             hear = functools.partial(means.dns, self.flow.about.client, self.flow.about.remote)
-            relay.tee = dns_ear.DnsEar(hear, tap, lambda: relay.copy_to(tap))
+            dns_ear.listen(relay, hear, tap, dns_ear.answers(self.flow.about, means.terms.offers))
         relay.start()
 
     def _relay_ended(self, ending: Ending) -> None:

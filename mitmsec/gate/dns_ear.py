@@ -1,5 +1,7 @@
 """Listens to DNS over TCP while it is relayed: a tee that keeps nothing, before the one of a capture if there is one.
 
+What a name server says is handed on with no more in it than may be offered, unless the policy says `bypass`.
+
 program ──► resolver     each piece: the capture's tee, then ours ─► whole messages ─► names (mitmsec.core.dns)
         ◄──              an answer is heard before the program gets it
 """
@@ -8,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mitmsec.core.dns_answers import DnsAnswers
 from mitmsec.core.dns_frames import DnsFrames
-from mitmsec.core.model import Direction
+from mitmsec.core.dns_offers import Offers
+from mitmsec.core.model import Action, Direction
 from mitmsec.gate.account import Account
-from mitmsec.gate.relay import Tee
+from mitmsec.gate.relay import Relay, Tee
 
 DNS_PORT = 53
 
@@ -19,6 +23,31 @@ DNS_PORT = 53
 def speaks_dns(about: Account) -> bool:
     """Whether a flow is one between a program that we look after and a name server."""
     return about.remote.port == DNS_PORT and about.direction is Direction.OUTBOUND and about.selected
+
+
+def answers(about: Account, offers: Offers) -> DnsAnswers | None:
+    """None: all that its name server says is to pass as it is."""
+    done = about.done or (about.decision.action if about.decision else Action.BYPASS)
+    return DnsAnswers(offers) if done is not Action.BYPASS and offers != Offers() else None
+
+
+def listen(
+    relay: Relay, hear: Callable[[bool, bytes], None], tap: Tee | None, limited: DnsAnswers | None = None
+) -> None:
+    """From the first byte that `relay` carries; `hear` and `tap` as below."""
+
+    def heard(sent: bool, message: bytes) -> None:
+        if sent and limited is not None:
+            limited.asked(message)
+        hear(sent, message)
+
+    def enough() -> None:
+        relay.copy_to(tap)
+        if limited is not None and not limited.is_asked:
+            relay.edit = None  # it holds nothing, and never will
+
+    relay.tee = DnsEar(heard, tap, enough)
+    relay.edit = limited.fed if limited is not None else None
 
 
 class DnsEar:

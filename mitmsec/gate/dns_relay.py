@@ -1,4 +1,4 @@
-"""Relays what selected programs ask name servers over UDP, where the kernel leads that to us; not one byte is changed.
+"""Relays what selected programs ask name servers over UDP, where the kernel leads that to us.
 
 program ── question ──► relay's socket, one for each server ──► the program's own socket here ──► server
    ▲                       │ heard                                         │ heard                  │
@@ -6,8 +6,9 @@ program ── question ──► relay's socket, one for each server ──► 
 
 Each socket of a program has a socket of ours, so that its questions leave by a port that nobody can guess, and what
 comes back there is its answer, whatever stands in it. Of whoever was not led here nothing is heard or sent. An answer
-is heard before the program gets it. A server that refuses, or stays silent, or that we cannot reach, is met by the
-program itself for a while: only so does it see how that fails, if it does.
+is heard before the program gets it, and may be limited in what it offers (mitmsec.core.dns_offers); else not one byte
+is changed. A server that refuses, or stays silent, or that we cannot reach, is met by the program itself for a while:
+only so does it see how that fails, if it does.
 """
 
 from __future__ import annotations
@@ -73,6 +74,8 @@ class _Server(msgspec.Struct):
 class DnsRelay:
     """On the running loop; it owns sockets and `servers`. `hear` as in `mitmsec.service.dns_names.DnsNames`.
 
+    `limited` gives what a program gets instead of an answer.
+
     The sockets are told what each message was sent to (IP_PKTINFO, IPV6_RECVPKTINFO).
     """
 
@@ -81,9 +84,10 @@ class DnsRelay:
         relays: Sequence[socket.socket],
         servers: Servers,
         hear: Callable[[Endpoint, Endpoint, bool, bytes], None],
+        limited: Callable[[bytes], bytes] = bytes,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._relays, self._servers, self._hear = relays, servers, hear
+        self._relays, self._servers, self._hear, self._limited = relays, servers, hear, limited
         self._askers: OrderedDict[_Key, _Asker] = OrderedDict()
         self._known: defaultdict[Endpoint, _Server] = defaultdict(_Server)
         self._withdrawn: dict[Endpoint, asyncio.TimerHandle] = {}
@@ -163,7 +167,7 @@ class DnsRelay:
             self._known[asker.server] = _Server()
             self._hear(asker.local, asker.server, False, answer)
             with contextlib.suppress(OSError):  # the program has closed its socket, or does not read
-                asker.relay.sendmsg([answer], [asker.key[2]], 0, asker.key[1])
+                asker.relay.sendmsg([self._limited(answer)], [asker.key[2]], 0, asker.key[1])
 
     # -- failures and ends ---------------------------------------------------------------------------------------------
     def _failed(self, asker: _Asker) -> None:

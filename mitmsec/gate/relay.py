@@ -35,6 +35,10 @@ class Tee(Protocol):
         """Whether there is no room now; then `resume` is called when there is."""
 
 
+type Edit = Callable[[bytes], bytes]
+"""What goes on to the client instead of what came; with nothing, which is the end, what was held back."""
+
+
 class Unrecorded(Exception):
     """The tee refuses."""
 
@@ -42,12 +46,12 @@ class Unrecorded(Exception):
 class Copy:
     """A buffer in our own memory, for bytes that are copied on their way or find no pipe."""
 
-    __slots__ = ("_rest", "_sent", "_tee", "size_bytes")
+    __slots__ = ("_edit", "_rest", "_sent", "_tee", "size_bytes")
 
-    def __init__(self, sent: bool, tee: Tee | None) -> None:
+    def __init__(self, sent: bool, tee: Tee | None, edit: Edit | None = None) -> None:
         self.size_bytes = COPY_SIZE_BYTES
         self._rest = memoryview(b"")
-        self._sent, self._tee = sent, tee
+        self._sent, self._tee, self._edit = sent, tee, edit
 
     @property
     def held_bytes(self) -> int:
@@ -57,8 +61,8 @@ class Copy:
         data = source.recv(self.size_bytes)
         if data and self._tee is not None and not self._tee.take(self._sent, data):
             raise Unrecorded
-        self._rest = memoryview(data)
-        return len(data)
+        self._rest = memoryview(data if self._edit is None else self._edit(data))
+        return len(data) or len(self._rest)
 
     def drain(self, sink: socket.socket) -> int:
         moved = sink.send(self._rest)
@@ -167,8 +171,9 @@ class Course:
             self.read()
 
     def _new_buffer(self) -> Pipe | Copy:
-        if self._relay.tee is not None:
-            return Copy(self._sent, self._relay.tee)
+        edit = None if self._sent else self._relay.edit
+        if self._relay.tee is not None or edit is not None:
+            return Copy(self._sent, self._relay.tee, edit)
         return self._relay.pipes.take() or Copy(self._sent, None)
 
     def _let_go(self) -> None:
@@ -206,6 +211,7 @@ class Relay:
         on_end: Callable[[Ending], None],
     ) -> None:
         self.loop, self.pipes, self.tee, self._client, self._on_end = loop, pipes, tee, client, on_end
+        self.edit: Edit | None = None
         self.ended = False
         self._out = Course(self, client, origin, sent=True)
         self._in = Course(self, origin, client, sent=False)

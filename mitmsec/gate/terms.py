@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Protocol
 
+from mitmsec.core.dns_offers import Offers
 from mitmsec.core.model import Decision, Direction, Endpoint, OnFailure, Process, Value
 from mitmsec.core.rules import Rule
 from mitmsec.core.sniff import Shown
@@ -16,6 +17,7 @@ class Terms(Value, frozen=True):
     on_failure: OnFailure
     policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
+    offers: Offers = Offers()  # what DNS answers may offer programs
     probes: bool = False  # an origin can be asked for its certificate (mitmsec.gate.origin_probe)
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name

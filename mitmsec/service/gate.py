@@ -23,6 +23,7 @@ import msgspec
 
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.core.dns_offers import limited
 from mitmsec.core.messages import (
     Crls,
     DnsRelays,
@@ -115,6 +116,7 @@ class GateProgram:
         self._terms = Terms(
             on_failure=settings.on_failure,
             policy=policy.fingerprint,
+            offers=policy.offers,
             capture=settings.capture,
             probes=probe is not None,
             hello_deadline_s=settings.hello_deadline_s,
@@ -145,7 +147,8 @@ class GateProgram:
                 servers, behind, led, *sockets = fds
                 fds.clear()
                 relays = [socket.socket(fileno=fd) for fd in sockets]
-                self._relay = DnsRelay(relays, LedServers(servers, behind, led), self._names.hear)
+                led_servers = LedServers(servers, behind, led)
+                self._relay = DnsRelay(relays, led_servers, self._names.hear, self._limited)
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
             case UdpFlowTold():
@@ -188,7 +191,11 @@ class GateProgram:
         try:
             policy, probe = await _arranged(content), self._probe(roots_pem)
             self._terms = msgspec.structs.replace(
-                self._terms, on_failure=on_failure, policy=policy.fingerprint, probes=probe is not None
+                self._terms,
+                on_failure=on_failure,
+                policy=policy.fingerprint,
+                offers=policy.offers,
+                probes=probe is not None,
             )
             gate.govern(policy, self._terms, workers, probe)
             self._control.send(Governed())
@@ -196,6 +203,9 @@ class GateProgram:
             traceback.print_exc()
             self._control.send(Fault(what="policy_not_taken", detail=type(error).__name__))
             raise SystemExit(1) from None
+
+    def _limited(self, answer: bytes) -> bytes:
+        return limited(answer, self._terms.offers)
 
     def _probe(self, roots_pem: bytes) -> OriginProbe | None:
         return OriginProbe(roots_pem, local_ports=self._local_ports) if roots_pem else None

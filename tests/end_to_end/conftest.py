@@ -345,11 +345,20 @@ def asked(mitmsec: Mitmsec, question: Message) -> Any:
 
 
 @pytest.fixture
-def resolver(network: Network, tmp_path: Path) -> Iterator[None]:
-    """A resolver of our own, named in /etc/resolv.conf for all that run in this network."""
+def resolver_conf(network: Network, tmp_path: Path) -> Iterator[None]:
+    """RESOLVER is named in /etc/resolv.conf for all that run in this network."""
     (tmp_path / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:2 attempts:1\n")
     mount = ["nsenter", f"--mount=/proc/{network.holder}/ns/mnt"]
     subprocess.run([*mount, "mount", "--bind", str(tmp_path / "resolv.conf"), "/etc/resolv.conf"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*mount, "umount", "/etc/resolv.conf"], check=True)
+
+
+@pytest.fixture
+def resolver(network: Network, resolver_conf: None) -> Iterator[None]:
+    """A resolver of our own."""
     table = json.dumps(
         {"plain.zone": [V4], "origin.zone": [V4], "other.zone": [BARE], "lie.zone": [V4], "long.zone": [BARE]}
     )
@@ -361,7 +370,6 @@ def resolver(network: Network, tmp_path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run([*mount, "umount", "/etc/resolv.conf"], check=True)
         server.kill()
         server.wait()
 

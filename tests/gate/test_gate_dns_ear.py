@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable
 
 import pytest
-from dns_writer import address, query, response
+from dns_writer import HTTPS, address, query, response, service
 from gate_house import Server, Tape, houses, on_loop
 
+from mitmsec.audit.event import BytesSeen
 from mitmsec.core import dns_frames
+from mitmsec.core.dns_offers import Offers, limited
 from mitmsec.core.model import Action, Direction, Endpoint
 from mitmsec.gate import dns_ear
 from mitmsec.gate.account import Account
@@ -135,6 +137,80 @@ def test_what_is_no_dns_passes_whole_and_after_a_while_unread(resolver_port: Cal
             assert flow._relay.tee is None, "joined unread from then on"
             writer.close()
             await house.recorder.connection()
+
+    asyncio.run(scenario())
+
+
+OFFER = response("a.test", service("a.test"), kind=HTTPS).replace(b"\2h2", b"\2h3")
+NO_H3 = Offers(h3=False)
+
+
+@pytest.mark.parametrize(
+    ("action", "offers", "kind", "is_limited"),
+    [
+        (Action.DECRYPT, NO_H3, HTTPS, True),
+        (Action.CAPTURE, NO_H3, HTTPS, True),
+        (Action.BYPASS, NO_H3, HTTPS, False),
+        (Action.CAPTURE, Offers(), HTTPS, False),
+        (Action.CAPTURE, NO_H3, 1, False),
+    ],
+)
+def test_what_a_name_server_says_offers_no_more_than_the_terms_say_unless_the_flow_is_bypassed(
+    resolver_port: Callable[[int], None], action: Action, offers: Offers, kind: int, *, is_limited: bool
+) -> None:
+    """In pieces, and the capture keeps what came."""
+    wire = framed(OFFER)
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(framed(query("a.test", kind))))
+        for piece in (wire[:1], wire[1:30], wire[30:], wire[:9]):
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        writer.close()
+
+    async def scenario() -> None:
+        async with houses() as make, Server(answers) as server:
+            resolver_port(server.address[1])
+            house = make(action, capture=True, offers=offers)
+            house.divert(server.address)
+            reader, writer = await house.client()
+            writer.write(framed(query("a.test", kind)))
+            expected = framed(limited(OFFER, NO_H3)) if is_limited else wire
+            assert limited(OFFER, NO_H3) != OFFER
+            assert await reader.read(-1) == expected + wire[:9]
+            writer.close()
+            seen = await house.recorder.connection()
+            assert seen.bytes_received == len(wire) + 9
+            kept = b"".join(one.data for one in house.recorder.events if isinstance(one, BytesSeen) and not one.sent)
+            assert kept == (b"" if action is Action.BYPASS else wire + wire[:9])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_after_the_last_message_that_is_heard_answers_are_still_limited_where_they_were_asked_for(
+    resolver_port: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, *, is_asked: bool
+) -> None:
+    monkeypatch.setattr(dns_frames, "STREAM_LIMIT_BYTES", len(framed(OFFER)) + 9)
+    wire = framed(OFFER) * 3
+    asked = framed(query("a.test", HTTPS if is_asked else 1))
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(asked))
+        writer.write(wire[:-5])
+        await asyncio.sleep(0.05)
+        writer.write(wire[-5:])
+        writer.close()
+
+    async def scenario() -> None:
+        async with houses() as make, Server(answers) as server:
+            resolver_port(server.address[1])
+            house = make(Action.CAPTURE, offers=NO_H3)
+            house.divert(server.address)
+            reader, writer = await house.client()
+            writer.write(asked)
+            assert await reader.read(-1) == (framed(limited(OFFER, NO_H3)) * 3 if is_asked else wire)
+            writer.close()
 
     asyncio.run(scenario())
 

@@ -57,7 +57,9 @@ class Servers:
 class Stage:
     """A server, its relay, and programs; all sockets close with it."""
 
-    def __init__(self, held: contextlib.ExitStack, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, held: contextlib.ExitStack, address: str = "127.0.0.1", limited: Callable[[bytes], bytes] = bytes
+    ) -> None:
         self._held, self._address = held, address
         self.servers, self.heard = Servers(), list[tuple[Endpoint, Endpoint, bool, bytes]]()
         self.server = self.program()
@@ -69,7 +71,7 @@ class Stage:
         self.at = self.relay_socket.getsockname()
         self.behind = Endpoint.of(*self.server.getsockname()[:2])
         self.serve(self.behind)
-        self.relay = DnsRelay([self.relay_socket], self.servers, lambda *heard: self.heard.append(heard))
+        self.relay = DnsRelay([self.relay_socket], self.servers, lambda *heard: self.heard.append(heard), limited)
 
     def serve(self, server: Endpoint) -> None:
         self.servers.known[self.at[1]] = server
@@ -79,10 +81,14 @@ class Stage:
         return self._held.enter_context(udp(self._address))
 
 
-def played(story: Callable[[Stage], Awaitable[None]], address: str = "127.0.0.1") -> None:
+def played(
+    story: Callable[[Stage], Awaitable[None]],
+    address: str = "127.0.0.1",
+    limited: Callable[[bytes], bytes] = bytes,
+) -> None:
     async def run() -> None:
         with contextlib.ExitStack() as held:
-            stage = Stage(held, address)
+            stage = Stage(held, address, limited)
             try:
                 await asyncio.wait_for(story(stage), 30)
             finally:
@@ -132,6 +138,18 @@ def test_question_and_answer_pass_unchanged_and_both_are_heard_before_they_are_h
         assert len(stage.relay) == 1
 
     played(story, address)
+
+
+def test_an_answer_is_heard_as_it_came_and_had_as_it_may_be() -> None:
+    async def story(stage: Stage) -> None:
+        program = stage.program()
+        program.sendto(b"q", stage.at)
+        _, ours = await said(stage.server)
+        stage.server.sendto(b"an offer", ours)
+        assert await said(program) == (b"an OFFER", stage.at[:2])
+        assert stage.heard[-1][2:] == (False, b"an offer")
+
+    played(story, limited=lambda answer: answer.replace(b"offer", b"OFFER"))
 
 
 def test_each_program_gets_what_its_own_question_brought_whatever_stands_in_it() -> None:

@@ -1,0 +1,113 @@
+"""Encrypted hellos (ECH) and what invites to them: a real client, a real origin, a real resolver's client."""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ech_stage
+import pytest
+from conftest import BARE, RESOLVER, Mitmsec, Network
+from ech_stage import HIDDEN, OFFERED, PUBLIC, PYTHON
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def offer(network: Network, tmp_path: Path, resolver_conf: None) -> Iterator[str]:
+    """HIDDEN and its origin, in the network's names too; the `ech` of its HTTPS record as it is written in a zone."""
+    tmp_path.chmod(0o755)
+    with ech_stage.hidden_origin(network, tmp_path) as configurations:
+        ech = base64.b64encode(configurations).decode()
+        zone = f'{HIDDEN}. HTTPS 1 . alpn="h3,h2" ech="{ech}"\n{HIDDEN}. A {BARE}\n{PUBLIC}. A {BARE}'
+        with ech_stage.name_server(network, zone):
+            yield ech
+
+
+def record(ech: str = "") -> str:
+    """As it is told without HTTP/3."""
+    return '1 . alpn="\\010\\010,h2"' + (f' ech="{ech}"' if ech else "")
+
+
+@contextmanager
+def service(mitmsec: Mitmsec, python: Path, defaults: str) -> Iterator[None]:
+    """That selects this program."""
+    text = f'[defaults]\n{defaults}\n[[application]]\nname = "ours"\npath = ["{python}"]\n'
+    state = ("--state", str(mitmsec.state))
+    start = mitmsec.command("start", *state, "--policy", mitmsec.policy(text))
+    subprocess.run(start, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
+    try:
+        yield
+    finally:
+        subprocess.run(mitmsec.command("stop", *state), check=False, capture_output=True, timeout=90)
+        deadline = time.monotonic() + 20
+        while (mitmsec.state / "run" / "control.sock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def selected(tmp_path: Path) -> Path:
+    """A Python of its own."""
+    python = tmp_path / "selected-python"
+    shutil.copy(os.path.realpath(sys.executable), python)
+    return python
+
+
+@pytest.fixture
+def offered(network: Network) -> Callable[..., str]:
+    """What the name server offers this program."""
+
+    def asked(program: str | Path, over: str, *more: str) -> str:
+        command = network.inside(str(program), "-c", OFFERED, RESOLVER, HIDDEN, over, *more)
+        home = {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": sysconfig.get_path("purelib")}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | home)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    return asked
+
+
+# --- what DNS answers offer -------------------------------------------------------------------------------------------
+def test_under_the_service_answers_offer_selected_programs_no_more_than_the_policy_says(
+    offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
+) -> None:
+    """Over UDP and TCP; but to one that asks for signatures, for it would find them broken."""
+    as_it_is = f'1 . alpn="h3,h2" ech="{offer}"'
+    with service(mitmsec, selected, 'dns_ech = "strip"'):
+        assert offered(sys.executable, "udp") == as_it_is
+        for over in ("udp", "tcp"):
+            before, _, key = offered(selected, over).partition(" key65534=")
+            assert before == record()
+            assert key
+        assert offered(selected, "udp", "do") == as_it_is
+
+
+def test_by_default_answers_offer_no_http3_which_is_refused_but_ech(
+    offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
+) -> None:
+    with service(mitmsec, selected, ""):
+        assert {offered(selected, over) for over in ("udp", "tcp")} == {record(offer)}
+
+
+def test_where_http3_passes_it_is_offered_and_what_a_policy_bypasses_over_tcp_stays_as_it_is(
+    offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
+) -> None:
+    as_it_is = f'1 . alpn="h3,h2" ech="{offer}"'
+    with service(mitmsec, selected, 'quic = "bypass"'):
+        assert {offered(selected, over) for over in ("udp", "tcp")} == {as_it_is}
+    with service(mitmsec, selected, 'action = "bypass"\ndns_ech = "strip"'):
+        assert offered(selected, "tcp") == as_it_is
+
+
+def test_under_run_answers_over_tcp_are_limited_and_those_over_udp_pass(offer: str, mitmsec: Mitmsec) -> None:
+    """They do not come by the gate: the kernel shows it copies."""
+    told = [mitmsec.run("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over).stdout.strip() for over in ("tcp", "udp")]
+    assert told == [record(offer), f'1 . alpn="h3,h2" ech="{offer}"']
