@@ -26,7 +26,7 @@ from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, ne
 from mitmsec.core.hours import LOCAL
 from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
-from mitmsec.core.learning import read_hours, read_learned_bypass, read_on_request
+from mitmsec.core.learning_section import read_hours, read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
     DnsEch,

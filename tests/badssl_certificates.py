@@ -35,10 +35,10 @@ def ec_key(curve: ec.EllipticCurve | None = None) -> Key:
 
 @cache
 def rsa_key(bits: int = 2048, number: int = 0) -> Key:
-    """`number`: another one of the same size. Making RSA-8192 takes 15 s, so that is kept in a file."""
-    if bits == 8192:
-        pem = (DATA / "rsa8192.key").read_bytes()  # a good one: to prove its primes takes six seconds
-        key = serialization.load_pem_private_key(pem, None, unsafe_skip_rsa_key_validation=True)
+    """`number`: another one of the same size. The larger take their time (RSA-8192 15 s), so they are kept in files."""
+    kept = DATA / f"rsa{bits}-{number}.key"
+    if kept.exists():  # good ones: to prove the primes takes six seconds
+        key = serialization.load_pem_private_key(kept.read_bytes(), None, unsafe_skip_rsa_key_validation=True)
         assert isinstance(key, rsa.RSAPrivateKey)
         return key
     return rsa.generate_private_key(65537, bits)

@@ -18,7 +18,6 @@ from datetime import UTC, date, datetime, timedelta, tzinfo
 from io import BytesIO
 from itertools import accumulate
 from operator import or_
-from zoneinfo import ZoneInfo
 
 from mitmsec.core.rule_bits import Rules
 
@@ -111,6 +110,10 @@ class Clocks:
     def __init__(self, zones: Zones) -> None:
         """Raises ValueError for data that is no zone's."""
         self._zones: dict[str, tzinfo] = {"UTC": UTC}
+        if not zones:
+            return
+        from zoneinfo import ZoneInfo  # few policies have any, and every process of a run would load it
+
         for name, data in zones:
             try:
                 self._zones[name] = ZoneInfo.from_file(BytesIO(data), name)

@@ -12,7 +12,7 @@ import msgspec
 
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.hours import LOCAL, Clocks, Week
-from mitmsec.core.learning import read_learned_bypass, read_on_request
+from mitmsec.core.learning_section import read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
     Direction,

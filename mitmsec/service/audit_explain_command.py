@@ -14,17 +14,10 @@ from mitmsec.audit.decided_again import Again, again
 from mitmsec.audit.envelope import Fields
 from mitmsec.audit.past_flows import NoFlow, PastConnection, past_connection
 from mitmsec.core.policy import Policy
+from mitmsec.service.called import as_root
 from mitmsec.service.explained import explained
 from mitmsec.service.log_reading import opened_log, who_may_read
-from mitmsec.service.options import (
-    EXIT_NOT_SO,
-    EXIT_PRIVILEGE,
-    as_root,
-    debug_option,
-    fail,
-    json_option,
-    state_option,
-)
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_versions import NoVersion, PolicyVersions
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell

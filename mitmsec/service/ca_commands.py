@@ -22,19 +22,10 @@ from mitmsec.service.ca_orders import limits_in_words
 from mitmsec.service.ca_pin_command import pin
 from mitmsec.service.ca_rotate_command import rotate
 from mitmsec.service.ca_seal_commands import seal, unseal
+from mitmsec.service.called import as_root, program, with_state
 from mitmsec.service.groups import Group
 from mitmsec.service.log_reading import instant_option, opened_log
-from mitmsec.service.options import (
-    EXIT_NOT_SO,
-    EXIT_PRIVILEGE,
-    as_root,
-    debug_option,
-    fail,
-    json_option,
-    program,
-    state_option,
-    with_state,
-)
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, json_option, state_option
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.trust_commands import trust, untrust

@@ -19,15 +19,8 @@ from mitmsec.service.ca_orders import (
     tell_root_file,
     who,
 )
-from mitmsec.service.options import (
-    EXIT_NOT_SO,
-    debug_option,
-    fail,
-    need_root,
-    program,
-    state_option,
-    with_state,
-)
+from mitmsec.service.called import program, with_state
+from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, need_root, state_option
 from mitmsec.service.passphrase import passphrase, passphrase_options
 from mitmsec.service.state import State
 from mitmsec.service.token_options import TokenOrder, token_options, token_order

@@ -9,7 +9,8 @@ import click
 
 from mitmsec.service import ca_work, sealing
 from mitmsec.service.ca_orders import doing, existing_ca, who
-from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, need_root, program, state_option, with_state
+from mitmsec.service.called import program, with_state
+from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, need_root, state_option
 from mitmsec.service.state import State
 from mitmsec_certs.ca_facts import CaFacts
 

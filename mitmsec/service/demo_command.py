@@ -26,8 +26,9 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.service.called import program
 from mitmsec.service.demo_tour import ADDRESSES, POLICY, STEPS, TOUR, Evidence, Step
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, need_root, program
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, debug_option, fail, need_root
 from mitmsec.service.terminal import console, shown, tell
 
 PIPED_COLUMNS = 120

@@ -12,7 +12,8 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option, program, state_option
+from mitmsec.service.called import program
+from mitmsec.service.options import EXIT_PRIVILEGE, debug_option, json_option, state_option
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 

@@ -13,7 +13,8 @@ import click
 from mitmsec.audit import review
 from mitmsec.audit.review import Denied, NoLog, Review, Unreadable
 from mitmsec.service.accounts import READERS_GROUP, readers_gid
-from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, as_root, fail, program, with_state
+from mitmsec.service.called import as_root, program, with_state
+from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, fail
 from mitmsec.service.state import State
 
 

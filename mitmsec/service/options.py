@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from mitmsec.service.called import as_root
 from mitmsec.service.state import DEFAULT, State
 from mitmsec.service.terminal import shown
 
@@ -64,28 +64,6 @@ def need_root(what: str) -> None:
     """End with status 3 unless we are root."""
     if os.geteuid() != 0:
         fail(f"{what} needs root", f"try: {as_root()}", EXIT_PRIVILEGE)
-
-
-def as_root() -> str:
-    """This command line once more, as root, to be copied into a shell: sudo clears the environment."""
-    state = f"MITMSEC_STATE={shlex.quote(os.environ['MITMSEC_STATE'])} " if "MITMSEC_STATE" in os.environ else ""
-    return f"sudo {state}{program()} {shlex.join(sys.argv[1:])}"
-
-
-def program() -> str:
-    """How mitmsec was called, for a line that a person can copy into a shell."""
-    called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return f"{shlex.quote(sys.executable)} -m mitmsec"
-    if not called.exists():
-        return "mitmsec"
-    here = os.path.relpath(called)
-    return shlex.quote(str(called) if here.startswith("..") else here)
-
-
-def with_state(state: State) -> str:
-    """` --state DIR` where that is not the usual one, for a command line that a person can copy."""
-    return "" if state.folder == DEFAULT else f" --state {shlex.quote(str(state.folder))}"
 
 
 def open_state(folder: Path) -> State:

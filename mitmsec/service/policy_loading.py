@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.policy import Policy
-from mitmsec.service.options import EXIT_USAGE, program
+from mitmsec.service.called import program
+from mitmsec.service.options import EXIT_USAGE
 from mitmsec.service.terminal import shown
 from mitmsec_addons.registry import build
 from mitmsec_certs.bundle import BadBundle, all_certificates

@@ -11,7 +11,7 @@ import errno
 import os
 from typing import NamedTuple
 
-from mitmsec.service.options import program, with_state
+from mitmsec.service.called import program, with_state
 from mitmsec.service.state import State
 
 MACHINE, OURS = 3, 125  # exit statuses

@@ -22,13 +22,13 @@ from mitmsec.core.model import Process
 from mitmsec.core.policytest import basename
 from mitmsec.core.replaying import Answer, Replay, Replayed, Row, Tally
 from mitmsec.core.selector import NO_PID
+from mitmsec.service.called import as_root
 from mitmsec.service.captured_flows import NotPcapng
 from mitmsec.service.log_reading import instant_option, opened_log, who_may_read
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
     EXIT_USAGE,
-    as_root,
     debug_option,
     fail,
     json_option,

@@ -16,7 +16,7 @@ from typing import assert_never
 
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.core.model import Action
-from mitmsec.service.options import program, with_state
+from mitmsec.service.called import program, with_state
 from mitmsec.service.run import Report
 from mitmsec.service.state import State
 

@@ -17,17 +17,16 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import packed
 from mitmsec.core.selection import Selection
 from mitmsec.service import control
+from mitmsec.service.called import as_root, program
 from mitmsec.service.options import (
     EXIT_FAULT,
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
     EXIT_USAGE,
-    as_root,
     debug_option,
     fail,
     json_option,
     need_root,
-    program,
     state_option,
 )
 from mitmsec.service.origin_roots import origin_roots

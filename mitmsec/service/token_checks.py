@@ -10,7 +10,7 @@ import time
 
 from mitmsec.core.token_module import TokenModule
 from mitmsec.service import token_ground
-from mitmsec.service.options import program, with_state
+from mitmsec.service.called import program, with_state
 from mitmsec.service.state import State
 from mitmsec_certs.ca_facts import facts
 from mitmsec_certs.ca_folder import KeystoreRefused

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from mitmsec.service import trust_work
-from mitmsec.service.options import program, with_state
+from mitmsec.service.called import program, with_state
 from mitmsec.service.state import State
 from mitmsec.service.trust_work import Standing
 from mitmsec_redirect.probe import Check

@@ -46,11 +46,12 @@ def public(key: CaKey) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "brought", [ec.generate_private_key(ec.SECP256R1()), P384, rsa_key()], ids=["p256", "p384", "rsa"]
+    "make", [lambda: ec.generate_private_key(ec.SECP256R1()), lambda: P384, rsa_key], ids=["p256", "p384", "rsa"]
 )
 def test_leaves_requests_and_lists_that_it_signs_are_good(
-    softhsm: SoftHsm, brought: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+    softhsm: SoftHsm, make: Callable[[], ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey]
 ) -> None:
+    brought = make()
     softhsm.bring(brought, "issuing")
     issuing = certified("Corp Interception", None, key=brought).certificate
 

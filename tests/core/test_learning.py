@@ -6,7 +6,7 @@ import pytest
 from policies import NOON_S
 
 from mitmsec.config import PolicyErrors, parse_policy
-from mitmsec.core.learning import HOURS_MAX, REFUSALS_MAX
+from mitmsec.core.learning_section import HOURS_MAX, REFUSALS_MAX
 from mitmsec.core.model import NOTHING_LEARNED, Action, Endpoint, Learning, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.sniff import Shown

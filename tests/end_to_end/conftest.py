@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,7 @@ class Mitmsec:
     network: Network
     state: Path
     backend: str = ""  # for --backend; empty: its default
+    told: int = 0  # number of the log's last event that is of tests before
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -284,7 +285,7 @@ class Mitmsec:
 
     def events(self, *filters: str) -> list[dict[str, Any]]:
         listed = here("audit", "list", "--state", str(self.state), "--json", "--limit", "100000", *filters)
-        return [json.loads(line) for line in listed.splitlines()]
+        return [event for line in listed.splitlines() if (event := json.loads(line))["seq"] > self.told]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.events("--kind", kind) if event.get("outcome") != "open"]
@@ -311,8 +312,67 @@ def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmse
         network = request.getfixturevalue("far")
         with machine.concerned(machine.SWEPT):  # its `clean`, and its next start, sweep what killed diverters left
             yield from _mitmsec(network, backend)
+    elif (mark := request.node.get_closest_marker("joined")) and mark.args in ((), (True,)):
+        state = request.getfixturevalue("joined_state")()
+        before = Mitmsec(network, state).events()
+        yield Mitmsec(network, state, backend, told=max((event["seq"] for event in before), default=0))
     else:
         yield from _mitmsec(network, backend)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mitmsec.service import control
+from mitmsec.service.run import join
+from mitmsec.service.state import State
+state = State(Path(sys.argv[1]))
+channel = join(state)
+print("up", flush=True)
+with control.connect(state.control) as held:
+    channel.close()
+    held.recv(1)
+"""
+
+
+@pytest.fixture(scope="session")
+def joined_state(network: Network) -> Iterator[Callable[[], Path]]:
+    """A state whose supervisor is there already, as it is for whoever begins a second run.
+
+    A supervisor, signer and recorder of its own take a third of what a run costs.
+    """
+    holders: list[subprocess.Popen[Any]] = []
+    folder = Path(tempfile.mkdtemp(prefix="mitmsec-joined-"))
+    folder.chmod(0o755)
+    state = folder / "state"
+
+    def joined() -> Path:
+        if not holders or holders[-1].poll() is not None:
+            holders.append(network.start(sys.executable, "-c", HOLD, str(state), stdout=subprocess.PIPE, text=True))
+            said = holders[-1].stdout
+            assert said is not None
+            assert said.readline() == "up\n"
+        return state
+
+    try:
+        yield joined
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+        if holders:
+            _until_left(state)
+            here("clean", "--state", str(state))
+            network.states.add(State(state).identity())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _until_left(state: Path) -> None:
+    """Its supervisor has seen its last client go."""
+    deadline = time.monotonic() + 30
+    while (state / "run" / "control.sock").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _mitmsec(network: Network, backend: str) -> Iterator[Mitmsec]:

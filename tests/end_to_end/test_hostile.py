@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from issuer_stage import naming
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 CURL = os.path.realpath(shutil.which("curl") or "curl")
 
 HOLDER = """
@@ -61,6 +61,7 @@ def holder(network: Network) -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.joined(False)
 def test_ten_thousand_idle_connections_disturb_nobody(origin: Network, holder: None, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--", sys.executable, "-c", IDLERS, stdin=subprocess.PIPE)
     assert run.stdout is not None

@@ -29,7 +29,7 @@ from incoming_stage import (
     until_listens,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 __all__ = ["outside", "serve"]  # fixtures
 
 
@@ -153,6 +153,7 @@ def test_one_that_outlives_the_run_is_on_record(
     assert told[0]["outcome"] in ("open", "completed")
 
 
+@pytest.mark.joined(False)
 def test_apps_shows_what_came_in(mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]) -> None:
     served = serve(OURS_V4)
     fetch(outside, OURS_V4, served.port)

@@ -12,7 +12,7 @@ from conftest import Mitmsec, Network
 from incoming_stage import OURS_V4, PEER_V4, outside, until
 from keyed_stage import NAME, PORT, Keyed, keyed
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 __all__ = ["outside"]  # a fixture
 PEER = f"""
 import hashlib, http.client, socket, ssl, sys, time

@@ -30,7 +30,7 @@ from incoming_stage import (
     until_listens,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 __all__ = ["outside", "serve"]  # fixtures
 BLOCKED = """
 [defaults]
@@ -176,6 +176,7 @@ def test_while_the_gate_hangs_they_go_as_the_policy_says_of_failures(
 
 
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
+@pytest.mark.joined(False)
 def test_a_killed_supervisor_leaves_them_as_the_policy_says_of_failures(
     mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str], on_failure: str
 ) -> None:

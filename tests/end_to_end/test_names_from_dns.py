@@ -8,7 +8,7 @@ import pytest
 from conftest import BARE, RESOLVER, V4, Mitmsec, Network, all_backends
 from names_stage import CONNECT, PYTHON
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 BYPASS = '[defaults]\naction = "bypass"\n'
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import V4, V6, Mitmsec, Network, both_backends
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 WORDS = b"said on this machine"
 ORIGIN = """
 import socket, sys

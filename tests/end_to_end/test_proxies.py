@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import V4, Mitmsec, Network, _until_listening
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 HTTP_PORT, SOCKS_PORT, LOCKED_PORT = 3128, 1080, 1081
 TINYPROXY = "Port {port}\nListen {address}\nMaxClients 20\nConnectPort 443\nConnectPort 80\nLogLevel Critical\n{more}"
 BASIC = "BasicAuth joe secret\n"

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from conftest import BARE, V4, V6, Mitmsec, Network, all_backends, both_backends
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 CURL = os.path.realpath(shutil.which("curl") or "curl")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import Mitmsec, Network
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 HELLO = ("--", "curl", "-sS", "https://origin.test/hello")
 STOPPING = """

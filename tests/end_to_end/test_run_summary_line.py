@@ -9,7 +9,7 @@ import subprocess
 import pytest
 from conftest import Mitmsec, Network
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 POLICY = """
 [[rule]]

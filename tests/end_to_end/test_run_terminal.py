@@ -18,7 +18,7 @@ from conftest import MITMSEC, Mitmsec, Network, status_of
 from mitmsec.service import survivors
 from mitmsec.service.state import State
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 
 def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec) -> None:
@@ -35,6 +35,7 @@ def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec
         ("./", 126, ": is a directory\n"),
     ],
 )
+@pytest.mark.joined(False)
 def test_what_cannot_be_run_ends_as_env_would(
     network: Network, mitmsec: Mitmsec, tmp_path: Path, command: str, status: int, said: str
 ) -> None:
@@ -103,6 +104,7 @@ def test_signals_that_only_we_were_sent_reach_the_command(network: Network, mitm
     run.communicate()
 
 
+@pytest.mark.joined(False)
 def test_an_interrupt_before_the_command_starts_is_130_and_destroys_nothing(
     network: Network, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:
@@ -163,6 +165,7 @@ def test_what_others_laid_in_a_folder_for_everybody_is_not_written_to(
     assert not (tmp_path / "started").exists()
 
 
+@pytest.mark.joined(False)
 def test_a_state_directory_of_somebody_else_is_refused(network: Network, mitmsec: Mitmsec) -> None:
     mitmsec.state.mkdir()
     os.chown(mitmsec.state, 1000, 1000)
@@ -251,6 +254,7 @@ def _until(true: object, within_s: float = 10) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.joined(False)
 def test_a_wrong_policy_starts_nothing_and_names_every_error(network: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[[rule]]\nname = "a"\naction = "explode"\n\n[[rule]]\nname = "a"\nhots = ["x"]\n')
     done = mitmsec.run("--policy", policy, "--", "touch", str(mitmsec.state.parent / "started"))
@@ -269,6 +273,7 @@ def test_without_root_it_says_what_to_do(network: Network, mitmsec: Mitmsec) -> 
     assert "sudo" in done.stderr
 
 
+@pytest.mark.joined(False)
 def test_two_runs_share_one_log(network: Network, mitmsec: Mitmsec) -> None:
     first = mitmsec.start("--", sys.executable, "-c", "print('up', flush=True); input()", stdin=subprocess.PIPE)
     assert first.stdout is not None
@@ -292,6 +297,7 @@ def test_children_that_live_on_are_no_longer_diverted(network: Network, mitmsec:
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.joined(False)
 def test_waiting_for_the_last_child_can_be_given_up(network: Network, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--wait", "--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
     assert run.stdout is not None
@@ -318,6 +324,7 @@ def _name_of_parent(pid: int) -> str:
     return Path(f"/proc/{status['PPid']}/comm").read_text().strip()
 
 
+@pytest.mark.joined(False)
 def test_children_that_live_on_keep_the_roots_that_their_environment_names(
     origin: Network, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:
@@ -379,6 +386,7 @@ def test_a_wrong_policy_is_reported_too(network: Network, mitmsec: Mitmsec, tmp_
     assert (told["status"], told["status_of"]) == (2, "mitmsec")
 
 
+@pytest.mark.joined(False)
 def test_a_recorder_that_does_not_confirm_is_told(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     script = "print('up', flush=True); input()"

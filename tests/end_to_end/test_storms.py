@@ -66,6 +66,7 @@ def is_told_rightly_or_not_at_all(seen: list[dict[str, Any]], callers: list[int]
     return known
 
 
+@pytest.mark.joined
 def test_under_run_a_storm_of_children_is_told_for_what_it_is(origin: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy(BYPASS)
     run = mitmsec.start("--policy", policy, "--", sys.executable, "-S", "-c", STORM)

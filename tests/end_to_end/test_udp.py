@@ -22,7 +22,7 @@ from names_stage import CONNECT
 from mitmsec_redirect import bpf
 from mitmsec_redirect.bpf import Attach
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 PYTHON = (sys.executable, "-I", "-S", "-c")
 ECHO = """
 import socket, sys
@@ -224,6 +224,7 @@ def test_what_ended_while_there_was_no_gate_is_recorded_by_the_next(network: Net
     assert len(ports) == len(set(ports))
 
 
+@pytest.mark.joined(False)
 def test_a_killed_supervisor_leaves_nothing_that_looks_at_udp(network: Network, mitmsec: Mitmsec) -> None:
     port = echo_at(network, V4)
     run = mitmsec.start("--", *PYTHON, WHEN_TOLD, V4, "9", stdin=subprocess.PIPE)
@@ -267,6 +268,7 @@ def selected(mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Path]:
             time.sleep(0.05)
 
 
+@pytest.mark.joined(False)
 def test_under_the_service_selected_programs_are_recorded_and_named_and_nobody_else_is(
     network: Network, resolver: None, speaker: str, mitmsec: Mitmsec, selected: Path
 ) -> None:

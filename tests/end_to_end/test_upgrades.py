@@ -14,7 +14,7 @@ import pytest
 import upgrade_stage
 from conftest import V4, Mitmsec, Network, _until_listening
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 POLICY = """
 [defaults]
 inspect = ["keywords"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -28,25 +27,6 @@ def test_who_is_not_root_is_given_the_command_that_helps(
     assert "sudo" in capsys.readouterr().err
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     options.need_root("run")
-
-
-@pytest.mark.parametrize(
-    ("called", "shown"),
-    [
-        ("here/mit msec", "'here/mit msec'"),
-        ("/usr/bin/env", "/usr/bin/env"),
-        ("no/such/file", "mitmsec"),
-        ("/x/mitmsec/__main__.py", f"{sys.executable} -m mitmsec"),
-    ],
-)
-def test_a_command_to_copy_is_called_as_this_one_was(
-    called: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/mit msec").touch()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [called])
-    assert options.program() == shown
 
 
 def test_the_command_that_helps_can_be_copied_into_a_shell(

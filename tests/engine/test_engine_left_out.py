@@ -1,0 +1,65 @@
+"""What of mitmproxy a worker does not load, and what happens to whoever would use it all the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mitmsec.engine.left_out as left_out
+
+
+def after(code: str) -> str:
+    """What an interpreter of its own prints that has loaded all that a worker loads."""
+    command = [sys.executable, "-c", f"import sys, mitmsec.service.worker\n{code}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_worker_has_not_loaded_what_nothing_of_ours_speaks() -> None:
+    loaded = set(after("print(*(name for name, module in sys.modules.items() if module.__spec__))").split())
+    assert "mitmproxy.proxy.layers.http" in loaded
+    unwanted = ("aioquic", "pylsqpack", "wsproto", "ruamel", "service_identity", "mitmproxy.dns", *left_out.NAMES)
+    assert [name for name in loaded if name.startswith(unwanted)] == []
+
+
+def test_who_makes_anything_of_it_is_told_why_there_is_none() -> None:
+    said = after(
+        "from mitmproxy.proxy.layers import QuicStreamLayer\n"
+        "assert not isinstance(None, QuicStreamLayer)\n"
+        "try: QuicStreamLayer(None, True, 1)\n"
+        "except RuntimeError as error: print(error)"
+    )
+    assert said == "QuicStreamLayer of mitmproxy is not loaded: see mitmsec.engine.left_out\n"
+
+
+def test_a_name_that_stands_for_nothing_is_missing_at_once() -> None:
+    """So a later mitmproxy that wants more of a module is found out by a worker's start."""
+    said = after("try: from mitmproxy.proxy.layers.quic import Another\nexcept ImportError as error: print(error.name)")
+    assert said == "mitmproxy.proxy.layers.quic\n"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "import certifi; print(certifi.where()[-10:])",
+        "import ruamel.yaml; print(ruamel.yaml.YAML(typ='safe', pure=True).load('cacert.pem'))",
+        "import mitmproxy.optmanager as m; print(m.ruamel.yaml.YAML(typ='safe', pure=True).load('cacert.pem'))",
+        "import mitmproxy.proxy.layers.http as m; print(m.wsproto.handshake.H11Handshake and 'cacert.pem')",
+        "from wsproto.frame_protocol import Opcode; print(Opcode.TEXT and 'cacert.pem')",
+        "import wsproto.events as e, wsproto; print(wsproto.handshake.Request is e.Request and 'cacert.pem')",
+        "import wsproto.events as e, wsproto; wsproto.WSConnection; print(wsproto.events is e and 'cacert.pem')",
+    ],
+)
+def test_a_library_that_is_hardly_ever_used_is_there_for_who_does(wanted: str) -> None:
+    assert after(wanted) == "cacert.pem\n"
+
+
+def test_what_is_loaded_already_stays() -> None:
+    said = after(
+        "import mitmsec.engine.left_out as left_out\n"
+        "before = {name: sys.modules[name] for name in (*left_out.NAMES, *left_out.LATER)}\n"
+        "left_out.leave_out()\n"
+        "print(all(sys.modules[name] is module for name, module in before.items()))"
+    )
+    assert said == "True\n"
