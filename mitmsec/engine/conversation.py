@@ -228,7 +228,9 @@ class Conversation:
             raise self._rejected(by_alert(error.alert), f"TLS: {error}") from None
         except OSError as error:
             raise self._rejected(Refusal.RESET, str(error)) from None
-        self._front.write(session.outgoing())
+        tickets = session.outgoing()
+        # Which are for later connections. In TLS 1.2 our Finished comes with them, which the client waits for.
+        self._front.put_off(tickets) if session.version == "TLSv1.3" else self._front.write(tickets)
         self._facts_client = client_facts(session, self._hello, back)
         return session
 

@@ -82,6 +82,9 @@ class Dialogue:
         for side in tuple(self._sides.values()):
             if self._ending is None:
                 self._listen(side)
+        for side in self._sides.values():
+            if side is not self._front or not self.was_heard:  # else the answer to it takes along what was put off
+                side.leg.catch_up()
 
     def _choose(self, *, is_http: bool) -> None:
         """Which of mitmproxy's layers takes the flow, and what came before the choice."""
@@ -293,6 +296,7 @@ class Dialogue:
         self._dispatch(events.OpenConnectionCompleted(command, error))
         if error is None and self._ending is None:
             self._listen(side)
+            side.leg.catch_up()
 
     def _close(self, connection: Connection, *, half: bool) -> None:
         side = self._sides.get(connection)
