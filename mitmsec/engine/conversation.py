@@ -76,7 +76,9 @@ class Conversation:
         self._wire = Wire(hand_over.flow, recorder, self._loop, self._hold)
         self._front = Leg(client, self._loop, self._wire.passed if engine.settings.capture else None)
         self._back = Leg(origin, self._loop)
-        self._context: Context = engine.embedded.context(hand_over.client, hand_over.origin, time.time())
+        self._context: Context = engine.embedded.context(
+            hand_over.flow, hand_over.client, hand_over.origin, time.time()
+        )
         self._facts_client: TlsClientFacts | None = None
         self._facts_server: TlsServerFacts | None = None
         self._flaw: Flaw | None = None
@@ -264,7 +266,7 @@ class Conversation:
 
     # -- plaintext -----------------------------------------------------------------------------------------------------
     async def _talk(self, front: TlsSession | None, back: TlsSession | None) -> Ended:
-        server = server_of(self._hand_over.origin, self._hand_over.name, back)
+        server = server_of(self._hand_over.flow, self._hand_over.origin, self._hand_over.name, back)
         client = self._context.client
         if front is not None:
             describe(client, front)
