@@ -11,8 +11,9 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ BURST = 64  # messages taken from one channel before other events have their tur
 QUEUE_LIMIT = 4096
 RETRY_S = 0.01  # where the kernel has no room and does not say when it will have
 TORN = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # an int: to combine flags as what they are takes a microsecond
+_FD = struct.Struct("i")
 NO_ROOM = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})  # the last: too many descriptors on their way
 
 
@@ -128,7 +130,10 @@ class Channel:
 
     def _sent(self, packet: bytes, fds: Sequence[int]) -> Sent:
         try:
-            socket.send_fds(self._sock, [packet], list(fds), socket.MSG_NOSIGNAL)
+            if fds:
+                socket.send_fds(self._sock, [packet], list(fds), socket.MSG_NOSIGNAL)
+            else:
+                self._sock.send(packet, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return Sent.WHEN_WRITABLE
         except OSError as error:
@@ -162,15 +167,16 @@ class Channel:
 
         Raises BlockingIOError when there is none yet, ChannelBroken for a packet that this channel does not carry.
         """
-        packet, fds, flags, _ = socket.recv_fds(self._sock, PACKET_LIMIT_BYTES + 1, FDS_LIMIT)
+        packet, ancillary, flags, _ = self._sock.recvmsg(  # socket.recv_fds does not pass flags on
+            PACKET_LIMIT_BYTES + 1, socket.CMSG_LEN(FDS_LIMIT * _FD.size), socket.MSG_CMSG_CLOEXEC
+        )
+        fds = [fd for _, kind, data in ancillary if kind == socket.SCM_RIGHTS for fd in _descriptors(data)]
         if not packet:
             close_all(fds)
             return None
         if flags & TORN:
             close_all(fds)
             raise ChannelBroken("truncated packet")
-        for fd in fds:
-            os.set_inheritable(fd, False)
         try:
             return self._decode(packet), fds
         except msgspec.MsgspecError as error:
@@ -213,6 +219,12 @@ def decoder(accepts: Sequence[type[Message]]) -> Callable[[bytes], Any]:
 def pair() -> tuple[socket.socket, socket.socket]:
     """Both ends of a new channel, not inheritable."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _descriptors(data: bytes) -> Iterator[int]:
+    """Those of one SCM_RIGHTS; what is torn off is closed by the kernel."""
+    whole = len(data) - len(data) % _FD.size
+    return (fd for (fd,) in _FD.iter_unpack(data[:whole]))
 
 
 def _duplicates(fds: Sequence[int]) -> list[int]:

@@ -108,7 +108,7 @@ def test_a_kernel_without_room_is_tried_again_and_no_message_is_lost(
             if len(heard) == 3:
                 done.set_result(None)
 
-        left.send(WorkerUp(worker=0))  # before there is a loop to try again with
+        left.send(WorkerUp(worker=0), 0)  # before there is a loop to try again with
         left.attach(loop, lambda message, fds: None, lambda: None)
         right.attach(loop, on_message, lambda: None)
         for worker in (1, 2):
@@ -131,7 +131,7 @@ def test_a_channel_that_closes_while_it_waits_for_room_tries_nothing_more(monkey
         left, right = both([WorkerUp])
         left.attach(asyncio.get_running_loop(), lambda message, fds: None, lambda: None)
         monkeypatch.setattr(socket, "send_fds", without_room)
-        left.send(WorkerUp(worker=1))
+        left.send(WorkerUp(worker=1), 0)
         left.close()
         monkeypatch.undo()
         await asyncio.sleep(2 * channel.RETRY_S)

@@ -341,7 +341,7 @@ class HandOver(Message, frozen=True):
 
 
 class Taken(Message, frozen=True):
-    """Sent at once when a HandOver arrives, before anything is done with it: so the gate knows that somebody reads."""
+    """Sent soon after a HandOver, unless more was said of the flow by then: so the gate knows that somebody reads."""
 
     flow: str
 

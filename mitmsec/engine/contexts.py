@@ -26,7 +26,7 @@ LEAVES_LIMIT = 512
 LEAF_USE_S = 3600.0  # how long one leaf serves new connections before the signer is asked again
 _CLIENT_OPTIONS = SSL.OP_CIPHER_SERVER_PREFERENCE | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
 _ORIGIN_OPTIONS = SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION
-_GROUPS = strength.groups_from(strength.LOWEST)
+_GROUPS = {share: strength.groups_from(strength.LOWEST, with_share=share) for share in (True, False)}
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES"
 
 KeyLog = Callable[[TlsSession, bytes], None]
@@ -45,29 +45,43 @@ class OriginContext:
     def __init__(self, roots_pem: bytes, own: Own | None = None) -> None:
         """Raises SSL.Error where `own` cannot be used."""
         roots = openssl.certificates_of_pem(roots_pem)
-        self._contexts = {bits: _origin_context(roots, bits) for bits in strength.CIPHERS}
+        self._contexts = {
+            (bits, share): _origin_context(roots, bits, _GROUPS[share])
+            for bits in strength.CIPHERS
+            for share in _GROUPS
+        }
         for context in self._contexts.values():
             if own is not None:
                 _use(context, own)
         self.roots = len(roots)
 
     def session(
-        self, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool, floor: Floor = strength.LOWEST
+        self,
+        name: str,
+        *,
+        sni: bool,
+        alpn: Sequence[bytes],
+        tls12: bool,
+        floor: Floor = strength.LOWEST,
+        share: bool = True,
     ) -> TlsSession:
-        """A client's side towards `name`, as `openssl.client_side` makes it, that agrees to nothing below `floor`."""
-        context, groups = self._contexts[floor.cipher_bits], strength.groups_from(floor)
-        groups = "" if groups == _GROUPS else groups  # the context has them already: to read them takes 0.1 ms
+        """A client's side towards `name`, as `openssl.client_side` makes it, that agrees to nothing below `floor`.
+
+        Without `share`, no hybrid group's is sent: who wants one has to ask for it.
+        """
+        context, groups = self._contexts[floor.cipher_bits, share], strength.groups_from(floor, with_share=share)
+        groups = "" if groups == _GROUPS[share] else groups  # the context has them already: to read them takes 0.1 ms
         return openssl.client_side(context, name, sni=sni, alpn=alpn, tls12=tls12, groups=groups, verified=True)
 
 
-def _origin_context(roots: Sequence[crypto.X509], cipher_bits: int) -> SSL.Context:
+def _origin_context(roots: Sequence[crypto.X509], cipher_bits: int, groups: str) -> SSL.Context:
     """Suites of so many bits and more: those that the NDSS'17 study grades A, and no other."""
     bits = sorted((bits for bits in strength.CIPHERS if bits >= cipher_bits), reverse=True)
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(b":".join(strength.CIPHERS[each] for each in bits))
     context.set_tls13_ciphersuites(b":".join(strength.CIPHERS_13[each] for each in bits))
-    openssl.restrict_groups(context, _GROUPS)
+    openssl.restrict_groups(context, groups)
     context.set_options(_ORIGIN_OPTIONS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER, _note)

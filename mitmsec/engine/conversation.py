@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mitmproxy.connection import Server
@@ -50,7 +51,7 @@ from mitmsec.engine.refusals import after_handshake, by_alert
 from mitmsec.engine.resumption import Place, Resumption
 from mitmsec.engine.seams import Refused
 from mitmsec.engine.side import Ended, Side, faulty
-from mitmsec.engine.strength import floor_of, takes_either
+from mitmsec.engine.strength import floor_of, has_hybrid, takes_either
 from mitmsec.engine.watch import Blocked, Watch
 from mitmsec.engine.wire import Wire
 
@@ -76,7 +77,9 @@ class Conversation:
         self._wire = Wire(hand_over.flow, recorder, self._loop, self._hold)
         self._front = Leg(client, self._loop, self._wire.passed if engine.settings.capture else None)
         self._back = Leg(origin, self._loop)
-        self._context: Context = engine.embedded.context(hand_over.client, hand_over.origin, time.time())
+        self._context: Context = engine.embedded.context(
+            hand_over.flow, hand_over.client, hand_over.origin, time.time()
+        )
         self._facts_client: TlsClientFacts | None = None
         self._facts_server: TlsServerFacts | None = None
         self._flaw: Flaw | None = None
@@ -134,9 +137,11 @@ class Conversation:
         hello = self._hello
         if hello is None:
             raise Ended(Outcome.FAULT, "no hello to speak for", reset=True)
-        session = self._towards_origin(hello, alpn)
-        place = Place.of(self._hand_over, sni=hello.sni is not None)
-        resumption = self._engine.resumptions.begin(place, session, time.time())
+        place, now_s = Place.of(self._hand_over, sni=hello.sni is not None), time.time()
+        # A hybrid share takes long to make. An origin that took none has to ask, if the client offers none itself.
+        share = has_hybrid(hello) or not self._engine.resumptions.is_classical(place, now_s)
+        session = self._towards_origin(hello, alpn, share=share)
+        resumption = self._engine.resumptions.begin(place, session, now_s)
         self._if_late = Outcome.ORIGIN_TIMEOUT
         try:
             self._is_mute = not await shake(leg, session, self._judge)
@@ -152,7 +157,7 @@ class Conversation:
             self._resumption = self._resumption or resumption
         return session, not_after_s
 
-    def _towards_origin(self, hello: ClientHello, alpn: tuple[bytes, ...] | None) -> TlsSession:
+    def _towards_origin(self, hello: ClientHello, alpn: tuple[bytes, ...] | None, *, share: bool) -> TlsSession:
         """As the client would speak to it, and no weaker. Raises Ended."""
         order, sni = self._hand_over, hello.sni is not None
         name, floor = order.name, floor_of(hello, order.decision.min_tls)
@@ -160,7 +165,8 @@ class Conversation:
         if self._service is not None:
             return self._service.session(name, sni=sni, alpn=alpn, tls12=floor.tls12)
         try:
-            return (self._own or self._engine.origins).session(name, sni=sni, alpn=alpn, tls12=floor.tls12, floor=floor)
+            origins = self._own or self._engine.origins
+            return origins.session(name, sni=sni, alpn=alpn, tls12=floor.tls12, floor=floor, share=share)
         except TlsFailed as error:
             raise self._origin_failed(error) from None
 
@@ -228,7 +234,9 @@ class Conversation:
             raise self._rejected(by_alert(error.alert), f"TLS: {error}") from None
         except OSError as error:
             raise self._rejected(Refusal.RESET, str(error)) from None
-        self._front.write(session.outgoing())
+        tickets = session.outgoing()
+        # Which are for later connections. In TLS 1.2 our Finished comes with them, which the client waits for.
+        self._front.put_off(tickets) if session.version == "TLSv1.3" else self._front.write(tickets)
         self._facts_client = client_facts(session, self._hello, back)
         return session
 
@@ -262,7 +270,7 @@ class Conversation:
 
     # -- plaintext -----------------------------------------------------------------------------------------------------
     async def _talk(self, front: TlsSession | None, back: TlsSession | None) -> Ended:
-        server = server_of(self._hand_over.origin, self._hand_over.name, back)
+        server = server_of(self._hand_over.flow, self._hand_over.origin, self._hand_over.name, back)
         client = self._context.client
         if front is not None:
             describe(client, front)
@@ -278,6 +286,7 @@ class Conversation:
             )
         except Blocked as blocked:
             raise Ended(Outcome.BLOCKED, str(blocked), reset=True) from None
+        keep_ticket = partial(self._keep_ticket, back)
         self._dialogue = Dialogue(
             self._hand_over,
             self._context,
@@ -286,16 +295,20 @@ class Conversation:
             watch=watch,
             recorder=self._recorder,
             connect=self._connect,
+            answered=keep_ticket,
             loop=self._loop,
         )
         shaken_s = self._loop.time()
         self._dialogue.start(is_http=_is_http(front))
         ended = await self._dialogue.ended
-        if self._resumption is not None and back is not None:
-            self._resumption.finish(back, time.time())
+        keep_ticket()
         if back is not None and back.is_asked and self._is_proven:
             self._facts_server = replace(self._facts_server or TlsServerFacts(), asks_certificate=True)
         return ended if front is None else self._left(ended, self._dialogue, self._loop.time() - shaken_s)
+
+    def _keep_ticket(self, back: TlsSession | None) -> None:
+        if self._resumption is not None and back is not None:
+            self._resumption.keep(back, time.time())
 
     def _left(self, ended: Ended, dialogue: Dialogue, waited_s: float) -> Ended:
         """How the client has, seen from our certificate. Some look at that only when the handshake is done."""

@@ -56,10 +56,13 @@ class Dialogue:
         watch: Watch,
         recorder: Recorder,
         connect: Connect,
+        answered: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        """`answered` is called when the origin that was handed over first says something inside TLS."""
         self._hand_over, self._context, self._front = hand_over, context, front
         self._recorder, self._connect, self._loop = recorder, connect, loop
+        self._answered = answered
         self._hooks, self._watch = Hooks(hand_over, watch, recorder), watch
         self._sides: dict[Connection, Side] = {front.connection: front, back.connection: back}
         self._events: deque[events.Event] = deque()
@@ -82,6 +85,9 @@ class Dialogue:
         for side in tuple(self._sides.values()):
             if self._ending is None:
                 self._listen(side)
+        for side in self._sides.values():
+            if side is not self._front or not self.was_heard:  # else the answer to it takes along what was put off
+                side.leg.catch_up()
 
     def _choose(self, *, is_http: bool) -> None:
         """Which of mitmproxy's layers takes the flow, and what came before the choice."""
@@ -155,8 +161,11 @@ class Dialogue:
         if session.is_asked:
             return self.end(Ended(Outcome.ORIGIN_REFUSED, ANOTHER_HANDSHAKE, reset=True))
         if plain:
-            self.was_heard = self.was_heard or side is self._front
-            self.was_answered = self.was_answered or side is not self._front
+            if side is self._front:
+                self.was_heard = True
+            elif not self.was_answered:
+                self.was_answered = True
+                self._answered()
             self._dispatch(events.DataReceived(side.connection, plain))
         if session.closed:
             self._side_over(side)
@@ -293,6 +302,7 @@ class Dialogue:
         self._dispatch(events.OpenConnectionCompleted(command, error))
         if error is None and self._ending is None:
             self._listen(side)
+            side.leg.catch_up()
 
     def _close(self, connection: Connection, *, half: bool) -> None:
         side = self._sides.get(connection)

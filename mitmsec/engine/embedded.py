@@ -43,11 +43,14 @@ class MitmsecMode(mode_specs.ProxyMode):  # type: ignore[no-untyped-call]
 
 
 class _FlowContext(Context):
-    """A context whose forks do not make a server only to replace it."""
+    """A context that does not make a server only for it to be replaced, nor do its forks."""
+
+    def __init__(self, client: Client, options: options.Options) -> None:
+        self.client, self.options, self.layers = client, options, []
 
     def fork(self) -> Context:
-        fork = _FlowContext.__new__(_FlowContext)
-        fork.client, fork.options, fork.server, fork.layers = self.client, self.options, self.server, self.layers.copy()
+        fork = _FlowContext(self.client, self.options)
+        fork.server, fork.layers = self.server, self.layers.copy()
         return fork
 
 
@@ -69,9 +72,10 @@ class Embedded:
         values = {name: getattr(self.options, name) for name in self.options.keys()}  # type: ignore[no-untyped-call]  # noqa: SIM118
         vars(self.options).update(values)  # settled: else mitmproxy copies a value whenever it is read
 
-    def context(self, client: Endpoint, origin: Endpoint, started_s: float) -> Context:
-        """The context of a flow whose client is connected."""
+    def context(self, flow: str, client: Endpoint, origin: Endpoint, started_s: float) -> Context:
+        """The context of a flow whose client is connected. It has no server until it is given one."""
         connection = Client(
+            id=f"{flow} client",  # what tells connections of one flow apart: a random one takes long to make
             peername=(client.address, client.port),
             sockname=(origin.address, origin.port),
             timestamp_start=started_s,
@@ -81,11 +85,10 @@ class Embedded:
         return _FlowContext(connection, self.options)
 
 
-def server_of(origin: Endpoint, name: str, session: TlsSession | None) -> Server:
+def server_of(flow: str, origin: Endpoint, name: str, session: TlsSession | None) -> Server:
     """The origin's side of a flow that is connected, for mitmproxy's layers."""
-    server = Server(address=(origin.address, origin.port))
-    server.peername = server.address
-    server.timestamp_start = time.time()
+    address = (origin.address, origin.port)
+    server = Server(id=f"{flow} origin", address=address, peername=address, timestamp_start=time.time())
     server.state = ConnectionState.OPEN
     if session is not None:
         describe(server, session)

@@ -17,7 +17,7 @@ async def read_hello(leg: Leg) -> tuple[ClientHello, bytes]:
     data = b""
     while True:
         try:
-            more = await leg.chunk()
+            more = await leg.chunk(is_there=True)
         except OSError as error:
             raise Ended(Outcome.CLIENT_CLOSED, str(error), reset=True) from None
         if not more:

@@ -7,7 +7,7 @@ Closing is told apart four ways because the gate keeps a duplicate of the client
 descriptor alone tells the peer nothing:
 
     let_go   nothing: the gate goes on with it
-    finish   the queue, then FIN; reading goes on
+    finish   what was put off and the queue, then FIN; reading goes on
     close    as finish; then what still comes is drained for a moment (unread bytes would turn the end into a reset)
     abort    a reset, when the last duplicate is closed
 """
@@ -36,9 +36,9 @@ class Leg:
     """`on_wire(sent, data)` sees raw bytes when the kernel takes (True) or gives (False) them."""
 
     __slots__ = (
-        "_closing", "_eof_queued", "_loop", "_on_wire", "_out", "_reading", "_sock", "_timer", "_waiter", "_writing",
-        "chunk_bytes", "closed", "ended", "error", "inbox", "on_closed", "on_data", "on_end", "on_room", "queued",
-        "received", "sent",
+        "_closing", "_eof_queued", "_is_finished", "_late", "_loop", "_on_wire", "_out", "_reading", "_sock", "_timer",
+        "_waiter", "_writing", "chunk_bytes", "closed", "ended", "error", "inbox", "on_closed", "on_data", "on_end",
+        "on_room", "queued", "received", "sent",
     )  # fmt: skip
 
     def __init__(
@@ -54,7 +54,9 @@ class Leg:
         self._loop = loop
         self._on_wire = on_wire
         self._out: deque[bytes | memoryview] = deque()
+        self._late = b""  # put off
         self._reading = self._writing = self._closing = self._eof_queued = False
+        self._is_finished = False  # FIN is sent
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.chunk_bytes = FIRST_CHUNK_BYTES
@@ -76,12 +78,16 @@ class Leg:
         return self.queued > HIGH_BYTES
 
     # -- receiving -----------------------------------------------------------------------------------------------------
-    async def chunk(self) -> bytes:
-        """The next bytes; b"" at the end. Raises OSError when the peer did not end in order."""
+    async def chunk(self, *, is_there: bool = False) -> bytes:
+        """The next bytes; b"" at the end. Raises OSError when the peer did not end in order.
+
+        `is_there`: they have probably come, and a look is cheaper than to wait for the kernel's word.
+        """
         while not self.inbox and not self.ended:
-            self._readable()
-            if self.inbox or self.ended:
-                break
+            if is_there:
+                self._readable()
+                if self.inbox or self.ended:
+                    break
             self.resume()
             self._waiter = self._loop.create_future()
             try:
@@ -156,10 +162,22 @@ class Leg:
             self._waiter.set_result(None)
 
     # -- sending -------------------------------------------------------------------------------------------------------
+    def put_off(self, data: bytes) -> None:
+        """Send it in front of what is written next, or with `catch_up`: nobody waits for it."""
+        self._late += data
+
+    def catch_up(self) -> None:
+        """Send what was put off."""
+        if self._late:
+            late, self._late = self._late, b""
+            self.write(late)
+
     def write(self, data: bytes) -> None:
         """Send, or queue what the kernel does not take. A peer that has gone is found out by reading."""
         if not data or self.closed or self._eof_queued:
             return
+        if self._late:
+            data, self._late = self._late + data, b""
         rest: bytes | memoryview = data
         if not self._out:
             taken = self._send(data)
@@ -212,15 +230,18 @@ class Leg:
 
     # -- ending --------------------------------------------------------------------------------------------------------
     def finish(self) -> None:
-        """The queue, then FIN. Reading goes on."""
+        """What was put off and the queue, then FIN. Reading goes on."""
         if not self.closed and not self._eof_queued:
+            self.catch_up()
             self._eof_queued = True
             if not self._out:
                 self._send_fin()
 
     def _send_fin(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
+        if not (self._closing and self.ended):  # else both directions are shut at once
+            self._is_finished = True
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_WR)
         if self._closing:
             self._linger()
 
@@ -232,7 +253,9 @@ class Leg:
         self.inbox.clear()
         if self.error is not None:
             return self._shut()
-        self._timer = self._loop.call_later(FLUSH_S, self.abort)
+        self.catch_up()
+        if self._out:
+            self._timer = self._loop.call_later(FLUSH_S, self.abort)
         if self._eof_queued and not self._out:
             return self._linger()
         self.finish()
@@ -246,8 +269,9 @@ class Leg:
         self.resume()
 
     def _shut(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        if not (self._is_finished and self.ended):  # else both have said their last
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
         self._release()
 
     def abort(self) -> None:
@@ -275,6 +299,7 @@ class Leg:
             self._timer.cancel()
         self.closed = self.ended = True
         self._out.clear()
+        self._late = b""
         self.queued = 0
         self._sock.close()
         self._wake()

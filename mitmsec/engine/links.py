@@ -1,7 +1,7 @@
 """The engine's seams, spoken over channels: the gate's and the signer's.
 
 gate   ── HandOver + client's and origin's sockets ──► flows
-       ◄─ Taken, at once
+       ◄─ Taken, of what has not ended within TAKEN_AFTER_S
        ◄─ UpstreamQuestion ─ · ─ UpstreamAnswer + socket ──►
        ◄─ FlowEnded, or Upgrading
 signer ◄─ MintQuestion ─ · ─ MintAnswer ──►
@@ -29,6 +29,7 @@ from mitmsec.core.messages import (
 from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
 
 ANSWER_DEADLINE_S = 35.0  # the gate's own deadline for a connection is 30 s
+TAKEN_AFTER_S = 0.1  # most flows of a busy worker have ended by then, which says the same (mitmsec.gate.crew: QUIET_S)
 Take = Callable[[HandOver, socket.socket, socket.socket], None]
 
 
@@ -40,6 +41,8 @@ class GateLink:
         self._loop = loop
         self._numbers = itertools.count(1)
         self._asked: dict[int, tuple[str, asyncio.Future[socket.socket]]] = {}
+        self._untold: dict[str, None] = {}
+        """Flows that were handed over, of which nothing has been said."""
         self._take: Take | None = None
         self._end: Callable[[], None] | None = None
 
@@ -57,7 +60,9 @@ class GateLink:
     def _told(self, message: HandOver | UpstreamAnswer, fds: list[int]) -> None:
         if isinstance(message, UpstreamAnswer):
             return self._answered(message, fds)
-        self._say(Taken(flow=message.flow))
+        if not self._untold:
+            self._loop.call_later(TAKEN_AFTER_S, self._tell_taken)
+        self._untold[message.flow] = None
         if len(fds) != 2 or self._take is None:
             close_all(fds)
             return self.ended(
@@ -65,6 +70,11 @@ class GateLink:
             )
         client, origin = (socket.socket(fileno=fd) for fd in fds)
         self._take(message, client, origin)
+
+    def _tell_taken(self) -> None:
+        untold, self._untold = self._untold, {}
+        for flow in untold:
+            self._say(Taken(flow=flow))
 
     def _answered(self, answer: UpstreamAnswer, fds: list[int]) -> None:
         flow, future = self._asked.get(answer.number, ("", None))
@@ -102,6 +112,7 @@ class GateLink:
         self._say(flow)
 
     def _say(self, message: Taken | Upgrading | FlowEnded) -> None:
+        self._untold.pop(message.flow, None)
         try:
             self._channel.send(message)
         except ChannelFull:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from OpenSSL import SSL, crypto
+from OpenSSL.crypto import FILETYPE_ASN1, dump_certificate  # each look into that module takes 3 us
 
 from mitmsec.core.origin_proof import Proof
 from mitmsec.engine import alerts
@@ -31,6 +32,7 @@ _VIEW: Any = _ffi.buffer(_BUFFER, _SIZE_BYTES)
 _HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
 KEYS_LIMIT = 4  # of leaves: two kinds, and those of the day before
 CERTIFICATES_LIMIT = 256  # origins' certificates that need not be read again
+NAMES_LIMIT = 1024  # likewise, origins' names
 _ASKED = b"SSLv3/TLS read server certificate request"  # OpenSSL's word for that state, of TLS 1.3 too
 _ALERT_SENT = 0x4008  # SSL_CB_WRITE_ALERT
 
@@ -55,6 +57,7 @@ class TlsSession:
 
     __slots__ = (
         "_begun",
+        "_certificate",
         "_connection",
         "_finished",
         "_from",
@@ -72,6 +75,7 @@ class TlsSession:
         self._connection = connection
         self._ssl, self._into, self._from = raw._ssl, raw._into_ssl, raw._from_ssl
         self._begun: SSL.Session | None = None  # as the handshake left it
+        self._certificate: tuple[str, int] | None = None  # the peer's, once it was asked for
         self._finished = False  # we have sent ours
         self.closed = False  # the peer has sent close_notify
         self.is_asked = False  # the server wants a client's certificate, or another handshake
@@ -198,15 +202,16 @@ class TlsSession:
 
     def peer_certificate(self) -> tuple[str, int] | None:
         """SHA-256 (hex) and notAfter (Unix seconds) of the peer's certificate."""
-        certificate = self._connection.get_peer_certificate()
-        if certificate is None:
-            return None
-        return _print_and_end(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+        if self._certificate is None:
+            certificate = self._connection.get_peer_certificate()
+            if certificate is not None:
+                self._certificate = _print_and_end(dump_certificate(FILETYPE_ASN1, certificate))
+        return self._certificate
 
     def proof(self) -> Proof:
         """What the origin showed, once the handshake is complete."""
         chain = self._connection.get_verified_chain() or ()
-        ders = tuple(crypto.dump_certificate(crypto.FILETYPE_ASN1, one) for one in chain)
+        ders = tuple(dump_certificate(FILETYPE_ASN1, one) for one in chain)
         return Proof(errors=tuple(self.verify_errors), chain=ders, staple=self._staple(), resumed=self.resumed)
 
     def _staple(self) -> bytes:
@@ -280,15 +285,23 @@ def expect_peer(connection: SSL.Connection, name: str) -> None:
     raw: Any = connection
     param = _lib.SSL_get0_param(raw._ssl)
     _lib.X509_VERIFY_PARAM_set_hostflags(param, _HOST_FLAGS)
-    try:
-        packed = ipaddress.ip_address(name).packed
-    except ValueError:
+    packed = _packed(name)
+    if packed is None:
         encoded = name.encode()
         accepted = _lib.X509_VERIFY_PARAM_set1_host(param, encoded, len(encoded))
     else:
         accepted = _lib.X509_VERIFY_PARAM_set1_ip(param, packed, len(packed))
     if accepted != 1:
         raise ValueError(f"OpenSSL does not accept {name!r} as a peer's name")
+
+
+@lru_cache(NAMES_LIMIT)
+def _packed(name: str) -> bytes | None:
+    """An IP address, as in a certificate; None of a host name."""
+    try:
+        return ipaddress.ip_address(name).packed
+    except ValueError:
+        return None
 
 
 @lru_cache(KEYS_LIMIT)

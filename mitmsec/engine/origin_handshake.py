@@ -21,7 +21,10 @@ type Judge = Callable[[TlsSession], Awaitable[bool]]
 
 
 async def shake(leg: Leg, session: TlsSession, judge: Judge) -> bool:
-    """Shake hands; whether it went to its end. Raises Ended, TlsFailed, OSError, and what `judge` raises."""
+    """Shake hands; whether it went to its end. Raises Ended, TlsFailed, OSError, and what `judge` raises.
+
+    The last that we say may be put off (see Leg): whoever has the leg next writes, or lets it catch up.
+    """
     is_judged = False
     while True:
         is_complete = session.handshake()
@@ -30,8 +33,11 @@ async def shake(leg: Leg, session: TlsSession, judge: Judge) -> bool:
             if not await judge(session):
                 return False
             is_judged = True
-        leg.write(answer)
-        if is_complete:
+        if not is_complete:
+            leg.write(answer)
+        else:
+            # What is said last in TLS 1.3 the origin needs only for what is said after it: both go at once.
+            leg.put_off(answer) if session.version == "TLSv1.3" and not session.is_asked else leg.write(answer)
             return is_judged or await judge(session)
         data = await leg.chunk()
         if not data:

@@ -21,7 +21,7 @@ from mitmsec.core.model import Endpoint, Value
 from mitmsec.engine.openssl import TlsSession, size_bytes
 
 KEEP_S = 3600.0
-EACH_LIMIT = 4  # tickets for one program and origin: about as many as it opens connections at once
+EACH_LIMIT = 8  # tickets for one program and origin: about as many as it opens connections at once
 PLACES_LIMIT = 128
 SIZE_LIMIT_BYTES = 16_384  # of one session, which holds the origin's whole chain: it sends as much of that as it likes
 
@@ -46,6 +46,7 @@ class Place(NamedTuple):
 class _Kept(Value, frozen=True):
     session: SSL.Session
     until_s: float
+    is_hybrid: bool  # the group that was agreed
 
 
 class Resumptions:
@@ -71,8 +72,14 @@ class Resumptions:
         self._kept.pop(place, None)
         return now_s
 
-    def keep(self, place: Place, session: SSL.Session, until_s: float) -> None:
-        self._kept.setdefault(place, deque(maxlen=EACH_LIMIT)).append(_Kept(session, until_s))
+    def is_classical(self, place: Place, now_s: float) -> bool:
+        """Whether the origin, which could have had a hybrid group, lately agreed to another one."""
+        kept = self._kept.get(place)
+        return kept is not None and len(kept) > 0 and now_s < kept[-1].until_s and not kept[-1].is_hybrid
+
+    def keep(self, place: Place, session: SSL.Session, until_s: float, *, is_hybrid: bool = False) -> None:
+        kept = _Kept(session=session, until_s=until_s, is_hybrid=is_hybrid)
+        self._kept.setdefault(place, deque(maxlen=EACH_LIMIT)).append(kept)
         self._kept.move_to_end(place)
         while len(self._kept) > PLACES_LIMIT:
             self._kept.popitem(last=False)
@@ -81,10 +88,11 @@ class Resumptions:
 class Resumption:
     """One connection's part in it."""
 
-    __slots__ = ("_all", "_place", "_until_s")
+    __slots__ = ("_all", "_is_kept", "_place", "_until_s")
 
     def __init__(self, resumptions: Resumptions, place: Place, until_s: float) -> None:
         self._all, self._place, self._until_s = resumptions, place, until_s
+        self._is_kept = False
 
     def verified(self, session: TlsSession, not_after_s: int, now_s: float) -> None:
         """After the handshake, if the origin's certificate has no defect."""
@@ -92,10 +100,16 @@ class Resumption:
         if not session.resumed:
             self._until_s = min(now_s + KEEP_S, float(not_after_s))
 
-    def finish(self, session: TlsSession, now_s: float) -> None:
-        """At the end: keep the origin's last ticket, if it sent any."""
-        ticket = session.ticket()
-        if ticket is None or not self._place.owner or now_s >= self._until_s:
+    def keep(self, session: TlsSession, now_s: float) -> None:
+        """When the origin has answered, and at the end: keep one of its tickets, if it has sent any.
+
+        At once, since a program that has its answer connects again before we have seen the end of this connection.
+        """
+        if self._is_kept or not self._place.owner or now_s >= self._until_s:
             return
+        ticket = session.ticket()
+        if ticket is None:
+            return
+        self._is_kept = True
         if size_bytes(ticket) <= SIZE_LIMIT_BYTES:
-            self._all.keep(self._place, ticket, self._until_s)
+            self._all.keep(self._place, ticket, self._until_s, is_hybrid=session.strength.is_hybrid)

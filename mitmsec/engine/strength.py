@@ -76,11 +76,18 @@ def floor_of(hello: ClientHello, least: TlsVersion = TlsVersion.TLS12) -> Floor:
     )
 
 
-def groups_from(floor: Floor) -> str:
-    """The groups to offer, as OpenSSL reads them."""
+def groups_from(floor: Floor, *, with_share: bool = True) -> str:
+    """The groups to offer, as OpenSSL reads them. Without `with_share`, hybrid ones by name only."""
     return ":".join(
-        name for name, bits, is_hybrid in GROUPS if bits >= floor.group_bits and (is_hybrid or not floor.is_hybrid)
+        name if with_share or not is_hybrid else name.removeprefix("*")
+        for name, bits, is_hybrid in GROUPS
+        if bits >= floor.group_bits and (is_hybrid or not floor.is_hybrid)
     )
+
+
+def has_hybrid(hello: ClientHello) -> bool:
+    """Whether the client offers a hybrid group."""
+    return not _HYBRID_GROUPS.isdisjoint(hello.groups)
 
 
 def classical_of(groups: str) -> str:

@@ -1,6 +1,6 @@
 """The workers that flows are handed to, one channel each.
 
-gate ── HandOver + client, origin ──► worker ── Taken, at once ──► gate
+gate ── HandOver + client, origin ──► worker ── Taken, soon ────► gate  (unless it has said more by then)
                                              ── FlowEnded, at last ──►
              ── or Upgrading: it has let go, and the flow may be handed over again ──►
      ◄─ UpstreamQuestion(flow) ──────           (only of flows that it has; dialled is only that flow's origin)

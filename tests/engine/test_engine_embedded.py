@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 from mitmproxy import version
-from mitmproxy.connection import ConnectionState
+from mitmproxy.connection import ConnectionState, Server
+from mitmproxy.proxy.context import Context
 
 from mitmsec.core.model import Endpoint
-from mitmsec.engine.embedded import Embedded, MitmsecMode
+from mitmsec.engine.embedded import Embedded, MitmsecMode, server_of
 
 
 def test_a_context_knows_both_ends_and_our_mode() -> None:
-    context = Embedded().context(
-        Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=443), time.time()
-    )
+    client, origin = Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=443)
+    context = Embedded().context("flow-1", client, origin, time.time())
     assert context.client.peername == ("192.0.2.1", 1)
     assert context.client.state is ConnectionState.OPEN
     assert isinstance(context.client.proxy_mode, MitmsecMode)
@@ -28,12 +28,25 @@ def test_a_context_knows_both_ends_and_our_mode() -> None:
 
 
 def test_a_fork_knows_what_its_context_knows_and_has_layers_of_its_own() -> None:
-    endpoint = Endpoint(address="192.0.2.1", port=1)
-    context = Embedded().context(endpoint, endpoint, time.time())
+    """And all that mitmproxy's own has, which ours makes without asking it."""
+    made, endpoint = Embedded(), Endpoint(address="192.0.2.1", port=1)
+    context = made.context("flow-1", endpoint, endpoint, time.time())
+    context.server = server_of("flow-1", endpoint, "a.test", None)
     fork = context.fork().fork()
     assert (fork.client, fork.server, fork.options) == (context.client, context.server, context.options)
-    assert vars(fork).keys() == vars(context).keys()
+    assert vars(fork).keys() == vars(context).keys() == vars(Context(context.client, made.options)).keys()
     assert fork.layers is not context.layers
+
+
+def test_both_ends_of_a_flow_are_told_apart_by_mitmproxy_and_from_those_of_every_other() -> None:
+    """Which gives each connection a name at random, for the same."""
+    made, endpoint = Embedded(), Endpoint(address="192.0.2.1", port=1)
+    ends = [
+        end
+        for flow in ("flow-1", "flow-2")
+        for end in (made.context(flow, endpoint, endpoint, 0.0).client, server_of(flow, endpoint, "a.test", None))
+    ]
+    assert len({*ends, Server(address=None)}) == 5
 
 
 def test_options_are_settled() -> None:

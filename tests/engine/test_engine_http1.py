@@ -253,7 +253,8 @@ class Buffer(ReceiveBuffer):
 
 
 def _context() -> Context:
-    context = Embedded().context(Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=2), 0.0)
+    client, origin = Endpoint(address="192.0.2.1", port=1), Endpoint(address="192.0.2.2", port=2)
+    context = Embedded().context("flow-1", client, origin, 0.0)
     context.server = Server(address=("192.0.2.2", 2))
     return context
 

@@ -142,6 +142,35 @@ def test_close_waits_a_moment_for_the_peer_so_that_nothing_sent_is_lost_to_a_res
     over_tcp(test)
 
 
+def test_what_is_put_off_goes_in_front_of_what_is_written_next_and_in_one_piece_with_it() -> None:
+    async def test(leg: Leg, far: socket.socket) -> None:
+        leg.put_off(b"finished, ")
+        far.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            far.recv(100)
+        leg.write(b"")  # says nothing, so it takes nothing along
+        with pytest.raises(BlockingIOError):
+            far.recv(100)
+        seen: list[bytes] = []
+        leg._on_wire = lambda sent, data: seen.append(data)
+        leg.write(b"request")
+        far.settimeout(10)
+        assert far.recv(100) == b"finished, request"
+        assert seen == [b"finished, request"]
+
+    over_tcp(test)
+
+
+@pytest.mark.parametrize("end", [Leg.catch_up, Leg.finish, Leg.close])
+def test_what_is_put_off_is_sent_at_the_latest_with_the_end(end: Callable[[Leg], None]) -> None:
+    async def test(leg: Leg, far: socket.socket) -> None:
+        leg.put_off(b"finished")
+        end(leg)
+        assert far.recv(100) == b"finished"
+
+    over_tcp(test)
+
+
 def test_abort_resets() -> None:
     async def test(leg: Leg, far: socket.socket) -> None:
         leg.abort()

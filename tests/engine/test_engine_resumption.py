@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from engine_world import Pages, curl, origin, server_context, world
+from engine_world import NAME, Pages, connected, curl, origin, server_context, trusting, world
 from test_engine_openssl import Pair, server
 
 from mitmsec.core.messages import HandOver, Plaintext
@@ -46,7 +46,7 @@ class Program:
         made.server.write(b"answer")
         session.feed(made.out.read())
         assert session.read() == b"answer"
-        begun.finish(session, now_s)
+        begun.keep(session, now_s)
         session.close_notify()  # one that is freed without has OpenSSL forget its session, whenever that may be
         return session
 
@@ -119,7 +119,7 @@ def test_what_was_not_verified_is_not_kept() -> None:
     made.server.write(b"answer")
     session.feed(made.out.read())
     session.read()
-    begun.finish(session, 1000.0)
+    begun.keep(session, 1000.0)
     assert len(program.kept) == 0
 
 
@@ -205,3 +205,39 @@ def test_a_session_is_taken_up_only_under_a_rule_that_asks_the_same() -> None:
     ]
     assert len({place(**said) for said in asked}) == len(asked)
     assert place(identity="me").identity == "me"
+
+
+def test_a_program_that_connects_again_before_its_last_connection_has_ended_resumes_it_already(tmp_path: Path) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        async with origin(Pages(), server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
+            made.owner = "one"
+            trusts = trusting(tmp_path)
+            reader, writer = await connected(made, trusts)
+            writer.write(b"GET / HTTP/1.1\r\nhost: %b\r\n\r\n" % NAME.encode())
+            await reader.readuntil(b"you asked for /")
+            status, _, _ = await curl(made, tmp_path)
+            second = await made.end()
+            writer.close()
+            assert status == 0
+            assert second.tls is not None
+            assert second.tls.server is not None
+            assert second.tls.server.resumed
+
+    asyncio.run(main())
+
+
+# --- key shares -------------------------------------------------------------------------------------------------------
+def test_an_origin_that_took_no_hybrid_group_is_known_for_as_long_as_its_sessions_are_good() -> None:
+    program = Program()
+    assert not program.kept.is_classical(PLACE, 0.0)
+    for is_hybrid in (True, False):
+        session = program.origins.session("a.test", sni=True, alpn=(), tls12=True)
+        Pair(session, program.server)
+        session.expect_ticket()
+        kept = session._connection.get_session()
+        assert kept is not None
+        program.kept.keep(PLACE, kept, 10.0, is_hybrid=is_hybrid)
+        assert program.kept.is_classical(PLACE, 9.0) is not is_hybrid
+    assert not program.kept.is_classical(PLACE, 10.0)
+    assert not program.kept.is_classical(PLACE._replace(owner="another"), 9.0)

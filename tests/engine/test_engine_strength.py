@@ -18,6 +18,7 @@ from mitmsec.engine.strength import (
     excess,
     floor_of,
     groups_from,
+    has_hybrid,
     takes_either,
 )
 
@@ -78,6 +79,18 @@ def test_no_group_below_the_floor_is_offered_and_some_always_is(bits: int, is_hy
     known = {name: (strength, hybrid) for name, strength, hybrid in GROUPS}
     assert all(known[name][0] >= bits and (known[name][1] or not is_hybrid) for name in offered)
     assert offered != [""]
+
+
+def test_without_a_share_the_same_groups_are_offered_and_the_hybrid_ones_only_by_name() -> None:
+    every, without = (groups_from(LOWEST, with_share=share).split(":") for share in (True, False))
+    assert [name.strip("*") for name in every] == [name.strip("*") for name in without]
+    assert [name for name in every if name.startswith("*")] == ["*X25519MLKEM768", "*X25519"]
+    assert [name for name in without if name.startswith("*")] == ["*X25519"]
+
+
+@pytest.mark.parametrize(("groups", "expected"), [((0x11EC, 0x001D), True), ((0x001D,), False), ((), False)])
+def test_whether_a_client_offers_a_hybrid_group(groups: tuple[int, ...], expected: bool) -> None:
+    assert has_hybrid(hello(groups=groups)) is expected
 
 
 def test_an_older_openssl_is_offered_what_it_knows() -> None:

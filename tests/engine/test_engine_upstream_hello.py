@@ -23,7 +23,7 @@ from hellos import REAL, numbers
 from OpenSSL import SSL
 
 from mitmsec.engine.contexts import OriginContext
-from mitmsec.engine.openssl import TlsFailed, restrict_groups
+from mitmsec.engine.openssl import TlsFailed, TlsSession, restrict_groups
 from mitmsec.engine.strength import Floor, floor_of
 
 UNDERSTOOD = {
@@ -87,6 +87,56 @@ def test_tls_1_3_is_preferred_and_the_hybrid_group_and_x25519_are_offered_with_s
     shares = parts(raw)[2][0x0033]
     assert shares[2:4] == numbers(0x11EC)
     assert numbers(0x001D) + numbers(32) in shares[2 + 4 + 1216 :]
+
+
+@pytest.mark.checklist("U24")
+def test_an_origin_that_gets_no_hybrid_share_gets_the_group_all_the_same_if_it_wants_it() -> None:
+    ca = trustme.CA()
+    origins, wants_hybrid, takes_any = OriginContext(ca.cert_pem.bytes()), bare_server(ca), bare_server(ca)
+    restrict_groups(wants_hybrid, "X25519MLKEM768")
+    restrict_groups(takes_any, "X25519:P-256")
+    ours = origins.session("a.test", sni=True, alpn=(), tls12=True, share=False)
+    assert not ours.handshake()
+    raw = ours.outgoing()
+    shares = parts(raw)[2][0x0033]
+    assert parsed(raw).groups[:2] == (0x11EC, 0x001D)
+    assert shares == numbers(36) + numbers(0x001D) + numbers(32) + shares[-32:]
+    for server, is_hybrid in ((wants_hybrid, True), (takes_any, False)):
+        ours = origins.session("a.test", sni=True, alpn=(), tls12=True, share=False)
+        shaken(ours, server)
+        assert ours.strength.is_hybrid is is_hybrid
+
+
+@pytest.mark.checklist("U24", "U31")
+def test_a_hybrid_share_is_made_again_for_who_offers_one_and_never_left_out_for_another_program(tmp_path: Path) -> None:
+    """And left out where the program offers none and its origin, which had the choice, has lately taken none."""
+
+    async def main() -> list[bool]:
+        ca, made_with = trustme.CA(), []
+        async with origin(Pages(), server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
+            session = made.engine.origins.session
+
+            def noted(*words: Any, share: bool, **more: Any) -> TlsSession:
+                made_with.append(share)
+                return session(*words, share=share, **more)
+
+            made.engine.origins.session = noted  # type: ignore[method-assign]
+            for owner in ("one", "one", "another", ""):
+                made.owner = owner
+                reader, writer = await connected(made, trusting(tmp_path))
+                writer.write(b"GET / HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % NAME.encode())
+                assert b"you asked for /" in await reader.read()
+                writer.close()
+                await made.end()
+            made.owner = "one"
+            _, writer = await connected(made, None)
+            writer.write(client_hello(NAME, groups=(0x11EC, 0x001D)))
+            while len(made_with) < 5:
+                await asyncio.sleep(0.001)
+            writer.close()
+        return made_with
+
+    assert asyncio.run(main()) == [True, False, True, True, True]
 
 
 @pytest.mark.checklist("U23", "U26")

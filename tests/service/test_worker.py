@@ -192,7 +192,7 @@ def test_a_flow_through_a_process_of_its_own(tmp_path: Path) -> None:
                 made.settle(inspectors=(("keywords", ("confidential",)),))
                 assert await made.heard("control") == Ready()
                 client = hand(made, remote, inspect=("keywords",))
-                assert await made.heard("gate") == Taken(flow="flow-1")
+                assert await made.heard("gate") == Taken(flow="flow-1")  # within a moment; later it would say no more
                 head = f"GET /a?b=confidential HTTP/1.1\r\nHost: {NAME}\r\n\r\n"
                 answer = await asyncio.to_thread(asks, client, made.root_pem, head)
                 assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
