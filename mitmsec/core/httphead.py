@@ -13,7 +13,6 @@ from mitmsec.core.names import is_address, parse_name
 
 HEAD_LIMIT_BYTES = 64 * 1024  # above what common servers accept (8 to 64 KiB)
 
-_BLANK = re.compile(rb"(?:^|\n)\r?\n")
 _FIELD = re.compile(rb"([^\x00-\x20\x7f:]+)([ \t]*):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _ABSOLUTE = re.compile(rb"[a-z][a-z0-9+.-]*://([^/?#]*)", re.IGNORECASE)
 
@@ -28,10 +27,10 @@ class NamedHost(Value, frozen=True):
 
 def host_of(method: bytes, target: bytes, data: bytes, fields_at: int) -> NamedHost | NeedMore | Malformed:
     """The host of the request whose field lines begin at `fields_at` of `data`. Never raises, whatever the bytes."""
-    blank = _BLANK.search(data[fields_at:HEAD_LIMIT_BYTES])
-    if blank is None:
+    blank_at = _blank_at(data, fields_at)
+    if blank_at is None:
         return Malformed(reason="request head over 64 KiB") if len(data) >= HEAD_LIMIT_BYTES else NeedMore()
-    hosts = _host_fields(data[fields_at : fields_at + blank.start()])
+    hosts = _host_fields(data[fields_at:blank_at])
     if isinstance(hosts, Malformed | NamedHost):
         return hosts
     authority = _authority(method, target)
@@ -39,6 +38,14 @@ def host_of(method: bytes, target: bytes, data: bytes, fields_at: int) -> NamedH
     if authority is not None:
         named.append(_bare(authority.rpartition(b"@")[2]))
     return _agreed(named, through_proxy=authority is not None)
+
+
+def _blank_at(data: bytes, fields_at: int) -> int | None:
+    """Where the field lines end, before the line break that an empty line follows; None: not yet."""
+    if data.startswith((b"\n", b"\r\n"), fields_at, HEAD_LIMIT_BYTES):
+        return fields_at
+    found = (data.find(blank, fields_at, HEAD_LIMIT_BYTES) for blank in (b"\n\r\n", b"\n\n"))
+    return min((at for at in found if at >= 0), default=None)
 
 
 def _host_fields(block: bytes) -> list[bytes] | NamedHost | Malformed:

@@ -12,6 +12,7 @@ import unicodedata
 from functools import lru_cache
 
 NAME_LIMIT_CHARS = 253  # RFC 1035 §2.3.4: 255 octets on the wire, so 253 characters as text
+ADDRESS_LIMIT_CHARS = 45  # of an IPv6 address that ends in an IPv4 one; a scope may make it longer
 KNOWN_LIMIT = 1024
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # the underscore is no host name in RFC 952, but is in daily use
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this is read as an IPv4 address by resolvers
@@ -38,6 +39,16 @@ def _parsed(text: str) -> str | None:
 def is_address(text: str) -> bool:
     """Whether `text` is an IP address literal, with or without the brackets of a URL."""
     bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return _is_known_address(bare) if len(bare) <= ADDRESS_LIMIT_CHARS else _reads_as_address(bare)
+
+
+@lru_cache(KNOWN_LIMIT)
+def _is_known_address(bare: str) -> bool:
+    """What a program calls by its address, it calls so each time."""
+    return _reads_as_address(bare)
+
+
+def _reads_as_address(bare: str) -> bool:
     try:
         ipaddress.ip_address(bare)
     except ValueError:

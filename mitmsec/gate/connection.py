@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,8 +21,9 @@ from mitmsec.gate.crl_origin import CrlOrigin
 from mitmsec.gate.dial import Dial
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.flow import Flow, State
-from mitmsec.gate.hangups import Hangups
+from mitmsec.gate.hangups import Hangups, moved_bytes
 from mitmsec.gate.inward import Way
+from mitmsec.gate.lean_loop import Loop, Timer
 from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans, hand_out, shut, take_in
 from mitmsec.gate.names import Names
@@ -40,8 +39,6 @@ from mitmsec.gate.terms import Decides, Health, Terms
 UPSTREAMS_LIMIT = 8  # further connections that one flow's worker may have under way
 GREETING_BYTES = 1024
 
-_TCP_INFO = struct.Struct("=120xQQ")  # struct tcp_info of linux/tcp.h up to tcpi_bytes_acked, tcpi_bytes_received
-
 log = logging.getLogger(__name__)
 
 type HearsDns = Callable[[Endpoint, Endpoint, bool, bytes], None]
@@ -51,7 +48,7 @@ type HearsDns = Callable[[Endpoint, Endpoint, bool, bytes], None]
 class Means(Value, frozen=True):
     """What all connections of a gate work with."""
 
-    loop: asyncio.AbstractEventLoop
+    loop: Loop
     terms: Terms
     connect_deadline_s: float
     local_ports: range | None
@@ -78,12 +75,6 @@ class Means(Value, frozen=True):
     probe: OriginProbe | None = None
 
 
-def moved_bytes(sock: socket.socket) -> int:
-    """How many bytes have passed on this connection, both ways, as far as its other side has confirmed them."""
-    acked, received = _TCP_INFO.unpack(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size))
-    return int(acked + received)
-
-
 class Connection:
     """One accepted socket, and the origin's once there is one. Owns both."""
 
@@ -99,7 +90,7 @@ class Connection:
         self._bound: str | None = None
         self._events: deque[AnyEvent] = deque()
         self._acting = self._minted = self._over = False
-        self._deadline: asyncio.TimerHandle | None = None
+        self._deadline: Timer | None = None
         self._peek: Peek | None = None
         self._dial: Dial | None = None
         self._relay: Relay | None = None
@@ -178,16 +169,18 @@ class Connection:
     def _execute(self, command: AnyCommand) -> None:
         means = self._means
         match command:
+            case s.SetDeadline(after_s=after_s):
+                self._set_deadline(after_s)
             case s.Ask(origin=origin):
                 means.ask(self, origin)
             case s.Peek(at_least_bytes=at_least_bytes):
                 self._peek = self._peek or Peek(means.loop, self._client, self._peeked, self._client_gone)
                 self._peek.wait(at_least_bytes)
-            case s.SetDeadline(after_s=after_s):
-                self._set_deadline(after_s)
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
+            case s.Record(seen=seen):
+                means.record(seen)
             case s.Prove(name=name, remote=remote):
                 assert means.probe is not None
                 means.probe.ask(name, remote, self._bound, lambda holds: self.tell(s.Proved(holds)))
@@ -214,9 +207,9 @@ class Connection:
                 reset(self._client)
             case s.Close():
                 self._release(in_order=True)
-                shut(self._client)  # a worker may still hold it: it is over for it, too
-            case s.Record(seen=seen):
-                means.record(seen)
+                if self.flow.worker >= 0:
+                    shut(self._client)  # a worker may still hold it: it is over for it, too
+                self._client.close()
             case s.Report(what=what, failed=failed, detail=detail):
                 means.faults.saw(what, failed, detail, self.id)
             case _:
@@ -342,8 +335,7 @@ class Connection:
         if len(self._more) >= UPSTREAMS_LIMIT:
             return self._answer(number, "too many at once")
 
-        def connected(sock: socket.socket, endpoint: Endpoint) -> None:
-            del endpoint
+        def connected(sock: socket.socket, _: Endpoint) -> None:
             under_way.discard(dial)
             if self._means.loans.lend(self.id, sock):
                 self._answer(number, "", sock.fileno())
@@ -392,6 +384,9 @@ class Connection:
     def _is_over(self) -> None:
         if not self._over:
             self._over = True
+            self._dial, relay, self._relay = None, self._relay, None  # without circles nothing is left to be collected
+            if relay is not None:
+                relay.dissolve()
             if self._way is not None:
                 self._way.close()
             if self._minted:

@@ -7,9 +7,9 @@ a ──────────────── refused
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
+import functools
 import os
 import random
 import socket
@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from mitmsec.core.model import Endpoint
+from mitmsec.gate.lean_loop import Loop, Timer
 from mitmsec.gate.signals import DialFailure
 
 STAGGER_S = 0.25  # RFC 8305 §8, Connection Attempt Delay
@@ -46,7 +47,7 @@ class Dial:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         connected: Callable[[socket.socket, Endpoint], None],
         failed: Callable[[DialFailure], None],
         *,
@@ -64,9 +65,9 @@ class Dial:
         self._waiting: deque[Endpoint] = deque()
         self._trying: dict[socket.socket, Endpoint] = {}
         self._first_failure: DialFailure | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._soon: asyncio.Handle | None = None
+        self._timer: Timer | None = None
+        self._deadline: Timer | None = None
+        self._soon: Timer | None = None
 
     def add(self, endpoints: Iterable[Endpoint]) -> None:
         """Try these as well, in this order."""
@@ -74,7 +75,8 @@ class Dial:
         if self._deadline is None:
             self._first_failure = None
             self._deadline = self._loop.call_later(self._deadline_s, self._too_late)
-            self._soon = self._loop.call_soon(self._next)
+            if error := self._begun():
+                self._soon = self._loop.call_soon(functools.partial(self._attempt_failed, error))
         elif self._timer is None:
             self._timer = self._loop.call_later(STAGGER_S, self._next)
 
@@ -89,21 +91,24 @@ class Dial:
             self._drop(next(iter(self._trying)))
 
     def _next(self) -> None:
-        """Start the next attempt, and a clock for the one after it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._waiting:
-            return
+        if self._waiting and (error := self._begun()):
+            self._attempt_failed(error)
+
+    def _begun(self) -> int:
+        """Start the next attempt, and a clock for the one after it; an errno where that fails at once, else 0."""
         endpoint = self._waiting.popleft()
         try:
             sock = self._begin(endpoint) if self._begin_known is None else self._begin_known()
         except OSError as error:
-            return self._attempt_failed(error.errno or 0)
+            return error.errno or errno.EHOSTUNREACH
         self._trying[sock] = endpoint
-        self._loop.add_writer(sock, self._writable, sock)
+        self._loop.add_writer(sock, functools.partial(self._writable, sock))
         if self._waiting:
             self._timer = self._loop.call_later(STAGGER_S, self._next)
+        return 0
 
     def _begin(self, endpoint: Endpoint) -> socket.socket:
         """Raises OSError."""
@@ -119,10 +124,10 @@ class Dial:
 
     def _attempt(self, endpoint: Endpoint, port: int) -> socket.socket:
         """From the local `port`; 0: from any. Raises OSError."""
-        sock = socket.socket(socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET)
+        family = socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         bound = self._bound if self._bound is not None and (":" in self._bound) == endpoint.is_v6 else None
         try:
-            sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if port:  # which may serve connections to other origins at the same time, if nobody listens on it

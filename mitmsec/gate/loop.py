@@ -39,6 +39,7 @@ from mitmsec.gate.faults import Faults
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
 from mitmsec.gate.inward import Inward, Ways
+from mitmsec.gate.lean_loop import LeanLoop
 from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
@@ -63,9 +64,7 @@ class Origins(Protocol):
     """Knows where diverted connections were going."""
 
     def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
-        """The origin of the connection from `client` to `gate`, at whose end `accepted` is; None: no hook of this run
-        diverted it.
-        """
+        """The origin of the connection at whose end `accepted` is; None: no hook of this run diverted it."""
 
 
 class Surroundings(Value, frozen=True):
@@ -132,13 +131,14 @@ class Gate:
         self._heartbeat_s, self._limit = heartbeat_s, limit or flows_limit()
         self._flows: dict[str, Connection] = {}
         self._silent: dict[str, Connection] = {}  # in the order of their arrival
-        self._young: deque[tuple[float, Connection]] = deque()
+        self._young: deque[tuple[float, str]] = deque()
         self._asking = Asking(around.ask, loop.time)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._empty = asyncio.Event()
         self._empty.set()
         self._colleagues = Colleagues(around.recorder)
         self._pipes = Pipes()
+        self._lean = LeanLoop(loop)
         self._faults = Faults(around.recorder.record, session)
         self.crew = Crew(loop, self._faults, around.hangs)
         self._hangups = Hangups(loop)
@@ -147,7 +147,7 @@ class Gate:
         self._crls = CrlOrigin(loop)
         self._taps = Taps(loop, around.recorder, terms.on_failure)
         self._means = Means(
-            loop=loop,
+            loop=self._lean,
             terms=terms,
             connect_deadline_s=connect_deadline_s,
             local_ports=local_ports,
@@ -184,6 +184,7 @@ class Gate:
         self._tick()
         for listener in self._listeners:
             listener.setblocking(False)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # and what it accepts
             self._loop.add_reader(listener, self._acceptable, listener)
 
     def owner(self, number: int, process: Process, *, selected: bool = True) -> None:
@@ -251,6 +252,7 @@ class Gate:
         for one in (means.probe, self.crew, self._taps, self._loans, self._crls, self._hangups, self._pipes):
             if one is not None:
                 one.close()
+        self._lean.close()
         around.signer.close()
         around.recorder.close()
 
@@ -305,10 +307,9 @@ class Gate:
             connection.tell(s.OwnerKnown(Process(pid=0), selected=False))
 
     def _new(self, means: Means, client: socket.socket) -> Connection:
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection = Connection(means, flow_id(), client)
         self._flows[connection.id] = self._silent[connection.id] = connection
-        self._young.append((self._loop.time(), connection))
+        self._young.append((self._loop.time(), connection.id))
         self._empty.clear()
         return connection
 
@@ -382,8 +383,8 @@ class Gate:
         self._faults.tick()
         old_s = self._loop.time() - LONG_LIVED_S
         while self._young and self._young[0][0] <= old_s:
-            connection = self._young.popleft()[1]
-            if connection.id in self._flows:
+            connection = self._flows.get(self._young.popleft()[1])
+            if connection is not None:
                 connection.long_lived()
 
     # -- the end -------------------------------------------------------------------------------------------------------

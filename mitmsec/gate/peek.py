@@ -7,12 +7,12 @@ buffer can take no more (tcp(7), socket(7)). Whoever reads the socket next gets 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
 
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT
+from mitmsec.gate.lean_loop import Loop
 
 
 class Peek:
@@ -25,7 +25,7 @@ class Peek:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         sock: socket.socket,
         told: Callable[[bytes, bool], None],
         gone: Callable[[], None],
@@ -34,10 +34,11 @@ class Peek:
         self._at_least_bytes = self._lowat = 1
 
     def wait(self, at_least_bytes: int) -> None:
-        """Tell once, when so many bytes lie there or no more can come."""
+        """Tell once, when so many bytes lie there or no more can come: of the first at once if they are there."""
         self._at_least_bytes = at_least_bytes
         self._set_lowat(at_least_bytes)
-        self._loop.add_reader(self._sock, self._readable)
+        if at_least_bytes > 1 or not self._look():
+            self._loop.add_reader(self._sock, self._readable)
 
     def stop(self) -> None:
         """Leave the socket as it was."""
@@ -51,12 +52,18 @@ class Peek:
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
 
     def _readable(self) -> None:
+        self._look()
+
+    def _look(self) -> bool:
+        """Whether there was something to tell."""
         try:
             data = self._sock.recv(FIRST_BYTES_LIMIT, socket.MSG_PEEK)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             self._loop.remove_reader(self._sock)
-            return self._gone()
+            self._gone()
+            return True
         self._loop.remove_reader(self._sock)
         self._told(data, len(data) >= self._at_least_bytes)
+        return True

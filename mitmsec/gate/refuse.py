@@ -6,12 +6,13 @@ Dissolving the connection with connect(AF_UNSPEC) sends the RST at once, whoever
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import socket
 import struct
 from collections.abc import Callable
+
+from mitmsec.gate.lean_loop import Loop
 
 LINGER_S = 1.0  # for the client to read the page before its socket is closed under it
 SWALLOW_BYTES = 65536
@@ -49,9 +50,7 @@ class Farewell:
     What the client still sends is swallowed: closing with unread bytes would send an RST, which can overtake the page.
     """
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, text: bytes, on_end: Callable[[], None]
-    ) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, text: bytes, on_end: Callable[[], None]) -> None:
         self._loop, self._sock, self._on_end = loop, sock, on_end
         with contextlib.suppress(OSError):  # under a kilobyte into an empty buffer: taken whole, or the client gone
             sock.send(text)

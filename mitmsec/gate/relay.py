@@ -8,12 +8,12 @@ client ────► Pipe | Copy ────► origin       a sink that does
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from mitmsec.gate.lean_loop import Loop, Timer
 from mitmsec.gate.signals import Ending
 from mitmsec.gate.splice import Pipe, Pipes
 
@@ -77,7 +77,7 @@ class Course:
         self._relay, self._source, self._sink, self._sent = relay, source, sink, sent
         self._buffer: Pipe | Copy | None = None
         self.bulk_turns = 0
-        self._gathering: asyncio.TimerHandle | None = None
+        self._gathering: Timer | None = None
         self.moved_bytes = 0
         self.over = False
 
@@ -101,6 +101,8 @@ class Course:
                     break
         except Unrecorded:
             return self._relay.end(Ending.UNRECORDED)
+        if self._relay.ended:
+            return
         moved = self.moved_bytes - before
         if moved:
             self._relay.other(self).bulk_turns = 0  # question and answer: who waits for an answer must not wait for us
@@ -203,7 +205,7 @@ class Relay:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         client: socket.socket,
         origin: socket.socket,
         pipes: Pipes,
@@ -231,15 +233,20 @@ class Relay:
         self.tee = tee
 
     def start(self) -> None:
-        """Begin. What lies in the sockets already is moved from the loop, not from here."""
+        """Begin. What the client has said already is moved at once: it has mostly been peeked, and waits."""
         self._out.read()
         self._in.read()
+        self._out.move()
 
     def stop(self) -> None:
         """Move nothing more; `on_end` is not called. Idempotent."""
         self.ended = True
         self._out.stop()
         self._in.stop()
+
+    def dissolve(self) -> None:
+        """Nothing is left of it: it is over, nobody asks it any more, and its directions need not know it."""
+        del self._out, self._in
 
     def other(self, course: Course) -> Course:
         """The other direction."""

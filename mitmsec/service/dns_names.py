@@ -70,6 +70,8 @@ class DnsNames:
         """Packets of anybody: what is no message is passed over, as the program will. In turns, as others have work."""
         if self._ring is not None:
             self._waiting.extend(self._ring.drain())
+        if not self._waiting:
+            return
         until_s = time.thread_time() + TURN_S
         while self._waiting:
             packet = self._waiting.popleft()

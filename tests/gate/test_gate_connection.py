@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from descriptors import descriptors
-from gate_house import WAIT_S, House, Server, houses, linger_for, on_loop, pair_over_loopback, wait_reset
+from gate_house import WAIT_S, House, Server, houses, linger_for, on_loop, wait_reset
 from hellos import hello, server_name
 
 from mitmsec.audit.event import FaultSeen, FlowHanded, Outcome
@@ -392,17 +392,6 @@ async def test_a_flow_whose_client_has_left_is_ended_although_its_worker_never_s
         await worker.next()
         assert [seen.count for seen in house.recorder.events if isinstance(seen, FaultSeen)] == [1]
         worker.channel.close()
-
-
-@on_loop
-async def test_bytes_that_pass_either_way_are_seen_from_outside() -> None:
-    ours, theirs = await pair_over_loopback()
-    with ours, theirs:
-        before = module.moved_bytes(ours)
-        ours.send(bytes(100))
-        theirs.send(bytes(20))
-        await settled(lambda: module.moved_bytes(ours) >= before + 120)
-        assert module.moved_bytes(ours) == before + 120
 
 
 def test_an_answer_that_finds_no_descriptor_is_an_answer_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 from descriptors import descriptors
 from gate_house import WAIT_S, on_loop, pair_over_loopback
 
-from mitmsec.gate.hangups import Hangups
+from mitmsec.gate.hangups import Hangups, moved_bytes
 from mitmsec.gate.refuse import reset
 
 
@@ -106,3 +106,16 @@ async def test_of_two_that_end_together_one_may_have_the_other_forgotten() -> No
     before = len(descriptors())
     hangups.close()
     assert len(descriptors()) == before - 1
+
+
+@on_loop
+async def test_bytes_that_pass_either_way_are_seen_from_outside() -> None:
+    ours, theirs = await pair_over_loopback()
+    with ours, theirs:
+        before = moved_bytes(ours)
+        ours.send(bytes(100))
+        theirs.send(bytes(20))
+        async with asyncio.timeout(WAIT_S):
+            while moved_bytes(ours) < before + 120:
+                await asyncio.sleep(0.001)
+        assert moved_bytes(ours) == before + 120

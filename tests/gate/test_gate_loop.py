@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import ssl
 from typing import Any
@@ -16,7 +17,10 @@ from hellos import hello, server_name
 from mitmsec.audit.event import BytesSeen, Outcome
 from mitmsec.core.model import Action, Endpoint
 from mitmsec.core.policy import Policy, Rule
+from mitmsec.gate.connection import Connection
+from mitmsec.gate.flow import Flow
 from mitmsec.gate.refuse import reset
+from mitmsec.gate.relay import Relay
 
 TLS = hello(server_name(b"a.test"))
 NAMED = Policy(action=Action.BYPASS, rules=(Rule(name="host", host=("a.test",), action=Action.BLOCK),))
@@ -313,3 +317,29 @@ async def test_an_origin_lookup_that_fails_is_a_reset_and_a_fault() -> None:
             assert await asyncio.to_thread(wait_reset, client)
         await house.gate.drain(0)
         assert house.recorder.faults() == ["origin_lookup_failed"]
+
+
+@on_loop
+async def test_of_a_relayed_connection_nothing_is_left_for_the_collector() -> None:
+    """A collection that has to look at ten thousand dead connections costs each of them, and all live ones a pause."""
+
+    def left() -> list[object]:
+        return [one for one in gc.get_objects() if isinstance(one, Connection | Relay | Flow)]
+
+    async with houses() as make, Server(echo) as origin:
+        house = make(Action.BYPASS)
+        house.divert(origin.address)
+        gc.collect()
+        gc.disable()
+        try:
+            with house.dial() as client:
+                client.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n")
+                assert await asyncio.to_thread(client.recv, 3) == b"GET"
+                assert len(left()) == 3
+                client.shutdown(socket.SHUT_WR)
+                while await asyncio.to_thread(client.recv, 4096):
+                    pass
+            assert (await house.recorder.connection()).outcome is Outcome.COMPLETED
+            assert left() == []
+        finally:
+            gc.enable()

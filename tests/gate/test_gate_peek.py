@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 
 from gate_house import on_loop, pair_over_loopback
@@ -37,6 +38,19 @@ async def test_bytes_are_told_and_stay() -> None:
         assert await watch.next() == (b"abc", True)
         watch.peek.stop()
         assert other.recv(10) == b"abc"
+
+
+@on_loop
+async def test_what_has_come_already_is_told_at_once() -> None:
+    one, other = await pair_over_loopback()
+    with one, other:
+        watch = Watch(other)
+        one.send(b"abc")
+        assert select.select([other], [], [], 20)[0]
+        watch.peek.wait(1)
+        assert watch.told.get_nowait() == (b"abc", True)
+        await asyncio.sleep(0)
+        assert watch.told.empty(), "and once"
 
 
 @on_loop
