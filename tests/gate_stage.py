@@ -8,6 +8,7 @@ from hellos import alpn, hello, server_name
 from playbook import Playbook
 
 from mitmsec.audit.event import ConnectionSeen, Outcome
+from mitmsec.core.dns_offers import Offers
 from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process, UnprovenName, Upstream
 from mitmsec.core.policy import Application, Policy, Rule
 from mitmsec.gate.flow import Flow
@@ -72,6 +73,7 @@ class Stage:
         learned: Learned | None = None,
         more: tuple[Rule, ...] = (),
         probes: bool = False,
+        offers: Offers = Offers(),  # noqa: B008 -- frozen
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
@@ -79,7 +81,7 @@ class Stage:
             rules = (*rules, Rule(name="app", application=("curl",), action=Action.BLOCK))
         rules = (*rules, *more)
         self.names, self.health = Names(), Colleagues()
-        self.terms = Terms(on_failure=on_failure, capture=capture, probes=probes)
+        self.terms = Terms(on_failure=on_failure, capture=capture, probes=probes, offers=offers)
         self.flow = Flow(
             "f",
             self.terms,

@@ -77,6 +77,7 @@ rules = st.builds(
     protocol=st.one_of(st.just(()), some(st.sampled_from(Protocol))),
     alpn=st.one_of(st.just(()), some(st.sampled_from(["h2", "http/*", "?2"]))),
     ja4=st.one_of(st.just(()), some(st.sampled_from(["t13d*", "t12d_x", "*_x"]))),
+    ech=st.sampled_from([(), (), (), (True,), (False,)]),
     time=st.one_of(st.just(()), some(st.sampled_from(TIMES))),
     expires_s=st.one_of(st.none(), st.integers(-30, 30).map(lambda hours: int(NOON_S) + hours * HOUR_S)),
 )
@@ -100,6 +101,7 @@ _hellos = st.builds(
     name=names,
     alpn=st.sampled_from([(), ("h2",), ("h2", "http/1.1"), ("x",)]),
     ja4=st.sampled_from(["t13d_x", "t12d_x", "t13i_y"]),
+    ech=st.booleans(),
 )
 _named = st.builds(Shown, protocol=st.sampled_from(sorted(WITH_NAME - {Protocol.TLS})), name=names)
 _others = st.builds(Shown, protocol=st.sampled_from(sorted(set(Protocol) - WITH_NAME)))
@@ -133,6 +135,7 @@ def _drawn_rule(draw: random.Random) -> Rule:
         protocol=some_of(list(Protocol)),
         alpn=some_of(["h2", "http/*", "?2"]),
         ja4=some_of(["t13d*", "t12d_x", "*_x"]),
+        ech=some_of([True, False])[:1],
         time=some_of(TIMES),
         expires_s=int(NOON_S) + draw.randint(-30, 30) * HOUR_S if draw.random() < 0.2 else None,
     )
@@ -146,6 +149,7 @@ def drawn_flow(draw: random.Random) -> tuple[Process, Endpoint, float, Shown]:
         name=draw.choice([None, *NAMES]) if protocol in WITH_NAME else None,
         alpn=draw.choice([(), ("h2",), ("h2", "http/1.1"), ("x",)]) if is_tls else (),
         ja4=draw.choice(["t13d_x", "t12d_x", "t13i_y"]) if is_tls else None,
+        ech=draw.random() < 0.3 if is_tls else None,
     )
     remote = Endpoint(address=draw.choice(ADDRESSES), port=draw.choice(PORTS))
     return draw.choice((*PROCESSES, NGINX, BOXED)), remote, NOON_S + draw.randint(-10080, 10080) * 60, shown

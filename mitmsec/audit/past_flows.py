@@ -16,7 +16,7 @@ from mitmsec.core.model import Action, Direction, Endpoint, Process, Transport, 
 from mitmsec.core.past_flow import PastFlow, Verdict
 from mitmsec.core.sniff import Protocol
 
-FIRST_BYTES = frozenset({"host", "protocol", "alpn", "ja4"})  # conditions that first bytes answer
+FIRST_BYTES = frozenset({"host", "protocol", "alpn", "ja4", "ech"})  # conditions that first bytes answer
 OVER_UDP = frozenset({"udp", "quic"})
 UNJUDGED = frozenset({Outcome.STRANGER})  # no policy was asked
 
@@ -78,6 +78,7 @@ def _flow(event: Fields) -> PastFlow:
         name=msgspec.convert(remote["host"], str | None) if shows_name else None,
         alpn=msgspec.convert(client.get("offers") or (), tuple[str, ...]),
         ja4=msgspec.convert(client.get("ja4"), str | None),
+        ech=client.get("ech") is True if _is_tls(event) else None,
         is_tls=_is_tls(event),
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
         proven=client.get("name_agrees") == Agreement.AGREE or client.get("name_certified") is True

@@ -66,8 +66,8 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
 
 def _impossible_protocol(rule: Rule) -> str | None:
     """Why nothing that the rule's protocols can be shows what its other conditions ask."""
-    if rule.protocol and (rule.alpn or rule.ja4) and WITH_HELLO.isdisjoint(rule.protocol):
-        return 'alpn and ja4 are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
+    if rule.protocol and (rule.alpn or rule.ja4 or rule.ech) and WITH_HELLO.isdisjoint(rule.protocol):
+        return 'alpn, ja4 and ech are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
     if rule.protocol and rule.asks_name and WITH_NAME.isdisjoint(rule.protocol):
         key = "host" if rule.host else "category"
         return f"none of these shows a name, which {key} asks for; that do {', '.join(sorted(WITH_NAME))}"
@@ -160,7 +160,7 @@ def _covers_applications(wide: Rule, narrow: Rule) -> bool:
     return all(any(entry_covers(other, entry) for other in wide.application) for entry in narrow.application)
 
 
-def _covers_words(wide: Collection[str], narrow: Collection[str]) -> bool:
+def _covers_words(wide: Collection[str | bool], narrow: Collection[str | bool]) -> bool:
     return not wide or (bool(narrow) and set(narrow) <= set(wide))
 
 
@@ -184,6 +184,7 @@ def _covers_what_is_shown(wide: Rule, narrow: Rule) -> bool:
         (not wide.protocol or protocols(narrow) <= set(wide.protocol))
         and _covers_globs(wide.alpn, narrow.alpn)
         and _covers_globs(wide.ja4, narrow.ja4)
+        and _covers_words(wide.ech, narrow.ech)
     )
 
 
@@ -192,7 +193,7 @@ def protocols(rule: Rule) -> set[Protocol]:
     possible = set(rule.protocol or Protocol)
     if rule.asks_name:
         possible &= WITH_NAME
-    return possible & WITH_HELLO if rule.alpn or rule.ja4 else possible
+    return possible & WITH_HELLO if rule.alpn or rule.ja4 or rule.ech else possible
 
 
 def _covers_globs(wide: Collection[str], narrow: Collection[str]) -> bool:

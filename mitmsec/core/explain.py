@@ -112,6 +112,13 @@ def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, 
     if rule.ja4:
         ja4 = () if shown.ja4 is None else (shown.ja4,)
         yield _matching("ja4", rule.ja4, ja4, "no TLS fingerprint is known")
+    if rule.ech:
+        is_encrypted = None if shown.ech is None else _hello(shown.ech)
+        yield _one_of("ech", tuple(map(_hello, rule.ech)), is_encrypted, "no TLS hello is known")
+
+
+def _hello(ech: bool) -> str:
+    return "an encrypted hello" if ech else "a hello in the clear"
 
 
 def _moment(rule: Rule, at_s: float, clocks: Clocks) -> Iterator[Checked]:

@@ -3,7 +3,7 @@
     process ─► bits of the rules whose `application` and `user` hold, remembered by what identifies a program
     remote  ─► bits by port, by address
     at_s    ─► bits by time of the week and by expiry
-    shown   ─► bits by host, protocol, ALPN, JA4             all of them and-ed: the lowest bit is the first rule
+    shown   ─► bits by host, protocol, ALPN, JA4, ECH        all of them and-ed: the lowest bit is the first rule
 
 Before the first bytes are there, the rules that ask about them may or may not hold: see `first_whatever_is_shown`.
 """
@@ -38,7 +38,7 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_hosts", "_ja4",
+        "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_ech", "_hosts", "_ja4",
         "_latest", "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
@@ -65,6 +65,7 @@ class Matcher:
         self._protocols = Words([rule.protocol for rule in rules])
         self._alpn = Globs([rule.alpn for rule in rules])
         self._ja4 = Globs([rule.ja4 for rule in rules])
+        self._ech = Words([rule.ech for rule in rules])
         self._times = Times([rule.time for rule in rules], [rule.expires_s for rule in rules], zones)
         self._silent = self._shown(NOTHING_SHOWN) | (
             reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
@@ -123,7 +124,7 @@ class Matcher:
         ja4 = () if shown.ja4 is None else (shown.ja4,)
         holding = 0 if shown.name is None else self._lists.holding(shown.name)
         named = self._hosts.rules(shown.name, holding) & self._categories.rules(holding)
-        return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4)
+        return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4) & self._ech.rules(shown.ech)
 
     def _applying(self, process: Process) -> _Applying:
         if self._latest is None or self._latest[0] is not process:

@@ -113,6 +113,7 @@ def _overlap(first: Rule, second: Rule, names: CoveredNames) -> bool:
         and first.time == second.time  # of others it is not looked whether they meet
         and _texts_meet(first.alpn, second.alpn)
         and _texts_meet(first.ja4, second.ja4)
+        and _words_meet(first.ech, second.ech)
         and _entries_meet(first, second)
         and _addresses_meet(first, second)
         and _words_meet(first.category, second.category)
@@ -133,7 +134,7 @@ def _ports_meet(first: Rule, second: Rule) -> bool:
     return any(one[0] <= other[1] and other[0] <= one[1] for one, other in pairs)
 
 
-def _words_meet(first: Sequence[str], second: Sequence[str]) -> bool:
+def _words_meet(first: Sequence[str | bool], second: Sequence[str | bool]) -> bool:
     return not first or not second or not set(first).isdisjoint(second)
 
 

@@ -41,6 +41,7 @@ class PastFlow(Value, frozen=True):
     alpn: tuple[str, ...] = ()
     """What it offered."""
     ja4: str | None = None
+    ech: bool | None = None
     is_tls: bool = False
     """Its hello was seen, be it after a dialogue in plaintext."""
     is_malformed: bool = False
@@ -52,7 +53,7 @@ class PastFlow(Value, frozen=True):
     @property
     def shown(self) -> Shown:
         """What its first bytes told."""
-        return Shown(protocol=self.protocol, name=self.name, alpn=self.alpn, ja4=self.ja4)
+        return Shown(protocol=self.protocol, name=self.name, alpn=self.alpn, ja4=self.ja4, ech=self.ech)
 
     @property
     def asked(self) -> Endpoint:

@@ -337,7 +337,8 @@ def subject(rule: Rule) -> str:
         words += f", category {_some(rule.category)}"
     if rule.port:
         words += f", port {_some([port_text(*ports) for ports in rule.port])}"
-    shown = (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4))
+    ech = tuple("encrypted" if one else "in the clear" for one in rule.ech)
+    shown = (("protocol", rule.protocol), ("ALPN", rule.alpn), ("JA4", rule.ja4), ("hello", ech))
     for key, values in (*shown, ("time", rule.time), ("until", (rule.expires,) if rule.expires else ())):
         if values:
             words += f", {key} {_some(values)}"

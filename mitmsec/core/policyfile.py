@@ -265,6 +265,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         protocol=read_protocols(table),
         alpn=tuple(text for _, text in table.texts("alpn")),
         ja4=tuple(text for _, text in table.texts("ja4")),
+        ech=(table.flag("ech"),) if "ech" in table else (),
         time=_times(table, context),
         expires=end[0] if end else "",
         expires_s=end[1] if end else None,

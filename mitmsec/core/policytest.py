@@ -48,7 +48,7 @@ def shown_by(test: PolicyTest) -> Shown:
     protocol = test.protocol
     if protocol is None and test.direction is Direction.INBOUND:
         protocol = Protocol.TLS
-    return Shown.of(test.host, protocol, test.alpn, test.ja4)
+    return Shown.of(test.host, protocol, test.alpn, test.ja4, test.ech)
 
 
 def called(peer: Endpoint) -> Endpoint:

@@ -35,6 +35,7 @@ def read_test(table: Table, context: Context) -> PolicyTest:
         protocol=_test_protocol(table),
         alpn=tuple(text for _, text in table.texts("alpn")),
         ja4=table.text("ja4"),
+        ech=table.flag("ech") if "ech" in table else None,
         at_s=_test_time(table, context),
         rule=rule,
         direction=table.choice("direction", Direction, Direction.OUTBOUND) or Direction.OUTBOUND,
@@ -77,8 +78,8 @@ def _test_protocol(table: Table) -> Protocol | None:
     if "protocol" not in table:
         return None
     protocol = table.choice("protocol", Protocol, Protocol.TLS) or Protocol.TLS
-    if protocol not in WITH_HELLO and ("alpn" in table or "ja4" in table):
-        table.note("alpn and ja4 are TLS's", "protocol")
+    if protocol not in WITH_HELLO and any(key in table for key in ("alpn", "ja4", "ech")):
+        table.note("alpn, ja4 and ech are TLS's", "protocol")
     if protocol not in WITH_NAME and "host" in table:
         table.note(f"{protocol} shows no name", "host")
     return protocol

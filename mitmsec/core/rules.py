@@ -17,7 +17,7 @@ from mitmsec.core.model import (
 )
 from mitmsec.core.sniff import Protocol
 
-CONDITIONS = ("application", "user", "host", "category", "port", "address", "protocol", "alpn", "ja4", "time")
+CONDITIONS = ("application", "user", "host", "category", "port", "address", "protocol", "alpn", "ja4", "ech", "time")
 """The keys of a rule that hold always where they are absent; `direction` does not."""
 DEFAULTS = "defaults"  # stands as the rule's name where no rule matched
 
@@ -68,6 +68,8 @@ class Rule(Value, frozen=True):
     """Globs, of which one matches a protocol name that a TLS client offers."""
     ja4: tuple[str, ...] = ()
     """Globs over the fingerprint of a TLS client."""
+    ech: tuple[bool, ...] = ()
+    """Whether a TLS client's hello has an encrypted one inside, or says so (GREASE); one of these."""
     time: tuple[str, ...] = ()
     """Times of the week, see mitmsec.core.hours."""
     expires: str = ""
@@ -96,7 +98,7 @@ class Rule(Value, frozen=True):
     @property
     def asks_first_bytes(self) -> bool:
         """Whether it has a condition that nothing but a connection's first bytes can fulfil."""
-        return bool(self.asks_name or self.protocol or self.alpn or self.ja4)
+        return bool(self.asks_name or self.protocol or self.alpn or self.ja4 or self.ech)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -130,6 +132,8 @@ class PolicyTest(Value, frozen=True):
     """None: TLS where something of a hello is told, else not known."""
     alpn: tuple[str, ...] = ()
     ja4: str | None = None
+    ech: bool | None = None
+    """None: where it is TLS, there is none."""
     at_s: int | None = None
     """When it is; None: now."""
     rule: str | None = None

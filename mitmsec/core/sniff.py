@@ -20,6 +20,8 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
+from msgspec.structs import replace
+
 from mitmsec.core import clienthello
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
 from mitmsec.core.httphead import HEAD_LIMIT_BYTES, host_of
@@ -83,14 +85,22 @@ class Shown(Value, frozen=True):
     """Comparable, see mitmsec.core.names."""
     alpn: tuple[str, ...] = ()
     ja4: str | None = None
+    ech: bool | None = None
+    """Whether a hello has an encrypted one inside, or its GREASE; None: they are no hello."""
 
     @classmethod
     def of(
-        cls, name: str | None, protocol: Protocol | None = None, alpn: tuple[str, ...] = (), ja4: str | None = None
+        cls,
+        name: str | None,
+        protocol: Protocol | None = None,
+        alpn: tuple[str, ...] = (),
+        ja4: str | None = None,
+        ech: bool | None = None,
     ) -> Shown:
         """What a question tells: where it leaves the protocol open, TLS is what shows such things."""
-        is_told = name is not None or alpn or ja4 is not None
-        return cls(protocol=protocol or (Protocol.TLS if is_told else None), name=name, alpn=alpn, ja4=ja4)
+        is_told = name is not None or alpn or ja4 is not None or ech is not None
+        protocol = protocol or (Protocol.TLS if is_told else None)
+        return cls(protocol=protocol, name=name, alpn=alpn, ja4=ja4, ech=bool(ech) if protocol in WITH_HELLO else None)
 
     @property
     def is_tls(self) -> bool:
@@ -114,8 +124,10 @@ class Sniffed(Value, frozen=True):
     @property
     def shown(self) -> Shown:
         """All of it that the policy is asked about."""
-        alpn, ja4 = (self.hello.alpn, self.hello.ja4) if self.hello else ((), None)
-        return Shown(protocol=self.protocol, name=self.name, alpn=alpn, ja4=ja4)
+        shown = Shown(protocol=self.protocol, name=self.name)
+        if self.hello is None:
+            return shown
+        return replace(shown, alpn=self.hello.alpn, ja4=self.hello.ja4, ech=self.hello.ech)
 
 
 _TCP = Sniffed(protocol=Protocol.TCP)

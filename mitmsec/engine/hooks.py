@@ -21,6 +21,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmsec.audit.event import FaultSeen, Outcome, Seen
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import pages, stream
+from mitmsec.engine.alt_svc import without_http3
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.http import EXCHANGE
@@ -125,6 +126,8 @@ class Hooks:
     def _on_response_head(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
         response = hook.flow.response
+        if not self._hand_over.http3:
+            response.headers.fields = without_http3(response.headers.fields)
         exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
         if exchange.refused is None:
             response.stream = exchange.response_body

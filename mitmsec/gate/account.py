@@ -211,7 +211,7 @@ class Account:
             return self.process
         return replace(self.process, confidence=Confidence.INFERRED)
 
-    def hand_over(self, kind: Plaintext, name: str, decision: Decision) -> HandOver:
+    def hand_over(self, kind: Plaintext, name: str, decision: Decision, *, http3: bool = True) -> HandOver:
         """What the worker has to know."""
         return HandOver(
             flow=self.flow,
@@ -221,6 +221,7 @@ class Account:
             client=self.client,
             decision=decision,
             direction=self.direction,
+            http3=http3 or self.direction is Direction.INBOUND,  # whom others reach is not for us to say
             owner="" if self.direction is Direction.INBOUND else _told_apart(self.process),
             protocol=self.protocol if kind is Plaintext.DIALOGUE else None,
             port=self.target_port,

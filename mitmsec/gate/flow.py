@@ -443,7 +443,7 @@ class Flow:
             s.SetDeadline(None),
             s.Record(self.about.handed(worker)),
             *([s.Mint(name)] if self.about.is_minted else []),
-            s.Hand(worker, self.about.hand_over(kind, name, self.about.decision)),
+            s.Hand(worker, self.about.hand_over(kind, name, self.about.decision, http3=self._terms.offers.h3)),
             s.WatchClient(),
         ]
 

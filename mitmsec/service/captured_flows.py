@@ -51,8 +51,10 @@ def past(flow: RecordedFlow, program: Process | None) -> PastFlow:
     )
     match flow.shown:
         case Sniffed(protocol=protocol, name=name, hello=hello):
-            alpn, ja4 = ((), None) if hello is None else (hello.alpn, hello.ja4)
-            return replace(found, protocol=protocol, name=name, alpn=alpn, ja4=ja4, is_tls=hello is not None)
+            named = replace(found, protocol=protocol, name=name)
+            if hello is None:
+                return named
+            return replace(named, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech, is_tls=True)
         case Malformed():
             return replace(found, is_malformed=True)
         case None:

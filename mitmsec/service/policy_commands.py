@@ -142,6 +142,7 @@ def check(file: Path, as_json: bool, state_folder: Path) -> None:
 )
 @click.option("--alpn", multiple=True, metavar="A", help="A protocol that its TLS offers; may be given again.")
 @click.option("--ja4", metavar="J", help="The JA4 fingerprint of its TLS.")
+@click.option("--ech", is_flag=True, help="Its hello has an encrypted one inside.")
 @click.option("--pid", type=click.IntRange(1, PID_MAX), metavar="N", help="The number of its process.")
 @click.option("--at", type=MOMENT, metavar="T", help="When: 2026-12-31T12:00, local time. Default: now.")
 @json_option
@@ -164,12 +165,14 @@ def explain_decision(
     protocol: str | None,
     alpn: tuple[str, ...],
     ja4: str | None,
+    ech: bool,
     pid: int | None,
     at: datetime | None,
     as_json: bool,
 ) -> None:
     """Say which rule of F decides a connection, and why."""
-    of_hello = shown_by(host, protocol or (Protocol.TLS if direction == Direction.INBOUND else None), alpn, ja4)
+    protocol = protocol or (Protocol.TLS if direction == Direction.INBOUND else None)
+    of_hello = shown_by(host, protocol, alpn, ja4, ech or None)
     loaded = _loaded(file, as_json=as_json)
     for words in ctx.meta.get(NOTES, []):
         click.echo(words, err=True)

@@ -114,11 +114,13 @@ def _note(ctx: click.Context | None, words: str) -> None:
         ctx.meta.setdefault(NOTES, []).append(words)
 
 
-def shown_by(host: str | None, protocol: str | None, alpn: tuple[str, ...], ja4: str | None) -> Shown:
+def shown_by(
+    host: str | None, protocol: str | None, alpn: tuple[str, ...], ja4: str | None, ech: bool | None = None
+) -> Shown:
     """What the first bytes of the connection tell that is asked about; ends the command where none can tell it."""
-    told = Shown.of(host, None if protocol is None else Protocol(protocol), alpn, ja4)
-    if told.protocol not in WITH_HELLO and (alpn or ja4):
-        raise click.UsageError("--alpn and --ja4 are TLS's: leave --protocol out")
+    told = Shown.of(host, None if protocol is None else Protocol(protocol), alpn, ja4, ech)
+    if told.protocol not in WITH_HELLO and (alpn or ja4 or ech):
+        raise click.UsageError("--alpn, --ja4 and --ech are TLS's: leave --protocol out")
     if host is not None and told.protocol not in WITH_NAME:
         raise click.UsageError(f"{protocol} shows no name: leave --host out")
     return told

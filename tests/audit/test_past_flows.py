@@ -33,6 +33,9 @@ def test_an_event_gives_back_what_the_policy_was_asked_about() -> None:
     found = past_connection(event(seen))
     assert (found.flow.process, found.flow.local, found.flow.remote) == (CURL, seen.local, seen.remote)
     assert (found.flow.protocol, found.flow.name, found.flow.ja4) == (Protocol.TLS, "api.example.com", "t13d")
+    assert (found.flow.ech, found.flow.shown.ech) == (False, False)
+    encrypted = event(connection(), tls={"client": {"ech": True}})
+    assert past_connection(encrypted).flow.shown.ech is True
     assert (found.flow.alpn, found.flow.unknown) == (("h2",), frozenset())
     assert (found.flow.proven, found.flow.transport, found.flow.direction) == (
         True, Transport.TCP, Direction.OUTBOUND,
@@ -93,7 +96,7 @@ def test_what_first_bytes_showed_is_told_by_protocol_and_host(
 def test_what_was_never_looked_at_is_unknown() -> None:
     came_in = replace(connection(), protocol="tcp", tls=None, host=None, direction=Direction.INBOUND)
     flow = past_connection(event(came_in, producer="supervisor")).flow
-    assert (flow.protocol, flow.unknown) == (None, {"host", "protocol", "alpn", "ja4"})
+    assert (flow.protocol, flow.unknown) == (None, {"host", "protocol", "alpn", "ja4", "ech"})
     assert past_connection(event(came_in)).flow.unknown == frozenset()
     assert past_connection(event(came_in)).flow.protocol is Protocol.TCP
     silent = past_connection(event(replace(came_in, bytes_sent=0, bytes_received=0))).flow

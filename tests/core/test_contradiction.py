@@ -45,6 +45,8 @@ def shadowed(*rules: Rule) -> list[int | None]:
         ({"protocol": tuple(WITH_HELLO)}, {"host": ("a.example",), "ja4": ("t13*",)}),
         ({"protocol": tuple(WITH_NAME)}, {"host": ("a.example",)}),
         ({"alpn": ("h?", "x")}, {"alpn": ("h2",)}),
+        ({"ech": (True,)}, {"ech": (True,), "ja4": ("x",)}),
+        ({"protocol": tuple(WITH_HELLO)}, {"ech": (False,)}),
         ({"ja4": ("t13*",)}, {"ja4": ("t13d*", "t13i?"), "user": ("joe",)}),
         ({"time": ("Mon-Fri",)}, {"time": ("Tue 08:00-12:00",)}),
         ({"expires_s": 9}, {"expires_s": 8}),
@@ -74,6 +76,8 @@ def test_a_rule_behind_a_wider_one_never_matches(first: dict[str, object], secon
         ({"protocol": (Protocol.TLS,)}, {"host": ("a.example",)}),
         ({"protocol": (Protocol.SSH,)}, {"protocol": (Protocol.SSH, Protocol.SMTP)}),
         ({"alpn": ("h2",)}, {"protocol": (Protocol.TLS,)}),
+        ({"ech": (True,)}, {"ech": (False,)}),
+        ({"ech": (True,)}, {"protocol": (Protocol.TLS,)}),
         ({"ja4": ("t13d*",)}, {"ja4": ("t13*",)}),
         ({"time": ("Mon-Fri",)}, {}),
         ({"time": ("Mon-Fri",)}, {"time": ("Fri 22:00-06:00",)}),
@@ -189,8 +193,8 @@ def test_a_peer_that_can_pass_by_what_blocks_is_told_of(
 @pytest.mark.parametrize(
     ("protocol", "conditions", "says"),
     [
-        ((Protocol.SSH,), {"alpn": ("h2",)}, "alpn and ja4 are TLS's"),
-        ((Protocol.HTTP,), {"ja4": ("t13*",)}, "alpn and ja4 are TLS's"),
+        ((Protocol.SSH,), {"alpn": ("h2",)}, "alpn, ja4 and ech are TLS's"),
+        ((Protocol.HTTP,), {"ja4": ("t13*",)}, "alpn, ja4 and ech are TLS's"),
         ((Protocol.SSH, Protocol.HTTP2), {"host": ("a.example",)}, "none of these shows a name"),
         ((Protocol.SSH, Protocol.HTTP), {"host": ("a.example",)}, ""),
         ((Protocol.SSH, Protocol.TLS), {"host": ("a.example",), "ja4": ("*",)}, ""),

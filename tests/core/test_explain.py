@@ -173,7 +173,13 @@ def test_an_incoming_connection_is_explained_with_the_service_whose_key_opens_it
 
 def test_what_first_bytes_show_and_who_runs_the_program_is_told() -> None:
     rule = Rule(
-        name="r", action=Action.BLOCK, user=("joe",), protocol=(Protocol.TLS, Protocol.SSH), alpn=("h2",), ja4=("t13*",)
+        name="r",
+        action=Action.BLOCK,
+        user=("joe",),
+        protocol=(Protocol.TLS, Protocol.SSH),
+        alpn=("h2",),
+        ja4=("t13*",),
+        ech=(True,),
     )
     policy = Policy(rules=(rule,))
 
@@ -181,23 +187,26 @@ def test_what_first_bytes_show_and_who_runs_the_program_is_told() -> None:
         story = explain(policy, process, Endpoint(address="", port=443), NOON_S, shown)
         return [(check.holds, f"{check.key}: {check.why}") for check in story.tried[0].conditions]
 
-    assert told(policies.FIREFOX, Shown.of(None, alpn=("x", "h2"), ja4="t13d")) == [
+    assert told(policies.FIREFOX, Shown.of(None, alpn=("x", "h2"), ja4="t13d", ech=True)) == [
         (True, "user: it is joe"),
         (True, "protocol: it is tls"),
         (True, "alpn: h2 is within h2"),
         (True, "ja4: t13d is within t13*"),
+        (True, "ech: it is an encrypted hello"),
     ]
     assert told(policies.CURL, Shown.of(None, Protocol.HTTP)) == [
         (False, "user: root is not joe"),
         (False, "protocol: http is none of tls, ssh"),
         (False, "alpn: no protocol is offered by ALPN"),
         (False, "ja4: no TLS fingerprint is known"),
+        (False, "ech: no TLS hello is known"),
     ]
     assert told(policies.UNKNOWN, Shown.of(None, alpn=("x", "y"), ja4="t12")) == [
         (False, "user: who runs the program is not known"),
         (True, "protocol: it is tls"),
         (False, "alpn: x, y is not within h2"),
         (False, "ja4: t12 is not within t13*"),
+        (False, "ech: a hello in the clear is not an encrypted hello"),
     ]
     assert told(policies.CURL, NOTHING_SHOWN)[1] == (False, "protocol: what it speaks is not known")
 

@@ -36,6 +36,7 @@ def one_by_one(policy: Policy, process: Process, remote: Endpoint, at_s: float, 
             and (not rule.category or any(is_called(policy, shown.name, one) for one in rule.categories))
             and (not rule.protocol or shown.protocol in rule.protocol)
             and (not rule.alpn or any(fnmatchcase(one, glob) for glob in rule.alpn for one in shown.alpn))
+            and (not rule.ech or shown.ech in rule.ech)
             and (not rule.time or any(is_now(time, at_s) for time in rule.time))
             and (rule.expires_s is None or at_s < rule.expires_s)
             and (not rule.ja4 or any(fnmatchcase(shown.ja4 or "", glob) for glob in rule.ja4))
@@ -104,7 +105,8 @@ def shown_at_most(policy: Policy) -> list[Shown]:
     names = [None, "nowhere.test", *suffixes, *(f"x.{suffix}" for suffix in suffixes)]
     offers: list[tuple[str, ...]] = [(), ("h2",), ("http/1.1",), ("h2", "http/1.1")]
     ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
-    hellos = [Shown(protocol=Protocol.TLS, name=n, alpn=a, ja4=j) for n, a, j in product(names, offers, ja4)]
+    every = product(names, offers, ja4, (True, False))
+    hellos = [Shown(protocol=Protocol.TLS, name=n, alpn=a, ja4=j, ech=e) for n, a, j, e in every]
     named = [Shown(protocol=protocol, name=name) for protocol in WITH_NAME - {Protocol.TLS} for name in names]
     return [*hellos, *named, *(Shown(protocol=protocol) for protocol in set(Protocol) - WITH_NAME)]
 

@@ -347,6 +347,8 @@ def test_while_a_client_is_silent_its_origin_may_be_contacted_if_any_greeting_le
 def test_what_a_rule_is_about_is_said_with_all_its_conditions() -> None:
     rule = Rule(name="r", action=Action.BLOCK, user=("joe",), protocol=(Protocol.TLS,), alpn=("h2",), ja4=("t13*",))
     assert subject(rule) == "connections of user joe, protocol tls, ALPN h2, JA4 t13*"
+    assert subject(Rule(name="r", action=Action.BLOCK, ech=(True,))) == "connections, hello encrypted"
+    assert subject(Rule(name="r", action=Action.BLOCK, ech=(False,))) == "connections, hello in the clear"
     timed = Rule(name="r", action=Action.BLOCK, time=("Mon",), expires="2026-12-31", expires_s=1, owner="joe")
     assert subject(timed) == "connections, time Mon, until 2026-12-31"
     assert Policy().decided_by(timed).owner == "joe"

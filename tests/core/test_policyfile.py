@@ -79,6 +79,7 @@ def test_a_whole_rule() -> None:
         protocol = ["tls", "http", "tls"]
         alpn = ["h2", "http/*"]
         ja4 = ["t13d*"]
+        ech = true
         time = ["Mon-Fri 08:00-18:00 Europe/Berlin", "Sat UTC"]
         expires = 2026-01-05
         owner = "security"
@@ -105,6 +106,7 @@ def test_a_whole_rule() -> None:
         protocol=(Protocol.TLS, Protocol.HTTP),
         alpn=("h2", "http/*"),
         ja4=("t13d*",),
+        ech=(True,),
         time=("Mon-Fri 08:00-18:00 Europe/Berlin", "Sat UTC"),
         expires="2026-01-05",
         expires_s=int(policies.NOON_S) + 8 * 3600,
@@ -177,6 +179,7 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ),
         ('protocol = ["stmp"]', "protocol[0]: "),
         ("alpn = []", "alpn: an empty list can never match"),
+        ("ech = 'yes'", "ech: true or false is wanted, not the text"),
         ("ja4 = [13]", "ja4[0]: a text is wanted, not the number 13"),
         ('category = ["helth"]', 'category[0]: "helth" is not one of finance, health; did you mean "health"'),
         ('time = ["Mon 8-9 UTC"]', 'time[0]: "Mon 8-9 UTC" is no time of the week; wanted: "Mon-Fri 08:00-18:00"'),

@@ -75,7 +75,8 @@ def test_a_whole_test() -> None:
         ('service = "windows:"', 'service: "windows:" names no service'),
         (f'container = "{"ab" * 6}"', f'container: "{"ab" * 6}" is no container: write "runtime:id"'),
         ('protocol = "https"', 'protocol: "https" is not one of dns, ftp, http, http2-cleartext, http-proxy, imap'),
-        ('protocol = "ssh"\nja4 = "x"', "protocol: alpn and ja4 are TLS's"),
+        ('protocol = "ssh"\nech = true', "protocol: alpn, ja4 and ech are TLS's"),
+        ('protocol = "ssh"\nja4 = "x"', "protocol: alpn, ja4 and ech are TLS's"),
         ("time = 2026-01-05", "time: a moment is wanted, such as 2026-12-31T12:00:00, not a whole day"),
         ('time = "noon"', "time: a date is wanted"),
         ('protocol = "dns"\nhost = "a.example"', "host: dns shows no name"),
@@ -104,9 +105,9 @@ def test_a_test_may_be_of_an_incoming_connection() -> None:
 def test_a_test_may_say_what_the_first_bytes_are() -> None:
     table, context = opened(
         'application = "/x"\nexpect = "block"\nuser = "1000"\nprotocol = "tls"\nalpn = ["h2"]\nja4 = "t13"\n'
-        "time = 2026-01-05T16:00:00"
+        "ech = true\ntime = 2026-01-05T16:00:00"
     )
     test = read_test(table, context)
     assert test.at_s == policies.NOON_S
-    assert (test.user, test.protocol, test.alpn, test.ja4) == ("joe", Protocol.TLS, ("h2",), "t13")
+    assert (test.user, test.protocol, test.alpn, test.ja4, test.ech) == ("joe", Protocol.TLS, ("h2",), "t13", True)
     assert messages(context) == []

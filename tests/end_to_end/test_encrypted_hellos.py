@@ -16,7 +16,7 @@ from pathlib import Path
 import ech_stage
 import pytest
 from conftest import BARE, RESOLVER, Mitmsec, Network
-from ech_stage import HIDDEN, OFFERED, PUBLIC, PYTHON
+from ech_stage import BROWSER, HIDDEN, OFFERED, PORT, PUBLIC, PYTHON
 
 pytestmark = pytest.mark.root
 
@@ -111,3 +111,62 @@ def test_under_run_answers_over_tcp_are_limited_and_those_over_udp_pass(offer: s
     """They do not come by the gate: the kernel shows it copies."""
     told = [mitmsec.run("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over).stdout.strip() for over in ("tcp", "udp")]
     assert told == [record(offer), f'1 . alpn="h3,h2" ech="{offer}"']
+
+
+# --- what becomes of hellos -------------------------------------------------------------------------------------------
+def browsed(mitmsec: Mitmsec, tmp_path: Path, over: str, policy: str) -> list[str]:
+    """What a browser said that asked for the records over this (`grease`: not at all), under this policy."""
+    words = (BROWSER, RESOLVER, HIDDEN, PORT, BARE, over)
+    roots = mitmsec.environment() | {"SSL_CERT_FILE": str(tmp_path / "root.pem")}
+    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", *PYTHON, *words, env=roots)
+    return done.stdout.splitlines()
+
+
+def hellos(mitmsec: Mitmsec) -> list[tuple[str, str, str | None, bool | None]]:
+    """Of each TLS connection: what was done, by which rule, the name and whether there was another within."""
+    flows = [event for event in mitmsec.of_kind("connection") if event["protocol"] == "tls"]
+    clients = [(flow, flow["tls"]["client"]) for flow in flows]
+    return [(flow["action"], flow["rule"], client["sni"], client.get("ech")) for flow, client in clients]
+
+
+ECH_RULE = '[[rule]]\nname = "hidden"\nech = true\naction = "{}"\n'
+
+
+def test_an_encrypted_hello_that_the_policy_lets_pass_reaches_its_origin(
+    offer: str, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    policy = ECH_RULE.format("bypass")
+    assert browsed(mitmsec, tmp_path, "udp", policy) == [f"offered {HIDDEN} ech=true"]
+    assert browsed(mitmsec, tmp_path, "grease", policy) == [f"grease {HIDDEN} ech=false"]
+    assert hellos(mitmsec) == [("bypass", "hidden", PUBLIC, True), ("bypass", "hidden", HIDDEN, True)]
+
+
+def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(offer: str, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    """Those in the clear are decrypted, by their own names."""
+    policy = '[defaults]\ndns_ech = "strip"\n' + ECH_RULE.format("block")
+    for over in ("udp", "grease"):
+        (said,) = browsed(mitmsec, tmp_path, over, policy)
+        assert said.startswith("failed")
+    assert browsed(mitmsec, tmp_path, "tcp", policy) == [f"false {HIDDEN} ech=false"], "its key was taken out"
+    assert hellos(mitmsec) == [
+        ("block", "hidden", PUBLIC, True),
+        ("block", "hidden", HIDDEN, True),
+        ("decrypt", "defaults", HIDDEN, None),
+    ]
+
+
+def test_where_it_is_decrypted_a_client_learns_that_there_is_no_ech_and_comes_again_in_the_clear(
+    offer: str, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """Each time (RFC 9849 §6.1.6). That it leaves is no refusal of our certificate: nothing is learned from it."""
+    policy = (
+        '[defaults]\nlearned_bypass = 1\n[[rule]]\nname = "by its own name"\nhost = ["hidden.zone"]\naction = "{}"\n'
+    )
+    for action in ("decrypt", "bypass", "decrypt"):
+        said = browsed(mitmsec, tmp_path, "udp", policy.format(action))
+        assert said == ["failed 101", f"false {HIDDEN} ech=false"]
+        outer, inner = hellos(mitmsec)[-2:]
+        assert outer == ("decrypt", "defaults", PUBLIC, True)
+        assert inner == (action, "by its own name", HIDDEN, None)
+    assert mitmsec.of_kind("fault") == []
+    assert {event["url"] for event in mitmsec.of_kind("request")} == {f"https://{HIDDEN}:{PORT}/"}

@@ -12,9 +12,14 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+HTTP3 = 'h3=":443"; ma=86400'
+
 
 class Origin:
-    """/bytes/N answers N bytes as windows allow, /trailers ends with trailers, /reset resets, else says the path."""
+    """/bytes/N answers N bytes as windows allow, /trailers ends with trailers, /reset resets, else says the path.
+
+    Whoever asks for /elsewhere is told of HTTP/3, in a field and in a frame.
+    """
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], bytes]] = []
@@ -50,7 +55,11 @@ class Origin:
     def _answer(self, connection: h2.connection.H2Connection, stream: int, path: str, left: dict[int, int]) -> None:
         if path == "/reset":
             return connection.reset_stream(stream)
-        connection.send_headers(stream, [(":status", "200"), ("content-type", "text/plain")])
+        head = [(":status", "200"), ("content-type", "text/plain")]
+        if path == "/elsewhere":
+            connection.advertise_alternative_service(HTTP3.encode(), stream_id=stream)
+            head.append(("alt-svc", HTTP3))
+        connection.send_headers(stream, head)
         if path.startswith("/bytes/"):
             left[stream] = int(path.rpartition("/")[2])
         elif path == "/trailers":
@@ -83,6 +92,7 @@ class Client:
         self.trailers: dict[int, dict[str, str]] = {}
         self.bodies: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: set[int] = set()
+        self.alternatives: list[bytes] = []
         self.takes = True
 
     def request(self, headers: list[tuple[str, str]], body: bytes | None = None) -> int:
@@ -115,6 +125,8 @@ class Client:
                     self.bodies[stream] += more
                     if self.takes:
                         self.connection.acknowledge_received_data(size, stream)
+                case h2.events.AlternativeServiceAvailable(field_value=alternative):
+                    self.alternatives.append(alternative)
                 case h2.events.StreamEnded(stream_id=stream) | h2.events.StreamReset(stream_id=stream):
                     self.ended.add(stream)
                 case _:

@@ -150,6 +150,7 @@ class World:
         self.name = NAME
         self.kind = Plaintext.TLS
         self.owner = ""
+        self.http3 = True
         self.direction = Direction.OUTBOUND
         self.port = 0
         self.protocol: Protocol | None = None
@@ -186,6 +187,7 @@ class World:
                 client=Endpoint(address=address, port=port),
                 decision=self.decision,
                 direction=self.direction,
+                http3=self.http3,
                 owner=self.owner,
                 protocol=self.protocol,
             ),

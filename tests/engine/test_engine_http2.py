@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import h2.config
 import h2.connection
 import pytest
 import trustme
-from engine_h2 import Client, Origin, get
+from engine_h2 import HTTP3, Client, Origin, get
 from engine_world import NAME, Word, World, connected, curl, origin, server_context, trusting, world
 from mitmproxy.proxy.layers.http._events import RequestData
 
@@ -56,6 +57,32 @@ def test_the_client_gets_what_the_origin_chose(tmp_path: Path) -> None:
             assert writer.get_extra_info("ssl_object").selected_alpn_protocol() is None
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("http3", [True, False])
+def test_of_http3_a_client_hears_only_where_it_may_use_it_and_never_in_a_frame(tmp_path: Path, *, http3: bool) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+        context = server_context(ca, alpn=("h2",))
+        async with origin(Origin(), context) as port, world(tmp_path, port, [ca]) as made:
+            made.http3 = http3
+            asking = await client(made, tmp_path)
+            stream = asking.request(get("/elsewhere", NAME))
+            await asking.until_ended(stream)
+            assert asking.headers[stream]["alt-svc"] == (HTTP3 if http3 else "clear")
+            assert asking.alternatives == []
+            direct = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=_insecure(), server_hostname=NAME))
+            await direct.until_ended(direct.request(get("/elsewhere", NAME)))
+            assert direct.alternatives == [HTTP3.encode()], "the origin does send one"
+
+    asyncio.run(main())
+
+
+def _insecure() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def test_streams_share_a_connection(tmp_path: Path) -> None:

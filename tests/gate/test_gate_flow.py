@@ -28,6 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.audit.event import FlowHanded, Outcome
+from mitmsec.core.dns_offers import Offers
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Action, Confidence, OnFailure, UnprovenName
 from mitmsec.core.policy import Rule
@@ -266,6 +267,13 @@ def test_decrypt_hands_both_sockets_of_tls_to_a_worker_under_exactly_the_name() 
     assert play << WatchClient()
     assert order.decision.action is Action.DECRYPT
     assert stage.flow.worker == 3
+
+
+@pytest.mark.parametrize("http3", [True, False])
+def test_a_worker_hears_whether_programs_may_use_http3(*, http3: bool) -> None:
+    stage = Stage(offers=Offers(h3=http3))
+    stage.handed(HTTP)
+    assert stage.order.http3 is http3
 
 
 def test_without_a_name_the_address_is_what_a_certificate_is_for() -> None:

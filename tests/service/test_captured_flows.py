@@ -55,7 +55,7 @@ def test_a_capture_of_ours_says_who_where_what_and_what_was_made_of_it(tmp_path:
     ((flow, found),) = captured_flows(path, WGET, read.append)
     assert found.ja4 is not None
     assert replace(found, ja4=None) == PastFlow(
-        process=CURL, local=LOCAL, remote=REMOTE, at_s=1e9, protocol=Protocol.TLS, name="a.test", is_tls=True
+        process=CURL, local=LOCAL, remote=REMOTE, at_s=1e9, protocol=Protocol.TLS, name="a.test", ech=False, is_tls=True
     )
     assert recorded(flow) == Verdict(action=Action.DECRYPT, rule="defaults", reason="as the capture says")
     assert read == [path.stat().st_size]

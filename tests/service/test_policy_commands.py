@@ -461,10 +461,22 @@ def test_check_tells_what_is_decrypted_and_the_ca_may_not_speak_for(tmp_path: Pa
 
 def test_explain_asks_about_what_first_bytes_show(tmp_path: Path) -> None:
     file = tmp_path / "p.toml"
-    conditions = ['protocol = ["ssh"]', 'alpn = ["h?"]', 'ja4 = ["t13*"]', 'protocol = ["tls"]\ndirection = "inbound"']
+    conditions = [
+        'protocol = ["ssh"]',
+        'alpn = ["h?"]',
+        'ja4 = ["t13*"]',
+        'protocol = ["tls"]\ndirection = "inbound"',
+        "ech = true",
+    ]
     rules = "".join(f'[[rule]]\nname = "r{n}"\naction = "block"\n{text}\n' for n, text in enumerate(conditions))
     file.write_text(f"version = 1\n{rules}")
-    asked = [["--protocol", "ssh"], ["--alpn", "x", "--alpn", "h2"], ["--ja4", "t13d"], ["--direction", "inbound"]]
+    asked = [
+        ["--protocol", "ssh"],
+        ["--alpn", "x", "--alpn", "h2"],
+        ["--ja4", "t13d"],
+        ["--direction", "inbound"],
+        ["--ech"],
+    ]
     for n, words in enumerate(asked):
         assert run("explain", file, "--app", "/x", *words).stdout.startswith(f'block by rule "r{n}"')
     assert "it is ssh" in run("explain", file, "--app", "/x", "--protocol", "ssh").stdout

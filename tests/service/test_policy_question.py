@@ -57,13 +57,14 @@ def test_a_word_of_a_question_that_means_nothing_is_refused(kind: click.ParamTyp
 
 def test_first_bytes_are_taken_for_tls_where_they_show_what_tls_shows() -> None:
     assert shown_by(None, None, (), None) == Shown()
-    assert shown_by("a.test", None, (), None) == Shown(protocol=Protocol.TLS, name="a.test")
+    assert shown_by("a.test", None, (), None) == Shown(protocol=Protocol.TLS, name="a.test", ech=False)
+    assert shown_by(None, None, (), None, ech=True) == Shown(protocol=Protocol.TLS, ech=True)
     assert shown_by("a.test", "http", (), None) == Shown(protocol=Protocol.HTTP, name="a.test")
 
 
 @pytest.mark.parametrize(
     ("host", "protocol", "ja4", "says"),
-    [("a.test", "ssh", None, "ssh shows no name"), (None, "http", "t13d", "--alpn and --ja4 are TLS's")],
+    [("a.test", "ssh", None, "ssh shows no name"), (None, "http", "t13d", "--alpn, --ja4 and --ech are TLS's")],
 )
 def test_what_no_first_bytes_can_show_is_no_question(
     host: str | None, protocol: str, ja4: str | None, says: str
