@@ -65,7 +65,8 @@ def _flow(event: Fields) -> PastFlow:
     remote, protocol = event["remote"], str(event["protocol"])
     is_udp = protocol in OVER_UDP or "bytes" not in event
     asked = event.get("asked") or remote
-    shows_name = "named_by" not in remote and not is_udp
+    is_hello_read = _is_tls(event)  # of QUIC, by the gate that relays it
+    shows_name = "named_by" not in remote and (is_hello_read or not is_udp)
     is_seen = not is_udp and not _is_unread(event) and not _is_unsettled(event)
     return PastFlow(
         process=msgspec.convert(event["process"], Process),
@@ -78,8 +79,8 @@ def _flow(event: Fields) -> PastFlow:
         name=msgspec.convert(remote["host"], str | None) if shows_name else None,
         alpn=msgspec.convert(client.get("offers") or (), tuple[str, ...]),
         ja4=msgspec.convert(client.get("ja4"), str | None),
-        ech=client.get("ech") is True if _is_tls(event) else None,
-        is_tls=_is_tls(event),
+        ech=client.get("ech") is True if is_hello_read else None,
+        is_tls=is_hello_read,
         is_malformed=event["outcome"] == Outcome.MALFORMED and protocol == Protocol.TCP,  # else a worker's word
         proven=client.get("name_agrees") == Agreement.AGREE or client.get("name_certified") is True
         if _is_tls(event)

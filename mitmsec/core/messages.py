@@ -156,6 +156,10 @@ class DnsRelays(Message, frozen=True):
     """fds: the maps of servers and of what is behind (mitmsec_redirect.dns_lead), then sockets that DNS is led to."""
 
 
+class QuicRelays(Message, frozen=True):
+    """fds: the map of origins (mitmsec_redirect.origins), then sockets that QUIC is led to."""
+
+
 class WorkerUp(Message, frozen=True):
     """fds: the gate's end of a channel to a new worker. Its end of file means that the worker has died.
 

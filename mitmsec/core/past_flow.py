@@ -105,15 +105,19 @@ def verdict(policy: Policy, flow: PastFlow) -> Verdict:
 
 
 def _refused_quic(policy: Policy, flow: PastFlow) -> Verdict | None:
-    is_quic = flow.transport is Transport.UDP and flow.remote.port == QUIC_PORT
-    if is_quic and flow.direction is Direction.OUTBOUND and policy.quic is Quic.REFUSE:
+    if _is_quic(flow) and policy.quic is Quic.REFUSE:
         return Verdict(action=Action.BLOCK, rule=DEFAULTS, reason=f'quic = "{policy.quic}"')
     return None
 
 
+def _is_quic(flow: PastFlow) -> bool:
+    is_out = flow.direction is Direction.OUTBOUND
+    return is_out and flow.transport is Transport.UDP and flow.remote.port == QUIC_PORT
+
+
 def _carried_out(policy: Policy, flow: PastFlow, said: Decision) -> Action:
-    if flow.transport is Transport.UDP:
-        return Action.BYPASS  # it passes, whatever was decided
+    if flow.transport is Transport.UDP:  # it passes, whatever was decided, but for QUIC that is led to the gate
+        return Action.BLOCK if said.action is Action.BLOCK and _is_quic(flow) else Action.BYPASS
     if flow.is_malformed:
         early = policy.at_connect(flow.process, flow.asked, flow.at_s, flow.direction)
         return Action.BLOCK if early is None or early.action is Action.DECRYPT else early.action

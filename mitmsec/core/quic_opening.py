@@ -27,13 +27,15 @@ _LONG_HEADER = 0x80
 class QuicOpening:
     """Of one flow. Its answer, once there is one, is final."""
 
-    __slots__ = ("_cipher", "_pieces", "answer", "packets")
+    __slots__ = ("_cipher", "_pieces", "answer", "connection", "packets")
 
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
         self._pieces: dict[Keys, _Pieces] = {}
         self.packets = 0
         self.answer: ClientHello | NeedMore | Malformed = NeedMore()
+        self.connection = b""
+        """The connection id under which its hello came."""
 
     @property
     def held_bytes(self) -> int:
@@ -57,6 +59,7 @@ class QuicOpening:
             return Malformed(reason=f"no ClientHello in {PACKETS_LIMIT} QUIC packets")
         for initial in found:
             answer = self._packet(initial)
+            self.connection = initial.destination
             if not isinstance(answer, NeedMore):
                 return answer
         return NeedMore()

@@ -66,6 +66,8 @@ class Initial(Value, frozen=True):
     """The connection id that it is sent to; in a client's first one, what the keys come from."""
     packet: bytes
     number_at: int
+    source: bytes = b""
+    """The connection id that its sender is to be answered at."""
 
 
 class Opened(Value, frozen=True):
@@ -87,8 +89,17 @@ class Keys(Value, frozen=True):
 @lru_cache(KEYS_REMEMBERED)
 def client_keys(version: int, destination: bytes) -> Keys:
     """`version` is one of VERSIONS."""
+    return _keys(version, destination, b"client in")
+
+
+def server_keys(version: int, destination: bytes) -> Keys:
+    """The same of who answers: also by the connection id in the client's first packet."""
+    return _keys(version, destination, b"server in")
+
+
+def _keys(version: int, destination: bytes, whose: bytes) -> Keys:
     known = VERSIONS[version]
-    secret = _expanded(hmac.digest(known.salt, destination, sha256), b"client in", 32)
+    secret = _expanded(hmac.digest(known.salt, destination, sha256), whose, 32)
     return Keys(
         key=_expanded(secret, known.label + b"key", 16),
         iv=_expanded(secret, known.label + b"iv", NONCE_BYTES),
@@ -107,14 +118,16 @@ def initials(datagram: bytes) -> Iterator[Initial]:
     """Those of the known versions, in the order in which they lie there. What follows something unreadable is none."""
     reader = Fields(datagram)
     while (found := _packet(reader)) is not None:
-        version, destination, number_at, start = found
+        version, destination, source, number_at, start = found
         if datagram[start] & _KIND_BITS == VERSIONS[version].initial:
             packet = datagram[start : reader.at]
-            yield Initial(version=version, destination=destination, packet=packet, number_at=number_at - start)
+            yield Initial(
+                version=version, destination=destination, packet=packet, number_at=number_at - start, source=source
+            )
 
 
-def _packet(reader: Fields) -> tuple[int, bytes, int, int] | None:
-    """The next packet with a length of its own: version, connection id, where its number is, and where it begins."""
+def _packet(reader: Fields) -> tuple[int, bytes, bytes, int, int] | None:
+    """The next packet with a length of its own: version, connection ids, where its number is, and where it begins."""
     start = reader.at
     first, version = reader.number(1), reader.number(4)
     if first is None or version is None or first & (_LONG | _FIXED) != _LONG | _FIXED or version not in VERSIONS:
@@ -128,7 +141,7 @@ def _packet(reader: Fields) -> tuple[int, bytes, int, int] | None:
     number_at = reader.at
     if size is None or reader.take(size) is None:
         return None
-    return version, destination, number_at, start
+    return version, destination, source, number_at, start
 
 
 def _connection_id(reader: Fields) -> bytes | None:

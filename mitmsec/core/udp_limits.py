@@ -1,6 +1,8 @@
 """What a policy says and UDP does not keep to, in sentences: its datagrams are on their way before anybody is asked.
 
-Rules about names are about TCP: no datagram shows one. So only QUIC can slip by them, where the policy lets it pass.
+Rules about names are about TCP: of datagrams only QUIC's show one, where the connect hook leads them to
+the gate. There it can be refused by name, and not read: what is to be decrypted, or captured, slips by where the policy
+lets QUIC pass.
 """
 
 from __future__ import annotations
@@ -11,30 +13,32 @@ from mitmsec.core.model import Action, Quic
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
 
-DNS_PORT, QUIC_PORT = 53, 443
+DNS_PORT = 53
 SHOWN = 3
+UNREAD = frozenset({Action.CAPTURE, Action.DECRYPT})
 
 
 def udp_limits(policy: Policy) -> list[str]:
     """A sentence for each thing that somebody may expect of this policy in vain."""
     sentences = []
-    if blocking := [rule.name for rule in policy.rules if _means_udp(rule, policy.quic)]:
+    if blocking := [rule.name for rule in policy.rules if _means_udp(rule)]:
         sentences.append(f"{_named(blocking)}: block holds for TCP only; UDP to there passes, and is recorded")
     if policy.action is Action.BLOCK:
         sentences.append("[defaults]: block holds for TCP only; UDP passes, and is recorded")
     if policy.quic is Quic.BYPASS and (
-        by_name := [rule.name for rule in policy.rules if rule.asks_name and rule.action is not Action.BYPASS]
+        unread := [rule.name for rule in policy.rules if rule.asks_name and rule.action in UNREAD]
     ):
-        sentences.append(
-            f'{_named(by_name)}: quic = "bypass" lets programs reach these hosts by QUIC, whatever rules say'
-        )
+        sentences.append(f'{_named(unread)}: quic = "bypass" lets programs reach these hosts by QUIC, unread')
+    if policy.quic is Quic.BYPASS and (
+        refused := [rule.name for rule in policy.rules if rule.asks_name and rule.action is Action.BLOCK]
+    ):
+        sentences.append(f"{_named(refused)}: of QUIC it holds by the connect hook, and by no other backend")
     return sentences
 
 
-def _means_udp(rule: Rule, quic: Quic) -> bool:
+def _means_udp(rule: Rule) -> bool:
     """It blocks whatever goes to a place, or to a port that is UDP's as well."""
-    ports = {DNS_PORT} | ({QUIC_PORT} if quic is Quic.BYPASS else set())
-    reaches = not rule.port or any(low <= port <= high for low, high in rule.port for port in ports)
+    reaches = not rule.port or any(low <= DNS_PORT <= high for low, high in rule.port)
     return rule.action is Action.BLOCK and not rule.asks_first_bytes and reaches
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from mitmsec.channel import ChannelFull
 from mitmsec.core.model import Process
-from mitmsec.gate.connection import Connection
 from mitmsec.gate.owners import Owners
-from mitmsec.gate.signals import Origin
+from mitmsec.gate.signals import Origin, OwnerKnown
+
+
+class Asks(Protocol):
+    """A connection, or a flow of QUIC."""
+
+    @property
+    def id(self) -> str: ...
+    def tell(self, event: OwnerKnown, /) -> None: ...
 
 
 class Asking:
@@ -20,7 +28,7 @@ class Asking:
     def __init__(self, ask: Callable[[int, Origin], None], clock: Callable[[], float]) -> None:
         self._send, self._clock = ask, clock
         self._owners = Owners()
-        self._asked: dict[int, tuple[Connection, Origin]] = {}
+        self._asked: dict[int, tuple[Asks, Origin]] = {}
         self._numbers: dict[str, int] = {}  # by the connection's id
         self._last = 0
 
@@ -29,7 +37,7 @@ class Asking:
         """Connections whose owner is awaited."""
         return len(self._asked)
 
-    def ask(self, connection: Connection, origin: Origin) -> None:
+    def ask(self, connection: Asks, origin: Origin) -> None:
         """The connection is told its owner: at once, or when `answered` is called."""
         if (owner := self._owners.find(origin, self._clock())) is not None:
             return connection.tell(owner)
@@ -49,7 +57,7 @@ class Asking:
             del self._numbers[connection.id]
             connection.tell(self._owners.learn(origin, process, self._clock(), selected=selected))
 
-    def give_up(self, connection: Connection) -> None:
+    def give_up(self, connection: Asks) -> None:
         """Idempotent."""
         number = self._numbers.pop(connection.id, None)
         if number is not None:

@@ -31,6 +31,7 @@ from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Pr
 from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.asking import Asking
+from mitmsec.gate.colleagues import Colleagues
 from mitmsec.gate.connection import Connection, HearsDns, Means
 from mitmsec.gate.crew import Crew
 from mitmsec.gate.crl_origin import CrlOrigin
@@ -44,6 +45,7 @@ from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.origin_probe import OriginProbe
+from mitmsec.gate.quic_relay import Around, QuicRelay
 from mitmsec.gate.refuse import reset
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.splice import Pipes
@@ -86,25 +88,6 @@ class Surroundings(Value, frozen=True):
     """Who looks at DNS over TCP."""
 
 
-class Colleagues:
-    """How the recorder and the signer are (Health)."""
-
-    def __init__(self, recorder: Producer) -> None:
-        self.signing = True
-        self.off = False
-        self._recorder = recorder
-        self._lost = 0  # events given up in earlier times of trouble
-
-    @property
-    def recording(self) -> bool:
-        """False when the recorder has gone or its disk takes nothing, and from a lost event until it has caught up."""
-        if self._recorder.lost != self._lost:
-            if self._recorder.congested:
-                return False
-            self._lost = self._recorder.lost
-        return not self._recorder.gone and not self._recorder.failing
-
-
 class Gate:
     """Accepts on `listeners`, which it owns, from `open` until `drain` or `close`."""
 
@@ -127,6 +110,7 @@ class Gate:
         loop = self._loop = asyncio.get_running_loop()
         self._listeners, self._around, self._terms = [*listeners, *inward], around, terms
         self._is_held = False
+        self._quic: QuicRelay | None = None
         self._inward = frozenset(inward)
         self._heartbeat_s, self._limit = heartbeat_s, limit or flows_limit()
         self._flows: dict[str, Connection] = {}
@@ -196,11 +180,23 @@ class Gate:
         resolved, means = self._around.names_of(told.remote.address), self._means
         self._around.recorder.record(datagrams.seen(told, means.policy, time.time(), resolved, means.terms.policy))
 
+    def lead_quic(self, relay: Callable[[Around], QuicRelay]) -> None:
+        """Relay QUIC that is led here, too; `relay` makes what does that, which is ours then. To be called once."""
+        around, asking = self._around, self._asking
+        self._quic = relay(
+            Around(
+                lambda: (self._means.policy, self._means.terms), around.recorder.record,
+                lambda: self._colleagues.recording, self._faults, asking.ask, asking.give_up, around.names_of,
+            )
+        )  # fmt: skip
+
     def hold(self) -> None:
         """Accept nothing before `govern`: the hook selects by the coming policy already, and none else may decide."""
         self._is_held = True
         for listener in self._listeners:
             self._loop.remove_reader(listener)
+        if self._quic is not None:
+            self._quic.hold()
 
     def govern(self, policy: Decides, terms: Terms, workers: Collection[int], probe: OriginProbe | None = None) -> None:
         """Flows that are accepted from now on are decided by `policy`, and go to no worker but these."""
@@ -213,6 +209,8 @@ class Gate:
         self._is_held = False
         for listener in self._listeners:
             self._resume(listener)
+        if self._quic is not None:
+            self._quic.resume()
 
     def switch(self, *, off: bool) -> int:
         """Off: nothing is decrypted from now on, and what is being decrypted is cut; the number of those."""
@@ -238,6 +236,8 @@ class Gate:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace_s)
         cut = self._cut_all("the run has ended")
+        if self._quic is not None:
+            self._quic.end_all()
         await self._flushed()
         return cut
 
@@ -245,6 +245,8 @@ class Gate:
         """Cut what is left, and return when the record is complete. `beat` is not called any more."""
         self._stop_accepting(take_backlog=False)
         self._cut_all("the gate has ended")
+        if self._quic is not None:
+            self._quic.close()
         await self._flushed()
         for timer in self._timers.values():
             timer.cancel()

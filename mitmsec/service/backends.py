@@ -45,6 +45,7 @@ class Terms(Value, frozen=True):
     label: str = ""  # of the session: its state and its name
     selection: Selection | None = None  # of a standing service, which rules of nftables cannot serve
     paths: ExecutablePaths | None = None  # what a connect hook is to fill
+    has_quic_relay: bool = False  # the gate hears UDP at these ports
     keep: Callable[[Path], None] = lambda folder: None  # pins there what a selection needs; before a diverter begins
 
 
@@ -99,6 +100,7 @@ def connect_hook(terms: Terms) -> ConnectHook:
         netns_fd=terms.netns_fd,
         selection=terms.selection,
         paths=terms.paths,
+        has_quic_relay=terms.has_quic_relay,
     )
 
 

@@ -40,6 +40,7 @@ class Ground(Protocol):
     roots_fd: int
     network: int
     listeners: list[socket.socket]
+    quic_relays: list[socket.socket]
     capture_fd: int | None
     keys_fd: int | None
     hook: Backend | None

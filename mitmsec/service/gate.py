@@ -2,6 +2,7 @@
 
     supervisor ── GateSettings ─► Ready · WorkerUp, WhoseAnswer, UdpFlowTold, Drain ─►   ◄─ Whose, WorkerHangs, …
     program    ── question, led here ─► relay ─► its name server                               (under `start`)
+    program    ── QUIC, led here ─► relay ─► its origin                      (where the policy lets QUIC pass)
     kernel     ── accepted socket ─► cookie ─► origins map          heartbeat map ◄── this loop     (connect_hook)
                                   └► conntrack                      eventfd ◄── this loop           (nftables)
                           └► what was told before           eventfd ◄── this loop           (windivert)
@@ -36,6 +37,7 @@ from mitmsec.core.messages import (
     Govern,
     Governed,
     Message,
+    QuicRelays,
     Ready,
     Switch,
     Switched,
@@ -51,17 +53,18 @@ from mitmsec.core.policy_packing import unpacked
 from mitmsec.gate.dns_relay import DnsRelay
 from mitmsec.gate.loop import Gate, Surroundings
 from mitmsec.gate.origin_probe import OriginProbe
+from mitmsec.gate.quic_relay import QuicRelay
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
 from mitmsec.service.dns_names import DnsNames, copies
-from mitmsec.service.gate_origins import LedWays, given
+from mitmsec.service.gate_origins import LedWays, QuicOrigins, given
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.dns_lead import LedServers
 
-type Order = WorkerUp | DnsRelays | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
+type Order = WorkerUp | DnsRelays | QuicRelays | WhoseAnswer | UdpFlowTold | Govern | Switch | FlowsQuestion | Drain
 ORDERS: tuple[type[Message], ...] = (
-    WorkerUp, DnsRelays, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain,
+    WorkerUp, DnsRelays, QuicRelays, WhoseAnswer, UdpFlowTold, Govern, Switch, FlowsQuestion, Drain,
 )  # fmt: skip
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
@@ -75,6 +78,7 @@ class GateProgram:
         self._gate: Gate | None = None
         self._names: DnsNames | None = None
         self._relay: DnsRelay | None = None
+        self._leads_quic = False
         self._terms = Terms(on_failure=OnFailure.CLOSED)
         self._local_ports: range | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -149,6 +153,8 @@ class GateProgram:
                 relays = [socket.socket(fileno=fd) for fd in sockets]
                 led_servers = LedServers(servers, behind, led)
                 self._relay = DnsRelay(relays, led_servers, self._names.hear, self._limited)
+            case QuicRelays() if not self._leads_quic and len(fds) >= 2:
+                self._lead_quic(self._gate, fds.pop(0), [socket.socket(fileno=fds.pop()) for _ in range(len(fds))])
             case WhoseAnswer(number=number, process=process, selected=selected):
                 self._gate.owner(number, process, selected=selected)
             case UdpFlowTold():
@@ -158,8 +164,8 @@ class GateProgram:
                 content, roots_pem = _read(fds.pop(0)), _read(fds.pop()) if fds else b""
                 governing = self._govern(self._gate, content, roots_pem, on_failure, workers)
                 self._governing = asyncio.create_task(governing)
-            case WorkerUp() | DnsRelays() | Govern():
-                pass  # without what belongs to it
+            case WorkerUp() | DnsRelays() | QuicRelays() | Govern():
+                pass  # without what belongs to it, or there already
             case Switch(off=off):
                 self._control.send(Switched(cut=self._gate.switch(off=off)))
             case FlowsQuestion():
@@ -171,6 +177,13 @@ class GateProgram:
             case _:
                 assert_never(message)
         close_all(fds)
+
+    def _lead_quic(self, gate: Gate, origins_fd: int, sockets: list[socket.socket]) -> None:
+        """Only then is there anything here that can decipher: what seals a QUIC client's first packets is no secret."""
+        from mitmsec_certs.packet_cipher import Aes128
+
+        self._leads_quic = True
+        gate.lead_quic(lambda around: QuicRelay(sockets, QuicOrigins(origins_fd), Aes128(), around))
 
     async def stop(self) -> None:
         """The supervisor has gone or wants an end: flows are reset, and on record when this returns."""

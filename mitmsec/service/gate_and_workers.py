@@ -33,6 +33,7 @@ from mitmsec.core.messages import (
     Govern,
     Governed,
     Message,
+    QuicRelays,
     Ready,
     Role,
     Switch,
@@ -43,6 +44,7 @@ from mitmsec.core.messages import (
     WorkerUp,
 )
 from mitmsec.core.model import UnprovenName
+from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import DEADLINE_S, Answers
@@ -52,6 +54,7 @@ from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.children_ground import Ground, Jails
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
+from mitmsec_redirect.connect_hook import ConnectHook
 
 DRAIN_GRACE_S = 2.0
 DRAINED_S = 13.0  # for a gate to end its flows and see them recorded: more than it takes itself
@@ -149,9 +152,16 @@ class GateAndWorkers:
             raise ChildFailed(f"the gate answered {answer!r}")
         if ground.relays is not None:
             gate.channel.send(DnsRelays(), *ground.relays.descriptors())
+        self.lead_quic(ground.policy)
         gate.watch(self._gate_exited)
         self._pulse = Pulse()
         await asyncio.gather(*map(self._start_worker, self._active))
+
+    def lead_quic(self, policy: Policy) -> None:
+        """Before the hook leads QUIC to the gate under this policy: what it relays by, once or again."""
+        hook, relays = self._ground.hook, self._ground.quic_relays
+        if isinstance(hook, ConnectHook) and hook.leads_quic(policy.quic) and self.gate is not None:
+            self.gate.channel.send(QuicRelays(), hook.origins_fd, *(relay.fileno() for relay in relays))
 
     @property
     def _probe_roots(self) -> list[int]:

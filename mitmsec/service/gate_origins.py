@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Endpoint, Transport
 from mitmsec.gate.loop import Origins
+from mitmsec.gate.quic_relay import Led
 from mitmsec.gate.signals import Origin
+from mitmsec_redirect import origins
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
@@ -28,6 +30,7 @@ from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.sockdiag import CookieLookup
 
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
+QUIC_PORT = 443
 LEGS_LIMIT = 16  # of one connection that came in
 
 
@@ -44,18 +47,43 @@ class HookOrigins:
         origin = None if cookie is None else self._table.take(cookie)
         if origin is None:
             return None
-        bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
-        return Origin(
-            remote=origin.remote,
-            pid=origin.pid,
-            uid=origin.uid,
-            comm=origin.comm,
-            bound=bound,
-            connected_ns=origin.connected_ns,
-            source=bound or origin.source,
-            caller=origin.caller,
-            selected=origin.selected,
-        )
+        return _of_hook(origin)
+
+
+def _of_hook(origin: origins.Origin) -> Origin:
+    bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
+    return Origin(
+        remote=origin.remote,
+        pid=origin.pid,
+        uid=origin.uid,
+        comm=origin.comm,
+        bound=bound,
+        connected_ns=origin.connected_ns,
+        source=bound or origin.source,
+        caller=origin.caller,
+        selected=origin.selected,
+    )
+
+
+class QuicOrigins:
+    """Of sockets whose QUIC the connect hook leads to the gate (mitmsec.gate.quic_relay.Origins)."""
+
+    def __init__(self, map_fd: int) -> None:
+        """It owns the descriptor."""
+        self._fd, self._table = map_fd, OriginTable(map_fd)
+        self._sockets = CookieLookup()
+
+    def find(self, client: Endpoint, relay: Endpoint) -> Led | None:
+        """By the cookie of the client's own socket. None: it was not led, or has closed. Raises OSError."""
+        found = self._sockets.find(client, relay, Transport.UDP)
+        origin = None if found is None else self._table.find(found.cookie)
+        if found is None or origin is None or origin.remote.port != QUIC_PORT:
+            return None
+        return Led(found.cookie, _of_hook(origin))
+
+    def close(self) -> None:
+        self._sockets.close()
+        os.close(self._fd)
 
 
 class NatOrigins:

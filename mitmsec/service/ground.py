@@ -14,6 +14,10 @@ from mitmsec_redirect.backend import BackendUnavailable
 from mitmsec_redirect.cgroup import SessionCgroup, cgroup2_root
 
 BACKLOG = 4096
+SO_RCVBUFFORCE, RELAY_ROOM_BYTES = (
+    33,
+    4 << 20,
+)  # for what all programs of a session send by QUIC, while the gate is busy
 PORTS = 2000  # for a gate's own connections, where they have to be known by their ports
 PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PORT_TRIES = 16  # until one is free for both families
@@ -26,6 +30,35 @@ def listeners() -> list[socket.socket]:
     So nobody else can listen on that port at all addresses, of either family, and have what is meant for us led away.
     """
     return _with_one_port("127.0.0.1", "::1")
+
+
+def listeners_and_relays() -> tuple[list[socket.socket], list[socket.socket]]:
+    """`listeners`, and for each a UDP socket at its address and port, to which QUIC is led. Raises OSError."""
+    for _ in range(PORT_TRIES):
+        relays: list[socket.socket] = []
+        found = listeners()
+        try:
+            relays.extend(map(_relay, found))  # those that there are, should one fail
+            return found, relays
+        except OSError as error:
+            for sock in (*found, *relays):
+                sock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _relay(listener: socket.socket) -> socket.socket:
+    sock = socket.socket(listener.family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        if listener.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RELAY_ROOM_BYTES)
+        sock.bind(listener.getsockname()[:2])
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def listeners_everywhere() -> list[socket.socket]:

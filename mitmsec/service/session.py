@@ -33,7 +33,7 @@ from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, Servi
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.expiries import Expiries
 from mitmsec.service.gate_and_workers import GateAndWorkers
-from mitmsec.service.ground import listeners, listeners_everywhere, read_all
+from mitmsec.service.ground import listeners_and_relays, listeners_everywhere, read_all
 from mitmsec.service.inward import InwardGround
 from mitmsec.service.name_relays import NameRelays
 from mitmsec.service.observers import Observers
@@ -80,6 +80,7 @@ class Session:
         self.scope: Scope | None = None
         self.hook: Backend | None = None
         self.listeners: list[socket.socket] = []
+        self.quic_relays: list[socket.socket] = []
         self.faults = 0
         self.children = GateAndWorkers(self)
         self.observers = Observers(self, self._owners)
@@ -100,7 +101,7 @@ class Session:
             left_diverters.mark(self.folder)
         if self.is_service:  # one that denied for a killed service would stand in the way
             await asyncio.to_thread(left_diverters.reap, self.shared.state, ends=self.shared.is_nobodys)
-        self.listeners = netns.inside(self.network, self._listeners)
+        self.listeners, self.quic_relays = netns.inside(self.network, self._listeners)
         hook = self.hook = await self._opened_hook(scope)
         if self.is_service or isinstance(hook, ConnectHook):
             self._pin_scope(self._pins(self.policy))
@@ -223,8 +224,8 @@ class Session:
         is_free = self.is_service and self.order.backend is BackendChoice.AUTO
         return BackendChoice.CONNECT_HOOK if is_free else self.order.backend
 
-    def _listeners(self) -> list[socket.socket]:
-        return listeners_everywhere() if self._choice is BackendChoice.WINDIVERT else listeners()
+    def _listeners(self) -> tuple[list[socket.socket], list[socket.socket]]:
+        return (listeners_everywhere(), []) if self._choice is BackendChoice.WINDIVERT else listeners_and_relays()
 
     async def _opened_hook(self, scope: Scope) -> Backend:
         ports = [listener.getsockname()[1] for listener in self.listeners]
@@ -240,6 +241,7 @@ class Session:
             selection=scope.selection,
             paths=self.processes.paths,
             keep=scope.pin,
+            has_quic_relay=bool(self.quic_relays),
         )
         return await backends.opened(self._choice, terms, self.shared.log)
 
@@ -299,6 +301,7 @@ class Session:
         selection = self.scope.selection
         pins = self._pins(policy)
         everything = selection is not None and selection.everything
+        self.children.lead_quic(policy)
         self.hook.change(on_failure=policy.on_failure, quic=policy.quic, everything=everything, pin_folder=pins)
         self.observers.govern(policy, selection)
         self._pin_scope(pins)
@@ -375,8 +378,8 @@ class Session:
             await self._close_hook(self.hook)
         living = self.scope.pids() if self.scope is not None else []
         survivors = await self.scope.release(home) if self.scope is not None else 0
-        for listener in self.listeners:
-            listener.close()
+        for one in (*self.listeners, *self.quic_relays):
+            one.close()
         close_all([self.network, self.policy_fd, self.roots_fd])
         close_all([fd for fd in (self.capture_fd, self.keys_fd) if fd is not None])
         if survivors:

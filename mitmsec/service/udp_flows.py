@@ -86,7 +86,10 @@ class UdpFlows:
         if scope.selection is None:
             self._dns = DnsHook.open(scope.path)
         paths = ground.processes.paths
-        return UdpHook.open(scope.path, quic=ground.policy.quic, selection=scope.selection, paths=paths, lead=lead)
+        beside = ground.hook if isinstance(ground.hook, ConnectHook) else None
+        return UdpHook.open(
+            scope.path, quic=ground.policy.quic, selection=scope.selection, paths=paths, lead=lead, beside=beside
+        )
 
     @property
     def shortfall(self) -> Shortfall | None:

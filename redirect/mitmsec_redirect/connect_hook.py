@@ -67,6 +67,7 @@ class ConnectHook(Backend):
         self._links: dict[Attach, int] = {}
         self._cgroup = -1
         self._selection = selection
+        self._has_quic_relay = False
         self._offsets = kernel_types.process_offsets()
         self._paths: PathMaps | None = None
         self.shortfall: Shortfall | None = None
@@ -90,23 +91,25 @@ class ConnectHook(Backend):
         netns_fd: int | None = None,
         selection: Selection | None = None,
         paths: ExecutablePaths | None = None,
+        has_quic_relay: bool = False,
     ) -> ConnectHook:
         """Attach to the cgroup. From now on its sockets' connections go to the gate's listeners.
 
         `netns_cookies` are the namespaces with listeners on these ports; the routes of `netns_fd` (None: our own) are
         mirrored. `pin_folder`, for on_failure closed, is a new folder on a bpffs. `selection` narrows all this to the
         processes that it names; its map stays the caller's. In `paths`, the caller's too, is noted where executables
-        lie. The gate has one second for its first heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with
-        nothing left behind.
+        lie. With `has_quic_relay` the gate hears UDP at the same ports, and QUIC that may pass is led there. It has one
+        second for its first heartbeat. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         with ExitStack() as held:
             maps = {name: _held(held, name, *shape) for name, shape in MAPS.items()}
             maps["truth"] = socket_storage("ms_truth", records.TRUTH.size, held)
             hook = cls(maps, held, selection)
+            hook._has_quic_relay = has_quic_relay
             held.callback(hook._missed.close)
             hook._paths = None if paths is None else paths.maps()
             for cookie in netns_cookies:
-                maps["namespaces"].update(records.COOKIE.pack(cookie), records.NAMESPACE_FLAGS.pack(NamespaceFlag(0)))
+                hook.allow_namespace(cookie)
             hook.set_port(port_v4, port_v6)
             hook._mirror_routes(netns_fd)
             if pin_folder is not None:
@@ -133,13 +136,9 @@ class ConnectHook(Backend):
         """Each attach point runs the program that these terms want, or none."""
         fds = {name: one.fd for name, one in self._maps.items()}
         layout = programs.Layout(
-            **fds,
-            on_failure=on_failure,
-            quic=quic,
-            selection=self._selection,
-            offsets=self._offsets,
-            paths=self._paths,
-        )
+            **fds, on_failure=on_failure, quic=quic, leads_quic=self.leads_quic(quic),
+            selection=self._selection, offsets=self._offsets, paths=self._paths,
+        )  # fmt: skip
         nameless = replace(layout, paths=None)
         layouts = (layout, nameless, replace(nameless, offsets=None))
         accepted, loaded, refused = hook_programs.load(layouts, programs.build, "mitmsec_")
@@ -205,14 +204,18 @@ class ConnectHook(Backend):
         return (Watched(self.routes_fd, self.refresh_routes),)
 
     @property
-    def origins_fd(self) -> int:
-        """For `origins.OriginTable`; ours, so duplicate it by passing it on."""
+    def origins_fd(self) -> int:  # for `origins.OriginTable`
+        """Ours, so duplicate it by passing it on."""
         return self._maps["origins"].fd
 
     @property
     def heartbeat_fd(self) -> int:
         """For `heartbeat.Heartbeat`."""
         return self._maps["heartbeat"].fd
+
+    def leads_quic(self, quic: Quic) -> bool:
+        """Whether QUIC is led to the gate, under a policy with this word on it."""
+        return self._has_quic_relay and quic is Quic.BYPASS
 
     def map_fd(self, name: str) -> int:
         """Of the map that has this name at the head of this module; ours."""
@@ -306,8 +309,7 @@ class ConnectHook(Backend):
         return self._offsets is not None
 
     @property
-    def diverted(self) -> int:
-        """Connections sent to the gate so far."""
+    def diverted(self) -> int:  # connections sent to the gate so far
         return self._count(Code.DIVERTED)
 
     def _count(self, code: Code) -> int:

@@ -20,7 +20,8 @@ connect4/6, in this order; the first step that applies decides. Whatever is neit
      destination := 127.0.0.1:port_v4, [::1]:port_v6, or ::ffff:127.0.0.1:port_v4 for a v4-mapped one
 
 on_failure: open lets the connection out undiverted, closed denies it with EPERM; either way the attempt is queued.
-sendmsg4/6 is the first step only. The instructions of each step stand in `steps`.
+sendmsg4/6 is the first step only. With `leads_quic` UDP/443 is diverted too: `quic_steps`. The instructions of each
+step stand in `steps`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mitmsec.core.model import Quic
-from mitmsec_redirect import caller_steps, name_steps, records, route_steps, steps
+from mitmsec_redirect import caller_steps, name_steps, quic_steps, records, route_steps, steps
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.records import Code
 from mitmsec_redirect.steps import (
@@ -62,6 +63,9 @@ def build(layout: Layout) -> Mapping[str, bytes]:
     if layout.quic is Quic.REFUSE:
         programs["SENDMSG4"] = sendmsg(layout, v6=False)
         programs["SENDMSG6"] = sendmsg(layout, v6=True)
+    if layout.leads_quic:
+        programs |= {f"SENDMSG{family}": sendmsg_led(layout, v6=family == 6) for family in (4, 6)}
+        programs |= {f"RECVMSG{family}": recvmsg(layout, v6=family == 6) for family in (4, 6)}
     return programs
 
 
@@ -72,20 +76,30 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
     asm.load(R2, R6, IP_PROTOCOL)
     asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_TCP, "ours")
     asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_MPTCP, "ours")
-    if layout.quic is Quic.REFUSE:
+    if layout.leads_quic:
+        asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_UDP, "pass")
+        quic_steps.forget(asm, layout)
+    if layout.quic is Quic.REFUSE or layout.leads_quic:
         steps.unless_quic(asm, "pass")
     else:
         asm.jump("pass")
     asm.label("ours")
     steps.unless_selected(asm, layout, "pass")
     _describe(asm, layout, v6=v6)
-    asm.load(R2, R6, IP_PROTOCOL)
-    asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_UDP, steps.because(Code.QUIC_REFUSED))
+    if layout.quic is Quic.REFUSE:
+        asm.load(R2, R6, IP_PROTOCOL)
+        asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_UDP, steps.because(Code.QUIC_REFUSED))
     asm.map(R1, layout.truth)
     asm.move(R2, R7)
     asm.call(Helper.SK_STORAGE_DELETE)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.jump_if(R2, Condition.EQUAL, records.PROTOCOL_MPTCP, steps.because(Code.UNSUPPORTED_PROTOCOL))
+    _divert(asm, layout, v6=v6)
+    steps.ends(asm, layout, tuple(code for code in Code if code not in _unreached(layout)))
+    return asm.code()
+
+
+def _divert(asm: Assembler, layout: Layout, *, v6: bool) -> None:
     asm.load(R2, R7, BOUND_DEVICE)
     asm.jump_if(R2, Condition.NOT_EQUAL, 0, steps.because(Code.DEVICE_BOUND))
     steps.link_local(asm)
@@ -94,8 +108,11 @@ def connect(layout: Layout, *, v6: bool) -> bytes:
     route_steps.route(asm, layout)
     steps.heartbeat(asm, layout)
     steps.divert(asm, layout, v6=v6)
-    steps.ends(asm, layout, tuple(Code)[1:])
-    return asm.code()
+
+
+def _unreached(layout: Layout) -> frozenset[Code]:
+    """The verifier wants no instruction that is never reached."""
+    return frozenset({Code.DIVERTED} if layout.quic is Quic.REFUSE else {Code.DIVERTED, Code.QUIC_REFUSED})
 
 
 def _describe(asm: Assembler, layout: Layout, *, v6: bool) -> None:
@@ -113,6 +130,27 @@ def sendmsg(layout: Layout, *, v6: bool) -> bytes:
     _describe(asm, layout, v6=v6)
     asm.jump(steps.because(Code.QUIC_REFUSED))
     steps.ends(asm, layout, (Code.QUIC_REFUSED,))
+    return asm.code()
+
+
+def sendmsg_led(layout: Layout, *, v6: bool) -> bytes:
+    """Lead datagrams to port 443 of sockets that are not connected; connect() has led the others."""
+    asm = Assembler()
+    steps.begin(asm, v6=v6)
+    steps.unless_quic(asm, "pass")
+    steps.unless_selected(asm, layout, "pass")
+    _describe(asm, layout, v6=v6)
+    quic_steps.again(asm, layout, v6=v6)
+    _divert(asm, layout, v6=v6)
+    steps.ends(asm, layout, tuple(code for code in Code if code not in (Code.DIVERTED, Code.UNSUPPORTED_PROTOCOL)))
+    return asm.code()
+
+
+def recvmsg(layout: Layout, *, v6: bool) -> bytes:
+    """Where what comes from the relay seems to come from."""
+    asm = Assembler()
+    steps.begin(asm, v6=v6)
+    quic_steps.hide(asm, layout, v6=v6)
     return asm.code()
 
 

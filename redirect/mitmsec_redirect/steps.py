@@ -73,6 +73,7 @@ class Layout(Value, frozen=True):
     settings: int
     on_failure: OnFailure
     quic: Quic
+    leads_quic: bool = False  # with Quic.BYPASS only: to the relay at the gate's port
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
     paths: PathMaps | None = None  # None: where its executable lies is not noted
@@ -326,18 +327,19 @@ def remember(asm: Assembler, layout: Layout) -> None:
     asm.label("remembered")
 
 
-def rewrite_v6(asm: Assembler) -> None:
+def rewrite_v6(asm: Assembler, once: str = "") -> None:
+    """`once` tells it apart where a program does it twice."""
     asm.load(R2, R10, REMOTE, Size.LONG)
-    asm.jump_if(R2, Condition.NOT_EQUAL, 0, "to_v6")
+    asm.jump_if(R2, Condition.NOT_EQUAL, 0, f"to_v6{once}")
     asm.load(R2, R10, REMOTE + 8)
-    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, "to_v6")
+    asm.jump_if_word(R2, Condition.NOT_EQUAL, MAPPED_WORD, f"to_v6{once}")
     asm.move_word(R3, MAPPED_WORD)
     asm.move_word(R4, LOOPBACK_V4)
-    asm.jump("write")
-    asm.label("to_v6")
+    asm.jump(f"write{once}")
+    asm.label(f"to_v6{once}")
     asm.move_word(R3, 0)
     asm.move_word(R4, LOOPBACK_V6_END)
-    asm.label("write")
+    asm.label(f"write{once}")
     asm.move(R2, 0)
     for index, value in enumerate((R2, R2, R3, R4)):
         asm.store(R6, ADDRESS_V6 + 4 * index, value)

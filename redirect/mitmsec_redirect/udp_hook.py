@@ -52,6 +52,7 @@ class UdpHook:
         self._attached = Attached()
         self._held = ExitStack()
         self._lead: Lead | None = None
+        self._beside: ConnectHook | None = None
         self.shortfall: Shortfall | None = None
         """As of the connect hook."""
 
@@ -64,13 +65,15 @@ class UdpHook:
         selection: Selection | None = None,
         paths: ExecutablePaths | None = None,
         lead: tuple[Lead, ConnectHook] | None = None,
+        beside: ConnectHook | None = None,
         ring_bytes: int = RING_BYTES,
         flows_limit: int = FLOWS_LIMIT,
     ) -> UdpHook:
         """Attach to the cgroup: what its sockets do from now on is told. `selection`, `paths` as in `ConnectHook.open`.
 
         With `lead`, what the selection's programs ask name servers goes to their relays, beside that connect hook, and
-        a server that nobody has asked before is given one. Refused QUIC is not told. `ring_bytes` is a power of two, at
+        a server that nobody has asked before is given one. QUIC that is refused, or that the hook `beside` leads to the
+        gate, is not told. `ring_bytes` is a power of two, at
         least a page. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
         """
         with ExitStack() as held:
@@ -83,8 +86,12 @@ class UdpHook:
             noted = None if paths is None else paths.maps()
             offsets = kernel_types.process_offsets()
             leads = None if lead is None else lead[0].layout(lead[1])
-            layout = UdpLayout(**fds, quic=quic, selection=selection, offsets=offsets, paths=noted, lead=leads)
+            layout = UdpLayout(
+                flows=fds["flows"], sockets=fds["sockets"], ring=fds["ring"], lost=fds["lost"],
+                quic=quic, selection=selection, offsets=offsets, paths=noted, lead=leads,
+            )  # fmt: skip
             hook = cls(maps, ring, cgroup, layout)
+            hook._beside = beside
             hook._lead = None if lead is None else lead[0]
             held.callback(hook.detach)
             hook._put()
@@ -92,12 +99,19 @@ class UdpHook:
             return hook
 
     def _put(self) -> None:
+        self._layout = replace(self._layout, quic_led=self._quic_led)
         unled = replace(self._layout, lead=None)
         nameless = replace(unled, paths=None)
         layouts = (self._layout, unled, nameless, replace(nameless, offsets=None))
         self._layout, programs, refused = hook_programs.load(layouts, udp_programs.build, "ms_udp_")
         self.shortfall = self.shortfall or shortfall.of(layouts[0], self._layout, refused)
         self._attached.exchange(programs, self._cgroup)
+
+    @property
+    def _quic_led(self) -> tuple[int, int] | None:
+        if self._beside is None or not self._beside.leads_quic(self._layout.quic):
+            return None
+        return self._beside.map_fd("truth"), self._beside.map_fd("settings")
 
     def change(self, *, quic: Quic, everything: bool = False) -> None:
         """Other terms from now on, as in `ConnectHook.change`. Raises what `open` raises."""

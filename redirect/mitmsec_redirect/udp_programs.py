@@ -1,6 +1,6 @@
 """The programs that tell of UDP: which socket exchanges datagrams with whom, and who called. They let everything pass.
 
-    connect4/6 ──┐ the caller is not selected (a standing selection only), or QUIC that is refused ─► pass
+    connect4/6 ──┐ the caller is not selected (a standing selection only), or QUIC that is refused or led ─► pass
     sendmsg4/6 ──┤
     recvmsg4/6 ──┘ (socket's cookie, remote address, port) ─┬─ known ─► counted, its time noted
                                                             └─ new ───► described as an attempt is, told by the ring
@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mitmsec.core.model import Quic, Value
-from mitmsec_redirect import caller_steps, lead_steps, records, steps, udp_records
+from mitmsec_redirect import caller_steps, lead_steps, quic_steps, records, steps, udp_records
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
 from mitmsec_redirect.lead_steps import LeadLayout
 from mitmsec_redirect.path_records import PathMaps
@@ -65,6 +65,7 @@ class UdpLayout(Value, frozen=True):
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
     paths: PathMaps | None = None  # None: where its executable lies is not noted
+    quic_led: tuple[int, int] | None = None  # the connect hook's maps of truth and settings: it leads QUIC to the gate
     lead: LeadLayout | None = None  # with a selection only; None: what is asked of name servers is led nowhere
 
 
@@ -88,6 +89,9 @@ def _flow(layout: UdpLayout, what: What, *, v6: bool) -> bytes:
     asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_UDP, "pass")
     if layout.quic is Quic.REFUSE and what is not What.RECEIVED:  # told by the program that refuses it
         asm.jump_if(R8, Condition.EQUAL, PORT_443, "pass")
+    if layout.quic_led is not None:
+        truth, settings = layout.quic_led
+        quic_steps.unless_led(asm, truth, settings, "pass", received=what is What.RECEIVED)
     if layout.lead is not None and what is What.CONNECTED:
         lead_steps.forget(asm, layout.lead)
     if layout.lead is not None and what is What.RECEIVED:

@@ -16,6 +16,7 @@ def test_what_is_sealed_opens_and_nothing_else_does() -> None:
     """The GCM specification's test case 2: one block of zeroes."""
     key, nonce = bytes(16), bytes(12)
     sealed = bytes.fromhex("0388dace60b6a392f328c2b971b2fe78ab6e47d42cec13bdf53a67b21257bddf")
+    assert Aes128().sealed(key, nonce, bytes(16), b"") == sealed
     assert Aes128().opened(key, nonce, sealed, b"") == bytes(16)
     assert Aes128().opened(key, nonce, sealed, b"more") is None
     assert Aes128().opened(key, nonce, sealed[:15], b"") is None

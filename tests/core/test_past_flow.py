@@ -28,6 +28,7 @@ CALLED = replace(
     WEB, direction=Direction.INBOUND, local=Endpoint.of("10.0.0.1", 8443), remote=Endpoint.of("192.0.2.1", 50000)
 )
 BY_NAME = Rule(name="named", action=Action.BYPASS, host=("a.example",))
+NO_NAME = Rule(name="refused", action=Action.BLOCK, host=("a.example",))
 ROOTS = (Application(name="root's", user=("root",)),)
 
 
@@ -44,6 +45,9 @@ ROOTS = (Application(name="root's", user=("root",)),)
         (Policy(), QUIC, Action.BLOCK, "defaults"),
         (Policy(quic=Quic.BYPASS), QUIC, Action.BYPASS, "defaults"),
         (Policy(action=Action.BLOCK), replace(QUIC, remote=Endpoint.of("192.0.2.1", 53)), Action.BYPASS, "defaults"),
+        (Policy(quic=Quic.BYPASS, action=Action.BLOCK), QUIC, Action.BLOCK, "defaults"),
+        (Policy(quic=Quic.BYPASS, rules=(NO_NAME,)), replace(QUIC, name="a.example"), Action.BLOCK, "refused"),
+        (Policy(quic=Quic.BYPASS, rules=(NO_NAME,)), QUIC, Action.BYPASS, "defaults"),
         (Policy(), replace(QUIC, direction=Direction.INBOUND), Action.BYPASS, "defaults"),
         (Policy(), replace(WEB, is_malformed=True), Action.BLOCK, "defaults"),
         (Policy(rules=(BY_NAME,)), replace(WEB, is_malformed=True, name=None), Action.BLOCK, "defaults"),

@@ -48,12 +48,12 @@ def test_defaults_that_block_are_told() -> None:
     ]
 
 
-def test_bypassed_quic_goes_past_rules_by_name_and_blocks_of_its_port() -> None:
+def test_bypassed_quic_is_not_read_and_refused_by_the_connect_hook_only() -> None:
     names = tuple(rule(f"r{number}", action, host=("a.test",)) for number, action in enumerate(Action))
     policy = Policy(quic=Quic.BYPASS, rules=(rule("port", port=((443, 443),)), *names))
     assert udp_limits(policy) == [
-        'rule "port": block holds for TCP only; UDP to there passes, and is recorded',
-        'rules "r0", "r2", "r3": quic = "bypass" lets programs reach these hosts by QUIC, whatever rules say',
+        'rules "r2", "r3": quic = "bypass" lets programs reach these hosts by QUIC, unread',
+        'rule "r0": of QUIC it holds by the connect hook, and by no other backend',
     ]
 
 

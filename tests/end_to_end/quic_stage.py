@@ -56,26 +56,65 @@ done
 exec chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$HOME/chromium" \
   --disable-background-networking --disable-component-update "$@"
 """
-# argv: how (a member of CurlHttpVersion), URL.
+# argv: how (a member of CurlHttpVersion), URLs.
 CURL = """
 import json, os, sys, time
 from curl_cffi import Curl, CurlError, CurlHttpVersion, CurlInfo, CurlOpt
-began, body, curl = time.monotonic(), bytearray(), Curl(cacert=os.environ["SSL_CERT_FILE"])
-curl.setopt(CurlOpt.URL, sys.argv[2].encode())
-curl.setopt(CurlOpt.HTTP_VERSION, CurlHttpVersion[sys.argv[1]])
-curl.setopt(CurlOpt.CAINFO, os.environ["SSL_CERT_FILE"].encode())
-curl.setopt(CurlOpt.TIMEOUT_MS, 20000)
-curl.setopt(CurlOpt.WRITEFUNCTION, lambda data: body.extend(data) or len(data))
-told = {}
-try:
-    curl.perform()
-    told["version"] = CurlHttpVersion(curl.getinfo(CurlInfo.HTTP_VERSION)).name
-    told["size"] = len(body)
-    told["body"] = body.decode() if len(body) < 999 else ""
-except CurlError as error:
-    told["error"] = str(error)
-told["took_s"] = time.monotonic() - began
-print(json.dumps(told))
+
+def ask(url):
+    began, body, curl = time.monotonic(), bytearray(), Curl(cacert=os.environ["SSL_CERT_FILE"])
+    curl.setopt(CurlOpt.URL, url.encode())
+    curl.setopt(CurlOpt.HTTP_VERSION, CurlHttpVersion[sys.argv[1]])
+    curl.setopt(CurlOpt.CAINFO, os.environ["SSL_CERT_FILE"].encode())
+    curl.setopt(CurlOpt.TIMEOUT_MS, 20000)
+    curl.setopt(CurlOpt.WRITEFUNCTION, lambda data: body.extend(data) or len(data))
+    told = {}
+    try:
+        curl.perform()
+        told["version"] = CurlHttpVersion(curl.getinfo(CurlInfo.HTTP_VERSION)).name
+        told["size"] = len(body)
+        told["body"] = body.decode() if len(body) < 999 else ""
+    except CurlError as error:
+        told["error"] = str(error)
+    curl.close()
+    return told | {"took_s": time.monotonic() - began}
+
+for url in sys.argv[2:]:
+    print(json.dumps(ask(url)), flush=True)
+"""
+# argv: address, hosts. Its sockets are not connected.
+AIOQUIC = """
+import asyncio, json, os, sys, time
+from aioquic.asyncio import QuicConnectionProtocol, connect
+from aioquic.h3.connection import H3Connection
+from aioquic.h3.events import HeadersReceived
+from aioquic.quic.configuration import QuicConfiguration
+
+class Client(QuicConnectionProtocol):
+    http = None
+
+    def quic_event_received(self, event):
+        for seen in self.http.handle_event(event) if self.http else ():
+            if isinstance(seen, HeadersReceived) and not self.answer.done():
+                self.answer.set_result(dict(seen.headers)[b":status"].decode())
+
+async def ask(host):
+    settings = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name=host)
+    settings.load_verify_locations(os.environ["SSL_CERT_FILE"])
+    async with connect(sys.argv[1], 443, configuration=settings, create_protocol=Client) as client:
+        client.answer, client.http = asyncio.get_running_loop().create_future(), H3Connection(client._quic)
+        asked = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", host.encode()), (b":path", b"/")]
+        client.http.send_headers(client._quic.get_next_available_stream_id(), asked, True)
+        client.transmit()
+        return {"status": await asyncio.wait_for(client.answer, 20)}
+
+for host in sys.argv[2:]:
+    began = time.monotonic()
+    try:
+        told = asyncio.run(ask(host))
+    except ConnectionError as error:
+        told = {"error": type(error).__name__}
+    print(json.dumps(told | {"took_s": time.monotonic() - began}), flush=True)
 """
 
 

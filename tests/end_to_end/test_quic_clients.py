@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import V4, Mitmsec, Network
-from quic_stage import CHROMIUM, CURL, H3, h3_origin
+from quic_stage import AIOQUIC, CHROMIUM, CURL, H3, h3_origin
 
 pytestmark = pytest.mark.root
 needs_chromium = pytest.mark.skipif(
@@ -87,3 +87,46 @@ def test_curl_that_is_let_pass_speaks_http3_unread(h3: H3, mitmsec: Mitmsec) -> 
     assert h3.asked() == [{"host": "origin.test", "path": "/megabyte"}]
     assert {(flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {("bypass", "defaults")}
     assert mitmsec.of_kind("request") == []
+
+
+NO_BANK = BYPASS + '[[rule]]\nname = "no bank"\nhost = ["bank.test"]\naction = "block"\n'
+
+
+def test_a_rule_about_a_host_refuses_its_quic_and_no_others(h3: H3, mitmsec: Mitmsec) -> None:
+    """Both hosts have one address; the origin hears nothing of the one that is refused."""
+    policy = mitmsec.policy(NO_BANK)
+    urls = ("https://bank.test/hello", "https://origin.test/hello")
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-c", CURL, "V3ONLY", *urls)
+    refused, passed = map(json.loads, done.stdout.splitlines())
+    assert "error" in refused
+    assert refused["took_s"] < 2
+    assert passed["body"] == "hello over HTTP/3\n"
+    assert h3.asked() == [{"host": "origin.test", "path": "/hello"}]
+    flows = {flow["remote"]["host"]: flow for flow in of_quic(mitmsec)}
+    assert {host: (flow["action"], flow["rule"], flow["outcome"]) for host, flow in flows.items()} == {
+        "bank.test": ("block", "no bank", "blocked"),
+        "origin.test": ("bypass", "defaults", "completed"),
+    }
+    assert flows["bank.test"]["bytes"] == {"sent": 0, "received": 0}
+    assert flows["origin.test"]["bytes"]["received"] > 1000
+    assert flows["origin.test"]["tls"]["client"]["ja4"].startswith("q13d")
+
+
+@needs_chromium
+def test_chromium_that_a_rule_refuses_quic_is_refused_over_tcp_too(h3: H3, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    asked = chromium(tmp_path, "https://bank.test/hello", "--origin-to-force-quic-on=bank.test:443")
+    done = mitmsec.run("--policy", mitmsec.policy(NO_BANK), "--", *asked)
+    assert "hello over" not in done.stdout
+    assert h3.asked() == []
+    assert {(flow["remote"]["host"], flow["action"]) for flow in of_quic(mitmsec)} == {("bank.test", "block")}
+
+
+def test_a_client_that_sends_by_name_is_told_that_it_is_refused(h3: H3, mitmsec: Mitmsec) -> None:
+    """aioquic does not look at what sendto() says; what QUIC says, it hears."""
+    policy = mitmsec.policy(NO_BANK)
+    done = mitmsec.run("--policy", policy, "--", sys.executable, "-c", AIOQUIC, V4, "bank.test", "origin.test")
+    refused, passed = map(json.loads, done.stdout.splitlines())
+    assert refused["error"] == "ConnectionError"
+    assert refused["took_s"] < 2
+    assert passed["status"] == "200"
+    assert h3.asked() == [{"host": "origin.test", "path": "/"}]

@@ -7,6 +7,7 @@ from fuzz_choices import Choices
 
 from mitmsec.core import quic_opening
 from mitmsec.core.clienthello import HELLO_LIMIT_BYTES, ClientHello, Malformed, NeedMore
+from mitmsec.core.quic_answers import refusal, version_negotiation
 from mitmsec.core.quic_opening import QuicOpening
 from mitmsec.core.quic_packets import initials
 from mitmsec_certs.packet_cipher import Aes128
@@ -26,6 +27,8 @@ def attempt(data: bytes) -> None:
         datagram = quic_packets.initial(piece, number) if sealed >> number & 1 else piece
         for packet in initials(datagram):
             assert packet.packet in datagram
+        for said in (refusal(datagram, Aes128()), version_negotiation(datagram)):
+            assert said is None or len(said) < len(datagram)
         answer = _after(opening, datagram)
     assert answer is not None
 

@@ -135,6 +135,8 @@ class Sandbox:
         v6: bool = True,
         selection: Selection | None = None,
         paths: ExecutablePaths | None = None,
+        *,
+        has_quic_relay: bool = False,
     ) -> ConnectHook:
         opened = ConnectHook.open(
             self.cgroup.path,
@@ -146,6 +148,7 @@ class Sandbox:
             pin_folder=pin_folder,
             selection=selection,
             paths=paths,
+            has_quic_relay=has_quic_relay,
         )
         self._held.callback(opened.close)
         self._hooks.append(opened)

@@ -44,8 +44,9 @@ def maps() -> tuple[Map, Map]:
 def test_an_unknown_cookie_has_no_origin() -> None:
     origins, heartbeat = maps()
     table = OriginTable(origins.fd)
-    assert table.take(8) is None
-    found = table.take(7)
+    assert (table.take(8), table.find(8)) == (None, None)
+    found = table.find(7)
+    assert table.take(7) == found
     assert found is not None
     assert found.remote == Endpoint(address="203.0.113.9", port=443)
     assert table.take(7) is None, "its place is free for another"

@@ -1,0 +1,365 @@
+"""One flow of QUIC, from its first datagram to its record: what to do with each, by what its client's hello shows.
+
+    OPENING ── hello whole, owner known ─► policy ─┬─ block ──► REFUSED: told so by QUIC's own CONNECTION_CLOSE
+       │ until then datagrams are held             └─ else ───► PASSING: what was held, and all that follows, unread
+       ├─ no hello, or one that nobody can read ─► as the policy says without a name, or refused where a name decides
+       └─ no owner in time ─► on_failure
+
+A flow is one socket and one destination. Who begins another connection on it shows another hello: for the same host it
+goes on, for another one the flow is refused. Nothing here is ever decrypted but what has no secret: the Initials.
+Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import assert_never
+
+from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
+from mitmsec.core.address_names import agreement
+from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
+from mitmsec.core.messages import TlsClientFacts, TlsFacts
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.quic_answers import SealingCipher, connections, is_unreadable_version, refusal, version_negotiation
+from mitmsec.core.quic_opening import QuicOpening
+from mitmsec.core.sniff import NOTHING_SHOWN, Shown
+from mitmsec.gate.account import OFFERS_LIMIT
+from mitmsec.gate.signals import Origin, OwnerKnown
+from mitmsec.gate.terms import Decides, Terms
+
+HELD_LIMIT, HELD_LIMIT_BYTES = 64, 32 << 10  # a hello and early data
+PIECES_LIMIT_BYTES = 64 << 10  # of hellos that are not whole
+CONNECTIONS_LIMIT = 8  # on one flow: one, another after a Retry or another version, and some more
+REFUSALS_LIMIT = 16  # as often a client is told; then it gets silence
+LONG_HEADER = b"\x80"
+LONG_LIVED_S = 10.0
+CANNOT_DECIDE = "on_failure"
+UNREAD = "what the policy asks about its program could not be read"
+PASSES = {
+    Action.BYPASS: "QUIC passes unread",
+    Action.CAPTURE: "QUIC passes, and is not captured",
+    Action.DECRYPT: 'QUIC passes unread, by quic = "bypass"',
+}
+ANOTHER_HOST = "another host on the flow of one that passed"
+
+
+class State(Enum):
+    OPENING = auto()
+    PASSING = auto()
+    REFUSED = auto()
+    ENDED = auto()
+
+
+class Forward(Value, frozen=True):
+    """To the origin."""
+
+    datagram: bytes
+
+
+class Answer(Value, frozen=True):
+    """To the client, from us."""
+
+    datagram: bytes
+
+
+class Record(Value, frozen=True):
+    seen: ConnectionSeen
+
+
+class Report(Value, frozen=True):
+    """A fault."""
+
+    what: str
+    failed: OnFailure
+    detail: str = ""
+
+
+type Command = Forward | Answer | Record | Report
+
+
+class QuicFlow:
+    """`client` is the program's end, `resolved` the names that DNS answers gave the origin's address by then."""
+
+    def __init__(
+        self,
+        flow: str,
+        origin: Origin,
+        client: Endpoint,
+        policy: Decides,
+        terms: Terms,
+        cipher: SealingCipher,
+        *,
+        now_s: float,
+        at_s: float,
+        resolved: tuple[str, ...] | None = None,
+    ) -> None:
+        self.id, self.origin = flow, origin
+        self.state = State.OPENING
+        self.began_s = self.last_s = now_s
+        self.held_bytes = 0
+        self._client, self._policy, self._terms, self._cipher = client, policy, terms, cipher
+        self._at_s, self._resolved = at_s, resolved
+        self._process = Process(pid=origin.pid, name=origin.comm)
+        self._is_owned = self._is_settled = False
+        self.selected = True
+        self._held: list[bytes] = []
+        self._opening = QuicOpening(cipher)
+        self._hello: ClientHello | None = None
+        self._connections: set[bytes] = set()
+        self._again: QuicOpening | None = None
+        self._decision: Decision | None = None
+        self._why, self._refusals = "", 0
+        self._sent = self._received = self._sent_bytes = self._received_bytes = 0
+        self._told_open = False
+
+    # -- what it is told -----------------------------------------------------------------------------------------------
+    def client_sent(self, datagram: bytes, now_s: float) -> Sequence[Command]:
+        """What becomes of it."""
+        self.last_s = now_s
+        match self.state:
+            case State.OPENING:
+                return self._opens(datagram)
+            case State.PASSING:
+                return self._passes(datagram)
+            case State.REFUSED:
+                return self._refuses(datagram)
+            case State.ENDED:
+                return []
+            case _:
+                assert_never(self.state)
+
+    def origin_sent(self, size_bytes: int, now_s: float) -> None:
+        """And it is handed on."""
+        self.last_s = now_s
+        self._received += 1
+        self._received_bytes += size_bytes
+
+    def owned(self, owner: OwnerKnown) -> Sequence[Command]:
+        """Whose it is."""
+        if self._is_owned or self.state is not State.OPENING:
+            return []
+        self._process, self._is_owned, self.selected = owner.process, True, owner.selected
+        if not self.selected:
+            self._is_settled = True
+            return self._let_pass(Decision(action=Action.BYPASS, rule=CANNOT_DECIDE, reason="not selected"))
+        return self._decide()
+
+    def unrecorded(self) -> Sequence[Command]:
+        """Nobody puts it on record, and what cannot be recorded must not pass."""
+        return self._unjudged("recorder_gone", "nobody could put it on record")
+
+    def waited(self, now_s: float) -> Sequence[Command]:
+        """Time has passed; to be called every second or so."""
+        if self.state is not State.OPENING:
+            return self._lives_long(now_s)
+        waits_s = now_s - self.began_s
+        if not self._is_owned and waits_s > self._terms.owner_deadline_s:
+            return self._unjudged("owner_unknown", "whose it is stayed unknown")
+        is_late = self._is_owned and waits_s > self._terms.hello_end_deadline_s
+        return self._unreadable("incomplete") if is_late else []
+
+    def ended(self, now_s: float, outcome: Outcome = Outcome.COMPLETED) -> Sequence[Command]:
+        """No more comes, or is to come."""
+        before, self.state = self.state, State.ENDED
+        self._drop_held()
+        if before is State.PASSING and self.selected:
+            return [Record(self._seen(outcome, now_s))]
+        if before is State.OPENING:
+            self._decision = Decision(
+                action=Action.BLOCK, rule=CANNOT_DECIDE, reason="ended before its hello was whole"
+            )
+            return [Record(self._seen(Outcome.CLIENT_CLOSED, now_s))]
+        return []
+
+    # -- the hello -----------------------------------------------------------------------------------------------------
+    def _opens(self, datagram: bytes) -> Sequence[Command]:
+        if is_unreadable_version(datagram):
+            return _told_of_versions(datagram)
+        if len(connections(datagram)) > 1 or not self._hold(datagram):
+            return []
+        is_handshake = datagram[:1] >= LONG_HEADER
+        if is_handshake or len(self._held) == 1:  # a packet of a later stage may have overtaken the first
+            self._opening.fed(datagram)
+        if self._opening.held_bytes > PIECES_LIMIT_BYTES:
+            self._opening = QuicOpening(self._cipher)
+        return self._decide() if self._is_owned else []
+
+    def _hold(self, datagram: bytes) -> bool:
+        """What finds no room is dropped, as by a network that is full: it is sent again."""
+        if len(self._held) >= HELD_LIMIT or self.held_bytes + len(datagram) > HELD_LIMIT_BYTES:
+            return False
+        self._held.append(datagram)
+        self.held_bytes += len(datagram)
+        return True
+
+    def _drop_held(self) -> list[bytes]:
+        held, self._held, self.held_bytes = self._held, [], 0
+        self._opening = QuicOpening(self._cipher)
+        return held
+
+    def _decide(self) -> Sequence[Command]:
+        """The owner is known."""
+        match self._opening.answer:
+            case NeedMore():
+                return []
+            case Malformed() if self._held and self._held[0][:1] < LONG_HEADER:
+                return self._nameless()
+            case Malformed(reason=reason):
+                return self._unreadable(reason)
+            case ClientHello() as hello:
+                self._connections.add(self._opening.connection)
+                return self._judge(hello)
+            case _:
+                assert_never(self._opening.answer)
+
+    def _nameless(self) -> Sequence[Command]:
+        """It is no QUIC, or has begun before anybody of us saw it. Should a hello come later, it is judged then."""
+        if not self._policy.can_judge(self._process):
+            return self._unjudged("owner_unread", UNREAD)
+        said = self._said(NOTHING_SHOWN, is_proven=True)
+        return self._block(said) if said.action is Action.BLOCK else self._let_pass(said)
+
+    def _judge(self, hello: ClientHello) -> Sequence[Command]:
+        self._hello = hello
+        if not self._policy.can_judge(self._process):
+            return self._unjudged("owner_unread", UNREAD)
+        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4)
+        is_proven = self._resolved is None or hello.sni in self._resolved
+        said = self._said(shown, is_proven=is_proven)
+        if said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS:
+            return self._block(said, f"{said.reason}; over QUIC it cannot be, so the program is to fall back to TCP")
+        return self._block(said) if said.action is Action.BLOCK else self._let_pass(said)
+
+    def _said(self, shown: Shown, *, is_proven: bool) -> Decision:
+        remote = self.origin.remote
+        return self._policy.at_hello(self._process, remote, self._at_s, shown=shown, proven=is_proven)
+
+    def _unreadable(self, reason: str) -> Sequence[Command]:
+        """The name is hidden: nothing passes that a name could have refused."""
+        if not self._policy.can_judge(self._process):
+            return self._unjudged("owner_unread", UNREAD)
+        self._why = reason
+        early = self._policy.at_connect(self._process, self.origin.remote, self._at_s)
+        if early is None:
+            nameless = self._said(NOTHING_SHOWN, is_proven=True)
+            return self._block(nameless, "a rule may decide by the name, and none can be read", Outcome.MALFORMED)
+        if early.action is Action.BLOCK:
+            return self._block(early)
+        self._is_settled = True
+        return self._let_pass(early)
+
+    def _unjudged(self, what: str, reason: str) -> Sequence[Command]:
+        self._is_owned = self._is_settled = True
+        failed = self._terms.on_failure
+        action = Action.BLOCK if failed is OnFailure.CLOSED else Action.BYPASS
+        decision = Decision(action=action, rule=CANNOT_DECIDE, reason=reason)
+        rest = self._block(decision) if action is Action.BLOCK else self._let_pass(decision)
+        return [Report(what, failed, reason), *rest]
+
+    # -- what was decided ----------------------------------------------------------------------------------------------
+    def _let_pass(self, said: Decision) -> Sequence[Command]:
+        self._decision, self.state = said, State.PASSING
+        held = self._drop_held()
+        return [forward for datagram in held for forward in self._forwarded(datagram)]
+
+    def _forwarded(self, datagram: bytes) -> Sequence[Command]:
+        self._sent += 1
+        self._sent_bytes += len(datagram)
+        return [Forward(datagram)]
+
+    def _block(self, said: Decision, reason: str = "", outcome: Outcome = Outcome.BLOCKED) -> Sequence[Command]:
+        self._decision = Decision(action=Action.BLOCK, rule=said.rule, reason=reason or said.reason)
+        self.state = State.REFUSED
+        held = self._drop_held()
+        return [*self._refuses(held[0] if held else b""), Record(self._seen(outcome, self.last_s))]
+
+    def _refuses(self, datagram: bytes) -> Sequence[Command]:
+        answer = refusal(datagram, self._cipher) if self._refusals < REFUSALS_LIMIT else None
+        if answer is None:
+            return []
+        self._refusals += 1
+        return [Answer(answer)]
+
+    # -- what passes ---------------------------------------------------------------------------------------------------
+    def _passes(self, datagram: bytes) -> Sequence[Command]:
+        """Unread, but for another connection's first packets; not even those where no name could change anything."""
+        if self._is_settled or datagram[:1] < LONG_HEADER:
+            return self._forwarded(datagram)
+        if is_unreadable_version(datagram):
+            return _told_of_versions(datagram)
+        found = connections(datagram)
+        if len(found) > 1:
+            return []
+        return self._forwarded(datagram) if found <= self._connections else self._begins(datagram)
+
+    def _begins(self, datagram: bytes) -> Sequence[Command]:
+        """Another connection, unless its own key does not open it: then it belongs to one that is known."""
+        opening = self._again or QuicOpening(self._cipher)
+        answer = opening.fed(datagram)
+        if isinstance(answer, NeedMore) and not opening.held_bytes:
+            return self._forwarded(datagram)
+        self._again = opening if opening.held_bytes <= PIECES_LIMIT_BYTES else None
+        if isinstance(answer, NeedMore):
+            self._hold(datagram)
+            return []
+        self._again = None
+        if isinstance(answer, Malformed) or not self._hold(datagram):
+            self._drop_held()
+            return []
+        return self._begun(answer, opening.connection)
+
+    def _begun(self, hello: ClientHello, connection: bytes) -> Sequence[Command]:
+        assert self._decision is not None
+        is_another = self._hello is not None and hello.sni != self._hello.sni
+        if is_another or len(self._connections) >= CONNECTIONS_LIMIT:
+            return self._block(self._decision, ANOTHER_HOST)
+        self._connections.add(connection)
+        return self._judge(hello) if self._hello is None else self._let_pass(self._decision)
+
+    def _lives_long(self, now_s: float) -> Sequence[Command]:
+        if self.state is not State.PASSING or self._told_open or not self.selected:
+            return []
+        if now_s - self.began_s < LONG_LIVED_S:
+            return []
+        self._told_open = True
+        return [Record(self._seen(Outcome.OPEN, now_s))]
+
+    # -- the record ----------------------------------------------------------------------------------------------------
+    def _seen(self, outcome: Outcome, now_s: float) -> ConnectionSeen:
+        decision, hello = self._decision, self._hello
+        assert decision is not None
+        answered = self._resolved[0] if self._resolved else None
+        name = hello.sni if hello is not None else None
+        is_done = decision.action is not Action.BLOCK
+        return ConnectionSeen(
+            flow=self.id,
+            process=self._process,
+            protocol="quic",
+            local=Endpoint(address=self.origin.source or self._client.address, port=self._client.port),
+            remote=self.origin.remote,
+            host=name or answered,
+            named_by=NamedBy.DNS if answered and not name else None,
+            action=Action.BYPASS if is_done else Action.BLOCK,
+            rule=decision.rule,
+            reason=f"{decision.reason}; {PASSES[decision.action]}" if is_done else decision.reason,
+            bytes_sent=self._sent_bytes,
+            bytes_received=self._received_bytes,
+            datagrams_sent=self._sent,
+            datagrams_received=self._received,
+            duration_ms=max(round((now_s - self.began_s) * 1000), 0),
+            outcome=outcome,
+            error=self._why,
+            tls=None if hello is None else TlsFacts(client=self._facts(hello)),
+            policy=self._terms.policy,
+        )
+
+    def _facts(self, hello: ClientHello) -> TlsClientFacts:
+        agrees = None if hello.sni is None or self._resolved is None else agreement(hello.sni, self._resolved)
+        offers = hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None
+        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=agrees, offers=offers)
+
+
+def _told_of_versions(datagram: bytes) -> Sequence[Command]:
+    answer = version_negotiation(datagram)
+    return [] if answer is None else [Answer(answer)]

@@ -1,0 +1,323 @@
+"""One flow of QUIC: a table of what comes and what becomes of it. Real hellos of aioquic and of browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import quic_packets
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from quic_packets import crypto, initial
+
+from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
+from mitmsec.core.address_names import Agreement
+from mitmsec.core.model import Action, Endpoint, OnFailure, Process, UnprovenName
+from mitmsec.core.policy import Policy
+from mitmsec.core.rules import Application, Rule
+from mitmsec.gate.quic_flow import (
+    CONNECTIONS_LIMIT,
+    HELD_LIMIT,
+    HELD_LIMIT_BYTES,
+    LONG_LIVED_S,
+    REFUSALS_LIMIT,
+    Answer,
+    Command,
+    Forward,
+    QuicFlow,
+    Record,
+    Report,
+    State,
+)
+from mitmsec.gate.signals import Origin, OwnerKnown
+from mitmsec.gate.terms import Terms
+from mitmsec_certs.packet_cipher import Aes128
+
+CIPHER = Aes128()
+REMOTE = Endpoint(address="203.0.113.10", port=443)
+CLIENT = Endpoint(address="127.0.0.1", port=40000)
+CURL = Process(pid=7, exe="/usr/bin/curl", user="0")
+NO_BANK = Policy(rules=(Rule(name="no bank", action=Action.BLOCK, host=("bank.test",)),))
+LATER = b"\x40 a packet of a later stage"
+SERVER = ("192.0.2.1", 443)
+
+
+def hello(name: str | None = "origin.test", version: int = quic_packets.V1) -> list[bytes]:
+    """The first datagrams of a client."""
+    configuration = QuicConfiguration(alpn_protocols=["h3"], original_version=version, server_name=name)
+    configuration.supported_versions = [version]
+    one = QuicConnection(configuration=configuration)
+    one.connect(SERVER, now=0.0)
+    return [datagram for datagram, _ in one.datagrams_to_send(now=0.0)]
+
+
+def flow_of(
+    policy: Policy = NO_BANK,
+    on_failure: OnFailure = OnFailure.OPEN,
+    *,
+    owner: Process | None = CURL,
+    resolved: tuple[str, ...] | None = None,
+    remote: Endpoint = REMOTE,
+) -> QuicFlow:
+    origin = Origin(remote=remote, pid=7, uid=0, comm="curl", source="10.0.0.5")
+    terms = Terms(on_failure=on_failure, policy="fingerprint")
+    made = QuicFlow("flow", origin, CLIENT, policy, terms, CIPHER, now_s=0.0, at_s=0.0, resolved=resolved)
+    if owner is not None:
+        assert made.owned(OwnerKnown(owner)) == []
+    return made
+
+
+def told(flow: QuicFlow, *datagrams: bytes) -> list[Command]:
+    return [command for one in datagrams for command in flow.client_sent(one, 1.0)]
+
+
+def forwarded(commands: Sequence[Command]) -> list[bytes]:
+    return [one.datagram for one in commands if isinstance(one, Forward)]
+
+
+def recorded(commands: Sequence[Command]) -> ConnectionSeen:
+    (seen,) = [one.seen for one in commands if isinstance(one, Record)]
+    return seen
+
+
+def test_what_a_rule_does_not_block_is_held_until_its_hello_is_whole_and_passes_unread() -> None:
+    flow, first = flow_of(), hello()
+    assert forwarded(told(flow, *first)) == first
+    assert told(flow, LATER) == [Forward(LATER)]
+    flow.origin_sent(900, 2.0)
+    seen = recorded(flow.ended(3.5))
+    assert (seen.protocol, seen.host, seen.named_by) == ("quic", "origin.test", None)
+    assert (seen.action, seen.rule, seen.outcome) == (Action.BYPASS, "defaults", Outcome.COMPLETED)
+    assert seen.reason == 'no rule matched; [defaults] decide; QUIC passes unread, by quic = "bypass"'
+    assert (seen.bytes_sent, seen.bytes_received) == (sum(map(len, first)) + len(LATER), 900)
+    assert (seen.datagrams_sent, seen.datagrams_received, seen.duration_ms) == (len(first) + 1, 1, 3500)
+    assert seen.local == Endpoint(address="10.0.0.5", port=40000)
+    assert seen.tls is not None
+    assert seen.tls.client is not None
+    assert (seen.tls.client.sni, seen.policy) == ("origin.test", "fingerprint")
+    assert flow.ended(4.0) == told(flow, LATER) == []
+
+
+@pytest.mark.parametrize("version", [quic_packets.V1, quic_packets.V2])
+def test_what_a_rule_blocks_is_told_so_and_never_reaches_its_origin(version: int) -> None:
+    flow = flow_of()
+    commands = told(flow, *hello("bank.test", version))
+    assert forwarded(commands) == []
+    seen = recorded(commands)
+    assert (seen.action, seen.rule, seen.outcome, seen.bytes_sent) == (Action.BLOCK, "no bank", Outcome.BLOCKED, 0)
+    assert any(isinstance(one, Answer) for one in commands)
+    again = [command for _ in range(99) for command in told(flow, hello("bank.test", version)[0])]
+    assert len(again) == REFUSALS_LIMIT - 1
+    assert told(flow, LATER) == flow.ended(3.0) == []
+
+
+@pytest.mark.parametrize("name", quic_packets.REAL)
+def test_hellos_of_browsers_pass_and_are_refused_whole(name: str) -> None:
+    datagrams = quic_packets.REAL[name]
+    flow = flow_of()
+    told(flow, *datagrams)
+    seen = recorded(flow.ended(2.0))
+    assert seen.host is not None
+    refusing = flow_of(Policy(rules=(Rule(name="not this", action=Action.BLOCK, host=(seen.host,)),)))
+    commands = told(refusing, *datagrams)
+    assert forwarded(commands) == []
+    assert recorded(commands).rule == "not this"
+
+
+def test_nothing_passes_before_the_owner_is_known() -> None:
+    flow, first = flow_of(owner=None), hello()
+    assert told(flow, *first) == []
+    assert forwarded(flow.owned(OwnerKnown(CURL))) == first
+    assert flow.owned(OwnerKnown(CURL)) == []
+
+
+def test_of_whom_nobody_selects_all_passes_and_nothing_is_kept() -> None:
+    flow, first = flow_of(owner=None), hello("bank.test")
+    told(flow, *first)
+    assert forwarded(flow.owned(OwnerKnown(CURL, selected=False))) == first
+    assert forwarded(told(flow, *hello("bank.test"))) != []
+    assert flow.waited(99.0) == flow.ended(100.0) == []
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_an_owner_who_stays_unknown_or_unread_is_what_on_failure_says(on_failure: OnFailure) -> None:
+    unknown, first = flow_of(on_failure=on_failure, owner=None), hello()
+    told(unknown, *first)
+    assert unknown.waited(1.0) == []
+    asks = Policy(
+        applications=(Application(name="a", sha256=("0" * 64,)),),
+        rules=(Rule(name="r", action=Action.BLOCK, application=("a",)),),
+    )
+    whole, silent, odd = (flow_of(asks, on_failure) for _ in range(3))
+    told(silent, first[0][:1200] if len(first) > 1 else initial(crypto(0, b"\x01\0")))
+    cases = {
+        "owner_unknown": [unknown.waited(2.5)],
+        "owner_unread": [told(whole, *first), silent.waited(6.0), told(odd, LATER)],
+        "recorder_gone": [flow_of(on_failure=on_failure).unrecorded()],
+    }
+    for what, ways in cases.items():
+        for commands in ways:
+            (report,) = [one for one in commands if isinstance(one, Report)]
+            assert (report.what, report.failed) == (what, on_failure)
+            is_refused = any(isinstance(one, Record) for one in commands)
+            assert is_refused is (on_failure is OnFailure.CLOSED)
+
+
+def test_the_same_host_may_begin_again_and_another_one_is_refused() -> None:
+    """As after a Retry. The first packets of the other host are held, and go nowhere."""
+    flow = flow_of()
+    told(flow, *hello())
+    again, other = hello(), hello("bank.test")
+    assert forwarded(told(flow, *again)) == again
+    assert forwarded(told(flow, *again)) == again
+    commands = told(flow, *other)
+    assert forwarded(commands) == []
+    seen = recorded(commands)
+    assert (seen.action, seen.host, seen.outcome) == (Action.BLOCK, "origin.test", Outcome.BLOCKED)
+    assert flow.state is State.REFUSED
+
+
+def test_a_flow_has_few_connections() -> None:
+    flow = flow_of()
+    for _ in range(CONNECTIONS_LIMIT):
+        assert forwarded(told(flow, *hello()))
+    assert forwarded(told(flow, *hello())) == []
+
+
+def test_a_hello_that_begins_again_in_pieces_is_held_and_a_bad_one_dropped() -> None:
+    flow = flow_of()
+    told(flow, *hello())
+    message = b"\x01" + (3000).to_bytes(3) + bytes(1000)
+    assert told(flow, initial(crypto(0, message), to=b"new")) == []
+    assert told(flow, initial(crypto(0, b"\x02" + message[1:]), 1, to=b"new")) == []  # told twice, differently
+    assert told(flow, initial(b"\x1e", to=b"newer")) == []
+    assert forwarded(told(flow, initial(b"\x01", to=b"known", keyed_by=b"the server's"))) != []
+    many = initial(crypto(0, message), to=b"one") + initial(crypto(0, message), to=b"other")
+    assert told(flow, many) == []
+    far = [initial(crypto(60_000, b"x"), number, to=bytes([number])) for number in range(4)]
+    assert told(flow, *far) == []
+    full = flow_of()
+    told(full, *hello())
+    for _ in range(HELD_LIMIT + 1):
+        assert told(full, initial(crypto(0, message).ljust(1100, b"\0"), to=b"new")) == []
+    assert full.held_bytes <= HELD_LIMIT_BYTES
+
+
+def test_what_is_no_quic_is_decided_without_a_name_and_judged_again_by_a_hello() -> None:
+    flow = flow_of()
+    assert told(flow, LATER) == [Forward(LATER)]
+    commands = told(flow, *hello("bank.test"))
+    assert forwarded(commands) == []
+    assert recorded(commands).rule == "no bank"
+    named = flow_of()
+    told(named, LATER)
+    first = hello()
+    assert forwarded(told(named, *first)) == first
+    assert recorded(named.ended(2.0)).host == "origin.test"
+    blocked = flow_of(Policy(action=Action.BLOCK))
+    assert forwarded(told(blocked, LATER)) == []
+
+
+def test_a_later_packet_that_has_overtaken_the_first_waits_for_it() -> None:
+    flow, first = flow_of(), hello()
+    piece = initial(crypto(0, b"\x01\0"), to=b"slow")
+    told(flow, piece, LATER)
+    assert flow.state is State.OPENING
+    assert forwarded(told(flow_of(), *first, LATER)) == [*first, LATER]
+
+
+def test_an_unreadable_hello_is_refused_where_a_name_could_decide_and_else_what_the_policy_says() -> None:
+    bad = initial(b"\x1e")
+    seen = recorded(told(flow_of(), bad))
+    assert (seen.action, seen.outcome, seen.error) == (
+        Action.BLOCK,
+        Outcome.MALFORMED,
+        "QUIC frame that no Initial may hold",
+    )
+    settled = flow_of(Policy())
+    assert forwarded(told(settled, bad)) == [bad]
+    assert forwarded(told(settled, *hello())) != []
+    assert recorded(told(flow_of(Policy(action=Action.BLOCK)), bad)).outcome is Outcome.BLOCKED
+    late = flow_of()
+    told(late, initial(crypto(0, b"\x01\0")))
+    assert late.waited(4.0) == []
+    assert recorded(late.waited(5.5)).error == "incomplete"
+
+
+def test_what_a_program_left_unfinished_is_on_record() -> None:
+    flow = flow_of()
+    told(flow, initial(crypto(0, b"\x01\0")))
+    seen = recorded(flow.ended(2.0))
+    assert (seen.action, seen.outcome, seen.bytes_sent) == (Action.BLOCK, Outcome.CLIENT_CLOSED, 0)
+
+
+def test_another_version_is_answered_with_one_that_can_be_read_whenever_it_comes() -> None:
+    greased = bytes([0xC0]) + bytes.fromhex("1a2a3a4a") + b"\x04abcd" + b"\x02me" + bytes(1200)
+    opening, passing = flow_of(), flow_of()
+    told(passing, *hello())
+    for flow in (opening, passing):
+        (answer,) = told(flow, greased)
+        assert isinstance(answer, Answer)
+        assert told(flow, greased[:600]) == []
+    first = hello()
+    assert forwarded(told(opening, *first)) == first
+
+
+def test_a_datagram_for_two_connections_is_dropped() -> None:
+    both = initial(crypto(0, b"\x01\0"), to=b"one") + initial(crypto(0, b"\x01\0"), to=b"other")
+    flow = flow_of()
+    assert told(flow, both) == []
+    assert flow.held_bytes == 0
+
+
+def test_what_is_held_is_bounded() -> None:
+    flow = flow_of()
+    far = [initial(crypto(60_000, b"x"), to=bytes([number])).ljust(1200, b"\0") for number in range(HELD_LIMIT)]
+    assert told(flow, *far) == []
+    assert flow.held_bytes <= HELD_LIMIT_BYTES
+
+
+UNPROVEN = Policy(
+    rules=(Rule(name="private", action=Action.BYPASS, host=("origin.test",)),), unproven_name=UnprovenName.DECRYPT
+)
+
+
+@pytest.mark.parametrize(("resolved", "passes"), [(("origin.test",), True), (("other.test",), False), (None, True)])
+def test_a_bypass_by_an_unproven_name_is_refused_for_it_cannot_be_decrypted(
+    resolved: tuple[str, ...] | None, passes: bool
+) -> None:
+    flow = flow_of(UNPROVEN, resolved=resolved)
+    assert bool(forwarded(told(flow, *hello()))) is passes
+
+
+def test_names_from_dns_are_told_as_such() -> None:
+    nameless = flow_of(Policy(), resolved=("origin.test", "other.test"))
+    told(nameless, LATER)
+    seen = recorded(nameless.ended(2.0))
+    assert (seen.host, seen.named_by, seen.tls) == ("origin.test", NamedBy.DNS, None)
+    named = flow_of(Policy(), resolved=("other.test",))
+    told(named, *hello())
+    client = recorded(named.ended(2.0)).tls
+    assert client is not None
+    assert client.client is not None
+    assert client.client.name_agrees is Agreement.DISAGREE
+
+
+def test_one_that_lives_long_is_told_once_while_it_lives() -> None:
+    flow = flow_of()
+    told(flow, *hello())
+    assert flow.waited(LONG_LIVED_S - 1) == []
+    assert recorded(flow.waited(LONG_LIVED_S)).outcome is Outcome.OPEN
+    assert flow.waited(LONG_LIVED_S + 1) == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(min_size=1, max_size=1300) | st.sampled_from([hello("bank.test")[0], LATER]), max_size=20))
+def test_whatever_a_program_sends_a_blocked_host_hears_no_first_packet(datagrams: list[bytes]) -> None:
+    flow = flow_of()
+    first = hello("bank.test")
+    passed = forwarded(told(flow, *datagrams, *first))
+    assert not {first[-1], hello("bank.test")[0]} & set(passed)
+    assert flow.held_bytes <= HELD_LIMIT_BYTES
