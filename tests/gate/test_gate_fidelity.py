@@ -71,7 +71,7 @@ class Played:
         """The worker has let go: both ends have agreed to TLS."""
         self.done.clear()
         self.tell(s.WorkerUpgrades(Upgrading(flow="f", bytes_sent=1, bytes_received=1)))
-        self.tell(s.FirstBytes(HELLOS[flow["name"], flow["alpn"]]))
+        self.tell(s.FirstBytes(HELLOS[flow["name"], flow["alpn"], flow["ech"]]))
 
     def _maybe_connected(self) -> None:
         if self._draw.random() < 0.5:
