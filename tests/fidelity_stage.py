@@ -85,13 +85,14 @@ READ = {"tls", "http", "smtp", "http-proxy", "socks"}  # what decrypting makes r
 
 
 # --- hellos and places ------------------------------------------------------------------------------------------------
-def tls_of(name: str | None, offers: tuple[str, ...]) -> bytes:
+def tls_of(name: str | None, offers: tuple[str, ...], *, ech: bool = False) -> bytes:
     extensions = [server_name(name.encode())] if name is not None else []
-    return hello(*extensions, *([alpn(*(offer.encode() for offer in offers))] if offers else []))
+    extensions += [alpn(*(offer.encode() for offer in offers))] if offers else []
+    return hello(*extensions, *([(0xFE0D, bytes(80))] if ech else []))
 
 
-def ja4_of(name: str | None, offers: tuple[str, ...]) -> str:
-    sniffed = first_bytes(tls_of(name, offers))
+def ja4_of(name: str | None, offers: tuple[str, ...], *, ech: bool = False) -> str:
+    sniffed = first_bytes(tls_of(name, offers, ech=ech))
     assert isinstance(sniffed, Sniffed)
     assert sniffed.hello is not None
     return sniffed.hello.ja4
@@ -100,7 +101,8 @@ def ja4_of(name: str | None, offers: tuple[str, ...]) -> str:
 OFFERS: tuple[tuple[str, ...], ...] = ((), ("h2", "http/1.1"), ("http/1.1",))
 NAMES = (None, *HOSTS, *(f"www.{name}" for name in CATEGORIES.values()), "WWW.Bank.Example", "Evil.TEST")
 JA4 = {(name, offers): ja4_of(name, offers) for name in NAMES for offers in OFFERS}
-HELLOS = {key: tls_of(*key) for key in JA4}
+JA4_ECH = {key: ja4_of(*key, ech=True) for key in JA4}
+HELLOS = {(*key, ech): tls_of(*key, ech=ech) for key in JA4 for ech in (True, False)}
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Ground:
     written_ports: tuple[int | str, ...] = (443, "20-100", "8000-9000")
     spoken: tuple[str, ...] = ("tls", "tls", "tls", "http", "smtp", "greeted", "ssh", "tcp", "http-proxy", "socks")
     inbound: float = 0.1  # how many of the flows are
+    encrypted: float = 0.2  # how many of the hellos have another within
     ja4: dict[tuple[str | None, tuple[str, ...]], str] = field(default_factory=lambda: JA4)
 
     def ja4_globs(self) -> tuple[str, ...]:
@@ -146,6 +149,8 @@ def drawn_rule(draw: random.Random, number: int, ground: Ground) -> dict[str, An
     for key, values in choices.items():
         if draw.random() < {"host": 0.35, "protocol": 0.3}.get(key, 0.18):
             rule[key] = draw.sample(values, draw.randint(1, 2))
+    if "direction" not in rule and draw.random() < 0.1:
+        rule["ech"] = draw.random() < 0.7
     if draw.random() < 0.2:
         rule["expires"] = datetime.fromtimestamp(NOON_S + draw.randint(-9, 9) * 3600, UTC)
     return rule
@@ -214,6 +219,7 @@ HOLDS: dict[str, Any] = {
     "protocol": lambda v, f: f["protocol"] in v,
     "alpn": lambda v, f: any(fnmatchcase(offer, one) for one in v for offer in f["alpn"]),
     "ja4": lambda v, f: f["ja4"] is not None and any(fnmatchcase(f["ja4"], one) for one in v),
+    "ech": lambda v, f: f["ech"] is v,
     "time": lambda v, f: any(WEEKS[one](datetime.fromtimestamp(f["at_s"], UTC)) for one in v),
     "expires": lambda v, f: f["at_s"] < v.timestamp(),
 }
@@ -235,6 +241,7 @@ def drawn_flow(draw: random.Random, ground: Ground = ANYWHERE) -> dict[str, Any]
         "name": draw.choice(NAMES) if spoken in ("tls", "http", "http-proxy") else None,
         "alpn": (),
         "ja4": None,
+        "ech": None,
     }
     return with_hello(draw, flow, ground) if spoken == "tls" else flow
 
@@ -252,14 +259,15 @@ def in_tunnel(draw: random.Random, flow: dict[str, Any], ground: Ground = ANYWHE
 
 
 def with_hello(draw: random.Random, flow: dict[str, Any], ground: Ground = ANYWHERE) -> dict[str, Any]:
-    offers = draw.choice(OFFERS)
-    return flow | {"alpn": offers, "ja4": ground.ja4[flow["name"], offers]}
+    offers, ech = draw.choice(OFFERS), draw.random() < ground.encrypted
+    ja4 = JA4_ECH if ech else ground.ja4
+    return flow | {"alpn": offers, "ja4": ja4[flow["name"], offers], "ech": ech}
 
 
 def bytes_of(flow: dict[str, Any]) -> bytes:
     match flow["spoken"]:
         case "tls":
-            return HELLOS[flow["name"], flow["alpn"]]
+            return HELLOS[flow["name"], flow["alpn"], flow["ech"]]
         case "http":
             host = f"Host: {flow['name']}\r\n" if flow["name"] else ""
             return f"GET / HTTP/1.1\r\n{host}\r\n".encode()

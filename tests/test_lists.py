@@ -25,8 +25,8 @@ def test_a_shipped_list_has_a_head_and_nothing_but_names(name: str) -> None:
     assert [one for one in names if "." not in one] == []
 
 
-def test_what_is_private_and_what_is_pinned_is_shipped() -> None:
-    assert list(SHIPPED) == ["finance", "health", "identity", "messengers", "updates", "webmail"]
+def test_what_is_private_and_what_is_pinned_and_who_answers_dns_is_shipped() -> None:
+    assert list(SHIPPED) == ["doh", "finance", "health", "identity", "messengers", "updates", "webmail"]
 
 
 def test_a_head_ends_where_the_names_begin() -> None:

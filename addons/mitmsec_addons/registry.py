@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mitmsec.core.inspection import Inspector
+from mitmsec_addons.doh import Doh
 from mitmsec_addons.keywords import Keywords
 
 _MAKERS: dict[str, Callable[[tuple[str, ...]], Inspector]] = {
+    Doh.name: Doh,
     Keywords.name: Keywords,
 }
 

@@ -32,6 +32,7 @@ LABELS_LIMIT = 128  # of a name; 255 bytes hold no more
 _HEADER = struct.Struct("!HHHHHH")
 _RECORD = struct.Struct("!HHIH")
 _PAIR = struct.Struct("!HH")
+_OF_HTTPS, _OF_SVCB = _PAIR.pack(HTTPS, IN), _PAIR.pack(SVCB, IN)
 _RESPONSE, _OPCODE, _AUTHENTIC = 0x8000, 0x7800, 0x0020
 _DO = 0x8000  # of the flags of OPT, RFC 3225: who asks so verifies signatures
 
@@ -94,7 +95,7 @@ def limited(message: bytes, offers: Offers) -> bytes:
 
 def _may_have_offers(message: bytes) -> bool:
     """Nearly no message has any, and this is quick."""
-    return len(message) <= MESSAGE_LIMIT_BYTES and any(_PAIR.pack(kind, IN) in message for kind in (HTTPS, SVCB))
+    return len(message) <= MESSAGE_LIMIT_BYTES and (_OF_HTTPS in message or _OF_SVCB in message)
 
 
 class _Other(Exception):

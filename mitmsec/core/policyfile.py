@@ -122,6 +122,8 @@ def read_inspect(table: Table, context: Context) -> tuple[str, ...] | None:
             table.note(f'no inspector is called "{name}"; there are: {known}', "inspect", place)
         elif name in NEEDS_WORDS and not context.words.get(name):
             table.note(f"{name} has nothing to look for; add [inspector.{name}] with words or lists", "inspect", place)
+        else:
+            context.words.setdefault(name, ())  # it is to be made
     return tuple(dict.fromkeys(name for _, name in names))
 
 

@@ -8,11 +8,11 @@ from mitmsec_addons.registry import KNOWN, build
 
 def test_every_known_inspector_is_built_under_its_name() -> None:
     for name in KNOWN:
-        inspector: Inspector = build(name, ("falcon",))
+        inspector: Inspector = build(name, ("falcon",) if name == "keywords" else ())
         assert inspector.name == name
         assert inspector.open(Part(flow="f", kind=PartKind.URL, sent=True, host="h")) is not None
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match='no inspector "keyword"; known: keywords'):
+    with pytest.raises(ValueError, match='no inspector "keyword"; known: doh, keywords'):
         build("keyword", ("falcon",))

@@ -143,6 +143,7 @@ def ground(ports: tuple[int, ...]) -> Ground:
         written_ports=(ports[0], "1-100", f"{min(ports)}-{max(ports)}"),
         spoken=("tls", "tls", "tls", "http", "smtp", "ssh", "tcp"),
         inbound=0.0,
+        encrypted=0,
         ja4={(name, offers): ja4_of(name, offers) for name in NAMES for offers in OFFERS},
     )
 

@@ -1,4 +1,6 @@
-"""Fuzzed: `dns.parse`. Three outcomes, the last two of them final, and what is read is within its bounds."""
+"""Fuzzed: `dns.parse` and `dns_offers.limited`. The first has three outcomes, the last two of them final, and what is
+read is within its bounds; the second changes no message's length or head, and none twice.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import ipaddress
 
 from mitmsec.core import dns
 from mitmsec.core.dns import DnsMessage, Malformed, NeedMore, parse
+from mitmsec.core.dns_offers import Offers, asks_for_offers, limited
 from mitmsec.core.names import parse_name
 
+NEITHER = Offers(ech=False, h3=False)
 NAME_MOST_BYTES, ADDRESSES_MOST = 255, 64  # as RFC 1035 and the module's own words have it
 
 
@@ -17,6 +21,7 @@ def attempt(data: bytes) -> None:
     whole, start = parse(sent), parse(sent[: cut % (len(sent) + 1)])
     if not isinstance(start, NeedMore):
         assert whole == start, "more bytes changed an answer"
+    _is_limited(sent)
     match whole:
         case DnsMessage():
             _is_a_message(whole, sent)
@@ -25,6 +30,13 @@ def attempt(data: bytes) -> None:
         case Malformed(reason=reason):
             assert reason
             assert reason.isprintable()
+
+
+def _is_limited(sent: bytes) -> None:
+    after = limited(sent, NEITHER)
+    assert (len(after), after[:2], after[4:12]) == (len(sent), sent[:2], sent[4:12])
+    assert limited(after, NEITHER) == after
+    assert after == sent or not asks_for_offers(sent), "a question was changed"
 
 
 def _is_a_message(message: DnsMessage, sent: bytes) -> None:

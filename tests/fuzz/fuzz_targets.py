@@ -108,6 +108,8 @@ def _messages() -> Iterator[bytes]:
     yield dns_writer.response("www.example.com", *answers)
     hints = dns_writer.service("www.example.com", v4=["192.0.2.7"], v6=["2001:db8::7"])
     yield dns_writer.response("www.example.com", hints, kind=dns_writer.HTTPS)
+    offers = dns_writer.Record("www.example.com", dns_writer.HTTPS, b"\0\1\0\0\1\0\3\2h3\0\5\0\4\xfe\x0d\0\0")
+    yield dns_writer.response("www.example.com", offers, kind=dns_writer.HTTPS)
 
 
 def _flights() -> Iterator[bytes]:

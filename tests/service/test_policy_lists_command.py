@@ -18,8 +18,8 @@ def run(*words: str) -> Result:
 def test_every_list_is_shown_with_what_it_is_for() -> None:
     lines = run("lists").stdout.splitlines()
     assert [line.partition(" ")[0] for line in lines] == list(lists.shipped())
-    assert lines[0].startswith("finance (")
-    assert "names): Banks, brokers" in lines[0]
+    assert lines[1].startswith("finance (")
+    assert "names): Banks, brokers" in lines[1]
     told = [json.loads(line) for line in run("lists", "--json").stdout.splitlines()]
     assert [one["name"] for one in told] == list(lists.shipped())
     assert all(one["names"] >= 20 for one in told)
