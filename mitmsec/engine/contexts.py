@@ -85,7 +85,7 @@ def _origin_context(roots: Sequence[crypto.X509], cipher_bits: int, groups: str)
     context.set_options(_ORIGIN_OPTIONS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_verify(SSL.VERIFY_PEER, _note)
-    context.set_info_callback(openssl.note_request)
+    openssl.note_requests(context)
     store = context.get_cert_store()
     for root in roots:
         if store is not None:

@@ -36,6 +36,7 @@ from mitmproxy.proxy.layers.http._events import (
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
+from mitmsec.engine.fields import quicken
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 
@@ -144,6 +145,7 @@ class Stream(HttpStream):
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
+        quicken(request.headers)
         fields = request.headers.fields
         refusal = self.exchange.begin(
             request.data.method,
@@ -179,6 +181,10 @@ class Stream(HttpStream):
         self.exchange.finish()
         self.client_state = self.server_state = self.state_errored
         yield DropStream(self.stream_id)
+
+    def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
+        quicken(event.response.headers)
+        yield from super().state_wait_for_response_headers(event)
 
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, RequestData) and not self.exchange.held:

@@ -62,7 +62,9 @@ class TlsSession:
         "_finished",
         "_from",
         "_into",
+        "_is_shaken",
         "_ssl",
+        "_strength",
         "closed",
         "is_asked",
         "owner",
@@ -76,6 +78,8 @@ class TlsSession:
         self._ssl, self._into, self._from = raw._ssl, raw._into_ssl, raw._from_ssl
         self._begun: SSL.Session | None = None  # as the handshake left it
         self._certificate: tuple[str, int] | None = None  # the peer's, once it was asked for
+        self._is_shaken = False
+        self._strength: Strength | None = None
         self._finished = False  # we have sent ours
         self.closed = False  # the peer has sent close_notify
         self.is_asked = False  # the server wants a client's certificate, or another handshake
@@ -99,6 +103,7 @@ class TlsSession:
             raise TlsFailed(f"unexpected end: {error}") from None
         except SSL.Error as error:
             raise _failed(error) from None
+        self._is_shaken = True
         return True
 
     def offer(self, session: SSL.Session) -> None:
@@ -192,9 +197,14 @@ class TlsSession:
 
     @property
     def strength(self) -> Strength:
-        """After the handshake."""
+        """What was agreed so far: all of it after the handshake."""
+        if self._strength is not None:
+            return self._strength
         bits, group = self._connection.get_cipher_bits(), self._connection.get_group_name()
-        return Strength(version=self.version, cipher_bits=bits or 0, group=group)
+        found = Strength(version=self.version, cipher_bits=bits or 0, group=group)
+        if self._is_shaken:
+            self._strength = found
+        return found
 
     @property
     def resumed(self) -> bool:
@@ -225,16 +235,26 @@ def _print_and_end(der: bytes) -> tuple[str, int]:
     return hashlib.sha256(der).hexdigest(), not_after_s(certificate(der))
 
 
-def note_request(connection: SSL.Connection, where: int, result: int) -> None:
-    """For set_info_callback of a client's side: whether the server asks for a certificate (`is_asked`).
+def note_requests(context: SSL.Context) -> None:
+    """Have its sessions, a client's sides, note whether the server asks for a certificate (`is_asked`).
 
     In TLS 1.2 it may also begin another handshake for that, which is refused: what it meant to ask is not heard then.
     """
+    raw: Any = context
+    _lib.SSL_CTX_set_info_callback(raw._context, _NOTE)
+
+
+def _note(ssl: Any, where: int, result: int) -> None:
+    """pyOpenSSL's own callback would look the connection up at each of a handshake's 16 steps."""
     is_refused = where == _ALERT_SENT and result & 0xFF == alerts.NO_RENEGOTIATION
-    if is_refused or connection.get_state_string() == _ASKED:
-        session: Any = connection.get_app_data()
+    if is_refused or _ffi.string(_lib.SSL_state_string_long(ssl)) == _ASKED:
+        connections: Any = SSL.Connection
+        session = connections._reverse_mapping[ssl].get_app_data()
         if session is not None:
             session.is_asked = True
+
+
+_NOTE: Any = _ffi.callback("void (*)(const SSL *, int, int)", _note)  # for as long as any context may call it
 
 
 def client_side(

@@ -45,7 +45,7 @@ class Service:
         self._back.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         self._back.set_verify(SSL.VERIFY_NONE)
         self._back.set_options(SSL.OP_NO_RENEGOTIATION)  # in which TLS 1.2 may ask for a certificate, or show another
-        self._back.set_info_callback(openssl.note_request)
+        openssl.note_requests(self._back)
 
     def session(self, name: str, *, sni: bool, alpn: Sequence[bytes], tls12: bool) -> TlsSession:
         """A client's side towards it, as of OriginContext."""

@@ -10,11 +10,14 @@ we offer all that we have, whatever the client offers: better than it would have
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.ja4 import GREASE
 from mitmsec.core.model import TlsVersion, Value
 
 TLS12, TLS13 = 0x0303, 0x0304
+KNOWN_LIMIT = 128  # clients' offers that need not be judged again; none is larger than its hello
 CIPHERS = {
     128: b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256",
     256: b"ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
@@ -37,7 +40,7 @@ _SUITES_256 = frozenset((
     0x1302, 0x1303, 0xC02C, 0xC030, 0xCCA8, 0xCCA9, 0xCCAA, 0x009F, 0x009D, 0x00A3,
     0xC0AD, 0xC0AF, 0xC09F, 0xC09D, 0xC024, 0xC028, 0xC00A, 0xC014, 0x006B, 0x006A, 0x003D, 0x0039, 0x0038, 0x0035,
 ))  # fmt: skip
-_SIGNALS = frozenset((0x00FF, 0x5600))  # RFC 5746 §3.3, RFC 7507: in the list of suites, and no suites
+_NO_SUITES = GREASE | {0x00FF, 0x5600}  # in the list of suites, and none: with the signals of RFC 5746 §3.3, RFC 7507
 _GROUP_BITS = {
     0x0018: 192, 0x0019: 256, 0x001A: 128, 0x001B: 192, 0x001C: 256, 0x001E: 192, 0x001F: 128, 0x0020: 192, 0x0021: 256,
     0x11EB: 192, 0x11EC: 192, 0x11ED: 256,
@@ -65,9 +68,14 @@ def reaches(hello: ClientHello, least: TlsVersion) -> bool:
 
 def floor_of(hello: ClientHello, least: TlsVersion = TlsVersion.TLS12) -> Floor:
     """What a client that says `hello` would take at worst, and no version under `least`."""
-    versions = [version for version in hello.versions if version >= TLS12 and version not in GREASE]
-    ciphers = [cipher for cipher in hello.ciphers if cipher not in _SIGNALS | GREASE]
-    groups = [group for group in hello.groups if group not in GREASE]
+    return _floor(hello.versions, hello.ciphers, hello.groups, least)
+
+
+@lru_cache(KNOWN_LIMIT)
+def _floor(offered: tuple[int, ...], suites: tuple[int, ...], named: tuple[int, ...], least: TlsVersion) -> Floor:
+    versions = [version for version in offered if version >= TLS12 and version not in GREASE]
+    ciphers = [cipher for cipher in suites if cipher not in _NO_SUITES]
+    groups = [group for group in named if group not in GREASE]
     return Floor(
         tls12=least is TlsVersion.TLS12 and min(versions, default=TLS12) <= TLS12,
         cipher_bits=256 if ciphers and all(cipher in _SUITES_256 for cipher in ciphers) else 128,
@@ -76,6 +84,7 @@ def floor_of(hello: ClientHello, least: TlsVersion = TlsVersion.TLS12) -> Floor:
     )
 
 
+@lru_cache
 def groups_from(floor: Floor, *, with_share: bool = True) -> str:
     """The groups to offer, as OpenSSL reads them. Without `with_share`, hybrid ones by name only."""
     return ":".join(
