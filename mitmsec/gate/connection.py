@@ -168,7 +168,7 @@ class Connection:
 
     def _execute(self, command: AnyCommand) -> None:
         means = self._means
-        match command:
+        match command:  # the frequent ones first: each case before costs
             case s.SetDeadline(after_s=after_s):
                 self._set_deadline(after_s)
             case s.Ask(origin=origin):
@@ -181,13 +181,13 @@ class Connection:
                 self._dial.add(endpoints)
             case s.Record(seen=seen):
                 means.record(seen)
-            case s.Prove(name=name, remote=remote):
-                assert means.probe is not None
-                means.probe.ask(name, remote, self._bound, lambda holds: self.tell(s.Proved(holds)))
-            case s.WatchServer(at_least_bytes=at_least_bytes):
-                self._watch_server(at_least_bytes)
             case s.Relay(tee=tee):
                 self._begin_relay(tee)
+            case s.Close():
+                self._release(in_order=True)
+                if self.flow.worker >= 0:
+                    shut(self._client)  # a worker may still hold it: it is over for it, too
+                self._client.close()
             case s.Staff(preferred=preferred):
                 means.crew.staff(self, preferred)
             case s.Mint(name=name):
@@ -195,21 +195,21 @@ class Connection:
                 means.mint(self.id, name)
             case s.Hand(worker=worker, order=order):
                 self._hand(worker, order)
-            case s.TakeBack():
-                self._take_back()
             case s.WatchClient():
                 means.hangups.watch(self._client, self._client_left, half=True)
+            case s.Prove(name=name, remote=remote):
+                assert means.probe is not None
+                means.probe.ask(name, remote, self._bound, lambda holds: self.tell(s.Proved(holds)))
+            case s.WatchServer(at_least_bytes=at_least_bytes):
+                self._watch_server(at_least_bytes)
+            case s.TakeBack():
+                self._take_back()
             case s.Page(rule=rule, reason=reason):
                 self._release()
                 self._farewell = Farewell(means.loop, self._client, page(rule, reason, self.id), self._farewell_over)
             case s.Reset():
                 self._release()
                 reset(self._client)
-            case s.Close():
-                self._release(in_order=True)
-                if self.flow.worker >= 0:
-                    shut(self._client)  # a worker may still hold it: it is over for it, too
-                self._client.close()
             case s.Report(what=what, failed=failed, detail=detail):
                 means.faults.saw(what, failed, detail, self.id)
             case _:
@@ -361,7 +361,7 @@ class Connection:
     def _release(self, *, in_order: bool = False) -> None:
         """Let go of everything but the client's socket."""
         self._set_deadline(None)
-        if self._relay is not None:
+        if self._relay is not None and not self._relay.ended:
             self._relay.stop()
         self._stop_watching()
         for dial in (self._dial, *(self._more or ())):

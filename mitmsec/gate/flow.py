@@ -86,7 +86,7 @@ class Flow:
         self._now_s = now_s
         if self.state is State.ENDED:
             return []
-        match event:
+        match event:  # the frequent ones first: each case before costs
             case s.Accepted():
                 return self._accepted(event)
             case s.OwnerKnown(process=process, selected=selected):
@@ -95,34 +95,34 @@ class Flow:
                 return self._owned(process) if selected else self._pass_by(process)
             case s.FirstBytes(data=data, eof=eof):
                 return self._first_bytes(data, eof) if self._awaits_bytes else []
+            case s.Dialled(remote=remote):
+                return self._dialled(remote) if self.state is State.FIRST else []
+            case s.RelayEnded(ending=ending, sent=sent, received=received):
+                return self._relay_ended(ending, sent, received) if self.state is State.RELAYED else []
+            case s.Staffed(worker=worker):
+                return self._staffed(worker) if self.state is State.STAFF else []
+            case s.ClientLeft(moved_bytes=moved_bytes):
+                return self._client_left(moved_bytes) if self.state is State.HANDED else []
+            case s.WorkerSaid(ended=ended):
+                return self._worker_said(ended) if self.state is State.HANDED else []
             case s.ClientGone():
                 return self._end(Outcome.CLIENT_CLOSED, s.Reset()) if self.state is State.FIRST else []
             case s.Deadline():
                 return self._deadline()
-            case s.Dialled(remote=remote):
-                return self._dialled(remote) if self.state is State.FIRST else []
             case s.DialFailed(failure=failure):
                 return self._dial_failed(failure) if self.state is State.FIRST else []
             case s.ServerSpoke(data=data):
                 return self._server_spoke(data) if self._awaits_bytes else []
             case s.ServerGone():
                 return self._end(Outcome.ORIGIN_RESET, s.Reset()) if self._awaits_bytes else []
-            case s.Staffed(worker=worker):
-                return self._staffed(worker) if self.state is State.STAFF else []
             case s.Unstaffed():
                 return [s.SetDeadline(self._terms.staff_deadline_s)] if self.state is State.STAFF else []
             case s.Proved(holds=holds):
                 return self._proved(holds) if self._is_proving else []
-            case s.WorkerSaid(ended=ended):
-                return self._worker_said(ended) if self.state is State.HANDED else []
             case s.WorkerUpgrades(upgrading=upgrading):
                 return self._upgrades(upgrading) if self.state is State.HANDED else []
             case s.WorkerDied():
                 return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
-            case s.ClientLeft(moved_bytes=moved_bytes):
-                return self._client_left(moved_bytes) if self.state is State.HANDED else []
-            case s.RelayEnded(ending=ending, sent=sent, received=received):
-                return self._relay_ended(ending, sent, received) if self.state is State.RELAYED else []
             case s.LongLived(sent=sent, received=received):
                 return self._long_lived(sent, received) if self.about.decision is not None else []
             case s.Cut(why=why, outcome=outcome):

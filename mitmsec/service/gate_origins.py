@@ -13,23 +13,26 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from mitmsec.core.model import Endpoint, Transport
 from mitmsec.gate.loop import Origins
 from mitmsec.gate.quic_relay import Led
 from mitmsec.gate.signals import Origin
-from mitmsec_redirect import origins
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
 from mitmsec_redirect.legs import Leg, Legs
 from mitmsec_redirect.original_destination import original_destination
-from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.origins import OriginTable, parse_origin, timeless
 from mitmsec_redirect.pulse import Pulse
 from mitmsec_redirect.sockdiag import CookieLookup
 
 UNSPECIFIED = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, never bound
+KNOWN_LIMIT = 1024  # origins of the hook's, each with whose connections they are
 QUIC_PORT = 443
 LEGS_LIMIT = 16  # of one connection that came in
 
@@ -44,13 +47,22 @@ class HookOrigins:
     def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """By the cookie of the client's own socket, which nobody can forge. Raises OSError."""
         cookie = self._cookies.cookie_of(client, gate)
-        origin = None if cookie is None else self._table.take(cookie)
-        if origin is None:
+        told = None if cookie is None else self._table.take(cookie)
+        if told is None:
             return None
-        return _of_hook(origin)
+        return _origin(told)
 
 
-def _of_hook(origin: origins.Origin) -> Origin:
+def _origin(told: bytes) -> Origin:
+    """What the hook tells."""
+    likewise, connected_ns = timeless(told)
+    return replace(_hooked(likewise), connected_ns=connected_ns)
+
+
+@lru_cache(KNOWN_LIMIT)
+def _hooked(told: bytes) -> Origin:
+    """A program's connections to the same origin differ in their time, and in nothing else that the hook tells."""
+    origin = parse_origin(told)
     bound = origin.bound.address if origin.bound and origin.bound.address not in UNSPECIFIED else None
     return Origin(
         remote=origin.remote,
@@ -58,7 +70,6 @@ def _of_hook(origin: origins.Origin) -> Origin:
         uid=origin.uid,
         comm=origin.comm,
         bound=bound,
-        connected_ns=origin.connected_ns,
         source=bound or origin.source,
         caller=origin.caller,
         selected=origin.selected,
@@ -76,10 +87,11 @@ class QuicOrigins:
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None:
         """By the cookie of the client's own socket. None: it was not led, or has closed. Raises OSError."""
         found = self._sockets.find(client, relay, Transport.UDP)
-        origin = None if found is None else self._table.find(found.cookie)
-        if found is None or origin is None or origin.remote.port != QUIC_PORT:
+        told = None if found is None else self._table.find(found.cookie)
+        if found is None or told is None:
             return None
-        return Led(found.cookie, _of_hook(origin))
+        origin = _origin(told)
+        return Led(found.cookie, origin) if origin.remote.port == QUIC_PORT else None
 
     def close(self) -> None:
         self._sockets.close()

@@ -7,9 +7,9 @@ For the gate, which runs without privilege: element commands by inherited descri
 from __future__ import annotations
 
 from mitmsec_redirect.bpf import Map
-from mitmsec_redirect.records import ATTEMPT, COOKIE, Origin, parse_origin
+from mitmsec_redirect.records import ATTEMPT, COOKIE, Origin, parse_origin, timeless
 
-__all__ = ["Origin", "OriginTable"]
+__all__ = ["Origin", "OriginTable", "parse_origin", "timeless"]
 
 
 class OriginTable:
@@ -18,15 +18,13 @@ class OriginTable:
     def __init__(self, map_fd: int) -> None:
         self._map = Map(map_fd, COOKIE.size, ATTEMPT.size)
 
-    def take(self, cookie: int) -> Origin | None:
-        """The origin of the socket with this cookie, which makes room for another; None: our hook did not divert it.
+    def take(self, cookie: int) -> bytes | None:
+        """The origin of the socket with this cookie, for `parse_origin`; its place is free for another.
 
-        Cookies are never reused.
+        None: our hook did not divert it. Cookies are never reused.
         """
-        value = self._map.take(COOKIE.pack(cookie))
-        return None if value is None else parse_origin(value)
+        return self._map.take(COOKIE.pack(cookie))
 
-    def find(self, cookie: int) -> Origin | None:
+    def find(self, cookie: int) -> bytes | None:
         """The same, and it stays: of a socket whose datagrams go on coming."""
-        value = self._map.lookup(COOKIE.pack(cookie))
-        return None if value is None else parse_origin(value)
+        return self._map.lookup(COOKIE.pack(cookie))

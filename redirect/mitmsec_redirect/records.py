@@ -33,6 +33,7 @@ TRUTH_REMOTE, TRUTH_SOURCE, TRUTH_PORT = 0, 16, 32
 SETTINGS: Final = struct.Struct("=II")  # ports of the gate's listeners in network order; IPv6 0: there is none
 PORT_V4, PORT_V6 = 0, 4
 
+_NO_TIME: Final = bytes(8)
 COOKIE: Final = struct.Struct("=Q")  # key of origins (a socket's) and of namespaces (a network namespace's)
 HEARTBEAT: Final = struct.Struct("=Q")  # CLOCK_MONOTONIC, nanoseconds
 COUNT: Final = struct.Struct("=Q")
@@ -149,7 +150,7 @@ def address_text(packed: bytes) -> str:
 
 def port_field(port: int) -> int:
     """`port` as the kernel's network-order fields hold it."""
-    return int.from_bytes(struct.pack("!H", port), "little")
+    return port >> 8 | (port & 0xFF) << 8
 
 
 def word(four: bytes) -> int:
@@ -201,6 +202,11 @@ def parse_origin(value: bytes) -> Origin:
         caller=caller_of(*who),
         selected=bool(flags & _SELECTED),
     )
+
+
+def timeless(value: bytes) -> tuple[bytes, int]:
+    """An element of the origins map as of time 0, by which others may be like it, and its time."""
+    return value[:TIME] + _NO_TIME + value[TIME + 8 :], int.from_bytes(value[TIME : TIME + 8], "little")
 
 
 def parse_missed(value: bytes) -> Missed:

@@ -21,7 +21,7 @@ from mitmsec_redirect.cgroup import SessionCgroup
 from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.heartbeat import Heartbeat
-from mitmsec_redirect.origins import Origin, OriginTable
+from mitmsec_redirect.origins import Origin, OriginTable, parse_origin
 from mitmsec_redirect.records import Missed
 from mitmsec_redirect.sockdiag import CookieLookup
 from mitmsec_redirect.steps import Selection
@@ -169,7 +169,8 @@ class Sandbox:
         self._held.callback(accepted.close)
         client, gate = (Endpoint.of(*name[:2]) for name in (accepted.getpeername(), accepted.getsockname()))
         cookie = self.cookies.cookie_of(client, gate)
-        return None if cookie is None else OriginTable(hook.origins_fd).take(cookie)
+        told = None if cookie is None else OriginTable(hook.origins_fd).take(cookie)
+        return None if told is None else parse_origin(told)
 
     def nobody_came(self) -> bool:
         """Neither listener has a connection waiting."""

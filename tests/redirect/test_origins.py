@@ -13,18 +13,18 @@ from mitmsec.core.model import Endpoint
 from mitmsec_redirect import records
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.heartbeat import Heartbeat
-from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.origins import OriginTable, parse_origin
 
 pytestmark = pytest.mark.root
 
 UNPRIVILEGED = """
 import os, sys
 from mitmsec_redirect.heartbeat import Heartbeat
-from mitmsec_redirect.origins import OriginTable
+from mitmsec_redirect.origins import OriginTable, parse_origin
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 caps = [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")]
 table = OriginTable(int(sys.argv[1])); Heartbeat(int(sys.argv[2])).beat()
-print(caps, table.take(7).remote, table.take(7))
+print(caps, parse_origin(table.take(7)).remote, table.take(7))
 try:
     from mitmsec_redirect.bpf import Map, MapKind
     Map.create(MapKind.ARRAY, 4, 4, 1, "ms_test")
@@ -48,7 +48,7 @@ def test_an_unknown_cookie_has_no_origin() -> None:
     found = table.find(7)
     assert table.take(7) == found
     assert found is not None
-    assert found.remote == Endpoint(address="203.0.113.9", port=443)
+    assert parse_origin(found).remote == Endpoint(address="203.0.113.9", port=443)
     assert table.take(7) is None, "its place is free for another"
     origins.close()
     heartbeat.close()

@@ -10,7 +10,7 @@ from redirect_sandbox import Agent, Sandbox, ip, stall
 
 from mitmsec.core.model import Endpoint, OnFailure, Quic, Transport
 from mitmsec_redirect.connect_hook import ConnectHook
-from mitmsec_redirect.origins import Origin, OriginTable
+from mitmsec_redirect.origins import Origin, OriginTable, parse_origin
 from mitmsec_redirect.records import Reason
 from mitmsec_redirect.udp_hook import UdpHook
 
@@ -48,7 +48,8 @@ class Stage:
         agent.start(code)
         asked, whose = relay.recvfrom(99)
         found = self.box.cookies.find(Endpoint.of(*whose[:2]), Endpoint.of(*relay.getsockname()[:2]), Transport.UDP)
-        origin = None if found is None else OriginTable(self.hook.origins_fd).find(found.cookie)
+        told = None if found is None else OriginTable(self.hook.origins_fd).find(found.cookie)
+        origin = None if told is None else parse_origin(told)
         relay.sendto(b"answered", whose)
         return asked, origin, agent.finish()
 

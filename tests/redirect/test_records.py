@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mitmsec.core.model import Caller, Endpoint, Transport
 from mitmsec_redirect import records
@@ -44,6 +45,14 @@ def test_an_origin_is_read() -> None:
     assert origin.remote == Endpoint(address="203.0.113.9", port=443)
     assert (origin.pid, origin.uid, origin.comm, origin.connected_ns) == (4242, 1000, "curl", 77)
     assert (origin.source, origin.bound) == ("10.0.0.1", None)
+
+
+def test_an_origin_and_its_time_are_told_apart() -> None:
+    value = attempt("203.0.113.9", records.address_bytes("10.0.0.1"), 0, 0)
+    likewise, at_ns = records.timeless(value)
+    assert at_ns == 77
+    assert replace(records.parse_origin(likewise), connected_ns=77) == records.parse_origin(value)
+    assert records.timeless(likewise) == (likewise, 0)
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import struct
 
 import pytest
 
 from mitmsec.core.model import Endpoint
-from mitmsec.service.gate_origins import LEGS_LIMIT, LedWay, given
+from mitmsec.gate.signals import Origin
+from mitmsec.service.gate_origins import LEGS_LIMIT, HookOrigins, LedWay, given
+from mitmsec_redirect import records
 from mitmsec_redirect.backend import BackendKind
+from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.legs import Leg
 
@@ -22,6 +26,66 @@ def test_for_a_backend_that_no_gate_serves_or_other_descriptors_there_is_none(
 ) -> None:
     with pytest.raises(ValueError):
         given(kind, [-1] * descriptors)
+
+
+SO_COOKIE = 57
+
+
+class Hooked:
+    """Connections to a listener, and the map in which a hook would note them."""
+
+    def __init__(self) -> None:
+        self.map = Map.create(MapKind.LRU_HASH, records.COOKIE.size, records.ATTEMPT.size, 64, "ms_origins")
+        self.origins = HookOrigins(self.map.fd)
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.socks = [self.listener]
+
+    def connect(self, **noted: int) -> Origin | None:
+        """What is found of a new connection, of which the hook has noted this."""
+        client = socket.create_connection(self.listener.getsockname())
+        accepted, _ = self.listener.accept()
+        self.socks += [client, accepted]
+        if noted:
+            cookie = client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+            self.map.update(cookie, attempt(**noted))
+        ends = Endpoint.of(*accepted.getpeername()), Endpoint.of(*accepted.getsockname())
+        found = self.origins.find(accepted, *ends)
+        assert self.origins.find(accepted, *ends) is None, "its place in the map is free"
+        return found
+
+    def close(self) -> None:
+        self.map.close()
+        for sock in self.socks:
+            sock.close()
+
+
+def attempt(*, pid: int, at_ns: int, start_ns: int = 5) -> bytes:
+    value = bytearray(records.ATTEMPT.size)
+    value[:18] = records.address_bytes("203.0.113.9") + struct.pack("!H", 443)
+    struct.pack_into("=II16s", value, records.PID, pid, 1000, b"curl")
+    struct.pack_into("=Q", value, records.TIME, at_ns)
+    struct.pack_into("=Q", value, records.STARTED, start_ns)
+    return bytes(value)
+
+
+@pytest.mark.root
+def test_each_connection_is_found_with_its_own_time_and_caller_and_a_strangers_is_not() -> None:
+    hooked = Hooked()
+    told = [
+        {"pid": 7, "at_ns": 1},
+        {"pid": 7, "at_ns": 2},
+        {"pid": 8, "at_ns": 3},
+        {"pid": 7, "at_ns": 4, "start_ns": 6},
+    ]
+    for noted in told:
+        found = hooked.connect(**noted)
+        assert found is not None
+        assert found.remote == Endpoint(address="203.0.113.9", port=443)
+        assert (found.pid, found.comm, found.connected_ns) == (noted["pid"], "curl", noted["at_ns"])
+        assert found.caller is not None
+        assert found.caller.start_ns == noted.get("start_ns", 5), "a pid that was used again is another process"
+        assert hooked.connect() is None
+    hooked.close()
 
 
 class PlayedLeg(Leg):
