@@ -26,7 +26,7 @@ from mitmsec.core.quic_answers import SealingCipher
 from mitmsec.gate.asking import Asks
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.ids import flow_id
-from mitmsec.gate.quic_flow import Answer, Command, Forward, QuicFlow, Record, Report
+from mitmsec.gate.quic_flow import LONG_HEADER, Answer, Command, Forward, QuicFlow, Record, Report
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Decides, Terms
 
@@ -118,14 +118,18 @@ class QuicRelay:
                 datagram, address = relay.recvfrom(DATAGRAM_LIMIT_BYTES)
             except OSError:  # there is no more
                 return
-            leg = self._leg(relay, address)
+            leg = self._leg(relay, address, datagram)
             if leg is not None:
                 self._legs.move_to_end(leg.key)
                 self._act(leg, leg.flow.client_sent(datagram, self._loop.time()))
 
-    def _leg(self, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
+    def _leg(self, relay: socket.socket, address: tuple[Any, ...], datagram: bytes) -> _Leg | None:
+        """The socket may be another one by now, or connected elsewhere: what begins anew there is another flow."""
         key = (relay.fileno(), address)
         leg = self._legs.get(key)
+        if leg is not None and datagram[:1] >= LONG_HEADER and self._has_gone(leg):
+            self._end(leg)
+            leg = None
         return leg if leg is not None else self._new_leg(key, relay, address)
 
     def _new_leg(self, key: _Key, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
@@ -218,7 +222,7 @@ class QuicRelay:
 
     def _has_gone(self, leg: _Leg) -> bool:
         led = self._led(Endpoint.of(*leg.key[1][:2]), leg.relay)
-        return led is None or led.cookie != leg.cookie
+        return led is None or led.cookie != leg.cookie or led.origin.remote != leg.flow.origin.remote
 
     def _end(self, leg: _Leg, outcome: Outcome = Outcome.COMPLETED) -> None:
         del self._legs[leg.key]

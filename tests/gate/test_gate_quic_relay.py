@@ -214,6 +214,19 @@ def test_another_socket_at_the_same_port_is_another_flow() -> None:
     played(story)
 
 
+def test_a_socket_that_is_connected_elsewhere_is_another_flow() -> None:
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        with udp() as elsewhere:
+            stage.remote = Endpoint.of(*elsewhere.getsockname()[:2])
+            stage.send(*hello("origin.test"))
+            await said(elsewhere)
+        assert len(stage.connections) == 1
+
+    played(story)
+
+
 def test_an_owner_who_is_not_told_is_not_waited_for_for_ever() -> None:
     async def story(stage: Stage) -> None:
         stage.answers = False
