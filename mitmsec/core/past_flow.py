@@ -117,12 +117,20 @@ def _is_quic(flow: PastFlow) -> bool:
 
 def _carried_out(policy: Policy, flow: PastFlow, said: Decision) -> Action:
     if flow.transport is Transport.UDP:  # it passes, whatever was decided, but for QUIC that is led to the gate
-        return Action.BLOCK if said.action is Action.BLOCK and _is_quic(flow) else Action.BYPASS
+        is_refused = said.action is Action.BLOCK or _is_doubted(policy, flow, said)
+        return Action.BLOCK if is_refused and _is_quic(flow) else Action.BYPASS
     if flow.is_malformed:
         early = policy.at_connect(flow.process, flow.asked, flow.at_s, flow.direction)
         return Action.BLOCK if early is None or early.action is Action.DECRYPT else early.action
     is_unreadable = flow.protocol is not None and flow.protocol not in READABLE and not flow.is_tls
     return Action.CAPTURE if said.action is Action.DECRYPT and is_unreadable else said.action
+
+
+def _is_doubted(policy: Policy, flow: PastFlow, said: Decision) -> bool:
+    """A bypass that is to be decrypted because nothing confirms the name, which over QUIC it cannot be."""
+    if flow.proven is not False or said.action is not Action.DECRYPT:
+        return False
+    return decision(policy, replace(flow, proven=True)).action is Action.BYPASS
 
 
 def unsettled(told: Explanation, flow: PastFlow) -> Iterator[tuple[str, str]]:

@@ -183,12 +183,13 @@ class Gate:
     def lead_quic(self, relay: Callable[[Around], QuicRelay]) -> None:
         """Relay QUIC that is led here, too; `relay` makes what does that, which is ours then. To be called once."""
         around, asking = self._around, self._asking
-        self._quic = relay(
+        quic = self._quic = relay(
             Around(
                 lambda: (self._means.policy, self._means.terms), around.recorder.record,
                 lambda: self._colleagues.recording, self._faults, asking.ask, asking.give_up, around.names_of,
             )
         )  # fmt: skip
+        self._limit -= quic.limit // 2  # a flow of its takes one descriptor, a connection two
 
     def hold(self) -> None:
         """Accept nothing before `govern`: the hook selects by the coming policy already, and none else may decide."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import time
 from collections import OrderedDict
@@ -24,13 +25,15 @@ from mitmsec.audit.event import Outcome, Seen
 from mitmsec.core.model import Endpoint, OnFailure, Value
 from mitmsec.core.quic_answers import SealingCipher
 from mitmsec.gate.asking import Asks
+from mitmsec.gate.descriptors import flows_limit
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.ids import flow_id
-from mitmsec.gate.quic_flow import Answer, Command, Forward, QuicFlow, Record, Report
+from mitmsec.gate.quic_flow import LONG_HEADER, Answer, Command, Forward, QuicFlow, Record, Report
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Decides, Terms
 
 FLOWS_LIMIT = 1024  # the one that has been quiet for longest makes room
+DESCRIPTORS_SHARE = 8  # of what connections may have, where that is less
 IDLE_S = 300.0  # also of one whose program keeps its socket
 QUIET_S, LOOK_S = 1.0, 1.0  # how long until we look whether its program has closed it
 TURN_LIMIT = 64  # datagrams from one socket, then others have their turn
@@ -94,6 +97,8 @@ class QuicRelay:
         self._relays, self._origins, self._cipher, self._around = relays, origins, cipher, around
         self._legs: OrderedDict[_Key, _Leg] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self.limit = min(FLOWS_LIMIT, flows_limit() // DESCRIPTORS_SHARE)
+        """How many flows, and descriptors, it may have."""
         for relay in relays:
             relay.setblocking(False)
         self.resume()
@@ -118,14 +123,18 @@ class QuicRelay:
                 datagram, address = relay.recvfrom(DATAGRAM_LIMIT_BYTES)
             except OSError:  # there is no more
                 return
-            leg = self._leg(relay, address)
+            leg = self._leg(relay, address, datagram)
             if leg is not None:
                 self._legs.move_to_end(leg.key)
                 self._act(leg, leg.flow.client_sent(datagram, self._loop.time()))
 
-    def _leg(self, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
+    def _leg(self, relay: socket.socket, address: tuple[Any, ...], datagram: bytes) -> _Leg | None:
+        """The socket may be another one by now, or connected elsewhere: what begins anew there is another flow."""
         key = (relay.fileno(), address)
         leg = self._legs.get(key)
+        if leg is not None and datagram[:1] >= LONG_HEADER and self._has_gone(leg):
+            self._end(leg)
+            leg = None
         return leg if leg is not None else self._new_leg(key, relay, address)
 
     def _new_leg(self, key: _Key, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
@@ -146,9 +155,9 @@ class QuicRelay:
             resolved=self._around.names_of(led.origin.remote.address),
         )
         leg = self._legs[key] = _Leg(key, relay, led.cookie, flow, self._act)
-        if len(self._legs) > FLOWS_LIMIT:
+        if len(self._legs) > self.limit:
             self._end(next(iter(self._legs.values())), Outcome.CUT)
-            self._around.faults.saw("quic_flow_limit", OnFailure.CLOSED, f"{FLOWS_LIMIT} flows; the quietest made room")
+            self._around.faults.saw("quic_flow_limit", OnFailure.CLOSED, f"{self.limit} flows; the quietest made room")
         self._look_later()
         if not self._around.is_recording() and terms.on_failure is OnFailure.CLOSED:
             self._act(leg, flow.unrecorded())
@@ -180,10 +189,19 @@ class QuicRelay:
     def _forward(self, leg: _Leg, datagram: bytes) -> None:
         """What cannot be sent is lost, as it may be on any way: the program sends it again, or gives up."""
         with contextlib.suppress(OSError):
-            if leg.ours is None:
-                leg.ours = _towards(leg.flow.origin)
-                self._loop.add_reader(leg.ours.fileno(), self._answered, leg)
-            leg.ours.send(datagram)
+            ours = leg.ours or self._dialled(leg)
+            ours.send(datagram)
+
+    def _dialled(self, leg: _Leg) -> socket.socket:
+        """Raises OSError."""
+        try:
+            ours = leg.ours = _towards(leg.flow.origin)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._around.faults.saw("not_dialled", OnFailure.CLOSED, "no descriptor is left", leg.id)
+            raise
+        self._loop.add_reader(ours.fileno(), self._answered, leg)
+        return ours
 
     def _answer(self, leg: _Leg, datagram: bytes) -> None:
         with contextlib.suppress(OSError):  # the program has closed its socket, or does not read
@@ -218,7 +236,7 @@ class QuicRelay:
 
     def _has_gone(self, leg: _Leg) -> bool:
         led = self._led(Endpoint.of(*leg.key[1][:2]), leg.relay)
-        return led is None or led.cookie != leg.cookie
+        return led is None or led.cookie != leg.cookie or led.origin.remote != leg.flow.origin.remote
 
     def _end(self, leg: _Leg, outcome: Outcome = Outcome.COMPLETED) -> None:
         del self._legs[leg.key]

@@ -29,6 +29,7 @@ CALLED = replace(
 )
 BY_NAME = Rule(name="named", action=Action.BYPASS, host=("a.example",))
 NO_NAME = Rule(name="refused", action=Action.BLOCK, host=("a.example",))
+DOUBTS = Policy(quic=Quic.BYPASS, rules=(BY_NAME,), unproven_name=UnprovenName.DECRYPT)
 ROOTS = (Application(name="root's", user=("root",)),)
 
 
@@ -48,6 +49,9 @@ ROOTS = (Application(name="root's", user=("root",)),)
         (Policy(quic=Quic.BYPASS, action=Action.BLOCK), QUIC, Action.BLOCK, "defaults"),
         (Policy(quic=Quic.BYPASS, rules=(NO_NAME,)), replace(QUIC, name="a.example"), Action.BLOCK, "refused"),
         (Policy(quic=Quic.BYPASS, rules=(NO_NAME,)), QUIC, Action.BYPASS, "defaults"),
+        (DOUBTS, replace(QUIC, name="a.example", proven=False), Action.BLOCK, "named"),
+        (DOUBTS, replace(QUIC, name="a.example", proven=True), Action.BYPASS, "named"),
+        (DOUBTS, replace(QUIC, name="b.example", proven=False), Action.BYPASS, "defaults"),
         (Policy(), replace(QUIC, direction=Direction.INBOUND), Action.BYPASS, "defaults"),
         (Policy(), replace(WEB, is_malformed=True), Action.BLOCK, "defaults"),
         (Policy(rules=(BY_NAME,)), replace(WEB, is_malformed=True, name=None), Action.BLOCK, "defaults"),

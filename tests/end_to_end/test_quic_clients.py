@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import V4, Mitmsec, Network
+from conftest import V4, V6, Mitmsec, Network
 from quic_stage import AIOQUIC, CHROMIUM, CURL, H3, h3_origin
 
 pytestmark = pytest.mark.root
@@ -64,7 +64,8 @@ def test_chromium_that_is_let_pass_speaks_http3_unread(h3: H3, mitmsec: Mitmsec,
     done = mitmsec.run("--policy", mitmsec.policy(BYPASS), "--", *asked)
     assert "hello over HTTP/3" in done.stdout, done.stderr
     assert {"host": "origin.test", "path": "/hello"} in h3.asked()
-    assert {(flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {("bypass", "defaults")}
+    (told,) = {(flow["remote"]["host"], flow["action"], flow["rule"]) for flow in of_quic(mitmsec)}
+    assert told == ("origin.test", "bypass", "defaults")
     assert mitmsec.of_kind("request") == []
 
 
@@ -82,10 +83,11 @@ def test_curl_that_is_refused_quic_falls_back_at_once_or_fails_at_once(h3: H3, m
 def test_curl_that_is_let_pass_speaks_http3_unread(h3: H3, mitmsec: Mitmsec) -> None:
     command = [sys.executable, "-c", CURL, "V3ONLY", "https://origin.test/megabyte"]
     done = mitmsec.run("--policy", mitmsec.policy(BYPASS), "--", *command)
-    told = json.loads(done.stdout)
-    assert (told["size"], told["version"]) == (1 << 20, "V3"), told
+    got = json.loads(done.stdout)
+    assert (got["size"], got["version"]) == (1 << 20, "V3"), got
     assert h3.asked() == [{"host": "origin.test", "path": "/megabyte"}]
-    assert {(flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {("bypass", "defaults")}
+    (told,) = {(flow["remote"]["host"], flow["action"], flow["rule"]) for flow in of_quic(mitmsec)}
+    assert told == ("origin.test", "bypass", "defaults")
     assert mitmsec.of_kind("request") == []
 
 
@@ -130,3 +132,16 @@ def test_a_client_that_sends_by_name_is_told_that_it_is_refused(h3: H3, mitmsec:
     assert refused["took_s"] < 2
     assert passed["status"] == "200"
     assert h3.asked() == [{"host": "origin.test", "path": "/"}]
+
+
+def test_over_ipv6_it_is_the_same(origin: Network, mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy(BYPASS + '[[rule]]\nname = "not six"\nhost = ["six.test"]\naction = "block"\n')
+    for text, expected in ((policy, "error"), (mitmsec.policy(BYPASS), "body")):
+        with h3_origin(origin, V6) as h3:
+            asked = (sys.executable, "-c", CURL, "V3ONLY", "https://six.test/hello")
+            done = mitmsec.run("--policy", text, "--", *asked)
+            assert expected in json.loads(done.stdout)
+            assert len(h3.asked()) == (1 if expected == "body" else 0)
+    flows = [event for event in mitmsec.of_kind("connection") if event["protocol"] == "quic"]
+    seen = [(flow["remote"]["address"], flow["remote"]["host"], flow["action"]) for flow in flows]
+    assert seen == [(V6, "six.test", "block"), (V6, "six.test", "bypass")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -214,6 +215,19 @@ def test_another_socket_at_the_same_port_is_another_flow() -> None:
     played(story)
 
 
+def test_a_socket_that_is_connected_elsewhere_is_another_flow() -> None:
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        with udp() as elsewhere:
+            stage.remote = Endpoint.of(*elsewhere.getsockname()[:2])
+            stage.send(*hello("origin.test"))
+            await said(elsewhere)
+        assert len(stage.connections) == 1
+
+    played(story)
+
+
 def test_an_owner_who_is_not_told_is_not_waited_for_for_ever() -> None:
     async def story(stage: Stage) -> None:
         stage.answers = False
@@ -250,6 +264,22 @@ def test_what_a_program_has_bound_is_bound_here_where_it_can_be() -> None:
         stage.bound = "192.0.2.77"
         stage.send(*hello("origin.test"))
         await said(stage.origin)
+
+    played(story)
+
+
+def test_without_a_descriptor_nothing_goes_on_and_that_is_a_fault() -> None:
+    async def story(stage: Stage) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.closing(socket.socket()) as last:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), hard))
+        try:
+            stage.send(*hello("origin.test"))
+            await until(lambda: any(isinstance(seen, FaultSeen) for seen in stage.recorded))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        (fault,) = [seen for seen in stage.recorded if isinstance(seen, FaultSeen)]
+        assert (fault.what, fault.failed) == ("not_dialled", OnFailure.CLOSED)
 
     played(story)
 

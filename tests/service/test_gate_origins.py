@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import struct
 
@@ -9,12 +11,13 @@ import pytest
 
 from mitmsec.core.model import Endpoint
 from mitmsec.gate.signals import Origin
-from mitmsec.service.gate_origins import LEGS_LIMIT, HookOrigins, LedWay, given
+from mitmsec.service.gate_origins import LEGS_LIMIT, HookOrigins, LedWay, QuicOrigins, given
 from mitmsec_redirect import records
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.bpf import Map, MapKind
 from mitmsec_redirect.inbound_records import Inbound, InboundKind
 from mitmsec_redirect.legs import Leg
+from mitmsec_redirect.records import ATTEMPT, COOKIE, PORT, REMOTE, address_bytes
 
 
 @pytest.mark.parametrize(
@@ -147,3 +150,25 @@ def test_a_way_to_somebody_elses_listener_is_nobodys() -> None:
         way = LedWay(lambda: PlayedLeg(listener, None))
         assert (way.is_ours, way.origin.pid) == (False, 0)
         way.connect().close()
+
+
+@pytest.mark.root
+def test_whose_quic_is_led_is_found_by_its_socket_as_long_as_that_is_there() -> None:
+    table = Map.create(MapKind.HASH, COOKIE.size, ATTEMPT.size, 16, "ms_test")
+    found = QuicOrigins(os.dup(table.fd))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, contextlib.closing(table):
+        client.bind(("127.0.0.1", 0))
+        here, relay = Endpoint.of(*client.getsockname()), Endpoint.of("127.0.0.1", 9)
+        assert found.find(here, relay) is None
+        cookie = client.getsockopt(socket.SOL_SOCKET, 57, 8)  # SO_COOKIE
+        attempt = bytearray(ATTEMPT.size)
+        attempt[REMOTE : REMOTE + 16], attempt[PORT : PORT + 2] = address_bytes("203.0.113.9"), (443).to_bytes(2)
+        table.update(cookie, bytes(attempt))
+        led = found.find(here, relay)
+        assert led is not None
+        assert (led.cookie, led.origin.remote) == (COOKIE.unpack(cookie)[0], Endpoint.of("203.0.113.9", 443))
+        attempt[PORT : PORT + 2] = (53).to_bytes(2)
+        table.update(cookie, bytes(attempt))
+        assert found.find(here, relay) is None
+    assert found.find(here, relay) is None
+    found.close()
