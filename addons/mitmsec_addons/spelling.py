@@ -20,7 +20,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from urllib.parse import quote
 
 from mitmsec.core.model import Value
@@ -35,6 +35,7 @@ class Encoding(StrEnum):
 
 BORDER_BYTES = 2
 PIECE_CHARACTERS = 4  # longer pieces, such as a row of s, are cut: their spellings would be too many
+SEEN_LIMIT = 4096  # pieces of words that are known by then: most of all words are made of few
 SPACES = (" ", "\t", "\n", "\r", "\u00a0", "+", "%20")  # "+" and "%20": forms and addresses
 # Where Unicode has characters that change when folded; a test compares with all of Unicode.
 _CASED = (
@@ -127,13 +128,17 @@ def _anchor(elements: list[frozenset[str]]) -> tuple[int, int]:
     """Begin and end of the longest run of elements that are one ASCII character in either case; (0, 0) for none."""
     best = run = (0, 0)
     for index, element in enumerate(elements):
-        plain = all(text.isascii() and len(text) == 1 for text in element) and len({t.lower() for t in element}) == 1
-        run = (run[0], index + 1) if plain else (index + 1, index + 1)
+        run = (run[0], index + 1) if _is_plain(element) else (index + 1, index + 1)
         best = max(best, run, key=lambda span: span[1] - span[0])
     return best
 
 
-def _longest(spelled: list[bytes]) -> int:
+@lru_cache(SEEN_LIMIT)
+def _is_plain(element: frozenset[str]) -> bool:
+    return all(text.isascii() and len(text) == 1 for text in element) and len({text.lower() for text in element}) == 1
+
+
+def _longest(spelled: tuple[bytes, ...]) -> int:
     return max(map(len, spelled))
 
 
@@ -143,7 +148,7 @@ def _elements(folded: str) -> list[frozenset[str]]:
     at = 0
     while at < len(folded):
         end = _piece_end(folded, at)
-        elements.append(frozenset(_spellings(folded[at:end])))
+        elements.append(_spellings(folded[at:end]))
         at = end
     return elements
 
@@ -160,18 +165,19 @@ def _piece_end(folded: str, at: int) -> int:
     return min(end, at + PIECE_CHARACTERS)
 
 
-def _spellings(piece: str) -> set[str]:
+@lru_cache(SEEN_LIMIT)
+def _spellings(piece: str) -> frozenset[str]:
     """Every string whose case folding is `piece`; for a space, whatever stands for a space."""
     if piece == " ":
-        return set(SPACES)
+        return frozenset(SPACES)
     if not piece:
-        return {""}
-    return {
+        return frozenset({""})
+    return frozenset(
         first + rest
         for size in range(1, len(piece) + 1)
         for first in (*_unfolded().get(piece[:size], ()), *(piece[:size] if size == 1 else ()))
         for rest in _spellings(piece[size:])
-    }
+    )
 
 
 @cache
@@ -185,16 +191,17 @@ def _unfolded() -> dict[str, tuple[str, ...]]:
     return {folded: tuple(characters) for folded, characters in table.items()}
 
 
-def _encoded(element: frozenset[str], encoding: Encoding) -> list[bytes]:
+@lru_cache(SEEN_LIMIT)
+def _encoded(element: frozenset[str], encoding: Encoding) -> tuple[bytes, ...]:
     """The spellings in bytes, in a fixed order. Beyond ASCII, UTF-8 may stand percent-encoded (RFC 3986)."""
     spelled = {text.encode(encoding) for text in element}
     if encoding is Encoding.UTF_8:
         quoted = [quote(text) for text in element if not text.isascii()]
         spelled |= {form.encode() for text in quoted for form in (text, text.lower())}
-    return sorted(spelled)
+    return tuple(sorted(spelled))
 
 
-def _alternatives(spelled: list[bytes]) -> bytes:
+def _alternatives(spelled: tuple[bytes, ...]) -> bytes:
     single = [_escaped(text[0]) for text in spelled if len(text) == 1]
     several = [re.escape(text) for text in spelled if len(text) > 1]
     if single:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"  # no i, l, o, u: ids are read aloud and typed
@@ -15,5 +15,5 @@ def flow_id(now_ms: int | None = None) -> str:
     """A new id for a flow that begins at `now_ms` (Unix time), by default now."""
     if now_ms is None:
         now_ms = time.time_ns() // 1_000_000
-    number = (now_ms & (1 << 48) - 1) << 80 | secrets.randbits(80)
+    number = (now_ms & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10))
     return "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])

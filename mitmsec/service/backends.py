@@ -8,7 +8,6 @@ The choice is made once, by opening: what opens is what diverts until the sessio
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
@@ -25,7 +24,7 @@ from mitmsec_redirect.connect_hook import ConnectHook
 from mitmsec_redirect.executable_paths import ExecutablePaths
 from mitmsec_redirect.nftables import Nftables
 from mitmsec_redirect.owner import Owner
-from mitmsec_redirect.probe import KERNEL_FLOOR, kernel_version
+from mitmsec_redirect.probe import KERNEL_FLOOR, kernel_release, kernel_version
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 from mitmsec_redirect.socket_owner import SOURCE, attributed
@@ -69,7 +68,7 @@ async def opened(choice: BackendChoice, terms: Terms, say: Callable[[str], None]
 
 def _first(terms: Terms, say: Callable[[str], None]) -> Backend:
     try:
-        _require_floor(platform.release())
+        _require_floor(kernel_release())
         return connect_hook(terms)
     except (BackendUnavailable, ProgramRejected) as error:
         hook = error

@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
-import platform
 import resource
 import signal
 import struct
@@ -220,7 +219,7 @@ def _restrict(target: str, attributes: int) -> None:
 
 def _enter(root: str) -> None:
     os.chdir(root)
-    _checked(_libc.syscall(SYS_PIVOT_ROOT[platform.machine()], b".", b"."), "pivot_root")
+    _checked(_libc.syscall(SYS_PIVOT_ROOT[os.uname().machine], b".", b"."), "pivot_root")
     _checked(_libc.umount2(b".", MNT_DETACH), "umount")
     os.chdir("/")
     _mount(None, "/", None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import fcntl
 import os
-import secrets
 import socket
 import sys
 import time
@@ -273,7 +272,7 @@ class Recorder:
     # -- the log -------------------------------------------------------------------------------------------------------
     def _admit(self, event: Admitted, producer: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        number = event.id or secrets.token_hex(8)
+        number = event.id or os.urandom(8).hex()
         self._committer.add(Draft(event.kind, number, stamp, producer, event.session, event.fields))
 
     def _fault(self, what: str, detail: str, session: str = "", count: int = 1) -> None:

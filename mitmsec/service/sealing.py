@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import subprocess
 from collections.abc import Iterator
 
@@ -42,7 +41,7 @@ KEEPER: SealKeeper = SystemdCredentials()
 
 def new_seal() -> tuple[bytes, bytes]:
     """A new credential, and the secret that it holds. Raises SealFailed."""
-    secret = secrets.token_hex(SECRET_BYTES).encode()
+    secret = os.urandom(SECRET_BYTES).hex().encode()
     return KEEPER.kept(secret), secret
 
 

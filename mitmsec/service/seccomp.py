@@ -22,7 +22,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -118,20 +117,20 @@ def sealing(machine: str) -> bytes:
 
 def apply(*, network: bool = False) -> None:
     """Deny from now on, for this process and all that it becomes. Needs no_new_privs. Raises OSError."""
-    _load_filter(program(platform.machine(), network=network))
+    _load_filter(program(os.uname().machine, network=network))
 
 
 def seal() -> None:
     """No other program, process or thread from now on, for all threads that there are. Raises OSError."""
     ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    _load_filter(sealing(platform.machine()))
+    _load_filter(sealing(os.uname().machine))
 
 
 def _load_filter(code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("=H6xQ", len(code) // 8, ctypes.addressof(buffer))
     library = ctypes.CDLL(None, use_errno=True)
-    number = SYS_SECCOMP[platform.machine()]
+    number = SYS_SECCOMP[os.uname().machine]
     done = library.syscall(number, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, ctypes.c_char_p(header))
     if done != 0:  # a positive number is a thread that has a filter of its own
         error = ctypes.get_errno() if done < 0 else errno.EBUSY

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +91,7 @@ class State:
         try:
             return path.read_text().strip()
         except FileNotFoundError:
-            path.write_text(secrets.token_hex(4) + "\n")
+            path.write_text(os.urandom(4).hex() + "\n")
             return path.read_text().strip()
 
     def session_folder(self, session: str) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -140,7 +139,7 @@ class Supervisor:
     async def opened(self, order: control.OpenRun | control.StartService, fds: list[int], user: str) -> Session:
         """A session that serves. Raises what went wrong, once nothing of it is left."""
         try:
-            session = Session(self.backbone, secrets.token_hex(4), order, fds)
+            session = Session(self.backbone, os.urandom(4).hex(), order, fds)
         except BaseException:  # a policy of another version's, say
             close_all(fds)
             raise

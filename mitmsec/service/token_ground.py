@@ -9,7 +9,6 @@ The folder belongs to the signer's user, who could put another file there, but n
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 
 import msgspec
@@ -48,7 +47,7 @@ def allow(state: State, module: TokenModule) -> None:
     content = msgspec.json.encode(modules_of(state).plus(module))
     folder = os.open(state.ca, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        new = f"{FILE}.{secrets.token_hex(8)}"  # a name that nobody can have put a link at
+        new = f"{FILE}.{os.urandom(8).hex()}"  # a name that nobody can have put a link at
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(new, flags, 0o600, dir_fd=folder), "wb") as file:
             file.write(content)

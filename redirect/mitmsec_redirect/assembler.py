@@ -14,6 +14,7 @@ from enum import IntEnum
 _FORMAT = struct.Struct("=BBhi")
 OFFSET_MAX = 0x7FFF
 PSEUDO_MAP_FD = 1
+PSEUDO_KFUNC_CALL = 2
 
 
 class Register(IntEnum):
@@ -187,6 +188,10 @@ class Assembler:
 
     def call(self, helper: Helper) -> None:
         self._emit(0x85, immediate=helper)
+
+    def call_kernel(self, function: int) -> None:
+        """A function of the kernel's own, by its id in the kernel's types (kfunc)."""
+        self._emit(0x85, source=PSEUDO_KFUNC_CALL, immediate=function)
 
     def exit(self, answer: int) -> None:
         """End the program with `answer`."""

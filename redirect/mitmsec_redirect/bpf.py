@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
@@ -106,13 +105,13 @@ class EbpfUnavailable(BackendUnavailable):
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
-_number = SYSCALL_NUMBER.get(platform.machine(), -1)
+_number = SYSCALL_NUMBER.get(os.uname().machine, -1)
 
 
 def _call(command: Command, attr: bytes | ctypes.Array[ctypes.c_char], doing: str) -> int:
     """The kernel's answer. Raises EbpfUnavailable or OSError, both naming `doing`."""
     if _number < 0:
-        raise EbpfUnavailable(f"{doing}: no bpf(2) number known for {platform.machine()}", "Use x86_64 or aarch64.")
+        raise EbpfUnavailable(f"{doing}: no bpf(2) number known for {os.uname().machine}", "Use x86_64 or aarch64.")
     if isinstance(attr, bytes):
         attr = ctypes.create_string_buffer(attr.ljust(ATTR_BYTES, b"\0"), ATTR_BYTES)
     answer: int = _libc.syscall(_number, int(command), attr, len(attr))

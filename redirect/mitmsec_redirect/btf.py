@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from enum import IntEnum
 from functools import cached_property
@@ -20,6 +21,7 @@ from struct import Struct
 from mitmsec.core.model import Value
 
 _HEADER = Struct("=HBBIIIII")  # magic, version, flags, header length, types offset, length, strings offset, length
+_HEAD = Struct("=II")  # of a type: name, info
 MAGIC = 0xEB9F
 POINTER_BYTES = 8
 CHAIN_LIMIT = 32  # typedefs of typedefs, arrays of arrays
@@ -121,6 +123,32 @@ class Btf:
         if len(found) != 1:
             raise NoSuchMember(f"there are {len(found)} type definitions {name}")
         return found[0]
+
+    def struct_id(self, name: str) -> int:
+        """The id of the struct `name`. Raises NoSuchMember unless there is exactly one."""
+        found = self._named(name, Kind.STRUCT)
+        if len(found) != 1:
+            raise NoSuchMember(f"there are {len(found)} structs {name}")
+        return found[0]
+
+    def function_id(self, name: str) -> int:
+        """The id of the function `name`. Raises NoSuchMember unless there is exactly one.
+
+        Functions are half of a kernel's types, so they are not in the index.
+        """
+        types = self._words.tobytes()
+        spelt = _places(self._strings, b"\0" + name.encode() + b"\0")
+        heads = [_HEAD.pack(at + 1, Kind.FUNC << 24 | linkage) for at in spelt for linkage in range(3)]
+        found = {self._at(place) for head in heads for place in _places(types, head)} - {0}
+        if len(found) != 1:
+            raise NoSuchMember(f"there are {len(found)} functions {name}")
+        return found.pop()
+
+    def _at(self, place: int) -> int:
+        """The id of the type that begins at this byte; 0 for none."""
+        word, rest = divmod(place, self._words.itemsize)
+        type_id = bisect_left(self._starts, word, 1)
+        return type_id if not rest and self._starts[type_id : type_id + 1] == array("I", [word]) else 0
 
     # -- types ---------------------------------------------------------------------------------------------------------
     def _start(self, type_id: int) -> int:
@@ -245,6 +273,14 @@ def _sections(data: bytes) -> tuple[bytes, bytes]:
     if not strings.startswith(b"\0") or not strings.endswith(b"\0"):
         raise MalformedBtf("strings do not begin and end with zero")
     return data[types_at : types_at + types_length], strings
+
+
+def _places(data: bytes, wanted: bytes) -> Iterator[int]:
+    """Where `wanted` begins in `data`."""
+    place = data.find(wanted)
+    while place >= 0:
+        yield place
+        place = data.find(wanted, place + 1)
 
 
 class _Lengths(dict[int, int]):

@@ -13,7 +13,7 @@ pointer reads as zero. Registers and stack as in `steps`.
 from __future__ import annotations
 
 from mitmsec_redirect import path_steps, process_steps, records
-from mitmsec_redirect.assembler import Assembler, Helper, Register, Size
+from mitmsec_redirect.assembler import Assembler, Register, Size
 from mitmsec_redirect.path_records import PathMaps
 from mitmsec_redirect.process_offsets import Offsets
 from mitmsec_redirect.steps import ATTEMPT, R0, R2, R3, R10
@@ -21,7 +21,7 @@ from mitmsec_redirect.steps import ATTEMPT, R0, R2, R3, R10
 
 def caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
     """Into the attempt on the stack, which `steps.describe` has cleared. Keeps R6 to R8, without `paths` R9 too."""
-    asm.call(Helper.CURRENT_TASK)
+    path_steps.current_task(asm, at)
     who(asm, at, paths, record=R10, place=ATTEMPT + records.STARTED)
 
 

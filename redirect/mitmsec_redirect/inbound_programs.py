@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mitmsec.core.model import Value
-from mitmsec_redirect import caller_steps, name_steps, run_steps, served_steps, steps
+from mitmsec_redirect import caller_steps, name_steps, path_steps, run_steps, served_steps, steps
 from mitmsec_redirect import inbound_records as records
 from mitmsec_redirect import steering_records as shared
 from mitmsec_redirect.assembler import Assembler, Condition, Helper, Size
@@ -329,7 +329,7 @@ def _record(asm: Assembler, layout: InboundLayout, *, create: bool) -> None:
 
 def _caller(asm: Assembler, at: Offsets, paths: PathMaps | None) -> None:
     """Who runs now, into the record, read through the kernel's own types."""
-    asm.call(Helper.CURRENT_TASK)
+    path_steps.current_task(asm, at)
     asm.load(R2, R0, at.task_tgid)
     asm.store(R8, records.PID, R2)
     asm.load(R2, R0, at.task_cred, LONG)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
+from msgspec.structs import replace
+
+from mitmsec_redirect import bpf, path_steps
+from mitmsec_redirect.assembler import Assembler, Register, Size
+from mitmsec_redirect.bpf import Attach
 from mitmsec_redirect.btf import Btf, MalformedBtf, NoSuchMember
 from mitmsec_redirect.lead_offsets import LeadOffsets
 from mitmsec_redirect.process_offsets import Offsets
@@ -29,7 +35,10 @@ def _offsets(file: Path) -> tuple[Offsets | None, LeadOffsets | None]:
         types = Btf(file.read_bytes())
     except (OSError, MalformedBtf):
         return None, None
-    return _found(Offsets, types), _found(LeadOffsets, types)
+    offsets = _found(Offsets, types)
+    if offsets is not None and not _may_cast(offsets):
+        offsets = replace(offsets, cast=0)
+    return offsets, _found(LeadOffsets, types)
 
 
 def _found[Places: (Offsets, LeadOffsets)](kind: type[Places], types: Btf) -> Places | None:
@@ -37,3 +46,18 @@ def _found[Places: (Offsets, LeadOffsets)](kind: type[Places], types: Btf) -> Pl
         return kind.of(types)
     except (MalformedBtf, NoSuchMember):
         return None
+
+
+def _may_cast(at: Offsets) -> bool:
+    """Whether programs of the types that look at their callers may: said by two that do nothing else."""
+    asm = Assembler()
+    path_steps.current_task(asm, at)
+    asm.load(Register.R2, Register.R0, at.task_leader, Size.LONG)
+    asm.load(Register.R2, Register.R2, at.task_start, Size.LONG)
+    asm.exit(1)
+    try:
+        for attach in (Attach.CONNECT4, Attach.SOCK_OPS):
+            os.close(bpf.load_program(asm.code(), attach, "ms_may_cast"))
+    except (OSError, bpf.EbpfUnavailable):
+        return False
+    return True

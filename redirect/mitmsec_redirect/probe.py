@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import re
 import socket
 import struct
@@ -134,10 +133,15 @@ def lacking(effective: int) -> list[str]:
 
 
 def _kernel() -> str:
-    release = platform.release()
+    release = kernel_release()
     if kernel_version(release) < KERNEL_FLOOR:
         raise Missing(f"Linux {release} is older than 5.19", "Use Linux 5.19 or later, or the nftables backend.")
     return f"Linux {release}"
+
+
+def kernel_release() -> str:
+    """What the kernel that runs calls itself."""
+    return os.uname().release
 
 
 def kernel_version(release: str) -> tuple[int, int]:

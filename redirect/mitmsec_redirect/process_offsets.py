@@ -93,12 +93,15 @@ class Offsets(Value, frozen=True):
     tcp_sent: int
     tcp_resent: int
     sock_v6only_bit: int  # in bits: no IPv4 is meant for an IPv6 socket
+    task_type: int = 0  # the id of task_struct, for
+    cast: int = 0  # the id of bpf_rdonly_cast (Linux 6.2), where our programs may call it; 0: not
 
     @classmethod
     def of(cls, types: Btf) -> Offsets:
         """Raises NoSuchMember for a kernel that is built otherwise, MalformedBtf."""
         members = {name: _offset(types, places) for name, places in _PLACES.items()}
-        return cls(**members, **{name: types.bit(*place) for name, place in _BITS.items()})
+        bits = {name: types.bit(*place) for name, place in _BITS.items()}
+        return cls(**members, **bits, **_cast(types))
 
 
 def _offset(types: Btf, places: tuple[tuple[str, str], ...]) -> int:
@@ -108,3 +111,10 @@ def _offset(types: Btf, places: tuple[tuple[str, str], ...]) -> int:
         except NoSuchMember:
             continue
     return types.member(*places[-1]).offset
+
+
+def _cast(types: Btf) -> dict[str, int]:
+    try:
+        return {"task_type": types.struct_id("task_struct"), "cast": types.function_id("bpf_rdonly_cast")}
+    except NoSuchMember:
+        return {}

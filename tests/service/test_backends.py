@@ -110,7 +110,7 @@ def test_where_ebpf_does_not_work_rules_are_taken_and_it_is_said_why(
 @needs_nft
 @pytest.mark.root
 def test_on_a_kernel_below_the_floor_the_hook_is_not_even_tried(terms: Terms, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.platform, "release", lambda: "5.18.0-1")
+    monkeypatch.setattr(backends, "kernel_release", lambda: "5.18.0-1")
     said: list[str] = []
     with cast("Any", taken(BackendChoice.AUTO, terms, said.append)) as backend:
         assert backend.kind is BackendKind.NFTABLES
