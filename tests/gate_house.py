@@ -16,9 +16,10 @@ from mitmsec.channel import Channel, pair
 from mitmsec.core.messages import Committed, Crls, MintDecision, MintWithdrawn
 from mitmsec.core.model import Action, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
-from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.loop import Gate
 from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.signals import Origin
+from mitmsec.gate.surroundings import Surroundings
 from mitmsec.gate.terms import Terms
 
 WAIT_S = 20.0

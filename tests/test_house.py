@@ -41,6 +41,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "mitmsec/gate/colleagues.py": "tests/gate/test_gate_loop.py and tests/end_to_end take them away",
+    "mitmsec/gate/surroundings.py": "types; tests/gate_house.py makes them",
     "mitmsec/gate/descriptors.py": "tests/gate/test_gate_loop_limits.py runs out of them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",

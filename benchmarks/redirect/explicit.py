@@ -19,10 +19,11 @@ from mitmsec.channel import Channel, pair
 from mitmsec.config import load_policy
 from mitmsec.core.messages import Committed, Fault, ProducerUp, Ready, RecorderSettings, Role
 from mitmsec.core.model import Confidence, Endpoint, OnFailure, Process
-from mitmsec.gate.loop import BACKLOG_LIMIT, Gate, Surroundings
+from mitmsec.gate.loop import BACKLOG_LIMIT, Gate
 from mitmsec.gate.relay import Relay
 from mitmsec.gate.signals import Ending, Origin
 from mitmsec.gate.splice import Pipes
+from mitmsec.gate.surroundings import Surroundings
 from mitmsec.gate.terms import Terms
 
 NOBODY = Process(pid=0, confidence=Confidence.UNKNOWN)

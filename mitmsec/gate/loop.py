@@ -19,27 +19,25 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from typing import Protocol
 
 from msgspec.structs import replace
 
 from mitmsec.audit.event import Outcome
-from mitmsec.audit.producer import Producer
-from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.channel import ChannelFull, close_all
 from mitmsec.core.messages import Crls, MintDecision, MintWithdrawn, UdpFlowTold
-from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Process, Value
+from mitmsec.core.model import Direction, Endpoint, LearnedBypass, OnFailure, Process
 from mitmsec.gate import datagrams
 from mitmsec.gate import signals as s
 from mitmsec.gate.asking import Asking
 from mitmsec.gate.colleagues import Colleagues
-from mitmsec.gate.connection import Connection, HearsDns, Means
+from mitmsec.gate.connection import Connection, Means
 from mitmsec.gate.crew import Crew
 from mitmsec.gate.crl_origin import CrlOrigin
 from mitmsec.gate.descriptors import flows_limit, has_backlog
 from mitmsec.gate.faults import Faults
 from mitmsec.gate.hangups import Hangups
 from mitmsec.gate.ids import flow_id
-from mitmsec.gate.inward import Inward, Ways
+from mitmsec.gate.inward import Inward
 from mitmsec.gate.lean_loop import LeanLoop
 from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
@@ -47,8 +45,8 @@ from mitmsec.gate.names import Names
 from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.quic_relay import Around, QuicRelay
 from mitmsec.gate.refuse import reset
-from mitmsec.gate.signals import Origin
 from mitmsec.gate.splice import Pipes
+from mitmsec.gate.surroundings import Surroundings
 from mitmsec.gate.tee import Taps
 from mitmsec.gate.terms import Decides, State, Terms
 
@@ -60,32 +58,6 @@ ACCEPT_PAUSE_S = 0.1  # when there is no descriptor left to accept with
 FLUSH_LIMIT_S = 10.0  # for a recorder that is busy to have everything on disk at the end; thousands may end at once
 
 log = logging.getLogger(__name__)
-
-
-class Origins(Protocol):
-    """Knows where diverted connections were going."""
-
-    def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
-        """The origin of the connection at whose end `accepted` is; None: no hook of this run diverted it."""
-
-
-class Surroundings(Value, frozen=True):
-    """Who the gate works with, each by its own channel."""
-
-    origins: Origins
-    recorder: Producer
-    signer: Channel
-    ask: Callable[[int, Origin], None]
-    """Ask the supervisor whose connection this is; `Gate.owner` takes the answer of this number."""
-    beat: Callable[[], None]
-    hangs: Callable[[int], None]
-    """Tell the supervisor that this worker lives and does nothing."""
-    ways: Ways | None = None
-    """Whom connections that came in were meant for; None: nobody leads any here."""
-    names_of: Callable[[str], tuple[str, ...] | None] = lambda address: None
-    """The names that DNS answers gave an address, the newest first; None: nobody looks at them."""
-    dns: HearsDns | None = None
-    """Who looks at DNS over TCP."""
 
 
 class Gate:

@@ -51,10 +51,11 @@ from mitmsec.core.model import OnFailure
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import unpacked
 from mitmsec.gate.dns_relay import DnsRelay
-from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.loop import Gate
 from mitmsec.gate.origin_probe import OriginProbe
 from mitmsec.gate.quic_relay import QuicRelay
 from mitmsec.gate.signals import Origin
+from mitmsec.gate.surroundings import Surroundings
 from mitmsec.gate.terms import Terms
 from mitmsec.service import child
 from mitmsec.service.dns_names import DnsNames, copies

@@ -19,9 +19,9 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from mitmsec.core.model import Endpoint, Transport
-from mitmsec.gate.loop import Origins
 from mitmsec.gate.quic_relay import Led
 from mitmsec.gate.signals import Origin
+from mitmsec.gate.surroundings import Origins
 from mitmsec_redirect.backend import BackendKind
 from mitmsec_redirect.expected_flows import ExpectedFlows
 from mitmsec_redirect.heartbeat import Heartbeat
@@ -38,7 +38,7 @@ LEGS_LIMIT = 16  # of one connection that came in
 
 
 class HookOrigins:
-    """Origins of connections that the connect hook diverted (mitmsec.gate.loop.Origins)."""
+    """Origins of connections that the connect hook diverted (mitmsec.gate.surroundings.Origins)."""
 
     def __init__(self, map_fd: int) -> None:
         self._table = OriginTable(map_fd)
@@ -99,7 +99,7 @@ class QuicOrigins:
 
 
 class NatOrigins:
-    """Origins of connections that rules of nftables redirected (mitmsec.gate.loop.Origins)."""
+    """Origins of connections that rules of nftables redirected (mitmsec.gate.surroundings.Origins)."""
 
     def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
         """By what conntrack says of the accepted socket. Whose it is, only root can find out. Raises OSError."""
@@ -160,7 +160,7 @@ class LedWays:
 
 
 class ToldOrigins:
-    """Origins of connections that `windivert` leads here packet by packet (mitmsec.gate.loop.Origins)."""
+    """Origins of connections that `windivert` leads here packet by packet (mitmsec.gate.surroundings.Origins)."""
 
     def __init__(self, told_fd: int, heartbeat: Pulse) -> None:
         self._flows = ExpectedFlows(socket.socket(fileno=told_fd))

@@ -24,7 +24,7 @@ from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.sniff import Shown
 from mitmsec.gate.flow import Flow
 from mitmsec.gate.inward import Inward
-from mitmsec.gate.loop import Gate, Surroundings
+from mitmsec.gate.loop import Gate
 from mitmsec.gate.names import Names
 from mitmsec.gate.signals import (
     Accepted,
@@ -52,6 +52,7 @@ from mitmsec.gate.signals import (
     WatchServer,
     WorkerUpgrades,
 )
+from mitmsec.gate.surroundings import Surroundings
 from mitmsec.gate.terms import Terms
 
 SERVICE = Process(pid=80, exe="/usr/sbin/nginx", name="nginx", confidence=Confidence.KERNEL)
