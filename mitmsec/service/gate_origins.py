@@ -45,10 +45,11 @@ class HookOrigins:
         self._cookies = CookieLookup()
 
     def find(self, accepted: socket.socket, client: Endpoint, gate: Endpoint) -> Origin | None:
-        """By the cookie of the client's own socket, which nobody can forge. Raises OSError."""
+        """By the cookie of the client's own socket, which nobody can forge. Raises OSError: ENOTCONN after a reset."""
         cookie = self._cookies.cookie_of(client, gate)
         told = None if cookie is None else self._table.take(cookie)
         if told is None:
+            accepted.getpeername()  # raises where its client has reset it by now: that is why, and it is no stranger's
             return None
         return _origin(told)
 

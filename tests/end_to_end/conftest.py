@@ -259,7 +259,7 @@ class Mitmsec:
     network: Network
     state: Path
     backend: str = ""  # for --backend; empty: its default
-    told: int = 0  # number of the log's last event that is of tests before
+    told: int = -1  # number of the log's last event that is of tests before
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -315,7 +315,7 @@ def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmse
     elif (mark := request.node.get_closest_marker("joined")) and mark.args in ((), (True,)):
         state = request.getfixturevalue("joined_state")()
         before = Mitmsec(network, state).events()
-        yield Mitmsec(network, state, backend, told=max((event["seq"] for event in before), default=0))
+        yield Mitmsec(network, state, backend, told=max((event["seq"] for event in before), default=-1))
     else:
         yield from _mitmsec(network, backend)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from mitmsec.service.state import State
 pytestmark = pytest.mark.root
 
 ROOM = "size=12m,mode=711"  # more than a service and its log take here
+
+
+REFUSED = {35, 7}  # of curl: reset by the gate, or by the hook, where the gate has not had its turn for a while
 
 
 class Beside(Mitmsec):
@@ -33,10 +37,10 @@ class Disk:
         self._ballast = state / "run" / "ballast"
 
     def fill(self) -> None:
-        with open(self._ballast, "wb") as file:
+        with open(self._ballast, "wb", buffering=0) as file:
             while (free := os.statvfs(self._state)).f_bfree:
-                file.write(bytes(free.f_bsize * free.f_bfree))
-                file.flush()
+                with contextlib.suppress(OSError):  # others write, too
+                    file.write(bytes(free.f_bsize * free.f_bfree))
 
     def empty(self) -> None:
         self._ballast.unlink()
@@ -77,7 +81,7 @@ def test_a_full_disk_follows_on_failure_and_what_was_on_its_way_is_recorded_late
     refused = service.call("reload", "--policy", service.policy("bypass", "open"), check=False)
     assert (refused.returncode, "the disk is full: " in refused.stderr) == (3, True), refused
     assert "nothing was changed; make room" in refused.stderr
-    assert service.fetch().returncode == 35  # the old policy is in force
+    assert service.fetch().returncode in REFUSED  # the old policy is in force
     assert not list((state / "policies").glob("writing"))
     assert not faults("log_unwritable")
 

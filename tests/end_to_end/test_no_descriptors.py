@@ -23,7 +23,7 @@ WATCHED_S, SHARE = 2.0, 0.2  # of a core, within that time
 @contextlib.contextmanager
 def no_descriptor_left(pid: int, but: int) -> Iterator[None]:
     """Those it has it keeps; `but` so many it gets no more."""
-    had = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    had = at_rest(pid)
     lowest = next(number for number in range(len(had) + 1) if number not in had)
     most = hard_limit(pid)
     limit(pid, lowest + but)
@@ -32,6 +32,16 @@ def no_descriptor_left(pid: int, but: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):  # it has ended
             limit(pid, most)
+
+
+def at_rest(pid: int) -> set[int]:
+    """Its descriptors, without those of a connection that is just being ended."""
+    before, deadline_s = set[int](), time.monotonic() + 10
+    while (now := {int(name) for name in os.listdir(f"/proc/{pid}/fd")}) != before:
+        assert time.monotonic() < deadline_s, now
+        before = now
+        time.sleep(0.3)
+    return now
 
 
 def hard_limit(pid: int) -> int:

@@ -17,7 +17,17 @@ PROC = "processes as /proc has them, clock ticks of sysconf(3)"
 LINUX_ONLY = {  # and why; all else can be imported on Windows
     **dict.fromkeys(("bpf", "bpffs", "dns_lead", "legs", "origins", "heartbeat", "runs", "routes"), BPF),
     **dict.fromkeys(
-        ("connect_hook", "connect_notes", "dns_hook", "inbound_hook", "udp_hook", "steering", "hook_programs"), BPF
+        (
+            "connect_hook",
+            "connect_notes",
+            "dns_hook",
+            "inbound_hook",
+            "udp_hook",
+            "steering",
+            "hook_programs",
+            "kernel_types",
+        ),
+        BPF,
     ),
     **dict.fromkeys(("cgroup", "cgroup_ids", "bystanders", "call_notes", "executable_paths", "monitor"), BPF),
     **dict.fromkeys(("callers", "proc_files", "processes", "socket_owner"), PROC),

@@ -62,6 +62,18 @@ class Hooked:
             sock.close()
 
 
+@pytest.mark.root
+def test_who_has_reset_its_connection_by_now_is_no_stranger() -> None:
+    with contextlib.closing(Hooked()) as hooked:
+        client = socket.create_connection(hooked.listener.getsockname())
+        accepted, peer = hooked.listener.accept()
+        hooked.socks.append(accepted)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        with pytest.raises(OSError, match="not connected"):
+            hooked.origins.find(accepted, Endpoint.of(*peer), Endpoint.of(*hooked.listener.getsockname()))
+
+
 def attempt(*, pid: int, at_ns: int, start_ns: int = 5) -> bytes:
     value = bytearray(records.ATTEMPT.size)
     value[:18] = records.address_bytes("203.0.113.9") + struct.pack("!H", 443)

@@ -107,6 +107,12 @@ class Around:
         return await asyncio.wait_for(asyncio.to_thread(self.process.wait), 20)
 
 
+async def over(made: Around) -> None:
+    """Of a flow that takes long the gate hears before its end that somebody has it."""
+    while not isinstance(said := await made.heard("gate"), FlowEnded):
+        assert isinstance(said, Taken)
+
+
 def memory(content: bytes) -> int:
     fd = os.memfd_create("policy")
     os.write(fd, content)
@@ -263,7 +269,7 @@ def test_an_inspector_that_cannot_be_made_is_a_fault_of_the_flow_that_wants_it(t
                 assert await made.heard("control") == Ready()
                 client = hand(made, remote, inspect=("no such",))
                 await asyncio.to_thread(asks, client, made.root_pem, f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n")
-                assert isinstance([await made.heard("gate") for _ in range(2)][1], FlowEnded)
+                await over(made)
                 assert {event.what for event in made.events if hasattr(event, "what")} == {
                     "inspector_unusable", "not_inspected",
                 }  # fmt: skip
@@ -282,7 +288,7 @@ def test_the_inspectors_come_with_the_policy(tmp_path: Path) -> None:
                 client = hand(made, remote, inspect=("keywords",))
                 head = f"GET /a?b=confidential HTTP/1.1\r\nHost: {NAME}\r\n\r\n"
                 await asyncio.to_thread(asks, client, made.root_pem, head)
-                assert isinstance([await made.heard("gate") for _ in range(2)][1], FlowEnded)
+                await over(made)
                 assert any(isinstance(event, FindingSeen) for event in made.events)
 
     asyncio.run(main())
