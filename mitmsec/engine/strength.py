@@ -17,7 +17,8 @@ from mitmsec.core.ja4 import GREASE
 from mitmsec.core.model import TlsVersion, Value
 
 TLS12, TLS13 = 0x0303, 0x0304
-KNOWN_LIMIT = 128  # clients' offers that need not be judged again; none is larger than its hello
+KNOWN_LIMIT = 128  # clients' offers that need not be judged again
+OFFERED_LIMIT = 256  # of versions, suites and groups in one that is kept: a hostile hello has thousands
 CIPHERS = {
     128: b"ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256",
     256: b"ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384"
@@ -68,7 +69,9 @@ def reaches(hello: ClientHello, least: TlsVersion) -> bool:
 
 def floor_of(hello: ClientHello, least: TlsVersion = TlsVersion.TLS12) -> Floor:
     """What a client that says `hello` would take at worst, and no version under `least`."""
-    return _floor(hello.versions, hello.ciphers, hello.groups, least)
+    is_usual = len(hello.versions) + len(hello.ciphers) + len(hello.groups) <= OFFERED_LIMIT
+    floor = _floor if is_usual else _floor.__wrapped__
+    return floor(hello.versions, hello.ciphers, hello.groups, least)
 
 
 @lru_cache(KNOWN_LIMIT)

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from mitmsec.core import clienthello
 from mitmsec.core.clienthello import ClientHello
+from mitmsec.engine import strength
 from mitmsec.engine.strength import (
     GROUPS,
     LOWEST,
+    OFFERED_LIMIT,
     Floor,
     Strength,
     classical_of,
@@ -135,3 +137,12 @@ def test_what_the_client_is_told_too_much_has_a_name(
         return Strength(version=version, cipher_bits=bits, group=group)
 
     assert excess(strength(*client), strength(*server)) == expected
+
+
+def test_hellos_of_thousands_of_suites_are_judged_and_not_kept() -> None:
+    strength._floor.cache_clear()
+    for last in range(200):
+        assert floor_of(hello(ciphers=(*range(0x2000, 0x2000 + OFFERED_LIMIT), 0x3000 + last))).cipher_bits == 128
+    assert strength._floor.cache_info().currsize == 0
+    assert floor_of(hello(ciphers=(0x1302,))).cipher_bits == 256
+    assert strength._floor.cache_info().currsize == 1
