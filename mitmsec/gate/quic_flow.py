@@ -117,6 +117,9 @@ class QuicFlow:
     def client_sent(self, datagram: bytes, now_s: float) -> Sequence[Command]:
         """What becomes of it."""
         self.last_s = now_s
+        return self._heard(datagram)
+
+    def _heard(self, datagram: bytes) -> Sequence[Command]:
         match self.state:
             case State.OPENING:
                 return self._opens(datagram)
@@ -259,9 +262,9 @@ class QuicFlow:
 
     # -- what was decided ----------------------------------------------------------------------------------------------
     def _let_pass(self, said: Decision) -> Sequence[Command]:
+        """What was held may have other hellos in it: each is heard as if it came now."""
         self._decision, self.state = said, State.PASSING
-        held = self._drop_held()
-        return [forward for datagram in held for forward in self._forwarded(datagram)]
+        return [command for datagram in self._drop_held() for command in self._heard(datagram)]
 
     def _forwarded(self, datagram: bytes) -> Sequence[Command]:
         self._sent += 1

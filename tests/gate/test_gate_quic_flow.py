@@ -179,6 +179,25 @@ def test_the_same_host_may_begin_again_and_another_one_is_refused() -> None:
     assert flow.state is State.REFUSED
 
 
+@pytest.mark.parametrize("before", [[LATER], hello()], ids=["no hello", "another host's hello"])
+def test_another_host_that_comes_before_the_owner_is_known_is_refused_as_well(before: list[bytes]) -> None:
+    """All of it was held together, and what passes is read one by one."""
+    flow, other = flow_of(owner=None), hello("bank.test")
+    assert told(flow, *before, *other, *other, LATER) == []
+    commands = flow.owned(OwnerKnown(CURL))
+    assert forwarded(commands) == before
+    assert recorded(commands).action is Action.BLOCK
+    assert any(isinstance(one, Answer) for one in commands)
+    assert (flow.state, flow.held_bytes) == (State.REFUSED, 0)
+
+
+def test_what_came_together_passes_whole_where_each_may_pass() -> None:
+    flow = flow_of(owner=None)
+    datagrams = [LATER, *hello(), *hello(), LATER]
+    assert told(flow, *datagrams) == []
+    assert forwarded(flow.owned(OwnerKnown(CURL))) == datagrams
+
+
 def test_a_flow_has_few_connections() -> None:
     flow = flow_of()
     for _ in range(CONNECTIONS_LIMIT):
