@@ -6,9 +6,9 @@
        └─ no owner in time ─► on_failure
 
 A flow is one socket and one destination. Who begins another connection on it shows another hello: for the same host it
-goes on, for another one the flow is refused. No Initial passes unread: one that says something else than before under
-the same keys, or that no key opens, goes nowhere. Nothing here is ever decrypted but what has no secret: the Initials.
-Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
+is judged again, for another one the flow is refused. No Initial passes unread: one that says something else than
+before under the same keys, or that no key opens, goes nowhere. Nothing here is ever decrypted but what has no secret:
+the Initials. Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class QuicFlow:
         self._hello = hello
         if not self._policy.can_judge(self._process):
             return self._unjudged("owner_unread", UNREAD)
-        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4)
+        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech)
         is_proven = self._resolved is None or hello.sni in self._resolved
         said = self._said(shown, is_proven=is_proven)
         if said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS:
@@ -333,7 +333,7 @@ class QuicFlow:
         if is_another or len(self._begun) >= CONNECTIONS_LIMIT or self._begun_bytes >= BEGUN_LIMIT_BYTES:
             return self._block(self._decision, ANOTHER_HOST)
         self._begins_with(opening)
-        return self._judge(hello) if self._hello is None else self._let_pass(self._decision)
+        return self._judge(hello)
 
     def _begins_with(self, opening: QuicOpening) -> None:
         assert opening.begun is not None

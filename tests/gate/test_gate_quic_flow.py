@@ -262,6 +262,23 @@ def test_an_initial_in_a_datagram_that_its_server_would_drop_is_dropped_here() -
     assert told(passing, small) == []
 
 
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("client", "has"), [("firefox", True), ("chromium", True), ("curl", False)])
+def test_rules_ask_whether_a_hello_has_an_encrypted_one_inside(client: str, has: bool, asked: bool) -> None:
+    flow = flow_of(Policy(rules=(Rule(name="by ech", action=Action.BLOCK, ech=(asked,)),)))
+    passed = forwarded(told(flow, *quic_packets.REAL[client]))
+    assert bool(passed) is (has is not asked)
+
+
+def test_the_same_host_in_another_hello_is_judged_by_what_that_shows() -> None:
+    flow = flow_of(Policy(rules=(Rule(name="in the clear", action=Action.BLOCK, ech=(False,)),)))
+    assert forwarded(told(flow, *quic_packets.REAL["chromium"])) == quic_packets.REAL["chromium"]
+    commands = told(flow, *quic_packets.REAL["curl"])
+    assert forwarded(commands) == []
+    seen = recorded(commands)
+    assert (seen.host, seen.rule, seen.action) == ("www.example.com", "in the clear", Action.BLOCK)
+
+
 def test_what_is_kept_of_hellos_is_bounded() -> None:
     flow = flow_of()
     far = crypto(50_000, b"x")
