@@ -46,16 +46,17 @@ type _Key = tuple[int, tuple[Any, ...]]
 
 
 class Led(Value, frozen=True):
-    """A socket that was led here, and where it was meant for."""
+    """A program's socket, and where it was meant for; None: it was not led here, or that is told no more."""
 
     cookie: int
-    origin: Origin
+    origin: Origin | None
 
 
 class Origins(Protocol):
     """Who is led here: mitmsec.service.gate_origins.QuicOrigins."""
 
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None: ...
+    def forget(self, client: Endpoint, relay: Endpoint, cookie: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -144,7 +145,7 @@ class QuicRelay:
     def _new_leg(self, key: _Key, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
         client = Endpoint.of(*address[:2])
         led = self._led(client, relay)
-        if led is None:
+        if led is None or led.origin is None:
             return None
         policy, terms = self._around.governing()
         now_s = self._loop.time()
@@ -172,7 +173,7 @@ class QuicRelay:
 
     def _led(self, client: Endpoint, relay: socket.socket) -> Led | None:
         try:
-            return self._origins.find(client, Endpoint.of(*relay.getsockname()[:2]))
+            return self._origins.find(client, _end_of(relay))
         except OSError:  # the kernel has no memory for that now
             return None
 
@@ -244,7 +245,9 @@ class QuicRelay:
     def _has_gone(self, leg: _Leg) -> bool:
         leg.asked_s = self._loop.time()
         led = self._led(Endpoint.of(*leg.key[1][:2]), leg.relay)
-        return led is None or led.cookie != leg.cookie or led.origin.remote != leg.flow.origin.remote
+        if led is None or led.cookie != leg.cookie:
+            return True
+        return led.origin is not None and led.origin.remote != leg.flow.origin.remote
 
     def _end(self, leg: _Leg, outcome: Outcome = Outcome.COMPLETED) -> None:
         del self._legs[leg.key]
@@ -253,6 +256,8 @@ class QuicRelay:
         if leg.ours is not None:
             self._loop.remove_reader(leg.ours.fileno())
             leg.ours.close()
+        with contextlib.suppress(OSError):  # the kernel has no memory for that now: it makes room by itself
+            self._origins.forget(Endpoint.of(*leg.key[1][:2]), _end_of(leg.relay), leg.cookie)
 
     def end_all(self) -> None:
         """All flows end now, and are on record."""
@@ -268,6 +273,10 @@ class QuicRelay:
         if self._timer is not None:
             self._timer.cancel()
         self._origins.close()
+
+
+def _end_of(relay: socket.socket) -> Endpoint:
+    return Endpoint.of(*relay.getsockname()[:2])
 
 
 def _towards(origin: Origin) -> socket.socket:

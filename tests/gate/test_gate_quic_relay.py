@@ -69,7 +69,8 @@ class Stage:
             give_up=lambda flow: self.given_up.append(flow.id),
             names_of=lambda address: None,
         )
-        self.is_led = True
+        self.is_led = self.is_told = True
+        self.forgotten: list[int] = []
         self.relay = QuicRelay([self.relay_socket], self, Aes128(), around)
 
     def _ask(self, flow: Asks, origin: Origin) -> None:
@@ -82,8 +83,12 @@ class Stage:
         self.found += 1
         if not self.is_led:
             return None
-        origin = Origin(remote=self.remote, pid=7, uid=0, comm="curl", bound=self.bound)
+        origin = Origin(remote=self.remote, pid=7, uid=0, comm="curl", bound=self.bound) if self.is_told else None
         return Led(self.cookies.get(client.port, client.port), origin)
+
+    def forget(self, client: Endpoint, relay: Endpoint, cookie: int) -> None:
+        assert relay.port == self.at[1]
+        self.forgotten.append(cookie)
 
     def close(self) -> None:
         self.is_closed = True
@@ -143,6 +148,7 @@ def test_what_passes_comes_whole_and_so_do_the_answers(address: str) -> None:
         assert (seen.host, seen.action, seen.outcome) == ("origin.test", Action.BYPASS, Outcome.COMPLETED)
         assert (seen.bytes_received, seen.datagrams_sent) == (8, len(first))
         assert stage.given_up == [stage.asked[0].id]
+        assert stage.forgotten == [stage.program.getsockname()[1]]
 
     played(story, address)
 
@@ -244,6 +250,24 @@ def test_a_flow_whose_origin_goes_on_answering_ends_with_its_socket() -> None:
             stage.origin.sendto(b"answered", whose)
             await asyncio.sleep(0.05)
         assert [seen.outcome for seen in stage.connections] == [Outcome.COMPLETED]
+
+    played(story)
+
+
+def test_a_socket_of_which_the_kernel_tells_no_more_goes_on_and_begins_no_other_flow() -> None:
+    """Its place in the map was taken by another's."""
+
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        stage.is_told = False
+        await asyncio.sleep(quic_relay.LOOK_S + 2 * quic_relay.SURE_S)
+        stage.send(LATER)
+        assert (await said(stage.origin))[0] == LATER
+        stage.relay.end_all()
+        stage.send(LATER)
+        await until(lambda: is_empty(stage.relay_socket))
+        assert len(stage.relay) == 0
 
     played(story)
 
