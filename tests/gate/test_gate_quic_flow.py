@@ -243,6 +243,8 @@ def test_another_hello_under_a_judged_connection_goes_nowhere() -> None:
     said_again = quic_packets.initial(b"\x01", 1, to=known)
     assert told(flow, said_again + initial(other, 1, to=known, keyed_by=b"nobody's")) == []
     assert told(flow, initial(crypto(60_000, b"far"), 1, to=known)) == []
+    greased = quic_packets.initial(other, 1, to=known, fixed_bit=0)  # RFC 9287
+    assert told(flow, greased.ljust(SMALLEST_BYTES, b"\0")) == []
     assert forwarded(told(flow, *first)) == first
 
 
