@@ -8,6 +8,7 @@ import pytest
 import quic_packets
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import encode_quic_retry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quic_packets import crypto
@@ -230,6 +231,19 @@ def test_what_a_known_connection_says_later_is_read_and_passes() -> None:
         initial(b"\x1c\0\0\0", 4, to=b"theirs", keyed_by=known),
     ]
     assert forwarded(told(flow, *later)) == later
+
+
+def test_a_real_client_passes_again_after_a_retry() -> None:
+    client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["h3"], server_name="origin.test"))
+    client.connect(SERVER, now=0.0)
+    first = [datagram for datagram, _ in client.datagrams_to_send(now=0.0)]
+    flow, sent = flow_of(), next(initials(first[0]))
+    assert forwarded(told(flow, *first)) == first
+    retry = encode_quic_retry(quic_packets.V1, b"retried", sent.source, sent.destination, b"token")
+    client.receive_datagram(retry, SERVER, now=0.1)
+    again = [datagram for datagram, _ in client.datagrams_to_send(now=0.1)]
+    assert id_of(again[0]) == b"retried"
+    assert forwarded(told(flow, *again)) == again
 
 
 def test_another_hello_under_a_judged_connection_goes_nowhere() -> None:
