@@ -50,11 +50,12 @@ def initial(
     token: bytes = b"",
     reserved: int = 0,
     number_size: int = 2,
+    fixed_bit: int = 1,
 ) -> bytes:
     """One packet with these frames; `keyed_by` is the id of the connection's first packet where that is another."""
     keys = client_keys(version, to if keyed_by is None else keyed_by)
     frames = frames.ljust(4, b"\0")
-    first = 0xC0 | VERSIONS[version].initial | reserved << 2 | number_size - 1
+    first = 0x80 | fixed_bit << 6 | VERSIONS[version].initial | reserved << 2 | number_size - 1
     ids = bytes([len(to)]) + to + bytes([len(source)]) + source
     size = varint(number_size + len(frames) + 16)
     header = bytes([first]) + version.to_bytes(4) + ids + varint(len(token)) + token + size

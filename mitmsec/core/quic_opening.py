@@ -6,7 +6,8 @@
 
 A hello with post-quantum key shares does not fit into one datagram, and browsers shuffle its pieces on purpose. After a
 Retry a client begins anew under another key, so for a few connection ids pieces are kept; the first hello that is whole
-is the answer. Everything is bounded: packets, connections, pieces, and how far these reach.
+is the answer. What that connection says afterwards is held against it (`Begun`): its server may have dropped what was
+read here, and would take another hello. Everything is bounded: packets, connections, pieces, and how far these reach.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ CONNECTIONS_LIMIT = 4  # one, and another for each Retry; a server sends one at 
 PIECES_LIMIT = 512  # of one hello; browsers send some dozens
 FRAMES_LIMIT = 4096  # before one hello, padding between others included
 RANGES_LIMIT = 256  # in an acknowledgement; a server's first packets are a handful
+MORE_BYTES = 2048  # of a hello that is said again with another key share and a cookie (HelloRetryRequest)
 
 _PADDING, _PING, _ACK, _ACK_ECN, _CRYPTO, _CLOSE = 0x00, 0x01, 0x02, 0x03, 0x06, 0x1C
 _LONG_HEADER = 0x80
@@ -27,15 +29,15 @@ _LONG_HEADER = 0x80
 class QuicOpening:
     """Of one flow. Its answer, once there is one, is final."""
 
-    __slots__ = ("_cipher", "_pieces", "answer", "connection", "packets")
+    __slots__ = ("_cipher", "_pieces", "answer", "begun", "packets")
 
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
         self._pieces: dict[Keys, _Pieces] = {}
         self.packets = 0
         self.answer: ClientHello | NeedMore | Malformed = NeedMore()
-        self.connection = b""
-        """The connection id under which its hello came."""
+        self.begun: Begun | None = None
+        """The connection whose hello is the answer."""
 
     @property
     def held_bytes(self) -> int:
@@ -59,7 +61,6 @@ class QuicOpening:
             return Malformed(reason=f"no ClientHello in {PACKETS_LIMIT} QUIC packets")
         for initial in found:
             answer = self._packet(initial)
-            self.connection = initial.destination
             if not isinstance(answer, NeedMore):
                 return answer
         return NeedMore()
@@ -76,9 +77,13 @@ class QuicOpening:
         pieces = self._pieces.setdefault(keys, _Pieces())
         try:
             pieces.read(packet.frames)
-            return pieces.hello()
         except _Bad as bad:
             return Malformed(reason=str(bad))
+        answer = pieces.hello()
+        if isinstance(answer, ClientHello):
+            pieces.go_on()
+            self.begun = Begun(keys, pieces, self._cipher)
+        return answer
 
     def _opened(self, initial: Initial) -> tuple[Opened, Keys] | None:
         """Once its server has answered, a client names the server's connection id, and keeps its keys."""
@@ -88,6 +93,31 @@ class QuicOpening:
         return None
 
 
+class Begun:
+    """A connection whose hello is whole."""
+
+    __slots__ = ("_cipher", "_keys", "_pieces")
+
+    def __init__(self, keys: Keys, pieces: _Pieces, cipher: Cipher) -> None:
+        self._keys, self._pieces, self._cipher = keys, pieces, cipher
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of it is kept; at most twice that, and MORE_BYTES, once it has said more."""
+        return self._pieces.held_bytes
+
+    def agrees(self, initial: Initial) -> bool | None:
+        """Whether a further Initial says nothing else than was read before. None: it is none of this connection's."""
+        packet = opened(initial, self._keys, self._cipher)
+        if packet is None:
+            return None
+        try:
+            self._pieces.read(packet.frames)
+        except _Bad:
+            return False
+        return packet.is_reserved_clear
+
+
 class _Bad(Exception):
     """Internal: the reason travels from where it is seen to `_packet`."""
 
@@ -95,10 +125,11 @@ class _Bad(Exception):
 class _Pieces:
     """Of one connection's first stream of handshake bytes."""
 
-    __slots__ = ("_count", "_data", "_frames", "_there")
+    __slots__ = ("_count", "_data", "_frames", "_is_whole", "_limit_bytes", "_there")
 
     def __init__(self) -> None:
         self._count = self._frames = 0
+        self._limit_bytes, self._is_whole = HELLO_LIMIT_BYTES, False
         self._data = bytearray()
         self._there: list[tuple[int, int]] = []  # from, to; apart from one another, in order
 
@@ -109,6 +140,11 @@ class _Pieces:
     def hello(self) -> ClientHello | NeedMore | Malformed:
         whole_to = self._there[0][1] if self._there and self._there[0][0] == 0 else 0
         return parse_message(bytes(self._data[:whole_to]))
+
+    def go_on(self) -> None:
+        """The hello is whole. What comes now is told again, or is a second hello; or its client gives up."""
+        self._count = self._frames = 0
+        self._limit_bytes, self._is_whole = min(2 * len(self._data) + MORE_BYTES, HELLO_LIMIT_BYTES), True
 
     def read(self, frames: bytes) -> None:
         """Those that an Initial may hold (RFC 9000 §12.4). Raises _Bad."""
@@ -127,6 +163,8 @@ class _Pieces:
                 self._put(at, data)
             elif kind in (_ACK, _ACK_ECN):
                 _pass_ack(reader, more=3 if kind == _ACK_ECN else 0)
+            elif kind == _CLOSE and self._is_whole:
+                return
             elif kind == _CLOSE:
                 raise _Bad("QUIC connection closed before its ClientHello")
             elif kind != _PING:
@@ -135,7 +173,7 @@ class _Pieces:
     def _put(self, at: int, data: bytes) -> None:
         end = at + len(data)
         self._count += 1
-        if end > HELLO_LIMIT_BYTES or self._count > PIECES_LIMIT:
+        if end > self._limit_bytes or self._count > PIECES_LIMIT:
             raise _Bad(f"hello over 64 KiB, or in more than {PIECES_LIMIT} pieces")
         self._data += bytes(max(end - len(self._data), 0))
         apart, joined = [], (at, end)

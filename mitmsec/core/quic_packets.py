@@ -24,7 +24,7 @@ CONNECTION_ID_LIMIT_BYTES = 20
 SAMPLE_BYTES, NONCE_BYTES = 16, 12
 KEYS_REMEMBERED = 64
 
-_LONG, _FIXED, _KIND_BITS, _RESERVED = 0x80, 0x40, 0x30, 0x0C
+_LONG, _KIND_BITS, _RESERVED = 0x80, 0x30, 0x0C
 _PROTECTED_BITS, _NUMBER_SIZE = 0x0F, 0x03
 _NUMBER_MOST_BYTES = 4
 _NOT_ZERO = re.compile(rb"[^\0]")
@@ -127,10 +127,13 @@ def initials(datagram: bytes) -> Iterator[Initial]:
 
 
 def _packet(reader: Fields) -> tuple[int, bytes, bytes, int, int] | None:
-    """The next packet with a length of its own: version, connection ids, where its number is, and where it begins."""
+    """The next packet with a length of its own: version, connection ids, where its number is, and where it begins.
+
+    The bit that is fixed at 1 may be 0 where both ends have agreed so (RFC 9287), also in a client's first packet.
+    """
     start = reader.at
     first, version = reader.number(1), reader.number(4)
-    if first is None or version is None or first & (_LONG | _FIXED) != _LONG | _FIXED or version not in VERSIONS:
+    if first is None or version is None or not first & _LONG or version not in VERSIONS:
         return None
     destination, source = _connection_id(reader), _connection_id(reader)
     if destination is None or source is None:

@@ -6,8 +6,9 @@
        └─ no owner in time ─► on_failure
 
 A flow is one socket and one destination. Who begins another connection on it shows another hello: for the same host it
-goes on, for another one the flow is refused. Nothing here is ever decrypted but what has no secret: the Initials.
-Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
+is judged again, for another one the flow is refused. No Initial passes unread: one that says something else than
+before under the same keys, or that no key opens, goes nowhere. Nothing here is ever decrypted but what has no secret:
+the Initials. Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
 """
 
 from __future__ import annotations
@@ -21,8 +22,16 @@ from mitmsec.core.address_names import agreement
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
 from mitmsec.core.messages import TlsClientFacts, TlsFacts
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process, Value
-from mitmsec.core.quic_answers import SealingCipher, connections, is_unreadable_version, refusal, version_negotiation
-from mitmsec.core.quic_opening import QuicOpening
+from mitmsec.core.quic_answers import (
+    SMALLEST_BYTES,
+    SealingCipher,
+    connections,
+    is_unreadable_version,
+    refusal,
+    version_negotiation,
+)
+from mitmsec.core.quic_opening import Begun, QuicOpening
+from mitmsec.core.quic_packets import Initial, initials
 from mitmsec.core.sniff import NOTHING_SHOWN, Shown
 from mitmsec.gate.account import OFFERS_LIMIT
 from mitmsec.gate.signals import Origin, OwnerKnown
@@ -30,6 +39,7 @@ from mitmsec.gate.terms import Decides, Terms
 
 HELD_LIMIT, HELD_LIMIT_BYTES = 64, 32 << 10  # a hello and early data
 PIECES_LIMIT_BYTES = 64 << 10  # of hellos that are not whole
+BEGUN_LIMIT_BYTES = 32 << 10  # of hellos that are whole; one is 300 to 4,000
 CONNECTIONS_LIMIT = 8  # on one flow: one, another after a Retry or another version, and some more
 REFUSALS_LIMIT = 16  # as often a client is told; then it gets silence
 LONG_HEADER = b"\x80"
@@ -106,7 +116,7 @@ class QuicFlow:
         self._held: list[bytes] = []
         self._opening = QuicOpening(cipher)
         self._hello: ClientHello | None = None
-        self._connections: set[bytes] = set()
+        self._begun: list[Begun] = []
         self._again: QuicOpening | None = None
         self._decision: Decision | None = None
         self._why, self._refusals = "", 0
@@ -117,6 +127,9 @@ class QuicFlow:
     def client_sent(self, datagram: bytes, now_s: float) -> Sequence[Command]:
         """What becomes of it."""
         self.last_s = now_s
+        return self._heard(datagram)
+
+    def _heard(self, datagram: bytes) -> Sequence[Command]:
         match self.state:
             case State.OPENING:
                 return self._opens(datagram)
@@ -176,7 +189,7 @@ class QuicFlow:
     def _opens(self, datagram: bytes) -> Sequence[Command]:
         if is_unreadable_version(datagram):
             return _told_of_versions(datagram)
-        if len(connections(datagram)) > 1 or not self._hold(datagram):
+        if _is_dishonest(datagram) or not self._hold(datagram):
             return []
         is_handshake = datagram[:1] >= LONG_HEADER
         if is_handshake or len(self._held) == 1:  # a packet of a later stage may have overtaken the first
@@ -208,7 +221,7 @@ class QuicFlow:
             case Malformed(reason=reason):
                 return self._unreadable(reason)
             case ClientHello() as hello:
-                self._connections.add(self._opening.connection)
+                self._begins_with(self._opening)
                 return self._judge(hello)
             case _:
                 assert_never(self._opening.answer)
@@ -224,7 +237,7 @@ class QuicFlow:
         self._hello = hello
         if not self._policy.can_judge(self._process):
             return self._unjudged("owner_unread", UNREAD)
-        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4)
+        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech)
         is_proven = self._resolved is None or hello.sni in self._resolved
         said = self._said(shown, is_proven=is_proven)
         if said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS:
@@ -259,9 +272,9 @@ class QuicFlow:
 
     # -- what was decided ----------------------------------------------------------------------------------------------
     def _let_pass(self, said: Decision) -> Sequence[Command]:
+        """What was held may have other hellos in it: each is heard as if it came now."""
         self._decision, self.state = said, State.PASSING
-        held = self._drop_held()
-        return [forward for datagram in held for forward in self._forwarded(datagram)]
+        return [command for datagram in self._drop_held() for command in self._heard(datagram)]
 
     def _forwarded(self, datagram: bytes) -> Sequence[Command]:
         self._sent += 1
@@ -288,17 +301,22 @@ class QuicFlow:
             return self._forwarded(datagram)
         if is_unreadable_version(datagram):
             return _told_of_versions(datagram)
-        found = connections(datagram)
-        if len(found) > 1:
+        if _is_dishonest(datagram):
             return []
-        return self._forwarded(datagram) if found <= self._connections else self._begins(datagram)
+        answers = {self._agrees(one) for one in initials(datagram)}
+        if answers == {None}:
+            return self._begins(datagram)
+        return self._forwarded(datagram) if answers <= {True} else []
+
+    def _agrees(self, initial: Initial) -> bool | None:
+        """With what its connection has said before; None: it belongs to none that is known."""
+        answers = (known.agrees(initial) for known in self._begun)
+        return next((answer for answer in answers if answer is not None), None)
 
     def _begins(self, datagram: bytes) -> Sequence[Command]:
-        """Another connection, unless its own key does not open it: then it belongs to one that is known."""
+        """Another connection; what no key opens is held with it, and goes nowhere."""
         opening = self._again or QuicOpening(self._cipher)
         answer = opening.fed(datagram)
-        if isinstance(answer, NeedMore) and not opening.held_bytes:
-            return self._forwarded(datagram)
         self._again = opening if opening.held_bytes <= PIECES_LIMIT_BYTES else None
         if isinstance(answer, NeedMore):
             self._hold(datagram)
@@ -307,15 +325,23 @@ class QuicFlow:
         if isinstance(answer, Malformed) or not self._hold(datagram):
             self._drop_held()
             return []
-        return self._begun(answer, opening.connection)
+        return self._begins_again(answer, opening)
 
-    def _begun(self, hello: ClientHello, connection: bytes) -> Sequence[Command]:
+    def _begins_again(self, hello: ClientHello, opening: QuicOpening) -> Sequence[Command]:
         assert self._decision is not None
         is_another = self._hello is not None and hello.sni != self._hello.sni
-        if is_another or len(self._connections) >= CONNECTIONS_LIMIT:
+        if is_another or len(self._begun) >= CONNECTIONS_LIMIT or self._begun_bytes >= BEGUN_LIMIT_BYTES:
             return self._block(self._decision, ANOTHER_HOST)
-        self._connections.add(connection)
-        return self._judge(hello) if self._hello is None else self._let_pass(self._decision)
+        self._begins_with(opening)
+        return self._judge(hello)
+
+    def _begins_with(self, opening: QuicOpening) -> None:
+        assert opening.begun is not None
+        self._begun.append(opening.begun)
+
+    @property
+    def _begun_bytes(self) -> int:
+        return sum(known.held_bytes for known in self._begun)
 
     def _lives_long(self, now_s: float) -> Sequence[Command]:
         if self.state is not State.PASSING or self._told_open or not self.selected:
@@ -358,6 +384,12 @@ class QuicFlow:
         agrees = None if hello.sni is None or self._resolved is None else agreement(hello.sni, self._resolved)
         offers = hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None
         return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=agrees, offers=offers)
+
+
+def _is_dishonest(datagram: bytes) -> bool:
+    """It has Initials of two connections, or is smaller than one with an Initial may be: servers drop it."""
+    found = connections(datagram)
+    return len(found) > 1 or (bool(found) and len(datagram) < SMALLEST_BYTES)
 
 
 def _told_of_versions(datagram: bytes) -> Sequence[Command]:

@@ -5,7 +5,8 @@ program ── datagram ──► relay's socket ──► flow: held, refused, 
    └──────────── by the relay's socket; the kernel shows the origin as its sender ◄──────┘
 
 A flow is a program's socket, by its cookie: whoever was not led here has no origin, and hears nothing. When the program
-has closed it, the flow has ended. All of this is bounded: flows, what they hold, and what one turn takes.
+has closed it, the flow has ended; another program may have its port then, so that is asked again and again. All of this
+is bounded: flows, what they hold, what one turn takes, and questions to the kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from mitmsec.gate.terms import Decides, Terms
 FLOWS_LIMIT = 1024  # the one that has been quiet for longest makes room
 DESCRIPTORS_SHARE = 8  # of what connections may have, where that is less
 IDLE_S = 300.0  # also of one whose program keeps its socket
-QUIET_S, LOOK_S = 1.0, 1.0  # how long until we look whether its program has closed it
+LOOK_S = 1.0  # how long until we look whether its program has closed it
+SURE_S, ASKED_LIMIT_PER_S = 0.1, 1024  # what comes from its port meanwhile is its own; longer where flows are many
 TURN_LIMIT = 64  # datagrams from one socket, then others have their turn
 DATAGRAM_LIMIT_BYTES = 65535
 ROOM_BYTES = 1 << 20
@@ -44,16 +46,17 @@ type _Key = tuple[int, tuple[Any, ...]]
 
 
 class Led(Value, frozen=True):
-    """A socket that was led here, and where it was meant for."""
+    """A program's socket, and where it was meant for; None: it was not led here, or that is told no more."""
 
     cookie: int
-    origin: Origin
+    origin: Origin | None
 
 
 class Origins(Protocol):
     """Who is led here: mitmsec.service.gate_origins.QuicOrigins."""
 
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None: ...
+    def forget(self, client: Endpoint, relay: Endpoint, cookie: int) -> None: ...
     def close(self) -> None: ...
 
 
@@ -77,6 +80,8 @@ class _Leg(msgspec.Struct):
     cookie: int
     flow: QuicFlow
     act: Callable[[_Leg, Sequence[Command]], None]
+    asked_s: float
+    """When its program had the socket still."""
     ours: socket.socket | None = None
 
     @property
@@ -132,7 +137,7 @@ class QuicRelay:
         """The socket may be another one by now, or connected elsewhere: what begins anew there is another flow."""
         key = (relay.fileno(), address)
         leg = self._legs.get(key)
-        if leg is not None and datagram[:1] >= LONG_HEADER and self._has_gone(leg):
+        if leg is not None and (datagram[:1] >= LONG_HEADER or self._is_due(leg)) and self._has_gone(leg):
             self._end(leg)
             leg = None
         return leg if leg is not None else self._new_leg(key, relay, address)
@@ -140,9 +145,10 @@ class QuicRelay:
     def _new_leg(self, key: _Key, relay: socket.socket, address: tuple[Any, ...]) -> _Leg | None:
         client = Endpoint.of(*address[:2])
         led = self._led(client, relay)
-        if led is None:
+        if led is None or led.origin is None:
             return None
         policy, terms = self._around.governing()
+        now_s = self._loop.time()
         flow = QuicFlow(
             flow_id(),
             led.origin,
@@ -150,11 +156,11 @@ class QuicRelay:
             policy,
             terms,
             self._cipher,
-            now_s=self._loop.time(),
+            now_s=now_s,
             at_s=time.time(),
             resolved=self._around.names_of(led.origin.remote.address),
         )
-        leg = self._legs[key] = _Leg(key, relay, led.cookie, flow, self._act)
+        leg = self._legs[key] = _Leg(key, relay, led.cookie, flow, self._act, now_s)
         if len(self._legs) > self.limit:
             self._end(next(iter(self._legs.values())), Outcome.CUT)
             self._around.faults.saw("quic_flow_limit", OnFailure.CLOSED, f"{self.limit} flows; the quietest made room")
@@ -167,7 +173,7 @@ class QuicRelay:
 
     def _led(self, client: Endpoint, relay: socket.socket) -> Led | None:
         try:
-            return self._origins.find(client, Endpoint.of(*relay.getsockname()[:2]))
+            return self._origins.find(client, _end_of(relay))
         except OSError:  # the kernel has no memory for that now
             return None
 
@@ -229,14 +235,19 @@ class QuicRelay:
         now_s = self._loop.time()
         for leg in list(self._legs.values()):
             self._act(leg, leg.flow.waited(now_s))
-            quiet_s = now_s - leg.flow.last_s
-            if quiet_s > IDLE_S or (quiet_s > QUIET_S and self._has_gone(leg)):
+            if now_s - leg.flow.last_s > IDLE_S or (self._is_due(leg) and self._has_gone(leg)):
                 self._end(leg)
         self._look_later()
 
+    def _is_due(self, leg: _Leg) -> bool:
+        return self._loop.time() - leg.asked_s > max(SURE_S, len(self._legs) / ASKED_LIMIT_PER_S)
+
     def _has_gone(self, leg: _Leg) -> bool:
+        leg.asked_s = self._loop.time()
         led = self._led(Endpoint.of(*leg.key[1][:2]), leg.relay)
-        return led is None or led.cookie != leg.cookie or led.origin.remote != leg.flow.origin.remote
+        if led is None or led.cookie != leg.cookie:
+            return True
+        return led.origin is not None and led.origin.remote != leg.flow.origin.remote
 
     def _end(self, leg: _Leg, outcome: Outcome = Outcome.COMPLETED) -> None:
         del self._legs[leg.key]
@@ -245,6 +256,8 @@ class QuicRelay:
         if leg.ours is not None:
             self._loop.remove_reader(leg.ours.fileno())
             leg.ours.close()
+        with contextlib.suppress(OSError):  # the kernel has no memory for that now: it makes room by itself
+            self._origins.forget(Endpoint.of(*leg.key[1][:2]), _end_of(leg.relay), leg.cookie)
 
     def end_all(self) -> None:
         """All flows end now, and are on record."""
@@ -260,6 +273,10 @@ class QuicRelay:
         if self._timer is not None:
             self._timer.cancel()
         self._origins.close()
+
+
+def _end_of(relay: socket.socket) -> Endpoint:
+    return Endpoint.of(*relay.getsockname()[:2])
 
 
 def _towards(origin: Origin) -> socket.socket:

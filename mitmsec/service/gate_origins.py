@@ -86,13 +86,18 @@ class QuicOrigins:
         self._sockets = CookieLookup()
 
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None:
-        """By the cookie of the client's own socket. None: it was not led, or has closed. Raises OSError."""
+        """By the cookie of the client's own socket. None: it was led elsewhere, or has closed. Raises OSError."""
         found = self._sockets.find(client, relay, Transport.UDP)
-        told = None if found is None else self._table.find(found.cookie)
-        if found is None or told is None:
+        if found is None:
             return None
-        origin = _origin(told)
-        return Led(found.cookie, origin) if origin.remote.port == QUIC_PORT else None
+        told = self._table.find(found.cookie)
+        origin = None if told is None else _origin(told)
+        return Led(found.cookie, origin) if origin is None or origin.remote.port == QUIC_PORT else None
+
+    def forget(self, client: Endpoint, relay: Endpoint, cookie: int) -> None:
+        """The place in the map of a flow that has ended is free, if its socket has closed. Raises OSError."""
+        if self._sockets.find(client, relay, Transport.UDP) is None:
+            self._table.take(cookie)
 
     def close(self) -> None:
         self._sockets.close()

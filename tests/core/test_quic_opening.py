@@ -13,7 +13,8 @@ from quic_packets import ID, REAL, V2, crypto, flight, initial
 
 from mitmsec.core import quic_opening
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
-from mitmsec.core.quic_opening import QuicOpening
+from mitmsec.core.quic_opening import MORE_BYTES, QuicOpening
+from mitmsec.core.quic_packets import initials
 from mitmsec_certs.packet_cipher import Aes128
 
 MESSAGE = hellos.message(hellos.body([hellos.server_name(b"www.example.com"), hellos.alpn(b"h3")]))
@@ -94,6 +95,29 @@ def test_a_client_begins_anew_after_a_retry() -> None:
     first, _ = flight(MESSAGE, [40])
     assert isinstance(read(first, initial(crypto(40, MESSAGE[40:]), 1, to=b"retried")), NeedMore)
     assert isinstance(read(first, initial(crypto(0, MESSAGE), 1, to=b"retried", token=b"token")), ClientHello)
+
+
+def test_what_a_connection_says_after_its_hello_has_to_agree_with_it() -> None:
+    opening = QuicOpening(Aes128())
+    opening.fed(initial(crypto(0, MESSAGE[:40])))
+    assert opening.begun is None
+    opening.fed(initial(crypto(40, MESSAGE[40:]), 1))
+    assert opening.begun is not None
+    assert opening.begun.held_bytes == len(MESSAGE)
+
+    def agrees(frames: bytes, to: bytes = ID, keyed_by: bytes | None = None, reserved: int = 0) -> bool | None:
+        assert opening.begun is not None
+        (one,) = initials(initial(frames, 2, to=to, keyed_by=keyed_by, reserved=reserved))
+        return opening.begun.agrees(one)
+
+    assert agrees(crypto(0, MESSAGE)) is agrees(crypto(9, MESSAGE[9:40]), b"theirs", ID) is True
+    assert agrees(b"\x02\x05\0\0\0") is agrees(b"\x1c\0\0\0") is True
+    assert agrees(crypto(0, MESSAGE), b"another") is None
+    assert agrees(crypto(9, b"something else")) is agrees(b"\x1e\0\0\0") is agrees(b"\x01", reserved=1) is False
+    again = len(MESSAGE) + MORE_BYTES
+    assert agrees(crypto(len(MESSAGE), MESSAGE)) is True
+    assert agrees(crypto(len(MESSAGE) + again - 1, b"ab")) is False
+    assert opening.begun.held_bytes == 2 * len(MESSAGE)
 
 
 def test_frames_of_an_initial_are_passed_over() -> None:

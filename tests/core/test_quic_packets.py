@@ -68,11 +68,17 @@ def test_initials_are_found_among_other_packets_until_something_is_unreadable() 
     assert [found.packet for found in initials(handshake + two)] == [two]
 
 
+def test_a_packet_whose_fixed_bit_is_clear_is_read_as_its_server_may() -> None:
+    (found,) = initials(initial(b"\x01", fixed_bit=0))
+    inside = opened(found, client_keys(V1, ID), CIPHER)
+    assert inside is not None
+    assert inside.frames == b"\x01\0\0\0"
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda packet: b"\x40" + packet[1:],  # short header
-        lambda packet: b"\x80" + packet[1:],  # without the fixed bit
         lambda packet: packet[:1] + b"\x0a\x1a\x2a\x3a" + packet[5:],  # of a version that provokes another
         lambda packet: packet[:5] + b"\x15" + packet[6:],  # a connection id of 21 bytes
         lambda packet: packet[:14] + b"\x15" + packet[15:],  # the client's, too

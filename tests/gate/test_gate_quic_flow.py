@@ -8,14 +8,17 @@ import pytest
 import quic_packets
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.packet import encode_quic_retry
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_packets import crypto, initial
+from quic_packets import crypto
 
 from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
 from mitmsec.core.address_names import Agreement
 from mitmsec.core.model import Action, Endpoint, OnFailure, Process, UnprovenName
 from mitmsec.core.policy import Policy
+from mitmsec.core.quic_answers import SMALLEST_BYTES
+from mitmsec.core.quic_packets import client_keys, initials, opened
 from mitmsec.core.rules import Application, Rule
 from mitmsec.gate.quic_flow import (
     CONNECTIONS_LIMIT,
@@ -51,6 +54,23 @@ def hello(name: str | None = "origin.test", version: int = quic_packets.V1) -> l
     one = QuicConnection(configuration=configuration)
     one.connect(SERVER, now=0.0)
     return [datagram for datagram, _ in one.datagrams_to_send(now=0.0)]
+
+
+def initial(frames: bytes, number: int = 0, **more: bytes) -> bytes:
+    """A datagram with it, as large as one has to be."""
+    return quic_packets.initial(frames, number, **more).ljust(SMALLEST_BYTES, b"\0")  # type: ignore[arg-type]
+
+
+def id_of(datagram: bytes) -> bytes:
+    return next(initials(datagram)).destination
+
+
+def frames_of(datagram: bytes) -> bytes:
+    """What the first packet of a connection says."""
+    first = next(initials(datagram))
+    packet = opened(first, client_keys(quic_packets.V1, first.destination), CIPHER)
+    assert packet is not None
+    return packet.frames
 
 
 def flow_of(
@@ -179,6 +199,111 @@ def test_the_same_host_may_begin_again_and_another_one_is_refused() -> None:
     assert flow.state is State.REFUSED
 
 
+@pytest.mark.parametrize("before", [[LATER], hello()], ids=["no hello", "another host's hello"])
+def test_another_host_that_comes_before_the_owner_is_known_is_refused_as_well(before: list[bytes]) -> None:
+    """All of it was held together, and what passes is read one by one."""
+    flow, other = flow_of(owner=None), hello("bank.test")
+    assert told(flow, *before, *other, *other, LATER) == []
+    commands = flow.owned(OwnerKnown(CURL))
+    assert forwarded(commands) == before
+    assert recorded(commands).action is Action.BLOCK
+    assert any(isinstance(one, Answer) for one in commands)
+    assert (flow.state, flow.held_bytes) == (State.REFUSED, 0)
+
+
+def test_what_came_together_passes_whole_where_each_may_pass() -> None:
+    flow = flow_of(owner=None)
+    datagrams = [LATER, *hello(), *hello(), LATER]
+    assert told(flow, *datagrams) == []
+    assert forwarded(flow.owned(OwnerKnown(CURL))) == datagrams
+
+
+def test_what_a_known_connection_says_later_is_read_and_passes() -> None:
+    """Acknowledgements under the server's id, the same hello again after a Retry, a second hello, and an end."""
+    flow, first = flow_of(), hello()
+    told(flow, *first)
+    known, frames = id_of(first[0]), frames_of(first[0])
+    later = [
+        initial(b"\x02\0\0\0\0", 1, to=b"theirs", keyed_by=known),
+        initial(frames, 2, to=known),
+        initial(frames, 0, to=b"retried", token=b"token"),
+        initial(crypto(len(frames.rstrip(b"\0")), b"another key share"), 3, to=b"theirs", keyed_by=known),
+        initial(b"\x1c\0\0\0", 4, to=b"theirs", keyed_by=known),
+    ]
+    assert forwarded(told(flow, *later)) == later
+
+
+def test_a_real_client_passes_again_after_a_retry() -> None:
+    client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["h3"], server_name="origin.test"))
+    client.connect(SERVER, now=0.0)
+    first = [datagram for datagram, _ in client.datagrams_to_send(now=0.0)]
+    flow, sent = flow_of(), next(initials(first[0]))
+    assert forwarded(told(flow, *first)) == first
+    retry = encode_quic_retry(quic_packets.V1, b"retried", sent.source, sent.destination, b"token")
+    client.receive_datagram(retry, SERVER, now=0.1)
+    again = [datagram for datagram, _ in client.datagrams_to_send(now=0.1)]
+    assert id_of(again[0]) == b"retried"
+    assert forwarded(told(flow, *again)) == again
+
+
+def test_another_hello_under_a_judged_connection_goes_nowhere() -> None:
+    """Its server may not have seen the first one. Nor does one pass that cannot be read, by itself or with another."""
+    flow, first = flow_of(), hello()
+    told(flow, *first)
+    known, other = id_of(first[0]), frames_of(hello("bank.test")[0])
+    assert told(flow, initial(other, 1, to=known)) == []
+    assert told(flow, initial(other, 1, to=b"theirs", keyed_by=known)) == []
+    assert told(flow, initial(other, 1, to=known, keyed_by=b"nobody's")) == []
+    said_again = quic_packets.initial(b"\x01", 1, to=known)
+    assert told(flow, said_again + initial(other, 1, to=known, keyed_by=b"nobody's")) == []
+    assert told(flow, initial(crypto(60_000, b"far"), 1, to=known)) == []
+    greased = quic_packets.initial(other, 1, to=known, fixed_bit=0)  # RFC 9287
+    assert told(flow, greased.ljust(SMALLEST_BYTES, b"\0")) == []
+    assert forwarded(told(flow, *first)) == first
+
+
+def test_an_initial_in_a_datagram_that_its_server_would_drop_is_dropped_here() -> None:
+    """RFC 9000 §14.1. Else a small one could show an allowed host, for us alone."""
+    flow, first = flow_of(), hello()
+    known, other = id_of(first[0]), frames_of(hello("bank.test")[0])
+    small = quic_packets.initial(frames_of(first[0]).rstrip(b"\0"), to=known)
+    assert len(small) < SMALLEST_BYTES
+    assert told(flow, small) == []
+    assert (flow.state, flow.held_bytes) == (State.OPENING, 0)
+    commands = told(flow, initial(other, 1, to=known))
+    assert forwarded(commands) == []
+    assert recorded(commands).rule == "no bank"
+    passing = flow_of()
+    told(passing, *first)
+    assert told(passing, small) == []
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("client", "has"), [("firefox", True), ("chromium", True), ("curl", False)])
+def test_rules_ask_whether_a_hello_has_an_encrypted_one_inside(client: str, has: bool, asked: bool) -> None:
+    flow = flow_of(Policy(rules=(Rule(name="by ech", action=Action.BLOCK, ech=(asked,)),)))
+    passed = forwarded(told(flow, *quic_packets.REAL[client]))
+    assert bool(passed) is (has is not asked)
+
+
+def test_the_same_host_in_another_hello_is_judged_by_what_that_shows() -> None:
+    flow = flow_of(Policy(rules=(Rule(name="in the clear", action=Action.BLOCK, ech=(False,)),)))
+    assert forwarded(told(flow, *quic_packets.REAL["chromium"])) == quic_packets.REAL["chromium"]
+    commands = told(flow, *quic_packets.REAL["curl"])
+    assert forwarded(commands) == []
+    seen = recorded(commands)
+    assert (seen.host, seen.rule, seen.action) == ("www.example.com", "in the clear", Action.BLOCK)
+
+
+def test_what_is_kept_of_hellos_is_bounded() -> None:
+    flow = flow_of()
+    far = crypto(50_000, b"x")
+    big = hello()[0]
+    told(flow, initial(far, 1, to=id_of(big)), big)
+    assert flow.state is State.PASSING
+    assert recorded(told(flow, *hello())).action is Action.BLOCK
+
+
 def test_a_flow_has_few_connections() -> None:
     flow = flow_of()
     for _ in range(CONNECTIONS_LIMIT):
@@ -193,15 +318,14 @@ def test_a_hello_that_begins_again_in_pieces_is_held_and_a_bad_one_dropped() -> 
     assert told(flow, initial(crypto(0, message), to=b"new")) == []
     assert told(flow, initial(crypto(0, b"\x02" + message[1:]), 1, to=b"new")) == []  # told twice, differently
     assert told(flow, initial(b"\x1e", to=b"newer")) == []
-    assert forwarded(told(flow, initial(b"\x01", to=b"known", keyed_by=b"the server's"))) != []
-    many = initial(crypto(0, message), to=b"one") + initial(crypto(0, message), to=b"other")
+    many = quic_packets.initial(crypto(0, message), to=b"one") + initial(crypto(0, message), to=b"other")
     assert told(flow, many) == []
     far = [initial(crypto(60_000, b"x"), number, to=bytes([number])) for number in range(4)]
     assert told(flow, *far) == []
     full = flow_of()
     told(full, *hello())
     for _ in range(HELD_LIMIT + 1):
-        assert told(full, initial(crypto(0, message).ljust(1100, b"\0"), to=b"new")) == []
+        assert told(full, initial(crypto(0, message), to=b"new")) == []
     assert full.held_bytes <= HELD_LIMIT_BYTES
 
 
@@ -266,7 +390,7 @@ def test_another_version_is_answered_with_one_that_can_be_read_whenever_it_comes
 
 
 def test_a_datagram_for_two_connections_is_dropped() -> None:
-    both = initial(crypto(0, b"\x01\0"), to=b"one") + initial(crypto(0, b"\x01\0"), to=b"other")
+    both = quic_packets.initial(crypto(0, b"\x01\0"), to=b"one") + initial(crypto(0, b"\x01\0"), to=b"other")
     flow = flow_of()
     assert told(flow, both) == []
     assert flow.held_bytes == 0
@@ -274,7 +398,7 @@ def test_a_datagram_for_two_connections_is_dropped() -> None:
 
 def test_what_is_held_is_bounded() -> None:
     flow = flow_of()
-    far = [initial(crypto(60_000, b"x"), to=bytes([number])).ljust(1200, b"\0") for number in range(HELD_LIMIT)]
+    far = [initial(crypto(60_000, b"x"), to=bytes([number])) for number in range(HELD_LIMIT)]
     assert told(flow, *far) == []
     assert flow.held_bytes <= HELD_LIMIT_BYTES
 

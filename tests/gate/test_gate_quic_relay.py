@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import resource
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -26,6 +27,8 @@ from mitmsec.gate.terms import Terms
 from mitmsec_certs.packet_cipher import Aes128
 
 NO_BANK = Policy(rules=(Rule(name="no bank", action=Action.BLOCK, host=("bank.test",)),))
+
+LATER = b"\x40 a packet of a later stage"
 
 
 def udp(address: str = "127.0.0.1") -> socket.socket:
@@ -56,7 +59,7 @@ class Stage:
         self.given_up: list[str] = []
         self.cookies: dict[int, int] = {}
         self.terms, self.is_recording, self.is_closed = Terms(on_failure=OnFailure.OPEN), True, False
-        self.answers = True
+        self.answers, self.found = True, 0
         around = Around(
             governing=lambda: (NO_BANK, self.terms),
             record=self.recorded.append,
@@ -66,7 +69,8 @@ class Stage:
             give_up=lambda flow: self.given_up.append(flow.id),
             names_of=lambda address: None,
         )
-        self.is_led = True
+        self.is_led = self.is_told = True
+        self.forgotten: list[int] = []
         self.relay = QuicRelay([self.relay_socket], self, Aes128(), around)
 
     def _ask(self, flow: Asks, origin: Origin) -> None:
@@ -76,10 +80,15 @@ class Stage:
 
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None:
         assert relay.port == self.at[1]
+        self.found += 1
         if not self.is_led:
             return None
-        origin = Origin(remote=self.remote, pid=7, uid=0, comm="curl", bound=self.bound)
+        origin = Origin(remote=self.remote, pid=7, uid=0, comm="curl", bound=self.bound) if self.is_told else None
         return Led(self.cookies.get(client.port, client.port), origin)
+
+    def forget(self, client: Endpoint, relay: Endpoint, cookie: int) -> None:
+        assert relay.port == self.at[1]
+        self.forgotten.append(cookie)
 
     def close(self) -> None:
         self.is_closed = True
@@ -139,6 +148,7 @@ def test_what_passes_comes_whole_and_so_do_the_answers(address: str) -> None:
         assert (seen.host, seen.action, seen.outcome) == ("origin.test", Action.BYPASS, Outcome.COMPLETED)
         assert (seen.bytes_received, seen.datagrams_sent) == (8, len(first))
         assert stage.given_up == [stage.asked[0].id]
+        assert stage.forgotten == [stage.program.getsockname()[1]]
 
     played(story, address)
 
@@ -211,6 +221,67 @@ def test_another_socket_at_the_same_port_is_another_flow() -> None:
         stage.send(*hello("bank.test"))
         await until(lambda: len(stage.connections) == 2)
         assert [seen.action for seen in stage.connections] == [Action.BYPASS, Action.BLOCK]
+
+    played(story)
+
+
+def test_another_socket_at_the_same_port_is_another_flow_whatever_it_sends() -> None:
+    """Without a hello it would go on under the name of the one before, and by its decision."""
+
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        await asyncio.sleep(2 * quic_relay.SURE_S)
+        stage.cookies[stage.program.getsockname()[1]] = 1
+        stage.send(LATER)
+        assert (await said(stage.origin))[0] == LATER
+        assert [seen.datagrams_sent for seen in stage.connections] == [1]
+        assert len(stage.asked) == 2
+
+    played(story)
+
+
+def test_a_flow_whose_origin_goes_on_answering_ends_with_its_socket() -> None:
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        _, whose = await said(stage.origin)
+        stage.is_led = False
+        while len(stage.relay):
+            stage.origin.sendto(b"answered", whose)
+            await asyncio.sleep(0.05)
+        assert [seen.outcome for seen in stage.connections] == [Outcome.COMPLETED]
+
+    played(story)
+
+
+def test_a_socket_of_which_the_kernel_tells_no_more_goes_on_and_begins_no_other_flow() -> None:
+    """Its place in the map was taken by another's."""
+
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        stage.is_told = False
+        await asyncio.sleep(quic_relay.LOOK_S + 2 * quic_relay.SURE_S)
+        stage.send(LATER)
+        assert (await said(stage.origin))[0] == LATER
+        stage.relay.end_all()
+        stage.send(LATER)
+        await until(lambda: is_empty(stage.relay_socket))
+        assert len(stage.relay) == 0
+
+    played(story)
+
+
+def test_the_kernel_is_asked_now_and_then_and_not_for_each_datagram() -> None:
+    async def story(stage: Stage) -> None:
+        stage.send(*hello("origin.test"))
+        await said(stage.origin)
+        before, began_s = stage.found, time.monotonic()
+        for _ in range(300):
+            stage.send(LATER)
+            await said(stage.origin)
+        most = (time.monotonic() - began_s) / quic_relay.SURE_S + 1
+        assert stage.found - before <= most < 100
 
     played(story)
 

@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from mitmsec.core.model import Endpoint
+from mitmsec.gate.quic_relay import Led
 from mitmsec.gate.signals import Origin
 from mitmsec.service.gate_origins import LEGS_LIMIT, HookOrigins, LedWay, QuicOrigins, given
 from mitmsec_redirect import records
@@ -171,16 +172,23 @@ def test_whose_quic_is_led_is_found_by_its_socket_as_long_as_that_is_there() -> 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client, contextlib.closing(table):
         client.bind(("127.0.0.1", 0))
         here, relay = Endpoint.of(*client.getsockname()), Endpoint.of("127.0.0.1", 9)
-        assert found.find(here, relay) is None
         cookie = client.getsockopt(socket.SOL_SOCKET, 57, 8)  # SO_COOKIE
+        (number,) = COOKIE.unpack(cookie)
+        assert found.find(here, relay) == Led(number, None)
         attempt = bytearray(ATTEMPT.size)
         attempt[REMOTE : REMOTE + 16], attempt[PORT : PORT + 2] = address_bytes("203.0.113.9"), (443).to_bytes(2)
         table.update(cookie, bytes(attempt))
         led = found.find(here, relay)
         assert led is not None
-        assert (led.cookie, led.origin.remote) == (COOKIE.unpack(cookie)[0], Endpoint.of("203.0.113.9", 443))
+        assert led.origin is not None
+        assert (led.cookie, led.origin.remote) == (number, Endpoint.of("203.0.113.9", 443))
         attempt[PORT : PORT + 2] = (53).to_bytes(2)
         table.update(cookie, bytes(attempt))
         assert found.find(here, relay) is None
-    assert found.find(here, relay) is None
+        found.forget(here, relay, number)
+        assert table.lookup(cookie) is not None, "its socket is there still"
+        client.close()
+        assert found.find(here, relay) is None
+        found.forget(here, relay, number)
+        assert table.lookup(cookie) is None
     found.close()
