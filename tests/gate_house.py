@@ -228,7 +228,8 @@ class Server:
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
         for writer in self.writers:
-            writer.transport.abort()
+            with contextlib.suppress(AttributeError):  # of one that has sent its rest asyncio forgets that it is closed
+                writer.transport.abort()
 
 
 def on_loop(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
