@@ -6,9 +6,9 @@
 
 Ours are the sockets of one cgroup (`leave`, a run), or those whose connect() was noted (`leave_unnoted`, a service).
 On loopback, where nothing is diverted, everything is left (`leave_all`). So is what is not IP, everywhere: the library
-takes ARP for IP at one hardware address of sixteen, cannot put it back, and cuts the machine off its network. The
-library's classifiers skip what it has put back itself, which it knows by a mark. A packet that has a mark already
-(routing by mark) is left to the handles, which give it back as well; so no mark but ours is ever changed.
+takes ARP for IP between one pair of hardware addresses in twelve, cannot put it back, and cuts the machine off its
+network. The library's classifiers skip what it has put back itself, which it knows by a mark. A packet that has a mark
+already (routing by mark) is left to the handles, which give it back as well; so no mark but ours is ever changed.
 """
 
 from __future__ import annotations
