@@ -59,7 +59,6 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
-    "mitmsec/service/gate_and_workers.py": "composition root; tests/end_to_end",
     "mitmsec/service/seal_keeper.py": "types only; tests/service/test_sealing.py and test_dpapi.py use them",
     "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
     "redirect/mitmsec_redirect/name_steps.py": "instructions; tests/redirect/test_programs.py and test_connect_hook.py",

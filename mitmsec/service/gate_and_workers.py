@@ -374,12 +374,15 @@ class GateAndWorkers:
         self._background.cancel()
 
     async def drain(self) -> None:
-        """The gate ends its flows, in DRAINED_S at most."""
+        """The gate ends its flows, in DRAINED_S at most; the ends of others are not recorded, and a fault says so."""
         if self.gate is None or self._pulse is None or self.gate.ended.done():
             return  # none that serves
         self._drained = asyncio.get_running_loop().create_future()
         self.gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
-        await asyncio.wait((self._drained, self.gate.ended), timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)
+        ends = self._drained, self.gate.ended
+        done, _ = await asyncio.wait(ends, timeout=DRAINED_S, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            self._ground.fault("gate_not_drained", f"not all of its flows ended on record within {DRAINED_S:.0f} s")
 
     async def stop(self) -> None:
         await asyncio.gather(*(child.stop() for child in self.all), self._brokerage.stop())
