@@ -11,7 +11,7 @@ from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
 from mitmsec.core.messages import Message, UdpFlowTold
-from mitmsec.core.model import Process
+from mitmsec.core.model import DnsEch, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service.datagrams import Datagrams
 from mitmsec.service.name_relays import NameRelays
@@ -80,7 +80,7 @@ class UdpFlows:
         if isinstance(ground.hook, Nftables):
             return ground.hook.udp
         lead = None
-        if scope.selection is not None and isinstance(ground.hook, ConnectHook):
+        if self._leads(scope) and isinstance(ground.hook, ConnectHook):
             self._relays = NameRelays.open(ground.network)
             lead = self._relays.beside(ground.hook)
         if scope.selection is None:
@@ -90,6 +90,10 @@ class UdpFlows:
         return UdpHook.open(
             scope.path, quic=ground.policy.quic, selection=scope.selection, paths=paths, lead=lead, beside=beside
         )
+
+    def _leads(self, scope: Scope) -> bool:
+        """A service's names are heard in no other way; a run's are copied, and what is copied cannot be changed."""
+        return scope.selection is not None or self._ground.policy.dns_ech is DnsEch.STRIP
 
     @property
     def shortfall(self) -> Shortfall | None:
@@ -106,7 +110,7 @@ class UdpFlows:
 
     @property
     def relays(self) -> NameRelays | None:
-        """What a standing selection's DNS is led to instead; None: it is not, or this kernel cannot."""
+        """What DNS is led to, if it is; None: it is not, or this kernel cannot."""
         return self._relays if isinstance(self._hook, UdpHook) and self._hook.leads else None
 
     def govern(self, *, everything: bool) -> None:

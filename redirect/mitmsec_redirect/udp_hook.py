@@ -71,7 +71,7 @@ class UdpHook:
     ) -> UdpHook:
         """Attach to the cgroup: what its sockets do from now on is told. `selection`, `paths` as in `ConnectHook.open`.
 
-        With `lead`, what the selection's programs ask name servers goes to their relays, beside that connect hook, and
+        With `lead`, what its programs ask name servers goes to their relays, beside that connect hook, and
         a server that nobody has asked before is given one. QUIC that is refused, or that the hook `beside` leads to the
         gate, is not told. `ring_bytes` is a power of two, at
         least a page. Raises EbpfUnavailable, ProgramRejected, OSError, with nothing left behind.
@@ -147,7 +147,7 @@ class UdpHook:
         """A name server that nobody has asked before is led from the next question on."""
         if self._lead is None or not isinstance(flow, UdpFlow) or flow.remote.port != DNS_PORT:
             return
-        everything = self._layout.selection is not None and self._layout.selection.everything
+        everything = self._layout.selection is None or self._layout.selection.everything
         if flow.direction is Direction.OUTBOUND and (flow.selected or everything):
             self._lead.meet(flow.remote.address)
 

@@ -11,7 +11,7 @@ that is connected sends and receives unseen, so of its flow only beginning and e
 is connected to is noted in the socket (`sockets`), and leaves the map with it or with the next connect(). A flow that
 could not be told, because the ring is full, is not kept either: its next datagram tells of it anew.
 
-Under a standing selection, what goes to a name server may then be led to a relay of the gate: see `lead_steps`.
+What goes to a name server may then be led to a relay of the gate: see `lead_steps`.
 
     stack:  0 ─ ATTEMPT ─ -144 ─ what ─ -152 ─ cookie ─ -160 ─ FLOW_KEY ─ -192 ─ VERDICT ─ -200 ─ COUNTS ─ -232
 """
@@ -66,7 +66,7 @@ class UdpLayout(Value, frozen=True):
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
     paths: PathMaps | None = None  # None: where its executable lies is not noted
     quic_led: tuple[int, int] | None = None  # the connect hook's maps of truth and settings: it leads QUIC to the gate
-    lead: LeadLayout | None = None  # with a selection only; None: what is asked of name servers is led nowhere
+    lead: LeadLayout | None = None  # None: what is asked of name servers is led nowhere
 
 
 def build(layout: UdpLayout) -> Mapping[str, bytes]:
@@ -118,7 +118,7 @@ def _flow(layout: UdpLayout, what: What, *, v6: bool) -> bytes:
 
 
 def _lead(asm: Assembler, layout: UdpLayout, what: What, *, v6: bool) -> None:
-    if layout.lead is None or layout.selection is None or what is What.RECEIVED:
+    if layout.lead is None or what is What.RECEIVED:
         return
     lead_steps.lead(
         asm,
@@ -126,7 +126,7 @@ def _lead(asm: Assembler, layout: UdpLayout, what: What, *, v6: bool) -> None:
         flows=layout.flows,
         flow_key=FLOW_KEY,
         sent=what is What.SENT,
-        everything=layout.selection.everything,
+        everything=layout.selection is None or layout.selection.everything,
         v6=v6,
     )
     if what is What.SENT:

@@ -108,9 +108,24 @@ def test_where_http3_passes_it_is_offered_and_what_a_policy_bypasses_over_tcp_st
 
 
 def test_under_run_answers_over_tcp_are_limited_and_those_over_udp_pass(offer: str, mitmsec: Mitmsec) -> None:
-    """They do not come by the gate: the kernel shows it copies."""
+    """They do not come by the gate, which has no keys to take out: the kernel shows it copies."""
     told = [mitmsec.run("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over).stdout.strip() for over in ("tcp", "udp")]
     assert told == [record(offer), f'1 . alpn="h3,h2" ech="{offer}"']
+
+
+def test_under_run_answers_over_udp_are_limited_too_where_keys_are_to_be_taken_out(
+    offer: str, mitmsec: Mitmsec
+) -> None:
+    """They come by the gate then, from name servers that the machine itself names; names are known as ever."""
+    strip = mitmsec.policy('[defaults]\ndns_ech = "strip"\n')
+    for over in ("udp", "tcp"):
+        words = ("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over)
+        before, _, key = mitmsec.run("--policy", strip, *words).stdout.strip().partition(" key65534=")
+        assert before == record()
+        assert key
+    (asked, _) = mitmsec.of_kind("connection")
+    assert (asked["protocol"], asked["remote"]["address"], asked["remote"]["port"]) == ("dns", RESOLVER, 53)
+    assert asked["datagrams"] == {"sent": 1, "received": 1}
 
 
 # --- what becomes of hellos -------------------------------------------------------------------------------------------
@@ -144,13 +159,16 @@ def test_an_encrypted_hello_that_the_policy_lets_pass_reaches_its_origin(
 def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(offer: str, mitmsec: Mitmsec, tmp_path: Path) -> None:
     """Those in the clear are decrypted, by their own names."""
     policy = '[defaults]\ndns_ech = "strip"\n' + ECH_RULE.format("block")
-    for over in ("udp", "grease"):
-        (said,) = browsed(mitmsec, tmp_path, over, policy)
-        assert said.startswith("failed")
-    assert browsed(mitmsec, tmp_path, "tcp", policy) == [f"false {HIDDEN} ech=false"], "its key was taken out"
+    (said,) = browsed(mitmsec, tmp_path, "grease", policy)
+    assert said.startswith("failed")
+    (said,) = browsed(mitmsec, tmp_path, "udp", ECH_RULE.format("block"))
+    assert said.startswith("failed")
+    for over in ("udp", "tcp"):
+        assert browsed(mitmsec, tmp_path, over, policy) == [f"false {HIDDEN} ech=false"], "its key was taken out"
     assert hellos(mitmsec) == [
-        ("block", "hidden", PUBLIC, True),
         ("block", "hidden", HIDDEN, True),
+        ("block", "hidden", PUBLIC, True),
+        ("decrypt", "defaults", HIDDEN, None),
         ("decrypt", "defaults", HIDDEN, None),
     ]
 

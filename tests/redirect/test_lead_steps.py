@@ -55,9 +55,15 @@ def test_only_who_sends_is_led_and_only_who_receives_has_that_hidden() -> None:
     }  # fmt: skip
 
 
-def test_without_a_selection_or_relays_nobody_is_led() -> None:
-    run = build(replace(SELECTED, selection=None))
-    assert not any(maps_of(code) & {31, 34, 36, 37} for code in run.values())
+def test_without_a_selection_all_are_led_and_nobody_is_asked_who_is_selected() -> None:
+    run, selected = build(replace(SELECTED, selection=None)), build(SELECTED)
+    assert {name: maps_of(code) & set(range(31, 38)) for name, code in run.items()} == {
+        name: maps_of(code) & set(range(31, 38)) for name, code in selected.items()
+    }
+    assert not any(maps_of(code) & {21, 22} for code in run.values())
+
+
+def test_without_relays_nobody_is_led() -> None:
     without = build(replace(SELECTED, lead=None))
     assert not any(maps_of(code) & set(range(31, 38)) for code in without.values())
 
