@@ -14,6 +14,7 @@ that takes nothing (`failing`) long before the window is full.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import Counter, deque
 from collections.abc import Callable
@@ -84,6 +85,16 @@ class Producer:
     async def flushed(self) -> None:
         """Return once everything recorded so far is committed, or the recorder is gone."""
         await self._until(lambda: not self._sizes_bytes and not self._unreported)
+
+    async def flushed_while_it_moves(self, *, quiet_s: float, limit_s: float) -> None:
+        """As `flushed`; but not when nothing was committed for `quiet_s`, and no longer than `limit_s`."""
+        until_s = self._loop.time() + limit_s
+        while self._loop.time() < until_s:
+            before = self.committed
+            with contextlib.suppress(TimeoutError):
+                return await asyncio.wait_for(self.flushed(), min(quiet_s, until_s - self._loop.time()))
+            if self.committed == before:
+                return
 
     async def relieved(self) -> None:
         """Return once the window is no longer `congested`, or the recorder is gone."""

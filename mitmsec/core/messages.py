@@ -1,6 +1,6 @@
 """What the processes say to each other. One message is one packet of a SOCK_SEQPACKET channel (mitmsec/channel.py).
 
-    supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
+    supervisor ⇄ gate      GateSettings, Drain → · ← Whose, Draining, Drained, WorkerHangs    WorkerUp →, WhoseAnswer →
                            UdpFlowTold →
                            Govern, Switch, FlowsQuestion → · ← Governed, Switched, FlowsAnswer
     supervisor ⇄ signer    SignerSettings →, ProducerUp →, CaReload → · ← SignerReady, Fault
@@ -256,6 +256,10 @@ class Drained(Message, frozen=True):
     """All flows have ended and their events are with the recorder."""
 
     cut: int  # flows that had to be cut
+
+
+class Draining(Message, frozen=True):
+    """Not yet all; but more of it is on disk than when this was said last."""
 
 
 # --- gate → signer, worker ⇄ signer -----------------------------------------------------------------------------------

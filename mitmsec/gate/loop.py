@@ -55,7 +55,9 @@ BACKLOG_LIMIT = 4096  # of a listener: what arrives while it is taken has come a
 TICK_S = 1.0
 LONG_LIVED_S = 10.0
 ACCEPT_PAUSE_S = 0.1  # when there is no descriptor left to accept with
-FLUSH_LIMIT_S = 10.0  # for a recorder that is busy to have everything on disk at the end; thousands may end at once
+FLUSH_QUIET_S = 10.0  # for a recorder that is busy to have something more on disk at the end
+FLUSH_LIMIT_S = 120.0  # to have everything there: tens of thousands may end at once
+CUT_BURST = 256  # flows that are cut before the heart may beat
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +196,11 @@ class Gate:
         return len(live)
 
     @property
+    def on_disk(self) -> int:
+        """Events of this gate that are."""
+        return self._around.recorder.committed
+
+    @property
     def decrypted(self) -> int:
         """Flows that a worker has."""
         return sum(flow.flow.state is State.HANDED for flow in self._flows.values())
@@ -208,7 +215,7 @@ class Gate:
         self._stop_accepting(take_backlog=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace_s)
-        cut = self._cut_all("the run has ended")
+        cut = await self._cut_all("the run has ended")
         if self._quic is not None:
             self._quic.end_all()
         await self._flushed()
@@ -217,7 +224,7 @@ class Gate:
     async def close(self) -> None:
         """Cut what is left, and return when the record is complete. `beat` is not called any more."""
         self._stop_accepting(take_backlog=False)
-        self._cut_all("the gate has ended")
+        await self._cut_all("the gate has ended")
         if self._quic is not None:
             self._quic.close()
         await self._flushed()
@@ -363,13 +370,16 @@ class Gate:
                 connection.long_lived()
 
     # -- the end -------------------------------------------------------------------------------------------------------
-    def _cut_all(self, why: str) -> int:
+    async def _cut_all(self, why: str) -> int:
+        """In turns: a gate whose heart stands still for as long as ten thousand take would be ended for it."""
         connections = list(self._flows.values())
-        for connection in connections:
-            connection.cut(s.Cut(why))
+        for number, connection in enumerate(connections, 1):
+            if connection.id in self._flows:
+                connection.cut(s.Cut(why))
+            if number % CUT_BURST == 0:
+                await asyncio.sleep(0)
         return len(connections)
 
     async def _flushed(self) -> None:
         self._faults.tick()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._around.recorder.flushed(), FLUSH_LIMIT_S)
+        await self._around.recorder.flushed_while_it_moves(quiet_s=FLUSH_QUIET_S, limit_s=FLUSH_LIMIT_S)

@@ -30,6 +30,7 @@ from mitmsec.core.messages import (
     DnsRelays,
     Drain,
     Drained,
+    Draining,
     Fault,
     FlowsAnswer,
     FlowsQuestion,
@@ -69,6 +70,7 @@ ORDERS: tuple[type[Message], ...] = (
 )  # fmt: skip
 EVENTS_LIMIT = 65536  # as many flows may end at once as can be open at once, and each is an event
 EVENTS_LIMIT_BYTES = 64 << 20
+DRAINING_S = 1.0  # between two words on it
 
 
 class GateProgram:
@@ -238,11 +240,17 @@ class GateProgram:
             self._control.send(WorkerHangs(worker=worker))
 
     async def _drain(self, gate: Gate, grace_s: float) -> None:
-        cut = await gate.drain(grace_s)
+        draining, before = asyncio.ensure_future(gate.drain(grace_s)), gate.on_disk
         try:
-            self._control.send(Drained(cut=cut))
+            while not (await asyncio.wait((draining,), timeout=DRAINING_S))[0]:
+                before, was = gate.on_disk, before
+                if before != was:
+                    self._control.send(Draining())
+            self._control.send(Drained(cut=draining.result()))
         except ChannelFull:  # a supervisor that does not listen: it will end us, with or without our word
             self._control.close()
+        finally:
+            draining.cancel()
 
 
 async def _arranged(content: bytes) -> Policy:

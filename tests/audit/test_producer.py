@@ -91,6 +91,34 @@ def test_flushed_returns_once_everything_is_committed_and_not_before() -> None:
     run(scenario)
 
 
+def test_a_recorder_is_waited_for_as_long_as_more_is_on_disk_than_before() -> None:
+    async def scenario(bench: Bench) -> None:
+        for _ in range(3):
+            bench.producer.record(connection())
+        waiting = asyncio.create_task(bench.producer.flushed_while_it_moves(quiet_s=0.3, limit_s=20))
+        for count in (1, 2):
+            await asyncio.sleep(0.2)
+            await bench.acknowledge(count)
+            assert not waiting.done()
+        await asyncio.sleep(0.2)
+        assert not waiting.done(), "it has not been quiet for so long yet, though more has passed in all"
+        await bench.acknowledge(3)
+        await waiting
+        assert bench.producer.committed == 3
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("quiet_s", "limit_s"), [(0.05, 20), (20, 0.05)])
+def test_and_no_longer_nor_for_ever(quiet_s: float, limit_s: float) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.producer.record(connection())
+        await bench.producer.flushed_while_it_moves(quiet_s=quiet_s, limit_s=limit_s)
+        assert bench.producer.committed == 0
+
+    run(scenario)
+
+
 def test_flushed_and_relieved_return_when_the_recorder_is_gone_or_the_producer_closed() -> None:
     async def gone(bench: Bench) -> None:
         for _ in range(2):

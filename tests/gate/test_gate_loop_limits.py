@@ -311,6 +311,33 @@ async def test_draining_serves_what_has_arrived_waits_and_then_cuts() -> None:
         writer.close()
 
 
+def test_many_flows_are_cut_in_turns_between_which_the_heart_may_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CUT_BURST", 1)
+
+    async def scenario() -> None:
+        async with houses() as make, Server(echo) as origin:
+            house = make(Action.BYPASS)
+            house.divert(origin.address)
+            clients = [await house.client() for _ in range(3)]
+            for reader, writer in clients:
+                writer.write(b"\x80")
+                assert await reader.read(1) == b"\x80"
+            loop, live = asyncio.get_running_loop(), set[int]()
+
+            def turn() -> None:
+                live.add(house.gate.live)
+                if house.gate.live:
+                    loop.call_soon(turn)
+
+            turn()
+            assert await house.gate.drain(0) == 3
+            assert live == {3, 2, 1, 0}
+            for _, writer in clients:
+                writer.close()
+
+    asyncio.run(scenario())
+
+
 @on_loop
 async def test_draining_without_flows_is_over_at_once() -> None:
     async with houses() as make:

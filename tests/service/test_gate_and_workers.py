@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import Drain
+from mitmsec.core.messages import Drain, Drained, Draining, Message
 from mitmsec.service import gate_and_workers
 from mitmsec.service.gate_and_workers import GateAndWorkers
 
@@ -20,6 +21,38 @@ def test_a_gate_that_does_not_end_its_flows_in_time_is_a_fault(
 ) -> None:
     """Their ends are then nowhere on record."""
     monkeypatch.setattr(gate_and_workers, "DRAINED_S", 0.2)
+
+    async def answers(said: Callable[[Message], None]) -> None:
+        if is_answered:
+            said(Drained(cut=0))
+
+    assert drained(answers) == ([] if is_answered else ["gate_not_drained"])
+
+
+def test_a_gate_that_gets_on_with_it_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_and_workers, "DRAINED_S", 0.5)
+
+    async def goes_on(said: Callable[[Message], None]) -> None:
+        for word in (Draining(), Draining(), Draining(), Drained(cut=0)):
+            await asyncio.sleep(0.3)
+            said(word)
+
+    assert drained(goes_on) == []
+
+
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_and_workers, "DRAINED_LIMIT_S", 0.3)
+
+    async def goes_on(said: Callable[[Message], None]) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0.1)
+            said(Draining())
+
+    assert drained(goes_on) == ["gate_not_drained"]
+
+
+def drained(gate_does: Callable[[Callable[[Message], None]], Coroutine[Any, Any, None]]) -> list[str]:
+    """The faults of an end in which the gate says these words, once it has been told to end its flows."""
     faults: list[str] = []
 
     async def story() -> None:
@@ -28,15 +61,15 @@ def test_a_gate_that_does_not_end_its_flows_in_time_is_a_fault(
             channel, heard = Channel(mine, [Drain]), Channel(theirs, [Drain])
             gate = SimpleNamespace(channel=channel, ended=asyncio.get_running_loop().create_future())
             ground = SimpleNamespace(fault=lambda what, detail="": faults.append(what))
-            session: Any = SimpleNamespace(gate=gate, _pulse=object(), _ground=ground)
+            session: Any = SimpleNamespace(gate=gate, _pulse=object(), _ground=ground, cut=0)
             draining = asyncio.ensure_future(GateAndWorkers.drain(session))
             await asyncio.sleep(0)
             received = heard.receive()
             assert received is not None
             assert isinstance(received[0], Drain)
-            if is_answered:
-                session._drained.set_result(None)
+            saying = asyncio.ensure_future(gate_does(lambda word: GateAndWorkers._gate_said(session, gate, word, [])))
             await draining
+            await saying
 
     asyncio.run(story())
-    assert faults == ([] if is_answered else ["gate_not_drained"])
+    return faults
