@@ -7,7 +7,7 @@ import base64
 import pytest
 from conftest import V4, Mitmsec, Network
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 RULE = """
 [[rule]]
 name = "asked"

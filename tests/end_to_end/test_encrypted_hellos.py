@@ -18,7 +18,7 @@ import pytest
 from conftest import BARE, RESOLVER, Mitmsec, Network
 from ech_stage import BROWSER, HIDDEN, OFFERED, PORT, PUBLIC, PYTHON
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 
 @pytest.fixture
@@ -76,6 +76,7 @@ def offered(network: Network) -> Callable[..., str]:
 
 
 # --- what DNS answers offer -------------------------------------------------------------------------------------------
+@pytest.mark.joined(False)
 def test_under_the_service_answers_offer_selected_programs_no_more_than_the_policy_says(
     offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_under_the_service_answers_offer_selected_programs_no_more_than_the_poli
         assert offered(selected, "udp", "do") == as_it_is
 
 
+@pytest.mark.joined(False)
 def test_by_default_answers_offer_no_http3_which_is_refused_but_ech(
     offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_by_default_answers_offer_no_http3_which_is_refused_but_ech(
         assert {offered(selected, over) for over in ("udp", "tcp")} == {record(offer)}
 
 
+@pytest.mark.joined(False)
 def test_where_http3_passes_it_is_offered_and_what_a_policy_bypasses_over_tcp_stays_as_it_is(
     offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
 ) -> None:

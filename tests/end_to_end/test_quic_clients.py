@@ -13,7 +13,7 @@ import pytest
 from conftest import V4, V6, Mitmsec, Network
 from quic_stage import AIOQUIC, CHROMIUM, CURL, H3, h3_origin
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 needs_chromium = pytest.mark.skipif(
     shutil.which("chromium") is None or shutil.which("certutil") is None,
     reason="chromium or certutil is missing (Debian packages chromium, libnss3-tools)",
