@@ -19,7 +19,7 @@ from benchmarks.figures import Row
 from benchmarks.host import Failed
 from benchmarks.measure import Figures
 from benchmarks.origin import HUGE, SMALL
-from benchmarks.redirect import backends, callers, counting, packets
+from benchmarks.redirect import backends, callers, counting, packets, placing
 from benchmarks.redirect.backends import Absent, Surroundings
 from benchmarks.redirect.counting import Counting
 from benchmarks.redirect.figures import (
@@ -91,7 +91,7 @@ class Bench:
         """All rounds, then the connections in a row."""
         steps: dict[str, Callable[[Running], Figures]] = {
             "downloads": self._bulk,
-            "new connections": self._connections,
+            **{f"new connections, gates on core {core}": partial(self._connections, core) for core in placing.cores()},
             "bulk, again": self._bulk,
             "connect()": self._connect,
             "bulk, once more": self._bulk,
@@ -122,8 +122,9 @@ class Bench:
         with packets.divided(apart_fd):
             return packets.counted(running, partial(self._bulk, running))
 
-    def _connections(self, running: Running) -> Figures:
-        return measure.connections_to(url(running, SMALL), running, self._plan.window_s)
+    def _connections(self, core: int, running: Running) -> Figures:
+        with placing.held(running.pids(), core):
+            return measure.connections_to(url(running, SMALL), running, self._plan.window_s)
 
     def _connect(self, running: Running) -> Figures:
         argv = _caller(running, "connect", *_called(running), self._plan.calls)
