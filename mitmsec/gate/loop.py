@@ -373,12 +373,14 @@ class Gate:
     async def _cut_all(self, why: str) -> int:
         """In turns: a gate whose heart stands still for as long as ten thousand take would be ended for it."""
         connections = list(self._flows.values())
+        cut = 0
         for number, connection in enumerate(connections, 1):
-            if connection.id in self._flows:
+            if connection.id in self._flows:  # it has not ended meanwhile
                 connection.cut(s.Cut(why))
+                cut += 1
             if number % CUT_BURST == 0:
                 await asyncio.sleep(0)
-        return len(connections)
+        return cut
 
     async def _flushed(self) -> None:
         self._faults.tick()

@@ -56,6 +56,7 @@ class OpenRun(Message, frozen=True):
     capture: bool
     backend: BackendChoice = BackendChoice.AUTO
     keys: bool = False
+    nameservers: tuple[str, ...] = ()  # of its /etc/resolv.conf
 
 
 class RunOpened(Message, frozen=True):

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -39,25 +40,32 @@ ANYBODYS = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")  # of the reade
 class NameRelays:
     """Made by `open`, ended by `close`."""
 
-    def __init__(self, sockets: list[socket.socket], lead: Lead, held: ExitStack) -> None:
-        self._sockets, self.lead, self._held = sockets, lead, held
+    def __init__(self, sockets: list[socket.socket], lead: Lead, held: ExitStack, named: Sequence[str] | None) -> None:
+        self._sockets, self.lead, self._held, self._named = sockets, lead, held, named
         self._read: tuple[int, int, int] | None = None  # which resolv.conf
 
     @classmethod
-    def open(cls, network: int) -> NameRelays:
-        """In the network namespace `network`. Raises EbpfUnavailable, OSError."""
+    def open(cls, network: int, named: Sequence[str] | None = None) -> NameRelays:
+        """In the network namespace `network`. `named`: a command's name servers, whose mounts may be others than ours.
+
+        None: they are those of our /etc/resolv.conf, as it changes. Raises EbpfUnavailable, OSError.
+        """
         with ExitStack() as held:
             sockets = netns.inside(network, relay_sockets)
             for one in sockets:
                 held.callback(one.close)
             lead = Lead.open(sockets)
             held.callback(lead.close)
-            relays = cls(sockets, lead, held.pop_all())
+            relays = cls(sockets, lead, held.pop_all(), named)
+        for address in named or ():
+            lead.meet(address, named=True)
         relays.look()
         return relays
 
     def look(self) -> None:
         """Meet whom /etc/resolv.conf names by now; to be called ten times a second."""
+        if self._named is not None:
+            return
         with suppress(OSError, UnicodeDecodeError):  # there is none: they are met when they are asked
             now = RESOLV_CONF.stat()
             if (is_this := (now.st_ino, now.st_mtime_ns, now.st_size)) != self._read:

@@ -12,13 +12,14 @@ times a second.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from mitmsec.audit.event import Seen, ServiceSeen
 from mitmsec.core.messages import Message
-from mitmsec.core.model import OnFailure, Process
+from mitmsec.core.model import DnsEch, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service import listening
 from mitmsec.service.incoming import Incoming
@@ -60,6 +61,9 @@ class Ground(Protocol):
     network: int
 
     @property
+    def nameservers(self) -> Sequence[str] | None: ...
+
+    @property
     def shared(self) -> Shared: ...
     @property
     def processes(self) -> ProcessTable: ...
@@ -90,6 +94,7 @@ class Observers:
         ground = self._ground
         self._misses.policy = ground.policy.fingerprint
         self._udp.open(scope)
+        self._tell_unlimited(ground.policy)
         assert ground.hook is not None
         self._listen()
         standing = scope if isinstance(scope, StandingScope) else None
@@ -121,6 +126,15 @@ class Observers:
             detail = f"{untold}: {shortfall.why}"
             self._ground.shared.record(ServiceSeen(operation="tells_less", session=self._ground.name, detail=detail))
 
+    def _tell_unlimited(self, policy: Policy) -> None:
+        """The policy wants something out of DNS answers that does not come by."""
+        if policy.dns_ech is DnsEch.STRIP and self.relays is None:
+            self._ground.fault(
+                "dns_not_limited",
+                "DNS over UDP is not led to the gate here: its answers keep their keys",
+                failed=OnFailure.OPEN,
+            )
+
     @property
     def names_fd(self) -> int | None:
         """The ring with a command's DNS, for its gate."""
@@ -135,6 +149,7 @@ class Observers:
         """Another policy is in force. Raises BackendUnavailable, ProgramRejected, OSError."""
         if policy.governs_inbound and self.inward is None:
             raise unavailable()
+        self._tell_unlimited(policy)
         self._record_missed()
         self._misses.policy = policy.fingerprint
         everything = selection is not None and selection.everything

@@ -28,6 +28,7 @@ import msgspec
 from mitmsec.channel import Channel
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
+from mitmsec.core.resolv_conf import nameservers
 from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as
 from mitmsec.service.state import State, StateRefused
@@ -37,6 +38,7 @@ CLOSE_DEADLINE_S = 60.0
 JOIN_TRIES = 3
 BUSY_PAUSE_S = 0.2
 WORKERS_LIMIT = 4
+RESOLV_CONF, NAMESERVERS_LIMIT = Path("/etc/resolv.conf"), 8
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
@@ -148,6 +150,14 @@ def join(state: State) -> Channel:
     )
 
 
+def _nameservers() -> tuple[str, ...]:
+    """Of the caller's /etc/resolv.conf: the supervisor's mounts may be others."""
+    try:
+        return nameservers(RESOLV_CONF.read_text())[:NAMESERVERS_LIMIT]
+    except (OSError, UnicodeDecodeError):  # there is none
+        return ()
+
+
 def _start_supervisor(state: State) -> None:
     """Start one and wait until it serves; one that finds another alive ends at once. Raises CannotRun."""
     reading, writing = os.pipe()
@@ -193,6 +203,7 @@ class Run:
             capture=self._capture is not None,
             backend=self._plan.backend,
             keys=self._plan.keys is not None,
+            nameservers=_nameservers(),
         )
         keys = [] if self._plan.keys is None else [self._plan.keys]
         fds = [network, self._plan.packed_policy, roots, *([self._capture.fileno()] if self._capture else []), *keys]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
@@ -48,6 +48,10 @@ class Ground(Protocol):
     network: int
 
     @property
+    def nameservers(self) -> Sequence[str] | None:
+        """Of a command, as it sees them; None: the machine's."""
+
+    @property
     def shared(self) -> Records: ...
     @property
     def children(self) -> TellsGate: ...
@@ -81,7 +85,7 @@ class UdpFlows:
             return ground.hook.udp
         lead = None
         if self._leads(scope) and isinstance(ground.hook, ConnectHook):
-            self._relays = NameRelays.open(ground.network)
+            self._relays = NameRelays.open(ground.network, ground.nameservers)
             lead = self._relays.beside(ground.hook)
         if scope.selection is None:
             self._dns = DnsHook.open(scope.path)

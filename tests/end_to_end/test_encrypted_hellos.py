@@ -131,6 +131,35 @@ def test_under_run_answers_over_udp_are_limited_too_where_keys_are_to_be_taken_o
     assert asked["datagrams"] == {"sent": 1, "received": 1}
 
 
+def test_a_server_that_the_machine_does_not_name_is_met_when_it_is_asked_first(
+    offer: str, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    """What it answers to that question passes as it is."""
+    strip = mitmsec.policy('[defaults]\ndns_ech = "strip"\n')
+    other = tmp_path / "other-resolv.conf"
+    other.write_text("nameserver 192.0.2.53\n")
+    twice = OFFERED + "; time.sleep(0.5); " + OFFERED.splitlines()[-1]
+    script = f'mount --bind {other} /etc/resolv.conf && exec "$@"'
+    run = mitmsec.command("run", "--state", str(mitmsec.state), "--workers", "1", "--policy", strip, "--")
+    entered, inner = run[: run.index(sys.executable)], run[run.index(sys.executable) :]
+    words = (*PYTHON, "import time\n" + twice, RESOLVER, HIDDEN, "udp")
+    done = subprocess.run(
+        [*entered, "unshare", "-m", "sh", "-c", script, "sh", *inner, *words],
+        capture_output=True, text=True, timeout=60, check=True, env=mitmsec.environment(),
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()
+    assert first == f'1 . alpn="h3,h2" ech="{offer}"'
+    assert second.partition(" key65534=")[0] == record()
+
+
+@pytest.mark.parametrize("mitmsec", ["nftables"], indirect=True)
+def test_where_answers_do_not_come_by_that_is_a_fault(offer: str, mitmsec: Mitmsec) -> None:
+    strip = mitmsec.policy('[defaults]\ndns_ech = "strip"\n')
+    told = mitmsec.run("--policy", strip, "--", *PYTHON, OFFERED, RESOLVER, HIDDEN, "udp").stdout.strip()
+    assert told == f'1 . alpn="h3,h2" ech="{offer}"'
+    assert [event["what"] for event in mitmsec.of_kind("fault")] == ["dns_not_limited"]
+
+
 # --- what becomes of hellos -------------------------------------------------------------------------------------------
 def browsed(mitmsec: Mitmsec, tmp_path: Path, over: str, policy: str) -> list[str]:
     """What a browser said that asked for the records over this (`grease`: not at all), under this policy."""

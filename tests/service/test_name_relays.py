@@ -119,6 +119,16 @@ def test_it_hears_this_machine_at_all_its_addresses_and_nobody_else(network: int
             assert (said, kind, socket.inet_ntoa(info[8:12])) == (b"from here", name_relays.IP_PKTINFO, address)
 
 
+def test_a_command_has_name_servers_of_its_own(network: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have another /etc/resolv.conf than whoever watches over it, in a network of its own, say."""
+    monkeypatch.setattr(name_relays, "RESOLV_CONF", tmp_path / "resolv.conf")
+    (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.53\n")
+    for named in (("198.51.100.53",), ()):
+        with contextlib.closing(NameRelays.open(network, named)) as relays:
+            relays.look()
+            assert relays.status.servers == named
+
+
 def test_the_servers_of_resolv_conf_are_led_at_once_and_a_gate_is_told_of_all(
     network: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
