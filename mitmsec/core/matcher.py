@@ -44,9 +44,9 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_ech", "_hosts", "_ja4",
-        "_latest", "_lists", "_looks", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times",
-        "_users",
+        "_addresses", "_alpn", "_asked", "_asks_category", "_asks_look", "_asks_pid", "_by_entry", "_categories",
+        "_certain", "_ech", "_hosts", "_ja4", "_latest", "_lists", "_looks", "_mine", "_ports", "_programs",
+        "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,8 @@ class Matcher:
         self._ja4 = Globs([rule.ja4 for rule in rules])
         self._ech = Words([rule.ech for rule in rules])
         self._times = Times([rule.time for rule in rules], [rule.expires_s for rule in rules], zones)
+        self._asks_category = any(rule.category for rule in rules)
+        self._asks_look = any(rule.protocol or rule.alpn or rule.ja4 or rule.ech for rule in rules)
         self._looks: dict[object, Rules] = {}
         self._silent = reduce(or_, [self._shown(replace(NOTHING_SHOWN, protocol=each)) for each in _SILENT])
         self._remembered: dict[object, _Applying] = {}
@@ -126,8 +128,10 @@ class Matcher:
     def _shown(self, shown: Shown) -> Rules:
         names = () if shown.name is None else name_and_parents(shown.name)
         holding = self._lists.holding_one_of(names) if names else 0
-        named = self._hosts.rules(names, holding) & self._categories.rules(holding)
-        return named & self._beside_name(shown)
+        found = self._hosts.rules(names, holding)
+        if self._asks_category:
+            found &= self._categories.rules(holding)
+        return found & self._beside_name(shown) if self._asks_look else found
 
     def _beside_name(self, shown: Shown) -> Rules:
         """A client shows much the same to everybody."""

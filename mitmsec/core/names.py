@@ -14,7 +14,6 @@ from functools import lru_cache
 NAME_LIMIT_CHARS = 253  # RFC 1035 §2.3.4: 255 octets on the wire, so 253 characters as text
 ADDRESS_LIMIT_CHARS = 45  # of an IPv6 address that ends in an IPv4 one; a scope may make it longer
 KNOWN_LIMIT = 1024
-LABEL_LIMIT_CHARS = 63
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")  # the underscore is no host name in RFC 952, but is in daily use
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")  # a last label like this is read as an IPv4 address by resolvers
 _A_LABEL_PREFIX = "xn--"
@@ -75,10 +74,10 @@ def parents(name: str) -> list[str]:
 def name_and_parents(name: str) -> list[str]:
     """The name, and those above it, nearest first: a.b.c gives a.b.c, b.c, c."""
     found = [name]
-    dot = name.find(".") + 1
+    _, dot, above = name.partition(".")
     while dot:
-        found.append(name[dot:])
-        dot = name.find(".", dot) + 1
+        found.append(above)
+        _, dot, above = above.partition(".")
     return found
 
 

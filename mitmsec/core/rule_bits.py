@@ -112,7 +112,7 @@ class Listings:
 class Hosts:
     """A condition on names: patterns, and lists that hold them."""
 
-    __slots__ = ("_below", "_exact", "_listings")
+    __slots__ = ("_below", "_exact", "_listings", "_written")
 
     def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
         self._listings = Listings(written, lists)
@@ -122,16 +122,14 @@ class Hosts:
             for pattern in patterns:
                 those, name = (self._below, pattern[2:]) if pattern.startswith("*.") else (self._exact, pattern)
                 those[name] = those.get(name, 0) | 1 << number
+        self._written = frozenset([*self._exact, *self._below])
 
     def rules(self, names: Sequence[str], holding: Holding) -> Rules:
         """`names`: one, and those above it; none at all where there is no name. `holding`: which lists hold it."""
-        found, those = self._listings.rules(holding), self._exact
-        for name in names:
-            more = those.get(name)
-            if more is not None:  # nearly never: an "or" with nothing would make another long number
-                found |= more
-            those = self._below
-        return found
+        found = self._listings.rules(holding)
+        if self._written.isdisjoint(names):  # nearly always
+            return found
+        return reduce(or_, [self._below.get(name, 0) for name in names[1:]], found | self._exact.get(names[0], 0))
 
 
 class Addresses:
