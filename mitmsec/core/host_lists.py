@@ -1,7 +1,8 @@
 """Lists of names (`@file`, categories): what is kept of each, and which of them hold a name.
 
-    lists ──► {"bank.example": 0b011, "evil.example": 0b100, …}    bit n: list n holds this name and all below it
-    name  ──► a look-up for itself and for each name above it, whatever the number of lists and of names in them
+    short lists ──► {"bank.example": 0b011, "evil.example": 0b100, …}    bit n: list n holds this name and all below it
+    long ones   ──► 0b1000, {"tracker.example", …}                       each by itself: half the time and the memory
+    name        ──► a look-up for itself and for each name above it, in these, whatever the number of names in them
 
 A policy refers to a list by its hash. Its text may be elsewhere: a policy without the texts is read, recorded and
 passed on, but not asked about a name.
@@ -15,10 +16,11 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from mitmsec.core.model import Value
-from mitmsec.core.names import parents
+from mitmsec.core.names import name_and_parents
 
 FILE, CATEGORY = "@", "category:"  # begin the name of a list, which no host has: a file, or one that is shipped
-STEP_CHARS = 1 << 19  # so much of a text is taken in at once: some ten milliseconds
+STEP_CHARS = 1 << 17  # so much of a text is taken in at once: some milliseconds
+LONG_NAMES = 100_000  # a list with so many
 
 type Holding = int
 """Bit n is the policy's list n."""
@@ -80,12 +82,13 @@ class Listed:
     as long as one look at every name.
     """
 
-    __slots__ = ("_by_name", "_expected", "_is_full", "_lists", "_numbers")
+    __slots__ = ("_by_name", "_expected", "_is_full", "_lists", "_long", "_numbers")
 
     def __init__(self, lists: Sequence[HostList]) -> None:
         self._lists = lists
         self._numbers = {one.name: number for number, one in enumerate(lists)}
         self._by_name: dict[str, Holding] = {}
+        self._long: list[tuple[Holding, set[str]]] = []
         self._expected: dict[str, Holding] = {}  # with each name all above it
         self._is_full = not lists
 
@@ -100,29 +103,30 @@ class Listed:
         """So that questions about these are answered. Raises LookupError where a list's names are not here."""
         if self._is_full:
             return
-        expected = dict.fromkeys([above for name in names for above in (name, *parents(name))], 0)
+        expected = dict.fromkeys([above for name in names for above in name_and_parents(name)], 0)
+        wanted = frozenset(expected)
         for number, one in enumerate(self._lists):
             for step in one.steps():
-                for name in expected.keys() & step:
+                for name in wanted.intersection(step):
                     expected[name] |= 1 << number
         self._expected = expected
 
     def holding(self, name: str) -> Holding:
         """Those that hold `name`. Raises LookupError where a list's names are not here."""
-        by_name = self._by_name
+        return self.holding_one_of(name_and_parents(name))
+
+    def holding_one_of(self, names: Sequence[str]) -> Holding:
+        """Those that hold a name, of which `names` are itself and all above it. Raises LookupError likewise."""
+        by_name, long = self._by_name, self._long
         if not self._is_full:
-            if name in self._expected:
-                by_name = self._expected
-            else:
-                for _ in self.filling():
-                    pass
-        if not by_name:
-            return 0
-        found = by_name.get(name, 0)
-        dot = name.find(".") + 1
-        while dot:
-            found |= by_name.get(name[dot:], 0)
-            dot = name.find(".", dot) + 1
+            by_name, long = self._answering(names[0])
+        found = 0
+        if by_name:
+            for name in names:
+                found |= by_name.get(name, 0)
+        for bit, held in long:
+            if not held.isdisjoint(names):
+                found |= bit
         return found
 
     def bit(self, list_name: str) -> Holding:
@@ -146,16 +150,31 @@ class Listed:
         bit = self.bit(list_name)
         if not self.holding(name) & bit:
             return None
-        by_name = self._by_name if self._is_full else self._expected
-        return next(above for above in (name, *parents(name)) if by_name.get(above, 0) & bit)
+        return next(above for above in name_and_parents(name) if self.holding_one_of((above,)) & bit)
+
+    def _answering(self, name: str) -> tuple[dict[str, Holding], list[tuple[Holding, set[str]]]]:
+        """What knows about a name before all are taken in."""
+        if name in self._expected:
+            return self._expected, []
+        for _ in self.filling():
+            pass
+        return self._by_name, self._long
 
     def _steps(self) -> Iterator[None]:
-        by_name = self._by_name
+        self._by_name, self._long = {}, []
         for number, one in enumerate(self._lists):
-            bit = 1 << number
-            joined: dict[Holding, Holding] = {}  # one object each, for however many names it stands
-            for names in one.steps():
-                for name in names:
-                    held = by_name.get(name)
-                    by_name[name] = bit if held is None else joined.setdefault(held | bit, held | bit)
-                yield
+            yield from (self._long_steps if one.count >= LONG_NAMES else self._short_steps)(1 << number, one)
+
+    def _long_steps(self, bit: Holding, one: HostList) -> Iterator[None]:
+        held: set[str] = set()
+        self._long.append((bit, held))
+        for names in one.steps():
+            held.update(names)
+            yield
+
+    def _short_steps(self, bit: Holding, one: HostList) -> Iterator[None]:
+        by_name = self._by_name
+        for names in one.steps():
+            for name in names:
+                by_name[name] = by_name.get(name, 0) | bit
+            yield

@@ -3,7 +3,7 @@
     process ─► bits of the rules whose `application` and `user` hold, remembered by what identifies a program
     remote  ─► bits by port, by address
     at_s    ─► bits by time of the week and by expiry
-    shown   ─► bits by host, protocol, ALPN, JA4, ECH        all of them and-ed: the lowest bit is the first rule
+    shown   ─► bits by host; by protocol, ALPN, JA4, ECH     all of them and-ed: the lowest bit is the first rule
 
 Before the first bytes are there, the rules that ask about them may or may not hold: see `first_whatever_is_shown`.
 """
@@ -12,19 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from operator import or_
+from operator import attrgetter, or_
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from mitmsec.core.host_lists import Listed
 from mitmsec.core.hours import Times, Zones
 from mitmsec.core.model import Direction, Endpoint, Process
-from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, numbers
+from mitmsec.core.names import name_and_parents
+from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, make_room, numbers
 from mitmsec.core.rules import Application, Rule
 from mitmsec.core.selector import Program, lineage
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
 
 REMEMBERED_PROGRAMS = 512  # then all are forgotten: a bound, not a cache to tune
-_SILENT = GREETED | {Protocol.TCP}  # what may come of a flow whose client waits for its server
+_SILENT = (None, Protocol.TCP, *GREETED)  # what may come of a flow whose client waits for its server
+_OWN_FACTS = attrgetter(  # that an application may ask for
+    "exe", "name", "user", "sha256", "unit", "container", "services", "signer", "unread", "confidence"
+)
 
 
 class _Applying(NamedTuple):
@@ -38,8 +44,9 @@ class Matcher:
     """Answers for the rules of one direction; not thread-safe (one loop owns a policy)."""
 
     __slots__ = (
-        "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_ech", "_hosts", "_ja4",
-        "_latest", "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
+        "_addresses", "_alpn", "_asked", "_asks_category", "_asks_look", "_asks_pid", "_by_entry", "_categories",
+        "_certain", "_ech", "_hosts", "_ja4", "_latest", "_lists", "_looks", "_mine", "_ports", "_programs",
+        "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
     def __init__(
@@ -67,9 +74,10 @@ class Matcher:
         self._ja4 = Globs([rule.ja4 for rule in rules])
         self._ech = Words([rule.ech for rule in rules])
         self._times = Times([rule.time for rule in rules], [rule.expires_s for rule in rules], zones)
-        self._silent = self._shown(NOTHING_SHOWN) | (
-            reduce(or_, map(self._protocols.rules, _SILENT)) & self._shown_beside_protocol(NOTHING_SHOWN)
-        )
+        self._asks_category = any(rule.category for rule in rules)
+        self._asks_look = any(rule.protocol or rule.alpn or rule.ja4 or rule.ech for rule in rules)
+        self._looks: dict[object, Rules] = {}
+        self._silent = reduce(or_, [self._shown(replace(NOTHING_SHOWN, protocol=each)) for each in _SILENT])
         self._remembered: dict[object, _Applying] = {}
         self._latest: tuple[Process, _Applying] | None = None
         self._asked: tuple[Process, Endpoint, float, Rules] | None = None
@@ -118,13 +126,23 @@ class Matcher:
         return possible
 
     def _shown(self, shown: Shown) -> Rules:
-        return self._shown_beside_protocol(shown) & self._protocols.rules(shown.protocol)
+        names = () if shown.name is None else name_and_parents(shown.name)
+        holding = self._lists.holding_one_of(names) if names else 0
+        found = self._hosts.rules(names, holding)
+        if self._asks_category:
+            found &= self._categories.rules(holding)
+        return found & self._beside_name(shown) if self._asks_look else found
 
-    def _shown_beside_protocol(self, shown: Shown) -> Rules:
-        ja4 = () if shown.ja4 is None else (shown.ja4,)
-        holding = 0 if shown.name is None else self._lists.holding(shown.name)
-        named = self._hosts.rules(shown.name, holding) & self._categories.rules(holding)
-        return named & self._alpn.rules(shown.alpn) & self._ja4.rules(ja4) & self._ech.rules(shown.ech)
+    def _beside_name(self, shown: Shown) -> Rules:
+        """A client shows much the same to everybody."""
+        look = shown.protocol, shown.alpn, shown.ja4, shown.ech
+        known = self._looks.get(look)
+        if known is None:
+            make_room(self._looks)
+            ja4 = () if shown.ja4 is None else (shown.ja4,)
+            said = self._protocols.rules(shown.protocol) & self._alpn.rules(shown.alpn)
+            known = self._looks[look] = said & self._ja4.rules(ja4) & self._ech.rules(shown.ech)
+        return known
 
     def _applying(self, process: Process) -> _Applying:
         if self._latest is None or self._latest[0] is not process:
@@ -133,11 +151,8 @@ class Matcher:
 
     def _remembered_of(self, process: Process) -> _Applying:
         parent = (process.parent.exe, process.parent.claimed_exe is None) if process.parent else None
-        exe = (process.exe, process.claimed_exe is None)
-        cgroup = (process.unit, process.container)
         pids = lineage(process) if self._asks_pid else ()
-        windows = (process.services, process.signer, process.unread)
-        key = (exe, process.name, process.user, process.sha256, cgroup, windows, pids, parent, process.confidence)
+        key = (_OWN_FACTS(process), process.claimed_exe is None, pids, parent)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:

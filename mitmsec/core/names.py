@@ -68,8 +68,17 @@ def written_name(text: str) -> str:
 
 def parents(name: str) -> list[str]:
     """The names above `name`, nearest first: a.b.c gives b.c, c."""
-    labels = name.split(".")
-    return [".".join(labels[i:]) for i in range(1, len(labels))]
+    return name_and_parents(name)[1:]
+
+
+def name_and_parents(name: str) -> list[str]:
+    """The name, and those above it, nearest first: a.b.c gives a.b.c, b.c, c."""
+    found = [name]
+    _, dot, above = name.partition(".")
+    while dot:
+        found.append(above)
+        _, dot, above = above.partition(".")
+    return found
 
 
 def _a_label(label: str) -> str:

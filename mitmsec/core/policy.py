@@ -206,7 +206,8 @@ class Policy(Value, frozen=True, dict=True):
 
         Unless the name is `proven` (a DNS answer gave it this address), a bypass by name is what `unproven_name` says.
         """
-        number = self._matcher(direction).first(process, remote, at_s, shown)
+        matcher = self._outbound_matcher if direction is Direction.OUTBOUND else self._inbound_matcher
+        number = matcher.first(process, remote, at_s, shown)
         if not proven and number is not None and self.unproven_name is not UnprovenName.ALLOW:
             return self._unproven[number]
         return self._decision(number, direction)

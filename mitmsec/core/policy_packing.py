@@ -27,25 +27,26 @@ def packed(policy: Policy) -> bytes:
 
 def without_names(content: bytes) -> Policy:
     """What a packed policy says, its lists as references. Raises msgspec.MsgspecError."""
-    return msgspec.json.decode(content.partition(END)[0], type=Policy)
+    end = content.find(END)
+    return msgspec.json.decode(content if end < 0 else memoryview(content)[:end], type=Policy)
 
 
 def unpacked(content: bytes) -> Policy:
     """What was packed. Raises ValueError, of which msgspec.MsgspecError is one."""
     policy = without_names(content)
-    begin, lists = len(content.partition(END)[0]) + len(END), []
+    begin, lists = content.find(END) + len(END), []
     for one in policy.lists:
         end = begin + one.size_bytes
-        lists.append(with_names(one, content[begin:end]))
+        lists.append(with_names(one, memoryview(content)[begin:end]))
         begin = end
     return msgspec.structs.replace(policy, lists=tuple(lists)) if lists else policy
 
 
-def with_names(reference: HostList, text: bytes) -> HostList:
+def with_names(reference: HostList, text: bytes | memoryview) -> HostList:
     """Raises ValueError where that cannot be its text."""
     if len(text) != reference.size_bytes:
         raise ValueError(f"{len(text)} bytes are not the list {reference.name}, which has {reference.size_bytes}")
-    return msgspec.structs.replace(reference, text=text.decode("ascii"))
+    return msgspec.structs.replace(reference, text=str(text, "ascii"))
 
 
 def taking_in_s(policy: Policy) -> float:

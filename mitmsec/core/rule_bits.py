@@ -81,10 +81,10 @@ class Words[Word]:
 
     def __init__(self, written: Sequence[Sequence[Word]]) -> None:
         self._free = free(written)
-        self._by_word = _by_value(written)
+        self._by_word = {word: self._free | rules for word, rules in _by_value(written).items()}
 
     def rules(self, word: Word | None) -> Rules:
-        return self._free if word is None else self._free | self._by_word.get(word, 0)
+        return self._free if word is None else self._by_word.get(word, self._free)
 
 
 class Listings:
@@ -101,7 +101,7 @@ class Listings:
     def rules(self, holding: Holding) -> Rules:
         known = self._known.get(holding)
         if known is None:
-            _make_room(self._known)
+            make_room(self._known)
             known = self._known[holding] = self._find(holding)
         return known
 
@@ -112,7 +112,7 @@ class Listings:
 class Hosts:
     """A condition on names: patterns, and lists that hold them."""
 
-    __slots__ = ("_below", "_exact", "_listings")
+    __slots__ = ("_below", "_exact", "_listings", "_written")
 
     def __init__(self, written: Sequence[Sequence[str]], lists: Listed) -> None:
         self._listings = Listings(written, lists)
@@ -122,21 +122,14 @@ class Hosts:
             for pattern in patterns:
                 those, name = (self._below, pattern[2:]) if pattern.startswith("*.") else (self._exact, pattern)
                 those[name] = those.get(name, 0) | 1 << number
+        self._written = frozenset([*self._exact, *self._below])
 
-    def rules(self, name: str | None, holding: Holding) -> Rules:
-        """`holding`: which lists hold `name`."""
+    def rules(self, names: Sequence[str], holding: Holding) -> Rules:
+        """`names`: one, and those above it; none at all where there is no name. `holding`: which lists hold it."""
         found = self._listings.rules(holding)
-        if name is None:
+        if self._written.isdisjoint(names):  # nearly always
             return found
-        below = self._below
-        found |= self._exact.get(name, 0)
-        dot = name.find(".") + 1
-        while dot:
-            more = below.get(name[dot:])
-            if more is not None:  # nearly never: an "or" with nothing would make another long number
-                found |= more
-            dot = name.find(".", dot) + 1
-        return found
+        return reduce(or_, [self._below.get(name, 0) for name in names[1:]], found | self._exact.get(names[0], 0))
 
 
 class Addresses:
@@ -156,15 +149,17 @@ class Addresses:
                 prefixes[prefix] = prefixes.get(prefix, 0) | 1 << number
 
     def rules(self, address: str) -> Rules:
+        if not self._by_prefix:
+            return self._free
         known = self._known.get(address)
         if known is None:
-            _make_room(self._known)
+            make_room(self._known)
             known = self._known[address] = self._find(address)
         return known
 
     def _find(self, text: str) -> Rules:
         found = self._free
-        address = parse_address(text) if self._by_prefix else None
+        address = parse_address(text)
         if address is not None:
             value = int(address)
             for (version, behind), prefixes in self._by_prefix.items():
@@ -188,7 +183,7 @@ class Globs:
     def rules(self, shown: tuple[str, ...]) -> Rules:
         known = self._known.get(shown)
         if known is None:
-            _make_room(self._known)
+            make_room(self._known)
             known = self._known[shown] = self._find(shown)
         return known
 
@@ -202,6 +197,7 @@ class Globs:
         return found
 
 
-def _make_room[Value](known: dict[Value, Rules]) -> None:
+def make_room[Value](known: dict[Value, Rules]) -> None:
+    """For another value that is to be remembered."""
     if len(known) >= REMEMBERED:
         known.clear()

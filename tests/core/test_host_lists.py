@@ -41,10 +41,16 @@ def test_a_list_says_by_which_of_its_names_it_holds_another() -> None:
     assert listed.within("evil.test", "@a") is None
 
 
-@given(st.lists(st.lists(NAMES, min_size=1, max_size=8), max_size=4), NAMES, st.sampled_from([1, 5, 1 << 19]))
-def test_holding_is_what_a_search_through_every_list_finds(written: list[list[str]], name: str, step: int) -> None:
+LONG = st.sampled_from([1, 3, host_lists.LONG_NAMES])
+
+
+@given(st.lists(st.lists(NAMES, min_size=1, max_size=8), max_size=4), NAMES, st.sampled_from([1, 5, 1 << 19]), LONG)
+def test_holding_is_what_a_search_through_every_list_finds(
+    written: list[list[str]], name: str, step: int, long: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(host_lists, "STEP_CHARS", step)
+        patch.setattr(host_lists, "LONG_NAMES", long)
         listed = Listed([HostList.of(f"@{number}", "\n".join(names)) for number, names in enumerate(written)])
         found = listed.holding(name)
     holds = [any(name == one or name.endswith(f".{one}") for one in names) for names in written]
@@ -68,18 +74,20 @@ def test_a_list_whose_names_are_elsewhere_answers_nothing() -> None:
             listed.holding("bank.example")
 
 
-@given(st.lists(st.lists(NAMES, min_size=1, max_size=8), max_size=4), st.lists(NAMES, max_size=3), NAMES)
+@given(st.lists(st.lists(NAMES, min_size=1, max_size=8), max_size=4), st.lists(NAMES, max_size=3), NAMES, LONG)
 def test_names_that_are_expected_are_answered_as_those_that_are_not(
-    written: list[list[str]], expected: list[str], name: str
+    written: list[list[str]], expected: list[str], name: str, long: int
 ) -> None:
     lists = [HostList.of(f"@{number}", "\n".join(names)) for number, names in enumerate(written)]
     few, all_of_them = Listed(lists), Listed(lists)
     few.expect(expected)
-    for asked in [*expected, name]:
-        assert few.holding(asked) == all_of_them.holding(asked)
-        assert [few.within(asked, f"@{n}") for n in range(len(lists))] == [
-            all_of_them.within(asked, f"@{n}") for n in range(len(lists))
-        ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_lists, "LONG_NAMES", long)
+        for asked in [*expected, name]:
+            assert few.holding(asked) == all_of_them.holding(asked)
+            assert [few.within(asked, f"@{n}") for n in range(len(lists))] == [
+                all_of_them.within(asked, f"@{n}") for n in range(len(lists))
+            ]
 
 
 def test_lists_are_not_taken_in_for_names_that_are_expected() -> None:

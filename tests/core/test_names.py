@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.names import is_address, parents, parse_name, written_name
+from mitmsec.core.names import is_address, name_and_parents, parents, parse_name, written_name
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,4 @@ def test_addresses_are_known_with_and_without_brackets() -> None:
 def test_parents_are_nearest_first() -> None:
     assert parents("a.b.c") == ["b.c", "c"]
     assert parents("c") == []
+    assert name_and_parents("a.b.c") == ["a.b.c", "b.c", "c"]

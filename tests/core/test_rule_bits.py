@@ -6,6 +6,7 @@ import pytest
 
 from mitmsec.core import rule_bits
 from mitmsec.core.host_lists import HostList, Listed
+from mitmsec.core.names import name_and_parents
 from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Ports, Words, free, lowest, numbers
 
 
@@ -30,8 +31,8 @@ def test_a_name_is_within_all_patterns_above_it() -> None:
     lists = Listed([HostList.of("@f", "a.example")])
     hosts = Hosts([["a.example"], ["*.example"], ["b.test", "@f"], []], lists)
     asked = {"a.example": 0b1111, "x.a.example": 0b1110, "example": 0b1000, "b.test": 0b1100}
-    assert {name: hosts.rules(name, lists.holding(name)) for name in asked} == asked
-    assert hosts.rules(None, 0) == 0b1000
+    assert {name: hosts.rules(name_and_parents(name), lists.holding(name)) for name in asked} == asked
+    assert hosts.rules((), 0) == 0b1000
 
 
 def test_an_address_is_within_networks_of_its_own_family() -> None:
