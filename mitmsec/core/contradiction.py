@@ -57,6 +57,9 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        if rule.page and (rule.action is not Action.BLOCK or rule.direction is Direction.INBOUND):
+            why = 'is for rules with action "block", about connections that go out'
+            yield Contradiction(rule=number, key="page", message=why)
         if rule.action is not Action.DECRYPT or rule.direction is Direction.INBOUND:
             for key in OUTBOUND:
                 if getattr(rule, key) is not None:

@@ -261,6 +261,7 @@ class Decision(Value, frozen=True):
     learning: Learning = NOTHING_LEARNED
     owner: str = ""  # who answers for the rule
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
+    page: bool = False  # a blocked client is told why inside TLS, too, which has to be decrypted for that
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 
 

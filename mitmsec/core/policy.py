@@ -247,6 +247,7 @@ class Policy(Value, frozen=True, dict=True):
             min_tls=rule.min_tls or TlsVersion.TLS12,
             learning=self._learning(rule),
             identity=rule.client_certificate or "",
+            page=rule.page and rule.action is Action.BLOCK and rule.direction is Direction.OUTBOUND,
         )
 
     def _learning(self, rule: Rule) -> Learning:

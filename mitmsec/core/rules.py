@@ -92,6 +92,8 @@ class Rule(Value, frozen=True):
     upstream_revocation: Revocation | None = None
     upstream_sct: Transparency | None = None
     min_tls: TlsVersion | None = None
+    page: bool = False
+    """What is blocked is told why inside TLS, too."""
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 

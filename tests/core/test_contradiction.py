@@ -123,6 +123,21 @@ def test_pairs_that_cannot_be(
     assert [found.key for found in impossible_pairs(policy)] == keys
 
 
+@pytest.mark.parametrize(
+    ("action", "direction", "keys"),
+    [
+        (Action.BLOCK, Direction.OUTBOUND, []),
+        (Action.BLOCK, Direction.INBOUND, ["page"]),
+        (Action.BYPASS, Direction.OUTBOUND, ["page"]),
+        (Action.DECRYPT, Direction.OUTBOUND, ["page"]),
+    ],
+)
+def test_a_page_is_for_what_is_blocked_on_its_way_out(action: Action, direction: Direction, keys: list[str]) -> None:
+    policy = Policy(rules=(Rule(name="r", action=action, page=True, direction=direction),))
+    assert [found.key for found in impossible_pairs(policy)] == keys
+    assert policy.decided_by(policy.rules[0], direction).page is (keys == [])
+
+
 def test_inspection_by_default_needs_something_that_is_decrypted_and_inherits_it() -> None:
     own = Rule(name="r", action=Action.DECRYPT, inspect=())
     inherits = Rule(name="r", action=Action.DECRYPT)
