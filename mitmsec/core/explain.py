@@ -23,7 +23,7 @@ from mitmsec.core.selector import (
     ports_accept,
     text_matches,
 )
-from mitmsec.core.sniff import Shown
+from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.core.units import WINDOWS_SERVICE
 
 
@@ -77,7 +77,8 @@ def explain(
             decider = rule
         tried.append(Tried(rule=rule.name, owner=rule.owner, accepts=accepts, decided=decided, conditions=conditions))
     decision = policy.decided_by(decider, direction)
-    needs_name = policy.at_connect(process, remote, at_s, direction) is None
+    is_quic = shown.protocol is Protocol.QUIC
+    needs_name = is_quic or policy.at_connect(process, remote, at_s, direction) is None
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
         decision = policy.with_key(decision, called(remote), shown.name)

@@ -39,7 +39,8 @@ class Matcher:
 
     __slots__ = (
         "_addresses", "_alpn", "_asked", "_asks_pid", "_by_entry", "_categories", "_certain", "_ech", "_hosts", "_ja4",
-        "_latest", "_lists", "_mine", "_ports", "_programs", "_protocols", "_remembered", "_silent", "_times", "_users",
+        "_latest", "_lists", "_mine", "_of_quic", "_ports", "_programs", "_protocols", "_remembered", "_silent",
+        "_times", "_users",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +53,7 @@ class Matcher:
     ) -> None:
         self._mine = sum(1 << number for number, rule in enumerate(rules) if rule.direction is direction)
         self._certain = sum(1 << number for number, rule in enumerate(rules) if not rule.asks_first_bytes)
+        self._of_quic = sum(1 << number for number, rule in enumerate(rules) if rule.is_of_quic_only)
         self._by_entry = Words([rule.application for rule in rules])
         entries = {entry for rule in rules if rule.direction is direction for entry in rule.application}
         self._programs = {entry: Program.of(entry, applications) for entry in entries}
@@ -79,13 +81,13 @@ class Matcher:
         return lowest(self._possible(process, remote, at_s) & self._shown(shown))
 
     def first_whatever_is_shown(self, process: Process, remote: Endpoint, at_s: float) -> tuple[int | None, bool]:
-        """The first rule for a flow that shows nothing, and whether any first bytes give the same.
+        """The first rule for a flow over TCP that shows nothing, and whether any first bytes give the same.
 
         They do exactly if no rule that asks about them stands before that rule and accepts process, address and port:
         such a rule takes the flow for some first bytes, and another rule is another answer even with the same action
         (the rule is recorded, and it may inspect something else).
         """
-        possible = self._possible(process, remote, at_s)
+        possible = self._possible(process, remote, at_s) & ~self._of_quic
         found = lowest(possible & self._certain)
         return found, lowest(possible) == found
 

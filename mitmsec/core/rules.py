@@ -103,6 +103,11 @@ class Rule(Value, frozen=True):
         return bool(self.asks_name or self.protocol or self.alpn or self.ja4 or self.ech)
 
     @property
+    def is_of_quic_only(self) -> bool:
+        """No first bytes over TCP fulfil it."""
+        return set(self.protocol) == {Protocol.QUIC}
+
+    @property
     def categories(self) -> tuple[str, ...]:
         """The names of its lists among those of the policy."""
         return tuple(CATEGORY + category for category in self.category)

@@ -223,6 +223,22 @@ def test_a_protocol_that_cannot_show_what_the_rule_asks_for_is_told(
     assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
 
 
+@pytest.mark.parametrize(
+    ("action", "more", "says"),
+    [
+        (Action.BLOCK, {}, ""),
+        (Action.BYPASS, {"host": ("a.example",), "alpn": ("h3",), "ja4": ("q13*",)}, ""),
+        (Action.DECRYPT, {}, "QUIC is never read"),
+        (Action.CAPTURE, {}, "QUIC is never read"),
+        (Action.BLOCK, {"direction": Direction.INBOUND}, "of connections that come in, QUIC is none"),
+    ],
+)
+def test_quic_can_pass_or_be_refused_on_its_way_out(action: Action, more: dict[str, object], says: str) -> None:
+    alone = Rule(name="r", action=action, protocol=(Protocol.QUIC,), **more)  # type: ignore[arg-type]
+    found = list(impossible_pairs(Policy(rules=(alone,))))
+    assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
+
+
 def test_rules_that_have_expired_are_told_with_whom_to_ask() -> None:
     rules = (rule("a", expires="2026-01-05", expires_s=9, owner="joe"), rule("b", expires="x", expires_s=10), rule("c"))
     assert expired(rules, 8) == []

@@ -20,7 +20,7 @@ from mitmsec.core.model import Action, Endpoint, Fact, ParentProcess, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
 from mitmsec.core.selector import Program
-from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, WITH_NAME, Protocol, Shown
+from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, OVER_TCP, WITH_NAME, Protocol, Shown
 
 
 def one_by_one(policy: Policy, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
@@ -107,8 +107,10 @@ def shown_at_most(policy: Policy) -> list[Shown]:
     ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
     every = product(names, offers, ja4, (True, False))
     hellos = [Shown(protocol=Protocol.TLS, name=n, alpn=a, ja4=j, ech=e) for n, a, j, e in every]
-    named = [Shown(protocol=protocol, name=name) for protocol in WITH_NAME - {Protocol.TLS} for name in names]
-    return [*hellos, *named, *(Shown(protocol=protocol) for protocol in set(Protocol) - WITH_NAME)]
+    named = [
+        Shown(protocol=protocol, name=name) for protocol in WITH_NAME & OVER_TCP - {Protocol.TLS} for name in names
+    ]
+    return [*hellos, *named, *(Shown(protocol=protocol) for protocol in OVER_TCP - WITH_NAME)]
 
 
 @given(policies.policies, policies.processes, policies.endpoints, policies.moments)
