@@ -20,7 +20,7 @@ from mitmsec.core.hours import Times, Zones
 from mitmsec.core.model import Direction, Endpoint, Process
 from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, numbers
 from mitmsec.core.rules import Application, Rule
-from mitmsec.core.selector import Program, lineage
+from mitmsec.core.selector import Program, lineage, users
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
 
 REMEMBERED_PROGRAMS = 512  # then all are forgotten: a bound, not a cache to tune
@@ -139,7 +139,8 @@ class Matcher:
         cgroup = (process.unit, process.container)
         pids = lineage(process) if self._asks_pid else ()
         windows = (process.services, process.signer, process.unread)
-        key = (exe, process.name, process.user, process.sha256, cgroup, windows, pids, parent, process.confidence)
+        user = (process.user, process.uid)
+        key = (exe, process.name, user, process.sha256, cgroup, windows, pids, parent, process.confidence)
         known = self._remembered.get(key)
         if known is None:
             if len(self._remembered) >= REMEMBERED_PROGRAMS:
@@ -151,8 +152,9 @@ class Matcher:
         accepted = [entry for entry, program in self._programs.items() if program.accepts(process)]
         applying = self._mine & reduce(or_, map(self._by_entry.rules, accepted), self._by_entry.rules(None))
         asks_user = applying & ~self._users.rules(None)
+        known = users(process)
         is_sure = all(program.can_judge(process) for program in self._programs.values())
         return _Applying(
-            is_sure=is_sure and (process.user is not None or not asks_user),
-            rules=applying & self._users.rules(process.user),
+            is_sure=is_sure and (bool(known) or not asks_user),
+            rules=applying & reduce(or_, map(self._users.rules, known), self._users.rules(None)),
         )

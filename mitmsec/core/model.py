@@ -208,6 +208,7 @@ class Process(Value, frozen=True):
     name: str | None = None
     sha256: str | None = None  # of the executable, hex
     user: str | None = None  # name, or the number as text
+    uid: int | None = None  # that number; on Windows there is none
     parent: ParentProcess | None = None
     unit: str | None = None  # systemd's; of a user's own manager behind its name: user@1000.service/app.service
     container: str | None = None  # runtime:id, likewise

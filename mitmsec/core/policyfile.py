@@ -226,7 +226,9 @@ def _times(table: Table, context: Context) -> tuple[str, ...]:
 
 
 def _users(table: Table, context: Context) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(context.user_name(text) for _, text in table.texts("user")))
+    """A number stands for itself, whoever has it when a program runs; beside it is the name that it has now."""
+    written = [text for _, text in table.texts("user")]
+    return tuple(dict.fromkeys(spelt for text in written for spelt in (text, context.user_name(text))))
 
 
 def _pids(table: Table) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ class Rule(Value, frozen=True):
     address: tuple[str, ...] = ()
     """Networks in CIDR notation."""
     user: tuple[str, ...] = ()
-    """As whom the program runs, spelt as `Process.user`."""
+    """As whom the program runs: names, and numbers as text."""
     protocol: tuple[Protocol, ...] = ()
     """What the first bytes are, the client's or, where it speaks first, the server's."""
     alpn: tuple[str, ...] = ()

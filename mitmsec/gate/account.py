@@ -204,8 +204,8 @@ class Account:
             self.client = Endpoint(address=origin.source, port=event.client.port)
         self.process = Process(pid=origin.pid)
         if origin.pid:
-            user, confidence = str(origin.uid), Confidence.INFERRED
-            self.process = Process(pid=origin.pid, name=origin.comm, user=user, confidence=confidence)
+            user, uid, confidence = str(origin.uid), origin.uid, Confidence.INFERRED
+            self.process = Process(pid=origin.pid, name=origin.comm, user=user, uid=uid, confidence=confidence)
 
     def handed(self, worker: int) -> FlowHanded:
         """From now on this worker may report on the flow."""

@@ -102,7 +102,7 @@ def test_a_whole_rule() -> None:
         category=("finance",),
         port=((443, 443), (8000, 8999)),
         address=("10.0.0.0/8", "2001:db8::1/128"),
-        user=("joe", "7"),
+        user=("1000", "joe", "7"),
         protocol=(Protocol.TLS, Protocol.HTTP),
         alpn=("h2", "http/*"),
         ja4=("t13d*",),
