@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action, Endpoint, ParentProcess, Process
 from mitmsec.core.policy import Application, Policy, Rule
-from mitmsec.core.sniff import WITH_NAME, Protocol, Shown
+from mitmsec.core.sniff import OVER_TCP, WITH_NAME, Protocol, Shown
 
 FIREFOX = Process(pid=7, exe="/usr/lib/firefox/firefox", name="firefox", user="joe", sha256="ab" * 32)
 CURL = Process(pid=8, exe="/usr/bin/curl", name="curl", user="root")
@@ -103,12 +103,12 @@ _hellos = st.builds(
     ja4=st.sampled_from(["t13d_x", "t12d_x", "t13i_y"]),
     ech=st.booleans(),
 )
-_named = st.builds(Shown, protocol=st.sampled_from(sorted(WITH_NAME - {Protocol.TLS})), name=names)
-_others = st.builds(Shown, protocol=st.sampled_from(sorted(set(Protocol) - WITH_NAME)))
+_named = st.builds(Shown, protocol=st.sampled_from(sorted(WITH_NAME & OVER_TCP - {Protocol.TLS})), name=names)
+_others = st.builds(Shown, protocol=st.sampled_from(sorted(OVER_TCP - WITH_NAME)))
 moments = st.one_of(st.just(NOON_S), st.integers(-60 * 168, 60 * 168).map(lambda minutes: NOON_S + minutes * 60))
 """Within a week of noon."""
 shows = st.one_of(_hellos, _named, _others)
-"""All that can be shown."""
+"""All that can be shown over TCP."""
 
 
 # --- the same, drawn by the thousand ----------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ def _drawn_rule(draw: random.Random) -> Rule:
 
 
 def drawn_flow(draw: random.Random) -> tuple[Process, Endpoint, float, Shown]:
-    protocol = draw.choice([Protocol.TLS, Protocol.TLS, *Protocol])
+    protocol = draw.choice([Protocol.TLS, Protocol.TLS, *sorted(OVER_TCP)])
     is_tls = protocol is Protocol.TLS
     shown = Shown(
         protocol=protocol,

@@ -376,14 +376,14 @@ def test_what_an_origin_must_prove_is_one_of_few_words(key: str, known: str) -> 
     assert all(word in error.message for word in known.split(", "))
 
 
-def test_the_number_of_a_user_stands_for_the_name() -> None:
+def test_the_number_of_a_user_stands_for_itself_and_for_the_name_that_it_has() -> None:
     text = (
         'version = 1\n[[application]]\nname = "a"\nuser = ["0"]\n[[rule]]\nname = "r"\naction = "block"\n'
         'user = ["0", "root", "nobody-here", "4294967294"]\n'
     )
     policy = parse_policy(text, file="p.toml", read_list=lambda name: "", user_name=named_user)
-    assert policy.applications[0].user == ("root",)
-    assert policy.rules[0].user == ("root", "nobody-here", "4294967294")
+    assert policy.applications[0].user == ("0", "root")
+    assert policy.rules[0].user == ("0", "root", "nobody-here", "4294967294")
 
 
 def test_a_policy_holds_the_time_zones_that_its_rules_ask_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

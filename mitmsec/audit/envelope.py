@@ -31,7 +31,7 @@ ENVELOPE_LIMIT_BYTES = 60_000  # an entry of a tiled log has a 16-bit length
 CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in characters, longest list
 
 Fields = dict[str, Any]
-WINDOWS_FACTS = frozenset({"package", "services", "signer", "unread"})
+SYSTEMS_FACTS = frozenset({"package", "services", "signer", "uid", "unread"})
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
@@ -197,8 +197,9 @@ def _owned(fields: Fields, owner: Process | None, host: str | None) -> Fields:
 
 
 def _process(process: Process) -> Fields:
-    """Without Windows' own facts where there are none."""
-    return {key: item for key, item in _plain(process).items() if item or key not in WINDOWS_FACTS}
+    """Without what only one system has where it has none: Windows its own facts, Unix the user's number."""
+    lacks: tuple[object, ...] = (None, [], ())
+    return {key: item for key, item in _plain(process).items() if item not in lacks or key not in SYSTEMS_FACTS}
 
 
 def _directed(fields: Fields, direction: Direction) -> Fields:

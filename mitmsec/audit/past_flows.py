@@ -75,7 +75,7 @@ def _flow(event: Fields) -> PastFlow:
         at_s=began(event).timestamp(),
         transport=Transport.UDP if is_udp else Transport.TCP,
         direction=Direction(event["direction"]),
-        protocol=Protocol(protocol) if is_seen else None,
+        protocol=Protocol(protocol) if is_seen or (is_hello_read and is_udp) else None,
         name=msgspec.convert(remote["host"], str | None) if shows_name else None,
         alpn=msgspec.convert(client.get("offers") or (), tuple[str, ...]),
         ja4=msgspec.convert(client.get("ja4"), str | None),

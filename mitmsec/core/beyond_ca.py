@@ -15,7 +15,8 @@ _OUTCOME = "the CA may not speak for, so that connection is reset; `mitmsec ca s
 
 
 def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[str]) -> list[str]:
-    """A sentence for each outbound rule, and for the defaults, that decrypt names which the CA may not speak for.
+    """A sentence for each outbound rule, and for the defaults, that decrypt names which the CA may not speak for,
+    if only to show a page.
 
     `allows` says of a comparable name or address whether it may; `excluded` are names that it may not, and all below.
     """
@@ -23,7 +24,7 @@ def beyond_ca(policy: Policy, allows: Callable[[str], bool], excluded: Sequence[
     told = [
         sentence
         for rule in policy.rules
-        if rule.action is Action.DECRYPT and rule.direction is Direction.OUTBOUND
+        if (rule.action is Action.DECRYPT or rule.page) and rule.direction is Direction.OUTBOUND
         if not rule.protocol or not WITH_HELLO.isdisjoint(rule.protocol)
         if (sentence := _of_rule(rule, names, allows, excluded)) is not None
     ]

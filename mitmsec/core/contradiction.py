@@ -57,6 +57,9 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        if rule.page and (rule.action is not Action.BLOCK or rule.direction is Direction.INBOUND):
+            why = 'is for rules with action "block", about connections that go out'
+            yield Contradiction(rule=number, key="page", message=why)
         if rule.action is not Action.DECRYPT or rule.direction is Direction.INBOUND:
             for key in OUTBOUND:
                 if getattr(rule, key) is not None:
@@ -65,7 +68,11 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
 
 
 def _impossible_protocol(rule: Rule) -> str | None:
-    """Why nothing that the rule's protocols can be shows what its other conditions ask."""
+    """Why nothing that the rule's protocols can be shows what its other conditions ask, or can be what it says."""
+    if Protocol.QUIC in rule.protocol and rule.direction is Direction.INBOUND:
+        return "of connections that come in, QUIC is none"
+    if rule.is_of_quic_only and rule.action not in (Action.BLOCK, Action.BYPASS):
+        return f'QUIC is never read: "bypass" or "block" is wanted, not "{rule.action.value}"'
     if rule.protocol and (rule.alpn or rule.ja4 or rule.ech) and WITH_HELLO.isdisjoint(rule.protocol):
         return 'alpn, ja4 and ech are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
     if rule.protocol and rule.asks_name and WITH_NAME.isdisjoint(rule.protocol):

@@ -22,8 +22,9 @@ from mitmsec.core.selector import (
     parse_address,
     ports_accept,
     text_matches,
+    users,
 )
-from mitmsec.core.sniff import Shown
+from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.core.units import WINDOWS_SERVICE
 
 
@@ -77,7 +78,8 @@ def explain(
             decider = rule
         tried.append(Tried(rule=rule.name, owner=rule.owner, accepts=accepts, decided=decided, conditions=conditions))
     decision = policy.decided_by(decider, direction)
-    needs_name = policy.at_connect(process, remote, at_s, direction) is None
+    is_quic = shown.protocol is Protocol.QUIC
+    needs_name = is_quic or policy.at_connect(process, remote, at_s, direction) is None
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
         decision = policy.with_key(decision, called(remote), shown.name)
@@ -96,7 +98,7 @@ def _conditions(policy: Policy, rule: Rule, process: Process, remote: Endpoint, 
     if rule.application:
         yield _application(policy, rule, process)
     if rule.user:
-        yield _one_of("user", rule.user, process.user, "who runs the program is not known")
+        yield _user(rule, process)
     if rule.host:
         yield _host(rule, shown.name, policy.listed)
     if rule.category:
@@ -139,6 +141,12 @@ def _one_of(key: str, wanted: tuple[str, ...], has: str | None, unknown: str) ->
     if has in wanted:
         return Checked(key=key, holds=True, why=f"it is {has}")
     return Checked(key=key, holds=False, why=f"{has} is {'not' if len(wanted) == 1 else 'none of'} {_listed(wanted)}")
+
+
+def _user(rule: Rule, process: Process) -> Checked:
+    known = users(process)
+    has = min(known.intersection(rule.user), default=process.user or min(known, default=None))
+    return _one_of("user", rule.user, has, "who runs the program is not known")
 
 
 def _matching(key: str, wanted: tuple[str, ...], has: tuple[str, ...], nothing: str) -> Checked:

@@ -23,13 +23,13 @@ from mitmsec.core.model import Direction, Endpoint, Process
 from mitmsec.core.names import name_and_parents
 from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, make_room, numbers
 from mitmsec.core.rules import Application, Rule
-from mitmsec.core.selector import Program, lineage
+from mitmsec.core.selector import Program, lineage, users
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
 
 REMEMBERED_PROGRAMS = 512  # then all are forgotten: a bound, not a cache to tune
 _SILENT = (None, Protocol.TCP, *GREETED)  # what may come of a flow whose client waits for its server
 _OWN_FACTS = attrgetter(  # that an application may ask for
-    "exe", "name", "user", "sha256", "unit", "container", "services", "signer", "unread", "confidence"
+    "exe", "name", "user", "uid", "sha256", "unit", "container", "services", "signer", "unread", "confidence"
 )
 
 
@@ -45,7 +45,7 @@ class Matcher:
 
     __slots__ = (
         "_addresses", "_alpn", "_asked", "_asks_category", "_asks_look", "_asks_pid", "_by_entry", "_categories",
-        "_certain", "_ech", "_hosts", "_ja4", "_latest", "_lists", "_looks", "_mine", "_ports", "_programs",
+        "_certain", "_ech", "_hosts", "_ja4", "_latest", "_lists", "_looks", "_mine", "_of_quic", "_ports", "_programs",
         "_protocols", "_remembered", "_silent", "_times", "_users",
     )  # fmt: skip
 
@@ -59,6 +59,7 @@ class Matcher:
     ) -> None:
         self._mine = sum(1 << number for number, rule in enumerate(rules) if rule.direction is direction)
         self._certain = sum(1 << number for number, rule in enumerate(rules) if not rule.asks_first_bytes)
+        self._of_quic = sum(1 << number for number, rule in enumerate(rules) if rule.is_of_quic_only)
         self._by_entry = Words([rule.application for rule in rules])
         entries = {entry for rule in rules if rule.direction is direction for entry in rule.application}
         self._programs = {entry: Program.of(entry, applications) for entry in entries}
@@ -87,13 +88,13 @@ class Matcher:
         return lowest(self._possible(process, remote, at_s) & self._shown(shown))
 
     def first_whatever_is_shown(self, process: Process, remote: Endpoint, at_s: float) -> tuple[int | None, bool]:
-        """The first rule for a flow that shows nothing, and whether any first bytes give the same.
+        """The first rule for a flow over TCP that shows nothing, and whether any first bytes give the same.
 
         They do exactly if no rule that asks about them stands before that rule and accepts process, address and port:
         such a rule takes the flow for some first bytes, and another rule is another answer even with the same action
         (the rule is recorded, and it may inspect something else).
         """
-        possible = self._possible(process, remote, at_s)
+        possible = self._possible(process, remote, at_s) & ~self._of_quic
         found = lowest(possible & self._certain)
         return found, lowest(possible) == found
 
@@ -164,8 +165,9 @@ class Matcher:
         accepted = [entry for entry, program in self._programs.items() if program.accepts(process)]
         applying = self._mine & reduce(or_, map(self._by_entry.rules, accepted), self._by_entry.rules(None))
         asks_user = applying & ~self._users.rules(None)
+        known = users(process)
         is_sure = all(program.can_judge(process) for program in self._programs.values())
         return _Applying(
-            is_sure=is_sure and (process.user is not None or not asks_user),
-            rules=applying & self._users.rules(process.user),
+            is_sure=is_sure and (bool(known) or not asks_user),
+            rules=applying & reduce(or_, map(self._users.rules, known), self._users.rules(None)),
         )

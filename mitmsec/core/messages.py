@@ -334,7 +334,10 @@ class Plaintext(StrEnum):
 
 
 class HandOver(Message, frozen=True):
-    """fds: the client's socket with its first bytes unread, the connected origin's. The worker owns both now."""
+    """fds: the client's socket with its first bytes unread, the connected origin's. The worker owns both now.
+
+    Of a flow that is blocked, of which a page is to tell, it is the client's alone.
+    """
 
     flow: str
     kind: Plaintext

@@ -208,6 +208,7 @@ class Process(Value, frozen=True):
     name: str | None = None
     sha256: str | None = None  # of the executable, hex
     user: str | None = None  # name, or the number as text
+    uid: int | None = None  # that number; on Windows there is none
     parent: ParentProcess | None = None
     unit: str | None = None  # systemd's; of a user's own manager behind its name: user@1000.service/app.service
     container: str | None = None  # runtime:id, likewise
@@ -261,6 +262,7 @@ class Decision(Value, frozen=True):
     learning: Learning = NOTHING_LEARNED
     owner: str = ""  # who answers for the rule
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
+    page: bool = False  # a blocked client is told why inside TLS, too, which has to be decrypted for that
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
 
 

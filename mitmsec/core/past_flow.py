@@ -35,7 +35,7 @@ class PastFlow(Value, frozen=True):
     transport: Transport = Transport.TCP
     direction: Direction = Direction.OUTBOUND
     protocol: Protocol | None = None
-    """What its first bytes were; None: they are not known, or it is UDP."""
+    """What its first bytes were; None: they are not known, or it is UDP, but for QUIC whose hello was read."""
     name: str | None = None
     """What it showed itself, comparable."""
     alpn: tuple[str, ...] = ()

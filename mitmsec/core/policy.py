@@ -173,7 +173,7 @@ class Policy(Value, frozen=True, dict=True):
     def at_connect(
         self, process: Process, remote: Endpoint, at_s: float, direction: Direction = Direction.OUTBOUND
     ) -> Decision | None:
-        """The decision if it is the same whatever the first bytes show; None where the gate must wait for them."""
+        """The decision if it is the same whatever first bytes over TCP show; None where the gate must wait for them."""
         number, settled = self._matcher(direction).first_whatever_is_shown(process, remote, at_s)
         return self._decision(number, direction) if settled else None
 
@@ -248,6 +248,7 @@ class Policy(Value, frozen=True, dict=True):
             min_tls=rule.min_tls or TlsVersion.TLS12,
             learning=self._learning(rule),
             identity=rule.client_certificate or "",
+            page=rule.page and rule.action is Action.BLOCK and rule.direction is Direction.OUTBOUND,
         )
 
     def _learning(self, rule: Rule) -> Learning:

@@ -31,7 +31,6 @@ from mitmsec.core.sniff import Protocol
 from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_RULE = ("page",)
 LATER_ON_FINDING = ("quarantine", "redact")
 NEEDS_WORDS = frozenset({"keywords"})
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
@@ -227,7 +226,9 @@ def _times(table: Table, context: Context) -> tuple[str, ...]:
 
 
 def _users(table: Table, context: Context) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(context.user_name(text) for _, text in table.texts("user")))
+    """A number stands for itself, whoever has it when a program runs; beside it is the name that it has now."""
+    written = [text for _, text in table.texts("user")]
+    return tuple(dict.fromkeys(spelt for text in written for spelt in (text, context.user_name(text))))
 
 
 def _pids(table: Table) -> tuple[int, ...]:
@@ -283,8 +284,9 @@ def read_rule(table: Table, context: Context) -> Rule:
         upstream_revocation=_own(table, "upstream_revocation", Revocation),
         upstream_sct=_own(table, "upstream_sct", Transparency),
         min_tls=_own(table, "min_tls", TlsVersion),
+        page=table.flag("page"),
     )
-    table.close(later=LATER_RULE)
+    table.close()
     return rule
 
 

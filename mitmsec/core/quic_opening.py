@@ -7,7 +7,8 @@
 A hello with post-quantum key shares does not fit into one datagram, and browsers shuffle its pieces on purpose. After a
 Retry a client begins anew under another key, so for a few connection ids pieces are kept; the first hello that is whole
 is the answer. What that connection says afterwards is held against it (`Begun`): its server may have dropped what was
-read here, and would take another hello. Everything is bounded: packets, connections, pieces, and how far these reach.
+read here, and would take another hello. One that is said again, as a server may ask for (HelloRetryRequest), has to ask
+for the same: servers go by its name. Everything is bounded: packets, connections, pieces, and how far these reach.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class QuicOpening:
             return Malformed(reason=str(bad))
         answer = pieces.hello()
         if isinstance(answer, ClientHello):
-            pieces.go_on()
+            pieces.go_on(answer)
             self.begun = Begun(keys, pieces, self._cipher)
         return answer
 
@@ -115,7 +116,7 @@ class Begun:
             self._pieces.read(packet.frames)
         except _Bad:
             return False
-        return packet.is_reserved_clear
+        return packet.is_reserved_clear and self._pieces.asks_the_same()
 
 
 class _Bad(Exception):
@@ -125,11 +126,12 @@ class _Bad(Exception):
 class _Pieces:
     """Of one connection's first stream of handshake bytes."""
 
-    __slots__ = ("_count", "_data", "_frames", "_is_whole", "_limit_bytes", "_there")
+    __slots__ = ("_count", "_data", "_first", "_frames", "_limit_bytes", "_there")
 
     def __init__(self) -> None:
         self._count = self._frames = 0
-        self._limit_bytes, self._is_whole = HELLO_LIMIT_BYTES, False
+        self._limit_bytes = HELLO_LIMIT_BYTES
+        self._first: ClientHello | None = None  # once it is whole
         self._data = bytearray()
         self._there: list[tuple[int, int]] = []  # from, to; apart from one another, in order
 
@@ -137,14 +139,24 @@ class _Pieces:
     def held_bytes(self) -> int:
         return len(self._data)
 
-    def hello(self) -> ClientHello | NeedMore | Malformed:
+    def hello(self, at: int = 0) -> ClientHello | NeedMore | Malformed:
+        """That which begins at this place."""
         whole_to = self._there[0][1] if self._there and self._there[0][0] == 0 else 0
-        return parse_message(bytes(self._data[:whole_to]))
+        return parse_message(bytes(self._data[at:whole_to]))
 
-    def go_on(self) -> None:
-        """The hello is whole. What comes now is told again, or is a second hello; or its client gives up."""
+    def go_on(self, hello: ClientHello) -> None:
+        """It is whole. What comes now is told again, or is a second hello; or its client gives up."""
         self._count = self._frames = 0
-        self._limit_bytes, self._is_whole = min(2 * len(self._data) + MORE_BYTES, HELLO_LIMIT_BYTES), True
+        self._limit_bytes, self._first = min(2 * len(self._data) + MORE_BYTES, HELLO_LIMIT_BYTES), hello
+
+    def asks_the_same(self) -> bool:
+        """Whether what follows the hello is nothing yet, or another for the same (RFC 8446 §4.1.2)."""
+        first, second = self._first, self.hello(len(self._first.raw) if self._first is not None else 0)
+        if first is None or isinstance(second, NeedMore):
+            return True
+        if isinstance(second, Malformed):
+            return False
+        return (second.sni, second.alpn, second.ech) == (first.sni, first.alpn, first.ech)
 
     def read(self, frames: bytes) -> None:
         """Those that an Initial may hold (RFC 9000 §12.4). Raises _Bad."""
@@ -163,7 +175,7 @@ class _Pieces:
                 self._put(at, data)
             elif kind in (_ACK, _ACK_ECN):
                 _pass_ack(reader, more=3 if kind == _ACK_ECN else 0)
-            elif kind == _CLOSE and self._is_whole:
+            elif kind == _CLOSE and self._first is not None:
                 return
             elif kind == _CLOSE:
                 raise _Bad("QUIC connection closed before its ClientHello")

@@ -61,7 +61,7 @@ class Rule(Value, frozen=True):
     address: tuple[str, ...] = ()
     """Networks in CIDR notation."""
     user: tuple[str, ...] = ()
-    """As whom the program runs, spelt as `Process.user`."""
+    """As whom the program runs: names, and numbers as text."""
     protocol: tuple[Protocol, ...] = ()
     """What the first bytes are, the client's or, where it speaks first, the server's."""
     alpn: tuple[str, ...] = ()
@@ -92,6 +92,8 @@ class Rule(Value, frozen=True):
     upstream_revocation: Revocation | None = None
     upstream_sct: Transparency | None = None
     min_tls: TlsVersion | None = None
+    page: bool = False
+    """What is blocked is told why inside TLS, too."""
     direction: Direction = Direction.OUTBOUND
     """Which connections it is about. Of an incoming one, `port` is that of the service, `address` the peer's."""
 
@@ -99,6 +101,11 @@ class Rule(Value, frozen=True):
     def asks_first_bytes(self) -> bool:
         """Whether it has a condition that nothing but a connection's first bytes can fulfil."""
         return bool(self.asks_name or self.protocol or self.alpn or self.ja4 or self.ech)
+
+    @property
+    def is_of_quic_only(self) -> bool:
+        """No first bytes over TCP fulfil it."""
+        return set(self.protocol) == {Protocol.QUIC}
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -57,6 +57,13 @@ def _standing_in(glob: str) -> str:
     return glob.replace("*", _ANY_RUN).replace("?", _ANY_CHAR)
 
 
+def users(process: Process) -> frozenset[str]:
+    """As whom it runs, spelt in every way that a policy may: by name, and by number. Empty: not known."""
+    return frozenset(
+        who for who in (process.user, None if process.uid is None else str(process.uid)) if who is not None
+    )
+
+
 class Program:
     """An application, or a lone path glob, ready to be asked."""
 
@@ -96,7 +103,8 @@ class Program:
         if mine.process_name:
             yield "process_name", _any_glob(mine.process_name, process.name)
         if mine.user:
-            yield "user", None if process.user is None else process.user in mine.user
+            known = users(process)
+            yield "user", None if not known else not known.isdisjoint(mine.user)
         if mine.sha256:
             yield "sha256", None if process.sha256 is None else process.sha256 in mine.sha256
         if mine.service:

@@ -48,6 +48,7 @@ class Protocol(StrEnum):
     MYSQL = "mysql"
     POP3 = "pop3"
     POSTGRESQL = "postgresql"
+    QUIC = "quic"
     SMTP = "smtp"
     SOCKS = "socks"
     SSH = "ssh"
@@ -71,8 +72,12 @@ UPGRADABLE = frozenset(
 """What may begin in plaintext and go on under TLS (mitmsec.core.upgrade)."""
 TUNNELS = frozenset({Protocol.HTTP_PROXY, Protocol.SOCKS})
 """What may lead through a proxy, to a connection like any other (mitmsec.core.tunnel)."""
-WITH_HELLO = UPGRADABLE | {Protocol.TLS}  # in whose hello a client names a host, offers protocols, and shows what it is
+WITH_HELLO = UPGRADABLE | {
+    Protocol.QUIC,
+    Protocol.TLS,
+}  # in whose hello a client names a host, offers protocols, and shows what it is
 WITH_NAME = WITH_HELLO | {Protocol.HTTP, Protocol.HTTP_PROXY}  # whose clients can name a host
+OVER_TCP = frozenset(Protocol) - {Protocol.QUIC}
 GREETED = frozenset({Protocol.FTP, Protocol.IMAP, Protocol.MYSQL, Protocol.POP3, Protocol.SMTP, Protocol.SSH})
 """What a server that speaks first can show."""
 

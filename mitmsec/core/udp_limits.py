@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from mitmsec.core.model import Action, Quic
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Protocol
 
 DNS_PORT = 53
 SHOWN = 3
@@ -26,14 +27,21 @@ def udp_limits(policy: Policy) -> list[str]:
     if policy.action is Action.BLOCK:
         sentences.append("[defaults]: block holds for TCP only; UDP passes, and is recorded")
     if policy.quic is Quic.BYPASS and (
-        unread := [rule.name for rule in policy.rules if rule.asks_name and rule.action in UNREAD]
+        unread := [rule.name for rule in policy.rules if _means_quic(rule) and rule.action in UNREAD]
     ):
         sentences.append(f'{_named(unread)}: quic = "bypass" lets programs reach these hosts by QUIC, unread')
     if policy.quic is Quic.BYPASS and (
-        refused := [rule.name for rule in policy.rules if rule.asks_name and rule.action is Action.BLOCK]
+        refused := [rule.name for rule in policy.rules if _means_quic(rule) and rule.action is Action.BLOCK]
     ):
         sentences.append(f"{_named(refused)}: of QUIC it holds by the connect hook, and by no other backend")
+    if policy.quic is Quic.REFUSE and (idle := [rule.name for rule in policy.rules if rule.is_of_quic_only]):
+        sentences.append(f'{_named(idle)}: quic = "refuse" refuses all QUIC, and no rule is asked')
     return sentences
+
+
+def _means_quic(rule: Rule) -> bool:
+    """It is about names, which QUIC shows as well, or about QUIC itself."""
+    return Protocol.QUIC in rule.protocol or (rule.asks_name and not rule.protocol)
 
 
 def _means_udp(rule: Rule) -> bool:

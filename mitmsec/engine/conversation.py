@@ -25,7 +25,7 @@ from mitmproxy.connection import Server
 from mitmproxy.proxy.context import Context
 from msgspec.structs import replace
 
-from mitmsec.audit.event import FaultSeen, Outcome
+from mitmsec.audit.event import Outcome
 from mitmsec.core.clienthello import ClientHello
 from mitmsec.core.leaf_choice import leaf_key
 from mitmsec.core.messages import (
@@ -38,16 +38,18 @@ from mitmsec.core.messages import (
     TlsServerFacts,
 )
 from mitmsec.core.model import Refusal, Upstream
-from mitmsec.engine import alerts
+from mitmsec.engine import alerts, client_handshake
+from mitmsec.engine.client_handshake import Rejected, leaf_context
 from mitmsec.engine.contexts import client_session
 from mitmsec.engine.dialogue import Dialogue
 from mitmsec.engine.embedded import describe, server_of
 from mitmsec.engine.facts import client_facts, server_facts
+from mitmsec.engine.firstline import is_http
 from mitmsec.engine.hello import demand, read_hello
 from mitmsec.engine.leg import Leg, part
 from mitmsec.engine.openssl import TlsFailed, TlsSession
 from mitmsec.engine.origin_handshake import shake
-from mitmsec.engine.refusals import after_handshake, by_alert
+from mitmsec.engine.refusals import after_handshake
 from mitmsec.engine.resumption import Place, Resumption
 from mitmsec.engine.seams import Refused
 from mitmsec.engine.side import Ended, Side, faulty
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
 
     from mitmsec.engine.engine import Engine
 
-HTTP1_PROTOCOLS = (b"http/1.1", b"http/1.0")
 MUTE = "its own does not hold, so it gets none, and nothing else"
 
 
@@ -219,24 +220,10 @@ class Conversation:
         choice = self._hello is not None and takes_either(self._hello)
         session = client_session(context, back.alpn, origin=back.strength, choice=choice)
         session.owner = self._hand_over.flow
-        session.feed(hello)
         try:
-            while not session.handshake():
-                self._front.write(session.outgoing())
-                data = await self._front.chunk()
-                if not data:
-                    raise self._rejected(Refusal.CLOSED, "ended in the TLS handshake, after it saw the certificate")
-                session.feed(data)
-        except TlsFailed as error:
-            self._front.write(session.outgoing())
-            if error.alert is None:
-                raise Ended(Outcome.MALFORMED, f"client's TLS handshake: {error}") from None
-            raise self._rejected(by_alert(error.alert), f"TLS: {error}") from None
-        except OSError as error:
-            raise self._rejected(Refusal.RESET, str(error)) from None
-        tickets = session.outgoing()
-        # Which are for later connections. In TLS 1.2 our Finished comes with them, which the client waits for.
-        self._front.put_off(tickets) if session.version == "TLSv1.3" else self._front.write(tickets)
+            await client_handshake.shake(self._front, session, hello)
+        except Rejected as rejected:
+            raise self._rejected(rejected.refusal, str(rejected)) from None
         self._facts_client = client_facts(session, self._hello, back)
         return session
 
@@ -248,15 +235,8 @@ class Conversation:
             not_after_s = None  # accepted in spite of it
         key = leaf_key(self._hello, tls13=back.strength.version == "TLSv1.3")
         self._if_late = Outcome.FAULT
-        try:
-            return await self._engine.leaves.context(
-                self._hand_over.flow, self._hand_over.name, not_after_s=not_after_s, flaw=flaw, key=key
-            )
-        except Refused as error:
-            self._recorder.record(
-                FaultSeen(what="no_certificate", detail=str(error), failed="closed", flow=self._hand_over.flow)
-            )
-            raise Ended(Outcome.FAULT, str(error), reset=True) from None
+        leaves = self._engine.leaves
+        return await leaf_context(leaves, self._hand_over, self._recorder, key=key, not_after_s=not_after_s, flaw=flaw)
 
     @property
     def _mirrors_flaw(self) -> bool:
@@ -378,6 +358,4 @@ class Conversation:
 
 def _is_http(front: TlsSession | None) -> bool | None:
     """None where only the first bytes can tell."""
-    if front is None:
-        return True
-    return None if not front.alpn else front.alpn == b"h2" or front.alpn in HTTP1_PROTOCOLS
+    return True if front is None else is_http(front.alpn)

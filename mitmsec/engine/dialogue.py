@@ -51,7 +51,7 @@ class Dialogue:
         hand_over: HandOver,
         context: Context,
         front: Side,
-        back: Side,
+        back: Side | None,
         *,
         watch: Watch,
         recorder: Recorder,
@@ -59,12 +59,15 @@ class Dialogue:
         answered: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """`answered` is called when the origin that was handed over first says something inside TLS."""
+        """`answered` is called when the origin that was handed over first says something inside TLS.
+
+        Without `back` there is no origin: whoever decides about requests has to refuse them all.
+        """
         self._hand_over, self._context, self._front = hand_over, context, front
         self._recorder, self._connect, self._loop = recorder, connect, loop
         self._answered = answered
         self._hooks, self._watch = Hooks(hand_over, watch, recorder), watch
-        self._sides: dict[Connection, Side] = {front.connection: front, back.connection: back}
+        self._sides: dict[Connection, Side] = {side.connection: side for side in (front, back) if side is not None}
         self._events: deque[events.Event] = deque()
         self._busy = self._held = False
         self._layer: Http | tcp.TCPLayer | None = None

@@ -7,10 +7,12 @@ import gc
 import socket
 
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading
+from mitmsec.core.model import Action
 from mitmsec.engine.contexts import Leaves, OriginContext, log_keys
 from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.identities import Identities
+from mitmsec.engine.notice import Notice
 from mitmsec.engine.prelude import Prelude
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
@@ -18,6 +20,8 @@ from mitmsec.engine.services import Services
 from mitmsec.engine.side import faulty
 
 STOP_S = 5.0
+
+type Served = Prelude | Conversation | Notice
 
 
 class Engine:
@@ -45,14 +49,17 @@ class Engine:
         """Flows that have not ended."""
         return len(self._flows)
 
-    def take(self, hand_over: HandOver, client: socket.socket, origin: socket.socket) -> None:
-        """Serve a flow; both sockets are the engine's from now on. Its end goes to the gate."""
+    def take(self, hand_over: HandOver, client: socket.socket, origin: socket.socket | None) -> None:
+        """Serve a flow; both sockets are the engine's from now on. Its end goes to the gate.
+
+        Without `origin` it is one that is blocked, and nothing else can become of it.
+        """
         try:
-            kind = Prelude if hand_over.kind is Plaintext.DIALOGUE else Conversation
-            conversation: Prelude | Conversation = kind(self, hand_over, client, origin)
+            conversation = self._begin(hand_over, client, origin)
         except Exception as error:
             client.close()
-            origin.close()
+            if origin is not None:
+                origin.close()
             ended = faulty(error, hand_over.flow, self.collaborators.recorder)
             return self.collaborators.gate.ended(
                 FlowEnded(
@@ -68,7 +75,13 @@ class Engine:
         self._flows[hand_over.flow] = task
         task.add_done_callback(lambda done: self._forget(hand_over.flow, done))
 
-    async def _serve(self, conversation: Prelude | Conversation) -> None:
+    def _begin(self, hand_over: HandOver, client: socket.socket, origin: socket.socket | None) -> Served:
+        if hand_over.decision.action is Action.BLOCK or origin is None:
+            return Notice(self, hand_over, client)
+        kind = Prelude if hand_over.kind is Plaintext.DIALOGUE else Conversation
+        return kind(self, hand_over, client, origin)
+
+    async def _serve(self, conversation: Served) -> None:
         match await conversation.run():
             case Upgrading() as upgrading:
                 self.collaborators.gate.upgrading(upgrading)

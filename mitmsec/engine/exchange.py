@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
+from mitmsec.core.model import Action
 from mitmsec.engine import authority, pages
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Records
@@ -102,7 +103,7 @@ class Exchange:
         self._version = "HTTP/2" if version == "HTTP/2.0" else version
         if led_to and self._hand_over.kind is Plaintext.HTTP:
             self._port = authority.port_of(led_to, self._scheme) or self._port
-        self.refused = self._admission(method, version, authorities, fields)
+        self.refused = self._admission(method, version, authorities, fields) or self._forbidden()
         if self.refused is None and self._watch:
             try:
                 self._look_at_request(fields, has_body=has_body)
@@ -134,6 +135,10 @@ class Exchange:
         if not authority.agrees(self._host, authorities):
             return pages.misdirected(flow)
         return None
+
+    def _forbidden(self) -> Page | None:
+        decision = self._hand_over.decision
+        return pages.forbidden(self._hand_over.flow, decision) if decision.action is Action.BLOCK else None
 
     def _look_at_request(self, fields: Fields, *, has_body: bool) -> None:
         self._watch.look(self._part(PartKind.URL, sent=True), self._full_url().encode())

@@ -9,14 +9,14 @@ from mitmsec.engine.seams import Defect
 from mitmsec.engine.strength import excess
 
 
-def client_facts(session: TlsSession, hello: ClientHello | None, origin: TlsSession) -> TlsClientFacts:
-    """Of the client's leg, beside the origin's."""
+def client_facts(session: TlsSession, hello: ClientHello | None, origin: TlsSession | None = None) -> TlsClientFacts:
+    """Of the client's leg, beside the origin's, where there is one."""
     strength = session.strength
     return TlsClientFacts(
         version=session.version,
         cipher=session.cipher,
         group=strength.group,
-        exceeds_server=excess(strength, origin.strength),
+        exceeds_server=excess(strength, origin.strength) if origin is not None else None,
         sni=hello.sni if hello else None,
         alpn=session.alpn.decode("latin-1") or None,
         ja4=hello.ja4 if hello else None,

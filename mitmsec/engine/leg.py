@@ -309,9 +309,10 @@ class Leg:
             on_closed()
 
 
-async def part(front: Leg, back: Leg, *, reset: bool) -> None:
+async def part(front: Leg, back: Leg | None, *, reset: bool) -> None:
     """Both are closed, or on their way there; the client's is when this returns."""
-    back.abort() if reset else back.close()
+    if back is not None:
+        back.abort() if reset else back.close()
     if reset:
         front.abort()
     elif not front.closed:

@@ -1,6 +1,6 @@
 """The engine's seams, spoken over channels: the gate's and the signer's.
 
-gate   ── HandOver + client's and origin's sockets ──► flows
+gate   ── HandOver + client's and origin's sockets, of what is blocked the client's alone ──► flows
        ◄─ Taken, of what has not ended within TAKEN_AFTER_S
        ◄─ UpstreamQuestion ─ · ─ UpstreamAnswer + socket ──►
        ◄─ FlowEnded, or Upgrading
@@ -26,11 +26,12 @@ from mitmsec.core.messages import (
     UpstreamAnswer,
     UpstreamQuestion,
 )
+from mitmsec.core.model import Action
 from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
 
 ANSWER_DEADLINE_S = 35.0  # the gate's own deadline for a connection is 30 s
 TAKEN_AFTER_S = 0.1  # most flows of a busy worker have ended by then, which says the same (mitmsec.gate.crew: QUIET_S)
-Take = Callable[[HandOver, socket.socket, socket.socket], None]
+Take = Callable[[HandOver, socket.socket, socket.socket | None], None]
 
 
 class GateLink:
@@ -63,13 +64,14 @@ class GateLink:
         if not self._untold:
             self._loop.call_later(TAKEN_AFTER_S, self._tell_taken)
         self._untold[message.flow] = None
-        if len(fds) != 2 or self._take is None:
+        due = 1 if message.decision.action is Action.BLOCK else 2
+        if len(fds) != due or self._take is None:
             close_all(fds)
             return self.ended(
                 FlowEnded(flow=message.flow, bytes_sent=0, bytes_received=0, outcome="fault", error="no sockets")
             )
-        client, origin = (socket.socket(fileno=fd) for fd in fds)
-        self._take(message, client, origin)
+        client, *origin = (socket.socket(fileno=fd) for fd in fds)
+        self._take(message, client, origin[0] if origin else None)
 
     def _tell_taken(self) -> None:
         untold, self._untold = self._untold, {}

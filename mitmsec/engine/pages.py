@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from mitmsec.core.model import Direction, Value
+from mitmsec.core.block_page import block_text
+from mitmsec.core.model import Decision, Direction, Value
 
 MISDIRECTED = 421
 FORBIDDEN = 403
@@ -56,6 +57,11 @@ def too_large(flow: str) -> Page:
         text=f"431 Request Header Fields Too Large\n\nThe head of the request is too long.\nConnection: {flow}\n",
         fault="malformed_request",
     )
+
+
+def forbidden(flow: str, decision: Decision) -> Page:
+    """The rule blocks the connection as a whole."""
+    return Page(status=FORBIDDEN, text=block_text(decision.rule, decision.reason, flow))
 
 
 def blocked(flow: str, rule: str, reason: str) -> Page:

@@ -21,6 +21,7 @@ PLAINTEXT = {  # what workers read it as
     Protocol.SOCKS: Plaintext.DIALOGUE,
     **dict.fromkeys(UPGRADABLE, Plaintext.DIALOGUE),
 }
+HTTP_BY_ALPN = frozenset({"h2", "http/1.1", "http/1.0"})  # as workers speak it
 WITH_PAGE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})
 DIAL_OUTCOMES = {
     DialFailure.FAULT: Outcome.FAULT,
@@ -172,6 +173,20 @@ class Account:
         return self.protocol in WITH_PAGE and self.direction is Direction.OUTBOUND
 
     @property
+    def may_have_page_inside(self) -> bool:
+        """Whether the policy wants that in TLS, and it can be: HTTP may be spoken there, and nobody else was before."""
+        if self.decision is None or not self.decision.page or not self.is_minted or self.first is None:
+            return False
+        offers = self.first.hello.alpn if self.first.hello is not None else ()
+        is_first = self.through is None and not self.upgraded
+        return is_first and (not offers or not HTTP_BY_ALPN.isdisjoint(offers))
+
+    @property
+    def is_blocked(self) -> bool:
+        """Nothing may let it through any more."""
+        return self.decision is not None and self.decision.action is Action.BLOCK
+
+    @property
     def is_wrapped_http(self) -> bool:
         """HTTP, but in a form that no worker reads."""
         return self.protocol is Protocol.HTTP2
@@ -189,8 +204,8 @@ class Account:
             self.client = Endpoint(address=origin.source, port=event.client.port)
         self.process = Process(pid=origin.pid)
         if origin.pid:
-            user, confidence = str(origin.uid), Confidence.INFERRED
-            self.process = Process(pid=origin.pid, name=origin.comm, user=user, confidence=confidence)
+            user, uid, confidence = str(origin.uid), origin.uid, Confidence.INFERRED
+            self.process = Process(pid=origin.pid, name=origin.comm, user=user, uid=uid, confidence=confidence)
 
     def handed(self, worker: int) -> FlowHanded:
         """From now on this worker may report on the flow."""
@@ -293,8 +308,9 @@ class Account:
 
     def said(self, ended: FlowEnded, now_s: float) -> ConnectionSeen:
         """The event of a worker's flow. A worker may be an attacker's: its words are held to what an end can be."""
+        outcome = Outcome.BLOCKED if self.is_blocked else WORKER_OUTCOMES.get(ended.outcome, Outcome.FAULT)
         return self.seen(
-            WORKER_OUTCOMES.get(ended.outcome, Outcome.FAULT),
+            outcome,
             now_s,
             sent=within(ended.bytes_sent),
             received=within(ended.bytes_received),

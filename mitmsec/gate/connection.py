@@ -13,7 +13,7 @@ from typing import assert_never
 from mitmsec.audit.event import Seen
 from mitmsec.core.crl_place import CRL_PLACE
 from mitmsec.core.messages import HandOver, UpstreamAnswer
-from mitmsec.core.model import Endpoint, OnFailure, Value
+from mitmsec.core.model import Action, Endpoint, OnFailure, Value
 from mitmsec.gate import dns_ear
 from mitmsec.gate import signals as s
 from mitmsec.gate.crew import Crew
@@ -179,6 +179,8 @@ class Connection:
             case s.Dial(endpoints=endpoints):
                 self._dial = self._dial or self._new_dial(self._dialled, self._dial_failed)
                 self._dial.add(endpoints)
+            case s.Undial():
+                self._leave_origin()
             case s.Record(seen=seen):
                 means.record(seen)
             case s.Relay(tee=tee):
@@ -305,11 +307,13 @@ class Connection:
         self.tell(s.RelayEnded(ending, self._relay.sent_bytes, self._relay.received_bytes))
 
     def _hand(self, worker: int, order: HandOver) -> None:
-        """The worker has both sockets now; duplicates are kept, to end both legs whatever the worker does."""
+        """The worker has the sockets now; duplicates are kept, to end both legs whatever the worker does."""
         self._stop_watching()
+        hand_out(self._client)
+        if order.decision.action is Action.BLOCK:
+            return self._means.crew.hand(worker, self, order, self._client.fileno())
         assert self._origin is not None
         origin, self._origin = self._origin, None
-        hand_out(self._client)
         self._means.loans.lend(self.id, origin)
         self._means.crew.hand(worker, self, order, self._client.fileno(), origin.fileno())
 
@@ -328,8 +332,9 @@ class Connection:
 
     def dial_more(self, number: int) -> None:
         """For the worker that has this flow: another connection to the decided origin, and to nothing else."""
-        if self.flow.about.through is not None:
-            return self._answer(number, "it led through a proxy")  # which has to be asked by the program
+        about = self.flow.about
+        if about.is_blocked or about.through is not None:  # a proxy has to be asked by the program
+            return self._answer(number, "it is blocked" if about.is_blocked else "it led through a proxy")
         if self._more is None:
             self._more = set()
         if len(self._more) >= UPSTREAMS_LIMIT:
@@ -363,18 +368,19 @@ class Connection:
         self._set_deadline(None)
         if self._relay is not None and not self._relay.ended:
             self._relay.stop()
-        self._stop_watching()
-        for dial in (self._dial, *(self._more or ())):
-            if dial is not None:
-                dial.cancel()
+        for dial in self._more or ():
+            dial.cancel()
         self._means.hangups.forget(self._client)
         self._means.crew.part(self.flow.worker, self.id)
         self._means.loans.recall(self.id, in_order=in_order)
+        self._leave_origin(in_order=in_order)
+
+    def _leave_origin(self, *, in_order: bool = False) -> None:
+        self._stop_watching()
+        if self._dial is not None:
+            self._dial.cancel()
         if self._origin is not None:
-            if in_order:
-                self._origin.close()
-            else:
-                reset(self._origin)
+            self._origin.close() if in_order else reset(self._origin)
             self._origin = None
 
     def _farewell_over(self) -> None:

@@ -1,6 +1,6 @@
 """The workers that flows are handed to, one channel each.
 
-gate ── HandOver + client, origin ──► worker ── Taken, soon ────► gate  (unless it has said more by then)
+gate ── HandOver + client[, origin] ► worker ── Taken, soon ────► gate  (unless it has said more by then)
                                              ── FlowEnded, at last ──►
              ── or Upgrading: it has let go, and the flow may be handed over again ──►
      ◄─ UpstreamQuestion(flow) ──────           (only of flows that it has; dialled is only that flow's origin)
@@ -132,14 +132,14 @@ class Crew:
                 self._died(worker)
                 self._hangs(worker.number)
 
-    def hand(self, number: int, member: Member, message: HandOver, client_fd: int, origin_fd: int) -> None:
-        """Send both sockets. A worker that died in between tells so, like one that dies later."""
+    def hand(self, number: int, member: Member, message: HandOver, *fds: int) -> None:
+        """Send the sockets, `fds`. A worker that died in between tells so, like one that dies later."""
         worker = self._workers.get(number)
         if worker is None:
             return member.tell(WorkerDied())
         worker.flows[member.id] = member
         try:
-            self._send(worker, message, client_fd, origin_fd)
+            self._send(worker, message, *fds)
         except OSError:  # no descriptor to be had: the worker never hears of the flow
             worker.flows.pop(member.id, None)
             raise

@@ -1,6 +1,6 @@
 """One flow's mind: events in, commands out. No socket and no clock of its own: every path can be written as a test.
 
-    Accepted ─► OWNER ─ Ask ─► at_connect ─► FIRST ──────────────── at_hello ─► ┬ Page | Reset                block
+    Accepted ─► OWNER ─ Ask ─► at_connect ─► FIRST ──────────────── at_hello ─► ┬ Page | Reset | STAFF        block
        │ no origin                           │  ▲                              ├ Relay, RELAYED              bypass
        └► Reset (stranger)                   ▼  │ Peek, Dial, WatchServer      ├ Relay with a tee, RELAYED   capture
                                       whoever speaks first                     └ STAFF ─► Mint, HandOver, HANDED
@@ -13,7 +13,8 @@ dialled. No origin is contacted before a decision that lets it be contacted:
 - `at_connect` decided: dial at once. `at_hello` still has the last word, because its decision is the one of the name.
 - It did not: wait for a hello for `hello_deadline_s`, then dial, unless every rule blocks that could still decide. If
   the client then says something before anything was relayed, that decides: nothing is gained by being slow.
-- Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets.
+- Block never dials. It waits for the first bytes as well, for the record and for the page that HTTP gets. Where the
+  rule wants that page in TLS, too, a worker gets the client's socket and nothing else; whatever fails, it is a reset.
 
 Where the policy wants a name confirmed and no DNS answer does that, the origin is asked for its certificate (`Prove`)
 before the decision is followed: a bypass by that name let it be contacted.
@@ -122,7 +123,7 @@ class Flow:
             case s.WorkerUpgrades(upgrading=upgrading):
                 return self._upgrades(upgrading) if self.state is State.HANDED else []
             case s.WorkerDied():
-                return self._end(Outcome.FAULT, s.Reset(), error="worker_died") if self.state is State.HANDED else []
+                return self._end(self._failed, s.Reset(), error="worker_died") if self.state is State.HANDED else []
             case s.LongLived(sent=sent, received=received):
                 return self._long_lived(sent, received) if self.about.decision is not None else []
             case s.Cut(why=why, outcome=outcome):
@@ -371,6 +372,9 @@ class Flow:
 
     def _block(self) -> Commands:
         assert self.about.decision is not None
+        if self.about.may_have_page_inside and not self._health.off:
+            before, self._dialling = self._dialling, Dialling.NOT
+            return [*([] if before is Dialling.NOT else [s.Undial()]), *self._staff()]
         page = s.Page(self.about.decision.rule, self.about.decision.reason)
         return self._end(Outcome.BLOCKED, page if self.about.may_have_page else s.Reset())
 
@@ -400,6 +404,8 @@ class Flow:
         """The origin is one that answers for the name."""
         first, decision = self.about.first, self.about.decision
         if first is None or first.hello is None or self.about.through is not None:  # the address is a proxy's
+            return
+        if self.about.is_blocked:  # and was never contacted, whatever a worker says
             return
         if first.name is not None and decision is not None:
             self._names.answered(first.name, self.about.remote, decision.action)
@@ -436,7 +442,7 @@ class Flow:
         self.state, self.worker = State.HANDED, worker
         if kind is Plaintext.DIALOGUE:
             self.about.done = Action.CAPTURE  # until there is something to decrypt
-        if self.about.first.hello is not None:
+        if self.about.first.hello is not None and not self.about.is_blocked:
             self._kind = self.about.kind(self.about.first, self.about.remote)
             self._learned.handed(self._kind)
         return [
@@ -486,7 +492,9 @@ class Flow:
 
     # -- our own failures ----------------------------------------------------------------------------------------------
     def _fail(self, what: str) -> Commands:
-        """The origin is connected, and what the policy wants cannot be done."""
+        """The origin is connected, and what the policy wants cannot be done; or it is a page, without an origin."""
+        if self.about.is_blocked:
+            return [s.Report(what, OnFailure.CLOSED), *self._end(Outcome.BLOCKED, s.Reset(), error=what)]
         if self._terms.on_failure is OnFailure.CLOSED:
             return self._refuse_ours(what)
         self._fault, self.about.done = what, Action.BYPASS
@@ -498,10 +506,15 @@ class Flow:
     def _faulted(self, detail: str) -> Commands:
         """A bug of ours. Open means that the program gets its connection, if nothing has been given away yet."""
         report = s.Report("gate_failed", self._terms.on_failure, detail)
-        blocked = self.about.decision is not None and self.about.decision.action is Action.BLOCK
-        if blocked or self.state in (State.RELAYED, State.HANDED) or self._terms.on_failure is OnFailure.CLOSED:
-            return [report, *self._end(Outcome.BLOCKED if blocked else Outcome.FAULT, s.Reset(), error="gate_failed")]
+        is_over = self.about.is_blocked or self.state in (State.RELAYED, State.HANDED)
+        if is_over or self._terms.on_failure is OnFailure.CLOSED:
+            return [report, *self._end(self._failed, s.Reset(), error="gate_failed")]
         return [report, *self._let_through("gate_failed", detail)]
+
+    @property
+    def _failed(self) -> Outcome:
+        """How it has ended where we fail it. What was to be blocked, is."""
+        return Outcome.BLOCKED if self.about.is_blocked else Outcome.FAULT
 
     def _let_through(self, what: str, reason: str) -> Commands:
         self._fault, self._is_proving, self.about.first = what, False, Sniffed(protocol=Protocol.TCP)

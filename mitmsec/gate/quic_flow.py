@@ -32,7 +32,7 @@ from mitmsec.core.quic_answers import (
 )
 from mitmsec.core.quic_opening import Begun, QuicOpening
 from mitmsec.core.quic_packets import Initial, initials
-from mitmsec.core.sniff import NOTHING_SHOWN, Shown
+from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
 from mitmsec.gate.account import OFFERS_LIMIT
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Decides, Terms
@@ -237,7 +237,7 @@ class QuicFlow:
         self._hello = hello
         if not self._policy.can_judge(self._process):
             return self._unjudged("owner_unread", UNREAD)
-        shown = Shown(name=hello.sni, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech)
+        shown = Shown(protocol=Protocol.QUIC, name=hello.sni, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech)
         is_proven = self._resolved is None or hello.sni in self._resolved
         said = self._said(shown, is_proven=is_proven)
         if said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS:
@@ -254,7 +254,7 @@ class QuicFlow:
             return self._unjudged("owner_unread", UNREAD)
         self._why = reason
         early = self._policy.at_connect(self._process, self.origin.remote, self._at_s)
-        if early is None:
+        if early is None or any(rule.is_of_quic_only for rule in self._policy.rules):
             nameless = self._said(NOTHING_SHOWN, is_proven=True)
             return self._block(nameless, "a rule may decide by the name, and none can be read", Outcome.MALFORMED)
         if early.action is Action.BLOCK:

@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 
+from mitmsec.core.block_page import block_text
 from mitmsec.gate.lean_loop import Loop
 
 LINGER_S = 1.0  # for the client to read the page before its socket is closed under it
@@ -31,8 +32,8 @@ def reset(sock: socket.socket) -> None:
 
 
 def page(rule: str, reason: str, flow: str) -> bytes:
-    """The answer to any HTTP request of a blocked flow. Plain text, so nothing in it can be markup."""
-    body = f"Blocked by mitmsec.\n\nrule:   {rule}\nreason: {reason}\nid:     {flow}\n".encode()
+    """The answer to any HTTP request of a blocked flow."""
+    body = block_text(rule, reason, flow).encode()
     head = (
         "HTTP/1.1 403 Forbidden\r\n"
         "Content-Type: text/plain; charset=utf-8\r\n"

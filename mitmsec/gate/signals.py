@@ -223,6 +223,10 @@ class Dial(Command, frozen=True):
     endpoints: tuple[Endpoint, ...]
 
 
+class Undial(Command, frozen=True):
+    """Nothing is to be said to the origin: what is being dialled, or connected, ends."""
+
+
 class Prove(Command, frozen=True):
     """Say `Proved`: whether `remote` has a certificate for `name`."""
 
@@ -255,7 +259,7 @@ class Mint(Command, frozen=True):
 
 
 class Hand(Command, frozen=True):
-    """Give both sockets to `worker`."""
+    """Give both sockets to `worker`; of a flow that is blocked, the client's alone."""
 
     worker: int
     order: HandOver
@@ -303,6 +307,7 @@ type AnyCommand = (
     | Peek
     | SetDeadline
     | Dial
+    | Undial
     | Prove
     | WatchServer
     | Relay

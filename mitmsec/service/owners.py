@@ -88,7 +88,8 @@ def inferred(asked: Asked) -> Process:
     """What the kernel said at connect(), and nothing that would have to be read of the process."""
     if not asked.pid:
         return Process(pid=0)
-    return Process(pid=asked.pid, name=asked.comm or None, user=_user(asked.uid), confidence=Confidence.INFERRED)
+    name = asked.comm or None
+    return Process(pid=asked.pid, name=name, user=_user(asked.uid), uid=asked.uid, confidence=Confidence.INFERRED)
 
 
 def _user(uid: int) -> str:

@@ -127,9 +127,9 @@ class ProcessTable:
         else:
             owner = self._recorded(life, at_ns, uid)
         if owner is None:
-            return Owner(Process(pid=pid, name=comm or None, user=user, confidence=Confidence.INFERRED))
-        if owner.process.user != user:
-            return Owner(msgspec.structs.replace(owner.process, user=user), owner.sha256)
+            return Owner(Process(pid=pid, name=comm or None, user=user, uid=uid, confidence=Confidence.INFERRED))
+        if (owner.process.user, owner.process.uid) != (user, uid):
+            return Owner(msgspec.structs.replace(owner.process, user=user, uid=uid), owner.sha256)
         return owner
 
     def has_seen(self, pid: int, at_ns: int) -> bool:
@@ -165,6 +165,7 @@ class ProcessTable:
             exe=displayed(path),
             name=comm or None,
             user=self._user(uid),
+            uid=uid,
             parent=self._parents_of(caller),
             confidence=Confidence.INFERRED if path is None else Confidence.KERNEL,
         )
@@ -212,6 +213,7 @@ class ProcessTable:
             claimed_exe=displayed(exe.claimed),
             name=program.comm,
             user=self._user(uid),
+            uid=uid,
             unit=displayed(names.unit),
             container=displayed(names.container),
             confidence=_surety(exe, cgroup),
@@ -324,6 +326,7 @@ class ProcessTable:
             container=displayed(names.container),
             confidence=_surety(path, cgroup),
             user=self._user(uid),
+            uid=uid,
         )
         return settled(Owner(process, None if exe is None else self._sha256(exe, uid)))
 

@@ -115,12 +115,12 @@ def attributed(owner: SocketOwner, processes: ProcessTable, at_ns: int | None = 
     """
     user = None if owner.uid is None else user_name(owner.uid)
     if owner.confidence is Confidence.UNKNOWN or owner.uid is None:
-        return Owner(Process(pid=0, user=user, source=owner.source))
+        return Owner(Process(pid=0, user=user, uid=owner.uid, source=owner.source))
     read = processes.whose(owner.pid, owner.uid, owner.comm, at_ns)
     if owner.started_ticks and started_ticks(owner.pid) != owner.started_ticks:  # it has ended; who was read then?
         confidence = Confidence.INFERRED
-        ended = Process(pid=owner.pid, name=owner.comm or None, user=user, source=owner.source, confidence=confidence)
-        return Owner(ended)
+        who = Process(pid=owner.pid, name=owner.comm or None, user=user, uid=owner.uid)
+        return Owner(msgspec.structs.replace(who, source=owner.source, confidence=confidence))
     confidence = weaker(owner.confidence, read.process.confidence)
     process = msgspec.structs.replace(read.process, source=owner.source, confidence=confidence)
     return Owner(process, read.sha256)

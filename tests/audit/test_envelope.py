@@ -160,7 +160,8 @@ def test_the_other_kinds_have_their_fields() -> None:
 
 
 def test_what_only_windows_knows_is_told_where_it_is_known() -> None:
-    assert not {"services", "package", "signer", "unread"} & set(event_of(connection())["process"])
+    assert not {"services", "package", "signer", "uid", "unread"} & set(event_of(connection())["process"])
+    assert event_of(replace(connection(), process=replace(CURL, uid=0)))["process"]["uid"] == 0
     host = replace(CURL, services=("Dnscache", "lmhosts"), signer="CN=A", unread=(Fact.PACKAGE,))
     for seen in (replace(connection(), process=host), finding()):
         kind, fields = fields_of(seen, owner=host)

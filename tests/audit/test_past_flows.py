@@ -72,7 +72,7 @@ def test_where_another_address_was_reached_the_policy_was_asked_about_the_first(
         (replace(UDP, datagrams_sent=None, datagrams_received=None), (Transport.UDP, None, None, False)),
         (replace(UDP, protocol="dns"), (Transport.UDP, None, None, False)),
         (replace(connection(), protocol="quic", tls=None), (Transport.UDP, None, None, False)),
-        (replace(connection(), protocol="quic"), (Transport.UDP, None, "api.example.com", False)),
+        (replace(connection(), protocol="quic"), (Transport.UDP, Protocol.QUIC, "api.example.com", False)),
         (
             replace(
                 connection(outcome=Outcome.MALFORMED, action=Action.BLOCK),

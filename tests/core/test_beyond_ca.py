@@ -63,6 +63,13 @@ def test_rules_that_decrypt_nothing_and_what_comes_in_are_not_about_this_ca() ->
     assert told(bypass, decrypting("www.other.test", direction=Direction.INBOUND)) == []
 
 
+def test_a_page_takes_a_certificate_too() -> None:
+    block = Rule(name="b", action=Action.BLOCK, host=("www.other.test",))
+    assert told(block) == []
+    (sentence,) = told(replace(block, page=True))
+    assert 'rule "b" decrypts www.other.test, which the CA may not speak for' in sentence
+
+
 def test_a_rule_for_protocols_without_certificates_needs_no_ca() -> None:
     plain = replace(decrypting(), protocol=(Protocol.HTTP,))
     assert told(plain) == []

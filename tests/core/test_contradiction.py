@@ -123,6 +123,21 @@ def test_pairs_that_cannot_be(
     assert [found.key for found in impossible_pairs(policy)] == keys
 
 
+@pytest.mark.parametrize(
+    ("action", "direction", "keys"),
+    [
+        (Action.BLOCK, Direction.OUTBOUND, []),
+        (Action.BLOCK, Direction.INBOUND, ["page"]),
+        (Action.BYPASS, Direction.OUTBOUND, ["page"]),
+        (Action.DECRYPT, Direction.OUTBOUND, ["page"]),
+    ],
+)
+def test_a_page_is_for_what_is_blocked_on_its_way_out(action: Action, direction: Direction, keys: list[str]) -> None:
+    policy = Policy(rules=(Rule(name="r", action=action, page=True, direction=direction),))
+    assert [found.key for found in impossible_pairs(policy)] == keys
+    assert policy.decided_by(policy.rules[0], direction).page is (keys == [])
+
+
 def test_inspection_by_default_needs_something_that_is_decrypted_and_inherits_it() -> None:
     own = Rule(name="r", action=Action.DECRYPT, inspect=())
     inherits = Rule(name="r", action=Action.DECRYPT)
@@ -205,6 +220,22 @@ def test_a_protocol_that_cannot_show_what_the_rule_asks_for_is_told(
     protocol: tuple[Protocol, ...], conditions: dict[str, object], says: str
 ) -> None:
     found = list(impossible_pairs(Policy(rules=(rule("r", protocol=protocol, **conditions),))))
+    assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
+
+
+@pytest.mark.parametrize(
+    ("action", "more", "says"),
+    [
+        (Action.BLOCK, {}, ""),
+        (Action.BYPASS, {"host": ("a.example",), "alpn": ("h3",), "ja4": ("q13*",)}, ""),
+        (Action.DECRYPT, {}, "QUIC is never read"),
+        (Action.CAPTURE, {}, "QUIC is never read"),
+        (Action.BLOCK, {"direction": Direction.INBOUND}, "of connections that come in, QUIC is none"),
+    ],
+)
+def test_quic_can_pass_or_be_refused_on_its_way_out(action: Action, more: dict[str, object], says: str) -> None:
+    alone = Rule(name="r", action=action, protocol=(Protocol.QUIC,), **more)  # type: ignore[arg-type]
+    found = list(impossible_pairs(Policy(rules=(alone,))))
     assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
 
 

@@ -10,17 +10,19 @@ from ipaddress import ip_address, ip_network
 from itertools import product
 
 import policies
+import pytest
 from hypothesis import given
 from msgspec.structs import replace
 from policies import NOON_S
 
 from mitmsec.core import matcher
+from mitmsec.core.explain import explain
 from mitmsec.core.matcher import Matcher
 from mitmsec.core.model import Action, Endpoint, Fact, ParentProcess, Process
 from mitmsec.core.policy import Policy
-from mitmsec.core.rules import Rule
+from mitmsec.core.rules import Application, Rule
 from mitmsec.core.selector import Program
-from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, WITH_NAME, Protocol, Shown
+from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, OVER_TCP, WITH_NAME, Protocol, Shown
 
 
 def one_by_one(policy: Policy, process: Process, remote: Endpoint, at_s: float, shown: Shown) -> int | None:
@@ -107,8 +109,10 @@ def shown_at_most(policy: Policy) -> list[Shown]:
     ja4 = ("t13d_x", "t12d_x", "t13d_y", "_x", "-")
     every = product(names, offers, ja4, (True, False))
     hellos = [Shown(protocol=Protocol.TLS, name=n, alpn=a, ja4=j, ech=e) for n, a, j, e in every]
-    named = [Shown(protocol=protocol, name=name) for protocol in WITH_NAME - {Protocol.TLS} for name in names]
-    return [*hellos, *named, *(Shown(protocol=protocol) for protocol in set(Protocol) - WITH_NAME)]
+    named = [
+        Shown(protocol=protocol, name=name) for protocol in WITH_NAME & OVER_TCP - {Protocol.TLS} for name in names
+    ]
+    return [*hellos, *named, *(Shown(protocol=protocol) for protocol in OVER_TCP - WITH_NAME)]
 
 
 @given(policies.policies, policies.processes, policies.endpoints, policies.moments)
@@ -198,6 +202,23 @@ def test_a_thousand_rules_are_asked_by_pattern() -> None:
     assert arranged.first(policies.CURL, remote, NOON_S, Shown.of("a.b.h777.example")) == 777
     assert arranged.first(policies.CURL, remote, NOON_S, Shown.of("h777.example")) is None
     assert arranged.first_whatever_is_shown(policies.CURL, remote, NOON_S) == (None, False)
+
+
+@pytest.mark.parametrize("text", ["1001", "late"])
+def test_a_user_goes_by_number_and_by_name_whenever_the_account_was_made(text: str) -> None:
+    """Of a policy that was read before there was one, too."""
+    asks = Rule(name="x", action=Action.BLOCK, user=(text,))
+    of = Application(name="of", user=(text,))
+    arranged, remote = Matcher((), (asks,)), Endpoint(address="192.0.2.1", port=443)
+    late = replace(policies.CURL, user="late", uid=1001)
+    other = replace(policies.CURL, user="late2", uid=1002)
+    assert [arranged.first(who, remote, NOON_S, NOTHING_SHOWN) for who in (late, other, late)] == [0, None, 0]
+    assert [Program.of("of", (of,)).accepts(who) for who in (late, other)] == [True, False]
+    story = [explain(Policy(rules=(asks,)), who, remote, NOON_S, NOTHING_SHOWN).tried[0] for who in (late, other)]
+    assert [(one.accepts, one.conditions[0].why) for one in story] == [
+        (True, f"it is {text}"),
+        (False, f"late2 is not {text}"),
+    ]
 
 
 def test_a_user_who_is_not_known_leaves_a_rule_undecided_only_where_it_is_for_the_program() -> None:

@@ -112,6 +112,18 @@ def test_a_rule_that_comes_first_without_a_host_settles_the_flow_at_connect() ->
     assert decision.rule == "ssh"
 
 
+def test_a_rule_about_quic_holds_up_no_connection_over_tcp_and_decides_none() -> None:
+    quic = Rule(name="quic", action=Action.BLOCK, protocol=(Protocol.QUIC,))
+    policy = Policy(action=Action.BYPASS, rules=(quic,))
+    early = policy.at_connect(policies.CURL, WEB, NOON_S)
+    assert early is not None
+    assert early == policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.example"))
+    assert policy.at_hello(policies.CURL, WEB, NOON_S, shown=Shown.of("a.example", Protocol.QUIC)).rule == "quic"
+    both = Policy(rules=(replace(quic, protocol=(Protocol.QUIC, Protocol.TLS)),))
+    assert both.at_connect(policies.CURL, WEB, NOON_S) is None
+    assert policy.at_silence(policies.CURL, WEB, NOON_S) == (early, True)
+
+
 def test_two_rules_of_the_same_action_are_two_answers() -> None:
     same = Rule(name="other", action=Action.BYPASS)
     assert Policy(rules=(BANKS, same)).at_connect(policies.CURL, WEB, NOON_S) is None

@@ -102,7 +102,7 @@ def test_a_whole_rule() -> None:
         category=("finance",),
         port=((443, 443), (8000, 8999)),
         address=("10.0.0.0/8", "2001:db8::1/128"),
-        user=("joe", "7"),
+        user=("1000", "joe", "7"),
         protocol=(Protocol.TLS, Protocol.HTTP),
         alpn=("h2", "http/*"),
         ja4=("t13d*",),
@@ -196,7 +196,7 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('upstream_revocation = "firm"', 'upstream_revocation: "firm" is not one of soft, hard, off'),
         ("upstream_sct = true", "upstream_sct: a text is wanted, not true"),
         ('min_tls = "1.1"', 'min_tls: "1.1" is not one of 1.2, 1.3'),
-        ("page = true", "page: not supported by this version"),
+        ("page = 'yes'", "page: true or false is wanted, not the text"),
         ('hosts = ["x"]', 'hosts: unknown key; did you mean "host"?'),
     ],
 )

@@ -120,6 +120,38 @@ def test_what_a_connection_says_after_its_hello_has_to_agree_with_it() -> None:
     assert opening.begun.held_bytes == 2 * len(MESSAGE)
 
 
+OTHERS = {
+    "name": [hellos.server_name(b"another.test"), hellos.alpn(b"h3")],
+    "no name": [hellos.alpn(b"h3")],
+    "protocol": [hellos.server_name(b"www.example.com"), hellos.alpn(b"doq")],
+    "encrypted": [hellos.server_name(b"www.example.com"), hellos.alpn(b"h3"), (0xFE0D, b"\0")],
+}
+
+
+@pytest.mark.parametrize("second", [*OTHERS, "none"])
+@pytest.mark.parametrize("cut", [3, 40])
+def test_a_second_hello_for_something_else_goes_nowhere_however_often_it_is_sent(second: str, cut: int) -> None:
+    """Servers that have asked for it (HelloRetryRequest) go by the second one's name."""
+    other = hellos.message(hellos.body(OTHERS[second])) if second in OTHERS else b"\x0b" + MESSAGE[1:]
+    opening = QuicOpening(Aes128())
+    opening.fed(initial(crypto(0, MESSAGE)))
+    assert opening.begun is not None
+    pieces = [(len(MESSAGE), other[:cut]), (len(MESSAGE) + cut, other[cut:])]
+    sent = [next(iter(initials(initial(crypto(*piece), 1 + at)))) for at, piece in enumerate(pieces)]
+    first, *rest = [opening.begun.agrees(one) for one in (*sent, *sent)]
+    assert first is (second in OTHERS)  # its name is not there yet
+    assert rest == [False, False, False]
+
+
+def test_a_second_hello_with_another_key_share_and_a_cookie_passes() -> None:
+    more = [hellos.server_name(b"www.example.com"), hellos.alpn(b"h3"), (44, b"\0\2ab")]
+    opening = QuicOpening(Aes128())
+    opening.fed(initial(crypto(0, MESSAGE)))
+    assert opening.begun is not None
+    (one,) = initials(initial(crypto(len(MESSAGE), hellos.message(hellos.body(more))), 1))
+    assert opening.begun.agrees(one) is True
+
+
 def test_frames_of_an_initial_are_passed_over() -> None:
     acks = b"\x02\x05\x00\x01\x00\x00\x00" + b"\x03\x05\x00\x00\x00\x01\x02\x03"
     assert isinstance(read(initial(b"\0\0\x01" + acks + crypto(0, MESSAGE) + b"\0\x01")), ClientHello)

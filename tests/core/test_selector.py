@@ -113,6 +113,7 @@ UNREAD_PATH = msgspec.structs.replace(READ, exe=None, confidence=Confidence.INFE
         (Application(name="x", user=("joe",)), UNREAD_PATH, True),  # it is not asked for the path
         (Application(name="x", user=("ann",), path=("/a",)), UNREAD_PATH, True),  # it is not hers, whatever its path
         (Application(name="x", user=("joe",), path=("/a",)), UNREAD_PATH, False),
+        (Application(name="x", user=("1001",)), msgspec.structs.replace(READ, user=None, uid=1001), True),
         (Application(name="x", user=("joe",)), msgspec.structs.replace(READ, user=None), False),
         (Application(name="x", process_name=("y",)), msgspec.structs.replace(READ, name=None), False),
         (Application(name="x", sha256=("ab" * 32,)), msgspec.structs.replace(READ, sha256=None), False),

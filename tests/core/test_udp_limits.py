@@ -7,6 +7,7 @@ import pytest
 from mitmsec.core.model import Action, Quic
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
+from mitmsec.core.sniff import Protocol
 from mitmsec.core.udp_limits import udp_limits
 
 
@@ -55,6 +56,22 @@ def test_bypassed_quic_is_not_read_and_refused_by_the_connect_hook_only() -> Non
         'rules "r2", "r3": quic = "bypass" lets programs reach these hosts by QUIC, unread',
         'rule "r0": of QUIC it holds by the connect hook, and by no other backend',
     ]
+
+
+def test_a_rule_about_quic_needs_the_connect_hook_and_quic_that_is_not_refused_anyway() -> None:
+    alone, both = (Protocol.QUIC,), (Protocol.TLS, Protocol.QUIC)
+    rules = (
+        rule("quic", protocol=alone),
+        rule("both", protocol=both),
+        rule("tls", host=("a",), protocol=(Protocol.TLS,)),
+    )
+    by_hook = 'rules "quic", "both": of QUIC it holds by the connect hook, and by no other backend'
+    assert udp_limits(Policy(quic=Quic.BYPASS, rules=rules)) == [by_hook]
+    refused = 'rule "quic": quic = "refuse" refuses all QUIC, and no rule is asked'
+    assert udp_limits(Policy(quic=Quic.REFUSE, rules=rules)) == [refused]
+    read = rule("read", Action.DECRYPT, protocol=both)
+    unread = 'rule "read": quic = "bypass" lets programs reach these hosts by QUIC, unread'
+    assert udp_limits(Policy(quic=Quic.BYPASS, rules=(read,))) == [unread]
 
 
 def test_many_rules_are_counted() -> None:

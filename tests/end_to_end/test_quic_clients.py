@@ -113,6 +113,27 @@ def test_a_rule_about_a_host_refuses_its_quic_and_no_others(h3: H3, mitmsec: Mit
     assert flows["origin.test"]["tls"]["client"]["ja4"].startswith("q13d")
 
 
+NO_QUIC = (
+    BYPASS + '[[rule]]\nname = "but here"\nhost = ["origin.test"]\nprotocol = ["quic"]\naction = "bypass"\n'
+    '[[rule]]\nname = "no quic"\nprotocol = ["quic"]\naction = "block"\n'
+)
+
+
+def test_a_rule_about_quic_refuses_it_and_leaves_tcp_alone(h3: H3, mitmsec: Mitmsec) -> None:
+    """Who is refused falls back, and is read."""
+    urls = ("https://bank.test/hello", "https://origin.test/hello")
+    command = [sys.executable, "-c", CURL, "V3", *urls]
+    done = mitmsec.run("--policy", mitmsec.policy(NO_QUIC), "--", *command)
+    said = [(told["body"], told["version"]) for told in map(json.loads, done.stdout.splitlines())]
+    assert said == [("hello over HTTP/2.0\n", "V2_0"), ("hello over HTTP/3\n", "V3")]
+    assert h3.asked() == [{"host": "origin.test", "path": "/hello"}]
+    assert {(flow["remote"]["host"], flow["action"], flow["rule"]) for flow in of_quic(mitmsec)} == {
+        ("bank.test", "block", "no quic"),
+        ("origin.test", "bypass", "but here"),
+    }
+    assert [event["url"] for event in mitmsec.of_kind("request")] == ["https://bank.test/hello"]
+
+
 @needs_chromium
 def test_chromium_that_a_rule_refuses_quic_is_refused_over_tcp_too(h3: H3, mitmsec: Mitmsec, tmp_path: Path) -> None:
     asked = chromium(tmp_path, "https://bank.test/hello", "--origin-to-force-quic-on=bank.test:443")

@@ -173,9 +173,9 @@ class World:
 
     async def _hand(self, client: socket.socket) -> None:
         flow = f"flow-{next(self._numbers)}"
-        origin = await self._dial()
+        origin = None if self.decision.action is Action.BLOCK else await self._dial()
         self._dups[flow] = client.dup()
-        if self.kind is Plaintext.DIALOGUE:
+        if self.kind is Plaintext.DIALOGUE and origin is not None:
             self._origins[flow] = origin.dup()
         address, port = client.getpeername()[:2]
         self.engine.take(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 import trustme
 from cipher_grades import GRADES
 from crafted_servers import client_hello, parsed, shaken
+from cryptography import x509
 from engine_world import NAME, Pages, RealMint, connected, origin, server_context, trusting, world
 from hellos import body, message, numbers, records, vector
 from OpenSSL import SSL
 
 from mitmsec.engine.contexts import Leaves, OriginContext, client_session
-from mitmsec.engine.openssl import TlsFailed, client_side
+from mitmsec.engine.openssl import TlsFailed, client_side, restrict_groups
 from mitmsec.engine.strength import Strength
 
 lib: Any = SSL._lib  # type: ignore[attr-defined]
@@ -136,6 +139,53 @@ def test_a_client_that_begins_another_handshake_is_told_no(leaf: SSL.Context) ->
 
 
 @pytest.mark.checklist("U25")
+def asks_for_two(port: int) -> tuple[list[bytes], set[str], bytes]:
+    """What a client says in the clear that names another host in its second hello, whose leaf it sees, and the answer.
+
+    Its first group is none of ours, so we have it say its hello again.
+    """
+    client = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), None)
+    restrict_groups(client, "ffdhe8192:X25519")
+    client.set_tlsext_host_name(NAME.encode())
+    client.set_connect_state()
+    said: list[bytes] = []
+    with socket.create_connection(("127.0.0.1", port), 20) as sock:
+        sock.settimeout(20)
+
+        def until_read(step: Callable[[], bytes | None]) -> bytes | None:
+            while True:
+                try:
+                    return step()
+                except SSL.WantReadError:
+                    with contextlib.suppress(SSL.WantReadError):
+                        said.append(client.bio_read(1 << 16))
+                        sock.sendall(said[-1])
+                client.bio_write(sock.recv(1 << 16))
+                client.set_tlsext_host_name(b"other.test")
+
+        until_read(client.do_handshake)
+        client.send(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
+        answer = until_read(lambda: client.recv(12)) or b""
+        shown = client.get_peer_certificate()
+        assert shown is not None
+        names = shown.to_cryptography().extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return said, set(names.get_values_for_type(x509.DNSName)), answer
+
+
+def test_a_second_hello_for_another_host_changes_nothing(tmp_path: Path) -> None:
+    """The leaf is for the decided name, and so is each request."""
+
+    async def main() -> None:
+        ca, pages = trustme.CA(), Pages()
+        async with origin(pages, server_context(ca)) as port, world(tmp_path, port, [ca]) as made:
+            (first, second, *_), names, answer = await asyncio.to_thread(asks_for_two, made.port)
+            assert (NAME.encode() in first, b"other.test" in second) == (True, True)
+            assert (names, answer) == ({NAME}, b"HTTP/1.1 421")
+            assert pages.requests == []
+
+    asyncio.run(main())
+
+
 def test_a_client_that_fell_back_is_told_so_unless_its_origin_is_no_newer(leaf: SSL.Context) -> None:
     """RFC 7507: somebody between us made it believe that TLS 1.3 does not work."""
     groups = [(0x000A, vector(numbers(0x001D, 0x0017))), (0x000D, vector(numbers(0x0403)))]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.engine.firstline import looks_like_http
+from mitmsec.engine.firstline import is_http, looks_like_http
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,13 @@ from mitmsec.engine.firstline import looks_like_http
 )
 def test_what_looks_like_http(first: bytes, expected: bool | None) -> None:
     assert looks_like_http(first) is expected
+
+
+@pytest.mark.parametrize(
+    ("alpn", "expected"), [(b"h2", True), (b"http/1.1", True), (b"http/1.0", True), (b"h3", False), (b"", None)]
+)
+def test_what_was_agreed_to_says_whether_it_is_http(alpn: bytes, expected: bool | None) -> None:
+    assert is_http(alpn) is expected
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))

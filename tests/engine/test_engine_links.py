@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from engine_world import DECISION
+from msgspec.structs import replace
 
 from mitmsec.channel import Channel, pair
 from mitmsec.core.leaf_choice import LeafKeyKind
@@ -23,12 +24,13 @@ from mitmsec.core.messages import (
     UpstreamAnswer,
     UpstreamQuestion,
 )
-from mitmsec.core.model import Endpoint
+from mitmsec.core.model import Action, Endpoint
 from mitmsec.engine.links import TAKEN_AFTER_S, GateLink, SignerLink, read_all
 from mitmsec.engine.seams import Leaf, LeafQuestion, Refused
 
 ORIGIN = Endpoint(address="192.0.2.1", port=443)
 HAND_OVER = HandOver(flow="flow-1", kind=Plaintext.TLS, name="a.test", origin=ORIGIN, client=ORIGIN, decision=DECISION)
+BLOCKED = replace(HAND_OVER, decision=replace(DECISION, action=Action.BLOCK, page=True))
 QUESTION = LeafQuestion(flow="flow-1", name="a.test", key=LeafKeyKind.RSA2048)
 
 
@@ -41,7 +43,7 @@ class Gate:
         self.said: asyncio.Queue[Any] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         self.channel.attach(loop, lambda message, _: self.said.put_nowait(message), lambda: None)
-        self.taken: asyncio.Queue[tuple[HandOver, socket.socket, socket.socket]] = asyncio.Queue()
+        self.taken: asyncio.Queue[tuple[HandOver, socket.socket, Any]] = asyncio.Queue()
         self.ended = asyncio.Event()
         self.link = GateLink(theirs, loop)
         self.link.serve(lambda *flow: self.taken.put_nowait(flow), self.ended.set)
@@ -75,10 +77,28 @@ def test_flows_come_with_both_sockets() -> None:
     with_gate(test)
 
 
-def test_a_flow_without_sockets_ends_at_once() -> None:
+def test_what_is_blocked_comes_with_the_clients_socket_alone() -> None:
     async def test(gate: Gate) -> None:
-        gate.channel.send(HAND_OVER)
-        ended = await gate.said.get()
+        client, other = socket.socketpair()
+        with client, other:
+            gate.channel.send(BLOCKED, client.fileno())
+            hand_over, ours, theirs = await gate.taken.get()
+            assert (hand_over, theirs) == (BLOCKED, None)
+            ours.close()
+            assert await gate.said.get() == Taken(flow="flow-1")
+            gate.channel.send(BLOCKED, client.fileno(), other.fileno())  # no honest gate says so
+            assert (await gate.said.get()).outcome == "fault"
+            assert gate.taken.empty()
+
+    with_gate(test)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_flow_without_sockets_ends_at_once(count: int) -> None:
+    async def test(gate: Gate) -> None:
+        with socket.socket() as one:
+            gate.channel.send(HAND_OVER, *[one.fileno()] * count)
+            ended = await gate.said.get()
         assert (ended.flow, ended.outcome) == ("flow-1", "fault")
         assert gate.taken.empty()
         await asyncio.sleep(3 * TAKEN_AFTER_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Any
@@ -24,6 +25,7 @@ from mitmsec.core.messages import (
     UpstreamQuestion,
 )
 from mitmsec.core.model import Action, OnFailure
+from mitmsec.core.policy import Policy, Rule
 from mitmsec.gate import connection as module
 
 TLS = hello(server_name(b"a.test"))
@@ -256,6 +258,79 @@ async def test_a_worker_gets_further_connections_to_the_decided_origin_only() ->
             lambda events: "foreign_flow" in house.recorder.faults()
         )
         worker.channel.close()
+
+
+def told(**conditions: Any) -> Policy:
+    """Everything passes but what is blocked with a page."""
+    return Policy(action=Action.BYPASS, rules=(Rule(name="told", action=Action.BLOCK, page=True, **conditions),))
+
+
+@on_loop
+async def test_a_worker_that_is_to_show_a_page_gets_the_client_alone_and_no_way_to_the_origin() -> None:
+    async with houses() as make, Server(silent) as origin:
+        house = make(told(host=("a.test",)))
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            client.send(TLS)
+            message, (theirs,) = await worker.next()
+            assert (message.decision.action, message.decision.page, message.name) == (Action.BLOCK, True, "a.test")
+            assert theirs.getsockname() == client.getpeername()
+            assert theirs.recv(9999) == TLS
+            worker.channel.send(UpstreamQuestion(flow=message.flow, number=7))
+            answer, none = await worker.next()
+            assert (answer.number, answer.error, none) == (7, "it is blocked", [])
+            theirs.send(b"page")
+            theirs.shutdown(socket.SHUT_RDWR)
+            theirs.close()
+            worker.ended(message.flow)
+            assert (client.recv(9), client.recv(9)) == (b"page", b"")
+        seen = await house.recorder.connection()
+        assert (seen.action, seen.rule, seen.outcome) == (Action.BLOCK, "told", Outcome.BLOCKED)
+        assert [minted.name for minted in house.minted if isinstance(minted, MintDecision)] == ["a.test"]
+        assert origin.contacts == 0
+        worker.channel.close()
+
+
+@on_loop
+async def test_an_origin_that_was_dialled_before_the_hello_is_left_and_hears_nothing() -> None:
+    heard = asyncio.Queue[bytes]()
+
+    async def hears(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = b""
+        with contextlib.suppress(ConnectionResetError):
+            said = await reader.read()
+        heard.put_nowait(said)
+
+    async with houses() as make, Server(hears) as origin:
+        house = make(told(host=("a.test",)), hello_deadline_s=0.05)
+        house.divert(origin.address)
+        worker = Worker(house)
+        with house.dial() as client:
+            await settled(lambda: origin.contacts == 1)
+            client.send(TLS)
+            message, (theirs,) = await worker.next()
+            assert await asyncio.wait_for(heard.get(), WAIT_S) == b""
+            theirs.close()
+            worker.ended(message.flow, reset=True)
+            assert await asyncio.to_thread(wait_reset, client)
+        worker.channel.close()
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_a_page_that_nobody_can_show_is_a_reset(on_failure: OnFailure) -> None:
+    async def scenario() -> None:
+        async with houses() as make, Server(silent) as origin:
+            house = make(told(), on_failure=on_failure, staff_deadline_s=0.05)
+            house.divert(origin.address)
+            with house.dial() as client:
+                client.send(TLS)
+                assert await asyncio.to_thread(wait_reset, client)
+            seen = await house.recorder.connection()
+            assert (seen.action, seen.outcome, seen.error) == (Action.BLOCK, Outcome.BLOCKED, "no_worker")
+            assert origin.contacts == 0
+
+    asyncio.run(scenario())
 
 
 @on_loop

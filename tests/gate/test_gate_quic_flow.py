@@ -20,6 +20,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.quic_answers import SMALLEST_BYTES
 from mitmsec.core.quic_packets import client_keys, initials, opened
 from mitmsec.core.rules import Application, Rule
+from mitmsec.core.sniff import Protocol
 from mitmsec.gate.quic_flow import (
     CONNECTIONS_LIMIT,
     HELD_LIMIT,
@@ -100,6 +101,32 @@ def forwarded(commands: Sequence[Command]) -> list[bytes]:
 def recorded(commands: Sequence[Command]) -> ConnectionSeen:
     (seen,) = [one.seen for one in commands if isinstance(one, Record)]
     return seen
+
+
+OF_QUIC = Policy(
+    rules=(
+        Rule(name="but here", action=Action.BYPASS, host=("origin.test",), protocol=(Protocol.QUIC, Protocol.TLS)),
+        Rule(name="no quic", action=Action.BLOCK, protocol=(Protocol.QUIC,)),
+        Rule(name="no tls", action=Action.BLOCK, protocol=(Protocol.TLS,)),
+    )
+)
+
+
+def test_a_rule_about_quic_is_about_every_name_in_it_and_about_what_shows_none() -> None:
+    assert forwarded(told(flow_of(OF_QUIC), *(first := hello()))) == first
+    for name in ("bank.test", None):
+        seen = recorded(told(flow_of(OF_QUIC), *hello(name)))
+        assert (seen.action, seen.rule, seen.outcome) == (Action.BLOCK, "no quic", Outcome.BLOCKED)
+    broken = told(flow_of(OF_QUIC), initial(crypto(0, b"no hello")))
+    assert (recorded(broken).action, recorded(broken).outcome) == (Action.BLOCK, Outcome.MALFORMED)
+    begun = flow_of(OF_QUIC)
+    assert forwarded(told(begun, LATER)) == [LATER]  # what shows nothing is no QUIC yet
+    assert recorded(told(begun, *hello("bank.test"))).rule == "no quic"
+
+
+def test_a_rule_about_tls_is_none_about_quic() -> None:
+    only_tls = Policy(rules=OF_QUIC.rules[2:])
+    assert forwarded(told(flow_of(only_tls), *(first := hello()))) == first
 
 
 def test_what_a_rule_does_not_block_is_held_until_its_hello_is_whole_and_passes_unread() -> None:

@@ -28,7 +28,7 @@ def test_a_living_process_is_read(child: subprocess.Popen[bytes], copy: Path) ->
     assert process.confidence is Confidence.KERNEL
     assert (process.pid, process.exe, process.name) == (child.pid, str(copy), "program")
     assert process.sha256 == hashlib.sha256(copy.read_bytes()).hexdigest()
-    assert process.user == owner.user_name(os.getuid())
+    assert (process.user, process.uid) == (owner.user_name(os.getuid()), os.getuid())
     assert process.parent is not None
     assert (process.parent.pid, process.parent.exe) == (os.getpid(), os.readlink("/proc/self/exe"))
     assert process.started is not None
@@ -125,10 +125,11 @@ def test_a_remembered_process_that_has_ended_is_inferred(copy: Path) -> None:
 def test_who_asks_with_another_user_gets_that_users_name(child: subprocess.Popen[bytes]) -> None:
     """The uid is the kernel's word at connect(); a program may have changed it since."""
     table = ProcessTable()
-    assert [whose(table, child.pid, uid, "x").user for uid in (4_000_000, 0, 4_000_001)] == [
-        "4000000",
-        owner.user_name(0),
-        "4000001",
+    asked = [whose(table, child.pid, uid, "x") for uid in (4_000_000, 0, 4_000_001)]
+    assert [(process.user, process.uid) for process in asked] == [
+        ("4000000", 4_000_000),
+        (owner.user_name(0), 0),
+        ("4000001", 4_000_001),
     ]
 
 

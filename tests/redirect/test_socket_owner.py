@@ -155,7 +155,7 @@ def test_a_process_is_told_with_no_more_confidence_than_its_socket(agents: list[
 def test_what_is_unknown_stays_unknown() -> None:
     table = ProcessTable()
     nobody = attributed(SocketOwner(SOURCE, Confidence.UNKNOWN, uid=0), table).process
-    assert nobody == Process(pid=0, user="root", source=SOURCE, confidence=Confidence.UNKNOWN)
+    assert nobody == Process(pid=0, user="root", uid=0, source=SOURCE, confidence=Confidence.UNKNOWN)
     assert attributed(SocketOwner(SOURCE, Confidence.UNKNOWN), table).process.user is None
     table.close()
 

@@ -97,7 +97,7 @@ BAD: list[Owner | Exception] = [
 def test_whatever_goes_wrong_the_gate_is_told_what_the_kernel_said(answer: Owner | Exception) -> None:
     reading = Reading(answer)
     owner = reading.owners.of(ASKED, None)
-    assert owner == Owner(Process(pid=7, name="curl", user="root", confidence=Confidence.INFERRED))
+    assert owner == Owner(Process(pid=7, name="curl", user="root", uid=0, confidence=Confidence.INFERRED))
     encode(WhoseAnswer(number=1, process=owner.process))
 
 

@@ -138,6 +138,17 @@ def test_the_example_of_the_documentation_checks_and_its_tests_pass(tmp_path: Pa
     assert "1 of 1 tests passed" in run("test", example).stdout
 
 
+def test_explain_says_that_a_page_is_a_decryption(tmp_path: Path) -> None:
+    told = []
+    for page in ("true", "false"):
+        policy = tmp_path / f"{page}.toml"
+        policy.write_text(f'version = 1\n[[rule]]\nname = "games"\nport = [443]\naction = "block"\npage = {page}\n')
+        told.append(run("explain", policy, "--app", "/usr/bin/curl").stdout.splitlines())
+    assert told[0][:2] == ['block by rule "games": rule "games" takes connections, port 443', told[0][1]]
+    assert told[0][1] == "with a page, which is a decryption"
+    assert told[1] == [told[0][0], *told[0][2:]]
+
+
 def test_explain_of_an_inspected_flow_that_is_decided_at_connect(good: Path) -> None:
     result = run("explain", good, "--app", "/usr/bin/curl", "--address", "192.0.2.1")
     assert "inspected by keywords; a finding means block" in result.stdout
