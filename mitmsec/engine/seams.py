@@ -103,6 +103,7 @@ class EngineSettings(Value, frozen=True):
 
     on_failure: OnFailure
     capture: bool = False
+    quic: bool = False  # it is decrypted, too
     handshake_deadline_s: float = 30.0
 
 

@@ -63,7 +63,7 @@ class Worker:
         self._gate = GateLink(gate, loop)
         self._signer = SignerLink(signer, loop)
         self._engine = Engine(
-            EngineSettings(on_failure=settings.on_failure, capture=settings.capture),
+            EngineSettings(on_failure=settings.on_failure, capture=settings.capture, quic=settings.quic),
             Collaborators(
                 certifier=self._signer,
                 gate=self._gate,
