@@ -4,7 +4,7 @@ aioquic doubles a window whenever half of it is used, and keeps what came. Here 
 was read, and none for a stream of which the other side still holds too much (`withholds`), nor for the connection while
 that holds too much of all (`is_full`). Of streams a peer has a fixed number open at once, and in all.
 
-All that the engine takes from aioquic's private parts is in this file.
+All that the engine takes from aioquic's private parts is in this file and in `hello`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 
+from mitmsec.engine.quic.hello import NAMES, Hello
+from mitmsec.engine.seams import Encapsulation
+
 STREAM_WINDOW_BYTES = 1 << 19
 WINDOW_BYTES = 1 << 21
 STREAMS_LIMIT = 128  # open at once; as many as aioquic begins with
@@ -32,11 +35,19 @@ FRAME_BYTES = 17  # MAX_STREAM_DATA, the largest of the frames below (RFC 9000 Â
 class Connection(QuicConnection):
     """One side of one QUIC connection, without a socket."""
 
-    def __init__(self, configuration: QuicConfiguration, original_destination: bytes | None = None) -> None:
+    def __init__(
+        self,
+        configuration: QuicConfiguration,
+        original_destination: bytes | None = None,
+        *,
+        encapsulation: Callable[[], Encapsulation | None] = lambda: None,
+    ) -> None:
+        """A client's offers the hybrid group where `encapsulation` makes a key for that."""
         configuration.max_data, configuration.max_stream_data = WINDOW_BYTES, STREAM_WINDOW_BYTES
         super().__init__(configuration=configuration, original_destination_connection_id=original_destination)
         self.withholds: Callable[[int], bool] = lambda stream_id: False
         self.is_full: Callable[[], bool] = lambda: False
+        self._encapsulation = encapsulation
         self.is_asked = False
         """The server wants a client's certificate, which ended the handshake."""
         self.is_ended_by_peer = False
@@ -89,6 +100,11 @@ class Connection(QuicConnection):
         return f"TLS_{self.tls.key_schedule.cipher_suite.name}"
 
     @property
+    def group(self) -> str | None:
+        """Of the key exchange, as OpenSSL names it; None where it is not known, as a server's."""
+        return NAMES.get(self.tls.group) if isinstance(self.tls, Hello) else None
+
+    @property
     def peer_chain(self) -> tuple[Any, ...]:
         """The peer's certificates as it sent them, its own first; its key has signed the handshake."""
         own = self.tls._peer_certificate
@@ -96,7 +112,11 @@ class Connection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        if self._is_client:  # aioquic would send that it has none, as a client without one does
+        if self._is_client:
+            self.tls.__class__ = Hello  # aioquic makes one of its own
+            assert isinstance(self.tls, Hello)
+            self.tls.begin(self._encapsulation())
+            # It would be sent that there is none, as by a client without one.
             self.tls._client_handle_certificate_request = self._asked  # type: ignore[method-assign]
 
     def _asked(self, input_buf: Buffer) -> None:

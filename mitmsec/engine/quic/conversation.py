@@ -55,7 +55,7 @@ HTTP3 = "h3"
 TLS13 = "TLSv1.3"
 ORIGIN_DEADLINE_S = 10.0  # who is not reached by QUIC may be by TCP, which the program waits for
 IDLE_S = 60.0
-GROUP_BITS = 128  # of X25519 and P-256, which are all that aioquic has
+GROUP_BITS = 128  # of X25519 and P-256, which are all that aioquic has towards clients
 SUITES_256 = [CipherSuite.AES_256_GCM_SHA384, CipherSuite.CHACHA20_POLY1305_SHA256]
 CONNECTION_ID_BYTES = 8
 NEAR_BYTES = 1350  # of a datagram to a program on this machine; towards origins it is 1200, which passes everywhere
@@ -108,7 +108,8 @@ class QuicConversation:
     # -- the origin's leg ----------------------------------------------------------------------------------------------
     async def _shake_origin(self, hello: ClientHello) -> tuple[QuicLeg, int]:
         """QUIC towards the origin, whose certificate holds, and its notAfter. Raises Ended."""
-        connection = Connection(_towards(self._hand_over.name, hello))
+        encapsulation = self._engine.collaborators.encapsulation
+        connection = Connection(_towards(self._hand_over.name, hello), encapsulation=encapsulation)
         back = self._back = QuicLeg(self._origin, self._loop, connection)
         connection.connect(PEER, self._loop.time())
         try:
@@ -139,6 +140,7 @@ class QuicConversation:
         self._facts_server = TlsServerFacts(
             version=TLS13,
             cipher=connection.cipher,
+            group=connection.group,
             alpn=HTTP3,
             certificate_sha256=hashlib.sha256(proof.chain[0]).hexdigest() if proof.chain else None,
             verified=judged.defect is None,

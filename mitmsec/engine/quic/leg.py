@@ -145,8 +145,8 @@ class QuicLeg:
         """Say CONNECTION_CLOSE where that has not been said, and let go. Idempotent."""
         if self.closed:
             return
-        if self.failed is None:
-            self.failed = QuicFailed("closed")
+        self.failed = self.failed or QuicFailed("closed")
+        if self.connection.ending is None:
             self.connection.close(error_code=error_code, reason_phrase=reason)
             self.flush()
         self.release()

@@ -28,6 +28,7 @@ from mitmsec.core.model import Decision, Endpoint, OnFailure, OnFinding, Upstrea
 from mitmsec.core.quic_opening import QuicOpening
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.seams import Collaborators, EngineSettings, Refused
+from mitmsec_certs.key_encapsulation import encapsulation
 from mitmsec_certs.packet_cipher import Aes128
 from mitmsec_certs.upstream import Terms, Verifier
 
@@ -350,6 +351,7 @@ async def world(
     on_finding: OnFinding = OnFinding.ALERT,
     upstream: Upstream = Upstream.MIRROR,
     decrypts: bool = True,
+    hybrid: bool = False,
     terms: Terms = Terms(),  # noqa: B008 -- frozen
 ) -> AsyncIterator[QuicWorld]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
@@ -362,6 +364,7 @@ async def world(
             recorder=recorder,
             roots_pem=b"".join(ca.cert_pem.bytes() for ca in roots),
             inspectors=inspectors,
+            encapsulation=encapsulation if hybrid else lambda: None,
         ),
     )
     made = gate.world = QuicWorld(engine, recorder, mint, Endpoint(address="127.0.0.1", port=origin_port))

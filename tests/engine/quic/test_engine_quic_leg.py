@@ -57,7 +57,11 @@ async def test_the_end_of_its_socket_is_its_end() -> None:
     assert failed.value.by_peer
     with pytest.raises(QuicFailed):
         await leg.shake()
+    ours.setblocking(True)
+    ours.recv(65535)
     leg.close(0x100)
+    assert ours.recv(65535)[:1] >= b"\xc0"  # its peer is told all the same
+    assert ours.recv(65535) == b""
     ours.close()
 
 
