@@ -54,7 +54,6 @@ from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 __all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
 
 KNOWN_INSPECTORS = ("doh", "keywords")
-LATER_QUIC = ("decrypt",)
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 STDIN = Path("-")
 LOCAL_ZONE = "/etc/localtime"
@@ -249,7 +248,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         action=defaults.choice("action", Action, Action.DECRYPT) or Action.DECRYPT,
         inbound=defaults.choice("inbound", Action, Action.BYPASS) or Action.BYPASS,
         on_failure=defaults.choice("on_failure", OnFailure, OnFailure.OPEN) or OnFailure.OPEN,
-        quic=defaults.choice("quic", Quic, Quic.REFUSE, LATER_QUIC) or Quic.REFUSE,
+        quic=defaults.choice("quic", Quic, Quic.REFUSE) or Quic.REFUSE,
         dns_ech=defaults.choice("dns_ech", DnsEch, DnsEch.KEEP) or DnsEch.KEEP,
         unproven_name=defaults.choice("unproven_name", UnprovenName, UnprovenName.ALLOW) or UnprovenName.ALLOW,
         upstream=defaults.choice("upstream", Upstream, Upstream.MIRROR) or Upstream.MIRROR,

@@ -43,7 +43,7 @@ version = 1
 [defaults]
 action = "bypass"
 on_failure = "closed"
-quic = "bypass"
+quic = "decrypt"
 unproven_name = "decrypt"
 upstream = "block"
 upstream_roots = ["corp.pem"]
@@ -102,7 +102,7 @@ def errors(text: str) -> list[str]:
 
 def test_a_whole_policy() -> None:
     policy = parse(GOOD)
-    assert (policy.action, policy.on_failure, policy.quic) == (Action.BYPASS, OnFailure.CLOSED, Quic.BYPASS)
+    assert (policy.action, policy.on_failure, policy.quic) == (Action.BYPASS, OnFailure.CLOSED, Quic.DECRYPT)
     assert policy.unproven_name is UnprovenName.DECRYPT
     assert (policy.upstream, policy.upstream_roots, policy.inspect) == (Upstream.BLOCK, ("corp.pem",), ("keywords",))
     asked = (policy.upstream_trust, policy.upstream_revocation, policy.upstream_sct)
@@ -123,7 +123,7 @@ def test_all_errors_come_at_once_in_the_order_of_the_file() -> None:
 colour = 1
 [defaults]
 action = "decript"
-quic = "decrypt"
+quic = "decript"
 unproven_name = "refuse"
 upstream_roots = ["none.pem", "no.pem"]
 [[rule]]

@@ -40,8 +40,12 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/client_handshake.py": "tests/engine/test_engine_conversation.py and test_engine_notice.py",
+    "mitmsec/engine/quic/http3.py": "tests/engine/quic/test_engine_quic_dialogue.py speaks it, and breaks it",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "mitmsec/gate/colleagues.py": "tests/gate/test_gate_loop.py and tests/end_to_end take them away",
+    "mitmsec/gate/quic_account.py": "tests/gate/test_gate_quic_flow.py reads its records",
+    "mitmsec/gate/quic_ground.py": "tests/gate/test_gate_quic_relay.py stands on it",
+    "mitmsec/gate/quic_signals.py": "values only; tests/gate/test_gate_quic_flow.py reads them",
     "mitmsec/gate/surroundings.py": "types; tests/gate_house.py makes them",
     "mitmsec/gate/descriptors.py": "tests/gate/test_gate_loop_limits.py runs out of them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
@@ -70,6 +74,7 @@ TESTED_ELSEWHERE = {
 LONG: dict[str, str] = {
     "mitmsec/core/messages.py": "one list: what the processes say to each other",
     "mitmsec/gate/flow.py": "one state machine: its ladder is read from top to bottom",
+    "mitmsec/gate/quic_flow.py": "likewise",
 }
 
 # Written apart so that this file does not name them itself.

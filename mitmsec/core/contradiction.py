@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from mitmsec.core import hours
 from mitmsec.core.covered_names import CoveredNames
-from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Value
+from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Quic, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
     is_path,
@@ -45,7 +45,7 @@ def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
 def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
     """Settings of one rule that exclude each other."""
     for number, rule in enumerate(policy.rules):
-        if (why := _impossible_protocol(rule)) is not None:
+        if (why := _impossible_protocol(rule, policy.quic)) is not None:
             yield Contradiction(rule=number, key="protocol", message=why)
         if rule.action is not Action.DECRYPT:
             if rule.inspect:
@@ -67,12 +67,14 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
                     yield Contradiction(rule=number, key=key, message=why)
 
 
-def _impossible_protocol(rule: Rule) -> str | None:
+def _impossible_protocol(rule: Rule, quic: Quic) -> str | None:
     """Why nothing that the rule's protocols can be shows what its other conditions ask, or can be what it says."""
     if Protocol.QUIC in rule.protocol and rule.direction is Direction.INBOUND:
         return "of connections that come in, QUIC is none"
-    if rule.is_of_quic_only and rule.action not in (Action.BLOCK, Action.BYPASS):
-        return f'QUIC is never read: "bypass" or "block" is wanted, not "{rule.action.value}"'
+    if rule.is_of_quic_only and rule.action is Action.CAPTURE:
+        return 'QUIC is never captured: "bypass", "block" or "decrypt" is wanted'
+    if rule.is_of_quic_only and rule.action is Action.DECRYPT and quic is not Quic.DECRYPT:
+        return f'[defaults] has quic = "{quic}", so it is not read; "decrypt" wants quic = "decrypt"'
     if rule.protocol and (rule.alpn or rule.ja4 or rule.ech) and WITH_HELLO.isdisjoint(rule.protocol):
         return 'alpn, ja4 and ech are TLS\'s: "tls" is wanted among these, or what goes on under TLS'
     if rule.protocol and rule.asks_name and WITH_NAME.isdisjoint(rule.protocol):

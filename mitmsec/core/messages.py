@@ -322,6 +322,7 @@ class WorkerSettings(Message, frozen=True):
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, its words (e.g. keyword lists)
     own_pem: str = ""  # certificates of our own CA: no origin proves itself by them
     broker: bool = False  # there is one more fd, the last: the channel to the broker
+    quic: bool = False  # it is decrypted, too
 
 
 # --- gate ⇄ worker ----------------------------------------------------------------------------------------------------
@@ -330,6 +331,7 @@ class Plaintext(StrEnum):
 
     DIALOGUE = "dialogue"  # of a protocol that may go on under TLS, see HandOver.protocol
     HTTP = "http"
+    QUIC = "quic"  # with HTTP/3
     TLS = "tls"
 
 
@@ -337,6 +339,7 @@ class HandOver(Message, frozen=True):
     """fds: the client's socket with its first bytes unread, the connected origin's. The worker owns both now.
 
     Of a flow that is blocked, of which a page is to tell, it is the client's alone.
+    Of QUIC: the ends of two pairs, to which the gate relays the client's datagrams and the origin's, and back.
     """
 
     flow: str
@@ -350,6 +353,7 @@ class HandOver(Message, frozen=True):
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
     protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.sniff.UPGRADABLE, TUNNELS
     port: int = 0  # the one that the client means, where `origin` is a proxy that led it there; 0: the origin's
+    hello: bytes = b""  # of QUIC, as mitmsec.core.clienthello.parse_message reads it
 
 
 class Taken(Message, frozen=True):

@@ -100,7 +100,13 @@ class Quic(StrEnum):
     """What happens to UDP/443 of selected programs."""
 
     BYPASS = "bypass"
+    DECRYPT = "decrypt"
     REFUSE = "refuse"
+
+    @property
+    def unled(self) -> Quic:
+        """What it means to who cannot lead QUIC to the gate: nothing passes that was to be decrypted."""
+        return Quic.REFUSE if self is Quic.DECRYPT else self
 
 
 class DnsEch(StrEnum):

@@ -1,8 +1,8 @@
 """What a policy says and UDP does not keep to, in sentences: its datagrams are on their way before anybody is asked.
 
 Rules about names are about TCP: of datagrams only QUIC's show one, where the connect hook leads them to
-the gate. There it can be refused by name, and not read: what is to be decrypted, or captured, slips by where the policy
-lets QUIC pass.
+the gate. There it can be refused by name, and with `quic = "decrypt"` read. What is to be captured slips by
+where the policy does not refuse QUIC, and what is to be decrypted where it lets QUIC pass.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from mitmsec.core.sniff import Protocol
 
 DNS_PORT = 53
 SHOWN = 3
-UNREAD = frozenset({Action.CAPTURE, Action.DECRYPT})
+UNREAD = {
+    Quic.REFUSE: frozenset[Action](),
+    Quic.BYPASS: frozenset({Action.CAPTURE, Action.DECRYPT}),
+    Quic.DECRYPT: frozenset({Action.CAPTURE}),
+}
 
 
 def udp_limits(policy: Policy) -> list[str]:
@@ -26,10 +30,8 @@ def udp_limits(policy: Policy) -> list[str]:
         sentences.append(f"{_named(blocking)}: block holds for TCP only; UDP to there passes, and is recorded")
     if policy.action is Action.BLOCK:
         sentences.append("[defaults]: block holds for TCP only; UDP passes, and is recorded")
-    if policy.quic is Quic.BYPASS and (
-        unread := [rule.name for rule in policy.rules if _means_quic(rule) and rule.action in UNREAD]
-    ):
-        sentences.append(f'{_named(unread)}: quic = "bypass" lets programs reach these hosts by QUIC, unread')
+    if unread := [rule.name for rule in policy.rules if _means_quic(rule) and rule.action in UNREAD[policy.quic]]:
+        sentences.append(f'{_named(unread)}: quic = "{policy.quic}" lets programs reach these hosts by QUIC, unread')
     if policy.quic is Quic.BYPASS and (
         refused := [rule.name for rule in policy.rules if _means_quic(rule) and rule.action is Action.BLOCK]
     ):

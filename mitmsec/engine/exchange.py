@@ -28,7 +28,7 @@ METHOD_LIMIT_CHARS = 64
 CONTENT_TYPE_LIMIT_CHARS = 256
 TARGET_LIMIT_CHARS = 8192  # of the record, not of the request
 
-VERSIONS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0"})
+VERSIONS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0", "HTTP/3"})
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -69,7 +69,7 @@ class Exchange:
     ) -> None:
         self._on_finished = on_finished
         self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
-        self._scheme = "https" if hand_over.kind is Plaintext.TLS else "http"
+        self._scheme = "https" if hand_over.kind in (Plaintext.TLS, Plaintext.QUIC) else "http"
         self._host, self._port = hand_over.name, hand_over.port or hand_over.origin.port
         self._method = self._raw_target = self._version = ""
         self._status: int | None = None

@@ -1,7 +1,7 @@
 """mitmproxy's HTTP layer, with admission before anything else and with connections that are made outside of it.
 
-    Http ─┬─ Front (http1 | http2) ── client
-          ├─ Back  (http1 | http2) ── origin, as handed over
+    Http ─┬─ Front (http1 | http2 | http3) ── client
+          ├─ Back  (http1 | http2 | http3) ── origin, as handed over
           └─ Stream, one an exchange: `Exchange.begin` decides before mitmproxy sees the request
 
 A request that is refused never reaches mitmproxy's own handling of it, so no hook that fails can forward it.
@@ -57,6 +57,12 @@ class Http(HttpLayer):
         super().__init__(context, HTTPMode.transparent)
         self._new_exchange, self._on_broken, self._on_broken_origin = new_exchange, on_broken, on_broken_origin
         self._front: Layer | None = None
+        self._back: Layer | None = None
+
+    @property
+    def back(self) -> Layer | None:
+        """The side of the origin that was handed over."""
+        return self._back
 
     @property
     def ahead(self) -> bool:
@@ -68,7 +74,7 @@ class Http(HttpLayer):
             yield from super()._handle_event(event)
             return
         front = self._front = self._make_front(self.context.fork())
-        back = self.make_back(self.context.fork())
+        back = self._back = self.make_back(self.context.fork())
         self.connections[self.context.client] = front
         self.connections[self.context.server] = back
         yield from super()._handle_event(event)
@@ -77,10 +83,18 @@ class Http(HttpLayer):
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
             return http2.Front(context, self._on_broken, self.streams)
+        if context.client.alpn == b"h3":
+            from mitmsec.engine.quic import http3  # which is there only where the policy wants it
+
+            return http3.Front(context, self._on_broken)
         return http1.Front(context, self._on_broken, self._on_broken_origin)
 
     def make_back(self, context: Context) -> Layer:
         """The origin's side, joined to the client's for flow control."""
+        if context.server.alpn == b"h3":
+            from mitmsec.engine.quic import http3
+
+            return http3.Back(context)
         if context.server.alpn != b"h2":
             return http1.Back(context, self._on_broken_origin)
         back = http2.Back(context)

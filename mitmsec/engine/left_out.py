@@ -2,7 +2,8 @@
 
 mitmproxy imports each of its layers with any other. These are a third of what a worker would load, code for hostile
 bytes that none of ours come to. In their places stand names: whoever makes anything of one fails, and a name that a
-later mitmproxy wants besides is missing when the worker starts. Libraries that it imports for what is hardly ever done
+later mitmproxy wants besides is missing when the worker starts. Where a policy has QUIC decrypted, `take_in` loads what
+that takes after all. Libraries that it imports for what is hardly ever done
 (options in files, say) are loaded by whoever first asks anything of them.
 """
 
@@ -27,6 +28,8 @@ NAMES = {
     "mitmproxy.proxy.layers.websocket": ("WebsocketLayer",),
     "mitmproxy.websocket": ("WebSocketData",),
 }
+QUIC = ("mitmproxy.proxy.layers.quic", "mitmproxy.proxy.layers.http._http3")
+TAKERS = ("mitmproxy.proxy.layers", "mitmproxy.proxy.layers.http")
 LATER = ("certifi", "ruamel", "ruamel.yaml", "wsproto", "wsproto.handshake")
 
 
@@ -66,3 +69,16 @@ def leave_out() -> None:
     for name in LATER:
         if name not in sys.modules:
             sys.modules[name] = Later(name)
+
+
+def take_in() -> None:
+    """Load what of QUIC and HTTP/3 was left out, and give it to the modules that have taken its names."""
+    names = {kind: name for name in QUIC for kind in NAMES[name]}
+    for name in QUIC:
+        if sys.modules[name].__spec__ is None:
+            del sys.modules[name]
+    found = {kind: getattr(importlib.import_module(name), kind) for kind, name in names.items()}
+    for taker in TAKERS:
+        module = importlib.import_module(taker)
+        for kind in found.keys() & vars(module).keys():
+            setattr(module, kind, found[kind])

@@ -1,4 +1,4 @@
-"""OpenSSL over memory buffers. All that the engine takes from pyOpenSSL's private parts is in this file.
+"""OpenSSL over memory buffers. All that the engine takes from pyOpenSSL's private parts is here and in `chains`.
 
     ciphertext ──► feed ──► handshake | read ──► plaintext
     ciphertext ◄── outgoing ◄── handshake | write ◄── plaintext
@@ -29,7 +29,7 @@ _ffi: Any = SSL._ffi  # type: ignore[attr-defined]
 _SIZE_BYTES = 1 << 16
 _BUFFER: Any = _ffi.new("char[]", _SIZE_BYTES)  # one loop, one thread: nobody else is between a read and its copy
 _VIEW: Any = _ffi.buffer(_BUFFER, _SIZE_BYTES)
-_HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
+HOST_FLAGS = _lib.X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS | _lib.X509_CHECK_FLAG_NEVER_CHECK_SUBJECT
 KEYS_LIMIT = 4  # of leaves: two kinds, and those of the day before
 CERTIFICATES_LIMIT = 256  # origins' certificates that need not be read again
 NAMES_LIMIT = 1024  # likewise, origins' names
@@ -304,8 +304,8 @@ def expect_peer(connection: SSL.Connection, name: str) -> None:
     """Have OpenSSL check that the peer's certificate is for `name`, a host name or an IP address."""
     raw: Any = connection
     param = _lib.SSL_get0_param(raw._ssl)
-    _lib.X509_VERIFY_PARAM_set_hostflags(param, _HOST_FLAGS)
-    packed = _packed(name)
+    _lib.X509_VERIFY_PARAM_set_hostflags(param, HOST_FLAGS)
+    packed = packed_address(name)
     if packed is None:
         encoded = name.encode()
         accepted = _lib.X509_VERIFY_PARAM_set1_host(param, encoded, len(encoded))
@@ -316,7 +316,7 @@ def expect_peer(connection: SSL.Connection, name: str) -> None:
 
 
 @lru_cache(NAMES_LIMIT)
-def _packed(name: str) -> bytes | None:
+def packed_address(name: str) -> bytes | None:
     """An IP address, as in a certificate; None of a host name."""
     try:
         return ipaddress.ip_address(name).packed

@@ -68,6 +68,16 @@ Judge = Callable[[Proof, Decision], Awaitable[Judgement]]
 """By what the rule that decided says itself, where it does."""
 
 
+class Encapsulation(Protocol):
+    """One key of ML-KEM-768, for a hybrid key exchange."""
+
+    @property
+    def public(self) -> bytes: ...
+
+    def shared(self, ciphertext: bytes) -> bytes:
+        """The secret in an answer. Raises ValueError."""
+
+
 class Gate(Protocol):
     """Where flows come from, where further connections to a decided origin come from, and where flows end."""
 
@@ -103,6 +113,7 @@ class EngineSettings(Value, frozen=True):
 
     on_failure: OnFailure
     capture: bool = False
+    quic: bool = False  # it is decrypted, too
     handshake_deadline_s: float = 30.0
 
 
@@ -111,6 +122,7 @@ class Collaborators:
 
     __slots__ = (
         "certifier",
+        "encapsulation",
         "gate",
         "identities",
         "inspectors",
@@ -133,9 +145,14 @@ class Collaborators:
         services: Sequence[KnownService] = (),
         identities: Sequence[Identity] = (),
         keys_pem: bytes = b"",
+        encapsulation: Callable[[], Encapsulation | None] = lambda: None,
     ) -> None:
-        """`keys_pem`: those of `identities`, then of `services`, one after the other; empty where none are needed."""
+        """`keys_pem`: those of `identities`, then of `services`, one after the other; empty where none are needed.
+
+        `encapsulation` makes a key for each handshake over QUIC, where it can.
+        """
         self.certifier = certifier
+        self.encapsulation = encapsulation
         self.gate = gate
         self.judge = judge
         self.recorder = recorder

@@ -69,13 +69,13 @@ def limited(text: str) -> str:
     return text[:TEXT_LIMIT]
 
 
-def _limited_facts[Facts: (TlsClientFacts, TlsServerFacts)](facts: Facts) -> Facts:
+def limited_facts[Facts: (TlsClientFacts, TlsServerFacts)](facts: Facts) -> Facts:
     """`facts` with no text longer than `TEXT_LIMIT`."""
     texts = {name: limited(value) for name, value in asdict(facts).items() if isinstance(value, str)}
     return replace(facts, **texts)
 
 
-def _told_apart(process: Process) -> str:
+def told_apart(process: Process) -> str:
     """A text that no two processes share, nor one before and after exec() of another program; none where the process
     is not known.
     """
@@ -237,7 +237,7 @@ class Account:
             decision=decision,
             direction=self.direction,
             http3=http3 or self.direction is Direction.INBOUND,  # whom others reach is not for us to say
-            owner="" if self.direction is Direction.INBOUND else _told_apart(self.process),
+            owner="" if self.direction is Direction.INBOUND else told_apart(self.process),
             protocol=self.protocol if kind is Plaintext.DIALOGUE else None,
             port=self.target_port,
         )
@@ -361,7 +361,7 @@ class Account:
         if not self.is_tls:
             return None
         mine, theirs = self.hello_facts(), ended.tls or TlsFacts()
-        client = _limited_facts(theirs.client or TlsClientFacts())
+        client = limited_facts(theirs.client or TlsClientFacts())
         return TlsFacts(
             client=replace(
                 client,
@@ -372,5 +372,5 @@ class Account:
                 name_certified=mine.name_certified,
                 offers=mine.offers,
             ),
-            server=None if theirs.server is None else _limited_facts(theirs.server),
+            server=None if theirs.server is None else limited_facts(theirs.server),
         )

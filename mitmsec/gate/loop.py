@@ -43,7 +43,9 @@ from mitmsec.gate.learned import Learned
 from mitmsec.gate.loans import Loans
 from mitmsec.gate.names import Names
 from mitmsec.gate.origin_probe import OriginProbe
-from mitmsec.gate.quic_relay import Around, QuicRelay
+from mitmsec.gate.quic_decrypting import Decrypting
+from mitmsec.gate.quic_ground import Around
+from mitmsec.gate.quic_relay import QuicRelay
 from mitmsec.gate.refuse import reset
 from mitmsec.gate.splice import Pipes
 from mitmsec.gate.surroundings import Surroundings
@@ -101,6 +103,7 @@ class Gate:
         self.crew = Crew(loop, self._faults, around.hangs)
         self._hangups = Hangups(loop)
         self._learned = Learned()
+        self._decrypting = Decrypting(self._colleagues, self._learned)
         self._loans = Loans(loop, self._hangups)
         self._crls = CrlOrigin(loop)
         self._taps = Taps(loop, around.recorder, terms.on_failure)
@@ -133,8 +136,8 @@ class Gate:
 
     @property
     def live(self) -> int:
-        """Flows that have not ended."""
-        return len(self._flows)
+        """Flows that have not ended. Of QUIC, those that a worker has."""
+        return len(self._flows) + (self._quic.decrypted if self._quic is not None else 0)
 
     def open(self) -> None:
         """Begin to accept."""
@@ -161,9 +164,10 @@ class Gate:
             Around(
                 lambda: (self._means.policy, self._means.terms), around.recorder.record,
                 lambda: self._colleagues.recording, self._faults, asking.ask, asking.give_up, around.names_of,
+                self.crew, self._mint, self._withdraw, self._decrypting,
             )
         )  # fmt: skip
-        self._limit -= quic.limit // 2  # a flow of its takes one descriptor, a connection two
+        self._limit -= quic.descriptors // 2  # a connection takes two
 
     def hold(self) -> None:
         """Accept nothing before `govern`: the hook selects by the coming policy already, and none else may decide."""
@@ -178,6 +182,7 @@ class Gate:
         self._terms = terms
         self._asking.forget()
         self._learned.forget()
+        self._decrypting.forget()
         self._taps.on_failure = terms.on_failure
         self._means = replace(self._means, policy=policy, terms=terms, probe=probe)
         self.crew.keep_only(workers)
@@ -193,7 +198,8 @@ class Gate:
         live = [flow for flow in self._flows.values() if flow.flow.state in (State.HANDED, State.STAFF)] if off else []
         for connection in live:
             connection.cut(s.Cut("switched off"))
-        return len(live)
+        over_quic = self._quic.switch_off() if off and self._quic is not None else 0
+        return len(live) + over_quic
 
     @property
     def on_disk(self) -> int:
@@ -203,7 +209,8 @@ class Gate:
     @property
     def decrypted(self) -> int:
         """Flows that a worker has."""
-        return sum(flow.flow.state is State.HANDED for flow in self._flows.values())
+        over_quic = self._quic.decrypted if self._quic is not None else 0
+        return over_quic + sum(flow.flow.state is State.HANDED for flow in self._flows.values())
 
     @property
     def learned(self) -> Sequence[LearnedBypass]:
@@ -212,11 +219,13 @@ class Gate:
 
     async def drain(self, grace_s: float) -> int:
         """Accept what has arrived and nothing more, give live flows `grace_s` to end; the number that had to be cut."""
+        until_s = self._loop.time() + grace_s
         self._stop_accepting(take_backlog=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), grace_s)
         cut = await self._cut_all("the run has ended")
         if self._quic is not None:
+            await self._quic.drain(until_s - self._loop.time())
             self._quic.end_all()
         await self._flushed()
         return cut

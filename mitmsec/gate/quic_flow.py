@@ -1,27 +1,30 @@
 """One flow of QUIC, from its first datagram to its record: what to do with each, by what its client's hello shows.
 
     OPENING ── hello whole, owner known ─► policy ─┬─ block ──► REFUSED: told so by QUIC's own CONNECTION_CLOSE
-       │ until then datagrams are held             └─ else ───► PASSING: what was held, and all that follows, unread
+       │ until then datagrams are held             ├─ decrypt ► STAFF ─► HANDED: to a worker, until that has ended it
+       │                                           │    └ with quic = "bypass", or switched off: as the rest
+       │                                           └─ else ───► PASSING: what was held, and all that follows, unread
        ├─ no hello, or one that nobody can read ─► as the policy says without a name, or refused where a name decides
        └─ no owner in time ─► on_failure
 
 A flow is one socket and one destination. Who begins another connection on it shows another hello: for the same host it
-is judged again, for another one the flow is refused. No Initial passes unread: one that says something else than
-before under the same keys, or that no key opens, goes nowhere. Nothing here is ever decrypted but what has no secret:
-the Initials. Times are monotonic seconds. Everything is bounded: datagrams held, and the hellos that are read.
+is judged again, for another one the flow is refused. No Initial passes unread: one that says something else than before
+under the same keys, or that no key opens, goes nowhere. Nothing here is ever decrypted but what has no secret: the
+Initials. What is to be decrypted by a worker and cannot be is refused. Times are monotonic seconds. Everything is
+bounded: datagrams held, and the hellos that are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum, auto
 from typing import assert_never
 
-from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
-from mitmsec.core.address_names import agreement
+from msgspec.structs import replace
+
+from mitmsec.audit.event import Outcome
 from mitmsec.core.clienthello import ClientHello, Malformed, NeedMore
-from mitmsec.core.messages import TlsClientFacts, TlsFacts
-from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, Process, Value
+from mitmsec.core.messages import FlowEnded
+from mitmsec.core.model import Action, Decision, Endpoint, OnFailure
 from mitmsec.core.quic_answers import (
     SMALLEST_BYTES,
     SealingCipher,
@@ -33,7 +36,20 @@ from mitmsec.core.quic_answers import (
 from mitmsec.core.quic_opening import Begun, QuicOpening
 from mitmsec.core.quic_packets import Initial, initials
 from mitmsec.core.sniff import NOTHING_SHOWN, Protocol, Shown
-from mitmsec.gate.account import OFFERS_LIMIT
+from mitmsec.gate.quic_account import QuicAccount
+from mitmsec.gate.quic_decrypting import Decrypting
+from mitmsec.gate.quic_signals import (
+    Answer,
+    Command,
+    Deliver,
+    Forward,
+    Hand,
+    LetGo,
+    Record,
+    Report,
+    Staff,
+    State,
+)
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Decides, Terms
 
@@ -46,46 +62,7 @@ LONG_HEADER = b"\x80"
 LONG_LIVED_S = 10.0
 CANNOT_DECIDE = "on_failure"
 UNREAD = "what the policy asks about its program could not be read"
-PASSES = {
-    Action.BYPASS: "QUIC passes unread",
-    Action.CAPTURE: "QUIC passes, and is not captured",
-    Action.DECRYPT: 'QUIC passes unread, by quic = "bypass"',
-}
 ANOTHER_HOST = "another host on the flow of one that passed"
-
-
-class State(Enum):
-    OPENING = auto()
-    PASSING = auto()
-    REFUSED = auto()
-    ENDED = auto()
-
-
-class Forward(Value, frozen=True):
-    """To the origin."""
-
-    datagram: bytes
-
-
-class Answer(Value, frozen=True):
-    """To the client, from us."""
-
-    datagram: bytes
-
-
-class Record(Value, frozen=True):
-    seen: ConnectionSeen
-
-
-class Report(Value, frozen=True):
-    """A fault."""
-
-    what: str
-    failed: OnFailure
-    detail: str = ""
-
-
-type Command = Forward | Answer | Record | Report
 
 
 class QuicFlow:
@@ -103,24 +80,24 @@ class QuicFlow:
         now_s: float,
         at_s: float,
         resolved: tuple[str, ...] | None = None,
+        decrypting: Decrypting | None = None,
     ) -> None:
+        """Without `decrypting`, what a rule would have decrypted passes unread."""
+        self.about = QuicAccount(flow, origin, client, terms.policy, resolved, now_s)
         self.id, self.origin = flow, origin
         self.state = State.OPENING
-        self.began_s = self.last_s = now_s
+        self.last_s = now_s
         self.held_bytes = 0
-        self._client, self._policy, self._terms, self._cipher = client, policy, terms, cipher
-        self._at_s, self._resolved = at_s, resolved
-        self._process = Process(pid=origin.pid, name=origin.comm)
+        self._policy, self._terms, self._cipher, self._at_s = policy, terms, cipher, at_s
+        self._decrypting = decrypting
         self._is_owned = self._is_settled = False
         self.selected = True
         self._held: list[bytes] = []
         self._opening = QuicOpening(cipher)
-        self._hello: ClientHello | None = None
         self._begun: list[Begun] = []
         self._again: QuicOpening | None = None
-        self._decision: Decision | None = None
-        self._why, self._refusals = "", 0
-        self._sent = self._received = self._sent_bytes = self._received_bytes = 0
+        self._first = b""  # of what a worker has: to be refused, where that answers nothing
+        self._refusals = 0
         self._told_open = False
 
     # -- what it is told -----------------------------------------------------------------------------------------------
@@ -133,26 +110,26 @@ class QuicFlow:
         match self.state:
             case State.OPENING:
                 return self._opens(datagram)
-            case State.PASSING:
+            case State.PASSING | State.HANDED:
                 return self._passes(datagram)
             case State.REFUSED:
                 return self._refuses(datagram)
-            case State.ENDED:
+            case State.STAFF | State.ENDED:
                 return []
             case _:
                 assert_never(self.state)
 
     def origin_sent(self, size_bytes: int, now_s: float) -> None:
-        """And it is handed on."""
+        """And it is handed on. Or a worker in its place."""
         self.last_s = now_s
-        self._received += 1
-        self._received_bytes += size_bytes
+        self.about.received += 1
+        self.about.received_bytes += size_bytes
 
     def owned(self, owner: OwnerKnown) -> Sequence[Command]:
         """Whose it is."""
         if self._is_owned or self.state is not State.OPENING:
             return []
-        self._process, self._is_owned, self.selected = owner.process, True, owner.selected
+        self.about.process, self._is_owned, self.selected = owner.process, True, owner.selected
         if not self.selected:
             self._is_settled = True
             return self._let_pass(Decision(action=Action.BYPASS, rule=CANNOT_DECIDE, reason="not selected"))
@@ -166,7 +143,7 @@ class QuicFlow:
         """Time has passed; to be called every second or so."""
         if self.state is not State.OPENING:
             return self._lives_long(now_s)
-        waits_s = now_s - self.began_s
+        waits_s = now_s - self.about.began_s
         if not self._is_owned and waits_s > self._terms.owner_deadline_s:
             return self._unjudged("owner_unknown", "whose it is stayed unknown")
         is_late = self._is_owned and waits_s > self._terms.hello_end_deadline_s
@@ -176,14 +153,57 @@ class QuicFlow:
         """No more comes, or is to come."""
         before, self.state = self.state, State.ENDED
         self._drop_held()
+        if before is State.HANDED:
+            return [Record(self.about.seen(outcome, now_s)), LetGo()]
         if before is State.PASSING and self.selected:
-            return [Record(self._seen(outcome, now_s))]
+            return [Record(self.about.seen(outcome, now_s))]
         if before is State.OPENING:
-            self._decision = Decision(
-                action=Action.BLOCK, rule=CANNOT_DECIDE, reason="ended before its hello was whole"
-            )
-            return [Record(self._seen(Outcome.CLIENT_CLOSED, now_s))]
+            why = "ended before its hello was whole"
+            self.about.decision = Decision(action=Action.BLOCK, rule=CANNOT_DECIDE, reason=why)
+            return [Record(self.about.seen(Outcome.CLIENT_CLOSED, now_s))]
         return []
+
+    # -- workers -------------------------------------------------------------------------------------------------------
+    def staffed(self, worker: int) -> Sequence[Command]:
+        """The answer to `Staff`."""
+        hello, decision = self.about.hello, self.about.decision
+        if self.state is not State.STAFF or hello is None or hello.sni is None or decision is None:
+            return []
+        self.state, self.about.is_decrypted = State.HANDED, True
+        held = self._drop_held()
+        self._first = held[0] if held else b""
+        handed = Record(self.about.handed(worker))
+        order = Hand(worker, self.about.hand_over(hello, hello.sni, decision))
+        return [handed, order, *(command for datagram in held for command in self._heard(datagram))]
+
+    def unstaffed(self, why: str) -> Sequence[Command]:
+        """The other answer; or it could not be handed over."""
+        if self.state is State.HANDED:
+            self.about.is_decrypted = False
+            return [LetGo(), *self._undecrypted(why)]
+        return self._undecrypted(why) if self.state is State.STAFF else []
+
+    def worker_said(self, ended: FlowEnded, now_s: float) -> Sequence[Command]:
+        """The worker is done with it."""
+        if self.state is not State.HANDED:
+            return []
+        outcome = self.about.said(ended)
+        if self._decrypting is not None:
+            self._decrypting.ended(self.about.kind, ended, outcome, now_s)
+        return self._handed_back(outcome, now_s)
+
+    def cut(self, why: str, outcome: Outcome, now_s: float) -> Sequence[Command]:
+        """A worker has it, and it has to end now: so that is switched off, or the worker has died."""
+        if self.state is not State.HANDED:
+            return []
+        self.about.error = why
+        return self._handed_back(outcome, now_s)
+
+    def _handed_back(self, outcome: Outcome, now_s: float) -> Sequence[Command]:
+        """Who has heard nothing by now is told to use TCP."""
+        self.state = State.REFUSED
+        told = self._refuses(self._first) if not self.about.received else []
+        return [Record(self.about.seen(outcome, now_s)), LetGo(), *told]
 
     # -- the hello -----------------------------------------------------------------------------------------------------
     def _opens(self, datagram: bytes) -> Sequence[Command]:
@@ -228,39 +248,37 @@ class QuicFlow:
 
     def _nameless(self) -> Sequence[Command]:
         """It is no QUIC, or has begun before anybody of us saw it. Should a hello come later, it is judged then."""
-        if not self._policy.can_judge(self._process):
+        if not self._policy.can_judge(self.about.process):
             return self._unjudged("owner_unread", UNREAD)
         said = self._said(NOTHING_SHOWN, is_proven=True)
-        return self._block(said) if said.action is Action.BLOCK else self._let_pass(said)
+        return self._follow(said)
 
     def _judge(self, hello: ClientHello) -> Sequence[Command]:
-        self._hello = hello
-        if not self._policy.can_judge(self._process):
+        self.about.hello = hello
+        if not self._policy.can_judge(self.about.process):
             return self._unjudged("owner_unread", UNREAD)
         shown = Shown(protocol=Protocol.QUIC, name=hello.sni, alpn=hello.alpn, ja4=hello.ja4, ech=hello.ech)
-        is_proven = self._resolved is None or hello.sni in self._resolved
-        said = self._said(shown, is_proven=is_proven)
-        if said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS:
+        said = self._said(shown, is_proven=self.about.is_proven(hello.sni))
+        is_only_unproven = said.action is Action.DECRYPT and self._said(shown, is_proven=True).action is Action.BYPASS
+        if is_only_unproven and self._decrypting is None:
             return self._block(said, f"{said.reason}; over QUIC it cannot be, so the program is to fall back to TCP")
-        return self._block(said) if said.action is Action.BLOCK else self._let_pass(said)
+        return self._follow(said)
 
     def _said(self, shown: Shown, *, is_proven: bool) -> Decision:
         remote = self.origin.remote
-        return self._policy.at_hello(self._process, remote, self._at_s, shown=shown, proven=is_proven)
+        return self._policy.at_hello(self.about.process, remote, self._at_s, shown=shown, proven=is_proven)
 
     def _unreadable(self, reason: str) -> Sequence[Command]:
         """The name is hidden: nothing passes that a name could have refused."""
-        if not self._policy.can_judge(self._process):
+        if not self._policy.can_judge(self.about.process):
             return self._unjudged("owner_unread", UNREAD)
-        self._why = reason
-        early = self._policy.at_connect(self._process, self.origin.remote, self._at_s)
+        self.about.error = reason
+        early = self._policy.at_connect(self.about.process, self.origin.remote, self._at_s)
         if early is None or any(rule.is_of_quic_only for rule in self._policy.rules):
             nameless = self._said(NOTHING_SHOWN, is_proven=True)
             return self._block(nameless, "a rule may decide by the name, and none can be read", Outcome.MALFORMED)
-        if early.action is Action.BLOCK:
-            return self._block(early)
         self._is_settled = True
-        return self._let_pass(early)
+        return self._follow(early)
 
     def _unjudged(self, what: str, reason: str) -> Sequence[Command]:
         self._is_owned = self._is_settled = True
@@ -271,21 +289,51 @@ class QuicFlow:
         return [Report(what, failed, reason), *rest]
 
     # -- what was decided ----------------------------------------------------------------------------------------------
+    def _follow(self, said: Decision) -> Sequence[Command]:
+        match said.action:
+            case Action.BLOCK:
+                return self._block(said)
+            case Action.DECRYPT if self._decrypting is not None:
+                return self._decrypt(said, self._decrypting)
+            case Action.DECRYPT | Action.BYPASS | Action.CAPTURE:
+                return self._let_pass(said)
+            case _:
+                assert_never(said.action)
+
+    def _decrypt(self, said: Decision, decrypting: Decrypting) -> Sequence[Command]:
+        if decrypting.off:
+            reason = f"mitmsec is switched off; else decrypted: {said.reason}"
+            return self._let_pass(replace(said, action=Action.BYPASS, reason=reason))
+        self.about.decision = said
+        why = decrypting.obstacle(self.about.hello, said, self.about.kind, self.last_s)
+        if self.state is State.PASSING:
+            why = "its flow passes unread already"
+        if why:
+            return self._undecrypted(why)
+        self.state = State.STAFF
+        return [Staff()]
+
+    def _undecrypted(self, why: str) -> Sequence[Command]:
+        said = self.about.decision
+        assert said is not None
+        reason = f"{said.reason}; over QUIC it is not: {why}, so the program is to fall back to TCP"
+        return self._block(said, reason)
+
     def _let_pass(self, said: Decision) -> Sequence[Command]:
         """What was held may have other hellos in it: each is heard as if it came now."""
-        self._decision, self.state = said, State.PASSING
+        self.about.decision, self.state = said, State.PASSING
         return [command for datagram in self._drop_held() for command in self._heard(datagram)]
 
     def _forwarded(self, datagram: bytes) -> Sequence[Command]:
-        self._sent += 1
-        self._sent_bytes += len(datagram)
-        return [Forward(datagram)]
+        self.about.sent += 1
+        self.about.sent_bytes += len(datagram)
+        return [Deliver(datagram) if self.state is State.HANDED else Forward(datagram)]
 
     def _block(self, said: Decision, reason: str = "", outcome: Outcome = Outcome.BLOCKED) -> Sequence[Command]:
-        self._decision = Decision(action=Action.BLOCK, rule=said.rule, reason=reason or said.reason)
+        self.about.decision = Decision(action=Action.BLOCK, rule=said.rule, reason=reason or said.reason)
         self.state = State.REFUSED
         held = self._drop_held()
-        return [*self._refuses(held[0] if held else b""), Record(self._seen(outcome, self.last_s))]
+        return [*self._refuses(held[0] if held else self._first), Record(self.about.seen(outcome, self.last_s))]
 
     def _refuses(self, datagram: bytes) -> Sequence[Command]:
         answer = refusal(datagram, self._cipher) if self._refusals < REFUSALS_LIMIT else None
@@ -296,7 +344,10 @@ class QuicFlow:
 
     # -- what passes ---------------------------------------------------------------------------------------------------
     def _passes(self, datagram: bytes) -> Sequence[Command]:
-        """Unread, but for another connection's first packets; not even those where no name could change anything."""
+        """Unread, but for another connection's first packets; not even those where no name could change anything.
+
+        A worker has one connection, and no more.
+        """
         if self._is_settled or datagram[:1] < LONG_HEADER:
             return self._forwarded(datagram)
         if is_unreadable_version(datagram):
@@ -305,7 +356,7 @@ class QuicFlow:
             return []
         answers = {self._agrees(one) for one in initials(datagram)}
         if answers == {None}:
-            return self._begins(datagram)
+            return self._refuses(datagram) if self.state is State.HANDED else self._begins(datagram)
         return self._forwarded(datagram) if answers <= {True} else []
 
     def _agrees(self, initial: Initial) -> bool | None:
@@ -328,10 +379,10 @@ class QuicFlow:
         return self._begins_again(answer, opening)
 
     def _begins_again(self, hello: ClientHello, opening: QuicOpening) -> Sequence[Command]:
-        assert self._decision is not None
-        is_another = self._hello is not None and hello.sni != self._hello.sni
+        assert self.about.decision is not None
+        is_another = self.about.hello is not None and hello.sni != self.about.hello.sni
         if is_another or len(self._begun) >= CONNECTIONS_LIMIT or self._begun_bytes >= BEGUN_LIMIT_BYTES:
-            return self._block(self._decision, ANOTHER_HOST)
+            return self._block(self.about.decision, ANOTHER_HOST)
         self._begins_with(opening)
         return self._judge(hello)
 
@@ -344,46 +395,12 @@ class QuicFlow:
         return sum(known.held_bytes for known in self._begun)
 
     def _lives_long(self, now_s: float) -> Sequence[Command]:
-        if self.state is not State.PASSING or self._told_open or not self.selected:
+        if self.state not in (State.PASSING, State.HANDED) or self._told_open or not self.selected:
             return []
-        if now_s - self.began_s < LONG_LIVED_S:
+        if now_s - self.about.began_s < LONG_LIVED_S:
             return []
         self._told_open = True
-        return [Record(self._seen(Outcome.OPEN, now_s))]
-
-    # -- the record ----------------------------------------------------------------------------------------------------
-    def _seen(self, outcome: Outcome, now_s: float) -> ConnectionSeen:
-        decision, hello = self._decision, self._hello
-        assert decision is not None
-        answered = self._resolved[0] if self._resolved else None
-        name = hello.sni if hello is not None else None
-        is_done = decision.action is not Action.BLOCK
-        return ConnectionSeen(
-            flow=self.id,
-            process=self._process,
-            protocol="quic",
-            local=Endpoint(address=self.origin.source or self._client.address, port=self._client.port),
-            remote=self.origin.remote,
-            host=name or answered,
-            named_by=NamedBy.DNS if answered and not name else None,
-            action=Action.BYPASS if is_done else Action.BLOCK,
-            rule=decision.rule,
-            reason=f"{decision.reason}; {PASSES[decision.action]}" if is_done else decision.reason,
-            bytes_sent=self._sent_bytes,
-            bytes_received=self._received_bytes,
-            datagrams_sent=self._sent,
-            datagrams_received=self._received,
-            duration_ms=max(round((now_s - self.began_s) * 1000), 0),
-            outcome=outcome,
-            error=self._why,
-            tls=None if hello is None else TlsFacts(client=self._facts(hello)),
-            policy=self._terms.policy,
-        )
-
-    def _facts(self, hello: ClientHello) -> TlsClientFacts:
-        agrees = None if hello.sni is None or self._resolved is None else agreement(hello.sni, self._resolved)
-        offers = hello.alpn if len("".join(hello.alpn)) + len(hello.alpn) <= OFFERS_LIMIT else None
-        return TlsClientFacts(sni=hello.sni, ja4=hello.ja4, ech=hello.ech or None, name_agrees=agrees, offers=offers)
+        return [Record(self.about.seen(Outcome.OPEN, now_s))]
 
 
 def _is_dishonest(datagram: bytes) -> bool:

@@ -18,6 +18,7 @@ class Terms(Value, frozen=True):
     policy: str = ""  # the fingerprint of the policy that decides, for the record
     capture: bool = False  # somebody keeps the bytes of captured flows
     offers: Offers = Offers()  # what DNS answers may offer programs
+    decrypts_quic: bool = False  # else what of it a rule would have decrypted passes unread
     probes: bool = False  # an origin can be asked for its certificate (mitmsec.gate.origin_probe)
     owner_deadline_s: float = 2.0  # for the supervisor to say whose a connection is
     hello_deadline_s: float = 0.3  # for the client's first byte, before a decision is made without a name

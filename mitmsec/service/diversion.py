@@ -121,7 +121,7 @@ class Diversion:
 
     def concerns(self, told: SocketTold) -> bool:
         """Where the kernel does not say, it is asked about. A cgroup that has gone was none of a run that lives."""
-        if told.transport is Transport.UDP and self.settings.quic is not Quic.REFUSE:
+        if told.transport is Transport.UDP and self.settings.quic.unled is not Quic.REFUSE:
             return False
         if self._standing is not None:
             return self._standing.may_mean(told)
@@ -135,7 +135,7 @@ class Diversion:
 
     def decide(self, process: Process, remote: Endpoint, told: SocketTold) -> Choice:
         if told.transport is Transport.UDP:
-            if self.settings.quic is not Quic.REFUSE:
+            if self.settings.quic.unled is not Quic.REFUSE:
                 return Choice.LEAVE
             self._missed(Reason.QUIC_REFUSED, process, remote, told.transport, denied=True)
             return Choice.DENY

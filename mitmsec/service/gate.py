@@ -48,7 +48,7 @@ from mitmsec.core.messages import (
     WorkerHangs,
     WorkerUp,
 )
-from mitmsec.core.model import OnFailure
+from mitmsec.core.model import OnFailure, Quic
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import unpacked
 from mitmsec.gate.dns_relay import DnsRelay
@@ -125,6 +125,7 @@ class GateProgram:
             policy=policy.fingerprint,
             offers=policy.offers,
             capture=settings.capture,
+            decrypts_quic=policy.quic is Quic.DECRYPT,
             probes=probe is not None,
             hello_deadline_s=settings.hello_deadline_s,
         )
@@ -211,6 +212,7 @@ class GateProgram:
                 on_failure=on_failure,
                 policy=policy.fingerprint,
                 offers=policy.offers,
+                decrypts_quic=policy.quic is Quic.DECRYPT,
                 probes=probe is not None,
             )
             gate.govern(policy, self._terms, workers, probe)

@@ -44,7 +44,7 @@ from mitmsec.core.messages import (
     WorkerSettings,
     WorkerUp,
 )
-from mitmsec.core.model import UnprovenName
+from mitmsec.core.model import Quic, UnprovenName
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
@@ -190,6 +190,7 @@ class GateAndWorkers:
             capture=ground.capture_fd is not None,
             own_pem=shared.own_pem,
             broker=True,
+            quic=ground.policy.quic is Quic.DECRYPT,
         )
         with gate_end, worker_end, recorder, signer, self._brokerage.channel() as broker:
             fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]

@@ -19,7 +19,7 @@ from typing import assert_never
 from msgspec.structs import replace
 
 from mitmsec.core.model import Endpoint, Transport
-from mitmsec.gate.quic_relay import Led
+from mitmsec.gate.quic_ground import Led
 from mitmsec.gate.signals import Origin
 from mitmsec.gate.surroundings import Origins
 from mitmsec_redirect.backend import BackendKind

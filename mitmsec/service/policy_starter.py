@@ -15,7 +15,7 @@ version = 1
 [defaults]
 action = "decrypt"          # decrypt, bypass (unread), block, or capture (relayed and kept as it is)
 on_failure = "open"         # when mitmsec itself cannot act: open (let through, recorded) or closed (deny)
-quic = "refuse"             # programs then use TCP, which can be decrypted; or bypass
+quic = "refuse"             # programs then use TCP, which costs less to decrypt; or decrypt, or bypass
 inspect = ["keywords"]      # what reads the decrypted traffic
 
 [inspector.keywords]

@@ -24,7 +24,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import without_names
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
-from mitmsec.engine.seams import Collaborators, EngineSettings
+from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
@@ -63,7 +63,7 @@ class Worker:
         self._gate = GateLink(gate, loop)
         self._signer = SignerLink(signer, loop)
         self._engine = Engine(
-            EngineSettings(on_failure=settings.on_failure, capture=settings.capture),
+            EngineSettings(on_failure=settings.on_failure, capture=settings.capture, quic=settings.quic),
             Collaborators(
                 certifier=self._signer,
                 gate=self._gate,
@@ -74,6 +74,7 @@ class Worker:
                 identities=policy.identities,
                 services=policy.services,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
+                encapsulation=_encapsulation if settings.quic else lambda: None,
             ),
         )
         self._engine.settle()
@@ -126,6 +127,12 @@ class Worker:
             except TimeoutError:
                 pass
             self._recorder.close()
+
+
+def _encapsulation() -> Encapsulation | None:
+    from mitmsec_certs.key_encapsulation import encapsulation  # which nothing else in a worker needs
+
+    return encapsulation()
 
 
 def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[Inspector]:

@@ -136,8 +136,8 @@ class ConnectHook(Backend):
         """Each attach point runs the program that these terms want, or none."""
         fds = {name: one.fd for name, one in self._maps.items()}
         layout = programs.Layout(
-            **fds, on_failure=on_failure, quic=quic, leads_quic=self.leads_quic(quic),
-            selection=self._selection, offsets=self._offsets, paths=self._paths,
+            **fds, on_failure=on_failure, quic=quic if self.leads_quic(quic) else quic.unled,
+            leads_quic=self.leads_quic(quic), selection=self._selection, offsets=self._offsets, paths=self._paths,
         )  # fmt: skip
         nameless = replace(layout, paths=None)
         layouts = (layout, nameless, replace(nameless, offsets=None))
@@ -215,7 +215,7 @@ class ConnectHook(Backend):
 
     def leads_quic(self, quic: Quic) -> bool:
         """Whether QUIC is led to the gate, under a policy with this word on it."""
-        return self._has_quic_relay and quic is Quic.BYPASS
+        return self._has_quic_relay and quic is not Quic.REFUSE
 
     def map_fd(self, name: str) -> int:
         """Of the map that has this name at the head of this module; ours."""

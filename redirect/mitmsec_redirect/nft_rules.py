@@ -138,7 +138,7 @@ def _chains(terms: Terms) -> Iterator[str]:
     yield _chain("diverting", *_diverting(terms))
     selected = _selected(terms, terms.level)
     judge = [f"{_FIRST_SEGMENT} {selected} jump attempts"]
-    if terms.quic is Quic.REFUSE:
+    if terms.quic.unled is Quic.REFUSE:
         judge.append(f"udp dport 443 {selected} jump quic")
     yield _chain("judge", "type filter hook output priority -150; policy accept;", *judge)
     divert = f"{_FIRST_SEGMENT} {selected} jump diverting"

@@ -100,7 +100,7 @@ class Replay(Backend):
         if self._is_detached:
             return None
         if attempt.transport is Transport.UDP:
-            is_refused = attempt.remote.port == QUIC_PORT and self._quic is Quic.REFUSE
+            is_refused = attempt.remote.port == QUIC_PORT and self._quic.unled is Quic.REFUSE
             return Reason.QUIC_REFUSED if is_refused else None
         remote = ip_address(attempt.remote.address)
         if remote.version == 6 and remote.is_link_local:

@@ -73,7 +73,7 @@ class Layout(Value, frozen=True):
     settings: int
     on_failure: OnFailure
     quic: Quic
-    leads_quic: bool = False  # with Quic.BYPASS only: to the relay at the gate's port
+    leads_quic: bool = False  # not with Quic.REFUSE: to the relay at the gate's port
     selection: Selection | None = None  # None: all that the cgroup holds
     offsets: Offsets | None = None  # None: the kernel's types are not known, and the caller is told by its pid alone
     paths: PathMaps | None = None  # None: where its executable lies is not noted

@@ -87,7 +87,8 @@ def _flow(layout: UdpLayout, what: What, *, v6: bool) -> bytes:
     steps.begin(asm, v6=v6)
     asm.load(R2, R6, IP_PROTOCOL)
     asm.jump_if(R2, Condition.NOT_EQUAL, records.PROTOCOL_UDP, "pass")
-    if layout.quic is Quic.REFUSE and what is not What.RECEIVED:  # told by the program that refuses it
+    quic = layout.quic.unled if layout.quic_led is None else layout.quic
+    if quic is Quic.REFUSE and what is not What.RECEIVED:  # told by the program that refuses it
         asm.jump_if(R8, Condition.EQUAL, PORT_443, "pass")
     if layout.quic_led is not None:
         truth, settings = layout.quic_led

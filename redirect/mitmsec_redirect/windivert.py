@@ -131,7 +131,7 @@ class Windivert:
         keep.callback(self._data.close)
         self._data.exchange(self._text)
         self._take(syn_filter(self._own), SYN_PRIORITY)
-        if quic is Quic.REFUSE:
+        if quic.unled is Quic.REFUSE:
             self._take(QUIC_FILTER, QUIC_PRIORITY)
         self._begin("divert-filters", self._exchange_filters)
         self._begin("divert-keeper", self._keeper.run)

@@ -16,7 +16,7 @@ from mitmsec.core.contradiction import (
     without_key,
 )
 from mitmsec.core.known_service import KnownService
-from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process
+from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process, Quic
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol, Shown
 
@@ -228,8 +228,8 @@ def test_a_protocol_that_cannot_show_what_the_rule_asks_for_is_told(
     [
         (Action.BLOCK, {}, ""),
         (Action.BYPASS, {"host": ("a.example",), "alpn": ("h3",), "ja4": ("q13*",)}, ""),
-        (Action.DECRYPT, {}, "QUIC is never read"),
-        (Action.CAPTURE, {}, "QUIC is never read"),
+        (Action.DECRYPT, {}, '[defaults] has quic = "refuse", so it is not read'),
+        (Action.CAPTURE, {}, "QUIC is never captured"),
         (Action.BLOCK, {"direction": Direction.INBOUND}, "of connections that come in, QUIC is none"),
     ],
 )
@@ -237,6 +237,11 @@ def test_quic_can_pass_or_be_refused_on_its_way_out(action: Action, more: dict[s
     alone = Rule(name="r", action=action, protocol=(Protocol.QUIC,), **more)  # type: ignore[arg-type]
     found = list(impossible_pairs(Policy(rules=(alone,))))
     assert [(one.key, one.message.startswith(says)) for one in found] == ([("protocol", True)] if says else [])
+
+
+def test_what_is_to_be_read_of_quic_is_said_in_the_defaults() -> None:
+    alone = Rule(name="r", action=Action.DECRYPT, protocol=(Protocol.QUIC,))
+    assert list(impossible_pairs(Policy(quic=Quic.DECRYPT, rules=(alone,)))) == []
 
 
 def test_rules_that_have_expired_are_told_with_whom_to_ask() -> None:

@@ -77,3 +77,9 @@ def test_a_rule_about_quic_needs_the_connect_hook_and_quic_that_is_not_refused_a
 def test_many_rules_are_counted() -> None:
     (said,) = udp_limits(Policy(rules=tuple(rule(f"r{number}") for number in range(9))))
     assert said.startswith('rules "r0", "r1", "r2" and 6 more: ')
+
+
+def test_quic_that_is_decrypted_is_read_and_not_captured() -> None:
+    names = (rule("r1", Action.CAPTURE, host=("a.test",)), rule("r2", Action.DECRYPT, host=("b.test",)))
+    said = ['rule "r1": quic = "decrypt" lets programs reach these hosts by QUIC, unread']
+    assert udp_limits(Policy(quic=Quic.DECRYPT, rules=names)) == said

@@ -6,7 +6,9 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from conftest import V4, Network
@@ -118,6 +120,30 @@ for host in sys.argv[2:]:
 """
 
 
+# Another HTTP/3 than aioquic's: quic-go's.
+CADDY = """
+{{
+  admin off
+  auto_https off
+  servers {{
+    protocols h3
+  }}
+}}
+https://origin.test:443, https://bank.test:443 {{
+  bind {address}
+  tls {folder}/origin.pem {folder}/origin.key
+  handle /megabyte {{
+    root * {folder}/www
+    rewrite * /megabytes
+    file_server
+  }}
+  handle {{
+    respond "caddy: {{method}} {{uri}} over {{http.request.proto}}"
+  }}
+}}
+"""
+
+
 class H3:
     """An origin that speaks HTTP/3."""
 
@@ -132,9 +158,30 @@ class H3:
 
 
 @contextlib.contextmanager
-def h3_origin(network: Network, address: str = V4) -> Iterator[H3]:
+def caddy_origin(network: Network) -> Iterator[None]:
     """With the certificate of the HTTPS origin."""
-    chain, key = network.folder / "origin.pem", network.folder / "origin.key"
+    folder = network.folder
+    (folder / "Caddyfile.h3").write_text(CADDY.format(address=V4, folder=folder))
+    caddy = [str(Path(sys.executable).with_name("caddy")), "run", "--adapter", "caddyfile", "--config"]
+    with (folder / "caddy-h3.log").open("wb") as said:
+        command = ("env", f"HOME={folder}", *caddy, str(folder / "Caddyfile.h3"))
+        server = network.start(*command, stdout=said, stderr=said)
+        deadline = time.monotonic() + 30
+        while b"serving initial configuration" not in (told := (folder / "caddy-h3.log").read_bytes()):
+            assert server.poll() is None, told.decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            server.terminate()
+            server.wait()
+
+
+@contextlib.contextmanager
+def h3_origin(network: Network, address: str = V4, certificate: str = "origin") -> Iterator[H3]:
+    """With the certificate of the HTTPS origin, or another in its folder."""
+    chain, key = network.folder / f"{certificate}.pem", network.folder / f"{certificate}.key"
     command = (sys.executable, "-I", "-c", ORIGIN, address, str(chain), str(key), "443")
     process = network.start(*command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -144,3 +191,40 @@ def h3_origin(network: Network, address: str = V4) -> Iterator[H3]:
     finally:
         process.kill()
         process.wait()
+
+
+# argv: address, host. Asks for each path on its input, by one connection until it ends, or until "new".
+TALKER = (
+    AIOQUIC[: AIOQUIC.index("async def ask")]
+    .replace(
+        "        for seen in",
+        """        if type(event).__name__ == "ConnectionTerminated" and not self.answer.done():
+            self.answer.set_exception(ConnectionError())
+        self.is_over = self.is_over or type(event).__name__ == "ConnectionTerminated"
+        for seen in""",
+    )
+    .replace("    http = None", "    http, is_over = None, False")
+    + """
+async def main():
+    address, host = sys.argv[1:]
+    settings = QuicConfiguration(is_client=True, alpn_protocols=["h3"], server_name=host)
+    settings.load_verify_locations(os.environ["SSL_CERT_FILE"])
+    print("up", flush=True)
+    held = client = None
+    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
+        try:
+            if line == "new" or client is None or client.is_over:
+                held = connect(address, 443, configuration=settings, create_protocol=Client)
+                client = await held.__aenter__()
+                client.http = H3Connection(client._quic)
+            client.answer = asyncio.get_running_loop().create_future()
+            asked = [(b":method", b"GET"), (b":scheme", b"https"), (b":authority", host.encode()), (b":path", b"/")]
+            client.http.send_headers(client._quic.get_next_available_stream_id(), asked, True)
+            client.transmit()
+            print(await asyncio.wait_for(client.answer, 20), flush=True)
+        except (ConnectionError, TimeoutError) as error:
+            print(type(error).__name__, flush=True)
+
+asyncio.run(main())
+"""
+)

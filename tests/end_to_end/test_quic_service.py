@@ -41,6 +41,7 @@ class Service:
     def __init__(self, mitmsec: Mitmsec, folder: Path) -> None:
         self.mitmsec, self.python = mitmsec, folder / "selected-python"
         shutil.copy(os.path.realpath(sys.executable), self.python)
+        self.roots = mitmsec.network.root_pem
 
     def call(self, word: str, *arguments: str) -> None:
         command = self.mitmsec.command(word, "--state", str(self.mitmsec.state), *arguments)
@@ -55,6 +56,7 @@ class Service:
         environment = self.mitmsec.environment() | {
             "PYTHONHOME": sys.base_prefix,
             "PYTHONPATH": sysconfig.get_path("purelib"),
+            "SSL_CERT_FILE": str(self.roots),
         }
         command = self.mitmsec.network.inside(str(program), "-c", AIOQUIC, V4, *hosts)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)

@@ -63,3 +63,15 @@ def test_what_is_loaded_already_stays() -> None:
         "print(all(sys.modules[name] is module for name, module in before.items()))"
     )
     assert said == "True\n"
+
+
+def test_what_quic_takes_is_loaded_by_who_decrypts_it_and_replaces_the_names() -> None:
+    said = after(
+        "import mitmsec.engine.quic.conversation\n"
+        "import mitmproxy.proxy.layers as layers, mitmproxy.proxy.layers.http as http\n"
+        "from mitmproxy.proxy.layers.quic import QuicStreamEvent\n"
+        "print('aioquic.quic.connection' in sys.modules, http.QuicStreamEvent is QuicStreamEvent,"
+        " http.Http3Server.__module__, layers.ClientQuicLayer.__module__, 'mitmproxy.dns' in sys.modules)"
+    )
+    real = "mitmproxy.proxy.layers.http._http3 mitmproxy.proxy.layers.quic._stream_layers"
+    assert said == f"True True {real} False\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import quic_packets
@@ -11,30 +12,30 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.packet import encode_quic_retry
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from quic_packets import crypto
 
-from mitmsec.audit.event import ConnectionSeen, NamedBy, Outcome
+from mitmsec.audit.event import ConnectionSeen, FlowHanded, NamedBy, Outcome
 from mitmsec.core.address_names import Agreement
+from mitmsec.core.clienthello import NeedMore, parse_message
+from mitmsec.core.messages import FlowEnded, Plaintext, TlsClientFacts, TlsFacts, TlsServerFacts
 from mitmsec.core.model import Action, Endpoint, OnFailure, Process, UnprovenName
 from mitmsec.core.policy import Policy
 from mitmsec.core.quic_answers import SMALLEST_BYTES
 from mitmsec.core.quic_packets import client_keys, initials, opened
 from mitmsec.core.rules import Application, Rule
 from mitmsec.core.sniff import Protocol
+from mitmsec.gate.learned import Learned
+from mitmsec.gate.quic_decrypting import Decrypting
 from mitmsec.gate.quic_flow import (
     CONNECTIONS_LIMIT,
     HELD_LIMIT,
     HELD_LIMIT_BYTES,
     LONG_LIVED_S,
     REFUSALS_LIMIT,
-    Answer,
-    Command,
-    Forward,
     QuicFlow,
-    Record,
-    Report,
-    State,
 )
+from mitmsec.gate.quic_signals import Answer, Command, Deliver, Forward, Hand, LetGo, Record, Report, Staff, State
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Terms
 from mitmsec_certs.packet_cipher import Aes128
@@ -99,7 +100,7 @@ def forwarded(commands: Sequence[Command]) -> list[bytes]:
 
 
 def recorded(commands: Sequence[Command]) -> ConnectionSeen:
-    (seen,) = [one.seen for one in commands if isinstance(one, Record)]
+    (seen,) = [one.seen for one in commands if isinstance(one, Record) and isinstance(one.seen, ConnectionSeen)]
     return seen
 
 
@@ -472,3 +473,202 @@ def test_whatever_a_program_sends_a_blocked_host_hears_no_first_packet(datagrams
     passed = forwarded(told(flow, *datagrams, *first))
     assert not {first[-1], hello("bank.test")[0]} & set(passed)
     assert flow.held_bytes <= HELD_LIMIT_BYTES
+
+
+# --- decrypted --------------------------------------------------------------------------------------------------------
+SAID = FlowEnded(flow="flow", bytes_sent=1, bytes_received=1, outcome="completed", was_heard=True)
+
+
+class Health:
+    """All are there."""
+
+    off, recording, signing = False, True, True
+
+
+def decrypting_flow(
+    policy: Policy = NO_BANK, memory: Decrypting | None = None, *, owner: Process | None = CURL, **more: Any
+) -> QuicFlow:
+    origin = Origin(remote=REMOTE, pid=7, uid=0, comm="curl", source="10.0.0.5")
+    terms = Terms(on_failure=OnFailure.OPEN, policy="fingerprint", decrypts_quic=True)
+    memory = memory or Decrypting(Health(), Learned())
+    made = QuicFlow("flow", origin, CLIENT, policy, terms, CIPHER, now_s=0.0, at_s=0.0, decrypting=memory, **more)
+    if owner is not None:
+        assert made.owned(OwnerKnown(owner)) == []
+    return made
+
+
+def handed(flow: QuicFlow, first: Sequence[bytes]) -> list[Command]:
+    """What it orders when it is handed over."""
+    assert told(flow, *first) == [Staff()]
+    return list(flow.staffed(3))
+
+
+def test_what_is_to_be_decrypted_goes_to_a_worker_with_all_that_was_held() -> None:
+    flow, first = decrypting_flow(), hello()
+    record, hand, *rest = handed(flow, first)
+    assert isinstance(record, Record)
+    assert record.seen == FlowHanded(
+        flow="flow",
+        process=CURL,
+        worker=3,
+        host="origin.test",
+        local=Endpoint(address="10.0.0.5", port=40000),
+        remote=REMOTE,
+    )
+    assert isinstance(hand, Hand)
+    assert (hand.worker, hand.order.kind, hand.order.name) == (3, Plaintext.QUIC, "origin.test")
+    assert parse_message(hand.order.hello) != NeedMore()
+    assert rest == [Deliver(datagram) for datagram in first]
+    assert told(flow, LATER) == [Deliver(LATER)]
+    flow.origin_sent(900, 2.0)
+    server = TlsServerFacts(verified=True, alpn="h3", error="x" * 999)
+    ended = replace(SAID, tls=TlsFacts(client=TlsClientFacts(version="TLSv1.3", sni="a lie"), server=server))
+    commands = flow.worker_said(ended, 3.0)
+    assert commands[1:] == [LetGo()]
+    seen = recorded(commands)
+    assert (seen.action, seen.rule, seen.outcome, seen.duration_ms) == (
+        Action.DECRYPT, "defaults", Outcome.COMPLETED, 3000,
+    )  # fmt: skip
+    assert seen.reason == "no rule matched; [defaults] decide"
+    assert (seen.bytes_sent, seen.bytes_received) == (sum(map(len, first)) + len(LATER), 900)
+    assert seen.tls is not None
+    assert seen.tls.client is not None
+    assert seen.tls.server is not None
+    assert (seen.tls.client.version, seen.tls.client.sni) == ("TLSv1.3", "origin.test")
+    assert seen.tls.client.ja4 is not None
+    assert (seen.tls.server.alpn, len(seen.tls.server.error or "")) == ("h3", 256)
+    assert flow.ended(4.0) == []
+
+
+@pytest.mark.parametrize(
+    ("action", "kind"), [(Action.BLOCK, Answer), (Action.BYPASS, Forward), (Action.CAPTURE, Forward)]
+)
+def test_beside_it_the_other_actions_are_what_they_were(action: Action, kind: type) -> None:
+    policy = Policy(rules=(Rule(name="this", action=action, host=("origin.test",)),))
+    commands = told(decrypting_flow(policy), *hello())
+    assert kind in {type(command) for command in commands}
+    assert not {Staff, Hand, Deliver} & {type(command) for command in commands}
+
+
+def test_what_no_worker_can_have_is_refused_so_that_its_program_uses_tcp() -> None:
+    flow = decrypting_flow()
+    assert told(flow, *hello()) == [Staff()]
+    commands = flow.unstaffed("no worker is there")
+    seen = recorded(commands)
+    assert (seen.action, seen.outcome) == (Action.BLOCK, Outcome.BLOCKED)
+    assert seen.reason.endswith("over QUIC it is not: no worker is there, so the program is to fall back to TCP")
+    assert any(isinstance(command, Answer) for command in commands)
+    assert told(flow, LATER) == list(flow.staffed(3)) == list(flow.unstaffed("")) == []
+
+
+def test_what_could_not_be_handed_over_is_refused_too() -> None:
+    flow = decrypting_flow()
+    handed(flow, hello())
+    commands = flow.unstaffed("no descriptor is left")
+    assert (commands[0], recorded(commands).action) == (LetGo(), Action.BLOCK)
+    assert any(isinstance(command, Answer) for command in commands)
+
+
+def test_who_names_no_host_or_is_no_http3_is_refused() -> None:
+    for first in (hello(None), [LATER], other_alpn()):
+        commands = told(decrypting_flow(Policy()), *first)
+        assert forwarded(commands) == []
+        assert recorded(commands).action is Action.BLOCK
+
+
+def other_alpn() -> list[bytes]:
+    one = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["doq"], server_name="origin.test"))
+    one.connect(SERVER, now=0.0)
+    return [datagram for datagram, _ in one.datagrams_to_send(now=0.0)]
+
+
+def test_a_hello_that_nobody_can_read_is_refused_where_all_is_decrypted() -> None:
+    flow = decrypting_flow(Policy())
+    told(flow, initial(b"\xff"))
+    commands = list(flow.waited(9.0))
+    assert forwarded(commands) == []
+    assert flow.state is State.REFUSED
+
+
+def test_a_second_connection_on_a_flow_that_a_worker_has_is_refused_and_the_first_goes_on() -> None:
+    flow, first = decrypting_flow(), hello()
+    handed(flow, first)
+    for name in ("origin.test", "bank.test"):
+        commands = told(flow, hello(name)[0])
+        assert [type(command) for command in commands] == [Answer]
+    assert told(flow, first[0]) == [Deliver(first[0])]
+    assert told(flow, LATER) == [Deliver(LATER)]
+
+
+def test_another_hello_that_was_held_with_the_first_is_no_workers() -> None:
+    flow, first, other = decrypting_flow(owner=None), hello(), hello("bank.test")
+    told(flow, *first, *other)
+    assert flow.owned(OwnerKnown(CURL)) == [Staff()]
+    commands = list(flow.staffed(3))
+    assert [command.datagram for command in commands if isinstance(command, Deliver)] == first
+
+
+@pytest.mark.parametrize("has_answered", [True, False])
+def test_a_worker_that_ends_or_dies_ends_the_flow_and_who_has_heard_nothing_is_told_to_use_tcp(
+    has_answered: bool,
+) -> None:
+    for why, outcome in (("worker_died", Outcome.FAULT), ("switched off", Outcome.CUT)):
+        flow, first = decrypting_flow(), hello()
+        handed(flow, first)
+        if has_answered:
+            flow.origin_sent(1200, 1.0)
+        commands = flow.cut(why, outcome, 2.0)
+        seen = recorded(commands)
+        assert (seen.action, seen.outcome, seen.error) == (Action.DECRYPT, outcome, why)
+        assert any(isinstance(command, Answer) for command in commands) is not has_answered
+        assert flow.cut(why, outcome, 3.0) == flow.worker_said(SAID, 3.0) == told(flow, LATER) == []
+
+
+def test_what_a_worker_says_is_held_to_what_an_end_can_be() -> None:
+    flow = decrypting_flow()
+    handed(flow, hello())
+    seen = recorded(flow.worker_said(replace(SAID, outcome="stranger", error="e" * 999), 1.0))
+    assert (seen.outcome, len(seen.error)) == (Outcome.FAULT, 256)
+
+
+def test_a_program_that_goes_while_a_worker_has_its_flow_is_on_record() -> None:
+    flow = decrypting_flow()
+    handed(flow, hello())
+    assert recorded(flow.waited(LONG_LIVED_S + 1)).outcome is Outcome.OPEN
+    commands = flow.ended(20.0)
+    assert (recorded(commands).action, commands[-1]) == (Action.DECRYPT, LetGo())
+
+
+def test_switched_off_what_would_be_decrypted_passes_unread() -> None:
+    class Off(Health):
+        off = True
+
+    flow, first = decrypting_flow(memory=Decrypting(Off(), Learned())), hello()
+    assert forwarded(told(flow, *first)) == first
+    seen = recorded(flow.ended(1.0))
+    assert seen.action is Action.BYPASS
+    assert seen.reason.startswith("mitmsec is switched off; else decrypted: ")
+
+
+def test_a_bypass_by_an_unproven_name_is_decrypted_where_that_can_be() -> None:
+    policy = Policy(
+        action=Action.BYPASS, unproven_name=UnprovenName.DECRYPT,
+        rules=(Rule(name="let pass", action=Action.BYPASS, host=("origin.test",)),),
+    )  # fmt: skip
+    flow = decrypting_flow(policy, resolved=("other.test",))
+    assert told(flow, *hello()) == [Staff()]
+
+
+def test_one_that_passes_already_is_not_decrypted_from_then_on() -> None:
+    """Another hello for the same host, of which the policy says otherwise."""
+    first, again = hello(), hello()
+    fingerprint = recorded([*told(flow := flow_of(), *again), *flow.ended(1.0)]).tls
+    assert fingerprint is not None
+    assert fingerprint.client is not None
+    policy = Policy(action=Action.DECRYPT, rules=(Rule(name="ours", action=Action.BYPASS, ja4=("q13d*",)),))
+    passing = decrypting_flow(policy)
+    assert forwarded(told(passing, *first)) == first
+    passing._policy = Policy()
+    commands = told(passing, *again)
+    assert forwarded(commands) == []
+    assert "its flow passes unread already" in recorded(commands).reason

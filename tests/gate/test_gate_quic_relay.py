@@ -15,13 +15,17 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome, Seen
-from mitmsec.core.model import Action, Endpoint, OnFailure, Process
+from mitmsec.core.model import Action, Confidence, Endpoint, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.core.rules import Rule
 from mitmsec.gate import quic_relay
 from mitmsec.gate.asking import Asks
+from mitmsec.gate.crew import Crew
 from mitmsec.gate.faults import Faults
-from mitmsec.gate.quic_relay import Around, Led, QuicRelay
+from mitmsec.gate.learned import Learned
+from mitmsec.gate.quic_decrypting import Decrypting
+from mitmsec.gate.quic_ground import Around, Led
+from mitmsec.gate.quic_relay import QuicRelay
 from mitmsec.gate.signals import Origin, OwnerKnown
 from mitmsec.gate.terms import Terms
 from mitmsec_certs.packet_cipher import Aes128
@@ -50,6 +54,8 @@ class Stage:
 
     def __init__(self, held: contextlib.ExitStack, address: str) -> None:
         self.origin, self.program = (held.enter_context(udp(address)) for _ in range(2))
+        self._held = held
+        self.exe: str | None = None
         self.relay_socket = udp(address)
         self.at = self.relay_socket.getsockname()
         self.remote = Endpoint.of(*self.origin.getsockname()[:2])
@@ -60,6 +66,7 @@ class Stage:
         self.cookies: dict[int, int] = {}
         self.terms, self.is_recording, self.is_closed = Terms(on_failure=OnFailure.OPEN), True, False
         self.answers, self.found = True, 0
+        self.off, self.recording, self.signing = False, True, True  # as mitmsec.gate.terms.Health
         around = Around(
             governing=lambda: (NO_BANK, self.terms),
             record=self.recorded.append,
@@ -68,15 +75,26 @@ class Stage:
             ask=self._ask,
             give_up=lambda flow: self.given_up.append(flow.id),
             names_of=lambda address: None,
+            crew=(crew := Crew(asyncio.get_running_loop(), Faults(self.recorded.append, "session"), lambda _: None)),
+            mint=lambda flow, name: self.minted.append((flow, name)),
+            withdraw=lambda flow: self.withdrawn.append(flow),
+            decrypting=Decrypting(self, Learned()),
         )
+        self.crew = crew
+        self.minted: list[tuple[str, str]] = []
+        self.withdrawn: list[str] = []
         self.is_led = self.is_told = True
         self.forgotten: list[int] = []
         self.relay = QuicRelay([self.relay_socket], self, Aes128(), around)
 
+    def another_program(self) -> socket.socket:
+        return self._held.enter_context(udp())
+
     def _ask(self, flow: Asks, origin: Origin) -> None:
         self.asked.append(flow)
         if self.answers:
-            flow.tell(OwnerKnown(Process(pid=origin.pid, user="0")))
+            confidence = Confidence.KERNEL if self.exe else Confidence.UNKNOWN
+            flow.tell(OwnerKnown(Process(pid=origin.pid, user="0", exe=self.exe, confidence=confidence)))
 
     def find(self, client: Endpoint, relay: Endpoint) -> Led | None:
         assert relay.port == self.at[1]

@@ -79,6 +79,10 @@ def test_quic_that_is_bypassed_is_not_looked_at() -> None:
     assert "udp" not in "\n".join(chains(nft_rules.create(terms(quic=Quic.BYPASS)))["judge"])
 
 
+def test_quic_that_is_to_be_decrypted_is_refused_for_it_is_not_led_here() -> None:
+    assert nft_rules.create(terms(quic=Quic.DECRYPT)) == nft_rules.create(terms(quic=Quic.REFUSE))
+
+
 def test_without_a_log_everything_is_still_counted() -> None:
     text = nft_rules.create(terms(log_group=None))
     assert " log " not in text

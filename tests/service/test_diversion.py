@@ -223,7 +223,11 @@ def test_what_a_run_diverts_a_service_does_not(kept: Kept, cgroup: SessionCgroup
 @pytest.mark.root
 def test_a_service_may_let_quic_pass(kept: Kept) -> None:
     """Then nobody's is held up until it is known whose it is."""
-    for quic, concerns, choice in ((Quic.BYPASS, False, Choice.LEAVE), (Quic.REFUSE, True, Choice.DENY)):
+    for quic, concerns, choice in (
+        (Quic.BYPASS, False, Choice.LEAVE),
+        (Quic.REFUSE, True, Choice.DENY),
+        (Quic.DECRYPT, True, Choice.DENY),  # for it is not led to the gate
+    ):
         stage = kept.stage(quic=quic)
         assert stage.concerns(0, Transport.UDP, cookie=1) is concerns
         assert stage.tries(Transport.UDP) is choice

@@ -10,7 +10,7 @@ import struct
 import pytest
 
 from mitmsec.core.model import Endpoint
-from mitmsec.gate.quic_relay import Led
+from mitmsec.gate.quic_ground import Led
 from mitmsec.gate.signals import Origin
 from mitmsec.service.gate_origins import LEGS_LIMIT, HookOrigins, LedWay, QuicOrigins, given
 from mitmsec_redirect import records

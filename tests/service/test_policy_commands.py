@@ -61,7 +61,7 @@ def good(tmp_path: Path) -> Path:
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     path = tmp_path / "bad.toml"
-    path.write_text("version = 1\ncolour = 2\n[defaults]\nquic = 'decrypt'\n")
+    path.write_text("version = 1\ncolour = 2\n[defaults]\nquic = 'ask'\n")
     return path
 
 

@@ -1,0 +1,102 @@
+"""A leg on its socket: what comes, what goes, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+
+import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.events import ConnectionTerminated
+from quic_world import story
+
+from mitmsec.engine.quic.connection import Connection
+from mitmsec.engine.quic.leg import PEER, QuicFailed, QuicLeg, failure_of
+
+
+def pair() -> tuple[socket.socket, QuicLeg]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    settings = QuicConfiguration(alpn_protocols=["h3"], server_name="a.test", verify_mode=ssl.CERT_NONE)
+    connection = Connection(settings)
+    leg = QuicLeg(theirs, asyncio.get_running_loop(), connection)
+    connection.connect(PEER, asyncio.get_running_loop().time())
+    return ours, leg
+
+
+@story
+async def test_a_datagram_is_a_packet_and_is_counted_and_what_is_lost_is_sent_again() -> None:
+    ours, leg = pair()
+    shaking = asyncio.ensure_future(leg.shake())
+    first = await asyncio.get_running_loop().sock_recv(ours, 65535)
+    assert len(first) == leg.sent == 1200
+    again = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(ours, 65535), 5)
+    assert len(again) == 1200
+    ours.send(os.urandom(64))
+    ours.send(b"\xc0 no packet of anybody's")
+    await asyncio.sleep(0.05)
+    assert leg.received == 64 + 24
+    shaking.cancel()
+    leg.release()
+    leg.release()
+    leg.flush()
+    assert leg.closed
+    ours.close()
+
+
+@story
+async def test_the_end_of_its_socket_is_its_end() -> None:
+    ours, leg = pair()
+    shaking = asyncio.ensure_future(leg.shake())
+    await asyncio.sleep(0.01)
+    ours.shutdown(socket.SHUT_WR)
+    with pytest.raises(QuicFailed, match="let go") as failed:
+        await shaking
+    assert failed.value.by_peer
+    with pytest.raises(QuicFailed):
+        await leg.shake()
+    ours.setblocking(True)
+    ours.recv(65535)
+    leg.close(0x100)
+    assert ours.recv(65535)[:1] >= b"\xc0"  # its peer is told all the same
+    assert ours.recv(65535) == b""
+    ours.close()
+
+
+@story
+async def test_who_closes_says_so_once() -> None:
+    ours, leg = pair()
+    leg.flush()
+    ours.recv(65535)
+    leg.close(0x100, "done")
+    leg.close(0x100)
+    assert ours.recv(65535)[:1] >= b"\xc0"
+    assert ours.recv(65535) == b""
+    ours.close()
+
+
+@story
+async def test_an_end_that_does_not_take_loses_datagrams_and_nothing_else() -> None:
+    ours, leg = pair()
+    ours.close()
+    leg.flush()
+    assert (leg.sent, leg.closed) == (0, False)
+    leg.release()
+
+
+@pytest.mark.parametrize(
+    ("code", "frame", "reason", "alert", "text"),
+    [
+        (0x12A, 6, "", 42, "error 0x12a"),
+        (0x12A, None, "", None, "error 0x12a"),
+        (0x100, None, "", None, "error 0x100"),
+        (0, 0, "", None, ""),
+        (0x1, 0, "Idle timeout", None, "Idle timeout"),
+    ],
+)
+def test_what_an_end_says(code: int, frame: int | None, reason: str, alert: int | None, text: str) -> None:
+    """An application's error has no frame, and is no alert of TLS."""
+    failed = failure_of(ConnectionTerminated(code, frame, reason), by_peer=True)
+    assert (failed.alert, str(failed), failed.by_peer) == (alert, text, True)
