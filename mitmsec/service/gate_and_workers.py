@@ -53,13 +53,12 @@ from mitmsec.service.background import Background
 from mitmsec.service.brokerage import Brokerage
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.children_ground import Ground, Jails
+from mitmsec.service.gate_end import GateEnd
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec_redirect.connect_hook import ConnectHook
 
 DRAIN_GRACE_S = 2.0
-DRAINED_S = 13.0  # for a gate to end its flows and see them recorded, or to have more of them there than before
-DRAINED_LIMIT_S = 140.0  # more than it takes itself
 RESTART_PAUSE_S, REBUILD_PAUSE_S = 0.2, 5.0
 RESTARTS_LIMIT, RESTARTS_S = 5, 60.0  # workers that die this often within a minute stay dead until it is over
 QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questions, are not to queue behind it
@@ -85,8 +84,7 @@ class GateAndWorkers:
         self._active: tuple[int, ...] = ()  # workers that new flows go to; numbers are never used again
         self._numbers = itertools.count()
         self._answers = Answers()
-        self._drained: asyncio.Future[None] | None = None
-        self._draining_s = 0.0  # when the gate said last that it gets on with it
+        self._gate_end: GateEnd | None = None
         self._pulse: Pulse | None = None  # of a gate that serves
         self._restarts: list[float] = []
         self._background = Background()
@@ -213,12 +211,11 @@ class GateAndWorkers:
                 self._ground.asked_whose(gate, message)
             case WorkerHangs(worker=number) if number in self.workers:
                 self.workers[number].kill()  # the gate has recorded why; its exit is told like any other
-            case Draining():
-                self._draining_s = time.monotonic()
-            case Drained(cut=cut):
+            case Draining() if self._gate_end is not None:
+                self._gate_end.goes_on()
+            case Drained(cut=cut) if self._gate_end is not None:
                 self.cut += cut
-                if self._drained is not None and not self._drained.done():
-                    self._drained.set_result(None)
+                self._gate_end.is_over()
             case Governed() | Switched() | FlowsAnswer():
                 self._answers.heard(message)
             case Fault(what=what, detail=detail):
@@ -386,16 +383,11 @@ class GateAndWorkers:
         """
         if self.gate is None or self._pulse is None or self.gate.ended.done():
             return  # none that serves
-        self._drained = asyncio.get_running_loop().create_future()
+        end = self._gate_end = GateEnd()
         self.gate.channel.send(Drain(grace_s=DRAIN_GRACE_S))
-        ends = self._drained, self.gate.ended
-        begun_s = self._draining_s = time.monotonic()
-        while (now_s := time.monotonic()) < (until_s := min(self._draining_s + DRAINED_S, begun_s + DRAINED_LIMIT_S)):
-            done, _ = await asyncio.wait(ends, timeout=until_s - now_s, return_when=asyncio.FIRST_COMPLETED)
-            if done:
-                return
-        took_s = time.monotonic() - begun_s
-        self._ground.fault("gate_not_drained", f"not all of its flows had ended on record after {took_s:.0f} s")
+        if not await end.came(self.gate.ended):
+            why = f"not all of its flows had ended on record after {end.waited_s:.0f} s"
+            self._ground.fault("gate_not_drained", why)
 
     async def stop(self) -> None:
         await asyncio.gather(*(child.stop() for child in self.all), self._brokerage.stop())

@@ -12,7 +12,6 @@ times a second.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +21,7 @@ from mitmsec.core.messages import Message
 from mitmsec.core.model import DnsEch, OnFailure, Process
 from mitmsec.core.policy import Policy
 from mitmsec.service import listening
+from mitmsec.service.control import OpenRun, StartService
 from mitmsec.service.incoming import Incoming
 from mitmsec.service.incoming_watch import IncomingWatch
 from mitmsec.service.inward import InwardGround, unavailable
@@ -55,13 +55,11 @@ class Ground(Protocol):
     """The session, as far as its observers need it."""
 
     name: str
+    order: OpenRun | StartService
     policy: Policy
     faults: int
     hook: Backend | None
     network: int
-
-    @property
-    def nameservers(self) -> Sequence[str] | None: ...
 
     @property
     def shared(self) -> Shared: ...

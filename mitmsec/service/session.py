@@ -172,11 +172,6 @@ class Session:
         return self._pins(self.policy)
 
     @property
-    def nameservers(self) -> tuple[str, ...] | None:
-        """Of a command, as it sees them."""
-        return self.order.nameservers if isinstance(self.order, OpenRun) else None
-
-    @property
     def names_fd(self) -> int | None:
         """What its gate is to read DNS from, where that is copied."""
         return self.observers.names_fd

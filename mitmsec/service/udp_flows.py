@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Protocol
 
 from mitmsec.audit.event import FaultSeen, Seen
 from mitmsec.core.messages import Message, UdpFlowTold
 from mitmsec.core.model import DnsEch, Process
 from mitmsec.core.policy import Policy
+from mitmsec.service.control import OpenRun, StartService
 from mitmsec.service.datagrams import Datagrams
 from mitmsec.service.name_relays import NameRelays
 from mitmsec.service.owners import Owners
@@ -42,14 +43,11 @@ class Ground(Protocol):
     """The session, as far as its UDP flows need it."""
 
     name: str
+    order: OpenRun | StartService
     policy: Policy
     faults: int
     hook: Backend | None
     network: int
-
-    @property
-    def nameservers(self) -> Sequence[str] | None:
-        """Of a command, as it sees them; None: the machine's."""
 
     @property
     def shared(self) -> Records: ...
@@ -85,7 +83,8 @@ class UdpFlows:
             return ground.hook.udp
         lead = None
         if self._leads(scope) and isinstance(ground.hook, ConnectHook):
-            self._relays = NameRelays.open(ground.network, ground.nameservers)
+            named = ground.order.nameservers if isinstance(ground.order, OpenRun) else None
+            self._relays = NameRelays.open(ground.network, named)
             lead = self._relays.beside(ground.hook)
         if scope.selection is None:
             self._dns = DnsHook.open(scope.path)

@@ -11,7 +11,7 @@ import pytest
 
 from mitmsec.channel import Channel, pair
 from mitmsec.core.messages import Drain, Drained, Draining, Message
-from mitmsec.service import gate_and_workers
+from mitmsec.service import gate_end
 from mitmsec.service.gate_and_workers import GateAndWorkers
 
 
@@ -20,7 +20,7 @@ def test_a_gate_that_does_not_end_its_flows_in_time_is_a_fault(
     monkeypatch: pytest.MonkeyPatch, is_answered: bool
 ) -> None:
     """Their ends are then nowhere on record."""
-    monkeypatch.setattr(gate_and_workers, "DRAINED_S", 0.2)
+    monkeypatch.setattr(gate_end, "QUIET_S", 0.2)
 
     async def answers(said: Callable[[Message], None]) -> None:
         if is_answered:
@@ -30,7 +30,7 @@ def test_a_gate_that_does_not_end_its_flows_in_time_is_a_fault(
 
 
 def test_a_gate_that_gets_on_with_it_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_and_workers, "DRAINED_S", 0.5)
+    monkeypatch.setattr(gate_end, "QUIET_S", 0.5)
 
     async def goes_on(said: Callable[[Message], None]) -> None:
         for word in (Draining(), Draining(), Draining(), Drained(cut=0)):
@@ -41,7 +41,7 @@ def test_a_gate_that_gets_on_with_it_is_given_the_time(monkeypatch: pytest.Monke
 
 
 def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_and_workers, "DRAINED_LIMIT_S", 0.3)
+    monkeypatch.setattr(gate_end, "LIMIT_S", 0.3)
 
     async def goes_on(said: Callable[[Message], None]) -> None:
         for _ in range(5):
