@@ -13,6 +13,7 @@ from mitmsec.core.hours import LOCAL, Clocks, Week
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, Rule, port_text
 from mitmsec.core.policytest import called
+from mitmsec.core.quic_outcome import quic_outcome
 from mitmsec.core.selector import (
     NO_PID,
     Program,
@@ -83,6 +84,8 @@ def explain(
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
         decision = policy.with_key(decision, called(remote), shown.name)
+    elif is_quic:
+        decision = quic_outcome(policy, decision, shown)
     return Explanation(decision=decision, needs_name=needs_name, tried=tuple(tried))
 
 

@@ -21,7 +21,19 @@ from mitmsec.core.host_lists import Listed
 from mitmsec.core.hours import Times, Zones
 from mitmsec.core.model import Direction, Endpoint, Process
 from mitmsec.core.names import name_and_parents
-from mitmsec.core.rule_bits import Addresses, Globs, Hosts, Listings, Ports, Rules, Words, lowest, make_room, numbers
+from mitmsec.core.rule_bits import (
+    Addresses,
+    Globs,
+    Hosts,
+    Listings,
+    Ports,
+    Rules,
+    Words,
+    is_short,
+    lowest,
+    make_room,
+    numbers,
+)
 from mitmsec.core.rules import Application, Rule
 from mitmsec.core.selector import Program, lineage, users
 from mitmsec.core.sniff import GREETED, NOTHING_SHOWN, Protocol, Shown
@@ -139,10 +151,12 @@ class Matcher:
         look = shown.protocol, shown.alpn, shown.ja4, shown.ech
         known = self._looks.get(look)
         if known is None:
-            make_room(self._looks)
             ja4 = () if shown.ja4 is None else (shown.ja4,)
             said = self._protocols.rules(shown.protocol) & self._alpn.rules(shown.alpn)
-            known = self._looks[look] = said & self._ja4.rules(ja4) & self._ech.rules(shown.ech)
+            known = said & self._ja4.rules(ja4) & self._ech.rules(shown.ech)
+            if is_short(shown.alpn):
+                make_room(self._looks)
+                self._looks[look] = known
         return known
 
     def _applying(self, process: Process) -> _Applying:

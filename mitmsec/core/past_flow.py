@@ -16,9 +16,9 @@ from msgspec.structs import replace
 from mitmsec.core.explain import Checked, Explanation, explain
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process, Quic, Transport, Value
 from mitmsec.core.policy import DEFAULTS, Policy
+from mitmsec.core.quic_outcome import QUIC_PORT, quic_outcome
 from mitmsec.core.sniff import Protocol, Shown
 
-QUIC_PORT = 443
 CANNOT_DECIDE = "on_failure"  # the rule on record where mitmsec's own failure decided
 READABLE = frozenset({Protocol.HTTP, Protocol.HTTP_PROXY})  # what workers read, beside TLS; all else is relayed
 
@@ -119,20 +119,14 @@ def _carried_out(policy: Policy, flow: PastFlow, said: Decision) -> Action:
     if flow.transport is Transport.UDP:  # it passes, whatever was decided, but for QUIC that is led to the gate
         if not _is_quic(flow):
             return Action.BYPASS
-        if said.action is Action.DECRYPT and policy.quic is Quic.DECRYPT:
-            return _decrypted(flow)
-        is_refused = said.action is Action.BLOCK or _is_doubted(policy, flow, said)
-        return Action.BLOCK if is_refused else Action.BYPASS
+        if policy.quic is Quic.BYPASS and _is_doubted(policy, flow, said):
+            return Action.BLOCK
+        return quic_outcome(policy, said, flow.shown).action
     if flow.is_malformed:
         early = policy.at_connect(flow.process, flow.asked, flow.at_s, flow.direction)
         return Action.BLOCK if early is None or early.action is Action.DECRYPT else early.action
     is_unreadable = flow.protocol is not None and flow.protocol not in READABLE and not flow.is_tls
     return Action.CAPTURE if said.action is Action.DECRYPT and is_unreadable else said.action
-
-
-def _decrypted(flow: PastFlow) -> Action:
-    """HTTP/3 that shows a name; any other is refused."""
-    return Action.DECRYPT if flow.shown.name is not None and "h3" in flow.shown.alpn else Action.BLOCK
 
 
 def _is_doubted(policy: Policy, flow: PastFlow, said: Decision) -> bool:

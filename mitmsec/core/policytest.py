@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mitmsec.core.model import Decision, Direction, Endpoint, Process, Value
 from mitmsec.core.policy import Policy, PolicyTest
+from mitmsec.core.quic_outcome import quic_outcome
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.sniff import Protocol, Shown
 from mitmsec.core.units import windows_services
@@ -67,6 +68,8 @@ def _run(policy: Policy, test: PolicyTest, now_s: float) -> TestOutcome:
     decision = policy.at_hello(process, remote, at_s, shown=shown_by(test), direction=test.direction)
     if test.direction is Direction.INBOUND:
         decision = policy.with_key(decision, called(remote), test.host)
+    elif test.protocol is Protocol.QUIC:
+        decision = quic_outcome(policy, decision, shown_by(test))
     passed = decision.action is test.expect and test.rule in (None, decision.rule)
     return TestOutcome(
         test=test,

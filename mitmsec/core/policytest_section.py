@@ -8,6 +8,7 @@ from datetime import datetime
 from mitmsec.core.model import Action, Direction
 from mitmsec.core.names import written_name
 from mitmsec.core.policyfile import PORT_MAX, Context, read_end
+from mitmsec.core.quic_outcome import QUIC_PORT
 from mitmsec.core.rules import DEFAULTS, PolicyTest
 from mitmsec.core.selector import is_path
 from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol
@@ -80,6 +81,8 @@ def _test_protocol(table: Table) -> Protocol | None:
     protocol = table.choice("protocol", Protocol, Protocol.TLS) or Protocol.TLS
     if protocol not in WITH_HELLO and any(key in table for key in ("alpn", "ja4", "ech")):
         table.note("alpn, ja4 and ech are TLS's", "protocol")
+    if protocol is Protocol.QUIC and table.raw("port") not in (None, QUIC_PORT):
+        table.note(f"what the gate hears of QUIC goes to port {QUIC_PORT}", "port")
     if protocol not in WITH_NAME and "host" in table:
         table.note(f"{protocol} shows no name", "host")
     return protocol

@@ -20,6 +20,7 @@ from mitmsec.core.selector import merged, networks, parse_address, text_matches
 from mitmsec.core.units import is_glob
 
 REMEMBERED = 4096  # values of one condition; then all are forgotten: a bound, not a cache to tune
+SHORT_TEXTS, SHORT_CHARACTERS = 16, 256
 
 type Rules = int
 
@@ -183,8 +184,10 @@ class Globs:
     def rules(self, shown: tuple[str, ...]) -> Rules:
         known = self._known.get(shown)
         if known is None:
-            make_room(self._known)
-            known = self._known[shown] = self._find(shown)
+            known = self._find(shown)
+            if is_short(shown):
+                make_room(self._known)
+                self._known[shown] = known
         return known
 
     def _find(self, shown: tuple[str, ...]) -> Rules:
@@ -195,6 +198,11 @@ class Globs:
                 if text_matches(glob, text):
                     found |= rules
         return found
+
+
+def is_short(shown: tuple[str, ...]) -> bool:
+    """Of what a client offers: short enough to be remembered. It may offer thousands, and others each time."""
+    return len(shown) <= SHORT_TEXTS and sum(map(len, shown)) <= SHORT_CHARACTERS
 
 
 def make_room[Value](known: dict[Value, Rules]) -> None:

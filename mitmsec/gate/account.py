@@ -174,12 +174,17 @@ class Account:
 
     @property
     def may_have_page_inside(self) -> bool:
-        """Whether the policy wants that in TLS, and it can be: HTTP may be spoken there, and nobody else was before."""
+        """Whether the policy wants that in TLS, and it can be: HTTP may be spoken there, and nobody else was before.
+
+        Who encrypts its hello would never see the page, but learn that there is no ECH and show the name (RFC 9849).
+        """
         if self.decision is None or not self.decision.page or not self.is_minted or self.first is None:
             return False
-        offers = self.first.hello.alpn if self.first.hello is not None else ()
-        is_first = self.through is None and not self.upgraded
-        return is_first and (not offers or not HTTP_BY_ALPN.isdisjoint(offers))
+        hello = self.first.hello
+        if self.through is not None or self.upgraded or (hello is not None and hello.ech):
+            return False
+        offers = hello.alpn if hello is not None else ()
+        return not offers or not HTTP_BY_ALPN.isdisjoint(offers)
 
     @property
     def is_blocked(self) -> bool:

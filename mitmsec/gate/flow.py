@@ -543,6 +543,8 @@ class Flow:
         if self.about.decision is None:  # for the record: what the policy says of a flow without a name
             about = self.about
             about.decision = self._policy.at_hello(about.process, about.remote, about.at_s, shown=NOTHING_SHOWN)
+        if self.about.is_blocked and self.state in (State.STAFF, State.HANDED):  # however its page ended
+            outcome = Outcome.BLOCKED
         return self._over(answer, self.about.seen(outcome, self._now_s, sent=sent, received=received, error=error))
 
     def _over(self, answer: AnyCommand, seen: ConnectionSeen) -> Commands:

@@ -22,6 +22,7 @@ from mitmsec.core.overlap import overlaps
 from mitmsec.core.policy import Policy
 from mitmsec.core.policyfile import PID_MAX
 from mitmsec.core.policytest import TestOutcome, basename, run_tests
+from mitmsec.core.quic_outcome import QUIC_PORT
 from mitmsec.core.selector import NO_PID
 from mitmsec.core.sniff import Protocol
 from mitmsec.core.udp_limits import udp_limits
@@ -173,6 +174,8 @@ def explain_decision(
     """Say which rule of F decides a connection, and why."""
     protocol = protocol or (Protocol.TLS if direction == Direction.INBOUND else None)
     of_hello = shown_by(host, protocol, alpn, ja4, ech or None)
+    if protocol == Protocol.QUIC and port != QUIC_PORT:
+        raise click.UsageError(f"what the gate hears of QUIC goes to port {QUIC_PORT}")
     loaded = _loaded(file, as_json=as_json)
     for words in ctx.meta.get(NOTES, []):
         click.echo(words, err=True)

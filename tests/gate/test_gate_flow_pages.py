@@ -214,7 +214,7 @@ def test_a_lying_worker_teaches_no_address_and_gets_no_upgrade() -> None:
     assert on.names.others("a.test", OTHER, Action.BLOCK) == ()
     play = handed(stage())
     play >> WorkerUpgrades(Upgrading(flow="f", bytes_sent=1, bytes_received=1))
-    ended(play, Reset(), Outcome.FAULT, action=Action.BLOCK, error="foreign_upgrade")
+    ended(play, Reset(), Outcome.BLOCKED, action=Action.BLOCK, error="foreign_upgrade")
 
 
 EVENTS = [
