@@ -36,7 +36,7 @@ def told(host, tried):
     began = time.monotonic()
     try: said = tried()
     except (OSError, http.client.HTTPException) as error: said = repr(error)
-    print(host, began, time.monotonic(), said, flush=True)
+    print(f"{host} {began} {time.monotonic()} {said}\\n", end="", flush=True)  # at once: others write, too
 def once(host):
     with connected(host) as tls:
         answered(tls, host, "close")
