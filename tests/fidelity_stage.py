@@ -78,6 +78,7 @@ PROGRAMS: tuple[tuple[Process, set[str]], ...] = (  # and which of these applica
     (process(None, claimed_exe="/usr/lib/firefox/firefox", container=f"podman:{'c' * 64}"), set()),  # of a fake root
 )
 UPGRADE_LINE = b"EHLO me.example\r\n"
+ELSEWHERE = "203.0.113.9"  # to where a proxy is asked to lead, where it is no name
 NAMED = tuple(re.findall(r'^name = "(.+)"', APPLICATIONS, re.MULTILINE))
 PROTOCOLS = ("tls", "http", "smtp", "ssh", "tcp", "http-proxy", "socks")
 REFUSED = ("can never match", "wanted among these", "none of these shows a name")  # rules that no file may have
@@ -153,7 +154,15 @@ def drawn_rule(draw: random.Random, number: int, ground: Ground) -> dict[str, An
         rule["ech"] = draw.random() < 0.7
     if draw.random() < 0.2:
         rule["expires"] = datetime.fromtimestamp(NOON_S + draw.randint(-9, 9) * 3600, UTC)
+    if "direction" not in rule and rule["action"] == "decrypt":
+        rule |= drawn_learning(draw, 0.2)
     return rule
+
+
+def drawn_learning(draw: random.Random, often: float) -> dict[str, Any]:
+    """What is said of what may be learned, or is not."""
+    choices = {"learned_bypass": [0, 1, 2], "on_certificate_request": ["block", "bypass"]}
+    return {key: draw.choice(values) for key, values in choices.items() if draw.random() < often}
 
 
 def drawn_policy(draw: random.Random, ground: Ground = ANYWHERE) -> tuple[dict[str, Any], Policy]:
@@ -163,6 +172,7 @@ def drawn_policy(draw: random.Random, ground: Ground = ANYWHERE) -> tuple[dict[s
             "action": draw.choice(["decrypt", "decrypt", "bypass", "block", "capture"]),
             "inbound": draw.choice(["bypass", "block", "capture"]),
             "rules": [drawn_rule(draw, number, ground) for number in range(draw.randint(1, 7))],
+            "learning": drawn_learning(draw, 0.5),
         }
         try:
             return written, read(written)
@@ -172,7 +182,8 @@ def drawn_policy(draw: random.Random, ground: Ground = ANYWHERE) -> tuple[dict[s
 
 
 def read(written: dict[str, Any]) -> Policy:
-    lines = ["version = 1", "[defaults]", *(f"{key} = {json.dumps(written[key])}" for key in ("action", "inbound"))]
+    defaults = {key: written[key] for key in ("action", "inbound")} | written["learning"]
+    lines = ["version = 1", "[defaults]", *(f"{key} = {json.dumps(value)}" for key, value in defaults.items())]
     lines.append(APPLICATIONS)
     for rule in written["rules"]:
         lines.append("[[rule]]")
@@ -183,14 +194,20 @@ def read(written: dict[str, Any]) -> Policy:
 
 
 def said(written: dict[str, Any], flow: dict[str, Any]) -> str:
-    """The action, by the words of the interface: the first rule all of whose conditions hold, else the defaults."""
+    """The action, by the words of the interface: that of the first rule whose conditions hold, else the defaults'."""
+    rule = rule_of(written, flow)
+    return str(rule["action"] if rule else written["action" if flow["direction"] == "outbound" else "inbound"])
+
+
+def rule_of(written: dict[str, Any], flow: dict[str, Any]) -> dict[str, Any] | None:
+    """The first rule all of whose conditions hold."""
     for rule in written["rules"]:
         conditions = {key: value for key, value in rule.items() if key in HOLDS}
         if rule.get("direction", "outbound") == flow["direction"] and all(
             HOLDS[key](value, flow) for key, value in conditions.items()
         ):
-            return str(rule["action"])
-    return str(written["action" if flow["direction"] == "outbound" else "inbound"])
+            return dict(rule)
+    return None
 
 
 def is_named(written: str, name: str) -> bool:
@@ -254,7 +271,8 @@ def in_tunnel(draw: random.Random, flow: dict[str, Any], ground: Ground = ANYWHE
     """What is spoken through the proxy to which `flow` goes."""
     spoken = draw.choice(("tls", "http", "smtp", "greeted", "ssh", "tcp"))
     name = draw.choice(NAMES) if spoken in ("tls", "http") else None
-    inner = flow | {"spoken": spoken, "protocol": "smtp" if spoken == "greeted" else spoken, "name": name}
+    led = (flow["name"] or ELSEWHERE) if flow["spoken"] == "http-proxy" else None
+    inner = flow | {"spoken": spoken, "protocol": "smtp" if spoken == "greeted" else spoken, "name": name, "led": led}
     return with_hello(draw, inner, ground) if spoken == "tls" else inner
 
 
@@ -272,7 +290,7 @@ def bytes_of(flow: dict[str, Any]) -> bytes:
             host = f"Host: {flow['name']}\r\n" if flow["name"] else ""
             return f"GET / HTTP/1.1\r\n{host}\r\n".encode()
         case "http-proxy":
-            return "CONNECT {0}:443 HTTP/1.1\r\nHost: {0}:443\r\n\r\n".format(flow["name"] or "203.0.113.9").encode()
+            return "CONNECT {0}:443 HTTP/1.1\r\nHost: {0}:443\r\n\r\n".format(flow["name"] or ELSEWHERE).encode()
         case "socks":
             return b"\x05\x01\x00"
         case "smtp":

@@ -197,6 +197,8 @@ LONG = b".".join([b"a" * 60] * 5)
     [
         (hellos.server_name(b"a.example", kind=1), "server name is not a host name"),
         (hellos.server_name(LONG), "server name of 304 bytes"),
+        (hellos.server_name(b"a." * 32_000), "server name of 64000 bytes"),
+        ((0, hellos.vector(b"\x00\xff\xff" + b"a" * 60_000)), "server name ends early"),
         ((0, hellos.vector(b"\x00" + hellos.vector(b"a") + b"\x00" + hellos.vector(b"b"))), "server name has bytes"),
         ((0, b""), "server name ends early"),
         ((0, hellos.vector(b"\x00" + hellos.vector(b"a")) + b"x"), "server name has bytes left over"),
@@ -228,6 +230,9 @@ def test_malformed_extensions(extension: hellos.Extension, why: str) -> None:
         (hellos.records(hellos.message(hellos.body(version=0x0200))), "ClientHello of version 0x0200"),
         (hellos.records(hellos.message(b"\x03\x03")), "ClientHello ends early"),
         (hellos.records(hellos.message(hellos.body(session=bytes(33)))), "session id over 32 bytes"),
+        (hellos.records(hellos.message(hellos.body(session=bytes(255)))), "session id over 32 bytes"),
+        (hellos.records(hellos.message(b"\x03\x03" + bytes(32) + b"\xff" + bytes(16_384))), "session id over 32 bytes"),
+        (hellos.records(hellos.message(hellos.body([], session=b"")[:34] + b"\xff")), "ClientHello ends early"),
         (hellos.records(hellos.message(hellos.body(ciphers=b""))), "cipher suites of 0 bytes"),
         (hellos.records(hellos.message(hellos.body(ciphers=b"\x13"))), "cipher suites of 1 bytes"),
         (hellos.records(hellos.message(hellos.body(compression=b""))), "no compression method"),
@@ -244,6 +249,22 @@ def test_the_limit_counts_record_headers_so_that_tiny_records_cannot_stretch_it(
     data = hellos.records(large, [1] * len(large))
     assert reason(data) == "hello over 64 KiB"
     assert reason(data[:HELLO_LIMIT_BYTES]) == "hello over 64 KiB"
+
+
+@pytest.mark.checklist("C9")
+def test_the_longest_server_name_that_extensions_can_hold_is_refused_by_the_first_bytes() -> None:
+    """65,526 bytes: with them the extensions have all that their length can say, and the hello more than it may."""
+    data = hellos.hello(hellos.server_name(b"a" * 65_526))
+    assert reason(data) == reason(data[:9]) == "ClientHello of 65578 bytes"
+
+
+@pytest.mark.checklist("C9")
+def test_ten_thousand_extensions_hide_no_name_and_none_comes_twice() -> None:
+    """All that there are but those with a meaning here, which could be no more than a hello's 64 KiB hold."""
+    many = [(0x0100 + number, b"") for number in range(10_000)]
+    found = parsed(hellos.hello(*many, hellos.server_name(b"www.example.com")))
+    assert (found.sni, found.ja4[6:8]) == ("www.example.com", "99")
+    assert reason(hellos.hello(*many, (0x0100 + 9_999, b""))) == "extension 0x280f twice"
 
 
 def test_a_message_without_records_is_read_as_one_in_records() -> None:

@@ -15,6 +15,7 @@ from engine_world import NAME, Pages, Word, World, connected, origin, server_con
 from test_engine_stream import opened, serve
 
 from mitmsec.audit.event import Outcome
+from mitmsec.engine import frames
 
 HELD_LIMIT_BYTES = 12 << 20
 REQUEST = f"GET /fine HTTP/1.1\r\nHost: {NAME}\r\nConnection: close\r\n\r\n".encode()
@@ -74,6 +75,100 @@ def test_an_origin_whose_header_fields_never_end_loses_its_connection(tmp_path: 
             with contextlib.suppress(ConnectionError):
                 await asking.until_ended(stream)
             assert stream not in asking.headers
+
+    asyncio.run(main())
+
+
+RESET = frame(3, 0, 1, (8).to_bytes(4))
+GOAWAY = frame(7, 0, 0, (1).to_bytes(4) + bytes(4))
+FROM_ORIGINS = {
+    "ping": frame(6, 0, 0, bytes(8)),
+    "settings": frame(4, 0, 0, b""),
+    "window": frame(8, 0, 0, (1).to_bytes(4)),
+    "empty data": frame(0, 0, 1, b""),
+    "priority": frame(2, 0, 1, bytes(4) + b"\x0f"),
+    "reset": RESET,
+    "goaway": GOAWAY,
+    "goaway and reset": GOAWAY + RESET,
+    "push": frame(5, 4, 1, (2).to_bytes(4) + b"\x82\x86\x84"),
+    "unknown": frame(0x77, 0, 0, b""),
+}
+
+
+class Turning(Origin):
+    """Its first connection gets the head of an answer and then a flood; the others are served."""
+
+    def __init__(self, flood: bytes) -> None:
+        super().__init__()
+        self._flood = flood
+        self.lost = asyncio.Event()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._flood:
+            return await super().__call__(reader, writer)
+        flood, self._flood = self._flood, b""
+        writer.write(frame(4, 0, 0, b""))
+        await reader.readexactly(24)
+        kind = 4
+        while kind != 1:  # until the request is there
+            head = await reader.readexactly(9)
+            kind = head[3]
+            await reader.readexactly(int.from_bytes(head[:3]))
+        writer.write(frame(1, 4, 1, b"\x88"))
+        with contextlib.suppress(ConnectionError):
+            for _ in range(300):
+                writer.write(flood)
+                await writer.drain()
+            await reader.read()
+        self.lost.set()
+
+
+@pytest.mark.checklist("C9")
+@pytest.mark.parametrize("name", FROM_ORIGINS)
+def test_an_origin_that_floods_loses_its_connection_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """30,000 frames that nobody asked for, behind the head of an answer. A slow machine gives credit for seconds."""
+    monkeypatch.setattr(frames, "BURST", 1000.0)
+
+    async def main() -> None:
+        ca = trustme.CA()
+        flood = FROM_ORIGINS[name] * 100
+        server = Turning(flood)
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = Client(*await connected(made, trusting(tmp_path, alpn=("h2",))))
+            other = Client(*await connected(made, trusting(tmp_path, alpn=("h2",))))
+            tracemalloc.start()
+            try:
+                stream = asking.request(get("/", NAME))
+                with contextlib.suppress(ConnectionError):
+                    await asking.until_ended(stream)
+                await asyncio.wait_for(server.lost.wait(), 10)
+                await other.until_ended(other.request(get("/fine", NAME)))
+                _, peak_bytes = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert not asking.bodies[stream]
+            assert peak_bytes < HELD_LIMIT_BYTES
+            assert [head[":path"] for head, _ in server.requests] == ["/fine"]
+
+    asyncio.run(main())
+
+
+def test_an_origin_that_resets_each_request_at_once_is_no_flood_and_all_of_them_end(tmp_path: Path) -> None:
+    """Rapid reset from the other side: 1,500 requests on one connection, each answered by a reset."""
+
+    async def main() -> None:
+        ca, server = trustme.CA(), Origin()
+        async with origin(server, server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
+            asking = Client(*await connected(made, trusting(tmp_path, alpn=("h2",))))
+            for _ in range(15):
+                await asking.until_ended(*(asking.request(get("/reset", NAME)) for _ in range(100)))
+            fine = asking.request(get("/fine", NAME))
+            await asking.until_ended(fine)
+            assert asking.bodies[fine] == b"you asked for /fine"
+            assert len(server.requests) == 1501
+            assert made.connects == 0
 
     asyncio.run(main())
 

@@ -387,25 +387,6 @@ def test_requests_that_are_reset_at_once_are_a_flood(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_origin_that_floods_loses_its_connection(tmp_path: Path) -> None:
-    class Flooding(Origin):
-        async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
-            connection.initiate_connection()
-            writer.write(connection.data_to_send() + PING * 30_000)
-            await reader.read(-1)
-
-    async def main() -> None:
-        ca = trustme.CA()
-        async with origin(Flooding(), server_context(ca, alpn=("h2",))) as port, world(tmp_path, port, [ca]) as made:
-            asking = await client(made, tmp_path)
-            stream = asking.request(get("/", NAME))
-            await asking.until_ended(stream)
-            assert stream not in asking.headers
-
-    asyncio.run(main())
-
-
 # --- trailers and pages -----------------------------------------------------------------------------------------------
 def test_trailers_are_inspected(tmp_path: Path) -> None:
     async def main() -> None:

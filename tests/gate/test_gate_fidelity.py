@@ -1,6 +1,8 @@
-"""Nothing is decrypted but what the policy says, and all that it says: each flow goes through the gate's own mind.
+"""Nothing is decrypted but what the policy says, and all that it says: each flow goes through the gate's own mind, and
+what that hands over through the engine.
 
-What happens to a flow comes in the order in which it may; tests/fidelity_stage.py draws it, and says what is due.
+What happens to a flow comes in the order in which it may; tests/fidelity_stage.py draws it, and says what is due;
+tests/fidelity_play.py plays it, and says what is learned.
 """
 
 from __future__ import annotations
@@ -11,109 +13,29 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from fidelity_play import ENDS, Behind, Lessons, Played
 from fidelity_stage import (
+    HELLOS,
     NAMES,
     PROTOCOLS,
     READ,
-    bytes_of,
     drawn_flow,
     drawn_policy,
     due,
     in_tunnel,
-    owner_of,
     said,
     with_hello,
 )
+from msgspec.structs import replace
 
-from mitmsec.core.messages import FlowEnded, Upgrading
-from mitmsec.core.model import Direction, Endpoint, OnFailure
+from mitmsec.core.messages import HandOver
 from mitmsec.core.policy import Policy
-from mitmsec.gate import signals as s
-from mitmsec.gate.flow import Flow, State
-from mitmsec.gate.inward import Inward
 from mitmsec.gate.learned import Learned
-from mitmsec.gate.names import Names
-from mitmsec.gate.terms import Terms
 
 PARTS, POLICIES, FLOWS_EACH = 4, 125, 200
-CLIENT, GATE = Endpoint(address="127.0.0.1", port=40000), Endpoint(address="127.0.0.1", port=8000)
-GREETING = b"220 mail.example ESMTP\r\n"
+LATE, AGAIN, OTHER_HELLO = 0.03, 0.25, 0.02  # that begin before a reload, that are like an earlier one, that lie
 
-
-class Played:
-    """A flow in the gate's mind, and the world around it as far as it asks for it."""
-
-    health = type("Health", (), {"off": False, "recording": True, "signing": True})()
-    terms = Terms(on_failure=OnFailure.CLOSED, capture=True)
-
-    def __init__(self, policy: Policy, flow: dict[str, Any], draw: random.Random) -> None:
-        self._draw, self._flow = draw, flow
-        self._remote = Endpoint(address=flow["address"], port=flow["port"])
-        decides: Any = policy
-        if flow["direction"] == "inbound":  # the service is ours, and the address the peer's
-            decides = Inward(policy, self._remote)
-        self.mind = Flow("f", self.terms, decides, Names(), self.health, Learned())
-        if flow["direction"] == "inbound":
-            self.mind.about.direction = Direction.INBOUND
-        self.done: list[str] = []  # what was done to its bytes
-        self._dialled = False
-
-    def play(self) -> None:
-        flow = self._flow
-        origin = s.Origin(remote=self._remote, pid=7, uid=1000, comm="x")
-        self.tell(s.Accepted(CLIENT, GATE, origin, float(flow["at_s"])))
-        self.tell(s.OwnerKnown(owner_of(flow)))
-        if flow["spoken"] == "greeted":
-            return self._greeted()
-        self._maybe_connected()
-        data = bytes_of(flow)
-        if self._draw.random() < 0.3:
-            self.tell(s.FirstBytes(data[: self._draw.randrange(1, len(data))]))
-            self._maybe_connected()
-        self.tell(s.FirstBytes(data))
-        self._connected()
-
-    def _greeted(self) -> None:
-        """Its client waits, so the gate has to contact the server before it can know, unless nobody may be."""
-        if not self._dialled:
-            self.tell(s.Deadline())
-        self._connected()
-        self.tell(s.ServerSpoke(GREETING))
-
-    def upgrade(self, flow: dict[str, Any]) -> None:
-        """The worker has let go: both ends have agreed to TLS, or to a tunnel."""
-        self.done.clear()
-        self.tell(s.WorkerUpgrades(Upgrading(flow="f", bytes_sent=1, bytes_received=1)))
-        self.tell(s.ServerSpoke(GREETING) if flow["spoken"] == "greeted" else s.FirstBytes(bytes_of(flow)))
-
-    def _maybe_connected(self) -> None:
-        if self._draw.random() < 0.5:
-            self._connected()
-
-    def _connected(self) -> None:
-        if self._dialled:
-            self._dialled = False
-            self.tell(s.Dialled(self._remote))
-
-    def tell(self, event: s.AnyEvent) -> None:
-        for command in self.mind.told(event, 0.0):
-            match command:
-                case s.Dial():
-                    self._dialled = True
-                case s.Staff():
-                    self.tell(s.Staffed(1))
-                case s.Hand():
-                    self.done.append("read")
-                case s.Relay():
-                    self.done.append("relayed")
-                case s.Reset() | s.Page():
-                    self.done.append("refused")
-                case _:
-                    pass
-
-    def end(self) -> None:
-        if self.mind.state is State.HANDED:
-            self.tell(s.WorkerSaid(FlowEnded(flow="f", bytes_sent=1, bytes_received=1, outcome="completed")))
+type Written = dict[str, Any]
 
 
 def upgraded(draw: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
@@ -122,34 +44,118 @@ def upgraded(draw: random.Random, flow: dict[str, Any]) -> dict[str, Any]:
 
 
 AFTER = {"smtp": upgraded, "http-proxy": in_tunnel, "socks": in_tunnel}  # what a dialogue goes on to
+ENGINES = {"tls": "tls", "http": "http"}  # what the engine does with what is said; a dialogue passes as it is
+
+
+class World:
+    """One gate through all its policies, as far as flows see it: what is due of each, and what became of it."""
+
+    def __init__(self, draw: random.Random) -> None:
+        self._draw, self._learned, self._lessons = draw, Learned(), Lessons()
+        self.found = Counter[tuple[str, str]]()
+        self.pairs = 0
+        self._orders: list[tuple[HandOver, dict[str, Any], bytes]] = []
+        self._engines: list[str] = []  # what they are to do with these
+        self._late: list[tuple[Played, Written]] = []
+
+    def govern(self, written: Written, policy: Policy) -> None:
+        """A reload: what was learned is forgotten; flows that have begun keep their policy."""
+        self._learned.forget()
+        self._lessons = Lessons()
+        late, self._late = self._late, []
+        earlier: list[dict[str, Any]] = []
+        for number in range(FLOWS_EACH):
+            flow = self._flow_like(earlier)
+            earlier.append(flow)
+            played = Played(f"{self.pairs}", policy, flow, self._draw, self._learned)
+            self.pairs += 1
+            if self._draw.random() < LATE:
+                self._late.append((played, written))
+            else:
+                self._whole(played, written)
+            if late and number % 10 == 0:
+                self._whole(*late.pop())
+                self.found["late", "whole"] += 1
+        for each in late:
+            self._whole(*each)
+        self._carried()
+
+    def close(self) -> None:
+        for each in self._late:
+            self._whole(*each)
+        self._carried()
+
+    def _flow_like(self, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+        """Any, or one that differs from an earlier one in nothing, or in one thing."""
+        flow = drawn_flow(self._draw)
+        if not earlier or self._draw.random() > AGAIN:
+            return flow
+        other = self._draw.choice(earlier)
+        key = self._draw.choice(["at_s", "port", "user", "address"])
+        return other | {key: flow[key]} if self._draw.random() < 0.3 else other
+
+    def _whole(self, played: Played, written: Written) -> None:
+        """From the first word to the end."""
+        played.speak()
+        self._is_as_due(played, written, played.flow["protocol"])
+        flow = played.flow
+        if played.done == ["read"] and flow["direction"] == "outbound" and (goes_on := AFTER.get(flow["protocol"])):
+            played.upgrade(goes_on(self._draw, flow))
+            self._is_as_due(played, written, f"then {played.flow['spoken']}", is_socks=flow["protocol"] == "socks")
+        how = self._draw.choice([*ENDS, "refuses", "refuses"])
+        if played.done == ["read"] and played.flow["spoken"] == "tls":
+            self._lessons.told(written, played.flow, how)
+        played.end(how)
+
+    def _is_as_due(self, played: Played, written: Written, kind: str, *, is_socks: bool = False) -> None:
+        flow = played.flow
+        action = said(written, flow)
+        wanted = due(action, flow["protocol"])
+        if action == "decrypt" and wanted == "read" and self._lessons.passes(written, flow):
+            wanted = "relayed"
+            self.found["learned", kind] += 1
+        if is_socks and flow["spoken"] in ("tls", "http") and flow["name"] is None and wanted == "read":
+            wanted = "refused"  # a certificate for whom?
+        assert played.done == [wanted], json.dumps([written, flow], default=str)
+        self.found[kind, wanted] += 1
+        assert (played.order is not None) == (wanted == "read")
+        if played.order is not None:
+            self._handed(played.order, flow)
+
+    def _handed(self, order: HandOver, flow: dict[str, Any]) -> None:
+        """An engine would have a dialogue and what it goes on to one after the other; here all at once."""
+        instead, played_on = b"", self.found.total()
+        if flow["spoken"] == "tls" and self._draw.random() < OTHER_HELLO:
+            instead = HELLOS["x.evil.test" if flow["name"] == "test" else "test", flow["alpn"], flow["ech"]]
+        apart = replace(order, flow=f"{order.flow}, {played_on}")
+        does = "fault" if instead else ENGINES.get(flow["spoken"], "dialogue")
+        if does != "dialogue" or played_on % 4 == 0:  # of those, which are not decrypted, some are enough
+            self._orders.append((apart, flow, instead))
+            self._engines.append(does)
+
+    def _carried(self) -> None:
+        """The engine does what it is there for with each, and with nothing that was not decided so."""
+        done = Behind().carry(self._orders)
+        assert done == self._engines
+        self.found.update(("engine", each) for each in done)
+        self._orders, self._engines = [], []
 
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_of_a_hundred_thousand_flows_exactly_those_are_decrypted_that_the_policy_says(part: int) -> None:
-    draw, pairs, found = random.Random(20261130 + part), 0, Counter[tuple[str, str]]()
+    draw = random.Random(20261130 + part)
+    world = World(draw)
     for _ in range(POLICIES):
-        written, policy = drawn_policy(draw)
-        for flow in (drawn_flow(draw) for _ in range(FLOWS_EACH)):
-            played = Played(policy, flow, draw)
-            played.play()
-            wanted = due(said(written, flow), flow["protocol"])
-            assert played.done == [wanted], (written, flow)
-            found[flow["protocol"], wanted] += 1
-            pairs += 1
-            if wanted == "read" and flow["direction"] == "outbound" and (goes_on := AFTER.get(flow["protocol"])):
-                inner = goes_on(draw, flow)
-                played.upgrade(inner)
-                wanted = due(said(written, inner), inner["protocol"])
-                if flow["protocol"] == "socks" and inner["spoken"] in ("tls", "http") and inner["name"] is None:
-                    wanted = "refused" if wanted == "read" else wanted  # a certificate for whom?
-                assert played.done == [wanted], json.dumps([written, flow, inner], default=str)
-                found[f"then {inner['spoken']}", wanted] += 1
-            played.end()
-    assert pairs * PARTS == 100_000
+        world.govern(*drawn_policy(draw))
+    world.close()
+    assert world.pairs * PARTS == 100_000
+    found = world.found
     kinds = [(one, "read") for one in READ]
     kinds += [(one, other) for one in PROTOCOLS for other in ("relayed", "refused")]
+    kinds += [("engine", one) for one in ("tls", "http", "dialogue", "fault")]
+    kinds += [("learned", "tls"), ("late", "whole")]
     assert {kind: found[kind] for kind in kinds if found[kind] < 25} == {}, "each happens, and often"
-    thens = [("then tls", "relayed"), ("then tls", "refused"), ("then http", "refused")]
+    thens = [("then tls", "relayed"), ("then tls", "refused"), ("then http", "refused"), ("learned", "then tls")]
     thens += [(f"then {one}", "read") for one in ("tls", "http", "smtp", "greeted")]
     assert [kind for kind in thens if not found[kind]] == [], "and each of these"
     assert {"then ssh", "then tcp"} <= {inner for inner, _ in found}
