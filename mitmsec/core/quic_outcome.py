@@ -1,7 +1,7 @@
 """What becomes of QUIC (UDP to port 443) that rules are asked about, where the connect hook leads it to the gate.
 
-`quic` in the policy's defaults says how far a rule's word goes: it is refused before any rule is asked, or passes unread
-whatever a rule wants of it but `block`, or is read where it is HTTP/3 that shows a name, and else refused.
+`quic` in the policy's defaults says how far a rule's word goes: it is refused before any rule is asked, or passes
+unread whatever a rule wants of it but `block`, or is read where it is HTTP/3 that shows a name, and else refused.
 """
 
 from __future__ import annotations
