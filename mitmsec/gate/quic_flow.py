@@ -188,8 +188,8 @@ class QuicFlow:
         if self.state is not State.HANDED:
             return []
         outcome = self.about.said(ended)
-        if self._decrypting is not None:
-            self._decrypting.ended(self.about.kind, ended, outcome, now_s)
+        assert self._decrypting is not None
+        self._decrypting.ended(self.about.kind, ended, outcome, now_s)
         return self._handed_back(outcome, now_s)
 
     def cut(self, why: str, outcome: Outcome, now_s: float) -> Sequence[Command]:

@@ -322,7 +322,7 @@ class QuicRelay:
         until_s = self._loop.time() + grace_s
         while (handed := self._handed) and self._loop.time() < until_s:
             for leg in handed:
-                if not leg.is_left and self._has_gone(leg):
+                if not leg.is_left and self._is_due(leg) and self._has_gone(leg):
                     self._end(leg)
             await asyncio.sleep(STEP_S)
 

@@ -182,14 +182,9 @@ class GateAndWorkers:
         recorder = shared.recorder_channel(Role.WORKER, ground.name, number)
         signer = shared.signer_channel(Role.WORKER, ground.name, number)
         settings = WorkerSettings(
-            session=ground.name,
-            worker=number,
-            on_failure=ground.policy.on_failure,
-            capture=ground.capture_fd is not None,
-            own_pem=shared.own_pem,
-            broker=True,
-            quic=ground.policy.quic is Quic.DECRYPT,
-        )
+            session=ground.name, worker=number, on_failure=ground.policy.on_failure, own_pem=shared.own_pem,
+            broker=True, capture=ground.capture_fd is not None, quic=ground.policy.quic is Quic.DECRYPT,
+        )  # fmt: skip
         with gate_end, worker_end, recorder, signer, self._brokerage.channel() as broker:
             fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
             if ground.keys_fd is not None:

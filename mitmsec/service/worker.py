@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from mitmsec.audit.event import FaultSeen
@@ -74,7 +75,7 @@ class Worker:
                 identities=policy.identities,
                 services=policy.services,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
-                encapsulation=_encapsulation if settings.quic else lambda: None,
+                encapsulation=_encapsulation(settings),
             ),
         )
         self._engine.settle()
@@ -129,10 +130,13 @@ class Worker:
             self._recorder.close()
 
 
-def _encapsulation() -> Encapsulation | None:
-    from mitmsec_certs.key_encapsulation import encapsulation  # which nothing else in a worker needs
+def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | None]:
+    """What makes keys for hybrid key exchanges, where QUIC is decrypted: OpenSSL has its own."""
+    if not settings.quic:
+        return lambda: None
+    from mitmsec_certs.key_encapsulation import encapsulation
 
-    return encapsulation()
+    return encapsulation
 
 
 def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[Inspector]:

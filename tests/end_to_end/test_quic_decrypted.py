@@ -18,7 +18,7 @@ from conftest import V4, V6, Mitmsec, Network, by_nftables, here, status_of
 from quic_stage import AIOQUIC, CHROMIUM, CURL, H3, TALKER, caddy_origin, h3_origin
 from test_quic_service import Service
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.joined]
 needs_chromium = pytest.mark.skipif(
     shutil.which("chromium") is None or shutil.which("certutil") is None,
     reason="chromium or certutil is missing (Debian packages chromium, libnss3-tools)",
@@ -187,6 +187,7 @@ def test_over_ipv6_it_is_the_same(origin: Network, mitmsec: Mitmsec) -> None:
     assert (flow["remote"]["address"], flow["action"]) == (V6, "decrypt")
 
 
+@pytest.mark.joined(False)
 @by_nftables
 def test_where_quic_is_not_led_to_the_gate_it_is_refused(h3: H3, mitmsec: Mitmsec) -> None:
     only, either = (asks(mitmsec, DECRYPT, how, "https://origin.test/hello")[0] for how in ("V3ONLY", "V3"))
@@ -240,6 +241,7 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.joined(False)
 def test_a_worker_that_is_killed_ends_its_flows_and_others_go_to_the_next(talker: Talker, mitmsec: Mitmsec) -> None:
     assert talker.asks() == "200"
     assert talker.asks() == "200"
@@ -256,6 +258,7 @@ def test_a_worker_that_is_killed_ends_its_flows_and_others_go_to_the_next(talker
     here("audit", "verify", "--state", str(mitmsec.state))
 
 
+@pytest.mark.joined(False)
 def test_switched_off_what_is_decrypted_ends_and_what_comes_passes_unread(talker: Talker, mitmsec: Mitmsec) -> None:
     assert talker.asks() == "200"
     here("off", "--state", str(mitmsec.state))
@@ -280,6 +283,7 @@ def service(h3: H3, mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Service]:
     subprocess.run(command, capture_output=True, timeout=90, check=False, env=mitmsec.environment())
 
 
+@pytest.mark.joined(False)
 def test_a_reload_begins_to_decrypt_for_selected_programs_and_for_nobody_else(service: Service) -> None:
     mitmsec = service.mitmsec
     shutil.copy(mitmsec.network.root_pem, mitmsec.state.parent / "origins.pem")

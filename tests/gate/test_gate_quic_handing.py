@@ -14,7 +14,7 @@ from test_gate_quic_relay import LATER, Stage, hello, is_empty, said, until
 
 from mitmsec.audit.event import FlowHanded, Outcome
 from mitmsec.channel import Channel, pair
-from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, UpstreamAnswer, UpstreamQuestion
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading, UpstreamAnswer, UpstreamQuestion
 from mitmsec.core.model import Action, OnFailure
 from mitmsec.gate import quic_relay
 from mitmsec.gate.terms import Terms
@@ -201,6 +201,20 @@ def test_switched_off_all_that_workers_have_is_cut_and_they_see_it() -> None:
         for datagram in first:
             other.sendto(datagram, stage.at)
         assert (await said(stage.origin))[0] == first[0]
+
+    played(story)
+
+
+def test_a_worker_that_says_what_no_honest_one_says_loses_the_flow() -> None:
+    async def story(stage: Stage, worker: Worker) -> None:
+        stage.send(*hello("origin.test"))
+        order = await worker.taken()
+        worker.channel.send(Upgrading(flow=order.flow, bytes_sent=1, bytes_received=1))
+        await until(lambda: bool(stage.connections))
+        (seen,) = stage.connections
+        assert (seen.outcome, seen.error) == (Outcome.FAULT, "foreign_upgrade")
+        while await packet(worker.front):
+            pass
 
     played(story)
 

@@ -233,6 +233,21 @@ def test_it_loads_nothing_that_it_must_not_hold(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+def test_what_reads_quic_is_loaded_by_the_start_where_that_is_decrypted_and_nowhere_else(tmp_path: Path) -> None:
+    async def main() -> None:
+        for decrypts in (False, True):
+            async with around(tmp_path) as made:
+                made.settle(quic=decrypts)
+                assert await made.heard("control") == Ready()
+                made.control.send(ModulesQuestion())
+                loaded = set((await made.heard("control")).modules)
+                taken = {"aioquic.quic.connection", "mitmsec.engine.quic.conversation"}
+                taken |= {"mitmsec_certs.key_encapsulation", "pylsqpack"}
+                assert taken & loaded == (taken if decrypts else set())
+
+    asyncio.run(main())
+
+
 def test_the_end_of_the_gate_resets_what_lives_and_ends_the_process(tmp_path: Path) -> None:
     async def main() -> None:
         ca = trustme.CA()

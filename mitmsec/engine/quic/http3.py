@@ -2,14 +2,15 @@
 
 Fields are compressed by the static table alone: with a dynamic one a byte may stand for a whole entry of 4 KiB, and
 nobody bounds what that unfolds to. Frames are held until they are whole, but for DATA: up to FRAME_LIMIT_BYTES.
-What mitmproxy would keep for as long as the connection lives is forgotten with its streams.
+Interim answers (1xx) are not passed on. What mitmproxy would keep for as long as the connection lives is forgotten with
+its streams.
 """
 
 from __future__ import annotations
 
 from aioquic.h3.connection import ErrorCode as Http3Error
-from aioquic.h3.connection import HeadersState, Setting
-from aioquic.h3.events import H3Event
+from aioquic.h3.connection import H3Stream, HeadersState, Setting
+from aioquic.h3.events import H3Event, HeadersReceived
 from mitmproxy.connection import Connection
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.events import Event
@@ -69,6 +70,23 @@ class _Bounded(LayeredH3Connection):
             return []
         return found
 
+    def _handle_request_or_push_frame(
+        self, frame_type: int, frame_data: bytes | None, stream: H3Stream, stream_ended: bool
+    ) -> list[H3Event]:
+        """An interim answer (RFC 9114 §4.1) is followed by the real one. aioquic would take that for trailers."""
+        is_first = stream.headers_recv_state is HeadersState.INITIAL
+        found = super()._handle_request_or_push_frame(frame_type, frame_data, stream, stream_ended)
+        is_interim = self._is_client and is_first and not stream_ended and any(map(_is_interim, found))
+        if not is_interim:
+            return found
+        stream.headers_recv_state, stream.expected_content_length = HeadersState.INITIAL, None
+        return []
+
+    def _check_content_length(self, stream: H3Stream) -> None:
+        """An answer without a body may tell how long that would have been: to HEAD, or 304 (RFC 9110 §8.6)."""
+        if not self._is_client or stream.content_length:
+            super()._check_content_length(stream)
+
     def forget(self) -> frozenset[int]:
         """Streams that are over in both directions; which those were."""
         over = frozenset(
@@ -84,6 +102,12 @@ class _Bounded(LayeredH3Connection):
     @property
     def remembered(self) -> int:
         return len(self._stream)
+
+
+def _is_interim(event: H3Event) -> bool:
+    if not isinstance(event, HeadersReceived):
+        return False
+    return any(name == b":status" and value.startswith(b"1") for name, value in event.headers)
 
 
 def _bounded(conn: Connection, *, is_client: bool) -> _Bounded:

@@ -120,10 +120,16 @@ class Client(QuicConnectionProtocol):
                 answer.whole.set()
 
     def ask(
-        self, path: str = "/", *, authority: str = NAME, body: bytes | None = None, fields: Fields | None = None
+        self,
+        path: str = "/",
+        *,
+        authority: str = NAME,
+        body: bytes | None = None,
+        fields: Fields | None = None,
+        method: bytes = b"",
     ) -> Answer:
         stream_id = self._quic.get_next_available_stream_id()
-        method = b"GET" if body is None else b"POST"
+        method = method or (b"GET" if body is None else b"POST")
         head = [(b":method", method), (b":scheme", b"https"), (b":authority", authority.encode())]
         head += [(b":path", path.encode()), *(fields or [])]
         answer = self.answers[stream_id] = Answer()

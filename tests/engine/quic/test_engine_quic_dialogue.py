@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aioquic.h3.connection import HeadersState
 from engine_world import NAME, Word
 from quic_world import Origin, hello_of, origin, story, world
 
@@ -96,6 +97,59 @@ async def test_a_finding_stops_a_request_before_its_origin_sees_it_and_an_answer
             ended = await the.end()
             assert (ended.outcome, asked) == (Outcome.BLOCKED, [b""])
             assert len(the.recorder.findings) == 2
+
+
+@story
+async def test_an_interim_answer_is_followed_by_the_real_one(tmp_path: Path) -> None:
+    ca = trustme.CA()
+
+    def hints(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
+        assert origin.http is not None
+        for _ in range(2):
+            origin.http.send_headers(stream_id, [(b":status", b"103"), (b"link", b"</x>; rel=preload")])
+            origin.http._stream[stream_id].headers_send_state = HeadersState.INITIAL
+        origin.say(stream_id, b"at last", trailers=[(b"x-said", b"all")])
+
+    async with origin(ca, hints) as port, world(tmp_path, port, [ca]) as the:
+        async with the.client() as client:
+            answer = await client.got("/")
+            assert (answer.status, answer.body, answer.trailers) == ("200", b"at last", {"x-said": "all"})
+        assert (await the.end()).outcome == Outcome.COMPLETED
+        assert [request.status for request in the.recorder.requests] == [200]
+
+
+@pytest.mark.parametrize("status", [200, 304])
+def test_an_answer_without_a_body_may_say_how_long_that_would_be(tmp_path: Path, status: int) -> None:
+    async def main() -> None:
+        ca = trustme.CA()
+
+        def short(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
+            assert origin.http is not None
+            fields = [(b":status", str(status).encode()), (b"content-length", b"1234")]
+            origin.http.send_headers(stream_id, fields, end_stream=True)
+            origin.transmit()
+
+        async with origin(ca, short) as port, world(tmp_path, port, [ca]) as the:
+            async with the.client() as client:
+                client.http._check_content_length = lambda stream: None  # type: ignore[method-assign]
+                answer = await client.got("/", method=b"HEAD")
+                assert (answer.status, answer.head["content-length"]) == (str(status), "1234")
+            assert (await the.end()).outcome == Outcome.COMPLETED
+
+    asyncio.run(main())
+
+
+@story
+async def test_a_body_that_is_not_as_long_as_it_says_ends_the_flow(tmp_path: Path) -> None:
+    ca = trustme.CA()
+
+    def short(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
+        origin.say(stream_id, b"short", [(b"content-length", b"1234")])
+
+    async with origin(ca, short) as port, world(tmp_path, port, [ca]) as the:
+        async with the.client() as client:
+            assert (await client.got("/")).failed
+        assert (await the.end()).outcome == Outcome.MALFORMED
 
 
 @story
