@@ -21,6 +21,7 @@ DATAGRAM_LIMIT_BYTES = 65535
 TURN_LIMIT = 64  # datagrams, then others have their turn
 REST_LIMIT = 1024
 GOODBYE_S = 0.5  # for the worker to end its connections once nothing more comes
+GOODBYE_BYTES = 4096  # each way: enough for that, and for nothing else, since the flow's end is on record by then
 
 
 class Outlets(Value, frozen=True):
@@ -46,6 +47,7 @@ class Pairs:
             raise
         self._theirs = front, back
         self._to = {self._front: outlets.client, self._back: outlets.origin}
+        self._goodbye_bytes: dict[socket.socket, int] = {}  # that may still go out; empty: all may
         for sock in self._to:
             loop.add_reader(sock, self._readable, sock)
 
@@ -77,7 +79,14 @@ class Pairs:
                 datagram = b""
             if not datagram:
                 return self._over(sock)
-            self._to[sock](datagram)
+            if self._may_go(sock, len(datagram)):
+                self._to[sock](datagram)
+
+    def _may_go(self, sock: socket.socket, size_bytes: int) -> bool:
+        if self._timer is None:
+            return True
+        self._goodbye_bytes[sock] -= size_bytes
+        return self._goodbye_bytes[sock] >= 0
 
     def _over(self, sock: socket.socket) -> None:
         self._loop.remove_reader(sock)
@@ -91,9 +100,10 @@ class Pairs:
             self._readable(sock, REST_LIMIT)
 
     def let_go(self) -> None:
-        """The worker hears nothing more, and sees that; what it says to that goes out. Then it is closed."""
+        """The worker hears nothing more, and sees that; a goodbye goes out. Then it is closed."""
         if self._timer is not None or not self._to:
             return
+        self._goodbye_bytes = dict.fromkeys(self._to, GOODBYE_BYTES)
         for sock in self._to:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)

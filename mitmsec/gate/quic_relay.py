@@ -276,7 +276,7 @@ class QuicRelay:
         self._around.crew.answer(leg.worker, answer)
 
     def _staff(self, leg: _Leg) -> None:
-        if self.decrypted >= self._decrypted_limit:
+        if len(self._paired) >= self._decrypted_limit:  # also those that say goodbye
             return self._act(leg, leg.flow.unstaffed("too many are decrypted"))
         self._around.crew.staff(leg)
 

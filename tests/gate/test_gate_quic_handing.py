@@ -246,6 +246,22 @@ def test_more_than_so_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     played(story)
 
 
+def test_those_that_still_say_goodbye_are_among_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quic_relay, "DECRYPTED_LIMIT", 1)
+
+    async def story(stage: Stage, worker: Worker) -> None:
+        stage.send(*hello("origin.test"))
+        await worker.taken()
+        assert stage.relay.switch_off() == 1
+        assert stage.relay.decrypted == 0
+        other = stage.another_program()
+        other.sendto(hello("origin.test")[0], stage.at)
+        await said(other)
+        assert "too many are decrypted" in stage.connections[-1].reason
+
+    played(story)
+
+
 def test_without_a_descriptor_a_flow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(stage: Stage, worker: Worker) -> None:
         def none(*_: object) -> None:

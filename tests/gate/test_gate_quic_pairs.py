@@ -10,7 +10,7 @@ import socket
 import pytest
 
 from mitmsec.gate import quic_pairs
-from mitmsec.gate.quic_pairs import Outlets, Pairs
+from mitmsec.gate.quic_pairs import GOODBYE_BYTES, Outlets, Pairs
 
 
 class Stage:
@@ -93,6 +93,21 @@ def test_a_worker_that_is_let_go_sees_that_and_its_last_words_go_out() -> None:
             stage.back.send(b"to nobody")
         stage.leave()
         assert stage.closed == 1
+
+    asyncio.run(story())
+
+
+def test_what_is_more_than_a_goodbye_goes_nowhere() -> None:
+    async def story() -> None:
+        stage = Stage()
+        stage.pairs.let_go()
+        for end in (stage.front, stage.back):
+            end.send(b"x" * GOODBYE_BYTES)
+            end.send(b"y")
+        await until(lambda: len(stage.client) == len(stage.origin) == 1)
+        stage.pairs.read()
+        assert [*stage.client, *stage.origin] == [b"x" * GOODBYE_BYTES] * 2
+        stage.leave()
 
     asyncio.run(story())
 

@@ -26,7 +26,7 @@ from mitmproxy.proxy.layers.http._events import (
 )
 from mitmproxy.proxy.layers.http._http3 import Http3Client, Http3Server
 from mitmproxy.proxy.layers.http._http_h3 import LayeredH3Connection
-from mitmproxy.proxy.layers.quic import QuicStreamEvent
+from mitmproxy.proxy.layers.quic import QuicStreamEvent, QuicStreamReset, QuicStreamStopSending
 
 from mitmsec.engine.http1 import CLIENT_CODES, OnBroken, answer
 from mitmsec.engine.pages import Page
@@ -157,9 +157,15 @@ class Back(Http3Client):
         is_known = not isinstance(event, HttpEvent) or event.stream_id in self.our_stream_id
         if not is_known and not isinstance(event, RequestHeaders):
             return  # it never reached the origin, or is over
+        if isinstance(event, QuicStreamReset | QuicStreamStopSending) and self._is_forgotten(event.stream_id):
+            return
         yield from super()._handle_event(event)
         if self.h3_conn.remembered > REMEMBERED_STREAMS:
             for ours in self.h3_conn.forget():
                 theirs = self.their_stream_id.pop(ours, None)
                 if theirs is not None:
                     del self.our_stream_id[theirs]
+
+    def _is_forgotten(self, stream_id: int) -> bool:
+        """Those of requests are every fourth (RFC 9000 §2.1, RFC 9114 §6.1)."""
+        return stream_id % 4 == 0 and stream_id not in self.their_stream_id

@@ -135,7 +135,10 @@ class QuicLeg:
 
     def _time_is_up(self) -> None:
         self._timer = None
-        self.connection.handle_timer(self._loop.time())
+        try:
+            self.connection.handle_timer(self._loop.time())
+        except Exception as error:
+            return self._fail(QuicFailed(f"cannot go on: {type(error).__name__}"))
         self._pump()
         if not self.closed and self.failed is None:
             self._turn()

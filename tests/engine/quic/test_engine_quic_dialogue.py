@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from aioquic.h3.connection import HeadersState
 from engine_world import NAME, Word
+from mitmproxy.connection import Client, ConnectionState, Server
+from mitmproxy.options import Options
+from mitmproxy.proxy.context import Context
+from mitmproxy.proxy.layers.http._http3 import Http3Client
+from mitmproxy.proxy.layers.quic import QuicStreamReset, QuicStreamStopSending
 from quic_world import Origin, hello_of, origin, story, world
 
 from mitmsec.audit.event import OURS, Outcome
 from mitmsec.core.model import OnFinding
 from mitmsec.engine.quic import dialogue
 from mitmsec.engine.quic.connection import STREAM_WINDOW_BYTES
+from mitmsec.engine.quic.http3 import Back
 
 
 def echo(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
@@ -284,3 +291,15 @@ async def test_connect_goes_nowhere(tmp_path: Path) -> None:
             client.transmit()
             assert (await the.end()).outcome == Outcome.MALFORMED
             assert asked == []
+
+
+@pytest.mark.parametrize("broken_off", [QuicStreamStopSending, QuicStreamReset])
+def test_an_origin_that_breaks_off_what_is_over_and_forgotten_disturbs_nobody(broken_off: type[Any]) -> None:
+    """Its word may come after the answer, and the stream be forgotten by then. mitmproxy's own layer would fail."""
+    context = Context(Client(peername=("", 0), sockname=("", 0), timestamp_start=0), Options())
+    context.server = Server(address=("origin.test", 443))
+    context.server.state = ConnectionState.OPEN
+    late = broken_off(context.server, 8, 0)
+    assert list(Back(context)._handle_event(late)) == []
+    with pytest.raises(KeyError):
+        list(Http3Client._handle_event(Back(context), late))

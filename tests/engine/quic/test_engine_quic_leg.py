@@ -100,3 +100,22 @@ def test_what_an_end_says(code: int, frame: int | None, reason: str, alert: int 
     """An application's error has no frame, and is no alert of TLS."""
     failed = failure_of(ConnectionTerminated(code, frame, reason), by_peer=True)
     assert (failed.alert, str(failed), failed.by_peer) == (alert, text, True)
+
+
+@story
+async def test_a_timer_that_breaks_ends_the_leg() -> None:
+    ours, leg = pair()
+    failed: list[QuicFailed] = []
+    leg.on_failed = failed.append
+    leg.flush()
+
+    def breaks(now: float) -> None:
+        raise AssertionError
+
+    leg.connection.handle_timer = breaks  # type: ignore[method-assign]
+    async with asyncio.timeout(10):
+        while not failed:
+            await asyncio.sleep(0.01)
+    assert str(failed[0]) == "cannot go on: AssertionError"
+    leg.release()
+    ours.close()
