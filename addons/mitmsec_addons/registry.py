@@ -1,19 +1,22 @@
-"""The inspectors by the name that stands in a policy's `inspect`."""
+"""The inspectors by the name that stands in a policy's `inspect`. Each is loaded when a policy asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from mitmsec.core.inspection import Inspector
-from mitmsec_addons.doh import Doh
-from mitmsec_addons.keywords import Keywords
 
-_MAKERS: dict[str, Callable[[tuple[str, ...]], Inspector]] = {
-    Doh.name: Doh,
-    Keywords.name: Keywords,
+_CLASSES = {
+    "doh": "Doh",
+    "iban": "Iban",
+    "keywords": "Keywords",
+    "national_id": "NationalId",
+    "payment_card": "PaymentCard",
 }
+"""In a module of this package that has the inspector's name."""
 
-KNOWN: frozenset[str] = frozenset(_MAKERS)
+KNOWN: frozenset[str] = frozenset(_CLASSES)
 
 
 def build(name: str, words: tuple[str, ...]) -> Inspector:
@@ -21,6 +24,7 @@ def build(name: str, words: tuple[str, ...]) -> Inspector:
 
     Raises ValueError for a name that is not KNOWN and for words that the inspector cannot use.
     """
-    if name not in _MAKERS:
+    if name not in _CLASSES:
         raise ValueError(f'there is no inspector "{name}"; known: {", ".join(sorted(KNOWN))}')
-    return _MAKERS[name](words)
+    make: Callable[[tuple[str, ...]], Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
+    return make(words)

@@ -14,5 +14,7 @@ def test_every_known_inspector_is_built_under_its_name() -> None:
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match='no inspector "keyword"; known: doh, keywords'):
+    with pytest.raises(
+        ValueError, match='no inspector "keyword"; known: doh, iban, keywords, national_id, payment_card'
+    ):
         build("keyword", ("falcon",))
