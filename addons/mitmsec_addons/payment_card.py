@@ -1,4 +1,4 @@
-"""The inspector `payment_card`: numbers of payment cards, by issuer's range, check digit, how they are written, and words.
+"""The inspector `payment_card`: numbers of payment cards, by issuer's range, check digit, spelling, and words near by.
 
     4539 1488 0343 6467     visa, as it is written on the card ─────────► 0.7
     4539148803436467        the same in one run: half of all order numbers with such a beginning pass, too ─► 0.5

@@ -1,4 +1,4 @@
-"""Inspections that look for shapes (`sightings`): what was sighted becomes findings, some told one by one, all counted."""
+"""Inspections that look for shapes (`sightings`): what was sighted becomes findings: some told, all counted."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ A range waits until what is behind it is known, or the stream ends; so whoever r
 was cut: where ranges begin and end depends on hits alone, and those on the bytes alone. What is kept of a stream is as
 long as its open ranges and their windows: a range that grows past RANGE_BYTES is closed, and another begins.
 
-A shape is sought from SHAPE_BYTES before its range on, so that one that began in an earlier range is met whole; what was
-found already is not told again.
+A shape is sought from SHAPE_BYTES before its range on, so that one that began in an earlier range is met whole; what
+was found already is not told again.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class ByHyperscan:
 
 
 class _HyperscanStream:
-    """The binding holds neither the callback nor the database: used when freed, they crash the process. So both are here."""
+    """The binding holds neither callback nor database: used when freed, they crash the process. So both are here."""
 
     __slots__ = ("_context", "_database", "_hits", "_stream", "_told")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -64,7 +65,7 @@ def test_any_cut_gives_the_same(shapes: Shapes, words: list[str], cuts: list[int
     data = " ".join(words).encode()
     whole = seen(BY_HYPERSCAN, data)
     ends = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
-    assert seen(shapes, *(data[begin:end] for begin, end in zip(ends, ends[1:], strict=False))) == whole
+    assert seen(shapes, *(data[begin:end] for begin, end in itertools.pairwise(ends))) == whole
 
 
 def test_every_single_cut_and_single_bytes_give_the_same() -> None:

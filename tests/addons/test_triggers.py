@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import re
 
 import pytest
@@ -38,7 +39,7 @@ def ends(data: bytes) -> set[tuple[int, int]]:
 @given(data=TEXT, cuts=st.lists(st.integers(0, 60), max_size=5))
 def test_any_cut_tells_the_end_of_each_match(make: type[Engine], data: bytes, cuts: list[int]) -> None:
     places = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
-    slices = [data[begin:end] for begin, end in zip(places, places[1:], strict=False)]
+    slices = [data[begin:end] for begin, end in itertools.pairwise(places)]
     found = hits(make(LOOKED_FOR), *slices)  # type: ignore[call-arg]
     assert set(found) == ends(data)
     assert [end for _, end in found] == sorted(end for _, end in found)
