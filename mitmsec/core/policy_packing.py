@@ -27,19 +27,23 @@ def packed(policy: Policy) -> bytes:
 
 def without_names(content: bytes) -> Policy:
     """What a packed policy says, its lists as references. Raises msgspec.MsgspecError."""
-    end = content.find(END)
-    return msgspec.json.decode(content if end < 0 else memoryview(content)[:end], type=Policy)
+    return msgspec.json.decode(memoryview(content)[: _line_bytes(content)], type=Policy)
 
 
 def unpacked(content: bytes) -> Policy:
     """What was packed. Raises ValueError, of which msgspec.MsgspecError is one."""
     policy = without_names(content)
-    begin, lists = content.find(END) + len(END), []
+    begin, lists = _line_bytes(content) + len(END), []
     for one in policy.lists:
         end = begin + one.size_bytes
         lists.append(with_names(one, memoryview(content)[begin:end]))
         begin = end
     return msgspec.structs.replace(policy, lists=tuple(lists)) if lists else policy
+
+
+def _line_bytes(content: bytes) -> int:
+    end = content.find(END)
+    return len(content) if end < 0 else end
 
 
 def with_names(reference: HostList, text: bytes | memoryview) -> HostList:

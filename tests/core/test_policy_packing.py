@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import policies
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mitmsec.core.host_lists import HostList
@@ -43,6 +43,7 @@ def test_who_needs_no_names_is_spared_them_and_cannot_ask() -> None:
 
 
 @given(st.integers(0, len(packed(POLICY)) - 1))
+@example(packed(POLICY).index(b"\n"))
 def test_what_was_cut_off_is_no_policy(size_bytes: int) -> None:
     with pytest.raises(ValueError):
         unpacked(packed(POLICY)[:size_bytes])

@@ -450,6 +450,16 @@ def test_half_a_hello_is_malformed_when_no_more_comes(end: Any) -> None:
     ended(play, Reset(), Outcome.MALFORMED, error="incomplete")
 
 
+@pytest.mark.checklist("C9")
+def test_a_hello_that_comes_byte_by_byte_gets_no_more_time_than_one_that_does_not() -> None:
+    stage = Stage(Action.DECRYPT)
+    play = stage.connected() >> FirstBytes(TLS[:1]) << SetDeadline(5.0) << Peek
+    for size in range(2, len(TLS)):
+        play >> FirstBytes(TLS[:size]) << Peek
+    play >> Deadline()
+    ended(play, Reset(), Outcome.MALFORMED, error="incomplete")
+
+
 def test_a_hello_whose_end_and_beginning_come_at_once_is_malformed_too() -> None:
     stage = Stage(Action.DECRYPT)
     stage.connected() >> FirstBytes(HALF, eof=True)

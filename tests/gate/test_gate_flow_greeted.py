@@ -18,7 +18,7 @@ from mitmsec.core.explain import explain
 from mitmsec.core.model import Action, Endpoint, OnFailure
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.policytest import run_tests
-from mitmsec.core.sniff import Protocol, Sniffed, first_bytes
+from mitmsec.core.sniff import GREETING_LIMIT_BYTES, Protocol, Sniffed, first_bytes
 from mitmsec.gate.signals import (
     Accepted,
     Ask,
@@ -143,6 +143,15 @@ def test_a_greeting_that_does_not_end_is_tcp(event: Deadline | ServerSpoke) -> N
     stage = Stage(Action.BYPASS, more=(rule(Action.BLOCK, Protocol.SMTP),))
     play = greeted(stage) >> ServerSpoke(PART) << SetDeadline(0.3) << WatchServer
     assert play >> event << NEVER << Relay(False)
+
+
+@pytest.mark.checklist("C9")
+def test_an_endless_greeting_is_heard_out_no_further_than_a_line_may_be_long() -> None:
+    stage = Stage(Action.BYPASS, more=(rule(Action.BLOCK, Protocol.SMTP),))
+    play = greeted(stage) >> ServerSpoke(PART) << SetDeadline(0.3) << WatchServer
+    for size_bytes in range(len(PART) + 1, GREETING_LIMIT_BYTES, 100):
+        play >> ServerSpoke(PART.ljust(size_bytes, b"x")) << WatchServer
+    assert play >> ServerSpoke(PART.ljust(GREETING_LIMIT_BYTES + 1, b"x")) << NEVER << Relay(False)
 
 
 def test_a_greeting_that_can_change_nothing_is_not_waited_for() -> None:

@@ -175,6 +175,29 @@ async def test_half_a_hello_and_silence_ends_after_its_time_and_is_not_decrypted
         assert not house.minted
 
 
+async def dribble(client: socket.socket, data: bytes) -> None:
+    for byte in data:
+        client.send(bytes([byte]))
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.checklist("C9")
+@on_loop
+async def test_a_client_that_dribbles_its_hello_is_ended_in_time_and_the_next_one_served() -> None:
+    async with houses() as make, Server(swallow) as origin:
+        house = make(NAMED, hello_end_deadline_s=0.2)
+        house.divert(origin.address)
+        with house.dial() as slow:
+            with pytest.raises(ConnectionError):
+                await dribble(slow, TLS[:60])
+            seen = await house.recorder.connection()
+            assert (seen.outcome, seen.error) == (Outcome.MALFORMED, "incomplete")
+        with house.dial() as quick:
+            quick.send(TLS)
+            assert (await house.recorder.connection(1)).outcome is Outcome.BLOCKED
+        assert origin.contacts == 0
+
+
 # --- block, strangers, origins that fail ------------------------------------------------------------------------------
 @pytest.mark.parametrize("data", [TLS, b"\x16\x03\x01\x00\x05\x01\xff\xff\xff\xff", b"\x01binary"])
 def test_block_resets_and_the_origin_sees_nothing(data: bytes) -> None:
