@@ -260,6 +260,7 @@ class Mitmsec:
     state: Path
     backend: str = ""  # for --backend; empty: its default
     told: int = -1  # number of the log's last event that is of tests before
+    told_at: str = ""  # its time
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -284,7 +285,8 @@ class Mitmsec:
         return self.command("run", "--state", str(self.state), *choice, *arguments)
 
     def events(self, *filters: str) -> list[dict[str, Any]]:
-        listed = here("audit", "list", "--state", str(self.state), "--json", "--limit", "100000", *filters)
+        since = ("--since", self.told_at) if self.told_at else ()
+        listed = here("audit", "list", "--state", str(self.state), "--json", "--limit", "100000", *since, *filters)
         return [event for line in listed.splitlines() if (event := json.loads(line))["seq"] > self.told]
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
@@ -314,8 +316,8 @@ def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmse
             yield from _mitmsec(network, backend)
     elif (mark := request.node.get_closest_marker("joined")) and mark.args in ((), (True,)):
         state = request.getfixturevalue("joined_state")()
-        before = Mitmsec(network, state).events()
-        yield Mitmsec(network, state, backend, told=max((event["seq"] for event in before), default=-1))
+        last = json.loads(here("audit", "list", "--state", str(state), "--json", "--limit", "1") or "{}")
+        yield Mitmsec(network, state, backend, told=last.get("seq", -1), told_at=last.get("time", ""))
     else:
         yield from _mitmsec(network, backend)
 
