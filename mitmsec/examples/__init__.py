@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 
 SUFFIX = ".toml"
+_FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    return sorted(file.name.removesuffix(SUFFIX) for file in files(__name__).iterdir() if file.name.endswith(SUFFIX))
+    return sorted(file.stem for file in _FOLDER.glob(f"*{SUFFIX}"))
 
 
 def text(name: str) -> str:
     """What `name`, one of `names`, holds."""
-    return files(__name__).joinpath(name + SUFFIX).read_text(encoding="utf-8")
+    return (_FOLDER / f"{name}{SUFFIX}").read_text(encoding="utf-8")
