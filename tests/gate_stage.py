@@ -74,6 +74,7 @@ class Stage:
         more: tuple[Rule, ...] = (),
         probes: bool = False,
         offers: Offers = Offers(),  # noqa: B008 -- frozen
+        decrypts_quic: bool = False,
     ) -> None:
         rules = (Rule(name="host", host=("a.test",), action=host, reason="its name"),) if host else ()
         applications = (Application(name="curl", path=("/usr/bin/curl",)),) if application else ()
@@ -81,7 +82,9 @@ class Stage:
             rules = (*rules, Rule(name="app", application=("curl",), action=Action.BLOCK))
         rules = (*rules, *more)
         self.names, self.health = Names(), Colleagues()
-        self.terms = Terms(on_failure=on_failure, capture=capture, probes=probes, offers=offers)
+        self.terms = Terms(
+            on_failure=on_failure, capture=capture, probes=probes, offers=offers, decrypts_quic=decrypts_quic
+        )
         self.flow = Flow(
             "f",
             self.terms,

@@ -350,6 +350,7 @@ class HandOver(Message, frozen=True):
     decision: Decision
     direction: Direction = Direction.OUTBOUND
     http3: bool = True  # its program may use it; else it is not to hear of it from origins
+    http3_led: bool = False  # where that is led to the gate, and nowhere else
     owner: str = ""  # the process, told apart from all others; flows without one share nothing
     protocol: Protocol | None = None  # of a dialogue: one of mitmsec.core.sniff.UPGRADABLE, TUNNELS
     port: int = 0  # the one that the client means, where `origin` is a proxy that led it there; 0: the origin's

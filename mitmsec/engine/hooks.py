@@ -129,8 +129,9 @@ class Hooks:
     def _on_response_head(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
         response = hook.flow.response
-        if not self._hand_over.http3:
-            response.headers.fields = without_http3(response.headers.fields)
+        if not self._hand_over.http3 or self._hand_over.http3_led:
+            but_led = self._hand_over.http3
+            response.headers.fields = without_http3(response.headers.fields, but_led=but_led)
         exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
         if exchange.refused is None:
             response.stream = exchange.response_body

@@ -231,7 +231,9 @@ class Account:
             return self.process
         return replace(self.process, confidence=Confidence.INFERRED)
 
-    def hand_over(self, kind: Plaintext, name: str, decision: Decision, *, http3: bool = True) -> HandOver:
+    def hand_over(
+        self, kind: Plaintext, name: str, decision: Decision, *, http3: bool = True, http3_led: bool = False
+    ) -> HandOver:
         """What the worker has to know."""
         return HandOver(
             flow=self.flow,
@@ -242,6 +244,7 @@ class Account:
             decision=decision,
             direction=self.direction,
             http3=http3 or self.direction is Direction.INBOUND,  # whom others reach is not for us to say
+            http3_led=http3_led and self.direction is Direction.OUTBOUND,
             owner="" if self.direction is Direction.INBOUND else told_apart(self.process),
             protocol=self.protocol if kind is Plaintext.DIALOGUE else None,
             port=self.target_port,

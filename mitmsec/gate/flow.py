@@ -39,7 +39,7 @@ from msgspec.structs import replace
 
 from mitmsec.audit.event import ConnectionSeen, FaultSeen, Outcome
 from mitmsec.core import sniff
-from mitmsec.core.messages import FlowEnded, Plaintext, Upgrading
+from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, OnFailure, Process
 from mitmsec.core.sniff import FIRST_BYTES_LIMIT, NOTHING_SHOWN, Malformed, NeedMore, Protocol, Sniffed
 from mitmsec.gate import signals as s
@@ -449,9 +449,13 @@ class Flow:
             s.SetDeadline(None),
             s.Record(self.about.handed(worker)),
             *([s.Mint(name)] if self.about.is_minted else []),
-            s.Hand(worker, self.about.hand_over(kind, name, self.about.decision, http3=self._terms.offers.h3)),
+            s.Hand(worker, self._order(kind, name, self.about.decision)),
             s.WatchClient(),
         ]
+
+    def _order(self, kind: Plaintext, name: str, decision: Decision) -> HandOver:
+        http3, is_led = self._terms.offers.h3, self._terms.decrypts_quic
+        return self.about.hand_over(kind, name, decision, http3=http3, http3_led=is_led)
 
     def _upgrades(self, upgrading: Upgrading) -> Commands:
         """Decide again, with the hello: it lies on the client's socket, where no worker can put another into it.

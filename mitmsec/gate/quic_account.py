@@ -85,6 +85,7 @@ class QuicAccount:
             origin=self.origin.remote,
             client=self._local,
             decision=decision,
+            http3_led=True,
             owner=told_apart(self.process),
             hello=hello.raw,
         )

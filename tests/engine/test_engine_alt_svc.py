@@ -61,3 +61,19 @@ def test_of_any_members_exactly_those_of_http3_go(values: list[list[bytes]]) -> 
 def test_any_bytes_come_to_something_that_changes_no_more(values: list[bytes]) -> None:
     once = without_http3(tuple((b"alt-svc", value) for value in values))
     assert without_http3(once) == once
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (b'h3=":443"; ma=86400, h2=":8443"', b'h3=":443"; ma=86400, h2=":8443"'),
+        (b'h3="b.test:443", h3=":8443"; ma=1', b'h3="b.test:443"'),
+        (b'h3=":8443"', b"clear"),
+        (b'h3=":44\\3"', b"clear"),
+        (b'h3=:443, h3-29=":1443"', b"clear"),
+        (b'h3=":443', b"clear"),
+    ],
+)
+def test_where_it_is_decrypted_http3_stays_at_the_port_that_is_led_to_the_gate(value: bytes, expected: bytes) -> None:
+    (after,) = without_http3(((b"Alt-Svc", value),), but_led=True)
+    assert after[1] == expected

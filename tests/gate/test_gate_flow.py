@@ -274,6 +274,13 @@ def test_a_worker_hears_whether_programs_may_use_http3(*, http3: bool) -> None:
     stage = Stage(offers=Offers(h3=http3))
     stage.handed(HTTP)
     assert stage.order.http3 is http3
+    assert not stage.order.http3_led
+
+
+def test_a_worker_hears_whether_http3_is_read_where_it_is_led_to_the_gate() -> None:
+    stage = Stage(decrypts_quic=True)
+    stage.handed(HTTP)
+    assert (stage.order.http3, stage.order.http3_led) == (True, True)
 
 
 def test_without_a_name_the_address_is_what_a_certificate_is_for() -> None:

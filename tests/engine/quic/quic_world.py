@@ -277,6 +277,7 @@ class _Flow:
             origin=self.world.origin,
             client=Endpoint(address="127.0.0.1", port=self.address[1]),
             decision=self.world.decision,
+            http3_led=True,
             hello=hello.raw,
         )
         self.world.engine.take(order, *self.theirs)

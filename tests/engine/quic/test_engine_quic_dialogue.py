@@ -107,6 +107,19 @@ async def test_a_finding_stops_a_request_before_its_origin_sees_it_and_an_answer
 
 
 @story
+async def test_of_http3_elsewhere_a_client_hears_nothing(tmp_path: Path) -> None:
+    """There it would be no QUIC that is led to the gate, but UDP."""
+    ca = trustme.CA()
+
+    def offers(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
+        origin.say(stream_id, b"", [(b"alt-svc", b'h3=":443"; ma=9, h3=":8443", h2=":8443"')])
+
+    async with origin(ca, offers) as port, world(tmp_path, port, [ca]) as the:
+        async with the.client() as client:
+            assert (await client.got("/")).head["alt-svc"] == 'h3=":443"; ma=9, h2=":8443"'
+
+
+@story
 async def test_an_interim_answer_is_followed_by_the_real_one(tmp_path: Path) -> None:
     ca = trustme.CA()
 

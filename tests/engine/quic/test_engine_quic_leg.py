@@ -8,10 +8,17 @@ import socket
 import ssl
 
 import pytest
+import quic_packets
+import trustme
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.events import ConnectionTerminated
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quic_world import story
 
+from mitmsec.core.quic_packets import initials
 from mitmsec.engine.quic.connection import Connection
 from mitmsec.engine.quic.leg import PEER, QuicFailed, QuicLeg, failure_of
 
@@ -84,6 +91,64 @@ async def test_an_end_that_does_not_take_loses_datagrams_and_nothing_else() -> N
     leg.flush()
     assert (leg.sent, leg.closed) == (0, False)
     leg.release()
+
+
+LEAF = trustme.CA().issue_cert("a.test")
+
+
+def server() -> QuicConfiguration:
+    far = QuicConfiguration(is_client=False, alpn_protocols=["h3"])
+    far.certificate = x509.load_pem_x509_certificate(LEAF.cert_chain_pems[0].bytes())
+    far.private_key = load_pem_private_key(LEAF.private_key_pem.bytes(), None)
+    return far
+
+
+FRAMES = st.lists(
+    st.one_of(
+        st.binary(max_size=60),
+        st.builds(lambda at, data: quic_packets.crypto(at, data), st.integers(0, 70_000), st.binary(max_size=300)),
+        st.sampled_from([b"\x01", b"\x02\x00\x00\x00\x00", b"\x1c\x00\x00\x00", b"\x06\x00\x04\x01\x00\x00\x00"]),
+    ),
+    max_size=4,
+)
+
+
+@pytest.mark.parametrize("name", quic_packets.REAL)
+def test_hellos_of_browsers_are_answered(name: str) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        destination = next(initials(quic_packets.REAL[name][0])).destination
+        leg = QuicLeg(theirs, asyncio.get_running_loop(), Connection(server(), destination))
+        for datagram in quic_packets.REAL[name]:
+            leg.heard(datagram)
+        leg.flush()
+        assert (leg.failed, leg.connection.tls.alpn_negotiated) == (None, "h3")
+        assert leg.sent >= 1200
+        leg.close(0x100)
+        ours.close()
+
+    asyncio.run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(FRAMES, st.binary(min_size=1, max_size=1400)), min_size=1, max_size=4))
+def test_whatever_a_client_sends_is_understood_or_ends_the_leg_and_nothing_else(
+    sent: list[list[bytes] | bytes],
+) -> None:
+    """Frames are sealed as a client's first packets are."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        leg = QuicLeg(theirs, asyncio.get_running_loop(), Connection(server(), quic_packets.ID))
+        for number, one in enumerate(sent):
+            sealed = one if isinstance(one, bytes) else quic_packets.initial(b"".join(one) or b"\0", number)
+            leg.heard(sealed.ljust(1200, b"\0"))
+            leg.flush()
+        leg.close(0x100)
+        assert leg.closed
+        ours.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
