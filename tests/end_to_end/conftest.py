@@ -48,7 +48,8 @@ http {{
     location /hello {{ default_type text/plain; return 200 "hello over $server_protocol\\n"; }}
     location /missing {{ return 404; }}
     location /advertised {{
-      default_type text/plain; add_header Alt-Svc 'h3=":443"; ma=3600'; return 200 "hello over $server_protocol\\n";
+      default_type text/html; add_header Alt-Svc 'h3=":443"; ma=3600';
+      return 200 "hello over $server_protocol<img src=/missing>";
     }}
   }}
 }}

@@ -53,7 +53,7 @@ def test_chromium_that_is_refused_quic_loads_the_page_over_tcp_and_that_is_read(
     assert h3.asked() == []
     assert of_quic(mitmsec) == []
     read = {event["url"]: event["http_version"] for event in mitmsec.of_kind("request")}
-    assert read["https://origin.test/advertised"] == read["https://origin.test/favicon.ico"] == "HTTP/2"
+    assert read["https://origin.test/advertised"] == read["https://origin.test/missing"] == "HTTP/2"
 
 
 @needs_chromium
