@@ -118,7 +118,7 @@ def refused_quic(missed: Missed, process: Process, session: str, count: int, whe
         remote=missed.remote,
         action=Action.BLOCK,
         rule="defaults",
-        reason=f'quic = "refuse": the program is to fall back to TCP{often}',
+        reason=f"QUIC is refused: the program is to fall back to TCP{often}",
         bytes_sent=0,
         bytes_received=0,
         duration_ms=0,
