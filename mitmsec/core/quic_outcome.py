@@ -22,11 +22,12 @@ def quic_outcome(policy: Policy, said: Decision, shown: Shown) -> Decision:
     if policy.quic is Quic.REFUSE:
         return Decision(action=Action.BLOCK, rule=DEFAULTS, reason='quic = "refuse": programs are to use TCP')
     if said.action in (Action.BLOCK, Action.BYPASS):
-        return said
+        return replace(said, page=False)
     if policy.quic is Quic.BYPASS or said.action is Action.CAPTURE:
         reason = f'QUIC passes unread (quic = "{policy.quic}"); else {said.action}: {said.reason}'
         return replace(said, action=Action.BYPASS, reason=reason, inspect=())
     if shown.name is None or HTTP3 not in shown.alpn:
-        reason = f"what cannot be read of QUIC is refused: it shows no name and {HTTP3}; else decrypt: {said.reason}"
+        lacks = "no name" if shown.name is None else f"no {HTTP3} by ALPN"
+        reason = f"what cannot be read of QUIC is refused: it shows {lacks}; else decrypt: {said.reason}"
         return replace(said, action=Action.BLOCK, reason=reason, inspect=())
     return said

@@ -114,7 +114,8 @@ class Exchange:
             self._status = self.refused.status
             self._response_bytes = len(self.refused.body)
             if self.refused.fault is not None:
-                detail = f"{self._method} for {b', '.join(authorities)[:253]!r}, decided for {self._host}"
+                asked = b", ".join(authorities)[:253].decode("utf-8", "backslashreplace") or "nobody"
+                detail = f"{self._method} for {asked}, decided for {self._host}"
                 self._recorder.record(
                     FaultSeen(what=self.refused.fault, detail=detail, failed="closed", flow=self._hand_over.flow)
                 )

@@ -14,12 +14,14 @@ from functools import partial
 from pathlib import Path
 
 SUFFIX = ".txt"
-_FOLDER = Path(__file__).parent  # importlib.resources costs a program a twelfth of its start
+# importlib.resources costs a program a twelfth of its start. Read at once, for they are ours: who asks for one may be
+# acting as somebody who cannot read our folder.
+_TEXTS = {file.stem: file.read_text(encoding="utf-8") for file in sorted(Path(__file__).parent.glob(f"*{SUFFIX}"))}
 
 
 def shipped() -> Mapping[str, Callable[[], str]]:
     """Each by its name, as what reads its text."""
-    return {file.stem: partial(_text, file) for file in sorted(_FOLDER.glob(f"*{SUFFIX}"))}
+    return {name: partial(_TEXTS.__getitem__, name) for name in _TEXTS}
 
 
 def head(text: str) -> str:
@@ -27,7 +29,3 @@ def head(text: str) -> str:
     lines = text.splitlines()
     end = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return "\n".join(line.removeprefix("#").strip() for line in lines[:end]).strip()
-
-
-def _text(file: Path) -> str:
-    return file.read_text(encoding="utf-8")

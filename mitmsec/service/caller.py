@@ -62,6 +62,20 @@ def acting_as(caller: Caller) -> Iterator[None]:
         os.setgroups(groups)
 
 
+@contextmanager
+def as_ourselves() -> Iterator[None]:
+    """Within `acting_as`: what is opened in the body is ours, a module of our own, say, which the caller cannot read."""
+    uid = os.geteuid()
+    if uid == os.getuid():
+        yield
+        return
+    os.seteuid(os.getuid())
+    try:
+        yield
+    finally:
+        os.seteuid(uid)
+
+
 def open_result(path: str, caller: Caller) -> int:
     """The file `path`, made if there is none and left as it is otherwise, to be written with the caller's rights.
 

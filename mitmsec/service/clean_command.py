@@ -14,6 +14,7 @@ import msgspec
 
 from mitmsec.channel import Channel, ChannelBroken
 from mitmsec.service import control
+from mitmsec.service.called import program, with_state
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, need_root, state_option
 from mitmsec.service.state import State, StateBusy
 from mitmsec.service.terminal import shown
@@ -106,11 +107,16 @@ def _lock(state: State) -> int:
             waited_s = time.monotonic() - began
             if waited_s > ENDING_S:
                 what = f"alive under {state.folder}: {_alive(state)}"
-                fail(what, "end it first; `clean` never touches the living", EXIT_USAGE)
+                fail(what, _how_to_end(state), EXIT_USAGE)
             if waited_s > SILENT_S and not is_told:
                 is_told = True
                 click.echo(f"mitmsec: waiting, {ENDING_S:.0f} s at most, for the end of {_alive(state)}", err=True)
             time.sleep(0.05)
+
+
+def _how_to_end(state: State) -> str:
+    stop = f"{program()} stop{with_state(state)}"
+    return f"end it first (a service by `{stop}`); `clean` never touches the living"
 
 
 def _alive(state: State) -> str:
@@ -130,6 +136,8 @@ def _alive(state: State) -> str:
 
 
 def _run(session: str, command: str, cgroup: str) -> str:
+    if command == control.SERVICE:
+        return f"the service, {session}"  # its cgroup is everybody's
     pids = ""
     with contextlib.suppress(OSError):
         pids = ", ".join((Path(cgroup) / "cgroup.procs").read_text().split()[:PIDS_TOLD])

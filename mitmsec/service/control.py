@@ -28,6 +28,7 @@ import msgspec
 from mitmsec.core.messages import Message
 from mitmsec.core.model import LearnedBypass, OnFailure, Value
 
+SERVICE = "(service)"  # in the place of a run's program, for people
 ROWS_LIMIT = 40  # sessions in an answer: three texts of a kibibyte or less, and some forty bytes for each process
 
 

@@ -27,7 +27,7 @@ def explained(story: Explanation, when: str = "") -> list[RenderableType]:
 
 def _details(decision: Decision) -> list[str]:
     details = [f'with the key of [[inbound]] "{shown(decision.service)}"'] if decision.service else []
-    details += ["with a page, which is a decryption"] if decision.page else []
+    details += ["with a page; inside TLS that is a decryption"] if decision.page else []
     details += [f"owner: {shown(decision.owner)}"] if decision.owner else []
     if not decision.inspect:
         return details

@@ -17,6 +17,7 @@ from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.inbound_section import Pair
 from mitmsec.core.policy import Policy
 from mitmsec.service.called import program
+from mitmsec.service.caller import as_ourselves
 from mitmsec.service.options import EXIT_USAGE
 from mitmsec.service.terminal import shown
 from mitmsec_addons.registry import build
@@ -57,7 +58,8 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
     def pair(certificate: str, key: str) -> Pair:
         nonlocal keys
         if keys is None:
-            from mitmsec.service.known_keys import KnownKeys  # what reads certificates takes long to import
+            with as_ourselves():
+                from mitmsec.service.known_keys import KnownKeys  # what reads certificates takes long to import
 
             keys = KnownKeys(file.parent)
         return keys.pair(certificate, key)
@@ -78,7 +80,8 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
 
 def _unusable(name: str, words: tuple[str, ...]) -> str | None:
     try:
-        build(name, words)
+        with as_ourselves():
+            build(name, words)
     except ValueError as error:
         return str(error)
     return None

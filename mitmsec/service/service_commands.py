@@ -13,11 +13,12 @@ import click
 import msgspec
 
 from mitmsec.channel import Channel, ChannelBroken
+from mitmsec.core.model import Action
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import packed
 from mitmsec.core.selection import Selection
 from mitmsec.service import control
-from mitmsec.service.called import as_root, program
+from mitmsec.service.called import as_root, program, with_state
 from mitmsec.service.options import (
     EXIT_FAULT,
     EXIT_NOT_SO,
@@ -99,7 +100,13 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     if not isinstance(answer, control.ServiceStarted):
         _refused(answer)
     click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
-    click.echo(f"  {program()} status shows what it does; {program()} stop ends it", err=True)
+    of = with_state(State(state_folder))
+    click.echo(f"  {program()} status{of} shows what it does; {program()} stop{of} ends it", err=True)
+    if _may_decrypt(loaded.policy) and not _is_trusted(State(state_folder)):
+        click.echo(
+            f"  no store of this machine trusts its CA yet, so programs will refuse what it decrypts: {program()} ca trust{of}",
+            err=True,
+        )
     if foreground:
         _stay(channel, policy_file, before)
 
@@ -114,6 +121,21 @@ def _stay(channel: Channel, policy_file: Path, mask: set[Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     click.echo(f"mitmsec: stopping ({signal.Signals(told.si_signo).name})", err=True)
     _tell_stopped(_answer(channel, control.StopService(), deadline_s=ORDER_DEADLINE_S))
+
+
+def _may_decrypt(policy: Policy) -> bool:
+    said = [(rule.action, rule.page) for rule in policy.rules]
+    return policy.action is Action.DECRYPT or any(action is Action.DECRYPT or page for action, page in said)
+
+
+def _is_trusted(state: State) -> bool:
+    """As far as is recorded. Who cannot tell says nothing."""
+    from mitmsec.service.trust_work import entries
+
+    try:
+        return bool(entries(state))
+    except (OSError, msgspec.MsgspecError):
+        return True
 
 
 @click.command()

@@ -29,7 +29,7 @@ from mitmsec.service import backends, left_diverters
 from mitmsec.service.background import Background, for_ever
 from mitmsec.service.children import ChildProcess
 from mitmsec.service.children_ground import Shared as ChildrensShared
-from mitmsec.service.control import BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
+from mitmsec.service.control import SERVICE, BackendChoice, OpenRun, ReloadService, ServiceStatus, StartService
 from mitmsec.service.divert_backend import DivertBackend
 from mitmsec.service.expiries import Expiries
 from mitmsec.service.gate_and_workers import GateAndWorkers
@@ -50,7 +50,6 @@ from mitmsec_redirect.owner import Owner, rfc3339
 from mitmsec_redirect.processes import ProcessTable
 from mitmsec_redirect.records import Missed
 
-SERVICE = "(service)"
 NAMES_SHOWN, NAME_SHOWN = 32, 64  # of applications, and characters of each, in a status
 
 

@@ -17,6 +17,8 @@ from types import TracebackType
 from mitmsec_redirect.bpf import EbpfUnavailable
 from mitmsec_redirect.mounts import Mount, mounts
 
+MOUNTPOINTS = Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")
+
 PREFIX = "mitmsec-"
 IN_MODIFY = 0x2
 EVENT_BYTES = 4096
@@ -67,13 +69,18 @@ def _searched(pid: int, root: Path) -> str | None:
     return None
 
 
+def _mountpoint() -> Path:
+    """Where one can be put: of a mixed layout only the upper folder may be there."""
+    return next((place for place in MOUNTPOINTS if place.is_dir()), MOUNTPOINTS[-1])
+
+
 def _mount(mountinfo: str | None) -> Mount:
     found = [mount for mount in mounts(mountinfo) if mount.kind == "cgroup2"]
     whole = [mount for mount in found if mount.root == "/"]
     if not found:
         raise EbpfUnavailable(
             "no cgroup2 file system is mounted in this mount namespace",
-            "Mount one: mount -t cgroup2 none /sys/fs/cgroup/unified (or leave `ip netns exec`, which hides it).",
+            f"Mount one: mount -t cgroup2 none {_mountpoint()} (or leave `ip netns exec`, which hides it).",
         )
     return (whole or found)[0]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.service.caller import Caller, open_result, who_calls
+from mitmsec.service.caller import Caller, acting_as, as_ourselves, open_result, who_calls
 
 ROOT = Caller(uid=0, gid=0, name="root", home="/root")
 
@@ -63,3 +63,20 @@ def test_the_command_runs_as_who_was_chosen_else_who_called_sudo_else_who_calls(
 def test_an_unknown_user_is_told() -> None:
     with pytest.raises(KeyError):
         who_calls({}, user="no-such-user-here")
+
+
+@pytest.mark.root
+def test_what_is_ours_is_read_as_ourselves_also_while_we_act_as_somebody_else(tmp_path: Path) -> None:
+    """A policy is read with its caller's rights, and what reads it may lie under a home that nobody else may enter."""
+    nobody = who_calls({}, user="nobody")
+    (tmp_path / "ours").write_text("ours")
+    tmp_path.chmod(0o700)
+    with acting_as(nobody):
+        with pytest.raises(PermissionError):
+            (tmp_path / "ours").read_text()
+        with as_ourselves():
+            assert (tmp_path / "ours").read_text() == "ours"
+        with pytest.raises(PermissionError):
+            (tmp_path / "ours").read_text()
+    with as_ourselves():
+        assert (tmp_path / "ours").read_text() == "ours"

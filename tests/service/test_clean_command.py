@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from mitmsec.cli import cli
 from mitmsec.core.messages import encode
 from mitmsec.service import clean_command, control, survivors
+from mitmsec.service.control import SERVICE
 from mitmsec.service.state import State
 
 pytestmark = pytest.mark.root
@@ -70,14 +71,15 @@ def test_it_says_what_it_waits_for_by_session_program_and_pid(tmp_path: Path, mo
     state = State(tmp_path / "state")
     state.make()
     (tmp_path / "cgroup.procs").write_text("4711\n4712\n")
-    runs = ("ab12", "/bin/\x1bx", str(tmp_path)), ("cd34", "/bin/y", "/no/cgroup")
+    runs = ("ab12", "/bin/\x1bx", str(tmp_path)), ("cd34", "/bin/y", "/no/cgroup"), ("ef56", SERVICE, str(tmp_path))
     done = answering(state, monkeypatch, *runs)
-    what = "run ab12 (/bin/\\x1bx, pid 4711, 4712), run cd34 (/bin/y, ending)"
+    what = "run ab12 (/bin/\\x1bx, pid 4711, 4712), run cd34 (/bin/y, ending), the service, ef56"
     assert done.exit_code == 2
     waits, fails, remedy = done.stderr.splitlines()
     assert waits == f"mitmsec: waiting, 1 s at most, for the end of {what}"
     assert fails == f"mitmsec: alive under {state.folder}: {what}"
     assert "end it first" in remedy
+    assert f"stop --state {state.folder}`" in remedy
 
 
 def test_a_supervisor_without_runs_is_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

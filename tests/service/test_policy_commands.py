@@ -145,7 +145,7 @@ def test_explain_says_that_a_page_is_a_decryption(tmp_path: Path) -> None:
         policy.write_text(f'version = 1\n[[rule]]\nname = "games"\nport = [443]\naction = "block"\npage = {page}\n')
         told.append(run("explain", policy, "--app", "/usr/bin/curl").stdout.splitlines())
     assert told[0][:2] == ['block by rule "games": rule "games" takes connections, port 443', told[0][1]]
-    assert told[0][1] == "with a page, which is a decryption"
+    assert told[0][1] == "with a page; inside TLS that is a decryption"
     assert told[1] == [told[0][0], *told[0][2:]]
 
 
