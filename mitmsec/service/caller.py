@@ -64,7 +64,7 @@ def acting_as(caller: Caller) -> Iterator[None]:
 
 @contextmanager
 def as_ourselves() -> Iterator[None]:
-    """Within `acting_as`: what is opened in the body is ours, a module of our own, say, which the caller cannot read."""
+    """Within `acting_as`: what is opened in the body is ours, a module, say, which the caller cannot read."""
     uid = os.geteuid()
     if uid == os.getuid():
         yield

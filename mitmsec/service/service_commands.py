@@ -104,7 +104,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     click.echo(f"  {program()} status{of} shows what it does; {program()} stop{of} ends it", err=True)
     if _may_decrypt(loaded.policy) and not _is_trusted(State(state_folder)):
         click.echo(
-            f"  no store of this machine trusts its CA yet, so programs will refuse what it decrypts: {program()} ca trust{of}",
+            f"  no store of this machine was given its CA yet, and programs will refuse it: {program()} ca trust{of}",
             err=True,
         )
     if foreground:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from mitmsec.config import KNOWN_INSPECTORS
 from mitmsec.core.inspection import Inspector, Part, PartKind
 from mitmsec_addons.registry import KNOWN, build
 
@@ -11,6 +12,10 @@ def test_every_known_inspector_is_built_under_its_name() -> None:
         inspector: Inspector = build(name, ("falcon",) if name == "keywords" else ())
         assert inspector.name == name
         assert inspector.open(Part(flow="f", kind=PartKind.URL, sent=True, host="h")) is not None
+
+
+def test_a_policy_may_name_all_of_them() -> None:
+    assert set(KNOWN_INSPECTORS) == KNOWN
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:

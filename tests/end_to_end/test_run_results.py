@@ -127,3 +127,32 @@ def test_a_wrong_policy_leaves_an_earlier_report_as_it_is(network: Network, mitm
         report.write_text("earlier")
         done = mitmsec.run("--policy", mitmsec.policy(wrong), "--report", str(report), "--", "true")
         assert (done.returncode, report.read_text()) == (2, "earlier")
+
+
+def test_numbers_of_cards_accounts_and_persons_are_found_in_what_is_uploaded(origin: Network, mitmsec: Mitmsec) -> None:
+    """And a card stops the upload. As somebody else than root, who reads the policy then."""
+    rules = '[[rule]]\nname = "no cards"\nport = [443]\naction = "decrypt"\n'
+    rules += 'inspect = ["payment_card"]\non_finding = "block"\n'
+    policy = mitmsec.policy(f'[defaults]\ninspect = ["iban", "national_id"]\n{rules}')
+    upload = ("-sS", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary")
+    numbers = "to DE89 3704 0044 0532 0130 00, of 44051401359 (PESEL 44051401359)"
+    told = mitmsec.run("--policy", policy, "--", "curl", *upload, numbers, "http://origin.test/hello")
+    assert told.stdout == "200", told.stderr
+    card = mitmsec.run(
+        "--user",
+        "nobody",
+        "--policy",
+        policy,
+        "--",
+        "curl",
+        *upload,
+        "visa 4539 1488 0343 6467",
+        "https://origin.test/hello",
+    )
+    assert card.stdout == "403", card.stderr
+    found = [(event["detector"], event["evidence"], event["verdict"]) for event in mitmsec.of_kind("finding")]
+    assert found == [
+        ("iban", "DE…3000 (22 characters)", "alert"),
+        ("national_id", "…359 (11 characters)", "alert"),
+        ("payment_card", "…6467 (16 digits)", "block"),
+    ]
