@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from mitmsec.core.host_lists import CATEGORY, Listed, is_list
 from mitmsec.core.hours import LOCAL, Clocks, Week
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Value
+from mitmsec.core.model import Action, Decision, Direction, Endpoint, Process, Quic, Value
 from mitmsec.core.policy import Policy, Rule, port_text
 from mitmsec.core.policytest import called
 from mitmsec.core.quic_outcome import quic_outcome
@@ -80,7 +80,9 @@ def explain(
         tried.append(Tried(rule=rule.name, owner=rule.owner, accepts=accepts, decided=decided, conditions=conditions))
     decision = policy.decided_by(decider, direction)
     is_quic = shown.protocol is Protocol.QUIC
-    needs_name = is_quic or policy.at_connect(process, remote, at_s, direction) is None
+    needs_name = policy.at_connect(process, remote, at_s, direction) is None
+    if is_quic:
+        needs_name = policy.quic is not Quic.REFUSE
     if direction is Direction.INBOUND:
         needs_name = needs_name or decision.action is Action.DECRYPT
         decision = policy.with_key(decision, called(remote), shown.name)

@@ -61,4 +61,5 @@ def test_explain_and_tests_say_what_is_done_and_not_what_was_wished(quic: Quic, 
     told = explain(policy, Process(pid=1), Endpoint("192.0.2.1", 443), 0.0, HTTP3)
     assert (told.decision.action, told.decision.rule) == (done, rule)
     assert [one.decided for one in told.tried] == [True]
+    assert told.needs_name is (quic is not Quic.REFUSE)
     assert [one.passed for one in run_tests(policy, 0.0)] == [True]
