@@ -138,7 +138,6 @@ def test_a_client_that_begins_another_handshake_is_told_no(leaf: SSL.Context) ->
         client.read()
 
 
-@pytest.mark.checklist("U25")
 def asks_for_two(port: int) -> tuple[list[bytes], set[str], bytes]:
     """What a client says in the clear that names another host in its second hello, whose leaf it sees, and the answer.
 
@@ -186,6 +185,7 @@ def test_a_second_hello_for_another_host_changes_nothing(tmp_path: Path) -> None
     asyncio.run(main())
 
 
+@pytest.mark.checklist("U25")
 def test_a_client_that_fell_back_is_told_so_unless_its_origin_is_no_newer(leaf: SSL.Context) -> None:
     """RFC 7507: somebody between us made it believe that TLS 1.3 does not work."""
     groups = [(0x000A, vector(numbers(0x001D, 0x0017))), (0x000D, vector(numbers(0x0403)))]
