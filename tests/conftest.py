@@ -6,15 +6,13 @@ import gc
 import os
 import signal
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from security_checklist import MARK, Results
 from softhsm import SoftHsm
-
-WAITING = "end_to_end"  # the folder of tests that start processes, and wait for them
 
 hypothesis.settings.register_profile("mitmsec", deadline=None)  # time is measured in benchmarks
 hypothesis.settings.load_profile("mitmsec")
@@ -56,26 +54,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
         for mark in item.iter_markers(MARK):
             item.user_properties += [(MARK, (identity, test)) for identity in mark.args]
-    items[:] = mixed(items)
-
-
-def mixed(items: Sequence[pytest.Item]) -> list[pytest.Item]:
-    """File by file, those that wait for processes spread among those that compute: whoever runs them has both to do."""
-    files: dict[Path, list[pytest.Item]] = {}
-    for item in items:
-        files.setdefault(item.path, []).append(item)
-    waiting = [file for path, file in files.items() if WAITING in path.parts]
-    computing = [file for path, file in files.items() if WAITING not in path.parts]
-    share = sum(map(len, computing)) / max(sum(map(len, waiting)), 1)
-    found: list[pytest.Item] = []
-    ahead = 0.0  # tests that compute, until there have been as many as the share of those that wait
-    for file in waiting:
-        found += file
-        ahead += share * len(file)
-        while computing and ahead > 0:
-            ahead -= len(computing[0])
-            found += computing.pop(0)
-    return [*found, *(item for file in computing for item in file)]
 
 
 @pytest.hookimpl(trylast=True)
