@@ -52,7 +52,7 @@ from mitmsec.engine.origin_handshake import shake
 from mitmsec.engine.refusals import after_handshake
 from mitmsec.engine.resumption import Place, Resumption
 from mitmsec.engine.seams import Refused
-from mitmsec.engine.side import Ended, Side, faulty
+from mitmsec.engine.side import Ended, Side, ending_of
 from mitmsec.engine.strength import floor_of, has_hybrid, takes_either
 from mitmsec.engine.watch import Blocked, Watch
 from mitmsec.engine.wire import Wire
@@ -94,14 +94,7 @@ class Conversation:
 
     async def run(self) -> FlowEnded:
         """Serve the flow; its end."""
-        try:
-            ended = await self._served()
-        except Ended as reason:
-            ended = reason
-        except asyncio.CancelledError:
-            ended = Ended(Outcome.CUT, "the worker was told to stop", reset=True)
-        except Exception as error:
-            ended = faulty(error, self._hand_over.flow, self._recorder)
+        ended = await ending_of(self._served(), self._hand_over.flow, self._recorder)
         await self._close(ended)
         return self._report(ended)
 

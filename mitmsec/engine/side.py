@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable
+
 from mitmproxy.connection import Connection
 
 from mitmsec.audit.event import FaultSeen, Outcome
@@ -54,6 +57,18 @@ class Side:
             self.session.release()
             self.session = None
         self.pending.clear()
+
+
+async def ending_of(serving: Awaitable[Ended], flow: str, recorder: Recorder) -> Ended:
+    """How serving a flow ended, whatever it raises."""
+    try:
+        return await serving
+    except Ended as reason:
+        return reason
+    except asyncio.CancelledError:
+        return Ended(Outcome.CUT, "the worker was told to stop", reset=True)
+    except Exception as error:
+        return faulty(error, flow, recorder)
 
 
 def faulty(error: Exception, flow: str, recorder: Recorder) -> Ended:

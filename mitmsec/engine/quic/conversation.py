@@ -44,7 +44,7 @@ from mitmsec.engine.quic.dialogue import INTERNAL_ERROR, QuicDialogue
 from mitmsec.engine.quic.leg import DATAGRAM_LIMIT_BYTES, PEER, QuicFailed, QuicLeg
 from mitmsec.engine.refusals import by_alert
 from mitmsec.engine.seams import LeafQuestion, Refused
-from mitmsec.engine.side import Ended, faulty
+from mitmsec.engine.side import Ended, ending_of
 from mitmsec.engine.strength import Strength, excess, floor_of
 from mitmsec.engine.watch import Blocked, Watch
 
@@ -79,14 +79,7 @@ class QuicConversation:
 
     async def run(self) -> FlowEnded:
         """Serve the flow; its end."""
-        try:
-            ended = await self._served()
-        except Ended as reason:
-            ended = reason
-        except asyncio.CancelledError:
-            ended = Ended(Outcome.CUT, "the worker was told to stop", reset=True)
-        except Exception as error:
-            ended = faulty(error, self._hand_over.flow, self._recorder)
+        ended = await ending_of(self._served(), self._hand_over.flow, self._recorder)
         if self._dialogue is not None:
             self._dialogue.end(ended)
         self._close()
