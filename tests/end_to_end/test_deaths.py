@@ -50,113 +50,160 @@ DENIED = {  # by whom, and how that looks
 LEFT = {"connect_hook": "hook", "nftables": "table", "windivert": "diverter"}  # behind, by a killed supervisor
 
 
-ROLES = {"connect_hook": ("gate", "worker", "signer", "recorder"), "nftables": ("gate", "recorder"),
-         "windivert": ("gate", "diverter")}  # fmt: skip
+AT_ONCE = ("recorder", "signer", "gate")
+KILLED = {  # one after another, in one run: to start one for each takes most of the time
+    ("connect_hook", "closed"): [("gate",), ("worker",), ("signer",), ("recorder",)],
+    ("connect_hook", "open"): [("worker",), AT_ONCE],
+    ("nftables", "closed"): [("gate",), ("recorder",)],
+    ("nftables", "open"): [("gate",), ("recorder",)],
+    ("windivert", "closed"): [("gate",), ("diverter",)],
+    ("windivert", "open"): [("gate",), ("diverter",)],
+}
 
 
 @all_backends
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
-def test_a_killed_process_is_replaced_and_nothing_slips_through(
+def test_whoever_is_killed_is_replaced_and_without_a_supervisor_the_network_is_as_the_policy_says(
     origin: Network, mitmsec: Mitmsec, on_failure: str
 ) -> None:
-    """One role after another, in one run: to start one for each takes most of the time."""
-    roles = ROLES[mitmsec.backend]
-    with client(mitmsec, on_failure, workers=2 if "worker" in roles else 1) as program:
-        for number, role in enumerate(roles):
-            assert OURS in program.tries(), role
+    killed = KILLED[mitmsec.backend, on_failure]
+    with client(mitmsec, on_failure, workers=2 if ("worker",) in killed else 1) as program:
+        for number, roles in enumerate(killed):
+            assert OURS in program.tries(), roles
             until_recorded(mitmsec, 2 * number + 1)
-            victim = program.pid_of(role)
-            os.kill(victim, signal.SIGKILL)
-            said = [program.tries() for _ in range(5)]
-            until_replaced(program, role, victim)
-            if on_failure == "closed":
-                assert not any(ITS_OWN in word for word in said), (role, said)
-            until(program, OURS)
-        program.end()
-    faults = [event["what"] for event in mitmsec.of_kind("fault")]
-    assert {f"{role}_died" for role in roles} <= set(faults)
-    requests = mitmsec.of_kind("request")
-    assert len(requests) >= 2 * len(roles)
-    assert_verified(mitmsec)
-
-
-@all_backends
-@pytest.mark.parametrize("on_failure", ["open", "closed"])
-def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(
-    origin: Network, mitmsec: Mitmsec, on_failure: str
-) -> None:
-    wanted = ITS_OWN if on_failure == "open" else DENIED[mitmsec.backend]
-    with client(mitmsec, on_failure) as program:
-        assert OURS in program.tries()
-        stay = ("diverter",) if on_failure == "closed" else ()  # it is what denies
-        children = [pid for role, pid, _ in program.status().processes if role not in stay]
-        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
-        killed = time.monotonic()
-        until(program, wanted, within_s=5)
-        assert time.monotonic() - killed < 2.0  # a second, and the machine's own slowness
-        for pid in children:
-            until_gone(pid)
+            are_killed_and_replaced(program, roles, on_failure)
+        if on_failure == "open":
+            hanging_gate_counts_as_dead(program, mitmsec)
+        wanted = ITS_OWN if on_failure == "open" else DENIED[mitmsec.backend]
+        kill_supervisor(program, mitmsec, wanted)
         if on_failure == "closed":
             time.sleep(1.2)
             assert wanted in program.tries()
+            cleaned(mitmsec)
+            until(program, ITS_OWN, within_s=5)
         _, err = program.end()
-        assert "the supervisor ended before the run did" in err
-        went = {"open": "let through, unrecorded", "closed": "denied until the command ended"}[on_failure]
-        assert f"connections from then on were {went}\n" in err
-    done = mitmsec.run("--", "true")  # the next start reaps what the dead one left
+    assert "the supervisor ended before the run did" in err
+    went = {"open": "let through, unrecorded", "closed": "denied until the command ended"}[on_failure]
+    assert f"connections from then on were {went}\n" in err
+    faults = [event["what"] for event in mitmsec.of_kind("fault")]
+    assert {f"{roles[0]}_died" for roles in killed} <= set(faults)  # of a signer, with its recorder, nobody could tell
+    assert len(mitmsec.of_kind("request")) >= 2 * len(killed)
+    if on_failure == "open":
+        next_start_reaps(mitmsec)
+    assert_verified(mitmsec)
+
+
+def are_killed_and_replaced(program: Client, roles: tuple[str, ...], on_failure: str) -> None:
+    victims = {role: program.pid_of(role) for role in roles}
+    for pid in victims.values():
+        os.kill(pid, signal.SIGKILL)
+    said = [program.tries() for _ in range(5)]
+    for role, pid in victims.items():
+        until_replaced(program, role, pid, within_s=40)
+    if on_failure == "closed":
+        assert not any(ITS_OWN in word for word in said), (roles, said)
+    until(program, OURS, within_s=40)
+    assert {role for role, _, _ in program.status().processes} >= {"gate", "recorder", "signer", "worker"}
+
+
+def hanging_gate_counts_as_dead(program: Client, mitmsec: Mitmsec) -> None:
+    """And it is replaced if it goes on hanging."""
+    gate = program.pid_of("gate")
+    os.kill(gate, signal.SIGSTOP)
+    time.sleep(1.4)
+    assert ITS_OWN in program.tries()
+    os.kill(gate, signal.SIGCONT)
+    until(program, OURS)
+    assert program.pid_of("gate") == gate
+    until_fault(mitmsec, "gate_stalled")
+    died = [event["what"] for event in mitmsec.of_kind("fault")].count("gate_died")
+    os.kill(gate, signal.SIGSTOP)
+    until_replaced(program, "gate", gate)
+    until(program, OURS)
+    until_fault(mitmsec, "gate_hangs")
+    faults = [event["what"] for event in mitmsec.of_kind("fault")]
+    assert faults.count("gate_hangs") == faults.count("gate_died") - died == 1
+
+
+def kill_supervisor(program: Client, mitmsec: Mitmsec, wanted: str) -> None:
+    """What it leaves is at once as it should be; its children end, also one that is stopped."""
+    assert OURS in program.tries()
+    stay = () if wanted == ITS_OWN else ("diverter",)  # it is what denies
+    children = [pid for role, pid, _ in program.status().processes if role not in stay]
+    if mitmsec.backend == "connect_hook":
+        for role in ("worker", "gate", "signer"):
+            os.kill(program.pid_of(role), signal.SIGSTOP)
+    os.kill(program.pid_of("supervisor"), signal.SIGKILL)
+    killed = time.monotonic()
+    until(program, wanted, within_s=5)
+    assert time.monotonic() - killed < 2.0  # a second, and the machine's own slowness
+    for pid in children:
+        until_gone(pid)
+
+
+def cleaned(mitmsec: Mitmsec) -> None:
+    """`clean` removes what a dead supervisor has left."""
+    command = mitmsec.command("clean", "--state", str(mitmsec.state), "--json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line).get("what") for line in done.stdout.splitlines()} >= {LEFT[mitmsec.backend], "cgroup"}
+
+
+def next_start_reaps(mitmsec: Mitmsec) -> None:
+    """What the one before has left."""
+    done = mitmsec.run("--", "true")
     assert done.returncode == 0, done.stderr
     cgroups = [path for path in Path("/sys/fs/cgroup").rglob("mitmsec-*") if (mitmsec_identity(mitmsec) in path.name)]
     assert cgroups == []
     assert tables(mitmsec) == []
-    assert len(mitmsec.of_kind("request")) >= 1
-    assert_verified(mitmsec)
 
 
-@all_backends
-def test_a_hanging_gate_is_treated_like_a_dead_one_and_replaced_if_it_goes_on(
-    origin: Network, mitmsec: Mitmsec
-) -> None:
-    with client(mitmsec, "open") as program:
-        assert OURS in program.tries()
-        gate = program.pid_of("gate")
-        os.kill(gate, signal.SIGSTOP)
-        time.sleep(1.4)
-        assert ITS_OWN in program.tries()
-        os.kill(gate, signal.SIGCONT)
-        until(program, OURS)
-        assert program.pid_of("gate") == gate
-        until_fault(mitmsec, "gate_stalled")
-        os.kill(gate, signal.SIGSTOP)
-        until_replaced(program, "gate", gate)
-        until(program, OURS)
-        program.end()
-    faults = [event["what"] for event in mitmsec.of_kind("fault")]
-    assert faults.count("gate_hangs") == faults.count("gate_died") == 1
+HUNG = {"open": ("worker", "recorder"), "closed": ("signer", "recorder")}
+NOTICED_S = {"worker": 40, "signer": 12, "recorder": 12}
 
 
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
-def test_a_signer_or_recorder_that_hangs_is_ended_and_replaced(
-    origin: Network, mitmsec: Mitmsec, on_failure: str
-) -> None:
+def test_whoever_hangs_is_ended_and_replaced(origin: Network, mitmsec: Mitmsec, on_failure: str) -> None:
+    """A stopped process stands in for one that is busy for ever."""
     with client(mitmsec, on_failure) as program:
-        for number, role in enumerate(("signer", "recorder")):
+        for number, role in enumerate(HUNG[on_failure]):
             assert OURS in program.tries(), role
             until_recorded(mitmsec, 2 * number + 1)
             stuck = program.pid_of(role)
             os.kill(stuck, signal.SIGSTOP)
-            stopped, said = time.monotonic(), []
-            while Path(f"/proc/{stuck}").exists():
-                assert time.monotonic() - stopped < 12, role
-                said.append(program.tries())
+            said = tries_until_gone(program, stuck, NOTICED_S[role])
             until_replaced(program, role, stuck)
             if on_failure == "closed":
                 assert not any(ITS_OWN in word for word in said), (role, said)
             until(program, OURS)
+        if on_failure == "closed":
+            worker_leaves_by_itself(program, mitmsec)
         program.end()
     faults = [(event["what"], event.get("failed")) for event in mitmsec.of_kind("fault")]
-    for role in ("signer", "recorder"):
-        assert {(f"{role}_hangs", on_failure), (f"{role}_died", on_failure)} <= set(faults)
+    for role in HUNG[on_failure]:
+        failed = None if role == "worker" else on_failure  # of a worker that is its flows' own business
+        assert {(f"{role}_hangs", failed), (f"{role}_died", failed)} <= set(faults)
     assert_verified(mitmsec)
+
+
+def tries_until_gone(program: Client, stuck: int, within_s: float) -> list[str]:
+    """What the program meets until then."""
+    stopped, said = time.monotonic(), []
+    while Path(f"/proc/{stuck}").exists():
+        assert time.monotonic() - stopped < within_s
+        said.append(program.tries())
+        time.sleep(0.05)
+    return said
+
+
+def worker_leaves_by_itself(program: Client, mitmsec: Mitmsec) -> None:
+    """While its run lives that is a death too."""
+    victim = program.pid_of("worker")
+    hang_up_on(victim)
+    until_replaced(program, "worker", victim)
+    until(program, OURS)
+    details = [event["detail"] for event in mitmsec.of_kind("fault") if event["what"] == "worker_died"]
+    assert details[-1].rpartition(", ")[2] == "status 0"
 
 
 def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mitmsec: Mitmsec) -> None:
@@ -172,24 +219,6 @@ def test_a_killed_front_end_changes_nothing_for_the_command(origin: Network, mit
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert [request["status"] for request in mitmsec.of_kind("request")] == [200]
-
-
-@all_backends
-def test_clean_removes_what_a_dead_supervisor_left(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "closed") as program:
-        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
-        until(program, DENIED[mitmsec.backend], within_s=5)
-        time.sleep(1.2)  # the gate is dead at once, the last heartbeat counts for a second
-        assert DENIED[mitmsec.backend] in program.tries()
-        done = subprocess.run(
-            mitmsec.command("clean", "--state", str(mitmsec.state), "--json"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert {json.loads(line).get("what") for line in done.stdout.splitlines()} >= {LEFT[mitmsec.backend], "cgroup"}
-        until(program, ITS_OWN, within_s=5)
 
 
 def until_gone(pid: int, within_s: float = 10) -> None:
@@ -230,6 +259,7 @@ def test_a_supervisor_that_is_told_to_end_keeps_a_closed_command_closed(origin: 
         assert not any(ITS_OWN in word for word in said), said
         assert DENIED[mitmsec.backend] in said[-1]
         program.end()
+    next_start_reaps(mitmsec)
 
 
 def test_a_signer_that_cannot_be_replaced_is_tried_again_until_it_can(origin: Network, mitmsec: Mitmsec) -> None:
@@ -255,18 +285,6 @@ def until_fault(mitmsec: Mitmsec, what: str, within_s: float = 20) -> None:
         time.sleep(0.1)
 
 
-def test_a_child_that_is_stopped_does_not_outlive_its_supervisor(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
-        assert OURS in program.tries()
-        children = [pid for _, pid, _ in program.status().processes]
-        for role in ("worker", "gate", "signer"):
-            os.kill(program.pid_of(role), signal.SIGSTOP)
-        os.kill(program.pid_of("supervisor"), signal.SIGKILL)
-        for pid in children:
-            until_gone(pid)
-        program.end()
-
-
 def test_a_closed_run_that_ends_in_order_leaves_no_mount(origin: Network, mitmsec: Mitmsec) -> None:
     policy = mitmsec.policy('[defaults]\non_failure = "closed"\n')
     done = mitmsec.run("--policy", policy, "--", "true")
@@ -277,21 +295,7 @@ def test_a_closed_run_that_ends_in_order_leaves_no_mount(origin: Network, mitmse
         time.sleep(0.1)
 
 
-def test_three_deaths_at_once_are_mended(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
-        assert OURS in program.tries()
-        victims = {role: program.pid_of(role) for role in ("recorder", "signer", "gate")}
-        for pid in victims.values():
-            os.kill(pid, signal.SIGKILL)
-        for role, pid in victims.items():
-            until_replaced(program, role, pid, within_s=40)
-        until(program, OURS, within_s=40)
-        roles = sorted(role for role, _, _ in program.status().processes)
-        assert roles == ["gate", "recorder", "signer", "worker"]
-        program.end()
-    assert_verified(mitmsec)
-
-
+@pytest.mark.joined
 def test_a_flood_of_missed_connections_is_few_events(origin: Network, mitmsec: Mitmsec) -> None:
     """QUIC to one place a thousand times: some events, and their counts add up."""
     script = (
@@ -308,33 +312,6 @@ def test_a_flood_of_missed_connections_is_few_events(origin: Network, mitmsec: M
     counts = [int(found[1]) for event in refused if (found := re.search(r"\((\d+) attempts\)", event["reason"]))]
     lost = sum(event["count"] for event in mitmsec.of_kind("fault") if event["what"] == "quic_refused")
     assert sum(counts) + (len(refused) - len(counts)) + lost == 1000
-
-
-def test_a_worker_that_hangs_is_ended_and_replaced(origin: Network, mitmsec: Mitmsec) -> None:
-    """The gate says that it takes nothing; a stopped process stands in for one that is busy for ever."""
-    with client(mitmsec, "open") as program:
-        assert OURS in program.tries()
-        stuck = program.pid_of("worker")
-        os.kill(stuck, signal.SIGSTOP)
-        deadline = time.monotonic() + 40
-        while stuck in (pid for _, pid, _ in program.status().processes):
-            assert time.monotonic() < deadline
-            program.tries()
-        until(program, OURS)
-        program.end()
-    assert {"worker_hangs", "worker_died"} <= {event["what"] for event in mitmsec.of_kind("fault")}
-
-
-def test_a_worker_that_ends_by_itself_while_its_run_lives_is_a_death_too(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "closed") as program:
-        assert OURS in program.tries()
-        victim = program.pid_of("worker")
-        hang_up_on(victim)
-        until_replaced(program, "worker", victim)
-        until(program, OURS)
-        program.end()
-    details = [event["detail"] for event in mitmsec.of_kind("fault") if event["what"] == "worker_died"]
-    assert [detail.rpartition(", ")[2] for detail in details] == ["status 0"]
 
 
 def hang_up_on(pid: int) -> None:
