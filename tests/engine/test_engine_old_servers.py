@@ -41,7 +41,7 @@ def answered(tmp_path: Path, answer: bytes) -> tuple[FlowEnded, int | None]:
 
     async def main() -> tuple[FlowEnded, int | None]:
         crafted = Crafted(answer)
-        async with origin(crafted, None) as port, world(tmp_path, port, deadline_s=1.0) as made:
+        async with origin(crafted, None) as port, world(tmp_path, port, deadline_s=10.0) as made:
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 await connected(made, trusting(tmp_path))
             end = await made.end()
