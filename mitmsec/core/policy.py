@@ -130,6 +130,13 @@ class Policy(Value, frozen=True, dict=True):
         return frozenset({self.upstream_trust, *(rule.upstream_trust for rule in self.rules if rule.upstream_trust)})
 
     @property
+    def needs_workers(self) -> bool:
+        """Whether any flow may go to one: to be decrypted, or to be shown a page inside TLS."""
+        if Action.DECRYPT in (self.action, self.inbound):
+            return True
+        return any(rule.action is Action.DECRYPT or rule.page for rule in self.rules)
+
+    @property
     def needs_keys(self) -> bool:
         """Whether workers must have any keys."""
         return self.decrypts_inbound or bool(self.identities)

@@ -88,9 +88,13 @@ class Backbone:
         self._mending_lock = asyncio.Lock()
 
     # -- begin and end -------------------------------------------------------------------------------------------------
-    async def start(self) -> None:
-        """Raises ChildFailed with what the operator should know."""
-        self._worker = begun(self, Role.WORKER)  # somebody will want one, and it takes longest
+    async def start(self, *, worker: bool) -> None:
+        """With `worker`, one that somebody will want at once: it takes longest.
+
+        Raises ChildFailed with what the operator should know.
+        """
+        if worker:
+            self._worker = begun(self, Role.WORKER)
         await asyncio.gather(self._start_recorder(), self._start_signer())
         await self.record_ca_operations()
         self._background.begin(for_ever(self._look, traceback.print_exception))

@@ -364,7 +364,7 @@ def write_root_file(path: Path, sealed: bytes) -> None:
 def announce(state: State) -> None:
     """The signer signs with the CA as it is now, and what was done is on record. Raises CannotRun."""
     remedy = f"what was done is kept in {state.run / ca_journal.NAME}, and goes on record with the next start"
-    channel = join(state)
+    channel = join(state, worker=False)
     try:
         received = channel.exchange(control.CaChanged(), timeout_s=ADOPT_DEADLINE_S)
     except (OSError, TimeoutError, ChannelBroken) as error:

@@ -44,6 +44,7 @@ FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, sign
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 RECORDED = ("connections", "requests", "findings", "faults")  # the recorder's word
+SUPERVISOR = (sys.executable, "-P", "-m", "mitmsec.service", "supervisor")
 SEEN = ("cut", "survivors")  # the supervisor's
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 _WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
@@ -137,14 +138,17 @@ def made(state: State) -> None:
         raise CannotRun(*told or refusals.of_machine(said, "name a folder that root can write", 2)) from None
 
 
-def join(state: State) -> Channel:
-    """A channel to the supervisor of `state`, started if none listens. Raises CannotRun."""
+def join(state: State, *, worker: bool) -> Channel:
+    """A channel to the supervisor of `state`, started if none listens; then, with `worker`, with one that will be used.
+
+    Raises CannotRun.
+    """
     made(state)
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             return Channel(control.connect(state.control), control.FROM_SUPERVISOR)
-        _start_supervisor(state)
+        _start_supervisor(state, worker=worker)
     raise CannotRun(
         "the supervisor did not start", f"read {state.supervisor_log}; `mitmsec doctor` checks this machine", 125
     )
@@ -158,12 +162,12 @@ def _nameservers() -> tuple[str, ...]:
         return ()
 
 
-def _start_supervisor(state: State) -> None:
+def _start_supervisor(state: State, *, worker: bool) -> None:
     """Start one and wait until it serves; one that finds another alive ends at once. Raises CannotRun."""
     reading, writing = os.pipe()
     with open(state.supervisor_log, "ab", opener=_private) as log, open(os.devnull, "rb") as nothing:
         subprocess.Popen(
-            [sys.executable, "-P", "-m", "mitmsec.service", "supervisor", str(state.folder), str(writing)],
+            [*SUPERVISOR, str(state.folder), str(writing), *(["worker"] if worker else [])],
             stdin=nothing,
             stdout=log,
             stderr=log,
@@ -209,7 +213,7 @@ class Run:
         fds = [network, self._plan.packed_policy, roots, *([self._capture.fileno()] if self._capture else []), *keys]
         answer = None
         for _ in range(JOIN_TRIES):  # the supervisor may be ending with its last run just when we ask
-            self._channel = join(self._state)
+            self._channel = join(self._state, worker=self._plan.policy.needs_workers)
             self._empty_capture()
             if (answer := self._asked(order, *fds, timeout_s=START_DEADLINE_S)) is not None:
                 break

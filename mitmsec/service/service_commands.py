@@ -85,7 +85,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     """
     need_root("start")
     loaded = _loaded(policy_file)
-    channel = _joined(State(state_folder))
+    channel = _joined(State(state_folder), loaded.policy)
     order = control.StartService(
         policy_file=str(policy_file.absolute())[:1024],
         policy_sha256=plan_policy(loaded.text),
@@ -291,9 +291,9 @@ def _memory_files(loaded: Loaded) -> tuple[int, ...]:
     return memory_file("policy", packed(loaded.policy)), memory_file("roots", roots), *keys
 
 
-def _joined(state: State) -> Channel:
+def _joined(state: State, policy: Policy) -> Channel:
     try:
-        return join(state)
+        return join(state, worker=policy.needs_workers)
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
 

@@ -187,7 +187,8 @@ class Session:
 
     @property
     def worker_count(self) -> int:
-        return self.order.workers
+        """None where the policy in force reads nothing."""
+        return self.order.workers if self.policy.needs_workers else 0
 
     @property
     def is_service(self) -> bool:

@@ -275,14 +275,14 @@ class Supervisor:
                 bpffs.unmount(self.state.bpf)
 
 
-async def _main(state: State, ready: int, log: LogFile) -> None:
+async def _main(state: State, ready: int, log: LogFile, *, worker: bool) -> None:
     supervisor = Supervisor(state, log)
     listener = control.listen(state.control, readers_gid())
     try:
         reap(state)
         if state.log_was_emptied():
             raise ChildFailed(f"log_damaged: {state.log_file} is empty, but events have been recorded in it")
-        await supervisor.backbone.start()
+        await supervisor.backbone.start(worker=worker)
         supervisor.record_left()
         os.write(ready, b"ready\n")
     except (ChildFailed, OSError) as error:
@@ -319,4 +319,4 @@ def main() -> int:
     except StateBusy:
         os.write(ready, b"busy\n")
         return 1
-    return _run(_main(state, ready, log))
+    return _run(_main(state, ready, log, worker="worker" in sys.argv[3:]))

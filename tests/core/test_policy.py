@@ -329,6 +329,21 @@ def test_workers_have_keys_only_where_something_that_comes_in_is_decrypted(polic
     assert policy.decrypts_inbound is decrypts
 
 
+@pytest.mark.parametrize(
+    ("policy", "needs"),
+    [
+        (Policy(), True),
+        (Policy(action=Action.BYPASS), False),
+        (Policy(action=Action.BLOCK, rules=(Rule(name="kept", action=Action.CAPTURE),)), False),
+        (Policy(action=Action.BYPASS, rules=(Rule(name="read", action=Action.DECRYPT),)), True),
+        (Policy(action=Action.BYPASS, rules=(Rule(name="shown", action=Action.BLOCK, page=True),)), True),
+        (Policy(action=Action.BYPASS, inbound=Action.DECRYPT), True),
+    ],
+)
+def test_workers_are_needed_where_something_is_decrypted_or_shown(policy: Policy, needs: bool) -> None:
+    assert policy.needs_workers is needs
+
+
 def test_a_fingerprint_is_of_all_that_decides_and_the_same_everywhere() -> None:
     rule = Rule(name="a", action=Action.BYPASS, host=(".listed.example",))
     one = Policy(rules=(rule,), upstream_roots=("corp.pem",), root_sha256s=("ab",))

@@ -330,7 +330,7 @@ from mitmsec.service import control
 from mitmsec.service.run import join
 from mitmsec.service.state import State
 state = State(Path(sys.argv[1]))
-channel = join(state)
+channel = join(state, worker=True)
 print("up", flush=True)
 with control.connect(state.control) as held:
     channel.close()

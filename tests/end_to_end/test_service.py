@@ -208,6 +208,7 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
         stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
     )  # fmt: skip
     assert until(lambda: service.status()["flows"][0][1])
+    assert "worker" not in roles_of(service)
     said = service.call("reload", "--policy", service.policy("block")).stderr
     assert "new connections are decided under" in said
     refused = service.fetch()
@@ -228,6 +229,14 @@ def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) 
     state = ("--state", str(service.mitmsec.state))
     told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
     assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
+    service.call("reload", "--policy", service.policy("decrypt"))
+    assert service.fetch("", "-k").stdout.startswith("hello")
+    assert "worker" in roles_of(service)
+    assert until(lambda: [one["action"] for one in service.connections() if one["action"] == "decrypt"])
+
+
+def roles_of(service: Service) -> set[str]:
+    return {role for role, _, _ in status_of(service.mitmsec).processes}
 
 
 def decided_over_tls(service: Service) -> list[tuple[str, str]]:

@@ -52,7 +52,7 @@ async def until(condition: Callable[[], bool], deadline_s: float = 10) -> None:
 def test_a_worker_is_there_before_anybody_asks_and_only_one_gets_it(tmp_path: Path) -> None:
     async def story() -> None:
         backbone, before = begun(tmp_path), ours()
-        await backbone.start()
+        await backbone.start(worker=True)
         waiting = {child.pid for child in backbone.children if child.role is Role.WORKER}
         first, second = backbone.begun_worker(), backbone.begun_worker()
         assert waiting == {first.pid}
@@ -68,7 +68,7 @@ def test_a_worker_is_there_before_anybody_asks_and_only_one_gets_it(tmp_path: Pa
 def test_one_that_has_died_meanwhile_is_given_to_nobody(tmp_path: Path) -> None:
     async def story() -> None:
         backbone = begun(tmp_path)
-        await backbone.start()
+        await backbone.start(worker=True)
         (waiting,) = [child.pid for child in backbone.children if child.role is Role.WORKER]
         os.kill(waiting, signal.SIGKILL)
         await until(lambda: waiting not in ours())
@@ -84,7 +84,7 @@ def test_one_that_has_died_meanwhile_is_given_to_nobody(tmp_path: Path) -> None:
 def test_what_nobody_asked_for_ends_with_the_rest(tmp_path: Path) -> None:
     async def story() -> None:
         backbone, before = begun(tmp_path), ours()
-        await backbone.start()
+        await backbone.start(worker=True)
         assert len(ours() - before) == 3
         await backbone.stop()
         assert ours() - before == set()
@@ -98,7 +98,7 @@ def test_a_ca_that_a_command_has_made_is_taken_up_and_goes_on_record(tmp_path: P
 
     async def story() -> None:
         backbone = begun(tmp_path)
-        await backbone.start()
+        await backbone.start(worker=False)
         before = backbone.root_pem
         ca_work.make_own(backbone.state, limit, "correct horse battery", tmp_path / "root.p12", "alice", NOW_S)
         await backbone.adopt_ca()
@@ -147,7 +147,7 @@ def test_a_key_in_a_token_signs_from_the_jail_until_the_token_goes_and_again_whe
 
     async def story() -> None:
         backbone = begun(tmp_path)
-        await backbone.start()
+        await backbone.start(worker=False)
         first = signers(backbone)
         word, target = "correct horse battery", tmp_path / "root.p12"
         ca_work.make_own(backbone.state, limit, word, target, "alice", NOW_S, token=order)
@@ -201,7 +201,7 @@ def test_a_sealed_ca_is_opened_at_each_start_and_where_it_cannot_be_the_reason_i
     async def started() -> str:
         backbone = begun(tmp_path)
         try:
-            await backbone.start()
+            await backbone.start(worker=False)
             root = backbone.root_pem
             if not (backbone.state.ca / "seal.cred").exists():
                 ca_work.seal(backbone.state, "alice", NOW_S)

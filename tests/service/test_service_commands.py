@@ -51,7 +51,9 @@ def test_a_policy_that_selects_nobody_is_refused_with_nothing_started(tmp_path: 
 def test_an_application_that_nothing_matches_is_warned_about(
     tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_commands, "_joined", service_commands._connected)  # without a service there is no more
+    monkeypatch.setattr(
+        service_commands, "_joined", lambda state, _policy: service_commands._connected(state)
+    )  # without a service there is no more
     policy = tmp_path / "p.toml"
     policy.write_text("version = 1\n" + APPLICATION.format("/nowhere/at-all"))
     _, err = said(order, "--state", str(tmp_path / "state"), "--policy", str(policy))
@@ -81,7 +83,7 @@ def test_a_link_to_the_policy_stays_a_link_for_whoever_reads_it_again(
         ordered.append(order)
         sys.exit(1)
 
-    monkeypatch.setattr(service_commands, "_joined", lambda _state: None)
+    monkeypatch.setattr(service_commands, "_joined", lambda _state, _policy: None)
     monkeypatch.setattr(service_commands, "_connected", lambda _state: None)
     monkeypatch.setattr(service_commands, "_answer", answer)
     (tmp_path / "first.toml").write_text("version = 1\n" + APPLICATION.format("/usr/bin/*"))
