@@ -262,6 +262,8 @@ class Mitmsec:
     backend: str = ""  # for --backend; empty: its default
     told: int = -1  # number of the log's last event that is of tests before
     told_at: str = ""  # its time
+    unread: bool = False
+    """Runs that name no policy bypass everything: a worker is half of what the others cost."""
 
     def environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -283,6 +285,8 @@ class Mitmsec:
         choice = ["--backend", self.backend] if self.backend else []
         if "--workers" not in arguments:  # half of the time that a run takes to start is its second worker's
             choice += ["--workers", "1"]
+        if self.unread and "--policy" not in arguments:
+            choice += ["--policy", self.policy('[defaults]\naction = "bypass"\n')]
         return self.command("run", "--state", str(self.state), *choice, *arguments)
 
     def events(self, *filters: str) -> list[dict[str, Any]]:
@@ -311,16 +315,19 @@ by_nftables = pytest.mark.parametrize("mitmsec", [NFTABLES], indirect=True)
 def mitmsec(network: Network, request: pytest.FixtureRequest) -> Iterator[Mitmsec]:
     """With the backend that the test's parameter names; `windivert` in a namespace of its own."""
     backend = getattr(request, "param", "")
-    if backend == "windivert":
-        network = request.getfixturevalue("far")
-        with machine.concerned(machine.SWEPT):  # its `clean`, and its next start, sweep what killed diverters left
-            yield from _mitmsec(network, backend)
-    elif (mark := request.node.get_closest_marker("joined")) and mark.args in ((), (True,)):
-        state = request.getfixturevalue("joined_state")()
-        last = json.loads(here("audit", "list", "--state", str(state), "--json", "--limit", "1") or "{}")
-        yield Mitmsec(network, state, backend, told=last.get("seq", -1), told_at=last.get("time", ""))
-    else:
-        yield from _mitmsec(network, backend)
+    with contextlib.ExitStack() as concerned:
+        if backend == "windivert":
+            network = request.getfixturevalue("far")
+            concerned.enter_context(
+                machine.concerned(machine.SWEPT)
+            )  # a start, and `clean`, sweep what killed ones left
+        unread = request.node.get_closest_marker("unread") is not None
+        if (mark := request.node.get_closest_marker("joined")) and mark.args in ((), (True,)):
+            state = request.getfixturevalue("joined_state")(network)
+            last = json.loads(here("audit", "list", "--state", str(state), "--json", "--limit", "1") or "{}")
+            yield Mitmsec(network, state, backend, last.get("seq", -1), last.get("time", ""), unread=unread)
+        else:
+            yield from _mitmsec(network, backend, unread=unread)
 
 
 HOLD = """
@@ -338,36 +345,57 @@ with control.connect(state.control) as held:
 """
 
 
+class Joined:
+    """The supervisor of a state in one network, held."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._folder = Path(tempfile.mkdtemp(prefix="mitmsec-joined-"))
+        self._folder.chmod(0o755)
+        self.state = self._folder / "state"
+        self._holder: subprocess.Popen[Any] | None = None
+
+    def held(self) -> Path:
+        """Its state, once it is up."""
+        if self._holder is None or self._holder.poll() is not None:
+            command = [sys.executable, "-c", HOLD, str(self.state)]
+            self._holder = self._network.start(*command, stdout=subprocess.PIPE, text=True)
+            assert self._holder.stdout is not None
+            assert self._holder.stdout.readline() == "up\n"
+        return self.state
+
+    def close(self) -> None:
+        assert self._holder is not None
+        self._holder.kill()
+        self._holder.wait()
+        _until_left(self.state)
+        here("clean", "--state", str(self.state))
+        self._network.states.add(State(self.state).identity())
+
+    def remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def joined_state(network: Network) -> Iterator[Callable[[], Path]]:
-    """A state whose supervisor is there already, as it is for whoever begins a second run.
+def joined_state(network: Network, far: Network) -> Iterator[Callable[[Network], Path]]:
+    """A state whose supervisor is there already, as it is for whoever begins a second run: one in each network.
 
     A supervisor, signer and recorder of its own take a third of what a run costs.
     """
-    holders: list[subprocess.Popen[Any]] = []
-    folder = Path(tempfile.mkdtemp(prefix="mitmsec-joined-"))
-    folder.chmod(0o755)
-    state = folder / "state"
+    joined: dict[str, Joined] = {}
 
-    def joined() -> Path:
-        if not holders or holders[-1].poll() is not None:
-            holders.append(network.start(sys.executable, "-c", HOLD, str(state), stdout=subprocess.PIPE, text=True))
-            said = holders[-1].stdout
-            assert said is not None
-            assert said.readline() == "up\n"
-        return state
+    def held(where: Network) -> Path:
+        if where.name not in joined:
+            joined[where.name] = Joined(where)
+        return joined[where.name].held()
 
     try:
-        yield joined
-        for holder in holders:
-            holder.kill()
-            holder.wait()
-        if holders:
-            _until_left(state)
-            here("clean", "--state", str(state))
-            network.states.add(State(state).identity())
+        yield held
+        for one in joined.values():
+            one.close()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for one in joined.values():
+            one.remove()
 
 
 def _until_left(state: Path) -> None:
@@ -378,10 +406,10 @@ def _until_left(state: Path) -> None:
         time.sleep(0.02)
 
 
-def _mitmsec(network: Network, backend: str) -> Iterator[Mitmsec]:
+def _mitmsec(network: Network, backend: str, *, unread: bool) -> Iterator[Mitmsec]:
     folder = Path(tempfile.mkdtemp(prefix="mitmsec-state-"))
     folder.chmod(0o755)
-    tool = Mitmsec(network, folder / "state", backend)
+    tool = Mitmsec(network, folder / "state", backend, unread=unread)
     try:
         yield tool
         here("clean", "--state", str(tool.state))

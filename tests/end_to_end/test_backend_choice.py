@@ -55,6 +55,7 @@ def test_doctor_says_which_backend_a_run_takes(network: Network, mitmsec: Mitmse
     assert "not needed here" in told["nftables"]
 
 
+@pytest.mark.joined
 @all_backends
 def test_status_and_log_say_what_diverts_a_run(network: Network, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--", *WAITING, stdin=subprocess.PIPE)
@@ -88,6 +89,7 @@ time.sleep(1)  # it lives on, as a browser does
 """
 
 
+@pytest.mark.joined
 @all_backends
 def test_quic_is_refused_and_recorded_as_the_programs(origin: Network, mitmsec: Mitmsec) -> None:
     """Failures close here: of an open one the origin, too, says that nobody listens there."""

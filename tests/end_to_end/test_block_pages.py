@@ -42,6 +42,7 @@ def contacts(network: Network) -> Iterator[list[str]]:
     said += server.stdout.readlines()
 
 
+@pytest.mark.joined
 @all_backends
 def test_a_blocked_host_shows_a_page_and_is_never_contacted(network: Network, mitmsec: Mitmsec) -> None:
     """Over HTTP/1.1, HTTP/2 and in plaintext it is the same; what is sent goes nowhere."""

@@ -18,7 +18,7 @@ from conftest import MITMSEC, Mitmsec, Network, status_of
 from mitmsec.service import survivors
 from mitmsec.service.state import State
 
-pytestmark = [pytest.mark.root, pytest.mark.joined]
+pytestmark = [pytest.mark.root, pytest.mark.joined, pytest.mark.unread]
 
 
 def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec) -> None:

@@ -22,7 +22,7 @@ from names_stage import CONNECT
 from mitmsec_redirect import bpf
 from mitmsec_redirect.bpf import Attach
 
-pytestmark = [pytest.mark.root, pytest.mark.joined]
+pytestmark = [pytest.mark.root, pytest.mark.joined, pytest.mark.unread]
 PYTHON = (sys.executable, "-I", "-S", "-c")
 ECHO = """
 import socket, sys
