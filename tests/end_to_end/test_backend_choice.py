@@ -12,7 +12,7 @@ from conftest import MITMSEC, V4, Mitmsec, Network, all_backends, by_nftables, s
 
 from mitmsec.service import seccomp
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.unread]
 CURL = ("--", "curl", "-sS", "https://origin.test/hello")
 WAITING = ("sh", "-c", "echo up; read x")
 

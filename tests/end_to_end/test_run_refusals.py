@@ -15,7 +15,7 @@ from conftest import Mitmsec, Network, status_of
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.service.state import State
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.unread]
 
 
 def test_a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(network: Network, mitmsec: Mitmsec) -> None:

@@ -124,54 +124,64 @@ def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Se
     assert service.call("status", check=False).returncode == 1
 
 
-@service_backends
-def test_a_program_that_runs_already_is_selected_from_its_next_connection_on(service: Service) -> None:
+@pytest.fixture
+def running_already(service: Service) -> Iterator[RunsAlready]:
+    """A program that was there before the service."""
     python = service.folder / "selected-python"
     shutil.copy(os.path.realpath(sys.executable), python)
-    code = (
-        "import socket, sys\n"
-        "for line in sys.stdin: socket.create_connection(('origin.test', 443)).close(); print(flush=True)"
-    )
-    home = {"PYTHONHOME": sys.base_prefix}
-    running = subprocess.Popen(
-        service.mitmsec.network.inside(str(python), "-S", "-c", code),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | home,
-    )  # fmt: skip
-    assert running.stdin is not None
-    assert running.stdout is not None
-
-    def connect() -> None:
-        assert running.stdin is not None
-        assert running.stdout is not None
-        running.stdin.write("\n")
-        running.stdin.flush()
-        running.stdout.readline()
-
+    made = RunsAlready(service, python)
     try:
-        connect()  # before: nobody sees it
-        service.start(path=str(python))
-        connect()
-        (seen,) = service.settled(1)
-        assert (seen["process"]["exe"], seen["process"]["pid"]) == (str(python), running.pid)
-        assert seen["process"]["confidence"] == "kernel"
+        yield made
     finally:
-        running.kill()
-        running.communicate()
+        made.process.kill()
+        made.process.communicate()
+
+
+class RunsAlready:
+    """Connects when it is told to."""
+
+    def __init__(self, service: Service, python: Path) -> None:
+        code = (
+            "import socket, sys\n"
+            "for line in sys.stdin: socket.create_connection(('origin.test', 443)).close(); print(flush=True)"
+        )
+        self.python = python
+        self.process = subprocess.Popen(
+            service.mitmsec.network.inside(str(python), "-S", "-c", code),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONHOME": sys.base_prefix},
+        )  # fmt: skip
+
+    def connect(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.process.stdout.readline()
 
 
 @service_backends
-def test_a_hundred_programs_that_live_for_milliseconds_are_caught_at_their_first_connection(service: Service) -> None:
-    """Each of another file, which nobody has seen before: a glob names them all."""
+def test_who_runs_already_and_who_lives_for_milliseconds_is_selected_too(
+    service: Service, running_already: RunsAlready
+) -> None:
+    """From its next connection on; from its first. Each of a hundred is another file, which nobody has seen before."""
+    running_already.connect()  # nobody sees it
     shell = Path(os.path.realpath("/bin/bash"))
-    service.start(path=f"{service.folder}/brief-*")
+    service.start(path=f'{running_already.python}", "{service.folder}/brief-*')  # a glob names them all
+    running_already.connect()
+    (seen,) = service.settled(1)
+    assert (seen["process"]["exe"], seen["process"]["pid"]) == (
+        str(running_already.python),
+        running_already.process.pid,
+    )
+    assert seen["process"]["confidence"] == "kernel"
     for number in range(100):
         brief = service.folder / f"brief-{number}"
         shutil.copy(shell, brief)
         command = service.mitmsec.network.inside(str(brief), "-c", "exec 3<>/dev/tcp/203.0.113.10/443")
         assert subprocess.run(command, timeout=30).returncode == 0
-    seen = service.settled(100)
-    assert {Path(one["process"]["exe"]).name for one in seen} == {f"brief-{number}" for number in range(100)}
-    assert {one["process"]["confidence"] for one in seen} == {"kernel"}
+    brief_ones = [one for one in service.settled(101) if one["id"] != seen["id"]]
+    assert {Path(one["process"]["exe"]).name for one in brief_ones} == {f"brief-{number}" for number in range(100)}
+    assert {one["process"]["confidence"] for one in brief_ones} == {"kernel"}
 
 
 @service_backends
@@ -295,17 +305,20 @@ def gate_of(service: Service) -> int:
 
 
 @service_backends
-@pytest.mark.parametrize("on_failure", ["open", "closed"])
-def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Service, on_failure: str) -> None:
-    service.start(on_failure=on_failure)
-    os.kill(status_of(service.mitmsec).supervisor, signal.SIGKILL)
-    time.sleep(1.2)
-    assert service.fetch("/usr/bin/curl").stdout.startswith("hello")  # nobody else notices
-    mine = service.fetch()  # it starts when nobody watches any more; the kernel knows its file
-    assert mine.stdout.startswith("hello") if on_failure == "open" else mine.returncode == 7, mine
-    service.start()  # takes over what is left
+def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Service) -> None:
+    """Open first, then closed: each start takes over what is left."""
+    for number, on_failure in enumerate(("open", "closed")):
+        service.start(on_failure=on_failure)
+        assert service.fetch().stdout.startswith("hello")
+        assert len(service.settled(number + 1)) == number + 1
+        os.kill(status_of(service.mitmsec).supervisor, signal.SIGKILL)
+        time.sleep(1.2)
+        assert service.fetch("/usr/bin/curl").stdout.startswith("hello")  # nobody else notices
+        mine = service.fetch()  # it starts when nobody watches any more; the kernel knows its file
+        assert mine.stdout.startswith("hello") if on_failure == "open" else mine.returncode == 7, mine
+    service.start()
     assert service.fetch().stdout.startswith("hello")
-    assert len(service.settled(1)) == 1
+    assert len(service.settled(3)) == 3
     pins = service.mitmsec.state / "run" / "bpf"
     assert not pins.exists() or not [one for one in pins.iterdir() if one.is_dir()]
 
