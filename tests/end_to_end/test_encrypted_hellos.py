@@ -32,6 +32,11 @@ def offer(network: Network, tmp_path: Path, resolver_conf: None) -> Iterator[str
             yield ech
 
 
+def each(*overs: str) -> tuple[str, ...]:
+    """What follows as a command, with each of these as its last word."""
+    return ("sh", "-c", f'for over in {" ".join(overs)}; do "$@" "$over"; done', "sh")
+
+
 def record(ech: str = "") -> str:
     """As it is told without HTTP/3."""
     return '1 . alpn="\\010\\010,h2"' + (f' ech="{ech}"' if ech else "")
@@ -42,7 +47,7 @@ def service(mitmsec: Mitmsec, python: Path, defaults: str) -> Iterator[None]:
     """That selects this program."""
     text = f'[defaults]\n{defaults}\n[[application]]\nname = "ours"\npath = ["{python}"]\n'
     state = ("--state", str(mitmsec.state))
-    start = mitmsec.command("start", *state, "--policy", mitmsec.policy(text))
+    start = mitmsec.command("start", *state, "--workers", "1", "--policy", mitmsec.policy(text))
     subprocess.run(start, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
     try:
         yield
@@ -112,8 +117,8 @@ def test_where_http3_passes_it_is_offered_and_what_a_policy_bypasses_over_tcp_st
 
 def test_under_run_answers_over_tcp_are_limited_and_those_over_udp_pass(offer: str, mitmsec: Mitmsec) -> None:
     """They do not come by the gate, which has no keys to take out: the kernel shows it copies."""
-    told = [mitmsec.run("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over).stdout.strip() for over in ("tcp", "udp")]
-    assert told == [record(offer), f'1 . alpn="h3,h2" ech="{offer}"']
+    told = mitmsec.run("--", *each("tcp", "udp"), *PYTHON, OFFERED, RESOLVER, HIDDEN).stdout
+    assert told.splitlines() == [record(offer), f'1 . alpn="h3,h2" ech="{offer}"']
 
 
 def test_under_run_answers_over_udp_are_limited_too_where_keys_are_to_be_taken_out(
@@ -121,11 +126,12 @@ def test_under_run_answers_over_udp_are_limited_too_where_keys_are_to_be_taken_o
 ) -> None:
     """They come by the gate then, from name servers that the machine itself names; names are known as ever."""
     strip = mitmsec.policy('[defaults]\ndns_ech = "strip"\n')
-    for over in ("udp", "tcp"):
-        words = ("--", *PYTHON, OFFERED, RESOLVER, HIDDEN, over)
-        before, _, key = mitmsec.run("--policy", strip, *words).stdout.strip().partition(" key65534=")
+    told = mitmsec.run("--policy", strip, "--", *each("udp", "tcp"), *PYTHON, OFFERED, RESOLVER, HIDDEN).stdout
+    for one in told.splitlines():
+        before, _, key = one.partition(" key65534=")
         assert before == record()
         assert key
+    assert len(told.splitlines()) == 2
     (asked, _) = mitmsec.of_kind("connection")
     assert (asked["protocol"], asked["remote"]["address"], asked["remote"]["port"]) == ("dns", RESOLVER, 53)
     assert asked["datagrams"] == {"sent": 1, "received": 1}
@@ -161,11 +167,11 @@ def test_where_answers_do_not_come_by_that_is_a_fault(offer: str, mitmsec: Mitms
 
 
 # --- what becomes of hellos -------------------------------------------------------------------------------------------
-def browsed(mitmsec: Mitmsec, tmp_path: Path, over: str, policy: str) -> list[str]:
-    """What a browser said that asked for the records over this (`grease`: not at all), under this policy."""
-    words = (BROWSER, RESOLVER, HIDDEN, PORT, BARE, over)
+def browsed(mitmsec: Mitmsec, tmp_path: Path, policy: str, *overs: str) -> list[str]:
+    """What browsers said that asked for the records over these (`grease`: not at all), in one run under this policy."""
+    words = (BROWSER, RESOLVER, HIDDEN, PORT, BARE)
     roots = mitmsec.environment() | {"SSL_CERT_FILE": str(tmp_path / "root.pem")}
-    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", *PYTHON, *words, env=roots)
+    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", *each(*overs), *PYTHON, *words, env=roots)
     return done.stdout.splitlines()
 
 
@@ -183,23 +189,22 @@ def test_an_encrypted_hello_that_the_policy_lets_pass_reaches_its_origin(
     offer: str, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:
     policy = ECH_RULE.format("bypass")
-    assert browsed(mitmsec, tmp_path, "udp", policy) == [f"offered {HIDDEN} ech=true"]
-    assert browsed(mitmsec, tmp_path, "grease", policy) == [f"grease {HIDDEN} ech=false"]
+    said = browsed(mitmsec, tmp_path, policy, "udp", "grease")
+    assert said == [f"offered {HIDDEN} ech=true", f"grease {HIDDEN} ech=false"]
     assert hellos(mitmsec) == [("bypass", "hidden", PUBLIC, True), ("bypass", "hidden", HIDDEN, True)]
 
 
 def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(offer: str, mitmsec: Mitmsec, tmp_path: Path) -> None:
     """Those in the clear are decrypted, by their own names."""
     policy = '[defaults]\ndns_ech = "strip"\n' + ECH_RULE.format("block")
-    (said,) = browsed(mitmsec, tmp_path, "grease", policy)
+    (said,) = browsed(mitmsec, tmp_path, ECH_RULE.format("block"), "udp")
     assert said.startswith("failed")
-    (said,) = browsed(mitmsec, tmp_path, "udp", ECH_RULE.format("block"))
+    said, *others = browsed(mitmsec, tmp_path, policy, "grease", "udp", "tcp")
     assert said.startswith("failed")
-    for over in ("udp", "tcp"):
-        assert browsed(mitmsec, tmp_path, over, policy) == [f"false {HIDDEN} ech=false"], "its key was taken out"
+    assert others == [f"false {HIDDEN} ech=false"] * 2, "its key was taken out"
     assert hellos(mitmsec) == [
-        ("block", "hidden", HIDDEN, True),
         ("block", "hidden", PUBLIC, True),
+        ("block", "hidden", HIDDEN, True),
         ("decrypt", "defaults", HIDDEN, None),
         ("decrypt", "defaults", HIDDEN, None),
     ]
@@ -213,7 +218,7 @@ def test_where_it_is_decrypted_a_client_learns_that_there_is_no_ech_and_comes_ag
         '[defaults]\nlearned_bypass = 1\n[[rule]]\nname = "by its own name"\nhost = ["hidden.zone"]\naction = "{}"\n'
     )
     for action in ("decrypt", "bypass", "decrypt"):
-        said = browsed(mitmsec, tmp_path, "udp", policy.format(action))
+        said = browsed(mitmsec, tmp_path, policy.format(action), "udp")
         assert said == ["failed 101", f"false {HIDDEN} ech=false"]
         assert {*hellos(mitmsec)[-2:]} == {  # in whatever order they end
             ("decrypt", "defaults", PUBLIC, True),
