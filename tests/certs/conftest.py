@@ -24,6 +24,14 @@ from mitmsec_certs.profile import Name, leaf_profile
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\nok\n"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def brief_java() -> Iterator[None]:
+    """What runs for a second gains nothing by being compiled well: half of its CPU time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+        yield
+
+
 class Leaf(NamedTuple):
     """A chain (DER, leaf first) and a file with chain and key for a server."""
 
