@@ -13,18 +13,29 @@ _CLASSES = {
     "keywords": "Keywords",
     "national_id": "NationalId",
     "payment_card": "PaymentCard",
+    "secrets": "Secrets",
 }
 """In a module of this package that has the inspector's name."""
 
 KNOWN: frozenset[str] = frozenset(_CLASSES)
 
 
-def build(name: str, words: tuple[str, ...]) -> Inspector:
-    """The inspector `name`, made with the policy's `words` for it.
+PREPARED: frozenset[str] = frozenset({"secrets"})
+"""Those that take long to compile what they look for, and can be handed it (`prepare`)."""
 
-    Raises ValueError for a name that is not KNOWN and for words that the inspector cannot use.
+
+def build(name: str, words: tuple[str, ...], prepared: bytes | None = None) -> Inspector:
+    """The inspector `name`, made with the policy's `words` for it, and of one of PREPARED with what was prepared.
+
+    Raises ValueError for a name that is not KNOWN, and for what the inspector cannot use.
     """
     if name not in _CLASSES:
         raise ValueError(f'there is no inspector "{name}"; known: {", ".join(sorted(KNOWN))}')
-    make: Callable[[tuple[str, ...]], Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
-    return make(words)
+    make: Callable[..., Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
+    return make(words) if prepared is None else make(words, prepared)
+
+
+def prepare(name: str) -> bytes:
+    """What `build` can be given for one of PREPARED: a second of computing."""
+    make: Callable[[], bytes] = import_module(f"mitmsec_addons.{name}").prepared
+    return make()

@@ -20,6 +20,6 @@ def test_a_policy_may_name_all_of_them() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match='no inspector "keyword"; known: doh, iban, keywords, national_id, payment_card'
+        ValueError, match='no inspector "keyword"; known: doh, iban, keywords, national_id, payment_card, secrets'
     ):
         build("keyword", ("falcon",))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from mitmsec.core.inspection import Part, PartKind
@@ -48,3 +50,29 @@ def test_what_is_not_sure_enough_is_neither_told_nor_counted() -> None:
 def test_short_parts_have_no_places(kind: PartKind, told: str) -> None:
     assert place(part(kind), 7) == told
     assert place(part(kind), None) == f"request.{kind}"
+
+
+def test_with_ten_found_the_rest_is_not_looked_through_wherever_it_is_cut() -> None:
+    data = (b"99 " * 4 + b"." * 400) * 5
+    whole = tuple(_told(data))
+    assert len(whole) == FINDINGS_LIMIT + 1
+    assert whole[-1] == "at least 2 more numbers in the same part; its rest was not looked through"
+    assert tuple(_told(*(data[at : at + 7] for at in range(0, len(data), 7)))) == whole
+    assert (
+        tuple(_told(b"99 " * FINDINGS_LIMIT + b"." * 400))[-1]
+        == "there may be more numbers; its rest was not looked through"
+    )
+    assert len(list(_told(b"99 " * FINDINGS_LIMIT))) == FINDINGS_LIMIT
+
+
+def _told(*slices: bytes) -> Iterator[str]:
+    inspection = ShapeInspection(SHAPES, part(), TELLING)
+    for data in slices:
+        yield from (one.summary for one in inspection.feed(data))
+    yield from (one.summary for one in inspection.close())
+
+
+def test_a_severity_of_its_own() -> None:
+    telling = msgspec.structs.replace(TELLING, severity_of=lambda one: Severity.HIGH)
+    inspection = ShapeInspection(SHAPES, part(), telling)
+    assert [one.severity for one in [*inspection.feed(b"99"), *inspection.close()]] == [Severity.HIGH]
