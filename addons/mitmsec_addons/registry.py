@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 
 from mitmsec.core.inspection import Inspector
@@ -20,8 +20,10 @@ _CLASSES = {
 KNOWN: frozenset[str] = frozenset(_CLASSES)
 
 
-PREPARED: frozenset[str] = frozenset({"secrets"})
-"""Those that take long to compile what they look for, and can be handed it (`prepare`)."""
+PREPARED: Mapping[str, tuple[str, ...]] = {
+    "secrets": ("secrets.py", "secret_rules.py", "go_expressions.py", "triggers.py", "rules/gitleaks.toml"),
+}
+"""Those that take long to compile what they look for, and can be handed it (`prepare`), and the files behind it."""
 
 
 def build(name: str, words: tuple[str, ...], prepared: bytes | None = None) -> Inspector:
