@@ -96,8 +96,10 @@ def rules(text: str) -> tuple[Rule, ...]:
 
 def entropy_bits(secret: bytes) -> float:
     """Shannon's, of a byte."""
+    if not secret:
+        return 0.0
     counts = [secret.count(one) for one in set(secret)]
-    return math.log2(len(secret)) - sum(count * math.log2(count) for count in counts) / len(secret) if secret else 0.0
+    return math.log2(len(secret)) - sum(count * math.log2(count) for count in counts if count > 1) / len(secret)
 
 
 def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:

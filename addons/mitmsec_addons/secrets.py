@@ -26,9 +26,10 @@ from mitmsec_addons.triggers import ByHyperscan, Engine, Trigger, compiled
 
 BY_FORM, BY_NAME, GENERIC = 0.9, 0.7, 0.5
 SHOWN, SHOWN_OF = 4, 16  # so many characters, of a secret that has so many
-NAME_BYTES = 50
+NAME_BYTES, LINE_BYTES = 50, 96
 _NAME = re.compile(rb"[\w.-]*\Z")
 GENERIC_RULE = "generic-api-key"
+TRIES = 64  # of what a generic name is given: a document that gives hundreds in a row is data
 LENGTH_BYTES = 4
 _STEM = 3
 
@@ -121,27 +122,31 @@ def _shape(rule: Rule, is_anothers: Callable[[bytes], bool] | None = None) -> Sh
         admits=_admits(rule),
         reach_bytes=rule.reach_bytes,
         is_whole=True,
+        tries=TRIES if rule.id == GENERIC_RULE else None,
     )
 
 
 def _admits(rule: Rule) -> Callable[[re.Match[bytes]], bool]:
     words = tuple(word.encode() for word in rule.words)
-    by_match = [one for target in rule.allowed if target.target == "match" for one in target.expressions]
-    by_line = [one for target in rule.allowed if target.target == "line" for one in target.expressions]
+    by_match = _any([one for target in rule.allowed if target.target == "match" for one in target.expressions])
+    by_line = _any([one for target in rule.allowed if target.target == "line" for one in target.expressions])
 
     def admits(match: re.Match[bytes]) -> bool:
         whole = match[0].lower()
         if not any(word in whole for word in words):
             return False
-        if by_match and any(re.search(one.encode(), _named(match)) for one in by_match):
-            return False
-        return not (by_line and (line := _line(match)) and any(re.search(one.encode(), line) for one in by_line))
+        return not re.search(by_match, _named(match)) and not re.search(by_line, _line(match))
 
     return admits
 
 
+def _any(expressions: Sequence[str]) -> bytes:
+    """One that matches where any of them does."""
+    return "|".join(f"(?:{one})" for one in expressions or [r"(?!)"]).encode()
+
+
 def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
-    by_secret = [one.encode() for target in rule.allowed if target.target == "secret" for one in target.expressions]
+    by_secret = _any([one for target in rule.allowed if target.target == "secret" for one in target.expressions])
     stems: dict[bytes, list[bytes]] = {}
     for word in rule.stop_words:
         stems.setdefault(word[:_STEM].encode(), []).append(word.encode())
@@ -150,13 +155,13 @@ def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
     def check(secret: bytes, context: bytes) -> float:
         if entropy_bits(secret) <= rule.min_entropy_bits and rule.min_entropy_bits > 0:
             return 0.0
+        if re.search(by_secret, secret):
+            return 0.0
         lower = secret.lower()
         starts = {lower[at : at + _STEM] for at in range(len(lower) - _STEM + 1)}
         if any(word in lower for stem in starts if stem in stems for word in stems[stem]):
             return 0.0
-        if any(re.search(one, secret) for one in by_secret) or (is_anothers is not None and is_anothers(context)):
-            return 0.0
-        return sure
+        return 0.0 if is_anothers is not None and is_anothers(context) else sure
 
     return check
 
@@ -168,9 +173,10 @@ def _named(match: re.Match[bytes]) -> bytes:
 
 
 def _line(match: re.Match[bytes]) -> bytes:
-    window = match.string
-    end = window.find(b"\n", match.end())
-    return window[window.rfind(b"\n", 0, match.start()) + 1 : end if end >= 0 else len(window)]
+    """It, as far as it is near."""
+    window, begin, end = match.string, match.start() - LINE_BYTES, match.end() + LINE_BYTES
+    after = window.find(b"\n", match.end(), end)
+    return window[max(window.rfind(b"\n", 0, match.start()) + 1, begin, 0) : after if after >= 0 else end]
 
 
 def _shown(one: Sighting) -> str:

@@ -28,12 +28,12 @@ class Telling(Value, frozen=True):
 class ShapeInspection:
     """One part being read (mitmsec.core.inspection.Inspection). With the tenth finding the rest is left unread."""
 
-    __slots__ = ("_part", "_read_bytes", "_sightings", "_telling", "_told")
+    __slots__ = ("_part", "_read_bytes", "_sightings", "_telling")
 
     def __init__(self, shapes: Shapes, part: Part, telling: Telling) -> None:
         self._part, self._telling = part, telling
         self._sightings = Sightings(shapes, sure=SURE_ENOUGH, enough=FINDINGS_LIMIT)
-        self._told = self._read_bytes = 0
+        self._read_bytes = 0
 
     def feed(self, data: bytes) -> Sequence[Finding]:
         """What `data` makes certain."""
@@ -41,21 +41,16 @@ class ShapeInspection:
         return self._findings(self._sightings.feed(data))
 
     def close(self) -> Sequence[Finding]:
-        """What only the end proves; behind it whether there was more than is told one by one."""
+        """What only the end proves; behind it whether there was more to look at."""
         findings = self._findings(self._sightings.close())
-        more, what = self._told - FINDINGS_LIMIT, self._telling.what
         ended = self._sightings.ended
         if ended is not None and ended < self._read_bytes:
-            at_least = f"at least {more} more {what} in the same part" if more else f"there may be more {what}"
-            findings.append(self._finding(f"{at_least}; its rest was not looked through", "", 1.0, None))
-        elif more > 0:
-            findings.append(self._finding(f"{more} more {what} in the same part", "", 1.0, None))
+            rest = f"there may be more {self._telling.what}; the rest of this part was not looked through"
+            findings.append(self._finding(rest, "", 1.0, None))
         return findings
 
     def _findings(self, sightings: Sequence[Sighting]) -> list[Finding]:
-        room = max(FINDINGS_LIMIT - self._told, 0)
-        self._told += len(sightings)
-        return [self._seen(one) for one in sightings[:room]]
+        return [self._seen(one) for one in sightings]
 
     def _seen(self, one: Sighting) -> Finding:
         telling = self._telling

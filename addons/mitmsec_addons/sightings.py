@@ -16,6 +16,7 @@ found already is not told again. Once there is `enough`, the rest of the stream 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 
 from mitmsec.core.model import Value
@@ -26,6 +27,7 @@ SHAPE_BYTES = 128  # of what is looked for, where a shape says nothing else
 BEFORE_BYTES = SHAPE_BYTES + CONTEXT_BYTES
 AFTER_BYTES = SHAPE_BYTES + CONTEXT_BYTES
 RANGE_BYTES = 8192
+STEP_BYTES = 8192  # looked at before the next so many are scanned, so that where there is enough little was in vain
 _MORE = b"\0"  # stands for what is behind a window, so that no expression takes its end for the stream's
 
 type Check = Callable[[bytes, bytes], float]
@@ -41,7 +43,11 @@ class Shape(Value, frozen=True):
     """Bytes are compiled when they are needed."""
     check: Check
     admits: Callable[[re.Match[bytes]], bool] | None = None
-    """Whether the match as a whole can be it; asked before the check."""
+    """Whether the match as a whole can be it; asked about what the check has let pass."""
+    needs: re.Pattern[bytes] | None = None
+    """Without this in its context it is none, and not checked."""
+    tries: int | None = None
+    """So many that are none, within RANGE_BYTES, and no more are looked at there."""
     reach_bytes: int = SHAPE_BYTES
     """So long is what is found, with what its expression asks for around it, at most."""
     is_whole: bool = False
@@ -100,12 +106,16 @@ class Sightings:
 
     def feed(self, data: bytes) -> Sequence[Sighting]:
         """What these bytes make certain."""
-        if self.ended is not None:
-            return ()
-        self._buffer += data
-        for number, end in self._scan.feed(data):
-            self._hit(number, end)
-        return self._looked(self._offset + len(self._buffer), is_over=False)
+        found: list[Sighting] = []
+        for at in range(0, len(data), STEP_BYTES):
+            if self.ended is not None:
+                break
+            step = data[at : at + STEP_BYTES]
+            self._buffer += step
+            for number, end in self._scan.feed(step):
+                self._hit(number, end)
+            found += self._looked(self._offset + len(self._buffer), is_over=False)
+        return found
 
     def close(self) -> Sequence[Sighting]:
         """What only the end makes certain."""
@@ -131,11 +141,13 @@ class Sightings:
             self._open = {number: one for number, one in self._open.items() if one.ripe > ripe_to}
         found: list[Sighting] = []
         for one in sorted(ripe, key=lambda one: (one.ripe, one.number)):
-            found += (seen for seen in self._seen(one, known, is_over=is_over) if seen.confidence >= self._sure)
-            if self._enough is not None and self._told + len(found) >= self._enough:
-                self._end(one.ripe)
-                break
-        self._told += len(found)
+            for seen in self._seen(one, known, is_over=is_over):
+                if seen.confidence >= self._sure:
+                    found.append(seen)
+                    self._told += 1
+                if self._told == self._enough:
+                    self._end(seen.offset + len(seen.what))
+                    return found
         self._let_go()
         return found
 
@@ -143,6 +155,7 @@ class Sightings:
         self.ended = offset
         self._closed.clear()
         self._open.clear()
+        self._buffer.clear()
 
     def _let_go(self) -> None:
         waiting = [one.begin for one in self._closed] + [one.begin for one in self._open.values()]
@@ -160,17 +173,35 @@ class Sightings:
         if not is_over or last < known:
             window += _MORE
         at = max(one.begin - shape.reach_bytes, self._past.get(one.number, 0), first) - first
+        near = _near(shape, window)
+        tries = shape.tries
         while (match := found.search(window, at)) and first + match.start() < one.end:  # else the next range's
             begin, end = match.span(group_of(match))
-            is_whole = first + match.end() <= last and (shape.admits is None or shape.admits(match))
-            context = window[max(begin - CONTEXT_BYTES, 0) : end + CONTEXT_BYTES]
-            confidence = shape.check(window[begin:end], context) if is_whole else 0.0
-            if confidence <= 0:
+            confidence = 0.0
+            if first + match.end() <= last and near(begin, end):
+                context = window[max(begin - CONTEXT_BYTES, 0) : end + CONTEXT_BYTES]
+                confidence = shape.check(window[begin:end], context)
+            if confidence <= 0 or not (shape.admits is None or shape.admits(match)):
                 at = max(begin, match.start() + 1)  # what is none may hide the beginning of one
+                if tries is not None and (tries := tries - 1) <= 0:
+                    return
                 continue
             at = max(match.end(), match.start() + 1)
             self._past[one.number] = first + at
             yield Sighting(shape.name, first + begin, window[begin:end], confidence)
+
+
+def _near(shape: Shape, window: bytes) -> Callable[[int, int], bool]:
+    """Whether what the shape needs may be near what stands from `begin` to `end`: read once for a whole window."""
+    if shape.needs is None:
+        return lambda begin, end: True
+    spots = [match.start() for match in shape.needs.finditer(window)]
+
+    def near(begin: int, end: int) -> bool:
+        at = bisect_left(spots, begin - CONTEXT_BYTES)
+        return at < len(spots) and spots[at] < end + CONTEXT_BYTES
+
+    return near
 
 
 def group_of(match: re.Match[bytes]) -> int:

@@ -47,6 +47,7 @@ NOTHING = [
     "api_key = os.environ.get('API_KEY_NAME')", 'token: "aaaaaaaaaaaaaaaaaaaa"', "password = ${DATABASE_PASSWORD}",
     'secret: "changeme_example_secret"', "ghp_" + "x" * 36, "AKIAIOSFODNN7" + "EXAMPLE", '"Key": "some-file-name.text"',
     "commit 3f786850e387550fdab836ed7e6dc881de23001b", "-----BEGIN PRIVATE KEY-----", "import { token } from './key'",
+    'token = "example1A9x8Zq7Kp2Lm"', f"hooks-slack-com/services/{some(44)}",
 ]  # fmt: skip
 
 
