@@ -4,6 +4,7 @@
     4539148803436467        the same in one run: half of all order numbers with such a beginning pass, too ─► 0.5
     … "card", "exp 09/27"   a word near by that speaks for it ─────────► + 0.3
     … "order_id":           or against it ─────────────────────────────► - 0.3
+    id=4539148803436467     so is what is given to a name that does not speak for it
 
 Ranges and lengths: ISO/IEC 7812, as the issuers publish them; check digit: Luhn, ISO/IEC 7812-1 Annex B.
 """
@@ -31,8 +32,9 @@ ZERO = ord("0")
 DIFFERENT_DIGITS = 3  # at least: 4000 0000 0000 0002 is nobody's
 
 _ISSUERS = {name: re.compile(expression) for name, expression in ISSUERS.items()}
-_FOUND = re.compile(rb"(?<![\w.%/+=-])(?:\d[ -]?){12,18}\d(?![\w%/+=]|[.-]\w)")
+_FOUND = re.compile(rb"(?<![\w.%/+-])(?:\d[ -]?){12,18}\d(?![\w%/+=]|[.-]\w)")
 _AS_ON_THE_CARD = re.compile(rb"\d{4}([ -])\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -])\d{6}\2\d{4,5}")
+_IN_IBAN = re.compile(rb"\b[A-Z]{2}\d\d(?: [A-Z0-9]{4})* \Z")
 _FOR = re.compile(
     rb"(?i)\b(?:card|visa|master ?card|amex|american express|credit|debit|pan\b|cvv|cvc|expir|exp\b"
     rb"|kreditkarte|karte|tarjeta|carte|carta)"
@@ -74,8 +76,11 @@ def _confidence(written: bytes, context: bytes) -> float:
     is_grouped = len(digits) != len(written)
     if is_grouped and not _AS_ON_THE_CARD.fullmatch(written):
         return 0.0
+    before = context.partition(written)[0]
+    if _IN_IBAN.search(before):
+        return 0.0
     spoken_for = FOR if _FOR.search(context) else 0.0
-    spoken_against = AGAINST if _AGAINST.search(context) else 0.0
+    spoken_against = AGAINST if _AGAINST.search(context) or (before.endswith(b"=") and not spoken_for) else 0.0
     return min((GROUPED if is_grouped else ALONE) + spoken_for + spoken_against, 1.0)
 
 

@@ -21,7 +21,14 @@ KNOWN: frozenset[str] = frozenset(_CLASSES)
 
 
 PREPARED: Mapping[str, tuple[str, ...]] = {
-    "secrets": ("secrets.py", "secret_rules.py", "go_expressions.py", "triggers.py", "rules/gitleaks.toml"),
+    "secrets": (
+        "secrets.py",
+        "secret_rules.py",
+        "go_expressions.py",
+        "triggers.py",
+        "word_index.py",
+        "rules/gitleaks.toml",
+    ),
 }
 """Those that take long to compile what they look for, and can be handed it (`prepare`), and the files behind it."""
 

@@ -2,8 +2,8 @@
 
     rules/gitleaks.toml ── ported (go_expressions) ── ADJUSTED ──► Rule: what fires, what proves, what speaks against it
 
-Of a rule, its allow-lists by path are left out, and the one rule that knows nothing but paths. ADJUSTED says what else
-is different here, and why; an adjustment whose text is not in the rule any more is an error.
+Of a rule, its allow-lists by path are left out; so are the one rule that knows nothing but paths, and LEFT_OUT.
+ADJUSTED says what else is different here, and why; an adjustment whose text is not in the rule any more is an error.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from mitmsec.core.model import Value
 from mitmsec_addons.go_expressions import for_re, ported
 
 NAME_BEGINS = r"[\w.-]{0,50}?"
+END = r"""(?:[\x60'"\s;]|\\[nr]|$)"""
+END_HERE = r"""(?:[\x60'"\s;&<]|\\[nrt\x60'"]|$)"""  # in forms, in XML, and in texts within JSON
 REACH_LIMIT_BYTES, REACH_USUAL_BYTES = 4096, 384
 _ASSIGNED = r"(?:[ \t\w.-]{0,20})[\s'\"]{0,3}(?:=|>|:{1,3}=|\|\||:|=>|\?=|,)"
 
 
 class Adjustment(Value, frozen=True):
-    """`was` in a rule's expression becomes `becomes`; or its entropy, or its reach, is another."""
+    """`was` in an expression becomes `becomes`; or its reach, or the words that it needs, are others."""
 
     why: str
     was: str = ""
     becomes: str = ""
-    min_entropy_bits: float | None = None
     reach_bytes: int | None = None
+    words: tuple[str, ...] = ()
 
 
 ADJUSTED: Mapping[str, Adjustment] = {
@@ -44,7 +46,6 @@ ADJUSTED: Mapping[str, Adjustment] = {
         becomes=r"(?i)(?:\b(sgp_(?:[a-f0-9]{16}|local)_[a-f0-9]{40}|sgp_[a-f0-9]{40})|sourcegraph" + _ASSIGNED
         + r"[\x60'\"\s=]{0,5}([a-f0-9]{40}))",
     ),
-    "hashicorp-tf-password": Adjustment("outside of .tf files it is any short word", min_entropy_bits=3.5),
     "sonar-api-token": Adjustment("its second group is the secret", was="(login|token)", becomes="(?:login|token)"),
     "curl-auth-header": Adjustment(
         "lines within lines take for ever where nothing matches",
@@ -54,6 +55,9 @@ ADJUSTED: Mapping[str, Adjustment] = {
         "likewise", was=r"(?:.*|.*(?:[\r\n]{1,2}.*){1,5})", becomes=r"[^|;&]{0,300}", reach_bytes=512
     ),
     "generic-api-key": Adjustment("a name, what stands between, and 150 characters", reach_bytes=256),
+    "airtable-personnal-access-token": Adjustment("in a file its name may stand anywhere", words=("pat",)),
+    "facebook-access-token": Adjustment("likewise", words=("|", "%")),
+    "codecov-access-token": Adjustment("they are UUIDs as well", was="([a-z0-9]{32})", becomes="([a-z0-9-]{32,36})"),
     "jwt": Adjustment("claims are long", reach_bytes=REACH_LIMIT_BYTES),
     "jwt-base64": Adjustment("claims are long", reach_bytes=REACH_LIMIT_BYTES),
     "kubernetes-secret-yaml": Adjustment("two parts of a document", reach_bytes=1024),
@@ -61,6 +65,9 @@ ADJUSTED: Mapping[str, Adjustment] = {
     "facebook-page-access-token": Adjustment("it has no end", reach_bytes=1024),
     "flyio-access-token": Adjustment("it has no end", reach_bytes=2048),
 }  # fmt: skip
+
+
+LEFT_OUT = frozenset({"hashicorp-tf-password"})  # outside of .tf files it is any short word in quotes
 
 
 class AllowList(Value, frozen=True):
@@ -88,7 +95,7 @@ def rules(text: str) -> tuple[Rule, ...]:
     """What a gitleaks configuration asks to be looked for. Raises ValueError for what is none that can be used."""
     config = tomllib.loads(text)
     everywhere = config.get("allowlist", {})
-    known = [one for one in config["rules"] if "regex" in one]
+    known = [one for one in config["rules"] if "regex" in one and one["id"] not in LEFT_OUT]
     if unknown := set(ADJUSTED) - {one["id"] for one in known}:
         raise ValueError(f"there is no rule {min(unknown)} to adjust")
     return tuple(_rule(one, everywhere) for one in known)
@@ -107,14 +114,14 @@ def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
     if adjusted.was not in given["regex"]:
         raise ValueError(f"the rule {given['id']} does not say {adjusted.was} any more")
     said = given["regex"].replace(NAME_BEGINS, "")  # any name may have any beginning: it only makes searching slow
+    said = said.replace(END, END_HERE)
     expression = ported(said.replace(adjusted.was, adjusted.becomes) if adjusted.was else said)
     lists = [everywhere, *given.get("allowlists", [])]
-    bits = adjusted.min_entropy_bits if adjusted.min_entropy_bits is not None else given.get("entropy", 0.0)
     return Rule(
         id=given["id"],
         expression=expression,
-        words=tuple(word.lower() for word in given["keywords"]),
-        min_entropy_bits=bits,
+        words=adjusted.words or tuple(word.lower() for word in given["keywords"]),
+        min_entropy_bits=given.get("entropy", 0.0),
         reach_bytes=adjusted.reach_bytes or _reach_bytes(expression),
         is_assigned=NAME_BEGINS in given["regex"],
         allowed=tuple(_allowed(lists)),

@@ -11,7 +11,7 @@ Heads are not looked at: there a program shows its own credentials to whom they 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 
 import msgspec
@@ -23,6 +23,7 @@ from mitmsec_addons.secret_rules import Rule, entropy_bits, rules
 from mitmsec_addons.shaped import ShapeInspection, Telling
 from mitmsec_addons.sightings import Check, Shape, Shapes, Sighting, group_of
 from mitmsec_addons.triggers import ByHyperscan, Engine, Trigger, compiled
+from mitmsec_addons.word_index import WordIndex
 
 BY_FORM, BY_NAME, GENERIC = 0.9, 0.7, 0.5
 SHOWN, SHOWN_OF = 4, 16  # so many characters, of a secret that has so many
@@ -31,7 +32,6 @@ _NAME = re.compile(rb"[\w.-]*\Z")
 GENERIC_RULE = "generic-api-key"
 TRIES = 64  # of what a generic name is given: a document that gives hundreds in a row is data
 LENGTH_BYTES = 4
-_STEM = 3
 
 
 class Secrets:
@@ -90,22 +90,16 @@ def _trigger(rule: Rule) -> Trigger:
 
 def _shapes(known: Sequence[Rule]) -> list[Shape]:
     """The generic rule leaves to the others what they know better."""
-    others = [_shape(rule) for rule in known if rule.id != GENERIC_RULE]
-    needles = [[word.encode() for word in rule.words] for rule in known if rule.id != GENERIC_RULE]
-    pairs = list(zip(needles, others, strict=True))
+    others = [rule for rule in known if rule.id != GENERIC_RULE]
+    by_word = WordIndex((word.encode(), shape) for rule in others for shape in [_shape(rule)] for word in rule.words)
 
     def is_anothers(context: bytes) -> bool:
-        lower = context.lower()
         return any(
-            any(word in lower for word in words) and any(_is_one(shape, match) for match in _matches(shape, context))
-            for words, shape in pairs
+            any(_is_one(shape, match) for match in re.finditer(shape.found, context))
+            for shape in by_word.within(context.lower())
         )
 
     return [_shape(rule, is_anothers if rule.id == GENERIC_RULE else None) for rule in known]
-
-
-def _matches(shape: Shape, context: bytes) -> Iterator[re.Match[bytes]]:
-    return re.finditer(shape.found, context)
 
 
 def _is_one(shape: Shape, match: re.Match[bytes]) -> bool:
@@ -147,9 +141,7 @@ def _any(expressions: Sequence[str]) -> bytes:
 
 def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
     by_secret = _any([one for target in rule.allowed if target.target == "secret" for one in target.expressions])
-    stems: dict[bytes, list[bytes]] = {}
-    for word in rule.stop_words:
-        stems.setdefault(word[:_STEM].encode(), []).append(word.encode())
+    stop_words = WordIndex((word.encode(), True) for word in rule.stop_words)
     sure = GENERIC if rule.id == GENERIC_RULE else BY_NAME if rule.is_assigned else BY_FORM
 
     def check(secret: bytes, context: bytes) -> float:
@@ -157,9 +149,7 @@ def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
             return 0.0
         if re.search(by_secret, secret):
             return 0.0
-        lower = secret.lower()
-        starts = {lower[at : at + _STEM] for at in range(len(lower) - _STEM + 1)}
-        if any(word in lower for stem in starts if stem in stems for word in stems[stem]):
+        if any(stop_words.within(secret.lower())):
             return 0.0
         return 0.0 if is_anothers is not None and is_anothers(context) else sure
 

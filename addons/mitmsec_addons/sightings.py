@@ -119,8 +119,12 @@ class Sightings:
 
     def close(self) -> Sequence[Sighting]:
         """What only the end makes certain."""
-        self._scan.close()
-        return () if self.ended is not None else self._looked(self._offset + len(self._buffer), is_over=True)
+        last = self._scan.close()
+        if self.ended is not None:
+            return ()
+        for number, end in last:
+            self._hit(number, end)
+        return self._looked(self._offset + len(self._buffer), is_over=True)
 
     def _hit(self, number: int, end: int) -> None:
         after = self._shapes.after_bytes[number]
@@ -173,7 +177,8 @@ class Sightings:
         if not is_over or last < known:
             window += _MORE
         at = max(one.begin - shape.reach_bytes, self._past.get(one.number, 0), first) - first
-        near = _near(shape, window)
+        if (near := _near(shape, window)) is None:
+            return
         tries = shape.tries
         while (match := found.search(window, at)) and first + match.start() < one.end:  # else the next range's
             begin, end = match.span(group_of(match))
@@ -191,11 +196,13 @@ class Sightings:
             yield Sighting(shape.name, first + begin, window[begin:end], confidence)
 
 
-def _near(shape: Shape, window: bytes) -> Callable[[int, int], bool]:
-    """Whether what the shape needs may be near what stands from `begin` to `end`: read once for a whole window."""
+def _near(shape: Shape, window: bytes) -> Callable[[int, int], bool] | None:
+    """Whether what the shape needs may be near what stands from `begin` to `end`; None: it is not in the window."""
     if shape.needs is None:
         return lambda begin, end: True
     spots = [match.start() for match in shape.needs.finditer(window)]
+    if not spots:
+        return None
 
     def near(begin: int, end: int) -> bool:
         at = bisect_left(spots, begin - CONTEXT_BYTES)

@@ -41,8 +41,8 @@ class Scan(Protocol):
     """One stream being read. Not thread-safe."""
 
     def feed(self, data: bytes) -> Sequence[Hit]: ...
-    def close(self) -> None:
-        """To be called once."""
+    def close(self) -> Sequence[Hit]:
+        """What ends only with the stream. To be called once."""
 
 
 class Engine(Protocol):
@@ -116,8 +116,9 @@ class _HyperscanStream:
         hits, self._hits = self._hits, []
         return hits
 
-    def close(self) -> None:
+    def close(self) -> Sequence[Hit]:
         self._context.__exit__(None, None, None)
+        return self._hits
 
     def _tell(self, number: int, _begin: int, end: int, _flags: int, _context: object) -> None:
         self._hits.append((number, end))
@@ -162,8 +163,9 @@ class _ReStream:
         self._offset += len(buffer) - len(self._before)
         return sorted(hits, key=lambda hit: hit[1])
 
-    def close(self) -> None:
+    def close(self) -> Sequence[Hit]:
         self._before = b""
+        return ()
 
 
 class ByWords:
@@ -204,8 +206,9 @@ class _WordStream:
         self._offset += len(buffer) - len(self._before)
         return hits
 
-    def close(self) -> None:
+    def close(self) -> Sequence[Hit]:
         self._before = b""
+        return ()
 
 
 def _ends(word: bytes, buffer: bytes, known: int) -> Iterator[int]:

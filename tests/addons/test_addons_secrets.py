@@ -94,6 +94,13 @@ def test_what_only_looks_like_one(inspector: Secrets, text: str) -> None:
     assert found(inspector, f"{text}\n".encode()) == []
 
 
+@pytest.mark.parametrize("behind", ["", "&id=7", "</token>", r"\"}", r"\n", "\n", ";"])
+def test_what_stands_behind_it_in_traffic(inspector: Secrets, behind: str) -> None:
+    assert [one.summary for one in found(inspector, f"sk_live_{'4fR7kq2ZbT' * 2}{behind}".encode())] == [
+        "secret, stripe-access-token"
+    ]
+
+
 def test_every_split_finds_it(inspector: Secrets) -> None:
     text = f"a = 1\nexport GH=ghp_{some(36)}\n" + "." * 300
     (whole,) = found(inspector, text.encode())

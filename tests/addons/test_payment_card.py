@@ -107,3 +107,12 @@ def test_in_an_address_no_place_is_told() -> None:
 def test_it_has_no_words() -> None:
     with pytest.raises(ValueError, match="has no words"):
         PaymentCard(("visa",))
+
+
+@pytest.mark.parametrize("text", ["card_number=4539148803436467&exp=0927", "pan=4539148803436467"])
+def test_in_a_form_the_name_speaks_for_it(text: str) -> None:
+    assert len(found(text)) == 1
+
+
+def test_the_middle_of_a_bank_account_is_no_card() -> None:
+    assert found("PL61 4539 1488 0343 6467 0000 0000") == []

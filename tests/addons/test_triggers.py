@@ -21,8 +21,7 @@ TEXT = st.text(alphabet="abcxYz012- ", max_size=60).map(str.encode)
 def hits(engine: Engine, *slices: bytes) -> list[tuple[int, int]]:
     scan = engine.open()
     found = [hit for data in slices for hit in scan.feed(data)]
-    scan.close()
-    return found
+    return [*found, *scan.close()]
 
 
 def ends(data: bytes) -> set[tuple[int, int]]:
@@ -98,3 +97,8 @@ def test_what_was_compiled_elsewhere_finds_the_same() -> None:
     assert hits(ByHyperscan(LOOKED_FOR, dumped), b"-abbc", b"XYZ") == [(0, 5), (1, 8)]
     with pytest.raises(ValueError, match="not for this machine"):
         ByHyperscan(LOOKED_FOR, dumped[:-1])
+
+
+def test_what_ends_with_the_stream_is_told_with_its_end() -> None:
+    scan = ByHyperscan([Trigger(r"ab(?:;|\z)")]).open()
+    assert (list(scan.feed(b"ab;ab")), list(scan.close())) == ([(0, 3)], [(0, 5)])
