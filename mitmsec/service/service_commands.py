@@ -287,10 +287,10 @@ def _memory_files(loaded: Loaded, state: State) -> tuple[int, ...]:
     """Policy, roots and the keys of services, for the supervisor. Roots are the system's, and those that it names."""
     try:
         roots = origin_roots(roots_as_used({}), loaded.policy, loaded.roots)
+        policy = packed(loaded.policy, prepared_for(loaded.policy, state))
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     keys = () if loaded.keys is None else (loaded.keys,)
-    policy = packed(loaded.policy, prepared_for(loaded.policy, state))
     return memory_file("policy", policy), memory_file("roots", roots), *keys
 
 
