@@ -95,7 +95,7 @@ def test_it_is_told_as_soon_as_what_is_behind_it_is_known() -> None:
 def test_little_is_kept_of_a_stream_with_nothing_and_of_one_with_nothing_else() -> None:
     for piece in (b"." * 65536, b"1234 5678,\n" * 6000):
         reading = Sightings(BY_HYPERSCAN)
-        for _ in range(20):
+        for _ in range(5):
             list(reading.feed(piece))
             assert len(reading._buffer) <= RANGE_BYTES + BEFORE_BYTES + 2 * AFTER_BYTES
         reading.close()
