@@ -13,7 +13,7 @@ SERVER_PACKAGES := pg_ctlcluster:postgresql mariadbd:mariadb-server-core dovecon
 PROXY_PACKAGES := tinyproxy:tinyproxy-bin microsocks:microsocks
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES) $(PROXY_PACKAGES)
 
-.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect checklist badssl clean
+.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect bench-inspect checklist badssl clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -59,6 +59,9 @@ bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and sco
 
 bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; about fifteen minutes)
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
+
+bench-inspect: $(BIN)/.dev ## how right inspectors are, how fast, and how long they hold the loop (some minutes)
+	@$(BIN)/python -m benchmarks.inspect --report docs/inspectors.md
 
 checklist: $(BIN)/.tests ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
 	@tools/packages $(TEST_PACKAGES)

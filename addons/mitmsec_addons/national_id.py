@@ -16,7 +16,7 @@ from importlib import import_module
 
 from mitmsec.core.inspection import Part
 from mitmsec.core.model import Severity, Value
-from mitmsec_addons.shaped import ShapeInspection, Telling
+from mitmsec_addons.shaped import SURE_ENOUGH, ShapeInspection, Telling
 from mitmsec_addons.sightings import Check, Shape, Shapes, Sighting
 from mitmsec_addons.triggers import Trigger
 
@@ -41,7 +41,8 @@ def _named(name: str, module: str, words: str, number: str) -> Kind:
 
 
 KINDS = (
-    Kind("US social security number", "us.ssn", r"\b\d{3}-\d{2}-\d{4}", r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
+    Kind("US social security number", "us.ssn", r"\b\d{3}-\d{2}-\d{4}",
+         r"(?<![\w-])(?!000|666|9)\d{3}-(?!00)\d{2}-(?!0000)\d{4}(?![\w-])",
          r"ssn|social security|soc sec|taxpayer", 0.4, 0.8),
     Kind("Spanish DNI", "es.dni", r"\b\d{8}-?[A-Z]", r"(?<![\w-])\d{8}-?[A-HJ-NP-TV-Z](?![\w-])",
          r"\bdni\b|\bnif\b|documento|identidad", 0.4, 0.9),
@@ -83,12 +84,18 @@ class NationalId:
 
 def _shape(kind: Kind) -> Shape:
     trigger = Trigger(kind.trigger, caseless=kind.caseless)
-    return Shape(kind.name, trigger, re.compile(kind.found.encode()), _check(kind))
-
-
-def _check(kind: Kind) -> Check:
-    is_valid: Callable[[str], bool] = import_module(f"stdnum.{kind.module}").is_valid
     words = re.compile(f"(?i)(?:{kind.words})".encode())
+    return Shape(
+        name=kind.name,
+        trigger=trigger,
+        found=re.compile(kind.found.encode()),
+        check=_check(kind, words),
+        needs=words if kind.alone < SURE_ENOUGH else None,
+    )
+
+
+def _check(kind: Kind, words: re.Pattern[bytes]) -> Check:
+    is_valid: Callable[[str], bool] = import_module(f"stdnum.{kind.module}").is_valid
 
     def check(written: bytes, context: bytes) -> float:
         if not is_valid(written.decode()):

@@ -2,11 +2,14 @@
 
     {"rules": …, "lists": [{"name": "@banks.txt", "size_bytes": 24, "sha256": …}, …]} newline
     bank.example newline other.test  …the next list
+    {"secrets": 612896} newline …       what was compiled for inspectors, where the policy names any that take long
 
-Who is not asked about names reads the line, and is spared the lists.
+Who is not asked about names reads the line, and is spared the lists; only workers read what is behind them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,12 +20,30 @@ LISTED_BYTES_A_S = 2_000_000  # a tenth of what a core takes in
 END = b"\n"  # no JSON of ours has one in it
 
 
-def packed(policy: Policy) -> bytes:
-    """All of it. Raises LookupError where its names are not here."""
+def packed(policy: Policy, prepared: Mapping[str, bytes] | None = None) -> bytes:
+    """All of it, with what was `prepared` for inspectors, by name. Raises LookupError where its names are not here."""
     away = [one.name for one in policy.lists if not one.is_here]
     if away:
         raise LookupError(f"the names of the list {away[0]} are not here")
-    return b"".join((policy.encoded, END, *(one.text.encode() for one in policy.lists)))
+    behind = (msgspec.json.encode({name: len(one) for name, one in prepared.items()}), END) if prepared else ()
+    return b"".join(
+        (policy.encoded, END, *(one.text.encode() for one in policy.lists), *behind, *(prepared or {}).values())
+    )
+
+
+def prepared_in(content: bytes, policy: Policy) -> dict[str, bytes]:
+    """What was packed behind `policy`, which this content begins with. Raises ValueError."""
+    rest = content[_line_bytes(content) + len(END) + sum(one.size_bytes for one in policy.lists) :]
+    if not rest:
+        return {}
+    line, _, blobs = rest.partition(END)
+    at, prepared = 0, {}
+    for name, size_bytes in msgspec.json.decode(line, type=dict[str, int]).items():
+        prepared[name] = blobs[at : at + size_bytes]
+        at += size_bytes
+    if at != len(blobs):
+        raise ValueError(f"{len(blobs)} bytes were prepared where {at} are told")
+    return prepared
 
 
 def without_names(content: bytes) -> Policy:

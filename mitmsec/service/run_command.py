@@ -26,6 +26,7 @@ from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
 from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
+from mitmsec.service.prepared import prepared_for
 from mitmsec.service.run import (
     WORKERS_LIMIT,
     CannotRun,
@@ -87,7 +88,9 @@ def run(
     _tell_apart({option: path for option, path in named.items() if path is not None}, _caller(environ, user))
     with _reporting(report_file, command, user, environ) as sink:
         choice = control.BackendChoice(backend)
-        plan = _plan(environ, policy_file, user, workers, command, choice, wait=wait, java=java)
+        plan = _plan(
+            environ, policy_file, user, workers, command, choice, state=State(state_folder), wait=wait, java=java
+        )
         _run(plan, State(state_folder), environ, capture_file, sink)
         if is_wanted(summary):
             tell_summary(sink.report, State(state_folder), keeps=capture_file is not None)
@@ -190,6 +193,7 @@ def _plan(
     command: tuple[str, ...],
     backend: control.BackendChoice,
     *,
+    state: State,
     wait: bool,
     java: bool,
 ) -> Plan:
@@ -200,7 +204,7 @@ def _plan(
         executable=find_executable(command[0], environ, caller),
         caller=caller,
         policy=loaded.policy.without_names,
-        packed_policy=memory_file("policy", packed(loaded.policy)),
+        packed_policy=memory_file("policy", packed(loaded.policy, prepared_for(loaded.policy, state))),
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
         policy_sha256=plan_policy(loaded.text if policy_file else None),
         upstream_roots=loaded.roots,

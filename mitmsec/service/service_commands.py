@@ -32,6 +32,7 @@ from mitmsec.service.options import (
 )
 from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
+from mitmsec.service.prepared import prepared_for
 from mitmsec.service.run import SI_KERNEL, START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
@@ -96,7 +97,7 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    answer = _answer(channel, order, network, *_memory_files(loaded), deadline_s=START_DEADLINE_S)
+    answer = _answer(channel, order, network, *_memory_files(loaded, State(state_folder)), deadline_s=START_DEADLINE_S)
     if not isinstance(answer, control.ServiceStarted):
         _refused(answer)
     click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
@@ -108,14 +109,14 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
             err=True,
         )
     if foreground:
-        _stay(channel, policy_file, before)
+        _stay(channel, policy_file, State(state_folder), before)
 
 
-def _stay(channel: Channel, policy_file: Path, mask: set[Any]) -> None:
+def _stay(channel: Channel, policy_file: Path, state: State, mask: set[Any]) -> None:
     """Until somebody wants an end, or the terminal has gone; then the service's own."""
     while (told := signal.sigwaitinfo(HEARD)).si_signo == signal.SIGHUP and told.si_code != SI_KERNEL:
         with contextlib.suppress(SystemExit):  # what is wrong has been said, and the policy in force stays
-            _reload(channel, _loaded(policy_file), policy_file)
+            _reload(channel, _loaded(policy_file), policy_file, state)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for number in HEARD:
         signal.signal(number, signal.SIG_IGN)
@@ -173,16 +174,17 @@ def reload_policy(state_folder: Path, policy_file: Path) -> None:
     """
     need_root("reload")
     loaded = _loaded(policy_file)
-    _reload(_connected(State(state_folder)), loaded, policy_file)
+    state = State(state_folder)
+    _reload(_connected(state), loaded, policy_file, state)
 
 
-def _reload(channel: Channel, loaded: Loaded, policy_file: Path) -> None:
+def _reload(channel: Channel, loaded: Loaded, policy_file: Path, state: State) -> None:
     order = control.ReloadService(
         policy_file=str(policy_file.absolute())[:1024],
         policy_sha256=plan_policy(loaded.text),
         keys=loaded.keys is not None,
     )
-    answer = _answer(channel, order, *_memory_files(loaded), deadline_s=ORDER_DEADLINE_S)
+    answer = _answer(channel, order, *_memory_files(loaded, state), deadline_s=ORDER_DEADLINE_S)
     if not isinstance(answer, control.ServiceReloaded):
         _refused(answer)
     click.echo(f"mitmsec: new connections are decided under {shown(policy_file)}", err=True)
@@ -281,14 +283,15 @@ def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
         click.echo(f"mitmsec: {sentence}", err=True)
 
 
-def _memory_files(loaded: Loaded) -> tuple[int, ...]:
+def _memory_files(loaded: Loaded, state: State) -> tuple[int, ...]:
     """Policy, roots and the keys of services, for the supervisor. Roots are the system's, and those that it names."""
     try:
         roots = origin_roots(roots_as_used({}), loaded.policy, loaded.roots)
+        policy = packed(loaded.policy, prepared_for(loaded.policy, state))
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     keys = () if loaded.keys is None else (loaded.keys,)
-    return memory_file("policy", packed(loaded.policy)), memory_file("roots", roots), *keys
+    return memory_file("policy", policy), memory_file("roots", roots), *keys
 
 
 def _joined(state: State, policy: Policy) -> Channel:

@@ -4,6 +4,7 @@ STATE/            root 0711
   ca/             signer   0711   issuing key, the signer's alone; certificates, which anybody may read
   log/            recorder 0750   the audit log; group `mitmsec` may read
   policies/       root 0750       every policy that was loaded, by its fingerprint; group `mitmsec` may read
+  compiled/       root 0700       what inspectors look for, compiled: workers run it as code
   trust/          root 0755       what `ca trust` has done, and what lay in those stores before (0700)
   run/            root 0711       control socket, lock, supervisor's log, one folder a run
 
@@ -50,6 +51,7 @@ class State:
         self.log = self.folder / "log"
         self.log_file = self.log / "audit.db"
         self.policies = self.folder / "policies"
+        self.compiled = self.folder / "compiled"
         self.run = self.folder / "run"
         self.jail = self.run / "jail"
         self.bpf = self.run / "bpf"
@@ -68,6 +70,7 @@ class State:
             (self.ca, signer.uid, signer.gid, 0o711),
             (self.log, recorder.uid, readers_gid() or recorder.gid, 0o2750),
             (self.policies, 0, readers_gid() or 0, 0o2750),
+            (self.compiled, 0, 0, 0o700),
         )
         _check_way(self.folder)  # everything is looked at before anything is changed
         for path, uid, _, _ in folders:
@@ -81,7 +84,9 @@ class State:
     def _check_content(self) -> None:
         """A folder that holds other things is somebody's mistake, unless it has been a state already."""
         names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
-        others = names - {folder.name for folder in (self.run, self.log, self.policies, self.ca, self.trust)}
+        others = names - {
+            folder.name for folder in (self.run, self.log, self.policies, self.compiled, self.ca, self.trust)
+        }
         if others and not (self.run / "identity").is_file():
             raise _refused(self.folder, f"is not a state directory: it holds {min(others)}")
 

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mitmsec.audit.event import FaultSeen
@@ -22,7 +22,7 @@ from mitmsec.channel import Channel, close_all
 from mitmsec.core.inspection import Inspector
 from mitmsec.core.messages import Fault, Message, WorkerSettings
 from mitmsec.core.policy import Policy
-from mitmsec.core.policy_packing import without_names
+from mitmsec.core.policy_packing import prepared_in, without_names
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
 from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
@@ -54,9 +54,11 @@ class Worker:
         if len(fds) not in (4, 5, 6):
             close_all(fds)
             return Fault(what="worker_settings", detail=f"{len(fds)} descriptors where 4 to 6 are due")
-        policy = Policy(inspectors=settings.inspectors)
+        policy, prepared = Policy(inspectors=settings.inspectors), {}
         if len(fds) > 4:
-            policy = without_names(read_all(fds[4]))
+            content = read_all(fds[4])
+            policy = without_names(content)
+            prepared = prepared_in(content, policy)
         roots_pem = read_all(fds[3])
         loop = asyncio.get_running_loop()
         gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])
@@ -71,7 +73,7 @@ class Worker:
                 judge=self._verifier(settings, policy, roots_pem, to_broker).judge,
                 recorder=self._recorder,
                 roots_pem=roots_pem,
-                inspectors=_inspectors(settings.session, policy.inspectors, self._recorder),
+                inspectors=_inspectors(settings.session, policy.inspectors, prepared, self._recorder),
                 identities=policy.identities,
                 services=policy.services,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
@@ -139,12 +141,14 @@ def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | Non
     return encapsulation
 
 
-def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[Inspector]:
+def _inspectors(
+    session: str, named: tuple[tuple[str, tuple[str, ...]], ...], prepared: Mapping[str, bytes], recorder: Producer
+) -> list[Inspector]:
     """What the policy names. One that cannot be made is recorded, and missing where a decision asks for it."""
     made = []
     for name, words in named:
         try:
-            made.append(registry.build(name, words))
+            made.append(registry.build(name, words, prepared.get(name)))
         except ValueError as error:
             recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
     return made

@@ -91,11 +91,11 @@ def test_every_number_of_those_ranges_is_found_wherever_it_is_cut(prefix: str, b
     assert [one.location for one in found(f"the card {number}, thanks", cut=cut)] == ["request.body+9"] * expected
 
 
-def test_many_are_counted() -> None:
+def test_with_ten_the_rest_is_left_unread() -> None:
     *told, more = found("\n".join(["card 4539 1488 0343 6467"] * (FINDINGS_LIMIT + 5)))
     assert len(told) == FINDINGS_LIMIT
     assert (more.summary, more.evidence, more.location) == (
-        "5 more payment card numbers in the same part", "", "request.body"
+        "there may be more payment card numbers; the rest of this part was not looked through", "", "request.body"
     )  # fmt: skip
 
 
@@ -107,3 +107,12 @@ def test_in_an_address_no_place_is_told() -> None:
 def test_it_has_no_words() -> None:
     with pytest.raises(ValueError, match="has no words"):
         PaymentCard(("visa",))
+
+
+@pytest.mark.parametrize("text", ["card_number=4539148803436467&exp=0927", "pan=4539148803436467"])
+def test_in_a_form_the_name_speaks_for_it(text: str) -> None:
+    assert len(found(text)) == 1
+
+
+def test_the_middle_of_a_bank_account_is_no_card() -> None:
+    assert found("PL61 4539 1488 0343 6467 0000 0000") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -94,7 +95,7 @@ def test_it_is_told_as_soon_as_what_is_behind_it_is_known() -> None:
 def test_little_is_kept_of_a_stream_with_nothing_and_of_one_with_nothing_else() -> None:
     for piece in (b"." * 65536, b"1234 5678,\n" * 6000):
         reading = Sightings(BY_HYPERSCAN)
-        for _ in range(20):
+        for _ in range(5):
             list(reading.feed(piece))
             assert len(reading._buffer) <= RANGE_BYTES + BEFORE_BYTES + 2 * AFTER_BYTES
         reading.close()
@@ -110,3 +111,38 @@ def test_a_check_is_never_asked_about_more_than_its_context() -> None:
     shape = Shape("number", NUMBER.trigger, NUMBER.found, check)
     seen(Shapes([shape]), b"." * 500 + b" 1234 " + b"." * 500)
     assert asked == [(4, 4 + 2 * CONTEXT_BYTES)]
+
+
+def counted(data: bytes, *slices: bytes, **words: Any) -> tuple[int, list[Sighting]]:
+    """How often the check was asked, and what was found."""
+    asked: list[bytes] = []
+
+    def check(what: bytes, context: bytes) -> float:
+        asked.append(what)
+        return 0.9 if what.startswith(b"9") else 0.0
+
+    shape = Shape("number", NUMBER.trigger, re.compile(rb"(?<!\w)\d{4}(?!\w)"), check, **words)
+    reading = Sightings(Shapes([shape]), enough=3)
+    found = [*(one for piece in slices or [data] for one in reading.feed(piece)), *reading.close()]
+    return len(asked), found
+
+
+def test_where_there_is_enough_nothing_more_is_asked() -> None:
+    data = b"9999 " * 20_000
+    asked, found = counted(data)
+    assert (asked, [one.offset for one in found]) == (3, [0, 5, 10])
+    assert counted(data, *(data[at : at + 999] for at in range(0, len(data), 999))) == (asked, found)
+
+
+def test_without_what_it_needs_nothing_is_asked_and_with_it_only_near_it() -> None:
+    needs = re.compile(rb"word")
+    assert counted(b"9999 " * 1000, needs=needs) == (0, [])
+    asked, found = counted(b"8888 " * 500 + b"word" + b" 8888" * 500, needs=needs)
+    assert (asked, found) == (38, [])
+
+
+def test_so_many_tries_and_no_more_within_a_range() -> None:
+    data = b"8888 " * 100 + b"9999 " + b"." * 1000 + b"9999 "
+    assert [one.offset for one in counted(data)[1]] == [500, 1505]
+    asked, found = counted(data, tries=64)
+    assert (asked, [one.offset for one in found]) == (65, [1505])

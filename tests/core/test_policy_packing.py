@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.model import Action, Endpoint
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
-from mitmsec.core.policy_packing import packed, taking_in_s, unpacked, without_names
+from mitmsec.core.policy_packing import packed, prepared_in, taking_in_s, unpacked, without_names
 from mitmsec.core.rules import Rule
 from mitmsec.core.sniff import Shown
 
@@ -47,3 +47,18 @@ def test_who_needs_no_names_is_spared_them_and_cannot_ask() -> None:
 def test_what_was_cut_off_is_no_policy(size_bytes: int) -> None:
     with pytest.raises(ValueError):
         unpacked(packed(POLICY)[:size_bytes])
+
+
+@given(prepared=st.dictionaries(st.text("abc", min_size=1), st.binary(max_size=40), max_size=3))
+def test_what_was_prepared_for_inspectors_stands_behind_it_and_is_no_part_of_it(prepared: dict[str, bytes]) -> None:
+    content = packed(POLICY, prepared)
+    assert prepared_in(content, without_names(content)) == prepared
+    assert unpacked(content) == POLICY
+    assert without_names(content).fingerprint == POLICY.fingerprint
+
+
+def test_what_is_missing_of_it_is_an_error() -> None:
+    content = packed(DEFAULT_POLICY, {"secrets": b"compiled"})
+    for cut in (content[:-1], content + b"."):
+        with pytest.raises(ValueError, match="bytes were prepared"):
+            prepared_in(cut, DEFAULT_POLICY)

@@ -21,9 +21,9 @@ def test_the_tour_shows_everything_and_leaves_nothing(tmp_path: Path) -> None:
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run([*MITMSEC, "demo", "--keep"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("✔") == len(STEPS) == 5
+    assert done.stdout.count("✔") == len(STEPS) == 6
     assert "All of it happened" in done.stdout
-    for word in ("decrypt", "bypass", "block", "capture", "finding", "whole: 13 events"):
+    for word in ("decrypt", "bypass", "block", "capture", "finding", "whole: 17 events"):
         assert word in done.stdout
     assert "\x1b" not in done.stdout
     assert [line for line in done.stdout.splitlines() if line != line.rstrip()] == []
@@ -64,5 +64,5 @@ def test_a_tour_that_goes_wrong_says_so(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run([*MITMSEC, "demo"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1, done.stdout
-    assert done.stdout.count("✘") == 3
+    assert done.stdout.count("✘") == 4
     assert "Not all of it happened" in done.stdout
