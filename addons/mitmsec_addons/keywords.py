@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.inspection import Part, place
 from mitmsec.core.model import Finding, Severity
 from mitmsec_addons.spelling import BORDER_BYTES, Needle, Word, needles
 
@@ -115,7 +115,7 @@ class KeywordInspection:
             confidence=confidence,
             summary=summary,
             evidence=evidence,
-            location=_location(self._part, offset),
+            location=place(self._part, offset),
         )
 
 
@@ -136,9 +136,3 @@ def _flaw(word: Word) -> str | None:
 
 def _redacted(word: str) -> str:
     return f"{word[0]}… ({len(word)} characters)"
-
-
-def _location(part: Part, offset: int | None) -> str:
-    """`request.body+1032`. A URL and headers are short and may be assembled: no offset is told for them."""
-    place = f"{'request' if part.sent else 'response'}.{part.kind.value}"
-    return place if offset is None or part.kind in (PartKind.URL, PartKind.HEADERS) else f"{place}+{offset}"

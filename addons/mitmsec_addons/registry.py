@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from importlib import import_module
 
 from mitmsec.core.inspection import Inspector
@@ -19,12 +19,38 @@ _CLASSES = {
 KNOWN: frozenset[str] = frozenset(_CLASSES)
 
 
-def build(name: str, words: tuple[str, ...]) -> Inspector:
-    """The inspector `name`, made with the policy's `words` for it.
+class Names(Collection[str]):
+    """All names: ours, those of packages that are installed beside us, and `others`. The packages are looked through
+    only for a name that is none of the rest."""
 
-    Raises ValueError for a name that is not KNOWN and for words that the inspector cannot use.
+    def __init__(self, others: Collection[str] = ()) -> None:
+        self._ours = KNOWN | set(others)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours or name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._all()))
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> frozenset[str]:
+        from mitmsec_addons.installed import installed
+
+        return self._ours | installed().keys()
+
+
+def build(name: str, words: tuple[str, ...]) -> Inspector:
+    """The inspector `name`, made with the policy's `words` for it. One of ours goes before one that is installed.
+
+    Raises ValueError for a name that is not known and for words that the inspector cannot use.
     """
-    if name not in _CLASSES:
-        raise ValueError(f'there is no inspector "{name}"; known: {", ".join(sorted(KNOWN))}')
-    make: Callable[[tuple[str, ...]], Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
-    return make(words)
+    if name in _CLASSES:
+        make: Callable[[tuple[str, ...]], Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
+        return make(words)
+    from mitmsec_addons.installed import installed, made
+
+    if name not in installed():
+        raise ValueError(f'there is no inspector "{name}"; known: {", ".join(Names())}')
+    return made(name, words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.inspection import Part, place
 from mitmsec.core.model import Finding, Severity, Value
 from mitmsec_addons.sightings import Shapes, Sighting, Sightings
 
@@ -62,9 +62,3 @@ class ShapeInspection:
             evidence=evidence,
             location=place(self._part, offset),
         )
-
-
-def place(part: Part, offset: int | None) -> str:
-    """`request.body+1032`. A URL and headers are short and may be assembled: no offset is told for them."""
-    where = f"{'request' if part.sent else 'response'}.{part.kind.value}"
-    return where if offset is None or part.kind in (PartKind.URL, PartKind.HEADERS) else f"{where}+{offset}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from mitmsec.core.inspection import Inspection, Inspector, Part
+from mitmsec.core.inspection import Inspection, Inspector, Part, Unread
 from mitmsec.core.model import Finding, Value
 
 
@@ -23,10 +23,11 @@ class FaultKind(StrEnum):
 
     ERROR = "error"
     TIMEOUT = "timeout"
+    UNREAD = "unread"  # it works, and says what it could not look at
 
 
 class InspectorFault(Value, frozen=True):
-    """`inspector` did not finish a part. `detail` holds no content: it may be recorded."""
+    """`inspector` did not look at all of a part. `detail` holds no content: it may be recorded."""
 
     inspector: str
     kind: FaultKind
@@ -80,7 +81,7 @@ class Guarded:
         self._live.clear()
         return inspected
 
-    def _ask(self, question: Callable[[Inspection], Sequence[Finding]]) -> Inspected:
+    def _ask(self, question: Callable[[Inspection], Sequence[Finding | Unread]]) -> Inspected:
         findings: list[Finding] = []
         faults, self._early = list(self._early), ()
         for name, inspection in list(self._live.items()):
@@ -91,7 +92,8 @@ class Guarded:
                 faults.append(_error(name, error))
                 del self._live[name]
                 continue
-            findings += answer  # found in time or not, it is true
+            findings += [one for one in answer if isinstance(one, Finding)]  # found in time or not, it is true
+            faults += [_unread(name, one) for one in answer if isinstance(one, Unread)]
             self._used_s[name] += self._clock() - begun_s
             if self._used_s[name] > self._budget_s:
                 detail = f"used {self._used_s[name]:.3f} s of {self._budget_s:.3f} s"
@@ -100,12 +102,16 @@ class Guarded:
         return Inspected(findings=tuple(findings), faults=tuple(faults))
 
 
-def _checked(answer: Sequence[Finding]) -> list[Finding]:
-    findings = list(answer)
-    for finding in findings:
-        if not isinstance(finding, Finding):
+def _checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
+    told = list(answer)
+    for one in told:
+        if not isinstance(one, Finding | Unread):
             raise TypeError("not a Finding")
-    return findings
+    return told
+
+
+def _unread(name: str, one: Unread) -> InspectorFault:
+    return InspectorFault(inspector=name, kind=FaultKind.UNREAD, detail=f"{one.why} ({one.location})")
 
 
 def _error(name: str, error: Exception) -> InspectorFault:

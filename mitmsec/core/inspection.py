@@ -37,15 +37,29 @@ class Part(Value, frozen=True):
     method: str = ""
     url: str = ""
     content_type: str = ""
+    file_name: str = ""
+    """What it calls itself, where that is known. It is never a path to write to."""
+    path: str = ""
+    """Where it lies in the archive or document that is the part: `a.zip!letter.txt`, printable."""
+
+
+class Unread(Value, frozen=True):
+    """Some of a part could not be looked at, which is no finding: the policy's `on_failure` decides.
+
+    `why` and `location` hold no content: they are recorded.
+    """
+
+    why: str
+    location: str
 
 
 class Inspection(Protocol):
     """One part being read. Not thread-safe; each call is bounded in time and memory."""
 
-    def feed(self, data: bytes) -> Sequence[Finding]:
+    def feed(self, data: bytes) -> Sequence[Finding | Unread]:
         """Findings that `data` completes, each told once."""
 
-    def close(self) -> Sequence[Finding]:
+    def close(self) -> Sequence[Finding | Unread]:
         """Findings that only the end of the part proves."""
 
 
@@ -56,3 +70,13 @@ class Inspector(Protocol):
 
     def open(self, part: Part) -> Inspection | None:
         """An inspection of `part`, or None where this inspector has no business."""
+
+
+def place(part: Part, offset: int | None = None) -> str:
+    """`request.body+1032`, `request.body!a.zip!letter.txt+26`.
+
+    A URL and headers are short and may be assembled: no offset is told for them.
+    """
+    where = f"{'request' if part.sent else 'response'}.{part.kind.value}"
+    where += f"!{part.path}" if part.path else ""
+    return where if offset is None or part.kind in (PartKind.URL, PartKind.HEADERS) else f"{where}+{offset}"

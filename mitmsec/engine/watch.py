@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from mitmsec.audit.event import FaultSeen, FindingSeen
-from mitmsec.core.inspecting import Guarded, Inspected
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
 from mitmsec.core.inspection import Inspector, Part
 from mitmsec.core.model import Decision, Finding, OnFailure, OnFinding
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
@@ -114,7 +114,8 @@ class Watch:
             first = inspected.findings[0]
             raise Blocked(f"{first.detector}: {first.summary}", first)
         for fault in inspected.faults:
-            self.failed(INSPECTOR_FAILED, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+            what = NOT_INSPECTED if fault.kind is FaultKind.UNREAD else INSPECTOR_FAILED
+            self.failed(what, f"{fault.inspector}: {fault.kind}, {fault.detail}")
 
     def failed(self, what: str, detail: str) -> None:
         """Record; raises Blocked where failures close."""
