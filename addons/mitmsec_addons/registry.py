@@ -9,6 +9,7 @@ from mitmsec.core.inspection import Inspector
 
 _CLASSES = {
     "doh": "Doh",
+    "file_type": "FileType",
     "iban": "Iban",
     "keywords": "Keywords",
     "national_id": "NationalId",

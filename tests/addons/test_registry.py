@@ -11,7 +11,8 @@ def test_every_known_inspector_is_built_under_its_name() -> None:
     for name in KNOWN:
         inspector: Inspector = build(name, ("falcon",) if name == "keywords" else ())
         assert inspector.name == name
-        assert inspector.open(Part(flow="f", kind=PartKind.URL, sent=True, host="h")) is not None
+        kinds = [PartKind.URL, PartKind.BODY]
+        assert any(inspector.open(Part(flow="f", kind=kind, sent=True, host="h")) for kind in kinds)
 
 
 def test_a_policy_may_name_all_of_them() -> None:
@@ -20,6 +21,6 @@ def test_a_policy_may_name_all_of_them() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match='no inspector "keyword"; known: doh, iban, keywords, national_id, payment_card'
+        ValueError, match='no inspector "keyword"; known: doh, file_type, iban, keywords, national_id, payment_card'
     ):
         build("keyword", ("falcon",))
