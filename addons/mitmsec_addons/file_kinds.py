@@ -162,6 +162,11 @@ RUN_BY_NAME = frozenset(
 KINDS: tuple[FileKind, ...] = (
     WINDOWS_PROGRAM, *(kind for _, _, kind in SIGNATURES), *OFFICE.values(), WEBP, AVI, WAV, HEIF, MP4, HTML, TEXTS
 )  # fmt: skip
+_ELSEWHERE = tuple(row for row in SIGNATURES if row[0])
+_BY_FIRST = {
+    first: (*(row for row in SIGNATURES if not row[0] and row[1][0] == first), *_ELSEWHERE)
+    for first in {signature[0] for offset, signature, _ in SIGNATURES if not offset}
+}
 
 
 def recognised(head: bytes) -> FileKind | None:
@@ -169,7 +174,7 @@ def recognised(head: bytes) -> FileKind | None:
     if head[:2] == b"MZ":
         at = int.from_bytes(head[_PE_OFFSET], "little")
         return WINDOWS_PROGRAM if at >= HEAD_BYTES - 4 or head[at : at + 4] == b"PE\0\0" else None
-    for offset, signature, kind in SIGNATURES:
+    for offset, signature, kind in _BY_FIRST.get(head[0], _ELSEWHERE) if head else ():
         if head.startswith(signature, offset):
             return kind
     if head[:4] == b"RIFF":

@@ -8,6 +8,8 @@ from importlib import import_module
 from mitmsec.core.inspection import Inspector
 
 _CLASSES = {
+    "archives": "Archives",
+    "documents": "Documents",
     "doh": "Doh",
     "file_type": "FileType",
     "iban": "Iban",

@@ -72,6 +72,15 @@ class Inspector(Protocol):
         """An inspection of `part`, or None where this inspector has no business."""
 
 
+class Unpacker(Protocol):
+    """An inspector that finds nothing itself: it has `others`, those of the same rule, look at what lies in a part."""
+
+    name: str
+
+    def open_within(self, part: Part, others: Sequence[Inspector]) -> Inspection | None:
+        """As Inspector.open. `others` may have unpackers among them, and this one, for what lies deeper."""
+
+
 def place(part: Part, offset: int | None = None) -> str:
     """`request.body+1032`, `request.body!a.zip!letter.txt+26`.
 

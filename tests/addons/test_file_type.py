@@ -89,6 +89,7 @@ def test_a_real_openssl_file_is_told_as_encrypted() -> None:
         (b"<html>", {"content_type": "text/plain"}),
         (b"just text", {"content_type": "image/png"}),  # a kind that is not known
     ],
+    ids=["document", "says nothing", "pictures", "texts", "unknown"],
 )
 def test_what_fits_well_enough_is_no_mismatch(data: bytes, declared: dict[str, str]) -> None:
     assert found(data, **declared) == []

@@ -21,6 +21,7 @@ def test_a_policy_may_name_all_of_them() -> None:
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match='no inspector "keyword"; known: doh, file_type, iban, keywords, national_id, payment_card'
+        ValueError,
+        match='no inspector "keyword"; known: archives, documents, doh, file_type, iban, keywords',
     ):
         build("keyword", ("falcon",))

@@ -39,6 +39,11 @@ class HalfBlind:
 def test_what_an_inspector_could_not_look_at_is_told_as_a_failure_each_time_it_says_so() -> None:
     part = Part(flow="f", kind=PartKind.BODY, sent=True, host="h")
     guarded = Guarded([HalfBlind()], part, clock=lambda: 0.0, budget_s=1.0)
-    fault = InspectorFault(inspector="half_blind", kind=FaultKind.UNREAD, detail="encrypted (request.body!a.txt)")
+    fault = InspectorFault(
+        inspector="half_blind",
+        kind=FaultKind.UNREAD,
+        detail="encrypted (request.body!a.txt)",
+        location="request.body!a.txt",
+    )
     assert guarded.feed(b"1").faults == (fault,)
     assert guarded.feed(b"2").faults == (fault,)

@@ -106,7 +106,10 @@ def test_what_such_an_inspector_cannot_look_at_is_told_as_a_failure_and_is_no_su
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--inspector", "keyword"], 'there is no inspector "keyword"\n  there are doh, file_type,'),
+        (
+            ["--inspector", "keyword"],
+            'there is no inspector "keyword"\n  there are archives, documents, doh, file_type,',
+        ),
         (["--inspector", "keywords"], "keywords has nothing to look for\n"),
         (["--inspector", "missing.py"], "missing.py cannot be read: No such file or directory\n"),
         (["--inspector", __file__], "has no inspector: that is a class with a `name` and a method `open`\n"),
