@@ -22,6 +22,7 @@ class FaultKind(StrEnum):
     """How an inspector fails."""
 
     ERROR = "error"
+    SIZE = "size"  # the part is larger than the inspector takes
     TIMEOUT = "timeout"
 
 
@@ -60,7 +61,7 @@ class Guarded:
             try:
                 inspection = inspector.open(part)
             except Exception as error:
-                self._early += (_error(inspector.name, error),)
+                self._early += (broken(inspector.name, error),)
             else:
                 if inspection is not None:
                     self._live[inspector.name] = inspection
@@ -86,9 +87,9 @@ class Guarded:
         for name, inspection in list(self._live.items()):
             begun_s = self._clock()
             try:
-                answer = _checked(question(inspection))
+                answer = checked(question(inspection))
             except Exception as error:
-                faults.append(_error(name, error))
+                faults.append(broken(name, error))
                 del self._live[name]
                 continue
             findings += answer  # found in time or not, it is true
@@ -100,7 +101,8 @@ class Guarded:
         return Inspected(findings=tuple(findings), faults=tuple(faults))
 
 
-def _checked(answer: Sequence[Finding]) -> list[Finding]:
+def checked(answer: Sequence[Finding]) -> list[Finding]:
+    """An inspector's answer. Raises TypeError for what is none."""
     findings = list(answer)
     for finding in findings:
         if not isinstance(finding, Finding):
@@ -108,6 +110,7 @@ def _checked(answer: Sequence[Finding]) -> list[Finding]:
     return findings
 
 
-def _error(name: str, error: Exception) -> InspectorFault:
+def broken(name: str, error: Exception) -> InspectorFault:
+    """What an inspector raised."""
     # Only the type: a message may quote the content.
     return InspectorFault(inspector=name, kind=FaultKind.ERROR, detail=type(error).__name__)
