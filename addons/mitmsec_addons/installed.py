@@ -16,11 +16,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from mitmsec.core.inspection import Inspector
+from mitmsec.core.inspection import AnyInspector
 
 GROUP = "mitmsec_addons"
 
-type Make = Callable[[tuple[str, ...]], Inspector]
+type Make = Callable[[tuple[str, ...]], AnyInspector]
 """Makes an inspector with the policy's words for it. Raises ValueError for words that it cannot use."""
 
 
@@ -34,7 +34,7 @@ def installed() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-def made(name: str, words: tuple[str, ...]) -> Inspector:
+def made(name: str, words: tuple[str, ...]) -> AnyInspector:
     """The installed inspector `name`. Raises NoInspector, and ValueError for words that it cannot use."""
     point = installed()[name]
     try:
@@ -62,12 +62,12 @@ def in_file(path: Path) -> dict[str, Make]:
 def maker(made_by: Any, name: str) -> Make:
     """`made_by`, which may take words or nothing, as we call it. What it makes goes by `name`."""
 
-    def make(words: tuple[str, ...]) -> Inspector:
+    def make(words: tuple[str, ...]) -> AnyInspector:
         takes_words = bool(inspect.signature(made_by).parameters)
         if words and not takes_words:
             raise ValueError(f"{name} has no use for words")
-        inspector: Inspector = made_by(words) if takes_words else made_by()
-        if getattr(inspector, "name", None) != name or not callable(getattr(inspector, "open", None)):
+        inspector: AnyInspector = made_by(words) if takes_words else made_by()
+        if getattr(inspector, "name", None) != name or not _can_begin(inspector):
             raise NoInspector(f'what makes {name} makes no inspector of that name: it needs `name = "{name}"`, `open`')
         return inspector
 
@@ -77,4 +77,9 @@ def maker(made_by: Any, name: str) -> Make:
 def _name_of(value: type) -> str:
     """Empty where it is no inspector."""
     name = getattr(value, "name", None)
-    return name if isinstance(name, str) and callable(getattr(value, "open", None)) else ""
+    return name if isinstance(name, str) and _can_begin(value) else ""
+
+
+def _can_begin(value: object) -> bool:
+    """`open`, or `begin` where it has to wait."""
+    return callable(getattr(value, "open", None)) or callable(getattr(value, "begin", None))

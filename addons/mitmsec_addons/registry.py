@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from importlib import import_module
 
-from mitmsec.core.inspection import Inspector
+from mitmsec.core.inspection import AnyInspector
 
 _CLASSES = {
     "archives": "Archives",
@@ -44,13 +44,14 @@ class Names(Collection[str]):
         return self._ours | installed().keys()
 
 
-def build(name: str, words: tuple[str, ...]) -> Inspector:
+def build(name: str, words: tuple[str, ...]) -> AnyInspector:
     """The inspector `name`, made with the policy's `words` for it. One of ours goes before one that is installed.
 
     Raises ValueError for a name that is not known and for words that the inspector cannot use.
     """
     if name in _CLASSES:
-        make: Callable[[tuple[str, ...]], Inspector] = getattr(import_module(f"mitmsec_addons.{name}"), _CLASSES[name])
+        module = import_module(f"mitmsec_addons.{name}")
+        make: Callable[[tuple[str, ...]], AnyInspector] = getattr(module, _CLASSES[name])
         return make(words)
     from mitmsec_addons.installed import installed, made
 

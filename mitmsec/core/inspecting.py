@@ -23,6 +23,7 @@ class FaultKind(StrEnum):
     """How an inspector fails."""
 
     ERROR = "error"
+    SIZE = "size"  # the part is larger than the inspector takes
     TIMEOUT = "timeout"
     UNREAD = "unread"  # it works, and says what it could not look at
 
@@ -64,7 +65,7 @@ class Guarded:
             try:
                 inspection = _opened(inspector, part, inspectors)
             except Exception as error:
-                self._early += (_error(inspector.name, error),)
+                self._early += (broken(inspector.name, error),)
             else:
                 if inspection is not None:
                     self._live[inspector.name] = inspection
@@ -90,13 +91,13 @@ class Guarded:
         for name, inspection in list(self._live.items()):
             begun_s = self._clock()
             try:
-                answer = _checked(question(inspection))
+                answer = checked(question(inspection))
             except Exception as error:
-                faults.append(_error(name, error))
+                faults.append(broken(name, error))
                 del self._live[name]
                 continue
             findings += [one for one in answer if isinstance(one, Finding)]  # found in time or not, it is true
-            faults += [_unread(name, one) for one in answer if isinstance(one, Unread)]
+            faults += [unread(name, one) for one in answer if isinstance(one, Unread)]
             self._used_s[name] += self._clock() - begun_s
             if self._used_s[name] > self._budget_s:
                 detail = f"used {self._used_s[name]:.3f} s of {self._budget_s:.3f} s"
@@ -105,7 +106,8 @@ class Guarded:
         return Inspected(findings=tuple(findings), faults=tuple(faults))
 
 
-def _checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
+def checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
+    """An inspector's answer. Raises TypeError for what is none."""
     told = list(answer)
     for one in told:
         if not isinstance(one, Finding | Unread):
@@ -113,7 +115,8 @@ def _checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
     return told
 
 
-def _unread(name: str, one: Unread) -> InspectorFault:
+def unread(name: str, one: Unread) -> InspectorFault:
+    """What an inspector says it could not look at."""
     detail = f"{one.why} ({one.location})"
     return InspectorFault(inspector=name, kind=FaultKind.UNREAD, detail=detail, location=one.location)
 
@@ -124,6 +127,7 @@ def _opened(inspector: Inspector, part: Part, all_of_them: Sequence[Inspector]) 
     return inspector.open(part)
 
 
-def _error(name: str, error: Exception) -> InspectorFault:
+def broken(name: str, error: Exception) -> InspectorFault:
+    """What an inspector raised."""
     # Only the type: a message may quote the content.
     return InspectorFault(inspector=name, kind=FaultKind.ERROR, detail=type(error).__name__)

@@ -5,13 +5,16 @@
     request_body* ─► response_begin ─► response_body* ─► finish ─► RequestSeen, exactly once
         └► trailers                        └► trailers
 
+Where what inspectors say can stop a body, or where they have to be waited for, that direction `asks`: `look` is for
+`request_body` or `response_body` then.
+
 Nothing here knows the engine behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 
 from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
@@ -55,6 +58,7 @@ class Exchange:
         "_status",
         "_version",
         "_watch",
+        "blocked",
         "held",
         "refused",
     )  # fmt: skip
@@ -80,6 +84,7 @@ class Exchange:
         self._finished = False
         self.held = False  # the request's body is kept back until it has been inspected as a whole
         self._is_stopped = False  # by a finding
+        self.blocked: Blocked | None = None  # by what a hook of mitmproxy's brought to light, until that is acted upon
         self.refused: Page | None = None
 
     # -- the request ---------------------------------------------------------------------------------------------------
@@ -151,6 +156,37 @@ class Exchange:
         part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
         self._reading_request = self._watch.open(part, _field(fields, b"content-encoding"))
 
+    def asks(self, *, sent: bool) -> bool:
+        """Nothing of the body in this direction goes on by itself: inspectors have to be asked, with `look`."""
+        reading = self._reading_request if sent else self._reading_response
+        return reading is not None and (self._watch.prompt or reading.waits)
+
+    @property
+    def is_prompt(self) -> bool:
+        """What is asked about goes on after the answer, not before it."""
+        return self._watch.prompt
+
+    def look(self, data: bytes, *, sent: bool, ends: bool) -> Coroutine[None, None, Blocked | None] | Blocked | None:
+        """Have inspectors read the next of a body: what stops it, if anything does, or what has to be awaited first."""
+        if sent:
+            self._request_bytes += len(data)
+        else:
+            self._response_bytes += len(data)
+        reading = self._reading_request if sent else self._reading_response
+        if reading is None:
+            return None
+        if reading.waits:
+            return _answer(reading, data, ends=ends)
+        try:
+            reading.feed(data)
+            if ends:
+                reading.close()
+            else:
+                reading.settle()
+        except Blocked as blocked:
+            return blocked
+        return None
+
     def request_body(self, data: bytes) -> bytes:
         """The next bytes of the request's body, b"" at its end; what to forward. Raises Blocked."""
         self._request_bytes += len(data)
@@ -192,6 +228,8 @@ class Exchange:
         for reading in (self._reading_request, self._reading_response):
             with contextlib.suppress(Blocked):  # recorded; too late for more
                 _read(reading, b"")
+            if reading is not None:
+                reading.abandon()
         self._recorder.record(
             RequestSeen(
                 flow=self._hand_over.flow,
@@ -209,9 +247,13 @@ class Exchange:
         if self._on_finished is not None:
             self._on_finished(self)
 
+    def stop(self) -> None:
+        """A finding, or a failure, breaks it off."""
+        self._is_stopped = True
+
     def page_for(self, blocked: Blocked) -> Page:
         """What tells the client of `blocked`; from now on the exchange is refused."""
-        self._is_stopped = True
+        self.stop()
         page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
         self.refused = pages.told(page, self._hand_over.direction)
         self._status = self.refused.status
@@ -241,6 +283,14 @@ class Exchange:
             url=self.url,
             content_type=content_type,
         )
+
+
+async def _answer(reading: Reading, data: bytes, *, ends: bool) -> Blocked | None:
+    try:
+        await reading.read(data, ends=ends)
+    except Blocked as blocked:
+        return blocked
+    return None
 
 
 def _read(reading: Reading | None, data: bytes) -> None:

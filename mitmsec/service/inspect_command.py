@@ -5,6 +5,7 @@ files ── slices ──► Guarded (mitmsec.core.inspecting), as a worker wou
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,8 +17,9 @@ import click
 import msgspec
 
 from mitmsec.core.inspecting import Guarded, Inspected
-from mitmsec.core.inspection import Inspector, Part, PartKind
+from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKind
 from mitmsec.core.policyfile import NEEDS_WORDS
+from mitmsec.engine.awaiting import Awaited
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
 from mitmsec.service.policy_loading import load
 from mitmsec.service.terminal import console, shown
@@ -77,7 +79,7 @@ def inspect(files: tuple[Path, ...], named: tuple[str, ...], policy_file: Path |
 
 
 # -- which -------------------------------------------------------------------------------------------------------------
-def _inspectors(named: Sequence[str], policy_file: Path | None, *, as_json: bool) -> list[Inspector]:
+def _inspectors(named: Sequence[str], policy_file: Path | None, *, as_json: bool) -> list[AnyInspector]:
     """What is asked for, or the end of the command."""
     ours: dict[str, Make] = {}
     names: list[str] = []
@@ -105,7 +107,7 @@ def _defined(path: Path) -> dict[str, Make]:
         fail(f"{path} cannot be read: {error.strerror}", "name a Python file that you may read", EXIT_USAGE)
 
 
-def _made(make: Make | None, name: str, words: tuple[str, ...]) -> Inspector:
+def _made(make: Make | None, name: str, words: tuple[str, ...]) -> AnyInspector:
     if make is None and name not in Names():
         fail(
             f'there is no inspector "{name}"', f"there are {', '.join(Names())}, and files that end in .py", EXIT_USAGE
@@ -119,17 +121,25 @@ def _made(make: Make | None, name: str, words: tuple[str, ...]) -> Inspector:
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-def _read(file: Path, inspectors: Sequence[Inspector], told: Told) -> Iterator[Inspected]:
+def _read(file: Path, inspectors: Sequence[AnyInspector], told: Told) -> Iterator[Inspected]:
     """Whatever is found and whatever fails. Raises OSError."""
-    is_stdin = str(file) == STDIN
-    part = Part(
-        flow="dry-run", kind=PartKind.BODY, sent=True, host="", file_name="" if is_stdin else file.name
-    )  # as an upload
-    guarded = Guarded(inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S)
-    with _opened(file) as source:
+    name = "" if str(file) == STDIN else file.name
+    part = Part(flow="dry-run", kind=PartKind.BODY, sent=True, host="", file_name=name)  # as an upload
+    guarded = Guarded(
+        [one for one in inspectors if not isinstance(one, AwaitedInspector)],
+        part,
+        clock=time.process_time,
+        budget_s=PART_LIMIT_S,
+    )
+    awaited = Awaited([one for one in inspectors if isinstance(one, AwaitedInspector)], part)
+    with _opened(file) as source, asyncio.Runner() as runner:
         while data := source.read(SLICE_BYTES):
             told(len(data))
             yield from _anything(guarded.feed(data))
+            if not awaited.idle:
+                yield from _anything(runner.run(awaited.feed(data)))
+        if not awaited.idle:
+            yield from _anything(runner.run(awaited.close()))
     yield from _anything(guarded.close())
 
 

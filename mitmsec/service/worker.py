@@ -19,7 +19,7 @@ from typing import Any
 from mitmsec.audit.event import FaultSeen
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, close_all
-from mitmsec.core.inspection import Inspector
+from mitmsec.core.inspection import AnyInspector
 from mitmsec.core.messages import Fault, Message, WorkerSettings
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import without_names
@@ -139,7 +139,7 @@ def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | Non
     return encapsulation
 
 
-def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[Inspector]:
+def _inspectors(session: str, named: tuple[tuple[str, tuple[str, ...]], ...], recorder: Producer) -> list[AnyInspector]:
     """What the policy names. One that cannot be made is recorded, and missing where a decision asks for it."""
     made = []
     for name, words in named:
