@@ -14,6 +14,7 @@ _CLASSES = {
     "file_type": "FileType",
     "iban": "Iban",
     "keywords": "Keywords",
+    "malware": "Malware",
     "national_id": "NationalId",
     "payment_card": "PaymentCard",
 }

@@ -20,6 +20,9 @@ from typing import Protocol, runtime_checkable
 
 from mitmsec.core.model import Finding, Value
 
+ASKS_SERVER = frozenset({"malware"})
+"""Inspectors that ask a server: their only word is its address, the policy's `socket`."""
+
 
 class PartKind(StrEnum):
     """What a run of content is."""

@@ -26,6 +26,7 @@ from mitmsec.core.dns_offers import Offers
 from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
+from mitmsec.core.inspection import ASKS_SERVER
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
@@ -123,6 +124,11 @@ class Policy(Value, frozen=True, dict=True):
     def offers(self) -> Offers:
         """What DNS answers may offer programs."""
         return Offers(ech=self.dns_ech is DnsEch.KEEP, h3=self.quic is not Quic.REFUSE)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Addresses that its inspectors ask."""
+        return tuple(word for name, words in self.inspectors if name in ASKS_SERVER for word in words)
 
     @property
     def trusts(self) -> frozenset[UpstreamTrust]:

@@ -3,16 +3,17 @@ from __future__ import annotations
 import pytest
 
 from mitmsec.config import KNOWN_INSPECTORS
-from mitmsec.core.inspection import Inspector, Part, PartKind
+from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKind
 from mitmsec_addons.registry import KNOWN, build
 
 
 def test_every_known_inspector_is_built_under_its_name() -> None:
     for name in KNOWN:
-        inspector: Inspector = build(name, ("falcon",) if name == "keywords" else ())
+        inspector: AnyInspector = build(name, {"keywords": ("falcon",), "malware": ("/socket",)}.get(name, ()))
         assert inspector.name == name
         kinds = [PartKind.URL, PartKind.BODY]
-        assert any(inspector.open(Part(flow="f", kind=kind, sent=True, host="h")) for kind in kinds)
+        begin = inspector.begin if isinstance(inspector, AwaitedInspector) else inspector.open
+        assert any(begin(Part(flow="f", kind=kind, sent=True, host="h")) for kind in kinds)
 
 
 def test_a_policy_may_name_all_of_them() -> None:
