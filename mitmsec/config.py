@@ -59,6 +59,7 @@ KNOWN_INSPECTORS = (
     "doh",
     "file_type",
     "iban",
+    "icap",
     "keywords",
     "malware",
     "national_id",

@@ -1,4 +1,7 @@
-"""A real clamd with a small database of its own, which knows EICAR's test file; skipped loudly where there is none."""
+"""A real clamd with a small database of its own, which knows EICAR's test file, and a real c-icap that asks it.
+
+Skipped loudly where they are not installed.
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,43 @@ def _answers(address: Path) -> bool:
             return sock.recv(9) == b"PONG\0"
         except OSError:
             return False
+
+
+@contextmanager
+def c_icap(folder: Path, clamd_socket: Path) -> Iterator[str]:
+    """The address of a c-icap with the services `virus_scan` and `echo`."""
+    program = shutil.which("c-icap")
+    modules = next(Path("/usr/lib").glob("*/c_icap/virus_scan.so"), None)
+    if program is None or modules is None:
+        pytest.skip("C-ICAP IS NOT INSTALLED: icap is not tested (Debian: apt-get install libc-icap-mod-virus-scan)")
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    configuration = folder / "c-icap.conf"
+    configuration.write_text(
+        f"PidFile {folder}/pid\nCommandsSocket {folder}/ctl\nPort 127.0.0.1:{port}\nTmpDir {folder}\n"
+        f"ServerLog {folder}/server.log\nAccessLog {folder}/access.log\nTemplateDir /usr/share/c_icap/templates/\n"
+        f"ModulesDir {modules.parent}\nServicesDir {modules.parent}\n"
+        "StartServers 1\nMaxServers 1\nMinSpareThreads 2\nThreadsPerChild 4\n"
+        "Service echo srv_echo.so\nService virus_scan virus_scan.so\nModule common clamd_mod.so\n"
+        "virus_scan.ScanFileTypes TEXT DATA EXECUTABLE ARCHIVE\nvirus_scan.DefaultEngine clamd\n"
+        f"clamd_mod.ClamdSocket {clamd_socket}\n"
+    )
+    process = subprocess.Popen(
+        [program, "-N", "-f", configuration], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline_s = time.monotonic() + STARTS_S
+        while not _listens(port):
+            assert process.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()  # it ends its children
+        process.wait()
+
+
+def _listens(port: int) -> bool:
+    with closing(socket.socket()) as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0

@@ -13,6 +13,7 @@ _CLASSES = {
     "doh": "Doh",
     "file_type": "FileType",
     "iban": "Iban",
+    "icap": "Icap",
     "keywords": "Keywords",
     "malware": "Malware",
     "national_id": "NationalId",

@@ -20,8 +20,13 @@ from typing import Protocol, runtime_checkable
 
 from mitmsec.core.model import Finding, Value
 
-ASKS_SERVER = frozenset({"malware"})
-"""Inspectors that ask a server: their only word is its address, the policy's `socket`."""
+ASKS_SERVER = frozenset({"icap", "malware"})
+"""Inspectors that ask a server: their only word says which, the policy's `socket`."""
+
+
+def server_address(word: str) -> str:
+    """`127.0.0.1:1344` of `icap://127.0.0.1:1344/scan`; what is no URI is an address already."""
+    return word.removeprefix("icap://").partition("/")[0] if word.startswith("icap://") else word
 
 
 class PartKind(StrEnum):

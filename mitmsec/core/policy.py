@@ -26,7 +26,7 @@ from mitmsec.core.dns_offers import Offers
 from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
-from mitmsec.core.inspection import ASKS_SERVER
+from mitmsec.core.inspection import ASKS_SERVER, server_address
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
@@ -128,7 +128,8 @@ class Policy(Value, frozen=True, dict=True):
     @property
     def servers(self) -> tuple[str, ...]:
         """Addresses that its inspectors ask."""
-        return tuple(word for name, words in self.inspectors if name in ASKS_SERVER for word in words)
+        named = (word for name, words in self.inspectors if name in ASKS_SERVER for word in words)
+        return tuple(map(server_address, named))
 
     @property
     def trusts(self) -> frozenset[UpstreamTrust]:

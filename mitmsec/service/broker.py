@@ -31,7 +31,7 @@ from mitmsec.service.broker_messages import (
     ServerWanted,
 )
 from mitmsec.service.revocation_desk import RevocationDesk
-from mitmsec_addons.malware import dial
+from mitmsec_addons.dialling import dial
 from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.revocation_sources import is_certified
 

@@ -29,6 +29,7 @@ from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
+from mitmsec_addons.icap import Icap
 from mitmsec_addons.malware import Malware
 from mitmsec_certs.public_roots import marks_in, named_in
 from mitmsec_certs.upstream import Terms, Verifier
@@ -111,7 +112,7 @@ class Worker:
             except ValueError as error:
                 recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
                 continue
-            if isinstance(inspector, Malware) and self._issuers is not None:
+            if isinstance(inspector, Icap | Malware) and self._issuers is not None:
                 inspector.connect = self._issuers.servers.connect
             made.append(inspector)
         return made

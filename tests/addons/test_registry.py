@@ -9,7 +9,9 @@ from mitmsec_addons.registry import KNOWN, build
 
 def test_every_known_inspector_is_built_under_its_name() -> None:
     for name in KNOWN:
-        inspector: AnyInspector = build(name, {"keywords": ("falcon",), "malware": ("/socket",)}.get(name, ()))
+        inspector: AnyInspector = build(
+            name, {"keywords": ("falcon",), "malware": ("/socket",), "icap": ("icap://127.0.0.1:1344/x",)}.get(name, ())
+        )
         assert inspector.name == name
         kinds = [PartKind.URL, PartKind.BODY]
         begin = inspector.begin if isinstance(inspector, AwaitedInspector) else inspector.open
@@ -23,6 +25,6 @@ def test_a_policy_may_name_all_of_them() -> None:
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(
         ValueError,
-        match='no inspector "keyword"; known: archives, documents, doh, file_type, iban, keywords',
+        match='no inspector "keyword"; known: archives, documents, doh, file_type, iban, icap',
     ):
         build("keyword", ("falcon",))
