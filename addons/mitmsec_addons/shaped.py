@@ -51,9 +51,12 @@ class ShapeInspection:
         return [self._seen(one) for one in sure[:room]]
 
     def _seen(self, one: Sighting) -> Finding:
-        return self._finding(self._telling.summary(one), self._telling.evidence(one), one.confidence, one.offset)
+        summary, evidence = self._telling.summary(one), self._telling.evidence(one)
+        return self._finding(summary, evidence, one.confidence, one.offset, len(one.what))
 
-    def _finding(self, summary: str, evidence: str, confidence: float, offset: int | None) -> Finding:
+    def _finding(
+        self, summary: str, evidence: str, confidence: float, offset: int | None, size_bytes: int = 0
+    ) -> Finding:
         return Finding(
             detector=self._telling.detector,
             severity=self._telling.severity,
@@ -61,4 +64,6 @@ class ShapeInspection:
             summary=summary,
             evidence=evidence,
             location=place(self._part, offset),
+            offset=offset,
+            size_bytes=size_bytes,
         )

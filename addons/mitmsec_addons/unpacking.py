@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from msgspec.structs import replace
+
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault
 from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind, Unread, place
 from mitmsec.core.model import Finding
@@ -177,7 +179,9 @@ class Unpacking:
         return told
 
     def _tell(self, inspected: Inspected) -> Iterator[Told]:
-        yield from inspected.findings
+        for finding in inspected.findings:
+            # What was unpacked is not what travels: nothing can be masked at that offset.
+            yield finding if finding.offset is None else replace(finding, offset=None, size_bytes=0)
         for fault in inspected.faults:
             yield self._unread(fault)
 

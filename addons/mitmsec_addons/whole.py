@@ -47,8 +47,12 @@ class WholeInspector:
         evidence: str = "",
         severity: Severity = Severity.MEDIUM,
         confidence: float = 0.9,
+        size_bytes: int = 0,
     ) -> Finding:
-        """A finding of this inspector's. `summary` and `evidence` are recorded: what is secret stands in neither."""
+        """A finding of this inspector's. `summary` and `evidence` are recorded: what is secret stands in neither.
+
+        Where `size_bytes` says how long it is, it can be masked.
+        """
         return Finding(
             detector=self.name,
             severity=severity,
@@ -56,6 +60,8 @@ class WholeInspector:
             summary=summary,
             evidence=evidence,
             location=place(part, offset),
+            offset=offset if size_bytes else None,
+            size_bytes=size_bytes,
         )
 
     def open(self, part: Part) -> WholeInspection | None:

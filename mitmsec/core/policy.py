@@ -248,6 +248,7 @@ class Policy(Value, frozen=True, dict=True):
             owner=rule.owner,
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
+            delivery=rule.delivery,
             upstream=rule.upstream or self.upstream,
             trust=rule.upstream_trust,
             revocation=rule.upstream_revocation,

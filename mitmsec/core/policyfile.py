@@ -16,6 +16,7 @@ from mitmsec.core.inspection import ASKS_SERVER
 from mitmsec.core.learning_section import read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
+    Delivery,
     Direction,
     OnFinding,
     Revocation,
@@ -32,7 +33,7 @@ from mitmsec.core.sniff import Protocol
 from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_ON_FINDING = ("quarantine", "redact")
+LATER_ON_FINDING = ("quarantine",)
 NEEDS_WORDS = frozenset({"keywords"}) | ASKS_SERVER
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
@@ -286,6 +287,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
+        delivery=table.choice("delivery", Delivery, Delivery.HOLD) or Delivery.HOLD,
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),
         client_certificate=_identity(table, context),

@@ -19,13 +19,14 @@ from collections.abc import Callable, Coroutine, Iterable
 from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, Delivery
 from mitmsec.engine import authority, pages
+from mitmsec.engine.content import is_coded
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Records
 from mitmsec.engine.watch import Blocked, Reading, Watch
+from mitmsec.engine.withheld import HOLD_BYTES, Withheld, withheld
 
-HOLD_BYTES = 64 * 1024
 LENGTH_LIMIT_DIGITS = 18  # more would not fit everybody's 64 bits, and be another number to them
 METHOD_LIMIT_CHARS = 64
 CONTENT_TYPE_LIMIT_CHARS = 256
@@ -58,6 +59,7 @@ class Exchange:
         "_status",
         "_version",
         "_watch",
+        "_withheld",
         "blocked",
         "held",
         "refused",
@@ -82,6 +84,7 @@ class Exchange:
         self._reading_request: Reading | None = None
         self._reading_response: Reading | None = None
         self._finished = False
+        self._withheld: dict[bool, Withheld] = {}  # by whether it is sent
         self.held = False  # the request's body is kept back until it has been inspected as a whole
         self._is_stopped = False  # by a finding
         self.blocked: Blocked | None = None  # by what a hook of mitmproxy's brought to light, until that is acted upon
@@ -151,20 +154,48 @@ class Exchange:
         self._watch.look(self._part(PartKind.HEADERS, sent=True), _as_text(fields))
         if not has_body:
             return
-        sizes = [value for name, value in fields if name.lower() == b"content-length"]
-        self.held = self._watch.blocks and bool(sizes) and _within(sizes[0], HOLD_BYTES)
+        holds = self._watch.acts and self._watch.delivery is Delivery.HOLD
+        size_bytes = _length(fields)
+        self.held = holds and size_bytes is not None and size_bytes <= HOLD_BYTES
         part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
         self._reading_request = self._watch.open(part, _field(fields, b"content-encoding"))
+        self._withhold(self._reading_request, fields, sent=True)
+
+    def _withhold(self, reading: Reading | None, fields: Fields, *, sent: bool) -> None:
+        if reading is None or not (self._watch.prompt or reading.waits):
+            return
+        if self.held and sent:
+            made = Withheld(HOLD_BYTES)
+        elif not self._watch.prompt:
+            made = Withheld(0)
+        else:
+            made = withheld(self._watch.delivery, _length(fields), masks=self._watch.masks)
+        self._withheld[sent] = made
+        if self._watch.masks and not is_coded(_field(fields, b"content-encoding")):
+            reading.mask = made.mask
+
+    def withheld(self, *, sent: bool) -> Withheld:
+        """What of the body in this direction has not gone on; for a direction that `asks`."""
+        return self._withheld[sent]
+
+    @property
+    def wants_plain(self) -> bool:
+        """The answer should travel without a content coding: else nothing in it can be masked."""
+        return bool(self._watch) and self._watch.masks
 
     def asks(self, *, sent: bool) -> bool:
         """Nothing of the body in this direction goes on by itself: inspectors have to be asked, with `look`."""
-        reading = self._reading_request if sent else self._reading_response
-        return reading is not None and (self._watch.prompt or reading.waits)
+        return sent in self._withheld
 
     @property
-    def is_prompt(self) -> bool:
-        """What is asked about goes on after the answer, not before it."""
-        return self._watch.prompt
+    def goes_first(self) -> bool:
+        """What is asked about goes on before there is an answer, as far as it is not withheld."""
+        return not self._watch.prompt or self._watch.delivery is Delivery.TAIL
+
+    @property
+    def is_impatient(self) -> bool:
+        """What is withheld goes on after a while, for somebody may wait for it."""
+        return self._watch.delivery is not Delivery.TAIL
 
     def look(self, data: bytes, *, sent: bool, ends: bool) -> Coroutine[None, None, Blocked | None] | Blocked | None:
         """Have inspectors read the next of a body: what stops it, if anything does, or what has to be awaited first."""
@@ -207,6 +238,7 @@ class Exchange:
         if has_body:
             part = self._part(PartKind.BODY, sent=False, content_type=content_type)
             self._reading_response = self._watch.open(part, _field(fields, b"content-encoding"))
+            self._withhold(self._reading_response, fields, sent=False)
 
     def response_body(self, data: bytes) -> bytes:
         """The next bytes of the response's body, b"" at its end; what to forward. Raises Blocked."""
@@ -315,5 +347,7 @@ def _as_text(fields: Fields) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
-def _within(value: bytes, limit: int) -> bool:
-    return value.isdigit() and len(value) < 10 and int(value) <= limit
+def _length(fields: Fields) -> int | None:
+    """Of a body, where that is told."""
+    said = next((value for name, value in fields if name.lower() == b"content-length"), b"")
+    return int(said) if said.isdigit() and len(said) <= LENGTH_LIMIT_DIGITS else None

@@ -31,7 +31,7 @@ from mitmsec.engine.seams import Recorder, Records
 from mitmsec.engine.side import Ended
 from mitmsec.engine.watch import Blocked, Watch
 
-Told = commands.StartHook | Breath | Wait | Stopped
+Told = commands.StartHook | commands.RequestWakeup | Breath | Wait | Stopped
 
 
 class Later:
@@ -118,6 +118,8 @@ class Hooks:
             case Stopped(is_alone=is_alone, blocked=blocked):
                 if is_alone:  # else the others go on; now the client must see a reset, and no end
                     self.noted = Ended(Outcome.BLOCKED, str(blocked), reset=True)
+            case commands.RequestWakeup():
+                self._pauses.wake(command)
             case commands.StartHook():
                 known = _KNOWN.get(type(command))
                 work = None if known is None else known(self, command)

@@ -39,6 +39,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseProtocolError,
     ResponseTrailers,
 )
+from mitmproxy.proxy.utils import ReceiveBuffer
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
@@ -49,6 +50,7 @@ from mitmsec.engine.pauses import Breath, Stopped, Wait, paused
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
+IDLE_S = 0.2  # until what is withheld of a body goes on though nothing follows it
 EXCHANGE = "mitmsec"  # under which a mitmproxy flow carries its Exchange
 NewExchange = Callable[[], Exchange]
 BodyEvent = events.Event
@@ -183,6 +185,7 @@ class Stream(HttpStream):
     def __init__(self, context: Context, stream_id: int, exchange: Exchange) -> None:
         super().__init__(context, stream_id)
         self.exchange = exchange
+        self._wakes = self._is_fresh = False
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
@@ -202,6 +205,8 @@ class Stream(HttpStream):
             return
         if _asks_for_h2c(fields):
             _without_h2c(request)
+        if self.exchange.wants_plain:
+            request.headers["accept-encoding"] = "identity"
         flow = http.HTTPFlow(self.context.client, self.context.server)
         flow.metadata[EXCHANGE] = self.exchange
         if not event.end_stream and not self.exchange.held:
@@ -241,7 +246,7 @@ class Stream(HttpStream):
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
         if isinstance(event, RequestEndOfMessage) and self.exchange.held:
-            if (yield from self._is_stopped_by(bytes(self.request_body_buf), sent=True, ends=True)):
+            if not (yield from self._held_passes()):
                 return
         elif isinstance(event, RequestTrailers) and (yield from self._are_bad(event)):
             return
@@ -265,16 +270,56 @@ class Stream(HttpStream):
     def _stream(self, event: BodyEvent, on: Onward, *, sent: bool) -> CommandGenerator[None]:
         """`event`, and what came with it, to the inspectors and `on`; in this order where they can stop it."""
         data, end = yield from self._joined(event)
-        kind = RequestData if sent else ResponseData
-        is_prompt = self.exchange.is_prompt
-        if data and not is_prompt:
-            yield from on(kind(self.stream_id, data))
+        kind, kept = RequestData if sent else ResponseData, self.exchange.withheld(sent=sent)
+        kept.add(data)
+        if self.exchange.goes_first and (due := kept.due()):
+            yield from on(kind(self.stream_id, due))
         if (yield from self._is_stopped_by(data, sent=sent, ends=end is not None)):
             return
-        if data and is_prompt:
-            yield from on(kind(self.stream_id, data))
+        if due := kept.due() if end is None else kept.rest():
+            yield from on(kind(self.stream_id, due))
         if end is not None:
             yield from on(end)
+        elif kept and not self._wakes and self.exchange.is_impatient:
+            self._wakes, self._is_fresh = True, False
+            yield commands.RequestWakeup(IDLE_S)
+        else:
+            self._is_fresh = True
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            yield from self._idle()
+        else:
+            yield from super()._handle_event(event)
+
+    def _idle(self) -> CommandGenerator[None]:
+        """What is withheld, and has been read, is perhaps what somebody waits for."""
+        self._wakes = False
+        if self._is_fresh:
+            self._wakes, self._is_fresh = True, False
+            yield commands.RequestWakeup(IDLE_S)
+            return
+        if self.client_state == self.state_stream_request_body and (data := self._idle_bytes(sent=True)):
+            yield from super().state_stream_request_body(RequestData(self.stream_id, data))
+        if self.server_state == self.state_stream_response_body and (data := self._idle_bytes(sent=False)):
+            yield from super().state_stream_response_body(ResponseData(self.stream_id, data))
+
+    def _idle_bytes(self, *, sent: bool) -> bytes:
+        return self.exchange.withheld(sent=sent).idle() if self.exchange.asks(sent=sent) else b""
+
+    def _held_passes(self) -> CommandGenerator[bool]:
+        """The whole of a request's body is there; whether it may go on, masked where it has to be."""
+        content = bytes(self.request_body_buf)
+        if not self.exchange.asks(sent=True):
+            self.exchange.look(content, sent=True, ends=True)
+            return True
+        kept = self.exchange.withheld(sent=True)
+        kept.add(content)
+        if (yield from self._is_stopped_by(content, sent=True, ends=True)):
+            return False
+        self.request_body_buf = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        self.request_body_buf += kept.rest()
+        return True
 
     def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
         """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
@@ -283,8 +328,9 @@ class Stream(HttpStream):
         while isinstance(event, RequestData | ResponseData):
             pieces.append(event.data)
             size_bytes += len(event.data)
-            is_full = size_bytes >= JOIN_BYTES
-            if is_full or not queue or not isinstance(queue[0], (type(event), _ENDS[type(event)])):
+            ends = bool(queue) and isinstance(queue[0], _ENDS[type(event)])
+            goes_on = bool(queue) and type(queue[0]) is type(event) and size_bytes < JOIN_BYTES
+            if not ends and not goes_on:
                 return b"".join(pieces), None
             event = queue.popleft()
         return b"".join(pieces), event

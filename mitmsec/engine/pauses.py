@@ -66,11 +66,12 @@ class Pauses:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        go_on: Callable[[events.HookCompleted], None],
+        go_on: Callable[[events.CommandCompleted], None],
         fail: Callable[[Exception], None],
     ) -> None:
         self._loop, self._go_on, self._fail = loop, go_on, fail
         self._tasks: set[asyncio.Task[Blocked | None]] = set()
+        self._timers: set[asyncio.TimerHandle] = set()
 
     def begin(self, command: Wait | commands.StartHook, work: Work) -> None:
         """Answer `command` when `work` is done."""
@@ -78,10 +79,17 @@ class Pauses:
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, command))
 
+    def wake(self, command: commands.RequestWakeup) -> None:
+        """Answer it in time."""
+        self._timers = {timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()}
+        self._timers.add(self._loop.call_later(command.delay, self._go_on, events.Wakeup(command)))
+
     def cancel(self) -> None:
         """The flow is over."""
         for task in self._tasks:
             task.cancel()
+        for timer in self._timers:
+            timer.cancel()
 
     def _done(self, command: Wait | commands.StartHook, task: asyncio.Task[Blocked | None]) -> None:
         self._tasks.discard(task)

@@ -28,7 +28,7 @@ from types import FrameType
 from mitmsec.audit.event import FaultSeen, FindingSeen
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
-from mitmsec.core.model import Decision, Finding, OnFailure, OnFinding
+from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
 from mitmsec.engine.seams import Recorder
@@ -38,6 +38,9 @@ PART_LIMIT_S = 60.0
 JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
 INSPECTOR_FAILED = "inspector_failed"
+
+Mask = Callable[[int, int], bool]
+"""Offset and size, in the content as it travels; whether that was possible."""
 
 
 class Blocked(Exception):
@@ -86,14 +89,24 @@ class Watch:
         return bool(self._awaited)
 
     @property
-    def blocks(self) -> bool:
-        """Whether a finding ends the flow."""
-        return self._decision.on_finding is OnFinding.BLOCK
+    def acts(self) -> bool:
+        """Whether a finding does something to what it was found in."""
+        return self._decision.on_finding is not OnFinding.ALERT
+
+    @property
+    def masks(self) -> bool:
+        """Whether what is found is masked, as far as it can be."""
+        return self._decision.on_finding is OnFinding.REDACT
+
+    @property
+    def delivery(self) -> Delivery:
+        """What of a body waits for an answer."""
+        return self._decision.delivery
 
     @property
     def prompt(self) -> bool:
         """Whether what inspectors say can end the flow, so that they must be asked before anything goes on."""
-        return self.blocks or self._on_failure is OnFailure.CLOSED
+        return self.acts or self._on_failure is OnFailure.CLOSED
 
     def settle(self) -> None:
         """Have everything read that was fed. Raises Blocked."""
@@ -122,16 +135,26 @@ class Watch:
             reading.feed(data)
             reading.close()
 
-    def told(self, inspected: Inspected) -> None:
-        """Record; raises Blocked when the decision says so."""
+    def told(self, inspected: Inspected, mask: Mask | None) -> None:
+        """Record, and mask by `mask` what is to be; raises Blocked when the decision says so."""
+        stops: Finding | None = None
         for finding in inspected.findings:
-            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=self._decision.on_finding))
-        if inspected.findings and self.blocks:
-            first = inspected.findings[0]
-            raise Blocked(f"{first.detector}: {first.summary}", first)
+            verdict = self._verdict(finding, mask)
+            if verdict is OnFinding.BLOCK and stops is None:
+                stops = finding
+            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict))
+        if stops is not None:
+            raise Blocked(f"{stops.detector}: {stops.summary}", stops)
         for fault in inspected.faults:
             what = NOT_INSPECTED if fault.kind is FaultKind.UNREAD else INSPECTOR_FAILED
             self.failed(what, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+
+    def _verdict(self, finding: Finding, mask: Mask | None) -> OnFinding:
+        """What becomes of it: where it cannot be masked, it does not go on at all."""
+        if not self.masks:
+            return self._decision.on_finding
+        is_masked = mask is not None and finding.offset is not None and mask(finding.offset, finding.size_bytes)
+        return OnFinding.REDACT if is_masked else OnFinding.BLOCK
 
     def failed(self, what: str, detail: str) -> None:
         """Record; raises Blocked where failures close."""
@@ -147,6 +170,8 @@ class Reading:
         self._watch, self._awaited = watch, awaited
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
+        self.mask: Mask | None = None
+        """Makes content unreadable that has not gone on yet."""
         self._pieces: list[bytes] = []
         self._size_bytes = 0
 
@@ -242,7 +267,7 @@ class Reading:
 
     def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
-            self._watch.told(inspected)
+            self._watch.told(inspected, self.mask)
 
     def _give_up(self, error: Exception) -> None:
         self.settle()  # what could be decoded counts

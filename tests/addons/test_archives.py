@@ -67,6 +67,11 @@ def test_a_card_in_an_archive_is_found_at_its_place(data: bytes, file_name: str,
     assert unread(data, file_name=file_name) == []
 
 
+def test_what_was_unpacked_cannot_be_masked_where_it_was_found() -> None:
+    (found,) = inspected(zipped({"card.txt": CARD})).findings
+    assert (found.offset, found.size_bytes) == (None, 0)
+
+
 def test_other_inspectors_see_each_file_with_its_name() -> None:
     archive = zipped({"readme.txt": b"hi", "invoice.pdf.exe": b"MZ"})
     assert places(archive, "archives", "file_type") == ["request.body!invoice.pdf.exe"]

@@ -182,7 +182,7 @@ class QuicDialogue:
                 self._legs[command.connection].connection.decline(command.stream_id, command.error_code)
             case CloseQuicConnection():
                 self._broken(command.connection, command.reason_phrase)
-            case commands.StartHook() | Breath() | Wait() | Stopped():
+            case commands.StartHook() | commands.RequestWakeup() | Breath() | Wait() | Stopped():
                 answer = self._hooks.answer(command)
                 if answer is not None:
                     self._events.append(answer)
