@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
+from mitmsec.core.model import Value
 from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
 from mitmsec_addons.inflating import Damaged, Deflated, Stored, Unfolding, bzipped, xzipped
 
@@ -37,6 +38,14 @@ def begins_office_file(head: bytes) -> bool:
     return (name + content if name == b"mimetype" else name).startswith(_OFFICE_BEGINS)
 
 
+class _Where(Value, frozen=True):
+    """What an entry is, by its own header or by the directory's."""
+
+    name: bytes
+    method: int
+    packed_bytes: int
+
+
 class ZipReader:
     """One archive. Holds a header, the windows of one decompressor, and where each entry was."""
 
@@ -47,8 +56,9 @@ class ZipReader:
         self._needs_more = False
         self._unfolding: Unfolding = Stored()
         self._left_bytes: int | None = None  # of the entry's content; None: it says so itself
-        self._read: dict[int, bytes] = {}  # where, and under which name
-        self._directory: list[tuple[int, bytes]] = []
+        self._begin = self._header_at = 0  # of the entry's content, and of what says so
+        self._read: dict[int, _Where] = {}  # by the place of its header
+        self._directory: list[tuple[int, _Where]] = []
         self._directory_at: int | None = None
         self._ended = False
 
@@ -81,13 +91,12 @@ class ZipReader:
             return
         flags, method = _number(header, 6, 2), _number(header, 8, 2)
         name = header[30 : 30 + _number(header, 26, 2)]
-        packed_bytes = _number(header, 18, 4)
-        if packed_bytes == _LONG:
-            packed_bytes = _zip64(header[30 + len(name) :], [_number(header, 22, 4), packed_bytes])[1]
+        sizes = [_number(header, 22, 4), _number(header, 18, 4)]
+        packed_bytes = _zip64(header[30 + len(name) :], sizes)[1]
         self._ended = False
-        if len(self._read) < ENTRIES_LIMIT:
-            self._read[self._offset - len(header)] = name
+        self._begin, self._header_at = self._offset, self._offset - len(header)
         self._left_bytes = None if flags & _DESCRIPTOR and not packed_bytes else packed_bytes
+        self._note(_Where(name, method, packed_bytes))
         self._state = self._skip
         if name.endswith(b"/"):
             return
@@ -122,6 +131,8 @@ class ZipReader:
             self._left_bytes -= len(data)
             is_over = self._left_bytes == 0
         if is_over:
+            if (where := self._read.get(self._header_at)) is not None:
+                self._note(_Where(where.name, where.method, self._offset - self._begin))
             if not self._unfolding.ended and not isinstance(self._unfolding, Stored):
                 yield Unreadable("damaged")
             yield Mark.ENDED
@@ -146,11 +157,10 @@ class ZipReader:
             return
         yield from ()
         name = header[46 : 46 + _number(header, 28, 2)]
-        at = _number(header, 42, 4)
-        if at == _LONG:
-            at = _zip64(header[46 + len(name) :], [_number(header, 24, 4), _number(header, 20, 4), at])[2]
+        sizes = [_number(header, 24, 4), _number(header, 20, 4), _number(header, 42, 4)]
+        _, packed_bytes, at = _zip64(header[46 + len(name) :], sizes)
         if len(self._directory) <= ENTRIES_LIMIT:
-            self._directory.append((at, name))
+            self._directory.append((at, _Where(name, _number(header, 10, 2), packed_bytes)))
         self._state = self._between
 
     def _end(self) -> Step:
@@ -159,11 +169,15 @@ class ZipReader:
             return
         told = _number(self._held, 16, 4)
         shift = 0 if told == _LONG or self._directory_at is None else self._directory_at - told
-        if any(self._read.get(at + shift) != name for at, name in self._directory):
-            yield Unreadable("the archive's directory names entries that are not where it has some")
+        if any(self._read.get(at + shift) != where for at, where in self._directory):
+            yield Unreadable("the archive's directory names entries other than those it has")
         self._directory, self._directory_at, self._ended = [], None, True
         self._drop(22)
         self._state = self._between
+
+    def _note(self, where: _Where) -> None:
+        if len(self._read) < ENTRIES_LIMIT or self._header_at in self._read:
+            self._read[self._header_at] = where
 
     # -- what is held --------------------------------------------------------------------------------------------------
     def _header(self, fixed_bytes: int, lengths_at: int, lengths: int) -> bytes | None:
@@ -195,6 +209,5 @@ def _zip64(extra: bytes, values: list[int]) -> list[int]:
             for place, value in enumerate(values):
                 if value == _LONG:
                     values[place], field = _number(field, 0, 8), field[8:]
-            return values
         extra = extra[4 + size :]
     return values

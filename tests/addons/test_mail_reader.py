@@ -10,7 +10,7 @@ from container_stage import CARD, contents, events, unread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec_addons.mail_reader import HEAD_LIMIT_BYTES, MailReader, begins_mail, form_reader
+from mitmsec_addons.mail_reader import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES, MailReader, begins_mail, form_reader
 
 
 def mail() -> bytes:
@@ -61,6 +61,12 @@ def test_base64_is_read_as_mail_programs_do() -> None:
     assert read(b"a G\nV!s\nbG8") == b"hello"  # no group is whole on its line, and padding is missing
     assert read(b"aGk=\naGk=\n") == b"hihi"
     assert read(b"a=\n") == b""
+
+
+def test_lines_without_end_are_read_in_pieces() -> None:
+    endless = b"y" * (3 * LINE_LIMIT_BYTES)
+    assert contents(MailReader(), b"From: a\nTo: b\n\n" + endless, 1 << 20) == {"part 1": endless}
+    assert contents(MailReader(), b"From: a\nTo: b\n\n" + endless, 50_000) == {"part 1": endless}
 
 
 def test_what_is_too_much_or_cut_off_says_so() -> None:

@@ -50,6 +50,11 @@ def test_sheets_slides_and_properties_are_read(name: str, xml: str, text: str) -
     assert contents(OfficeReader(), document(xml.encode(), name))[name].decode() == text
 
 
+def test_what_follows_damage_in_an_entry_is_passed_over() -> None:
+    damaged = document(b"<w></v>" + bytes(range(256)) * 300)
+    assert unread(OfficeReader(), damaged, 200) == ["its XML is damaged"]
+
+
 LAUGHS = b'<!DOCTYPE l [<!ENTITY a "xxxxxxxxxx"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]><w>&b;</w>'
 
 

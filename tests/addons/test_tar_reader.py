@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mitmsec_addons.containers import Entry, Mark
 from mitmsec_addons.tar_reader import TarReader
 
-LONG = "folder/" * 30 + "long.txt"
+LONG = "folder/" * 25 + "long.txt"
 
 
 @pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -45,6 +45,10 @@ def test_sparse_and_damaged_and_cut_ones_say_so() -> None:
     assert unread(TarReader(), sparse.tobuf()) == ["an entry of the kind b'S', which is not known here"]
     assert unread(TarReader(), archive[:600] + b"no header " * 99) == ["damaged: a header is none"]
     assert unread(TarReader(), archive[:530]) == ["the archive is cut off"]
+
+
+def test_long_names_in_two_fields_are_put_together() -> None:
+    assert contents(TarReader(), tarred({LONG: b"x"}, tarfile.USTAR_FORMAT)) == {LONG: b"x"}
 
 
 def test_sizes_in_base_256_are_read() -> None:

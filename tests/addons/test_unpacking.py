@@ -114,6 +114,15 @@ def test_heads_and_urls_hold_nothing() -> None:
     assert Scripted().open(PART) is not None
 
 
+def test_what_stands_between_entries_is_shown_to_nobody() -> None:
+    assert summaries(b"before", Entry("a"), b"x", Mark.ENDED, b"behind") == [("a||x", "request.body!a")]
+
+
+def test_a_subclass_has_to_choose() -> None:
+    with pytest.raises(NotImplementedError):
+        UnpackingInspector.choose(Scripted(), b"", PART, frozenset())
+
+
 def test_there_are_no_words() -> None:
     with pytest.raises(ValueError, match="scripted has no words"):
         UnpackingInspector.__init__(Scripted(), ("x",), lambda: 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,3 +46,11 @@ def test_it_finds_the_same_however_content_is_sliced_and_nothing_before_the_end(
 
 def test_parts_that_it_does_not_want_are_not_kept() -> None:
     assert Needle().open(Part(flow="f", kind=PartKind.URL, sent=True, host="h")) is None
+
+
+def test_what_says_how_long_it_is_can_be_masked_and_a_subclass_has_to_look() -> None:
+    told = Needle().finding(PART, 7, "a needle", size_bytes=6)
+    assert (told.offset, told.size_bytes) == (7, 6)
+    assert Needle().finding(PART, 7, "a needle").offset is None
+    with pytest.raises(NotImplementedError):
+        WholeInspector().look(PART, b"")

@@ -50,6 +50,40 @@ def test_archives_that_were_written_to_a_pipe_are_read_too(step: int) -> None:
     assert unread(ZipReader(), pipe.getvalue(), step) == []
 
 
+def test_an_archive_that_says_all_sizes_in_64_bits_is_read() -> None:
+    archive = zipped({"a": CARD}, zipfile.ZIP_STORED)
+    at = archive.index(b"PK\x01\x02")
+    size, long = len(CARD), b"\xff" * 4
+    other_field = struct.pack("<HHL", 0xCAFE, 4, 7)
+    local_extra = other_field + struct.pack("<HHQQ", 1, 16, size, size)
+    local = archive[:18] + long * 2 + struct.pack("<HH", 1, len(local_extra)) + b"a" + local_extra
+    extra = struct.pack("<HHQQQ", 1, 24, size, size, 0)
+    central = archive[at : at + 20] + long * 2 + struct.pack("<HH", 1, len(extra)) + bytes(10) + long + b"a" + extra
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local) + size, 0)
+    assert contents(ZipReader(), local + CARD + central + end, 3) == {"a": CARD}
+    assert unread(ZipReader(), local + CARD + central + end) == []
+
+
+def test_folders_and_what_cannot_be_unpacked_are_passed_over_whatever_they_hold() -> None:
+    archive = bytearray(zipped({"a/": b"", "b": CARD * 9, "c": b"plain"}, zipfile.ZIP_STORED))
+    at = archive.index(b"PK\x03\x04", 4)
+    archive[at + 6] = 1
+    for step in (1, 50, 9999):
+        assert contents(ZipReader(), bytes(archive), step)["c"] == b"plain"
+
+
+def test_a_compressed_file_that_ends_before_its_length_is_damaged() -> None:
+    archive = bytearray(zipped({"a": CARD * 99}))
+    archive[18:22] = struct.pack("<L", 20)
+    assert unread(ZipReader(), bytes(archive))[0] == "damaged"
+
+
+def test_a_stored_file_without_a_length_is_told() -> None:
+    archive = bytearray(zipped({"a": CARD}, zipfile.ZIP_STORED))
+    archive[6], archive[18:22] = 8, bytes(4)
+    assert "stored without a length" in unread(ZipReader(), bytes(archive))
+
+
 def test_what_stands_before_an_archive_shifts_it() -> None:
     made = io.BytesIO()
     made.write(b"#!/bin/sh self-extracting " * 9)
@@ -76,7 +110,7 @@ def test_damage_is_told_and_what_follows_is_read() -> None:
 def test_a_method_that_is_not_known_is_told() -> None:
     archive = bytearray(zipped({"a": CARD}))
     archive[8] = 9
-    assert unread(ZipReader(), bytes(archive)) == ["packed by method 9, which is not known here"]
+    assert unread(ZipReader(), bytes(archive))[0] == "packed by method 9, which is not known here"
 
 
 def test_an_archive_that_is_cut_off_says_so_and_what_was_there_is_read() -> None:
@@ -90,8 +124,13 @@ def test_entries_that_only_the_directory_knows_are_told() -> None:
     at = archive.index(b"PK\x01\x02")
     shifted = archive[:at] + archive[at:].replace(struct.pack("<L", 0) + b"a", struct.pack("<L", 7) + b"a")
     assert shifted != archive
-    why = "the archive's directory names entries that are not where it has some"
+    why = "the archive's directory names entries other than those it has"
     assert unread(ZipReader(), shifted) == [why]
+    longer = archive[:at] + archive[at:].replace(struct.pack("<L", len(CARD)), struct.pack("<L", len(CARD) + 9), 1)
+    assert unread(ZipReader(), longer) == [why], "a program would unpack nine bytes more"
+    packed = bytearray(archive)
+    packed[at + 10] = 8
+    assert unread(ZipReader(), bytes(packed)) == [why], "it would unpack what was not unpacked here"
     renamed = archive[:at] + archive[at:].replace(b"a", b"b")
     assert unread(ZipReader(), renamed) == [why]
 
