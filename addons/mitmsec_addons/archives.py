@@ -1,7 +1,7 @@
 """The inspector `archives`: what lies in archives is shown to the other inspectors of the rule, as it goes by.
 
-    ZIP   gzip   bzip2   xz   tar   forms (multipart/form-data)   ──► each file in them ──► every inspector of the rule
-    7z   RAR   cabinets   Zstandard                               ──► not inspected, and said to be so
+    ZIP   gzip   bzip2   xz   Zstandard   tar   forms             ──► each file in them ──► every inspector of the rule
+    7z   RAR   cabinets                                           ──► not inspected, and said to be so
 
 ZIP archives that are Office documents are left to `documents`, and so are forms, where that is in the rule, too.
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from mitmsec.core.inspection import Part
 from mitmsec_addons import file_kinds
 from mitmsec_addons.containers import Reader
-from mitmsec_addons.inflating import bzipped, gzipped, xzipped
+from mitmsec_addons.inflating import Zstandard, bzipped, gzipped, xzipped
 from mitmsec_addons.mail_reader import form_reader
 from mitmsec_addons.packed_reader import PackedReader
 from mitmsec_addons.tar_reader import TarReader
@@ -23,8 +23,8 @@ from mitmsec_addons.unread_reader import UnreadReader
 from mitmsec_addons.zip_reader import ZipReader, begins_office_file
 
 DOCUMENTS = "documents"
-_PACKED = {file_kinds.GZIP: gzipped, file_kinds.BZIP2: bzipped, file_kinds.XZ: xzipped}
-_UNREAD = (file_kinds.SEVEN_ZIP, file_kinds.RAR, file_kinds.CABINET, file_kinds.ZSTANDARD)
+_PACKED = {file_kinds.GZIP: gzipped, file_kinds.BZIP2: bzipped, file_kinds.XZ: xzipped, file_kinds.ZSTANDARD: Zstandard}
+_UNREAD = (file_kinds.SEVEN_ZIP, file_kinds.RAR, file_kinds.CABINET)
 
 
 class Archives(UnpackingInspector):

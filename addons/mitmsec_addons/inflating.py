@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 SLICE_BYTES = 1 << 16
+ZSTD_WINDOW_BYTES = 8 << 20  # what RFC 8878 says every decoder should take
+_ZSTD_STEP_BYTES = 128
 XZ_MEMORY_BYTES = 32 << 20  # what its decoder may take; `xz -8` and `-9` ask for more
 
 
@@ -83,6 +85,33 @@ class _ByModule:
                 self.ended, self.unused = True, self._state.unused_data
                 return
             if self._state.needs_input:
+                return
+
+
+class Zstandard:
+    """A frame of Zstandard (RFC 8878), with the library that mitmproxy brings.
+
+    What it unfolds in one step has no limit of its own: a block of four bytes can stand for 128 KiB.
+    """
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._state: Any = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
+        self._error: type[Exception] = zstandard.ZstdError
+        self.ended, self.unused = False, b""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        for at in range(0, len(data), _ZSTD_STEP_BYTES):
+            try:
+                piece = self._state.decompress(data[at : at + _ZSTD_STEP_BYTES])
+            except self._error as error:
+                much = "emory" in str(error)
+                raise Damaged(f"needs more than {ZSTD_WINDOW_BYTES} bytes to unpack" if much else "damaged") from None
+            yield from Stored().feed(piece)
+            if self._state.eof:
+                self.ended = True
+                self.unused = self._state.unused_data + data[at + _ZSTD_STEP_BYTES :]
                 return
 
 

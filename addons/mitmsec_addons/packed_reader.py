@@ -1,4 +1,4 @@
-"""A single file that was compressed: gzip (RFC 1952), bzip2, xz, each of one or more streams behind each other."""
+"""A single file that was compressed: gzip (RFC 1952), bzip2, xz, Zstandard, in one stream or more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Callable, Iterator
 from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
 from mitmsec_addons.inflating import Damaged, Unfolding
 
-_ENDINGS = {".tgz": ".tar", ".tbz2": ".tar", ".txz": ".tar", ".svgz": ".svg", ".gz": "", ".bz2": "", ".xz": ""}
+_ENDINGS = {
+    ".tgz": ".tar",
+    ".tbz2": ".tar",
+    ".txz": ".tar",
+    ".tzst": ".tar",
+    ".zst": "",
+    ".svgz": ".svg",
+    ".gz": "",
+    ".bz2": "",
+    ".xz": "",
+}
 
 
 class PackedReader:

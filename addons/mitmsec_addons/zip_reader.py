@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 
 from mitmsec.core.model import Value
 from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
-from mitmsec_addons.inflating import Damaged, Deflated, Stored, Unfolding, bzipped, xzipped
+from mitmsec_addons.inflating import Damaged, Deflated, Stored, Unfolding, Zstandard, bzipped, xzipped
 
 ENTRIES_LIMIT = 20_000
-METHODS: dict[int, Callable[[], Unfolding]] = {0: Stored, 8: Deflated, 12: bzipped, 95: xzipped}
+METHODS: dict[int, Callable[[], Unfolding]] = {0: Stored, 8: Deflated, 12: bzipped, 93: Zstandard, 95: xzipped}
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x01\x02|\x05\x06)")
 _LOCAL, _CENTRAL = b"PK\x03\x04", b"PK\x01\x02"
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 0x800

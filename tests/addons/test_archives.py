@@ -14,6 +14,7 @@ from functools import cache
 from struct import pack
 
 import pytest
+import zstandard
 from container_stage import CARD, tarred, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -57,10 +58,11 @@ def unread(data: bytes, *names: str, **part: str) -> list[str]:
         (gzip.compress(CARD), "card.txt.gz", "card.txt"),
         (bz2.compress(CARD), "card.bz2", "card"),
         (lzma.compress(CARD), "", "content"),
+        (zstandard.compress(CARD), "card.zst", "card"),
         (gzip.compress(tarred({"card.txt": CARD})), "x.tgz", "x.tar!card.txt"),
         (zipped({"in.zip": zipped({"deep.gz": gzip.compress(CARD)})}), "x.zip", "in.zip!deep.gz!deep"),
     ],
-    ids=["zip", "tar", "gzip", "bzip2", "xz", "tgz", "zip in zip"],
+    ids=["zip", "tar", "gzip", "bzip2", "xz", "zstd", "tgz", "zip in zip"],
 )
 def test_a_card_in_an_archive_is_found_at_its_place(data: bytes, file_name: str, where: str) -> None:
     assert f"request.body!{where}+18" in places(data, file_name=file_name)
@@ -100,9 +102,8 @@ def test_office_documents_are_left_to_documents_where_that_is_named() -> None:
         (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive, which is not unpacked"),
         (b"Rar!\x1a\x07\x01\0" + bytes(99), "a RAR archive, which is not unpacked"),
         (b"MSCF\0\0\0\0" + bytes(99), "a cabinet, which is not unpacked"),
-        (b"\x28\xb5\x2f\xfd" + bytes(99), "Zstandard, which is not unpacked"),
     ],
-    ids=["7z", "rar", "cab", "zstd"],
+    ids=["7z", "rar", "cab"],
 )
 def test_what_cannot_be_unpacked_is_not_inspected_and_told(data: bytes, why: str) -> None:
     assert unread(data) == [f"{why} (request.body)"]
@@ -155,6 +156,7 @@ def overlapped_bomb(count: int = 2000) -> bytes:
 def bombs() -> Iterator[tuple[str, Callable[[], bytes]]]:
     yield "gzip", gzip_bomb
     yield "zip", zip_bomb
+    yield "zstd", lambda: zstandard.compress(bytes(1 << 20)) * 1024
     yield "nested zip", nested_bomb
     yield "overlapped zip", overlapped_bomb
 

@@ -6,14 +6,26 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import random
 import zlib
 from collections.abc import Callable
 
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec_addons.inflating import SLICE_BYTES, Damaged, Deflated, Stored, Unfolding, bzipped, gzipped, xzipped
+from mitmsec_addons.inflating import (
+    SLICE_BYTES,
+    Damaged,
+    Deflated,
+    Stored,
+    Unfolding,
+    Zstandard,
+    bzipped,
+    gzipped,
+    xzipped,
+)
 
 CONTENT = bytes(80_000) + b"the end"
 MADE: list[tuple[Callable[[], Unfolding], bytes]] = [
@@ -23,6 +35,7 @@ MADE: list[tuple[Callable[[], Unfolding], bytes]] = [
     (bzipped, bz2.compress(CONTENT)),
     (xzipped, lzma.compress(CONTENT)),
     (xzipped, lzma.compress(CONTENT, lzma.FORMAT_ALONE)),
+    (Zstandard, zstandard.compress(CONTENT)),
 ]
 
 
@@ -57,3 +70,9 @@ def test_a_window_that_needs_much_memory_is_refused() -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 128 << 20}]
     with pytest.raises(Damaged, match="needs more than 33554432 bytes"):
         b"".join(xzipped().feed(lzma.compress(b"x" * 99, filters=filters)))
+    wide = zstandard.ZstdCompressionParameters(window_log=27)
+    packed = (
+        zstandard.ZstdCompressor(compression_params=wide).compressobj().compress(random.Random(1).randbytes(1 << 20))
+    )
+    with pytest.raises(Damaged, match="needs more than 8388608 bytes"):
+        b"".join(Zstandard().feed(packed))
