@@ -1,7 +1,7 @@
 """The inspector `archives`: what lies in archives is shown to the other inspectors of the rule, as it goes by.
 
-    ZIP   gzip   bzip2   xz   Zstandard   tar   forms             ──► each file in them ──► every inspector of the rule
-    7z   RAR   cabinets                                           ──► not inspected, and said to be so
+    ZIP   7z   gzip   bzip2   xz   Zstandard   tar   forms        ──► each file in them ──► every inspector of the rule
+    RAR   cabinets                                                ──► not inspected, and said to be so
 
 ZIP archives that are Office documents are left to `documents`, and so are forms, where that is in the rule, too.
 """
@@ -17,6 +17,7 @@ from mitmsec_addons.containers import Reader
 from mitmsec_addons.inflating import Zstandard, bzipped, gzipped, xzipped
 from mitmsec_addons.mail_reader import form_reader
 from mitmsec_addons.packed_reader import PackedReader
+from mitmsec_addons.seven_zip_reader import SevenZipReader
 from mitmsec_addons.tar_reader import TarReader
 from mitmsec_addons.unpacking import UnpackingInspector
 from mitmsec_addons.unread_reader import UnreadReader
@@ -24,7 +25,7 @@ from mitmsec_addons.zip_reader import ZipReader, begins_office_file
 
 DOCUMENTS = "documents"
 _PACKED = {file_kinds.GZIP: gzipped, file_kinds.BZIP2: bzipped, file_kinds.XZ: xzipped, file_kinds.ZSTANDARD: Zstandard}
-_UNREAD = (file_kinds.SEVEN_ZIP, file_kinds.RAR, file_kinds.CABINET)
+_UNREAD = (file_kinds.RAR, file_kinds.CABINET)
 
 
 class Archives(UnpackingInspector):
@@ -45,6 +46,8 @@ class Archives(UnpackingInspector):
             return None
         if kind is file_kinds.ZIP:
             return None if leaves_documents and begins_office_file(head) else ZipReader()
+        if kind is file_kinds.SEVEN_ZIP:
+            return SevenZipReader()
         if kind is file_kinds.TAR:
             return TarReader()
         if kind in _PACKED:
