@@ -40,6 +40,7 @@ class Part(Value, frozen=True):
     method: str = ""
     url: str = ""
     content_type: str = ""
+    name: str = ""  # of a content among several in one body: a file's, a field's, "message 3"
 
 
 class Inspection(Protocol):
