@@ -1,9 +1,9 @@
 """The inspector `archives`: what lies in archives is shown to the other inspectors of the rule, as it goes by.
 
-    ZIP   7z   gzip   bzip2   xz   Zstandard   tar   forms        ──► each file in them ──► every inspector of the rule
+    ZIP   7z   gzip   bzip2   xz   Zstandard   tar                ──► each file in them ──► every inspector of the rule
     RAR   cabinets                                                ──► not inspected, and said to be so
 
-ZIP archives that are Office documents are left to `documents`, and so are forms, where that is in the rule, too.
+ZIP archives that are Office documents are left to `documents`, where that is in the rule, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from mitmsec.core.inspection import Part
 from mitmsec_addons import file_kinds
 from mitmsec_addons.containers import Reader
 from mitmsec_addons.inflating import Zstandard, bzipped, gzipped, xzipped
-from mitmsec_addons.mail_reader import form_reader
 from mitmsec_addons.packed_reader import PackedReader
 from mitmsec_addons.seven_zip_reader import SevenZipReader
 from mitmsec_addons.tar_reader import TarReader
@@ -39,8 +38,6 @@ class Archives(UnpackingInspector):
     def choose(self, head: bytes, part: Part, names: frozenset[str]) -> Reader | None:
         """A reader for archives."""
         leaves_documents = DOCUMENTS in names
-        if not leaves_documents and (form := form_reader(part.content_type)) is not None:
-            return form
         kind = file_kinds.recognised(head)
         if kind is None:
             return None
@@ -51,5 +48,5 @@ class Archives(UnpackingInspector):
         if kind is file_kinds.TAR:
             return TarReader()
         if kind in _PACKED:
-            return PackedReader(_PACKED[kind], part.file_name)
+            return PackedReader(_PACKED[kind], part.file_name or part.name)
         return UnreadReader(f"{kind.name}, which is not unpacked") if kind in _UNREAD else None

@@ -1,6 +1,6 @@
 """The inspector `documents`: the text of documents is shown to the other inspectors of the rule, and what lies in them.
 
-Word, Excel, PowerPoint, OpenDocument, EPUB   PDF   mail   forms ──► text, attachments ──► every inspector of the rule
+Word, Excel, PowerPoint, OpenDocument, EPUB   PDF   mail ──► text, attachments ──► every inspector of the rule
 encrypted ones, those of before 2007 (OLE)                      ──► not inspected, and said to be so
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mitmsec.core.inspection import Part
 from mitmsec_addons import file_kinds
 from mitmsec_addons.containers import Reader
-from mitmsec_addons.mail_reader import MailReader, begins_mail, form_reader
+from mitmsec_addons.mail_reader import MailReader, begins_mail
 from mitmsec_addons.office_reader import OfficeReader
 from mitmsec_addons.pdf_reader import PdfReader
 from mitmsec_addons.unpacking import UnpackingInspector
@@ -30,8 +30,6 @@ class Documents(UnpackingInspector):
 
     def choose(self, head: bytes, part: Part, names: frozenset[str]) -> Reader | None:
         """A reader for documents."""
-        if (form := form_reader(part.content_type)) is not None:
-            return form
         kind = file_kinds.recognised(head)
         if kind is file_kinds.ZIP:
             return OfficeReader() if begins_office_file(head) else None

@@ -112,7 +112,9 @@ class FileInspection:
 
     def _by_name(self) -> Iterator[Finding]:
         """What a double click would run. Only of names that somebody gave a file: web pages' scripts are none."""
-        if (ending := extension(self._part.file_name)) in RUN_BY_NAME and EXECUTABLES not in self._told:
+        if (
+            ending := extension(self._part.file_name or self._part.name)
+        ) in RUN_BY_NAME and EXECUTABLES not in self._told:
             yield from self._once(EXECUTABLES, f"a file that is run by its name (.{ending})", Severity.MEDIUM, 0.7)
 
     def _more(self, data: bytes) -> list[Finding]:
@@ -153,8 +155,8 @@ class FileInspection:
 
     def _file_name(self) -> str:
         """As it was given, or the last word of the URL's path."""
-        if self._part.file_name:
-            return self._part.file_name
+        if self._part.file_name or self._part.name:
+            return self._part.file_name or self._part.name
         try:
             return unquote(urlsplit(self._part.url).path.rpartition("/")[2])
         except ValueError:

@@ -1,4 +1,4 @@
-"""Mail and forms (MIME: RFC 5322, 2045, 2046, 7578), their parts decoded line by line as they go by.
+"""Mail (MIME: RFC 5322, 2045, 2046), its parts decoded line by line as they go by.
 
 header fields, empty line ──► multipart: its parts, each with such a head    ──► …
                           └─► anything else: base64 or quoted-printable undone ──► Entry, bytes*, Ended
@@ -29,17 +29,10 @@ def begins_mail(head: bytes) -> bool:
     return _FIELD.match(head) is not None and len(_MAIL_FIELDS.findall(head)) >= 2
 
 
-def form_reader(content_type: str) -> MailReader | None:
-    """A reader for a body of this media type, which names its boundary itself; None: it is no multipart."""
-    if not content_type.lower().startswith("multipart/"):
-        return None
-    return MailReader(f"Content-Type: {content_type}\r\n\r\n".encode())
-
-
 class MailReader:
-    """One mail, or the body of a form with `head` as its header fields. Holds the fields of a part, and a line."""
+    """One mail. Holds the fields of a part, and a line."""
 
-    def __init__(self, head: bytes = b"") -> None:
+    def __init__(self) -> None:
         self._held = b""
         self._head: bytearray | None = bytearray()  # fields being read
         self._boundaries: list[bytes] = []
@@ -47,9 +40,6 @@ class MailReader:
         self._quantum = b""  # base64 that is no whole group yet
         self._line_goes_on = False
         self._number = 0
-        if head:
-            for _ in self._lines(head):
-                pass
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """What comes of `data`."""

@@ -48,6 +48,7 @@ class Part(Value, frozen=True):
     method: str = ""
     url: str = ""
     content_type: str = ""
+    name: str = ""  # of a content among several in one body: a file's, a field's, "message 3"
     file_name: str = ""
     """What it calls itself, where that is known. It is never a path to write to."""
     path: str = ""

@@ -24,6 +24,7 @@ from mitmsec.engine import authority, pages
 from mitmsec.engine.content import is_coded
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Records
+from mitmsec.engine.split import SplitReading, open_body
 from mitmsec.engine.watch import Blocked, Reading, Watch
 from mitmsec.engine.withheld import HOLD_BYTES, Withheld, withheld
 
@@ -81,8 +82,8 @@ class Exchange:
         self._status: int | None = None
         self._content_type: str | None = None
         self._request_bytes = self._response_bytes = 0
-        self._reading_request: Reading | None = None
-        self._reading_response: Reading | None = None
+        self._reading_request: Reading | SplitReading | None = None
+        self._reading_response: Reading | SplitReading | None = None
         self._finished = False
         self._withheld: dict[bool, Withheld] = {}  # by whether it is sent
         self.held = False  # the request's body is kept back until it has been inspected as a whole
@@ -158,10 +159,13 @@ class Exchange:
         size_bytes = _length(fields)
         self.held = holds and size_bytes is not None and size_bytes <= HOLD_BYTES
         part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
-        self._reading_request = self._watch.open(part, _field(fields, b"content-encoding"))
+        self._reading_request = self._body(part, fields)
         self._withhold(self._reading_request, fields, sent=True)
 
-    def _withhold(self, reading: Reading | None, fields: Fields, *, sent: bool) -> None:
+    def _body(self, part: Part, fields: Fields) -> Reading | SplitReading | None:
+        return open_body(self._watch, part, _field(fields, b"content-encoding"), _field(fields, b"grpc-encoding"))
+
+    def _withhold(self, reading: Reading | SplitReading | None, fields: Fields, *, sent: bool) -> None:
         if reading is None or not (self._watch.prompt or reading.waits):
             return
         if self.held and sent:
@@ -237,7 +241,7 @@ class Exchange:
         self._watch.look(self._part(PartKind.HEADERS, sent=False, content_type=content_type), _as_text(fields))
         if has_body:
             part = self._part(PartKind.BODY, sent=False, content_type=content_type)
-            self._reading_response = self._watch.open(part, _field(fields, b"content-encoding"))
+            self._reading_response = self._body(part, fields)
             self._withhold(self._reading_response, fields, sent=False)
 
     def response_body(self, data: bytes) -> bytes:
@@ -317,7 +321,7 @@ class Exchange:
         )
 
 
-async def _answer(reading: Reading, data: bytes, *, ends: bool) -> Blocked | None:
+async def _answer(reading: Reading | SplitReading, data: bytes, *, ends: bool) -> Blocked | None:
     try:
         await reading.read(data, ends=ends)
     except Blocked as blocked:
@@ -325,7 +329,7 @@ async def _answer(reading: Reading, data: bytes, *, ends: bool) -> Blocked | Non
     return None
 
 
-def _read(reading: Reading | None, data: bytes) -> None:
+def _read(reading: Reading | SplitReading | None, data: bytes) -> None:
     if reading is not None:
         if data:
             reading.feed(data)

@@ -25,6 +25,8 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
+from msgspec.structs import replace
+
 from mitmsec.audit.event import FaultSeen, FindingSeen
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
@@ -123,7 +125,7 @@ class Watch:
         awaited = Awaited(self._awaited, part)
         if guarded.idle and awaited.idle:
             return None
-        reading = Reading(self, guarded, None if awaited.idle else awaited)
+        reading = Reading(self, guarded, None if awaited.idle else awaited, part.name)
         if codings:
             reading.decode(codings)
         return reading
@@ -135,13 +137,15 @@ class Watch:
             reading.feed(data)
             reading.close()
 
-    def told(self, inspected: Inspected, mask: Mask | None) -> None:
-        """Record, and mask by `mask` what is to be; raises Blocked when the decision says so."""
+    def told(self, inspected: Inspected, mask: Mask | None, name: str) -> None:
+        """Record, and mask by `mask` what is to be; raises Blocked when the decision says so. `name`: of the part."""
         stops: Finding | None = None
         for finding in inspected.findings:
             verdict = self._verdict(finding, mask)
             if verdict is OnFinding.BLOCK and stops is None:
                 stops = finding
+            if name:
+                finding = replace(finding, location=f"{finding.location} in {name}")
             self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict))
         if stops is not None:
             raise Blocked(f"{stops.detector}: {stops.summary}", stops)
@@ -166,8 +170,8 @@ class Watch:
 class Reading:
     """One part being read by all inspectors that want it. Methods raise Blocked."""
 
-    def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None) -> None:
-        self._watch, self._awaited = watch, awaited
+    def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None, name: str = "") -> None:
+        self._watch, self._awaited, self._name = watch, awaited, name
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
         self.mask: Mask | None = None
@@ -267,7 +271,7 @@ class Reading:
 
     def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
-            self._watch.told(inspected, self.mask)
+            self._watch.told(inspected, self.mask, self._name)
 
     def _give_up(self, error: Exception) -> None:
         self.settle()  # what could be decoded counts

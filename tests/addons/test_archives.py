@@ -79,17 +79,6 @@ def test_other_inspectors_see_each_file_with_its_name() -> None:
     assert places(archive, "archives", "file_type") == ["request.body!invoice.pdf.exe"]
 
 
-def test_files_in_a_form_are_unpacked_with_or_without_documents() -> None:
-    form = (
-        b'--b\r\nContent-Disposition: form-data; name="f"; filename="x.zip"\r\n\r\n'
-        + zipped({"c": CARD})
-        + b"\r\n--b--\r\n"
-    )
-    kind = "multipart/form-data; boundary=b"
-    for names in (("archives", "payment_card"), ("documents", "archives", "payment_card")):
-        assert places(form, *names, content_type=kind) == ["request.body!x.zip!c+18"]
-
-
 def test_office_documents_are_left_to_documents_where_that_is_named() -> None:
     document = zipped({"word/document.xml": b"<w>" + CARD + b"</w>"})
     assert places(document) == ["request.body!word/document.xml+21"]

@@ -46,6 +46,7 @@ def test_a_program_is_told_whatever_it_is_called() -> None:
         "a Linux program", "a Linux program that says it is a JPEG image",
     ]  # fmt: skip
     assert [one.severity for one in found(PROGRAM, "mismatches", file_name="holiday.jpg")] == [Severity.HIGH]
+    assert [one.severity for one in found(PROGRAM, "mismatches", name="holiday.jpg")] == [Severity.HIGH]
 
 
 def test_what_a_double_click_would_run_is_told_by_its_name() -> None:
