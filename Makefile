@@ -10,8 +10,9 @@ SECONDS := 60
 PARALLEL = -n $$(( $$(nproc) + 2 )) --dist worksteal
 # Servers whose dialogues go on under TLS: tests/end_to_end/test_upgrades.py.
 SERVER_PACKAGES := pg_ctlcluster:postgresql mariadbd:mariadb-server-core doveconf:dovecot-core /usr/lib/dovecot/imap:dovecot-imapd /usr/lib/dovecot/pop3:dovecot-pop3d slapd:slapd ldapsearch:ldap-utils prosody:prosody
+SCANNER_PACKAGES := clamd:clamav-daemon c-icap:libc-icap-mod-virus-scan 7zr:p7zip
 PROXY_PACKAGES := tinyproxy:tinyproxy-bin microsocks:microsocks
-TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES) $(PROXY_PACKAGES)
+TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES) $(PROXY_PACKAGES) $(SCANNER_PACKAGES)
 
 .PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect bench-inspect checklist badssl clean
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "clean": "mitmsec.service.clean_command:clean",
     "demo": "mitmsec.service.demo_command:demo",
     "doctor": "mitmsec.service.doctor_command:doctor",
+    "inspect": "mitmsec.service.inspect_command:inspect",
     "off": "mitmsec.service.service_commands:off",
     "on": "mitmsec.service.service_commands:on",
     "policy": "mitmsec.service.policy_commands:policy",

@@ -53,7 +53,19 @@ from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
 
 __all__ = ["KNOWN_INSPECTORS", "ConfigError", "PolicyErrors", "load_policy", "load_policy_and_text", "parse_policy"]
 
-KNOWN_INSPECTORS = ("doh", "iban", "keywords", "national_id", "payment_card", "secrets")
+KNOWN_INSPECTORS = (
+    "archives",
+    "documents",
+    "doh",
+    "file_type",
+    "iban",
+    "icap",
+    "keywords",
+    "malware",
+    "national_id",
+    "payment_card",
+    "secrets",
+)
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 STDIN = Path("-")
 LOCAL_ZONE = "/etc/localtime"

@@ -175,7 +175,10 @@ def test_shell_completion_names_the_commands() -> None:
     [
         ("polcy", "there is no command 'polcy'; did you mean 'policy'?"),
         ("docter", "did you mean 'doctor'?"),
-        ("xyzzy", "there are apps, audit, ca, clean, demo, doctor, off, on, policy, reload, run, start, status, stop"),
+        (
+            "xyzzy",
+            "there are apps, audit, ca, clean, demo, doctor, inspect, off, on, policy, reload, run, start, status",
+        ),
     ],
 )
 def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) -> None:

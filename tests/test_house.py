@@ -31,8 +31,8 @@ LINES_LIMIT = 600
 
 # Modules without a test file of their own, and what tests them instead.
 TESTED_ELSEWHERE = {
+    "addons/mitmsec_addons/containers.py": "types only; tests/addons/container_stage.py reads them",
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
-    "mitmsec/core/inspection.py": "types only; tests/core/test_inspecting.py and tests/addons use them",
     "mitmsec/core/learning_section.py": "tests/core/test_learning.py reads policies by it",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
     "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.inspection import Part, place
 from mitmsec.core.model import Finding, Severity
 from mitmsec_addons.spelling import BORDER_BYTES, Needle, Word, needles
 
@@ -85,7 +85,7 @@ class KeywordInspection:
         """Findings that begin at or before `until` in the buffer, in order; the search has then passed it."""
         if until < self._at:
             return []
-        hits: list[tuple[int, str]] = []
+        hits: list[tuple[int, int, str]] = []
         lowered = self._buffer.lower()
         has_nul = 0 in self._buffer
         for needle in self._needles:
@@ -94,28 +94,32 @@ class KeywordInspection:
         self._at = until + 1
         room = max(FINDINGS_LIMIT - self._told, 0)
         self._told += len(hits)
-        return [self._hit(begin, word) for begin, word in sorted(hits)[:room]]
+        return [self._hit(*hit) for hit in sorted(hits)[:room]]
 
-    def _hits(self, needle: Needle, lowered: bytes, until: int) -> Iterator[tuple[int, str]]:
+    def _hits(self, needle: Needle, lowered: bytes, until: int) -> Iterator[tuple[int, int, str]]:
         at = max(self._at, self._past.get(needle, 0) - self._offset)
         for begin, end in needle.found(self._buffer, lowered, at):
             if begin > until:
                 return
             self._past[needle] = self._offset + end
-            yield begin, needle.word.text
+            yield begin, end, needle.word.text
 
-    def _hit(self, begin: int, word: str) -> Finding:
+    def _hit(self, begin: int, end: int, word: str) -> Finding:
         confidence = 0.9 if len(word) >= SHORT_CHARACTERS else 0.6
-        return self._finding(f'keyword "{word}"', _redacted(word), confidence, self._offset + begin)
+        return self._finding(f'keyword "{word}"', _redacted(word), confidence, self._offset + begin, end - begin)
 
-    def _finding(self, summary: str, evidence: str, confidence: float, offset: int | None) -> Finding:
+    def _finding(
+        self, summary: str, evidence: str, confidence: float, offset: int | None, size_bytes: int = 0
+    ) -> Finding:
         return Finding(
             detector=Keywords.name,
             severity=Severity.MEDIUM,
             confidence=confidence,
             summary=summary,
             evidence=evidence,
-            location=_location(self._part, offset),
+            location=place(self._part, offset),
+            offset=offset,
+            size_bytes=size_bytes,
         )
 
 
@@ -136,9 +140,3 @@ def _flaw(word: Word) -> str | None:
 
 def _redacted(word: str) -> str:
     return f"{word[0]}… ({len(word)} characters)"
-
-
-def _location(part: Part, offset: int | None) -> str:
-    """`request.body+1032`. A URL and headers are short and may be assembled: no offset is told for them."""
-    place = f"{'request' if part.sent else 'response'}.{part.kind.value}"
-    return place if offset is None or part.kind in (PartKind.URL, PartKind.HEADERS) else f"{place}+{offset}"

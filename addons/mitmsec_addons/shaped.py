@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.inspection import Part, place
 from mitmsec.core.model import Finding, Severity, Value
 from mitmsec_addons.sightings import Shapes, Sighting, Sightings
 
@@ -55,10 +55,18 @@ class ShapeInspection:
     def _seen(self, one: Sighting) -> Finding:
         telling = self._telling
         severity = telling.severity_of(one) if telling.severity_of is not None else None
-        return self._finding(telling.summary(one), telling.evidence(one), one.confidence, one.offset, severity)
+        return self._finding(
+            telling.summary(one), telling.evidence(one), one.confidence, one.offset, len(one.what), severity
+        )
 
     def _finding(
-        self, summary: str, evidence: str, confidence: float, offset: int | None, severity: Severity | None = None
+        self,
+        summary: str,
+        evidence: str,
+        confidence: float,
+        offset: int | None,
+        size_bytes: int = 0,
+        severity: Severity | None = None,
     ) -> Finding:
         return Finding(
             detector=self._telling.detector,
@@ -67,10 +75,6 @@ class ShapeInspection:
             summary=summary,
             evidence=evidence,
             location=place(self._part, offset),
+            offset=offset,
+            size_bytes=size_bytes,
         )
-
-
-def place(part: Part, offset: int | None) -> str:
-    """`request.body+1032`. A URL and headers are short and may be assembled: no offset is told for them."""
-    where = f"{'request' if part.sent else 'response'}.{part.kind.value}"
-    return where if offset is None or part.kind in (PartKind.URL, PartKind.HEADERS) else f"{where}+{offset}"

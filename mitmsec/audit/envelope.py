@@ -183,6 +183,8 @@ def _connection(seen: ConnectionSeen) -> Fields:
 
 def _finding(seen: FindingSeen) -> Fields:
     finding = _plain(seen.finding)
+    for place in ("offset", "size_bytes"):  # for masking; `location` says it to people
+        finding.pop(place, None)
     finding["confidence"] = hundredths(seen.finding.confidence)
     return {**finding, "connection": seen.flow, "verdict": seen.verdict.value}
 

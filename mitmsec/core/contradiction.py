@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from mitmsec.core import hours
 from mitmsec.core.covered_names import CoveredNames
-from mitmsec.core.model import Action, Direction, OnFailure, OnFinding, Quic, Value
+from mitmsec.core.model import Action, Delivery, Direction, OnFailure, OnFinding, Quic, Value
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.selector import (
     is_path,
@@ -57,6 +57,9 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        if rule.delivery is not Delivery.HOLD and not policy.decided_by(rule).inspect:
+            why = f'"{rule.delivery.value}" without any inspector: nothing waits'
+            yield Contradiction(rule=number, key="delivery", message=why)
         if rule.page and (rule.action is not Action.BLOCK or rule.direction is Direction.INBOUND):
             why = 'is for rules with action "block", about connections that go out'
             yield Contradiction(rule=number, key="page", message=why)
@@ -97,14 +100,16 @@ def without_key(policy: Policy) -> Iterator[Contradiction]:
 
 
 def escapes(policy: Policy) -> list[str]:
-    """A sentence for each rule whose findings are to block, and which a peer can have passed by, as it likes."""
+    """A sentence for each rule whose findings do more than alert, and which a peer can have passed by, as it likes."""
     if policy.on_failure is OnFailure.CLOSED:
         return []
     return [
-        f'rule "{rule.name}" blocks what is found, but a peer that shows no name, or one of no [[inbound]], is relayed '
+        f'rule "{rule.name}" stops what is found, but a peer that shows no name, or one of no [[inbound]], is relayed '
         'unread: on_failure = "closed" would reset it'
         for rule in policy.rules
-        if rule.direction is Direction.INBOUND and rule.action is Action.DECRYPT and rule.on_finding is OnFinding.BLOCK
+        if rule.direction is Direction.INBOUND
+        and rule.action is Action.DECRYPT
+        and rule.on_finding is not OnFinding.ALERT
     ]
 
 

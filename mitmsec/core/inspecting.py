@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import cast
 
-from mitmsec.core.inspection import Inspection, Inspector, Part
+from mitmsec.core.inspection import Inspection, Inspector, Part, Unpacker, Unread
 from mitmsec.core.model import Finding, Value
 
 
@@ -22,15 +23,19 @@ class FaultKind(StrEnum):
     """How an inspector fails."""
 
     ERROR = "error"
+    SIZE = "size"  # the part is larger than the inspector takes
     TIMEOUT = "timeout"
+    UNREAD = "unread"  # it works, and says what it could not look at
 
 
 class InspectorFault(Value, frozen=True):
-    """`inspector` did not finish a part. `detail` holds no content: it may be recorded."""
+    """`inspector` did not look at all of a part. `detail` holds no content: it may be recorded."""
 
     inspector: str
     kind: FaultKind
     detail: str
+    location: str = ""
+    """Of what is UNREAD; it stands in `detail`, too."""
 
 
 class Inspected(Value, frozen=True):
@@ -58,9 +63,9 @@ class Guarded:
         self._early: tuple[InspectorFault, ...] = ()
         for inspector in inspectors:
             try:
-                inspection = inspector.open(part)
+                inspection = _opened(inspector, part, inspectors)
             except Exception as error:
-                self._early += (_error(inspector.name, error),)
+                self._early += (broken(inspector.name, error),)
             else:
                 if inspection is not None:
                     self._live[inspector.name] = inspection
@@ -80,18 +85,19 @@ class Guarded:
         self._live.clear()
         return inspected
 
-    def _ask(self, question: Callable[[Inspection], Sequence[Finding]]) -> Inspected:
+    def _ask(self, question: Callable[[Inspection], Sequence[Finding | Unread]]) -> Inspected:
         findings: list[Finding] = []
         faults, self._early = list(self._early), ()
         for name, inspection in list(self._live.items()):
             begun_s = self._clock()
             try:
-                answer = _checked(question(inspection))
+                answer = checked(question(inspection))
             except Exception as error:
-                faults.append(_error(name, error))
+                faults.append(broken(name, error))
                 del self._live[name]
                 continue
-            findings += answer  # found in time or not, it is true
+            findings += [one for one in answer if isinstance(one, Finding)]  # found in time or not, it is true
+            faults += [unread(name, one) for one in answer if isinstance(one, Unread)]
             self._used_s[name] += self._clock() - begun_s
             if self._used_s[name] > self._budget_s:
                 detail = f"used {self._used_s[name]:.3f} s of {self._budget_s:.3f} s"
@@ -100,14 +106,28 @@ class Guarded:
         return Inspected(findings=tuple(findings), faults=tuple(faults))
 
 
-def _checked(answer: Sequence[Finding]) -> list[Finding]:
-    findings = list(answer)
-    for finding in findings:
-        if not isinstance(finding, Finding):
+def checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
+    """An inspector's answer. Raises TypeError for what is none."""
+    told = list(answer)
+    for one in told:
+        if not isinstance(one, Finding | Unread):
             raise TypeError("not a Finding")
-    return findings
+    return told
 
 
-def _error(name: str, error: Exception) -> InspectorFault:
+def unread(name: str, one: Unread) -> InspectorFault:
+    """What an inspector says it could not look at."""
+    detail = f"{one.why} ({one.location})"
+    return InspectorFault(inspector=name, kind=FaultKind.UNREAD, detail=detail, location=one.location)
+
+
+def _opened(inspector: Inspector, part: Part, all_of_them: Sequence[Inspector]) -> Inspection | None:
+    if hasattr(inspector, "open_within"):  # isinstance() of a protocol takes ten times as long
+        return cast("Unpacker", inspector).open_within(part, all_of_them)
+    return inspector.open(part)
+
+
+def broken(name: str, error: Exception) -> InspectorFault:
+    """What an inspector raised."""
     # Only the type: a message may quote the content.
     return InspectorFault(inspector=name, kind=FaultKind.ERROR, detail=type(error).__name__)

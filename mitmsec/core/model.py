@@ -48,6 +48,15 @@ class OnFinding(StrEnum):
 
     ALERT = "alert"
     BLOCK = "block"
+    REDACT = "redact"  # it is masked and goes on; what cannot be masked is as with block
+
+
+class Delivery(StrEnum):
+    """What of a body waits for inspectors that can stop it."""
+
+    HOLD = "hold"  # a small one of a request's as a whole; else each piece until it has been read
+    TAIL = "tail"  # its end until all has been read; the rest goes on first
+    WINDOW = "window"  # each piece until it has been read, and always its last bytes
 
 
 class Upstream(StrEnum):
@@ -260,6 +269,7 @@ class Decision(Value, frozen=True):
     reason: str
     inspect: tuple[str, ...] = ()
     on_finding: OnFinding = OnFinding.ALERT
+    delivery: Delivery = Delivery.HOLD
     upstream: Upstream = Upstream.MIRROR
     trust: UpstreamTrust | None = None  # what the rule says itself; None: as the defaults do
     revocation: Revocation | None = None  # likewise
@@ -290,3 +300,5 @@ class Finding(Value, frozen=True):
     summary: str
     evidence: str
     location: str  # e.g. "request.body+1032", "request.url"
+    offset: int | None = None  # of what was found, in the decoded content of its part
+    size_bytes: int = 0  # of it; where both are told, it can be masked

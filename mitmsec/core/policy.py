@@ -26,6 +26,7 @@ from mitmsec.core.dns_offers import Offers
 from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
+from mitmsec.core.inspection import ASKS_SERVER, server_address
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
@@ -123,6 +124,12 @@ class Policy(Value, frozen=True, dict=True):
     def offers(self) -> Offers:
         """What DNS answers may offer programs."""
         return Offers(ech=self.dns_ech is DnsEch.KEEP, h3=self.quic is not Quic.REFUSE)
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Addresses that its inspectors ask."""
+        named = (word for name, words in self.inspectors if name in ASKS_SERVER for word in words)
+        return tuple(map(server_address, named))
 
     @property
     def trusts(self) -> frozenset[UpstreamTrust]:
@@ -248,6 +255,7 @@ class Policy(Value, frozen=True, dict=True):
             owner=rule.owner,
             inspect=inspect if rule.action is Action.DECRYPT else (),
             on_finding=rule.on_finding,
+            delivery=rule.delivery,
             upstream=rule.upstream or self.upstream,
             trust=rule.upstream_trust,
             revocation=rule.upstream_revocation,

@@ -12,9 +12,11 @@ import msgspec
 
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.hours import LOCAL, Clocks, Week
+from mitmsec.core.inspection import ASKS_SERVER
 from mitmsec.core.learning_section import read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
+    Delivery,
     Direction,
     OnFinding,
     Revocation,
@@ -31,8 +33,8 @@ from mitmsec.core.sniff import Protocol
 from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 
-LATER_ON_FINDING = ("quarantine", "redact")
-NEEDS_WORDS = frozenset({"keywords"})
+LATER_ON_FINDING = ("quarantine",)
+NEEDS_WORDS = frozenset({"keywords"}) | ASKS_SERVER
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
 PID_MAX = 0xFFFF_FFFF  # of Windows; Linux has no pid beyond 4194304
@@ -101,13 +103,21 @@ def read_inspectors(table: Table, context: Context) -> None:
         if name not in context.inspectors:
             inner.note(f"no inspector has this name; there are: {', '.join(sorted(context.inspectors))}")
             continue
-        words = [word for _, word in inner.texts("words")]
-        for place, file in inner.texts("lists"):
-            words += [line for _, line in context.lines_of(inner, file.removeprefix("@"), "lists", place)]
+        if name in ASKS_SERVER:
+            key, words = "socket", [socket] if (socket := inner.text("socket", required=True)) else []
+        else:
+            key, words = "words", _words(inner, context)
         inner.close()
         context.words[name] = tuple(dict.fromkeys(words))
         if context.words[name] and (why := context.unusable(name, context.words[name])) is not None:
-            inner.note(why, "words")
+            inner.note(why, key)
+
+
+def _words(table: Table, context: Context) -> list[str]:
+    words = [word for _, word in table.texts("words")]
+    for place, file in table.texts("lists"):
+        words += [line for _, line in context.lines_of(table, file.removeprefix("@"), "lists", place)]
+    return words
 
 
 def read_inspect(table: Table, context: Context) -> tuple[str, ...] | None:
@@ -120,7 +130,8 @@ def read_inspect(table: Table, context: Context) -> tuple[str, ...] | None:
             known = ", ".join(sorted(context.inspectors))
             table.note(f'no inspector is called "{name}"; there are: {known}', "inspect", place)
         elif name in NEEDS_WORDS and not context.words.get(name):
-            table.note(f"{name} has nothing to look for; add [inspector.{name}] with words or lists", "inspect", place)
+            needs = "socket" if name in ASKS_SERVER else "words or lists"
+            table.note(f"{name} has nothing to look for; add [inspector.{name}] with {needs}", "inspect", place)
         else:
             context.words.setdefault(name, ())  # it is to be made
     return tuple(dict.fromkeys(name for _, name in names))
@@ -276,6 +287,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
+        delivery=table.choice("delivery", Delivery, Delivery.HOLD) or Delivery.HOLD,
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),
         client_certificate=_identity(table, context),

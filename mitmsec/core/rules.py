@@ -5,6 +5,7 @@ from __future__ import annotations
 from mitmsec.core.host_lists import CATEGORY
 from mitmsec.core.model import (
     Action,
+    Delivery,
     Direction,
     OnCertificateRequest,
     OnFinding,
@@ -82,6 +83,7 @@ class Rule(Value, frozen=True):
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
     on_finding: OnFinding = OnFinding.ALERT
+    delivery: Delivery = Delivery.HOLD
     learned_bypass: int | None = None
     """None: as in the defaults; so below."""
     on_certificate_request: OnCertificateRequest | None = None

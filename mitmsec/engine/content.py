@@ -42,6 +42,11 @@ def decoder(codings: str) -> Decoder:
     return _Bounded(made)  # all of them together, too: what they unfold each, they would unfold times each other
 
 
+def is_coded(codings: str) -> bool:
+    """Content does not travel as it is meant, by a Content-Encoding field's value."""
+    return any(word.strip().lower() not in ("", "identity") for word in codings.split(","))
+
+
 class Identity:
     """Content that travels as it is meant."""
 

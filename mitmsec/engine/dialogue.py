@@ -25,12 +25,13 @@ from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import alerts
 from mitmsec.engine.firstline import looks_like_http
-from mitmsec.engine.hooks import Hooks
+from mitmsec.engine.hooks import Hooks, Told
 from mitmsec.engine.http import Http
 from mitmsec.engine.leg import CHUNK_BYTES
 from mitmsec.engine.openssl import TlsFailed
+from mitmsec.engine.pauses import Pauses, paused
 from mitmsec.engine.seams import Recorder
-from mitmsec.engine.side import Ended, Side, faulty
+from mitmsec.engine.side import Ended, Side, ending
 from mitmsec.engine.watch import Blocked, Watch
 
 IDLE_WITHOUT_ORIGIN_S = 60.0
@@ -66,7 +67,7 @@ class Dialogue:
         self._hand_over, self._context, self._front = hand_over, context, front
         self._recorder, self._connect, self._loop = recorder, connect, loop
         self._answered = answered
-        self._hooks, self._watch = Hooks(hand_over, watch, recorder), watch
+        self._hooks, self._watch = Hooks(hand_over, watch, recorder, Pauses(loop, self._dispatch, self._fault)), watch
         self._sides: dict[Connection, Side] = {side.connection: side for side in (front, back) if side is not None}
         self._events: deque[events.Event] = deque()
         self._busy = self._held = False
@@ -208,6 +209,8 @@ class Dialogue:
         self._timer = None
         if len(self._sides) == 1 and not self._tasks:
             self.end(Ended(Outcome.COMPLETED))
+        elif len(self._sides) == 1:
+            self._timer = self._loop.call_later(IDLE_WITHOUT_ORIGIN_S, self._idle)
 
     # -- through the layers --------------------------------------------------------------------------------------------
     def _dispatch(self, event: events.Event) -> None:
@@ -229,8 +232,6 @@ class Dialogue:
                 side.flush()
                 if side.leg.queued > QUEUE_LIMIT_BYTES:
                     return self._flooded(side)
-        except Blocked as blocked:
-            self.end(Ended(Outcome.BLOCKED, str(blocked), reset=True))
         except TlsFailed as error:
             self.end(Ended(Outcome.FAULT, f"TLS: {error}", reset=True))
         except Exception as error:
@@ -242,7 +243,7 @@ class Dialogue:
             self._balance()
 
     def _fault(self, error: Exception) -> None:
-        self.end(faulty(error, self._hand_over.flow, self._recorder))
+        self.end(ending(error, self._hand_over.flow, self._recorder))
 
     def _read(self) -> None:
         """Inspectors' turn, before anything of this turn is sent where they can end the flow. Raises Blocked."""
@@ -269,10 +270,10 @@ class Dialogue:
             side = self._sides.get(command.connection)
             if side is not None:
                 side.pending.append(command.data)
-        elif isinstance(command, commands.StartHook):
-            self._hooks.answer(command)
-            if command.blocking:
-                self._events.append(events.HookCompleted(command))
+        elif isinstance(command, Told):
+            answer = self._hooks.answer(command)
+            if answer is not None:
+                self._events.append(answer)
         elif isinstance(command, commands.OpenConnection):
             task = self._loop.create_task(self._further(command))
             self._tasks.add(task)
@@ -331,7 +332,8 @@ class Dialogue:
         if self._ending is not None:
             return
         front = self._front
-        can_read_back, can_read_front = not (self._held or front.leg.full), not self._held
+        waits = self._layer.waits if isinstance(self._layer, Http) else paused(self._layer)
+        can_read_back, can_read_front = not (self._held or front.leg.full or waits), not (self._held or waits)
         for side in self._sides.values():
             if side is not front:
                 if side.leg.full:

@@ -5,24 +5,29 @@
     request_body* ─► response_begin ─► response_body* ─► finish ─► RequestSeen, exactly once
         └► trailers                        └► trailers
 
+Where what inspectors say can stop a body, or where they have to be waited for, that direction `asks`: `look` is for
+`request_body` or `response_body` then.
+
 Nothing here knows the engine behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 
 from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
-from mitmsec.core.model import Action
+from mitmsec.core.model import Action, Delivery
 from mitmsec.engine import authority, pages
+from mitmsec.engine.content import is_coded
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Records
+from mitmsec.engine.split import SplitReading, open_body
 from mitmsec.engine.watch import Blocked, Reading, Watch
+from mitmsec.engine.withheld import HOLD_BYTES, Withheld, withheld
 
-HOLD_BYTES = 64 * 1024
 LENGTH_LIMIT_DIGITS = 18  # more would not fit everybody's 64 bits, and be another number to them
 METHOD_LIMIT_CHARS = 64
 CONTENT_TYPE_LIMIT_CHARS = 256
@@ -55,6 +60,8 @@ class Exchange:
         "_status",
         "_version",
         "_watch",
+        "_withheld",
+        "blocked",
         "held",
         "refused",
     )  # fmt: skip
@@ -75,11 +82,13 @@ class Exchange:
         self._status: int | None = None
         self._content_type: str | None = None
         self._request_bytes = self._response_bytes = 0
-        self._reading_request: Reading | None = None
-        self._reading_response: Reading | None = None
+        self._reading_request: Reading | SplitReading | None = None
+        self._reading_response: Reading | SplitReading | None = None
         self._finished = False
+        self._withheld: dict[bool, Withheld] = {}  # by whether it is sent
         self.held = False  # the request's body is kept back until it has been inspected as a whole
         self._is_stopped = False  # by a finding
+        self.blocked: Blocked | None = None  # by what a hook of mitmproxy's brought to light, until that is acted upon
         self.refused: Page | None = None
 
     # -- the request ---------------------------------------------------------------------------------------------------
@@ -146,10 +155,72 @@ class Exchange:
         self._watch.look(self._part(PartKind.HEADERS, sent=True), _as_text(fields))
         if not has_body:
             return
-        sizes = [value for name, value in fields if name.lower() == b"content-length"]
-        self.held = self._watch.blocks and bool(sizes) and _within(sizes[0], HOLD_BYTES)
+        holds = self._watch.acts and self._watch.delivery is Delivery.HOLD
+        size_bytes = _length(fields)
+        self.held = holds and size_bytes is not None and size_bytes <= HOLD_BYTES
         part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
-        self._reading_request = self._watch.open(part, _field(fields, b"content-encoding"))
+        self._reading_request = self._body(part, fields)
+        self._withhold(self._reading_request, fields, sent=True)
+
+    def _body(self, part: Part, fields: Fields) -> Reading | SplitReading | None:
+        return open_body(self._watch, part, _field(fields, b"content-encoding"), _field(fields, b"grpc-encoding"))
+
+    def _withhold(self, reading: Reading | SplitReading | None, fields: Fields, *, sent: bool) -> None:
+        if reading is None or not (self._watch.prompt or reading.waits):
+            return
+        if self.held and sent:
+            made = Withheld(HOLD_BYTES)
+        elif not self._watch.prompt:
+            made = Withheld(0)
+        else:
+            made = withheld(self._watch.delivery, _length(fields), masks=self._watch.masks)
+        self._withheld[sent] = made
+        if self._watch.masks and not is_coded(_field(fields, b"content-encoding")):
+            reading.mask = made.mask
+
+    def withheld(self, *, sent: bool) -> Withheld:
+        """What of the body in this direction has not gone on; for a direction that `asks`."""
+        return self._withheld[sent]
+
+    @property
+    def wants_plain(self) -> bool:
+        """The answer should travel without a content coding: else nothing in it can be masked."""
+        return bool(self._watch) and self._watch.masks
+
+    def asks(self, *, sent: bool) -> bool:
+        """Nothing of the body in this direction goes on by itself: inspectors have to be asked, with `look`."""
+        return sent in self._withheld
+
+    @property
+    def goes_first(self) -> bool:
+        """What is asked about goes on before there is an answer, as far as it is not withheld."""
+        return not self._watch.prompt or self._watch.delivery is Delivery.TAIL
+
+    @property
+    def is_impatient(self) -> bool:
+        """What is withheld goes on after a while, for somebody may wait for it."""
+        return self._watch.delivery is not Delivery.TAIL
+
+    def look(self, data: bytes, *, sent: bool, ends: bool) -> Coroutine[None, None, Blocked | None] | Blocked | None:
+        """Have inspectors read the next of a body: what stops it, if anything does, or what has to be awaited first."""
+        if sent:
+            self._request_bytes += len(data)
+        else:
+            self._response_bytes += len(data)
+        reading = self._reading_request if sent else self._reading_response
+        if reading is None:
+            return None
+        if reading.waits:
+            return _answer(reading, data, ends=ends)
+        try:
+            reading.feed(data)
+            if ends:
+                reading.close()
+            else:
+                reading.settle()
+        except Blocked as blocked:
+            return blocked
+        return None
 
     def request_body(self, data: bytes) -> bytes:
         """The next bytes of the request's body, b"" at its end; what to forward. Raises Blocked."""
@@ -170,7 +241,8 @@ class Exchange:
         self._watch.look(self._part(PartKind.HEADERS, sent=False, content_type=content_type), _as_text(fields))
         if has_body:
             part = self._part(PartKind.BODY, sent=False, content_type=content_type)
-            self._reading_response = self._watch.open(part, _field(fields, b"content-encoding"))
+            self._reading_response = self._body(part, fields)
+            self._withhold(self._reading_response, fields, sent=False)
 
     def response_body(self, data: bytes) -> bytes:
         """The next bytes of the response's body, b"" at its end; what to forward. Raises Blocked."""
@@ -192,6 +264,8 @@ class Exchange:
         for reading in (self._reading_request, self._reading_response):
             with contextlib.suppress(Blocked):  # recorded; too late for more
                 _read(reading, b"")
+            if reading is not None:
+                reading.abandon()
         self._recorder.record(
             RequestSeen(
                 flow=self._hand_over.flow,
@@ -209,9 +283,13 @@ class Exchange:
         if self._on_finished is not None:
             self._on_finished(self)
 
+    def stop(self) -> None:
+        """A finding, or a failure, breaks it off."""
+        self._is_stopped = True
+
     def page_for(self, blocked: Blocked) -> Page:
         """What tells the client of `blocked`; from now on the exchange is refused."""
-        self._is_stopped = True
+        self.stop()
         page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
         self.refused = pages.told(page, self._hand_over.direction)
         self._status = self.refused.status
@@ -243,7 +321,15 @@ class Exchange:
         )
 
 
-def _read(reading: Reading | None, data: bytes) -> None:
+async def _answer(reading: Reading | SplitReading, data: bytes, *, ends: bool) -> Blocked | None:
+    try:
+        await reading.read(data, ends=ends)
+    except Blocked as blocked:
+        return blocked
+    return None
+
+
+def _read(reading: Reading | SplitReading | None, data: bytes) -> None:
     if reading is not None:
         if data:
             reading.feed(data)
@@ -265,5 +351,7 @@ def _as_text(fields: Fields) -> bytes:
     return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
-def _within(value: bytes, limit: int) -> bool:
-    return value.isdigit() and len(value) < 10 and int(value) <= limit
+def _length(fields: Fields) -> int | None:
+    """Of a body, where that is told."""
+    said = next((value for name, value in fields if name.lower() == b"content-length"), b"")
+    return int(said) if said.isdigit() and len(said) <= LENGTH_LIMIT_DIGITS else None

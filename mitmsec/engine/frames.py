@@ -117,6 +117,9 @@ class BoundedConnection(BufferedH2Connection):
     def send_data(  # type: ignore[override]
         self, stream_id: int, data: bytes, end_stream: bool = False, pad_length: None = None
     ) -> None:
+        while len(data) > JOIN_BYTES:  # what waits is sent later as it is, and no frame is larger than that for sure
+            self.send_data(stream_id, data[:JOIN_BYTES])
+            data = data[JOIN_BYTES:]
         self.meter.earn(len(data))
         waiting = self.stream_buffers.get(stream_id)
         if waiting and len(waiting[-1].data) + len(data) <= JOIN_BYTES:

@@ -6,14 +6,13 @@ Called in line by `dialogue`. Whatever is raised here ends the flow.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from mitmproxy.proxy import commands
+from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers import tcp
 from mitmproxy.proxy.layers.http._hooks import (
     HttpErrorHook,
-    HttpRequestHook,
     HttpResponseHeadersHook,
     HttpResponseHook,
 )
@@ -26,11 +25,13 @@ from mitmsec.engine.alt_svc import without_http3
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.http import EXCHANGE
-from mitmsec.engine.http1 import answer
 from mitmsec.engine.pages import Page
+from mitmsec.engine.pauses import Breath, Pauses, Stopped, Wait, Work, answer
 from mitmsec.engine.seams import Recorder, Records
 from mitmsec.engine.side import Ended
 from mitmsec.engine.watch import Blocked, Watch
+
+Told = commands.StartHook | commands.RequestWakeup | Breath | Wait | Stopped
 
 
 class Later:
@@ -52,8 +53,8 @@ class Later:
 class Hooks:
     """Those of one flow. `noted` is how the flow ends when it ends by itself, once something has gone wrong."""
 
-    def __init__(self, hand_over: HandOver, watch: Watch, recorder: Recorder) -> None:
-        self._hand_over, self._watch, self._recorder = hand_over, watch, recorder
+    def __init__(self, hand_over: HandOver, watch: Watch, recorder: Recorder, pauses: Pauses) -> None:
+        self._hand_over, self._watch, self._recorder, self._pauses = hand_over, watch, recorder, pauses
         self.requests = Later(recorder)
         self._open: set[Exchange] = set()
         self._stream: stream.Stream | None = None
@@ -96,6 +97,7 @@ class Hooks:
 
     def end(self) -> None:
         """The flow is over."""
+        self._pauses.cancel()
         for exchange in tuple(self._open):
             exchange.finish()
         if self._stream is not None:
@@ -103,38 +105,44 @@ class Hooks:
                 self._stream.close()
         self.requests.settle()
 
-    def answer(self, hook: commands.StartHook) -> None:
-        """Answer one of mitmproxy's hooks; those that say nothing to us are passed over."""
-        known = _KNOWN.get(type(hook))
-        if known is not None:
-            known(self, hook)
+    def answer(self, command: Told) -> events.HookCompleted | None:
+        """What a layer of mitmproxy's tells us of; the answer, where it waits for one that is there. Raises Blocked.
+
+        Hooks that say nothing to us are passed over.
+        """
+        match command:
+            case Breath():
+                return answer(command)
+            case Wait():
+                self._pauses.begin(command, command.work)
+            case Stopped(is_alone=is_alone, blocked=blocked):
+                if is_alone:  # else the others go on; now the client must see a reset, and no end
+                    self.noted = Ended(Outcome.BLOCKED, str(blocked), reset=True)
+            case commands.RequestWakeup():
+                self._pauses.wake(command)
+            case commands.StartHook():
+                known = _KNOWN.get(type(command))
+                work = None if known is None else known(self, command)
+                if work is None:
+                    return answer(command) if command.blocking else None
+                self._pauses.begin(command, work)
+        return None
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
-    def _on_request(self, hook: Any) -> None:
-        exchange: Exchange = hook.flow.metadata[EXCHANGE]
-        content, trailers = hook.flow.request.raw_content, hook.flow.request.trailers
-        if not content and not trailers:
-            return
-        try:
-            if content:
-                exchange.request_body(content)
-                exchange.request_body(b"")
-            if trailers:
-                exchange.trailers(trailers.fields, sent=True)
-        except Blocked as blocked:
-            if not exchange.held:
-                raise  # the head and more is with the origin already
-            hook.flow.response = answer(exchange.page_for(blocked))
-
     def _on_response_head(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
-        response = hook.flow.response
+        try:
+            self._response_head(exchange, hook.flow.response)
+        except Blocked as blocked:
+            exchange.blocked = blocked
+
+    def _response_head(self, exchange: Exchange, response: Any) -> None:
         if not self._hand_over.http3 or self._hand_over.http3_led:
             but_led = self._hand_over.http3
             response.headers.fields = without_http3(response.headers.fields, but_led=but_led)
         exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
         if exchange.refused is None:
-            response.stream = exchange.response_body
+            response.stream = True if exchange.asks(sent=False) else exchange.response_body
         if response.status_code == 101 and self._watch:
             self._upgrade(exchange, response)
 
@@ -148,7 +156,11 @@ class Hooks:
     def _on_response(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
         if hook.flow.response.trailers:
-            exchange.trailers(hook.flow.response.trailers.fields, sent=False)
+            try:
+                exchange.trailers(hook.flow.response.trailers.fields, sent=False)
+            except Blocked as blocked:
+                exchange.blocked = blocked
+                return
         exchange.finish()
 
     def _on_error(self, hook: Any) -> None:
@@ -160,13 +172,17 @@ class Hooks:
             exchange.finish()
 
     # -- what is not HTTP ----------------------------------------------------------------------------------------------
-    def _on_tcp_message(self, hook: Any) -> None:
+    def _on_tcp_message(self, hook: Any) -> Work | None:
         message = hook.flow.messages[-1]
         hook.flow.messages.clear()
         if self.unfinished is not None and message.from_client:
             self._finish_line(message.content)
-        if self._stream is not None:
-            self._stream.feed(message.content, sent=message.from_client)
+        if self._stream is None:
+            return None
+        if self._watch.waits:
+            return _answer(self._stream.read(message.content, sent=message.from_client))
+        self._stream.feed(message.content, sent=message.from_client)
+        return None
 
     def _finish_line(self, data: bytes) -> None:
         """Names were not compared, so what is HTTP after all must not go on."""
@@ -182,8 +198,15 @@ class Hooks:
         self._recorder.record(FaultSeen(what=what, detail=detail, failed="closed", flow=self._hand_over.flow))
 
 
-_KNOWN: dict[type[commands.StartHook], Callable[[Hooks, Any], None]] = {
-    HttpRequestHook: Hooks._on_request,
+async def _answer(reading: Awaitable[None]) -> Blocked | None:
+    try:
+        await reading
+    except Blocked as blocked:
+        return blocked
+    return None
+
+
+_KNOWN: dict[type[commands.StartHook], Callable[[Hooks, Any], Work | None]] = {
     HttpResponseHeadersHook: Hooks._on_response_head,
     HttpResponseHook: Hooks._on_response,
     HttpErrorHook: Hooks._on_error,

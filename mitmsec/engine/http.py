@@ -27,21 +27,35 @@ from mitmproxy.proxy.layers.http import (
     SendHttp,
 )
 from mitmproxy.proxy.layers.http._events import (
+    ErrorCode,
     RequestData,
+    RequestEndOfMessage,
     RequestHeaders,
+    RequestProtocolError,
+    RequestTrailers,
     ResponseData,
     ResponseEndOfMessage,
     ResponseHeaders,
+    ResponseProtocolError,
+    ResponseTrailers,
 )
+from mitmproxy.proxy.utils import ReceiveBuffer
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import quicken
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
+from mitmsec.engine.pauses import Breath, Stopped, Wait, paused
+from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
+BROKEN_OFF = "broken off"
+IDLE_S = 0.2  # until what is withheld of a body goes on though nothing follows it
 EXCHANGE = "mitmsec"  # under which a mitmproxy flow carries its Exchange
 NewExchange = Callable[[], Exchange]
+BodyEvent = events.Event
+Onward = Callable[[BodyEvent], CommandGenerator[None]]
+_ENDS: dict[type, type] = {RequestData: RequestEndOfMessage, ResponseData: ResponseEndOfMessage}
 
 
 class Http(HttpLayer):
@@ -72,6 +86,8 @@ class Http(HttpLayer):
     def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
         if not isinstance(event, events.Start):
             yield from super()._handle_event(event)
+            if isinstance(event, events.CommandCompleted):
+                yield from self._settle()
             return
         front = self._front = self._make_front(self.context.fork())
         back = self._back = self.make_back(self.context.fork())
@@ -79,6 +95,19 @@ class Http(HttpLayer):
         self.connections[self.context.server] = back
         yield from super()._handle_event(event)
         yield from self.event_to_child(back, event)
+
+    def _settle(self) -> CommandGenerator[None]:
+        """What a stream that paused has taken now is credit for its sender."""
+        for layer in tuple(self.connections.values()):
+            if isinstance(layer, http2.Front | http2.Back) and layer.owes:
+                yield from layer.settle()
+
+    @property
+    def waits(self) -> bool:
+        """The one exchange that there can be at a time is paused: nothing more is to be read for it."""
+        return isinstance(self._front, http1.Front) and any(
+            paused(stream) or paused(stream.child_layer) for stream in self.streams.values()
+        )
 
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
@@ -156,6 +185,7 @@ class Stream(HttpStream):
     def __init__(self, context: Context, stream_id: int, exchange: Exchange) -> None:
         super().__init__(context, stream_id)
         self.exchange = exchange
+        self._wakes = self._is_fresh = False
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
@@ -175,10 +205,12 @@ class Stream(HttpStream):
             return
         if _asks_for_h2c(fields):
             _without_h2c(request)
+        if self.exchange.wants_plain:
+            request.headers["accept-encoding"] = "identity"
         flow = http.HTTPFlow(self.context.client, self.context.server)
         flow.metadata[EXCHANGE] = self.exchange
         if not event.end_stream and not self.exchange.held:
-            request.stream = self.exchange.request_body
+            request.stream = True if self.exchange.asks(sent=True) else self.exchange.request_body
         event.replay_flow = flow
         yield from super().state_wait_for_request_headers(event)
 
@@ -200,10 +232,140 @@ class Stream(HttpStream):
         quicken(event.response.headers)
         yield from super().state_wait_for_response_headers(event)
 
+    def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
+        """Asked by mitmproxy behind each hook."""
+        blocked = self.exchange.blocked
+        if blocked is None:
+            return (yield from super().check_killed(emit_error_hook))
+        self.exchange.blocked = None
+        yield from self._stop(blocked)
+        return True
+
+    # -- bodies --------------------------------------------------------------------------------------------------------
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
+        if isinstance(event, RequestEndOfMessage) and self.exchange.held:
+            if not (yield from self._held_passes()):
+                return
+        elif isinstance(event, RequestTrailers) and (yield from self._are_bad(event)):
+            return
         yield from super().state_consume_request_body(event)
+
+    def state_stream_request_body(self, event: BodyEvent) -> CommandGenerator[None]:
+        if isinstance(event, RequestTrailers):
+            if (yield from self._are_bad(event)):
+                return
+        elif self.exchange.asks(sent=True):
+            yield from self._stream(event, super().state_stream_request_body, sent=True)
+            return
+        yield from super().state_stream_request_body(event)
+
+    def state_stream_response_body(self, event: events.Event) -> CommandGenerator[None]:
+        if self.exchange.asks(sent=False) and not isinstance(event, ResponseTrailers):
+            yield from self._stream(event, super().state_stream_response_body, sent=False)
+        else:
+            yield from super().state_stream_response_body(event)
+
+    def _stream(self, event: BodyEvent, on: Onward, *, sent: bool) -> CommandGenerator[None]:
+        """`event`, and what came with it, to the inspectors and `on`; in this order where they can stop it."""
+        data, end = yield from self._joined(event)
+        kind, kept = RequestData if sent else ResponseData, self.exchange.withheld(sent=sent)
+        kept.add(data)
+        if self.exchange.goes_first and (due := kept.due()):
+            yield from on(kind(self.stream_id, due))
+        if (yield from self._is_stopped_by(data, sent=sent, ends=end is not None)):
+            return
+        if due := kept.due() if end is None else kept.rest():
+            yield from on(kind(self.stream_id, due))
+        if end is not None:
+            yield from on(end)
+        elif kept and not self._wakes and self.exchange.is_impatient:
+            self._wakes, self._is_fresh = True, False
+            yield commands.RequestWakeup(IDLE_S)
+        else:
+            self._is_fresh = True
+
+    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, events.Wakeup):
+            yield from self._idle()
+        else:
+            yield from super()._handle_event(event)
+
+    def _idle(self) -> CommandGenerator[None]:
+        """What is withheld, and has been read, is perhaps what somebody waits for."""
+        self._wakes = False
+        if self._is_fresh:
+            self._wakes, self._is_fresh = True, False
+            yield commands.RequestWakeup(IDLE_S)
+            return
+        if self.client_state == self.state_stream_request_body and (data := self._idle_bytes(sent=True)):
+            yield from super().state_stream_request_body(RequestData(self.stream_id, data))
+        if self.server_state == self.state_stream_response_body and (data := self._idle_bytes(sent=False)):
+            yield from super().state_stream_response_body(ResponseData(self.stream_id, data))
+
+    def _idle_bytes(self, *, sent: bool) -> bytes:
+        return self.exchange.withheld(sent=sent).idle() if self.exchange.asks(sent=sent) else b""
+
+    def _held_passes(self) -> CommandGenerator[bool]:
+        """The whole of a request's body is there; whether it may go on, masked where it has to be."""
+        content = bytes(self.request_body_buf)
+        if not self.exchange.asks(sent=True):
+            self.exchange.look(content, sent=True, ends=True)
+            return True
+        kept = self.exchange.withheld(sent=True)
+        kept.add(content)
+        if (yield from self._is_stopped_by(content, sent=True, ends=True)):
+            return False
+        self.request_body_buf = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        self.request_body_buf += kept.rest()
+        return True
+
+    def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
+        """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
+        yield Breath()
+        pieces, size_bytes, queue = [], 0, self._paused_event_queue
+        while isinstance(event, RequestData | ResponseData):
+            pieces.append(event.data)
+            size_bytes += len(event.data)
+            ends = bool(queue) and isinstance(queue[0], _ENDS[type(event)])
+            goes_on = bool(queue) and type(queue[0]) is type(event) and size_bytes < JOIN_BYTES
+            if not ends and not goes_on:
+                return b"".join(pieces), None
+            event = queue.popleft()
+        return b"".join(pieces), event
+
+    def _are_bad(self, event: RequestTrailers) -> CommandGenerator[bool]:
+        try:
+            self.exchange.trailers(event.trailers.fields, sent=True)
+        except Blocked as blocked:
+            yield from self._stop(blocked)
+            return True
+        return False
+
+    def _is_stopped_by(self, data: bytes, *, sent: bool, ends: bool) -> CommandGenerator[bool]:
+        """Inspectors read it; whether that ended the exchange."""
+        answer = self.exchange.look(data, sent=sent, ends=ends)
+        blocked = answer if answer is None or isinstance(answer, Blocked) else (yield Wait(answer))
+        if blocked is not None:
+            yield from self._stop(blocked)
+        return blocked is not None
+
+    def _stop(self, blocked: Blocked) -> CommandGenerator[None]:
+        """The origin never has a complete request. Nor has the client a complete answer, unless all of it is a page."""
+        if self.client_state == self.state_stream_request_body or self.flow.response is not None:
+            cancel = RequestProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL)
+            yield SendHttp(cancel, self.context.server)
+        if self.flow.response is None:
+            page = self.exchange.page_for(blocked)
+            yield from self._refuse(page, is_head=self.flow.request.data.method == b"HEAD")
+            return
+        self.exchange.stop()
+        yield Stopped(blocked, is_alone=self.context.client.alpn not in (b"h2", b"h3"))
+        self.exchange.finish()
+        self.client_state = self.server_state = self.state_errored
+        yield SendHttp(ResponseProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL), self.context.client)
+        yield DropStream(self.stream_id)
 
 
 def _authorities(request: http.Request) -> list[bytes]:

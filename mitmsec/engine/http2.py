@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Container
+from collections.abc import Mapping
 
 import h2.events
 import h2.exceptions
@@ -25,7 +25,7 @@ from mitmproxy.connection import ConnectionState
 from mitmproxy.proxy import commands
 from mitmproxy.proxy.context import Context
 from mitmproxy.proxy.events import DataReceived, Event
-from mitmproxy.proxy.layer import CommandGenerator
+from mitmproxy.proxy.layer import CommandGenerator, Layer
 from mitmproxy.proxy.layers.http._base import HttpEvent, ReceiveHttp
 from mitmproxy.proxy.layers.http._events import (
     ErrorCode,
@@ -42,6 +42,7 @@ from mitmproxy.proxy.layers.http._http2 import Http2Client, Http2Connection, Htt
 from mitmsec.engine.frames import BoundedConnection, Flood
 from mitmsec.engine.http1 import CLIENT_CODES, OnBroken, answer
 from mitmsec.engine.pages import Page
+from mitmsec.engine.pauses import paused
 
 BACKLOG_BYTES = 1 << 18
 HELD_BYTES = 1 << 20
@@ -78,6 +79,11 @@ class _Controlled(Http2Connection, ABC):
         self._owed_bytes[stream_id] += event.flow_controlled_length or 0
         return False
 
+    @property
+    def owes(self) -> bool:
+        """Credit is withheld."""
+        return bool(self._owed_bytes)
+
     def settle(self) -> CommandGenerator[None]:
         """Give the credit that has become due."""
         held_bytes = sum(other.h2_conn.held_bytes for other in self.others)
@@ -112,10 +118,11 @@ class Front(_Controlled, Http2Server):
     """The client's side. `on_broken` is told when a client breaks the protocol, which ends the connection.
 
     That is also what becomes of CONNECT and of a Host that is not the authority: the h2 library accepts neither.
-    `open_streams` are those whose request goes on, or waits for a connection or for its inspection.
+    `open_streams` are those whose request goes on, or waits for a connection or for its inspection. What comes for one
+    that is paused waits with it.
     """
 
-    def __init__(self, context: Context, on_broken: OnBroken, open_streams: Container[int]) -> None:
+    def __init__(self, context: Context, on_broken: OnBroken, open_streams: Mapping[int, Layer]) -> None:
         super().__init__(context)
         self._on_broken, self._open_streams = on_broken, open_streams
 
@@ -125,7 +132,13 @@ class Front(_Controlled, Http2Server):
         self.others.append(back)
         back.others.append(self)
 
+    def is_paused(self, stream_id: int) -> bool:
+        """Inspectors are being waited for, or whatever else the stream needs."""
+        return paused(self._open_streams.get(stream_id))
+
     def has_room(self, stream_id: int, limit_bytes: int) -> bool:
+        if self.is_paused(stream_id):
+            return False
         for back in self.others:
             kept_bytes = back.kept_bytes(stream_id) if isinstance(back, Back) else None
             if kept_bytes is not None:
@@ -162,7 +175,11 @@ class Back(_Controlled, Http2Client):
 
     def has_room(self, stream_id: int, limit_bytes: int) -> bool:
         theirs = self.their_stream_id.get(stream_id)
-        return theirs is None or all(front.h2_conn.kept_bytes(theirs) <= limit_bytes for front in self.others)
+        return theirs is None or all(
+            front.h2_conn.kept_bytes(theirs) <= limit_bytes
+            and not (isinstance(front, Front) and front.is_paused(theirs))
+            for front in self.others
+        )
 
     def kept_bytes(self, stream_id: int) -> int | None:
         """What is kept of the client's stream `stream_id` until the origin takes it; None where it is not here."""

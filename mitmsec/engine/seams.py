@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mitmsec.audit.event import Seen
 from mitmsec.core.identity import Identity
-from mitmsec.core.inspection import Inspector
+from mitmsec.core.inspection import AnyInspector
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw, FlowEnded, Upgrading
@@ -141,7 +141,7 @@ class Collaborators:
         judge: Judge,
         recorder: Recorder,
         roots_pem: bytes,
-        inspectors: Sequence[Inspector] = (),
+        inspectors: Sequence[AnyInspector] = (),
         services: Sequence[KnownService] = (),
         identities: Sequence[Identity] = (),
         keys_pem: bytes = b"",

@@ -11,6 +11,7 @@ from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.engine.leg import Leg
 from mitmsec.engine.openssl import TlsSession
 from mitmsec.engine.seams import Recorder
+from mitmsec.engine.watch import Blocked
 
 
 class Ended(Exception):
@@ -69,6 +70,13 @@ async def ending_of(serving: Awaitable[Ended], flow: str, recorder: Recorder) ->
         return Ended(Outcome.CUT, "the worker was told to stop", reset=True)
     except Exception as error:
         return faulty(error, flow, recorder)
+
+
+def ending(error: Exception, flow: str, recorder: Recorder) -> Ended:
+    """How a flow ends because of `error`: what inspectors said, or something of ours."""
+    if isinstance(error, Blocked):
+        return Ended(Outcome.BLOCKED, str(error), reset=True)
+    return faulty(error, flow, recorder)
 
 
 def faulty(error: Exception, flow: str, recorder: Recorder) -> Ended:

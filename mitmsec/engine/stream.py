@@ -1,6 +1,11 @@
-"""Plaintext that is not HTTP, or is no longer: both directions, to the inspectors, piece by piece."""
+"""Plaintext that is not HTTP, or is no longer: both directions, to the inspectors, piece by piece.
+
+Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver
@@ -23,10 +28,17 @@ class Stream:
         if reading is not None:
             reading.feed(data)
 
+    async def read(self, data: bytes, *, sent: bool) -> None:
+        """The same, returning when all have looked."""
+        reading = self._readings[sent]
+        if reading is not None:
+            await reading.read(data, ends=False)
+
     def close(self) -> None:
-        """Both directions are complete."""
+        """Both directions are over."""
         for reading in self._readings.values():
             if reading is not None:
+                reading.abandon()
                 reading.close()
 
 
@@ -41,26 +53,33 @@ class WebSocketStream(Stream):
         self._frames: dict[bool, Frames | None] = {True: sent, False: received}
 
     def feed(self, data: bytes, *, sent: bool) -> None:
+        for reading, piece in self._pieces(data, sent=sent):
+            if piece:
+                reading.feed(piece)
+            else:
+                reading.close()
+
+    async def read(self, data: bytes, *, sent: bool) -> None:
+        for reading, piece in self._pieces(data, sent=sent):
+            await reading.read(piece, ends=not piece)
+
+    def _pieces(self, data: bytes, *, sent: bool) -> Iterator[tuple[Reading, bytes]]:
+        """Pieces of messages, b"" at a message's end, with what is to read them."""
         frames = self._frames[sent]
         if frames is None:
             return
         try:
             for piece in frames.feed(data):
-                self._message(piece, sent=sent)
+                reading = self._readings[sent]
+                if piece and reading is None:
+                    reading = self._readings[sent] = self._watch.open(self._parts[sent])
+                elif not piece:
+                    self._readings[sent] = None
+                if reading is not None:
+                    yield reading, piece
         except BadFrames as error:
             self._frames[sent] = None
             self._watch.failed(NOT_INSPECTED, f"WebSocket: {error}")
-
-    def _message(self, piece: bytes, *, sent: bool) -> None:
-        """The next of a message, b"" at its end."""
-        reading = self._readings[sent]
-        if piece:
-            if reading is None:
-                reading = self._readings[sent] = self._watch.open(self._parts[sent])
-            super().feed(piece, sent=sent)
-        elif reading is not None:
-            self._readings[sent] = None
-            reading.close()
 
 
 def plain(watch: Watch, hand_over: HandOver) -> Stream:

@@ -12,6 +12,9 @@ Joining is what makes a peer that sends single bytes cheap: an inspector looks a
 
 An inspector may compute for CALL_LIMIT_S in one call and for PART_LIMIT_S on one part. That is the process's own time,
 not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted.
+
+Where a reading has inspections that are awaited (`waits`), it is read with `read`, by somebody who can wait; `abandon`
+tells those that the part broke off.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
+from msgspec.structs import replace
+
 from mitmsec.audit.event import FaultSeen, FindingSeen
-from mitmsec.core.inspecting import Guarded, Inspected
-from mitmsec.core.inspection import Inspector, Part
-from mitmsec.core.model import Decision, Finding, OnFailure, OnFinding
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
+from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
+from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
+from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
 from mitmsec.engine.seams import Recorder
 
@@ -34,6 +40,9 @@ PART_LIMIT_S = 60.0
 JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
 INSPECTOR_FAILED = "inspector_failed"
+
+Mask = Callable[[int, int], bool]
+"""Offset and size, in the content as it travels; whether that was possible."""
 
 
 class Blocked(Exception):
@@ -55,30 +64,51 @@ class Watch:
         self,
         flow: str,
         decision: Decision,
-        inspectors: Mapping[str, Inspector],
+        inspectors: Mapping[str, AnyInspector],
         on_failure: OnFailure,
         recorder: Recorder,
     ) -> None:
         self._flow, self._decision, self._on_failure, self._recorder = flow, decision, on_failure, recorder
         self.unread: dict[Reading, None] = {}
         """Readings that hold content which no inspector has been asked about."""
-        self._inspectors = [inspectors[name] for name in decision.inspect if name in inspectors]
+        self._inspectors: list[Inspector] = []
+        self._awaited: list[AwaitedInspector] = []
+        for inspector in (inspectors[name] for name in decision.inspect if name in inspectors):
+            if isinstance(inspector, AwaitedInspector):
+                self._awaited.append(inspector)
+            else:
+                self._inspectors.append(inspector)
         for name in decision.inspect:
             if name not in inspectors:
                 self.failed(NOT_INSPECTED, f"no inspector is called {name!r}")
 
     def __bool__(self) -> bool:
-        return bool(self._inspectors)
+        return bool(self._inspectors or self._awaited)
 
     @property
-    def blocks(self) -> bool:
-        """Whether a finding ends the flow."""
-        return self._decision.on_finding is OnFinding.BLOCK
+    def waits(self) -> bool:
+        """Some inspectors have to be awaited."""
+        return bool(self._awaited)
+
+    @property
+    def acts(self) -> bool:
+        """Whether a finding does something to what it was found in."""
+        return self._decision.on_finding is not OnFinding.ALERT
+
+    @property
+    def masks(self) -> bool:
+        """Whether what is found is masked, as far as it can be."""
+        return self._decision.on_finding is OnFinding.REDACT
+
+    @property
+    def delivery(self) -> Delivery:
+        """What of a body waits for an answer."""
+        return self._decision.delivery
 
     @property
     def prompt(self) -> bool:
         """Whether what inspectors say can end the flow, so that they must be asked before anything goes on."""
-        return self.blocks or self._on_failure is OnFailure.CLOSED
+        return self.acts or self._on_failure is OnFailure.CLOSED
 
     def settle(self) -> None:
         """Have everything read that was fed. Raises Blocked."""
@@ -91,10 +121,11 @@ class Watch:
             guarded = limited(lambda: Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S))
         except TooLong:
             self.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
+            guarded = Guarded((), part, clock=time.process_time, budget_s=PART_LIMIT_S)
+        awaited = Awaited(self._awaited, part)
+        if guarded.idle and awaited.idle:
             return None
-        if guarded.idle:
-            return None
-        reading = Reading(self, guarded)
+        reading = Reading(self, guarded, None if awaited.idle else awaited, part.name)
         if codings:
             reading.decode(codings)
         return reading
@@ -106,15 +137,28 @@ class Watch:
             reading.feed(data)
             reading.close()
 
-    def told(self, inspected: Inspected) -> None:
-        """Record; raises Blocked when the decision says so."""
+    def told(self, inspected: Inspected, mask: Mask | None, name: str) -> None:
+        """Record, and mask by `mask` what is to be; raises Blocked when the decision says so. `name`: of the part."""
+        stops: Finding | None = None
         for finding in inspected.findings:
-            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=self._decision.on_finding))
-        if inspected.findings and self.blocks:
-            first = inspected.findings[0]
-            raise Blocked(f"{first.detector}: {first.summary}", first)
+            verdict = self._verdict(finding, mask)
+            if verdict is OnFinding.BLOCK and stops is None:
+                stops = finding
+            if name:
+                finding = replace(finding, location=f"{finding.location} in {name}")
+            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict))
+        if stops is not None:
+            raise Blocked(f"{stops.detector}: {stops.summary}", stops)
         for fault in inspected.faults:
-            self.failed(INSPECTOR_FAILED, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+            what = NOT_INSPECTED if fault.kind is FaultKind.UNREAD else INSPECTOR_FAILED
+            self.failed(what, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+
+    def _verdict(self, finding: Finding, mask: Mask | None) -> OnFinding:
+        """What becomes of it: where it cannot be masked, it does not go on at all."""
+        if not self.masks:
+            return self._decision.on_finding
+        is_masked = mask is not None and finding.offset is not None and mask(finding.offset, finding.size_bytes)
+        return OnFinding.REDACT if is_masked else OnFinding.BLOCK
 
     def failed(self, what: str, detail: str) -> None:
         """Record; raises Blocked where failures close."""
@@ -126,12 +170,19 @@ class Watch:
 class Reading:
     """One part being read by all inspectors that want it. Methods raise Blocked."""
 
-    def __init__(self, watch: Watch, guarded: Guarded) -> None:
-        self._watch = watch
+    def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None, name: str = "") -> None:
+        self._watch, self._awaited, self._name = watch, awaited, name
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
+        self.mask: Mask | None = None
+        """Makes content unreadable that has not gone on yet."""
         self._pieces: list[bytes] = []
         self._size_bytes = 0
+
+    @property
+    def waits(self) -> bool:
+        """Somebody has to be awaited: it has to be read with `read`."""
+        return self._awaited is not None
 
     def decode(self, codings: str) -> None:
         """What is fed from now on travels under these content codings."""
@@ -146,9 +197,17 @@ class Reading:
             return
         try:
             for piece in self._decoder.feed(data):
-                self._pass(piece)
+                self._add(piece)
+                if self._size_bytes >= JOIN_BYTES:
+                    self.settle()
         except Undecodable as error:
             self._give_up(error)
+
+    def settle(self) -> None:
+        """Ask about what was fed."""
+        data = self._take()
+        if data and self._guarded is not None:
+            self._ask(self._guarded.feed, data)
 
     def close(self) -> None:
         """The part is complete."""
@@ -157,25 +216,50 @@ class Reading:
             guarded, self._guarded = self._guarded, None
             self._ask(guarded.close)
 
-    def settle(self) -> None:
-        """Ask about what was fed."""
-        if self._pieces:
-            del self._watch.unread[self]
-            data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            self._pieces.clear()
-            self._size_bytes = 0
-            if self._guarded is not None:
-                self._ask(self._guarded.feed, data)
+    async def read(self, data: bytes, *, ends: bool) -> None:
+        """The next bytes, as they travel, and whether the part is complete with them. Returns when all have looked."""
+        if self._guarded is not None or self._awaited is not None:
+            try:
+                for piece in self._decoder.feed(data):
+                    self._add(piece)
+                    if self._size_bytes >= JOIN_BYTES:
+                        await self._settled()
+            except Undecodable as error:
+                self._give_up(error)
+        await self._settled()
+        if ends:
+            self.close()
+            if self._awaited is not None:
+                self._hear(await self._awaited.close())
+                self._awaited = None
 
-    def _pass(self, piece: bytes) -> None:
-        if self._guarded is None:
-            return
+    def abandon(self) -> None:
+        """Nobody is awaited any longer: the part broke off, or the flow is over."""
+        awaited, self._awaited = self._awaited, None
+        if awaited is not None:
+            awaited.abandon()
+
+    async def _settled(self) -> None:
+        data = self._take()
+        if data and self._guarded is not None:
+            self._ask(self._guarded.feed, data)
+        if data and self._awaited is not None:
+            self._hear(await self._awaited.feed(data))
+
+    def _add(self, piece: bytes) -> None:
         if not self._pieces:
             self._watch.unread[self] = None
         self._pieces.append(piece)
         self._size_bytes += len(piece)
-        if self._size_bytes >= JOIN_BYTES:
-            self.settle()
+
+    def _take(self) -> bytes:
+        if not self._pieces:
+            return b""
+        del self._watch.unread[self]
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        self._size_bytes = 0
+        return data
 
     def _ask(self, method: Callable[..., Inspected], *words: bytes) -> None:
         try:
@@ -183,12 +267,16 @@ class Reading:
         except TooLong:
             self._guarded = None
             return self._watch.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
+        self._hear(inspected)
+
+    def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
-            self._watch.told(inspected)
+            self._watch.told(inspected, self.mask, self._name)
 
     def _give_up(self, error: Exception) -> None:
         self.settle()  # what could be decoded counts
         self._guarded = None
+        self.abandon()
         self._watch.failed(NOT_INSPECTED, str(error))
 
 

@@ -1,6 +1,7 @@
 """The broker's composition root: for workers, who have no network, it asks issuers whether certificates were revoked.
 
     worker ── RevocationQuestion(chain) ──► certified by a root of ours? ─► desk, in a thread ─► RevocationAnswer ──►
+    worker ── ServerWanted(address) ──► one that the policy's inspectors ask? ─► connect ─► ServerLent ──►
 
 A worker is what an attacker gets, and could ask anything: so it does not say whom to ask and what. Both stand in
 certificates, and one that no trusted CA has signed is asked about nowhere. What a responder answers never goes to the
@@ -11,7 +12,9 @@ those that have no place to wait in are answered `unknown` at once.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -20,14 +23,22 @@ from mitmsec.core.messages import Message, ProducerUp, Role
 from mitmsec.core.origin_proof import Standing, Status
 from mitmsec.engine.links import read_all
 from mitmsec.service import child
-from mitmsec.service.broker_messages import BrokerSettings, RevocationAnswer, RevocationQuestion
+from mitmsec.service.broker_messages import (
+    BrokerSettings,
+    RevocationAnswer,
+    RevocationQuestion,
+    ServerLent,
+    ServerWanted,
+)
 from mitmsec.service.revocation_desk import RevocationDesk
+from mitmsec_addons.dialling import dial
 from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.revocation_sources import is_certified
 
 THREADS = 4
 WAITING_LIMIT = 256
 CHAIN_LIMIT = 10
+CONNECT_S = 5.0
 
 
 class Broker:
@@ -36,6 +47,7 @@ class Broker:
     def __init__(self, control: Channel) -> None:
         self._control = control
         self._roots: frozenset[bytes] = frozenset()
+        self._servers: frozenset[str] = frozenset()
         self._desk = RevocationDesk()
         self._threads = ThreadPoolExecutor(THREADS)
         self._workers: set[Channel] = set()
@@ -44,6 +56,7 @@ class Broker:
     async def start(self, settings: BrokerSettings, fds: list[int]) -> Message | None:
         """Take the roots; start every thread now."""
         self._roots = frozenset(certificates_in(read_all(fds[0])))
+        self._servers = frozenset(settings.servers)
         close_all(fds[1:])
         together = Barrier(THREADS)
         loop = asyncio.get_running_loop()
@@ -54,7 +67,7 @@ class Broker:
         """A worker to listen to."""
         if message.role is not Role.WORKER or len(fds) != 1:
             return close_all(fds)
-        channel = Channel(socket.socket(fileno=fds[0]), [RevocationQuestion])
+        channel = Channel(socket.socket(fileno=fds[0]), [RevocationQuestion, ServerWanted])
         self._workers.add(channel)
         channel.attach(
             asyncio.get_running_loop(),
@@ -62,22 +75,45 @@ class Broker:
             lambda: self._workers.discard(channel),
         )
 
-    def _asked(self, channel: Channel, question: RevocationQuestion, fds: list[int]) -> None:
+    def _asked(self, channel: Channel, question: RevocationQuestion | ServerWanted, fds: list[int]) -> None:
         close_all(fds)
+        if isinstance(question, ServerWanted):
+            if len(self._tasks) >= WAITING_LIMIT:
+                return self._say(channel, ServerLent(number=question.number, error="too many questions"))
+            return self._begin(self._lend(channel, question))
         if len(self._tasks) >= WAITING_LIMIT or len(question.chain) > CHAIN_LIMIT:
             return self._answer(channel, question, _unknown(question, "too many questions"))
-        task = asyncio.get_running_loop().create_task(self._find_out(channel, question))
+        self._begin(self._find_out(channel, question))
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _lend(self, channel: Channel, wanted: ServerWanted) -> None:
+        """A worker that was taken over may ask for anything: it gets what the policy names."""
+        if wanted.address not in self._servers:
+            return self._say(channel, ServerLent(number=wanted.number, error="no inspector's server has this address"))
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                made = await dial(wanted.address)
+        except OSError as error:  # TimeoutError is one
+            why = os.strerror(error.errno) if error.errno else f"no connection within {CONNECT_S:g} s"
+            return self._say(channel, ServerLent(number=wanted.number, error=why))
+        with made:
+            self._say(channel, ServerLent(number=wanted.number), made.fileno())
 
     async def _find_out(self, channel: Channel, question: RevocationQuestion) -> None:
         loop = asyncio.get_running_loop()
         self._answer(channel, question, await loop.run_in_executor(self._threads, self._statuses, question))
 
     def _answer(self, channel: Channel, question: RevocationQuestion, statuses: tuple[Status, ...]) -> None:
+        self._say(channel, RevocationAnswer(number=question.number, statuses=statuses))
+
+    def _say(self, channel: Channel, answer: RevocationAnswer | ServerLent, *fds: int) -> None:
         try:
-            channel.send(RevocationAnswer(number=question.number, statuses=statuses))
-        except ChannelFull:  # it asks and never reads
+            channel.send(answer, *fds)
+        except (ChannelFull, OSError):  # it asks and never reads
             channel.close()
             self._workers.discard(channel)
 

@@ -1,7 +1,7 @@
 """What is said to the broker, and by it.
 
 supervisor ⇄ broker    BrokerSettings, ProducerUp → · ← Ready
-worker ⇄ broker        RevocationQuestion → · ← RevocationAnswer
+worker ⇄ broker        RevocationQuestion, ServerWanted → · ← RevocationAnswer, ServerLent
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from mitmsec.core.origin_proof import Status
 
 
 class BrokerSettings(Message, frozen=True):
-    """fds: upstream roots (memfd, PEM). Issuers are asked about nobody's certificates but theirs."""
+    """fds: upstream roots (memfd, PEM). Issuers are asked about nobody's certificates but theirs. Connections are made
+    to `servers` alone: those that the policy's inspectors ask."""
+
+    servers: tuple[str, ...] = ()
 
 
 class RevocationQuestion(Message, frozen=True):
@@ -26,3 +29,17 @@ class RevocationAnswer(Message, frozen=True):
 
     number: int
     statuses: tuple[Status, ...]
+
+
+class ServerWanted(Message, frozen=True):
+    """A connection to a server of an inspector's, by its address."""
+
+    number: int
+    address: str
+
+
+class ServerLent(Message, frozen=True):
+    """fds: the connection. None: there is none, and `error` says why."""
+
+    number: int
+    error: str = ""

@@ -23,7 +23,8 @@ PAUSE_S = 5.0  # after one that died or could not be started
 
 
 class Brokerage:
-    """`begin` makes a process in the session's network; `roots_fd` is asked for when it is due."""
+    """`begin` makes a process in the session's network; `roots_fd` and `servers` are asked
+    for when they are due."""
 
     def __init__(
         self,
@@ -31,9 +32,11 @@ class Brokerage:
         roots_fd: Callable[[], int],
         fault: Callable[[str, str], None],
         *,
+        servers: Callable[[], tuple[str, ...]] = tuple,
         pause_s: float = PAUSE_S,
     ) -> None:
         self._begin, self._roots_fd, self._fault, self._pause_s = begin, roots_fd, fault, pause_s
+        self._servers = servers
         self._ends: list[socket.socket] = []
         self._background = Background()
         self._closed = False
@@ -89,7 +92,7 @@ class Brokerage:
         broker: ChildProcess | None = None
         try:
             broker = self.broker = self._begin()
-            answer = await broker.start(BrokerSettings(), self._roots_fd())
+            answer = await broker.start(BrokerSettings(servers=self._servers()), self._roots_fd())
             if not isinstance(answer, Ready):
                 raise ChildFailed(f"the broker answered {answer!r}")
         except (ChildFailed, OSError) as error:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mitmsec.core.explain import Explanation, Tried
-from mitmsec.core.model import Decision
+from mitmsec.core.model import Decision, Delivery, OnFinding
 from mitmsec.service.terminal import shown
 
 
@@ -31,7 +31,17 @@ def _details(decision: Decision) -> list[str]:
     details += [f"owner: {shown(decision.owner)}"] if decision.owner else []
     if not decision.inspect:
         return details
-    return [*details, f"inspected by {', '.join(decision.inspect)}; a finding means {decision.on_finding.value}"]
+    means = f"a finding means {decision.on_finding.value}"
+    if decision.on_finding is not OnFinding.ALERT:
+        means += f"; {_DELIVERY[decision.delivery]}"
+    return [*details, f"inspected by {', '.join(decision.inspect)}; {means}"]
+
+
+_DELIVERY = {
+    Delivery.HOLD: "small requests are held for it",
+    Delivery.TAIL: "a body's end is held for it",
+    Delivery.WINDOW: "a body's last bytes are held for it",
+}
 
 
 def _table(tried: tuple[Tried, ...]) -> Table:

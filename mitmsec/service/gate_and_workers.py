@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -65,10 +66,16 @@ QUEUED_LIMIT = 64  # of what can wait: orders, and answers to the gate's questio
 HEARD = (Ready, Fault, Whose, WorkerHangs, Draining, Drained, Governed, Switched, FlowsAnswer)  # of children
 
 
-def begun(shared: Jails, role: Role, network: int | None = None) -> ChildProcess:
-    """A gate or a worker that waits for its settings. Raises OSError."""
-    jail = Jail(role=role, account=account_of(role), mountpoint=str(shared.state.jail), network=network)
+def begun(shared: Jails, role: Role, network: int | None = None, shows: tuple[str, ...] = ()) -> ChildProcess:
+    """A gate, a worker or a broker that waits for its settings. Raises OSError."""
+    mountpoint = str(shared.state.jail)
+    jail = Jail(role=role, account=account_of(role), mountpoint=mountpoint, network=network, shows=shows)
     return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
+
+
+def _folders(servers: tuple[str, ...]) -> tuple[str, ...]:
+    """Where sockets of servers lie: a server that is started again makes another one there."""
+    return tuple({os.path.dirname(address) for address in servers if address.startswith("/")} - {"/"})
 
 
 class GateAndWorkers:
@@ -90,8 +97,9 @@ class GateAndWorkers:
         self._background = Background()
         self._closing = False
         self._brokerage = Brokerage(
-            begin=lambda: begun(ground.shared, Role.BROKER, ground.network),
+            begin=lambda: begun(ground.shared, Role.BROKER, ground.network, _folders(ground.policy.servers)),
             roots_fd=lambda: ground.roots_fd,
+            servers=lambda: ground.policy.servers,
             fault=ground.fault,
         )
 

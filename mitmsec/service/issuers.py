@@ -12,7 +12,8 @@ from collections.abc import Callable
 from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.model import Revocation
 from mitmsec.core.origin_proof import Standing, Status
-from mitmsec.service.broker_messages import RevocationAnswer, RevocationQuestion
+from mitmsec.service.broker_messages import RevocationAnswer, RevocationQuestion, ServerLent
+from mitmsec.service.lent_servers import LentServers
 from mitmsec_certs.revocation_sources import sources_of
 
 DEADLINE_S = {Revocation.SOFT: 3.0, Revocation.HARD: 12.0, Revocation.OFF: 0.0}  # a handshake waits no longer
@@ -30,12 +31,14 @@ class Issuers:
         *,
         clock_s: Callable[[], float] = time.time,
     ) -> None:
-        self._channel = Channel(sock, [RevocationAnswer])
+        self._channel = Channel(sock, [RevocationAnswer, ServerLent])
         self._clock_s = clock_s
         self._loop = loop
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[tuple[Status, ...]]] = {}
         self._kept: OrderedDict[tuple[bytes, ...], tuple[Status, ...]] = OrderedDict()
+        self.servers = LentServers(self._channel, loop)
+        """Connections come over the same channel."""
         self._channel.attach(loop, self._told, self._drop)
 
     async def ask(self, chain: tuple[bytes, ...], mode: Revocation) -> tuple[Status, ...]:
@@ -73,13 +76,16 @@ class Issuers:
     def _all(chain: tuple[bytes, ...], standing: Standing, text: str = "") -> tuple[Status, ...]:
         return (Status(standing=standing, text=text),) * (len(chain) - 1)
 
-    def _told(self, answer: RevocationAnswer, fds: list[int]) -> None:
+    def _told(self, answer: RevocationAnswer | ServerLent, fds: list[int]) -> None:
+        if isinstance(answer, ServerLent):
+            return self.servers.told(answer, fds)
         close_all(fds)
         future = self._asked.get(answer.number)
         if future is not None and not future.done():
             future.set_result(answer.statuses)
 
     def _drop(self) -> None:
+        self.servers.drop()
         for future in self._asked.values():
             if not future.done():
                 future.set_result(())

@@ -20,11 +20,16 @@ from mitmsec.service.called import program
 from mitmsec.service.caller import as_ourselves
 from mitmsec.service.options import EXIT_USAGE
 from mitmsec.service.terminal import shown
-from mitmsec_addons.registry import build
+from mitmsec_addons.registry import Names, build
 from mitmsec_certs.bundle import BadBundle, all_certificates
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mitmsec.service.known_keys import KnownKeys
+    from mitmsec_addons.installed import Make
+
+NO_OTHERS: Mapping[str, Make] = {}
 
 
 class Loaded(NamedTuple):
@@ -43,8 +48,11 @@ class Loaded(NamedTuple):
             os.close(self.keys)
 
 
-def load(file: Path, *, as_json: bool = False) -> Loaded:
-    """What `file` and the files that it names hold, or the end of the command with every error."""
+def load(file: Path, *, as_json: bool = False, others: Mapping[str, Make] = NO_OTHERS) -> Loaded:
+    """What `file` and the files that it names hold, or the end of the command with every error.
+
+    `others` are inspectors that it may name, too.
+    """
     roots: list[bytes] = []
     keys: KnownKeys | None = None
 
@@ -65,7 +73,13 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
         return keys.pair(certificate, key)
 
     try:
-        policy, text = load_policy_and_text(file, unusable=_unusable, no_roots=no_roots, pair=pair)
+        policy, text = load_policy_and_text(
+            file,
+            inspectors=Names(others),
+            unusable=lambda name, words: _unusable(others.get(name), name, words),
+            no_roots=no_roots,
+            pair=pair,
+        )
         if roots:
             policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
         kept = keys.detach(policy.key_bytes) if keys is not None and policy.needs_keys else None
@@ -78,10 +92,10 @@ def load(file: Path, *, as_json: bool = False) -> Loaded:
             keys.close()
 
 
-def _unusable(name: str, words: tuple[str, ...]) -> str | None:
+def _unusable(make: Make | None, name: str, words: tuple[str, ...]) -> str | None:
     try:
         with as_ourselves():
-            build(name, words)
+            build(name, words) if make is None else make(words)
     except ValueError as error:
         return str(error)
     return None

@@ -19,7 +19,7 @@ from typing import Any
 from mitmsec.audit.event import FaultSeen
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, close_all
-from mitmsec.core.inspection import Inspector
+from mitmsec.core.inspection import AnyInspector
 from mitmsec.core.messages import Fault, Message, WorkerSettings
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import prepared_in, without_names
@@ -29,6 +29,8 @@ from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
+from mitmsec_addons.icap import Icap
+from mitmsec_addons.malware import Malware
 from mitmsec_certs.public_roots import marks_in, named_in
 from mitmsec_certs.upstream import Terms, Verifier
 
@@ -73,7 +75,7 @@ class Worker:
                 judge=self._verifier(settings, policy, roots_pem, to_broker).judge,
                 recorder=self._recorder,
                 roots_pem=roots_pem,
-                inspectors=_inspectors(settings.session, policy.inspectors, prepared, self._recorder),
+                inspectors=self._inspectors(settings.session, policy.inspectors, prepared, self._recorder),
                 identities=policy.identities,
                 services=policy.services,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
@@ -100,6 +102,26 @@ class Worker:
             return Verifier(terms)
         self._issuers = Issuers(to_broker, asyncio.get_running_loop())
         return Verifier(terms, self._issuers.ask)
+
+    def _inspectors(
+        self,
+        session: str,
+        named: tuple[tuple[str, tuple[str, ...]], ...],
+        prepared: Mapping[str, bytes],
+        recorder: Producer,
+    ) -> list[AnyInspector]:
+        """What the policy names. One that cannot be made is recorded, and missing where a decision asks for it."""
+        made = []
+        for name, words in named:
+            try:
+                inspector = registry.build(name, words, prepared.get(name))
+            except ValueError as error:
+                recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
+                continue
+            if isinstance(inspector, Icap | Malware) and self._issuers is not None:
+                inspector.connect = self._issuers.servers.connect
+            made.append(inspector)
+        return made
 
     def told(self, message: Any, fds: list[int]) -> None:
         """The supervisor has nothing more to say to a worker."""
@@ -139,19 +161,6 @@ def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | Non
     from mitmsec_certs.key_encapsulation import encapsulation
 
     return encapsulation
-
-
-def _inspectors(
-    session: str, named: tuple[tuple[str, tuple[str, ...]], ...], prepared: Mapping[str, bytes], recorder: Producer
-) -> list[Inspector]:
-    """What the policy names. One that cannot be made is recorded, and missing where a decision asks for it."""
-    made = []
-    for name, words in named:
-        try:
-            made.append(registry.build(name, words, prepared.get(name)))
-        except ValueError as error:
-            recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
-    return made
 
 
 def main() -> None:

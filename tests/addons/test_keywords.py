@@ -27,6 +27,8 @@ def test_a_keyword_is_told_with_its_place_and_without_what_stands_around_it() ->
         summary='keyword "Project Falcon"',
         evidence="P… (14 characters)",
         location="request.body+1032",
+        offset=1032,
+        size_bytes=14,
     )
 
 

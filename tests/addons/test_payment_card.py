@@ -32,6 +32,8 @@ def test_a_finding_names_the_issuer_and_shows_the_last_digits_only() -> None:
             summary="payment card number, Visa",
             evidence="…6467 (16 digits)",
             location="request.body+9",
+            offset=9,
+            size_bytes=19,
         )
     ]
 

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 
 import msgspec
-import pytest
 
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Severity
-from mitmsec_addons.shaped import FINDINGS_LIMIT, SURE_ENOUGH, ShapeInspection, Telling, place
+from mitmsec_addons.shaped import FINDINGS_LIMIT, SURE_ENOUGH, ShapeInspection, Telling
 from mitmsec_addons.sightings import Shape, Shapes
 from mitmsec_addons.triggers import Trigger
 
@@ -41,16 +40,6 @@ def test_what_is_not_sure_enough_is_neither_told_nor_counted() -> None:
     assert [one.evidence for one in found] == ["5…"] * FINDINGS_LIMIT + [""]
     assert (found[0].summary, found[0].location) == ("a number", "request.body+3")
     assert (found[-1].summary, found[-1].location) == (REST, "request.body")
-
-
-@pytest.mark.parametrize(
-    ("kind", "told"),
-    [(PartKind.BODY, "request.body+7"), (PartKind.STREAM, "request.stream+7"),
-     (PartKind.URL, "request.url"), (PartKind.HEADERS, "request.headers")],
-)  # fmt: skip
-def test_short_parts_have_no_places(kind: PartKind, told: str) -> None:
-    assert place(part(kind), 7) == told
-    assert place(part(kind), None) == f"request.{kind}"
 
 
 def test_with_ten_found_the_rest_is_not_looked_through_wherever_it_is_cut() -> None:

@@ -16,7 +16,7 @@ from mitmsec.core.contradiction import (
     without_key,
 )
 from mitmsec.core.known_service import KnownService
-from mitmsec.core.model import Action, Direction, Endpoint, OnFailure, OnFinding, Process, Quic
+from mitmsec.core.model import Action, Delivery, Direction, Endpoint, OnFailure, OnFinding, Process, Quic
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.core.sniff import WITH_HELLO, WITH_NAME, Protocol, Shown
 
@@ -120,6 +120,12 @@ def test_pairs_that_cannot_be(
     action: Action, inspect: tuple[str, ...] | None, on_finding: OnFinding, keys: list[str]
 ) -> None:
     policy = Policy(rules=(Rule(name="r", action=action, inspect=inspect, on_finding=on_finding),))
+    assert [found.key for found in impossible_pairs(policy)] == keys
+
+
+@pytest.mark.parametrize(("inspect", "keys"), [(("keywords",), []), (None, ["delivery"])])
+def test_nothing_waits_for_nobody(inspect: tuple[str, ...] | None, keys: list[str]) -> None:
+    policy = Policy(rules=(Rule(name="r", action=Action.DECRYPT, inspect=inspect, delivery=Delivery.TAIL),))
     assert [found.key for found in impossible_pairs(policy)] == keys
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from mitmsec.core.model import (
     Action,
+    Delivery,
     Direction,
     OnFinding,
     Revocation,
@@ -91,7 +92,8 @@ def test_a_whole_rule() -> None:
         action = "decrypt"
         reason = "because"
         inspect = ["keywords", "other", "keywords"]
-        on_finding = "block"
+        on_finding = "redact"
+        delivery = "window"
         """
     )
     assert read_rule(table, context) == Rule(
@@ -118,7 +120,8 @@ def test_a_whole_rule() -> None:
         min_tls=TlsVersion.TLS13,
         reason="because",
         inspect=("keywords", "other"),
-        on_finding=OnFinding.BLOCK,
+        on_finding=OnFinding.REDACT,
+        delivery=Delivery.WINDOW,
     )
     lists = [("@banks.txt", "bank.example\nxn--sparkasse-kln-smb.example"), ("category:finance", "bank.example")]
     assert [(one.name, one.text) for one in context.lists.values()] == lists
@@ -171,7 +174,8 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('address = ["a.example"]', 'address[0]: "a.example" is a name, not an address; names stand under host'),
         ('address = ["fe80::1%eth0"]', 'address[0]: "fe80::1%eth0" names an interface'),
         ('address = ["::ffff:10.0.0.0/104"]', "address[0]: IPv4-mapped addresses are seen as IPv4"),
-        ('on_finding = "redact"', 'on_finding: "redact" is not supported by this version'),
+        ('on_finding = "quarantine"', 'on_finding: "quarantine" is not supported by this version'),
+        ('delivery = "windows"', 'delivery: "windows" is not one of hold, tail, window; did you mean "window"?'),
         ('inspect = ["secrets"]', 'inspect[0]: no inspector is called "secrets"; there are: keywords, other'),
         (
             'protocol = ["https"]',

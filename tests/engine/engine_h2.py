@@ -92,6 +92,7 @@ class Client:
         self.trailers: dict[int, dict[str, str]] = {}
         self.bodies: defaultdict[int, bytes] = defaultdict(bytes)
         self.ended: set[int] = set()
+        self.resets: set[int] = set()
         self.alternatives: list[bytes] = []
         self.takes = True
 
@@ -127,7 +128,10 @@ class Client:
                         self.connection.acknowledge_received_data(size, stream)
                 case h2.events.AlternativeServiceAvailable(field_value=alternative):
                     self.alternatives.append(alternative)
-                case h2.events.StreamEnded(stream_id=stream) | h2.events.StreamReset(stream_id=stream):
+                case h2.events.StreamReset(stream_id=stream):
+                    self.ended.add(stream)
+                    self.resets.add(stream)
+                case h2.events.StreamEnded(stream_id=stream):
                     self.ended.add(stream)
                 case _:
                     pass

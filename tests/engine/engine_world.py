@@ -18,7 +18,7 @@ import trustme
 
 from mitmsec.audit.event import FaultSeen, FindingSeen, RequestSeen, Seen
 from mitmsec.core.identity import Identity
-from mitmsec.core.inspection import Inspector, Part
+from mitmsec.core.inspection import AnyInspector, Part
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext, Upgrading
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
@@ -253,7 +253,7 @@ async def world(
     origin_port: int,
     roots: Sequence[trustme.CA] = (),
     *,
-    inspectors: Sequence[Inspector] = (),
+    inspectors: Sequence[AnyInspector] = (),
     on_failure: OnFailure = OnFailure.OPEN,
     on_finding: OnFinding = OnFinding.ALERT,
     upstream: Upstream = Upstream.MIRROR,

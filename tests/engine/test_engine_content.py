@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import random
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 
@@ -101,3 +103,43 @@ def test_broken_content_is_undecodable_and_nothing_worse(words: str, data: bytes
         for fed in (data, b"\xff" * 100):
             grown += sum(map(len, made.feed(fed)))
     assert grown <= FREE_BYTES + RATIO_LIMIT * (len(data) + 100)
+
+
+# What comes of a bomb of 1 GiB, in a process of its own: how large that was, its peak, and the time that it took.
+_STOPPED = r"""
+import resource, sys, time, zlib
+import brotli, zstandard
+from mitmsec.engine.content import Undecodable, decoder
+coding, blank = sys.argv[1], bytes(16 << 20)
+if coding == "gzip":
+    packer = zlib.compressobj(6, wbits=-15)
+    head, block = b"\x1f\x8b\x08" + bytes(7), packer.compress(blank) + packer.flush(zlib.Z_FULL_FLUSH)
+elif coding == "zstd":
+    head, block = b"", zstandard.compress(blank)
+else:
+    packer = brotli.Compressor(quality=3)
+    head, block = packer.process(blank) + packer.flush(), packer.process(blank) + packer.flush()
+del blank
+before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+made, size, stopped = decoder(coding), 0, "to its end"
+try:
+    for piece in made.feed(head):
+        size += len(piece)
+    for _ in range(64):
+        for piece in made.feed(block):
+            size += len(piece)
+except Undecodable as error:
+    stopped = str(error)
+took = time.process_time() - begun
+print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10, took, stopped, sep="|")
+"""
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])
+def test_a_bomb_of_one_gibibyte_is_stopped_at_once(coding: str) -> None:
+    out = subprocess.run([sys.executable, "-c", _STOPPED, coding], capture_output=True, text=True, check=True).stdout
+    size_bytes, grown_bytes, took_s, stopped = out.strip().split("|")
+    assert stopped == f"expands more than {RATIO_LIMIT} times"
+    assert int(size_bytes) < 64 << 20
+    assert int(grown_bytes) < 64 << 20
+    assert float(took_s) < 2

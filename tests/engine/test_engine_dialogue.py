@@ -408,10 +408,12 @@ def test_a_finding_in_a_large_request_breaks_it_off(tmp_path: Path) -> None:
             origin(pages, server_context(ca)) as port,
             world(tmp_path, port, [ca], inspectors=[Word()], on_finding=OnFinding.BLOCK) as made,
         ):
-            assert (await curl(made, tmp_path, "--data-binary", f"@{big}"))[0] != 0
-            end = await made.end()
-            assert (end.outcome, end.reset) == (Outcome.BLOCKED, True)
+            _, out, _ = await curl(made, tmp_path, "-w", "%{http_code}", "--data-binary", f"@{big}")
+            assert out.endswith("403")
+            assert "Rule: the rule" in out
+            await made.end()
             assert pages.requests == []  # never a complete one
+            assert [(seen.status, seen.outcome) for seen in made.recorder.requests] == [(403, Outcome.BLOCKED)]
 
     asyncio.run(main())
 
@@ -666,7 +668,7 @@ def test_a_body_of_tiny_chunks_costs_few_calls_of_an_inspector(tmp_path: Path, o
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("after", [b"", b"broken"])
+@pytest.mark.parametrize("after", [b"", b"broken\r\n"], ids=["", "broken"])
 def test_nothing_of_a_turn_goes_on_before_inspectors_have_read_it(tmp_path: Path, after: bytes) -> None:
     """Nor when the same turn brings the end of the flow, as a broken chunk does."""
 
@@ -681,11 +683,15 @@ def test_nothing_of_a_turn_goes_on_before_inspectors_have_read_it(tmp_path: Path
             origin(serve, None) as port,
             world(tmp_path, port, inspectors=[Word()], on_finding=OnFinding.BLOCK, kind=Plaintext.HTTP) as made,
         ):
-            _, writer = await connected(made, None)
+            reader, writer = await connected(made, None)
             writer.write(f"POST / HTTP/1.1\r\nHost: {NAME}\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
             writer.write(b"3\r\nSEC\r\n3\r\nRET\r\n" + after)
-            assert (await made.end()).outcome == Outcome.BLOCKED
+            if not after:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 403 ")
+                writer.close()
+            await made.end()
             assert b"SEC" not in got
+            assert [seen.outcome for seen in made.recorder.requests] == [None if after else Outcome.BLOCKED]
 
     asyncio.run(main())
 

@@ -162,6 +162,19 @@ def test_small_pieces_that_wait_are_joined_and_arrive_in_order() -> None:
     assert ours.held_bytes == 0
 
 
+def test_a_large_piece_that_waits_leaves_in_frames_that_anybody_takes() -> None:
+    ours, theirs = pair(window_bytes=0)
+    stream = ask(theirs)
+    talk(ours, theirs)
+    ours.send_headers(stream, [(b":status", b"200")])
+    ours.send_data(stream, b"x" * 60_000, end_stream=True)
+    assert ours.held_bytes == 60_000
+    theirs.increment_flow_control_window(60_000, stream)
+    heard = talk(ours, theirs)
+    assert sum(len(event.data) for event in heard if isinstance(event, h2.events.DataReceived)) == 60_000
+    assert any(isinstance(event, h2.events.StreamEnded) for event in heard)
+
+
 def test_credit_that_is_taken_back_is_waited_for() -> None:
     """RFC 9113 §6.9.2: a smaller initial window makes the windows of streams negative."""
     ours, theirs = pair(window_bytes=20_000)

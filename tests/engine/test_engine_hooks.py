@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
 
 import pytest
 from engine_world import DECISION, Recorder
@@ -15,6 +16,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import HandOver, Plaintext
 from mitmsec.core.model import Endpoint, OnFailure
 from mitmsec.engine.hooks import Hooks
+from mitmsec.engine.pauses import Pauses
 from mitmsec.engine.watch import Blocked, Watch
 
 HAND_OVER = HandOver(
@@ -26,13 +28,15 @@ HAND_OVER = HandOver(
     decision=DECISION,
 )
 
+NONE = Pauses(cast("asyncio.AbstractEventLoop", None), lambda answer: None, lambda error: None)
+
 
 def hooks() -> tuple[Hooks, Recorder]:
     async def make() -> Recorder:
         return Recorder()
 
     recorder = asyncio.run(make())
-    return Hooks(HAND_OVER, Watch("flow-1", DECISION, {}, OnFailure.OPEN, recorder), recorder), recorder
+    return Hooks(HAND_OVER, Watch("flow-1", DECISION, {}, OnFailure.OPEN, recorder), recorder, NONE), recorder
 
 
 def message(content: bytes, *, sent: bool) -> tcp.TcpMessageHook:

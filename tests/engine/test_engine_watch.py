@@ -14,6 +14,7 @@ from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Decision, OnFailure, OnFinding
 from mitmsec.engine import watch as watching
 from mitmsec.engine.watch import Blocked, TooLong, Watch, limited
+from mitmsec_addons.registry import build
 
 PART = Part(flow="flow-1", kind=PartKind.BODY, sent=True, host="a.test")
 
@@ -142,3 +143,26 @@ def test_a_call_that_does_not_end_is_interrupted(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(TooLong):
         limited(endless)
     assert limited(lambda: "after that") == "after that"
+
+
+def test_what_lies_in_an_archive_ends_a_flow_and_what_cannot_be_read_there_ends_it_where_failures_close() -> None:
+    recorder = recorder_of()
+    decision = Decision(
+        action=DECISION.action, rule="r", reason="r", inspect=("archives", "word"), on_finding=OnFinding.BLOCK
+    )
+    inspectors = {"archives": build("archives", ()), "word": Word()}
+
+    def read(data: bytes, on_failure: OnFailure) -> None:
+        reading = Watch("flow-1", decision, inspectors, on_failure, recorder).open(PART)
+        assert reading is not None
+        reading.feed(data)
+        reading.close()
+
+    with pytest.raises(Blocked) as blocked:
+        read(gzip.compress(gzip.compress(b"the SECRET")), OnFailure.OPEN)
+    assert blocked.value.finding is not None
+    cut_off = gzip.compress(b"nothing")[:-4]
+    read(cut_off, OnFailure.OPEN)
+    with pytest.raises(Blocked, match=r"^not_inspected: archives: unread, cut off \(request.body!content\)$"):
+        read(cut_off, OnFailure.CLOSED)
+    assert [fault.what for fault in recorder.faults] == ["not_inspected", "not_inspected"]

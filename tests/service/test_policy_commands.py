@@ -151,7 +151,7 @@ def test_explain_says_that_a_page_is_a_decryption(tmp_path: Path) -> None:
 
 def test_explain_of_an_inspected_flow_that_is_decided_at_connect(good: Path) -> None:
     result = run("explain", good, "--app", "/usr/bin/curl", "--address", "192.0.2.1")
-    assert "inspected by keywords; a finding means block" in result.stdout
+    assert "inspected by keywords; a finding means block; small requests are held for it" in result.stdout
     assert "decided at connect" in result.stdout
     assert "- application: /usr/bin/curl is none of browsers" in result.stdout
 

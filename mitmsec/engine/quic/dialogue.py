@@ -32,10 +32,11 @@ from mitmsec.core.messages import HandOver
 from mitmsec.engine import alerts
 from mitmsec.engine.hooks import Hooks
 from mitmsec.engine.http import Http
+from mitmsec.engine.pauses import Breath, Pauses, Stopped, Wait, paused
 from mitmsec.engine.quic.http3 import Back
 from mitmsec.engine.quic.leg import QuicFailed, QuicLeg
 from mitmsec.engine.seams import Recorder
-from mitmsec.engine.side import Ended, faulty
+from mitmsec.engine.side import Ended, ending
 from mitmsec.engine.watch import Blocked, Watch
 
 BACKLOG_BYTES = 1 << 18  # of one stream
@@ -61,7 +62,7 @@ class QuicDialogue:
     ) -> None:
         self._hand_over, self._context, self._front, self._back = hand_over, context, front, back
         self._recorder, self._loop, self._watch = recorder, loop, watch
-        self._hooks = Hooks(hand_over, watch, recorder)
+        self._hooks = Hooks(hand_over, watch, recorder, Pauses(loop, self._go_on, self._fault))
         self._events: deque[events.Event] = deque()
         self._legs: dict[Connection, QuicLeg] = {context.client: front, context.server: back}
         self._layer = Http(context, self._hooks.new_exchange, self._hooks.broken, self._hooks.origin_broke)
@@ -143,13 +144,18 @@ class QuicDialogue:
                         return
             if self._watch.unread:
                 self._read()
-        except Blocked as blocked:
-            self.end(Ended(Outcome.BLOCKED, str(blocked), reset=True))
         except Exception as error:
-            self.end(faulty(error, self._hand_over.flow, self._recorder))
+            self._fault(error)
         finally:
             self._busy = False
             self._hooks.requests.settle()
+
+    def _go_on(self, answer: events.Event) -> None:
+        self._dispatch(answer)
+        self._turned()
+
+    def _fault(self, error: Exception) -> None:
+        self.end(ending(error, self._hand_over.flow, self._recorder))
 
     def _is_over(self) -> bool:
         return self._ending is not None
@@ -176,10 +182,10 @@ class QuicDialogue:
                 self._legs[command.connection].connection.decline(command.stream_id, command.error_code)
             case CloseQuicConnection():
                 self._broken(command.connection, command.reason_phrase)
-            case commands.StartHook():
-                self._hooks.answer(command)
-                if command.blocking:
-                    self._events.append(events.HookCompleted(command))
+            case commands.StartHook() | commands.RequestWakeup() | Breath() | Wait() | Stopped():
+                answer = self._hooks.answer(command)
+                if answer is not None:
+                    self._events.append(answer)
             case commands.OpenConnection():  # never asked for while the one that was handed over lives
                 self._events.append(events.OpenConnectionCompleted(command, "the origin has ended"))
             case _:
@@ -198,6 +204,8 @@ class QuicDialogue:
     # -- credit --------------------------------------------------------------------------------------------------------
     def _is_behind_back(self, stream_id: int) -> bool:
         """Of what this stream of the client's brought, the origin has not taken enough."""
+        if paused(self._layer.streams.get(stream_id)):
+            return True
         back = self._layer.back
         ours = back.our_stream_id.get(stream_id) if isinstance(back, Back) else None
         return ours is not None and self._back.connection.backlog_bytes(ours) > BACKLOG_BYTES
@@ -205,7 +213,10 @@ class QuicDialogue:
     def _is_behind_front(self, stream_id: int) -> bool:
         back = self._layer.back
         theirs = back.their_stream_id.get(stream_id) if isinstance(back, Back) else None
-        return theirs is not None and self._front.connection.backlog_bytes(theirs) > BACKLOG_BYTES
+        if theirs is None:
+            return False
+        is_paused = paused(self._layer.streams.get(theirs))
+        return is_paused or self._front.connection.backlog_bytes(theirs) > BACKLOG_BYTES
 
     # -- the end -------------------------------------------------------------------------------------------------------
     def end(self, ended: Ended) -> None:

@@ -1,0 +1,36 @@
+"""Connections to the servers that inspectors ask, straight to them. Workers may connect nowhere: theirs are lent."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+
+type Connect = Callable[[str], Awaitable[socket.socket]]
+"""A connection to an address of the policy's. Raises OSError."""
+
+
+async def dial(address: str) -> socket.socket:
+    """Straight to it. Raises OSError."""
+    made = socket.socket(socket.AF_UNIX if address.startswith("/") else endpoint(address)[0])
+    made.setblocking(False)
+    try:
+        where = address if address.startswith("/") else endpoint(address)[1]
+        await asyncio.get_running_loop().sock_connect(made, where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def endpoint(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """`127.0.0.1:3310`, `[::1]:3310`. Raises ValueError. Names are none: nobody is asked for them."""
+    host, _, port = address.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ValueError(f"{address!r} is neither the path of a socket nor an IP address with a port") from None
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} has no port")
+    return socket.AF_INET if ip.version == 4 else socket.AF_INET6, (str(ip), int(port))

@@ -1,0 +1,62 @@
+"""`documents`: the text of documents is found as if it were sent by itself, and so is what is attached to them."""
+
+from __future__ import annotations
+
+from email.message import EmailMessage
+
+import pytest
+from container_stage import CARD, zipped
+from test_archives import places, unread
+from test_pdf_reader import CHROMIUM
+
+ALL = ("documents", "archives", "payment_card")
+
+
+def letter() -> bytes:
+    """A card that the document marks up in the middle."""
+    return zipped({"word/document.xml": b'<w:p xmlns:w="w"><w:t>card 4539 1488 </w:t><w:t>0343 6467</w:t></w:p>'})
+
+
+def mail(attached: bytes, name: str) -> bytes:
+    made = EmailMessage()
+    made["From"], made["To"] = "a@a.test", "b@b.test"
+    made.set_content("see what is attached")
+    made.add_attachment(attached, maintype="application", subtype="octet-stream", filename=name)
+    return bytes(made)
+
+
+def test_a_card_in_the_marked_up_text_of_a_letter_is_found() -> None:
+    assert places(letter(), *ALL) == ["request.body!word/document.xml+5"]
+
+
+def test_a_card_in_a_pdf_that_a_browser_printed_is_found() -> None:
+    assert places(CHROMIUM, *ALL) == ["request.body!text+12"]
+
+
+@pytest.mark.parametrize(
+    ("attached", "name", "where"),
+    [
+        (CARD, "card.txt", "card.txt+18"),
+        (zipped({"a.txt": CARD}), "x.zip", "x.zip!a.txt+18"),
+        (letter(), "x.docx", "x.docx!word/document.xml+5"),
+        (mail(CARD, "inner.txt"), "forwarded.eml", "forwarded.eml!inner.txt+18"),
+    ],
+    ids=["text", "zip", "letter", "mail"],
+)
+def test_what_is_attached_to_mail_is_found(attached: bytes, name: str, where: str) -> None:
+    assert places(mail(attached, name), *ALL) == [f"request.body!{where}"]
+
+
+def test_mail_is_known_by_its_media_type_too() -> None:
+    assert places(b"X-Only: this\n\n" + CARD, *ALL, content_type="message/rfc822") != []
+
+
+def test_archives_alone_are_none_of_its_business() -> None:
+    assert places(zipped({"a": CARD}), "documents", "payment_card") == []
+    assert places(b"plain text", *ALL) == []
+
+
+def test_documents_of_before_2007_and_encrypted_ones_are_not_inspected_and_told() -> None:
+    assert unread(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99), *ALL) == [
+        "an OLE document, which is not read (request.body)"
+    ]

@@ -1,0 +1,162 @@
+"""ZIP archives are read from their beginning, and what their directory says beyond that is told."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+
+import pytest
+from container_stage import CARD, contents, events, unread, zipped
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec_addons.containers import Entry, Mark, Unreadable
+from mitmsec_addons.zip_reader import ZipReader, begins_office_file
+
+FILES = {"a.txt": CARD * 50, "folder/": b"", "folder/empty": b"", "über.txt": b"PK\x03\x04 in the content"}
+IN_IT = {name: content for name, content in FILES.items() if not name.endswith("/")}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+@pytest.mark.parametrize("step", [1, 33, 1 << 16])
+def test_all_files_come_out_however_it_is_cut(compression: int, step: int) -> None:
+    archive = zipped(FILES, compression)
+    assert contents(ZipReader(), archive, step) == IN_IT
+    assert unread(ZipReader(), archive, step) == []
+
+
+class Pipe(io.BytesIO):
+    """Takes bytes and goes nowhere else: writers put lengths behind the content then."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        raise io.UnsupportedOperation
+
+    def seek(self, *_: int) -> int:
+        raise io.UnsupportedOperation
+
+
+@pytest.mark.parametrize("step", [1, 50, 1 << 16])
+def test_archives_that_were_written_to_a_pipe_are_read_too(step: int) -> None:
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in IN_IT.items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(content)
+    assert contents(ZipReader(), pipe.getvalue(), step) == IN_IT
+    assert unread(ZipReader(), pipe.getvalue(), step) == []
+
+
+def test_an_archive_that_says_all_sizes_in_64_bits_is_read() -> None:
+    archive = zipped({"a": CARD}, zipfile.ZIP_STORED)
+    at = archive.index(b"PK\x01\x02")
+    size, long = len(CARD), b"\xff" * 4
+    other_field = struct.pack("<HHL", 0xCAFE, 4, 7)
+    local_extra = other_field + struct.pack("<HHQQ", 1, 16, size, size)
+    local = archive[:18] + long * 2 + struct.pack("<HH", 1, len(local_extra)) + b"a" + local_extra
+    extra = struct.pack("<HHQQQ", 1, 24, size, size, 0)
+    central = archive[at : at + 20] + long * 2 + struct.pack("<HH", 1, len(extra)) + bytes(10) + long + b"a" + extra
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, len(central), len(local) + size, 0)
+    assert contents(ZipReader(), local + CARD + central + end, 3) == {"a": CARD}
+    assert unread(ZipReader(), local + CARD + central + end) == []
+
+
+def test_folders_and_what_cannot_be_unpacked_are_passed_over_whatever_they_hold() -> None:
+    archive = bytearray(zipped({"a/": b"", "b": CARD * 9, "c": b"plain"}, zipfile.ZIP_STORED))
+    at = archive.index(b"PK\x03\x04", 4)
+    archive[at + 6] = 1
+    for step in (1, 50, 9999):
+        assert contents(ZipReader(), bytes(archive), step)["c"] == b"plain"
+
+
+def test_a_compressed_file_that_ends_before_its_length_is_damaged() -> None:
+    archive = bytearray(zipped({"a": CARD * 99}))
+    archive[18:22] = struct.pack("<L", 20)
+    assert unread(ZipReader(), bytes(archive))[0] == "damaged"
+
+
+def test_a_stored_file_without_a_length_is_told() -> None:
+    archive = bytearray(zipped({"a": CARD}, zipfile.ZIP_STORED))
+    archive[6], archive[18:22] = 8, bytes(4)
+    assert "stored without a length" in unread(ZipReader(), bytes(archive))
+
+
+def test_what_stands_before_an_archive_shifts_it() -> None:
+    made = io.BytesIO()
+    made.write(b"#!/bin/sh self-extracting " * 9)
+    with zipfile.ZipFile(made, "a") as archive:
+        archive.writestr("a", CARD)
+    assert contents(ZipReader(), made.getvalue()) == {"a": CARD}
+    assert unread(ZipReader(), b"more before it" + zipped({"a": CARD})) == []
+
+
+def test_encrypted_files_are_told_and_the_others_read() -> None:
+    archive = bytearray(zipped({"a": CARD, "b": b"plain"}))
+    archive[6] |= 1
+    assert unread(ZipReader(), bytes(archive)) == ["encrypted"]
+    assert contents(ZipReader(), bytes(archive)) == {"a": b"", "b": b"plain"}
+
+
+def test_damage_is_told_and_what_follows_is_read() -> None:
+    archive = bytearray(zipped({"a": CARD * 9, "b": b"plain"}))
+    archive[31:40] = b"\xff" * 9
+    assert events(ZipReader(), bytes(archive), 1)[:2] == [Entry("a"), Unreadable("damaged")]
+    assert contents(ZipReader(), bytes(archive))["b"] == b"plain"
+
+
+def test_a_method_that_is_not_known_is_told() -> None:
+    archive = bytearray(zipped({"a": CARD}))
+    archive[8] = 9
+    assert unread(ZipReader(), bytes(archive))[0] == "packed by method 9, which is not known here"
+
+
+def test_an_archive_that_is_cut_off_says_so_and_what_was_there_is_read() -> None:
+    archive = zipped({"a": CARD}, zipfile.ZIP_STORED)
+    assert events(ZipReader(), archive[:50]) == [Entry("a"), CARD[:19], Unreadable("the archive is cut off")]
+
+
+def test_entries_that_only_the_directory_knows_are_told() -> None:
+    """Programs unpack by the directory: where it leads elsewhere than what was read, something is hidden."""
+    archive = zipped({"a": CARD}, zipfile.ZIP_STORED)
+    at = archive.index(b"PK\x01\x02")
+    shifted = archive[:at] + archive[at:].replace(struct.pack("<L", 0) + b"a", struct.pack("<L", 7) + b"a")
+    assert shifted != archive
+    why = "the archive's directory names entries other than those it has"
+    assert unread(ZipReader(), shifted) == [why]
+    longer = archive[:at] + archive[at:].replace(struct.pack("<L", len(CARD)), struct.pack("<L", len(CARD) + 9), 1)
+    assert unread(ZipReader(), longer) == [why], "a program would unpack nine bytes more"
+    packed = bytearray(archive)
+    packed[at + 10] = 8
+    assert unread(ZipReader(), bytes(packed)) == [why], "it would unpack what was not unpacked here"
+    renamed = archive[:at] + archive[at:].replace(b"a", b"b")
+    assert unread(ZipReader(), renamed) == [why]
+
+
+def test_a_file_that_is_empty_ends_at_once() -> None:
+    assert events(ZipReader(), zipped({"a": b""})) == [Entry("a"), Mark.ENDED]
+
+
+@pytest.mark.parametrize(
+    ("files", "is_one"),
+    [
+        ({"[Content_Types].xml": b""}, True),
+        ({"word/document.xml": b""}, True),
+        ({"mimetype": b"application/vnd.oasis.opendocument.text"}, True),
+        ({"mimetype": b"text/plain"}, False),
+        ({"a": b""}, False),
+    ],
+)
+def test_office_files_are_known_by_their_first_entry(files: dict[str, bytes], is_one: bool) -> None:
+    assert begins_office_file(zipped(files, zipfile.ZIP_STORED)) is is_one
+
+
+PIECES = [b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", bytes(26), b"\x08\0\x08\0", b"\xff" * 9, zipped({"a": b"b"})]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=9), st.integers(1, 99))
+def test_hostile_bytes_are_read_the_same_however_they_are_cut(pieces: list[bytes], step: int) -> None:
+    data = b"".join(pieces)
+    assert events(ZipReader(), data, step) == events(ZipReader(), data, len(data) + 1)
