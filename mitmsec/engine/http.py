@@ -46,7 +46,7 @@ from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import quicken
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
-from mitmsec.engine.pauses import Breath, Stopped, Wait, paused
+from mitmsec.engine.pauses import Breath, Stopped, Wait
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
@@ -103,11 +103,9 @@ class Http(HttpLayer):
                 yield from layer.settle()
 
     @property
-    def waits(self) -> bool:
-        """The one exchange that there can be at a time is paused: nothing more is to be read for it."""
-        return isinstance(self._front, http1.Front) and any(
-            paused(stream) or paused(stream.child_layer) for stream in self.streams.values()
-        )
+    def is_multiplexed(self) -> bool:
+        """While one exchange waits, others can go on: its own credit is withheld, and the connection is read."""
+        return not isinstance(self._front, http1.Front)
 
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
