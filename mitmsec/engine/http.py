@@ -50,6 +50,7 @@ from mitmsec.engine.pauses import Breath, Stopped, Wait
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
+LARGE_BYTES = 1 << 12  # a piece that inspectors may be asked about alone
 IDLE_S = 0.2  # until what is withheld of a body goes on though nothing follows it
 EXCHANGE = "mitmsec"  # under which a mitmproxy flow carries its Exchange
 NewExchange = Callable[[], Exchange]
@@ -321,7 +322,8 @@ class Stream(HttpStream):
 
     def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
         """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
-        yield Breath()
+        if not (isinstance(event, RequestData | ResponseData) and len(event.data) >= LARGE_BYTES):
+            yield Breath()
         pieces, size_bytes, queue = [], 0, self._paused_event_queue
         while isinstance(event, RequestData | ResponseData):
             pieces.append(event.data)
