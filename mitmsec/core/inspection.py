@@ -6,7 +6,7 @@ content in order, in slices of any size; a detector must give the same findings 
     engine ── Part ──► Inspector.open ──► Inspection.feed(slice)* ──► Inspection.close()
                                               │ Finding*                  │ Finding*
                                               ▼                           ▼
-                                    the policy's `on_finding`: alert | block
+                                    the policy's `on_finding`: alert | redact | block
 
 What asks somebody else (a socket, another process) is an `AwaitedInspector` instead: the same, with `async` methods,
 its own limits, and `begin` for `open`. While it thinks, the engine reads no more from whoever sends that part.

@@ -29,7 +29,7 @@ from mitmsec.engine.hooks import Hooks, Told
 from mitmsec.engine.http import Http
 from mitmsec.engine.leg import CHUNK_BYTES
 from mitmsec.engine.openssl import TlsFailed
-from mitmsec.engine.pauses import Pauses, paused
+from mitmsec.engine.pauses import Pauses
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.side import Ended, Side, ending
 from mitmsec.engine.watch import Blocked, Watch
@@ -332,8 +332,8 @@ class Dialogue:
         if self._ending is not None:
             return
         front = self._front
-        waits = self._layer.waits if isinstance(self._layer, Http) else paused(self._layer)
-        can_read_back, can_read_front = not (self._held or front.leg.full or waits), not (self._held or waits)
+        held = self._held or (self._hooks.waits and not (isinstance(self._layer, Http) and self._layer.is_multiplexed))
+        can_read_back, can_read_front = not (held or front.leg.full), not held
         for side in self._sides.values():
             if side is not front:
                 if side.leg.full:

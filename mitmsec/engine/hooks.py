@@ -68,6 +68,11 @@ class Hooks:
         return bool(self._open) or self._stream is not None
 
     @property
+    def waits(self) -> bool:
+        """For inspectors."""
+        return self._pauses.any
+
+    @property
     def unanswered(self) -> bool:
         """A request has no complete answer."""
         return bool(self._open)

@@ -46,10 +46,11 @@ from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import quicken
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
-from mitmsec.engine.pauses import Breath, Stopped, Wait, paused
+from mitmsec.engine.pauses import Breath, Stopped, Wait
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
+LARGE_BYTES = 1 << 12  # a piece that inspectors may be asked about alone
 IDLE_S = 0.2  # until what is withheld of a body goes on though nothing follows it
 EXCHANGE = "mitmsec"  # under which a mitmproxy flow carries its Exchange
 NewExchange = Callable[[], Exchange]
@@ -103,11 +104,9 @@ class Http(HttpLayer):
                 yield from layer.settle()
 
     @property
-    def waits(self) -> bool:
-        """The one exchange that there can be at a time is paused: nothing more is to be read for it."""
-        return isinstance(self._front, http1.Front) and any(
-            paused(stream) or paused(stream.child_layer) for stream in self.streams.values()
-        )
+    def is_multiplexed(self) -> bool:
+        """While one exchange waits, others can go on: its own credit is withheld, and the connection is read."""
+        return not isinstance(self._front, http1.Front)
 
     def _make_front(self, context: Context) -> Layer:
         if context.client.alpn == b"h2":
@@ -323,7 +322,8 @@ class Stream(HttpStream):
 
     def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
         """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
-        yield Breath()
+        if not (isinstance(event, RequestData | ResponseData) and len(event.data) >= LARGE_BYTES):
+            yield Breath()
         pieces, size_bytes, queue = [], 0, self._paused_event_queue
         while isinstance(event, RequestData | ResponseData):
             pieces.append(event.data)

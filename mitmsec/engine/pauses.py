@@ -79,6 +79,11 @@ class Pauses:
         self._tasks.add(task)
         task.add_done_callback(partial(self._done, command))
 
+    @property
+    def any(self) -> bool:
+        """Somebody is being waited for."""
+        return bool(self._tasks)
+
     def wake(self, command: commands.RequestWakeup) -> None:
         """Answer it in time."""
         self._timers = {timer for timer in self._timers if not timer.cancelled() and timer.when() > self._loop.time()}

@@ -23,7 +23,7 @@ from mitmsec.engine.dialogue import READ_S, TURN_S
 from mitmsec.engine.leg import CHUNK_BYTES, FIRST_CHUNK_BYTES, Leg, part
 from mitmsec.engine.side import Ended, faulty
 from mitmsec.engine.stream import Stream, plain
-from mitmsec.engine.watch import Blocked, Watch
+from mitmsec.engine.watch import NOT_INSPECTED, Blocked, Watch
 from mitmsec.engine.wire import Wire
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Prelude:
         order, on_failure = self._hand_over, self._engine.settings.on_failure
         inspectors = self._engine.collaborators.inspectors
         self._watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
+        if self._watch.waits:
+            self._watch.failed(NOT_INSPECTED, "what may go on under TLS is read by no inspector that has to be awaited")
         self._stream = plain(self._watch, order) if self._watch else None
         self._front.chunk_bytes = self._recogniser.reads_bytes or FIRST_CHUNK_BYTES
         for leg in (self._front, self._back):

@@ -25,7 +25,7 @@ class Withheld:
 
     def __init__(self, keep_bytes: int, whole_bytes: int | None = None) -> None:
         self._keep_bytes, self._whole_bytes = keep_bytes, whole_bytes
-        self._data = bytearray()
+        self._data: bytes | bytearray = b""
         self._at = 0  # where it begins
 
     def __len__(self) -> int:
@@ -33,7 +33,7 @@ class Withheld:
 
     def add(self, data: bytes) -> None:
         """The next of the body."""
-        self._data += data
+        self._data = self._data + data if self._data else data
 
     def due(self) -> bytes:
         """What may go on though more is to come."""
@@ -54,14 +54,14 @@ class Withheld:
         begin = offset - self._at
         if begin < 0 or size_bytes < 1 or begin + size_bytes > len(self._data):
             return False
-        self._data[begin : begin + size_bytes] = MASK * size_bytes
+        data = self._data = bytearray(self._data)
+        data[begin : begin + size_bytes] = MASK * size_bytes
         return True
 
     def _take(self, size_bytes: int) -> bytes:
         if size_bytes <= 0:
             return b""
-        data = bytes(self._data[:size_bytes])
-        del self._data[:size_bytes]
+        data, self._data = bytes(self._data[:size_bytes]), self._data[size_bytes:]
         self._at += size_bytes
         return data
 

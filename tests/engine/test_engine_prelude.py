@@ -11,6 +11,7 @@ import pytest
 from engine_world import RESET, Word, World, connected, origin, world
 
 from mitmsec.audit.event import BytesSeen, Outcome
+from mitmsec.core.inspection import AwaitedInspection, Part
 from mitmsec.core.messages import Plaintext, Upgrading
 from mitmsec.core.model import OnFailure, OnFinding
 from mitmsec.core.sniff import Protocol
@@ -235,14 +236,14 @@ def test_inspectors_read_a_dialogue_in_both_directions(tmp_path: Path, on_findin
     async def part(made: World, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"SECRET\r\n")
-        if on_finding is OnFinding.BLOCK:
+        if on_finding is not OnFinding.ALERT:  # nothing can be masked here
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         else:
             assert await reader.readline() == b"250 SECRET\r\n"
             writer.write_eof()
         end = await made.end()
-        assert end.outcome == (Outcome.BLOCKED if on_finding is OnFinding.BLOCK else Outcome.COMPLETED)
+        assert end.outcome == (Outcome.COMPLETED if on_finding is OnFinding.ALERT else Outcome.BLOCKED)
         (finding,) = made.recorder.findings
         assert (finding.flow, finding.finding.location) == ("flow-1", "response.stream")
 
@@ -275,6 +276,32 @@ def test_an_inspector_that_is_missing_closes_a_dialogue_where_failures_close(tmp
         assert end.outcome == Outcome.BLOCKED
 
     play(tmp_path, mail, part, inspectors=[Renamed()], on_failure=OnFailure.CLOSED)
+
+
+class Far(Word):
+    """Somebody who has to be waited for."""
+
+    limit_s, limit_bytes = 5.0, 1 << 20
+
+    def begin(self, part: Part) -> AwaitedInspection | None:
+        return None
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_a_dialogue_that_an_inspector_cannot_read_falls_the_way_the_policy_says(
+    tmp_path: Path, on_failure: OnFailure
+) -> None:
+    async def part(made: World, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if on_failure is OnFailure.CLOSED:
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        else:
+            assert await reader.readline() == GREETING
+            writer.write_eof()
+        await made.end()
+        assert [(fault.what, fault.failed) for fault in made.recorder.faults] == [("not_inspected", on_failure)]
+
+    play(tmp_path, Mail(), part, inspectors=[Far()], on_failure=on_failure)
 
 
 def test_a_captured_dialogue_is_recorded_as_it_passes_and_waits_for_the_recorder(tmp_path: Path) -> None:
