@@ -62,6 +62,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/log_reading.py": "tests/service/test_audit_commands.py reads a log by it",
     "mitmsec/service/ground.py": "tests/service/test_leftovers.py moves survivors; tests/end_to_end the rest",
     "mitmsec/service/replay_sources.py": "tests/service/test_replay_command.py takes flows from them",
+    "mitmsec/service/joining.py": "a front-end's way to the supervisor; tests/end_to_end",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",

@@ -13,9 +13,10 @@ import click
 from mitmsec.service import ca_work
 from mitmsec.service.ca_orders import doing, limits_in_words, who
 from mitmsec.service.called import program, with_state
+from mitmsec.service.joining import made
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, need_root, state_option
 from mitmsec.service.passphrase import others_can_read, passphrase, passphrase_options
-from mitmsec.service.run import CannotRun, made
+from mitmsec.service.refusals import CannotRun
 from mitmsec.service.state import State
 from mitmsec.service.terminal import shown
 from mitmsec.service.token_options import TokenOrder, token_options, token_order

@@ -16,9 +16,9 @@ from click.core import ParameterSource
 from mitmsec.service import ca_work
 from mitmsec.service.ca_work import RootFileExists
 from mitmsec.service.called import program, with_state
+from mitmsec.service.joining import made
 from mitmsec.service.options import EXIT_FAULT, EXIT_NOT_SO, EXIT_PRIVILEGE, EXIT_USAGE, fail
-from mitmsec.service.refusals import FULL
-from mitmsec.service.run import CannotRun, made
+from mitmsec.service.refusals import FULL, CannotRun
 from mitmsec.service.seal_keeper import SealFailed
 from mitmsec.service.state import State
 from mitmsec.service.terminal import shown

@@ -22,7 +22,8 @@ from mitmsec.channel import ChannelBroken
 from mitmsec.core.messages import Role
 from mitmsec.service import ca_journal, control, rehearsal, sealing, token_ground
 from mitmsec.service.accounts import account_of
-from mitmsec.service.run import CannotRun, join
+from mitmsec.service.joining import join
+from mitmsec.service.refusals import CannotRun
 from mitmsec.service.state import State
 from mitmsec.service.token_options import TokenOrder
 from mitmsec_certs import ca_folder, ceremony, kept_token, succession

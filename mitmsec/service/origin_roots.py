@@ -7,7 +7,7 @@ from collections.abc import Collection
 from mitmsec.core.model import UpstreamTrust
 from mitmsec.core.policy import Policy
 from mitmsec.service.options import EXIT_PRIVILEGE
-from mitmsec.service.run import CannotRun
+from mitmsec.service.refusals import CannotRun
 from mitmsec_certs.bundle import Bundle
 from mitmsec_certs.public_roots import marked, public_roots
 

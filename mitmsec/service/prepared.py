@@ -22,7 +22,7 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from mitmsec.core.policy import Policy
-from mitmsec.service.run import made
+from mitmsec.service.joining import made
 from mitmsec.service.state import State
 from mitmsec_addons.registry import PREPARED, prepare
 

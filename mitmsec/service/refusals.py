@@ -21,6 +21,14 @@ ROOM_BYTES = 64 << 10  # with less, nothing can be started
 _FULL_WORDS = (*map(os.strerror, sorted(FULL)), "database or disk is full")
 
 
+class CannotRun(Exception):
+    """The command was not started. `status` says whose fault that is (see INTERFACE in docs)."""
+
+    def __init__(self, error: str, remedy: str, status: int) -> None:
+        super().__init__(error)
+        self.error, self.remedy, self.status = error, remedy, status
+
+
 class Told(NamedTuple):
     """An error, its remedy, and the exit status that says whose it is."""
 

@@ -15,7 +15,6 @@ import hashlib
 import os
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -25,18 +24,17 @@ from typing import IO, Any
 
 import msgspec
 
-from mitmsec.channel import Channel
 from mitmsec.core.model import OnFailure, Value
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.core.resolv_conf import nameservers
 from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as
-from mitmsec.service.state import State, StateRefused
+from mitmsec.service.joining import START_DEADLINE_S, join
+from mitmsec.service.refusals import CannotRun
+from mitmsec.service.state import State
 
-START_DEADLINE_S = 45.0
 CLOSE_DEADLINE_S = 60.0
 JOIN_TRIES = 3
-BUSY_PAUSE_S = 0.2
 WORKERS_LIMIT = 4
 RESOLV_CONF, NAMESERVERS_LIMIT = Path("/etc/resolv.conf"), 8
 KEYBOARD = (signal.SIGINT, signal.SIGQUIT)
@@ -44,18 +42,9 @@ FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, sign
 HEARD = frozenset({*KEYBOARD, *FORWARDED, signal.SIGCHLD})
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 RECORDED = ("connections", "requests", "findings", "faults")  # the recorder's word
-SUPERVISOR = (sys.executable, "-P", "-m", "mitmsec.service", "supervisor")
 SEEN = ("cut", "survivors")  # the supervisor's
 SI_KERNEL = 0x80  # si_code of a signal that the terminal sent, to all of its foreground processes
 _WENT = {OnFailure.OPEN: "let through, unrecorded", OnFailure.CLOSED: "denied until the command ended"}
-
-
-class CannotRun(Exception):
-    """The command was not started. `status` says whose fault that is (see INTERFACE in docs)."""
-
-    def __init__(self, error: str, remedy: str, status: int) -> None:
-        super().__init__(error)
-        self.error, self.remedy, self.status = error, remedy, status
 
 
 class Plan(Value, frozen=True):
@@ -125,63 +114,12 @@ def plan_policy(text: str | None) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-# -- the supervisor ------------------------------------------------------------------------------------------------
-def made(state: State) -> None:
-    """The folders of `state` are there, each its owner's. Raises CannotRun."""
-    try:
-        state.make()
-    except StateRefused as error:
-        raise CannotRun(error.reason, error.remedy, 2) from None
-    except OSError as error:
-        said = f"--state: {state.folder} cannot be used: {error.strerror}"
-        told = refusals.no_room(said, state) if error.errno in refusals.FULL else None
-        raise CannotRun(*told or refusals.of_machine(said, "name a folder that root can write", 2)) from None
-
-
-def join(state: State, *, worker: bool) -> Channel:
-    """A channel to the supervisor of `state`, started if none listens; then, with `worker`, with one that will be used.
-
-    Raises CannotRun.
-    """
-    made(state)
-    deadline = time.monotonic() + START_DEADLINE_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            return Channel(control.connect(state.control), control.FROM_SUPERVISOR)
-        _start_supervisor(state, worker=worker)
-    raise CannotRun(
-        "the supervisor did not start", f"read {state.supervisor_log}; `mitmsec doctor` checks this machine", 125
-    )
-
-
 def _nameservers() -> tuple[str, ...]:
     """Of the caller's /etc/resolv.conf: the supervisor's mounts may be others."""
     try:
         return nameservers(RESOLV_CONF.read_text())[:NAMESERVERS_LIMIT]
     except (OSError, UnicodeDecodeError):  # there is none
         return ()
-
-
-def _start_supervisor(state: State, *, worker: bool) -> None:
-    """Start one and wait until it serves; one that finds another alive ends at once. Raises CannotRun."""
-    reading, writing = os.pipe()
-    with open(state.supervisor_log, "ab", opener=_private) as log, open(os.devnull, "rb") as nothing:
-        subprocess.Popen(
-            [*SUPERVISOR, str(state.folder), str(writing), *(["worker"] if worker else [])],
-            stdin=nothing,
-            stdout=log,
-            stderr=log,
-            pass_fds=(writing,),
-            start_new_session=True,
-            cwd="/",
-        )
-    os.close(writing)
-    with open(reading, "rb") as pipe:
-        said = pipe.readline().decode(errors="replace").strip()
-    if said == "busy":
-        time.sleep(BUSY_PAUSE_S)  # another one is starting or ending
-    elif said != "ready":
-        raise CannotRun(*refusals.of_start(said or "the supervisor ended without a word", state))
 
 
 # -- the run -------------------------------------------------------------------------------------------------------
@@ -311,10 +249,6 @@ def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
     for number in KEYBOARD:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def entrance(cgroup: str) -> int:

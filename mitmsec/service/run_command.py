@@ -27,16 +27,8 @@ from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fa
 from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.prepared import prepared_for
-from mitmsec.service.run import (
-    WORKERS_LIMIT,
-    CannotRun,
-    Plan,
-    Report,
-    Run,
-    find_executable,
-    memory_file,
-    plan_policy,
-)
+from mitmsec.service.refusals import CannotRun
+from mitmsec.service.run import WORKERS_LIMIT, Plan, Report, Run, find_executable, memory_file, plan_policy
 from mitmsec.service.run_summary import capture_doubt, is_wanted, say, tell_summary, tell_survivors
 from mitmsec.service.state import State
 from mitmsec_certs.bundle import BadBundle, Bundle, roots_as_used

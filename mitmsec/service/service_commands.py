@@ -19,6 +19,7 @@ from mitmsec.core.policy_packing import packed
 from mitmsec.core.selection import Selection
 from mitmsec.service import control
 from mitmsec.service.called import as_root, program, with_state
+from mitmsec.service.joining import START_DEADLINE_S, join
 from mitmsec.service.options import (
     EXIT_FAULT,
     EXIT_NOT_SO,
@@ -33,7 +34,8 @@ from mitmsec.service.options import (
 from mitmsec.service.origin_roots import origin_roots
 from mitmsec.service.policy_loading import Loaded, load
 from mitmsec.service.prepared import prepared_for
-from mitmsec.service.run import SI_KERNEL, START_DEADLINE_S, WORKERS_LIMIT, CannotRun, join, memory_file, plan_policy
+from mitmsec.service.refusals import CannotRun
+from mitmsec.service.run import SI_KERNEL, WORKERS_LIMIT, memory_file, plan_policy
 from mitmsec.service.service_status import told
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell

@@ -13,9 +13,10 @@ from rich.text import Text
 from mitmsec.service import ca_work, trust_work
 from mitmsec.service.ca_orders import who
 from mitmsec.service.called import program, with_state
+from mitmsec.service.joining import made
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, need_root, state_option
 from mitmsec.service.policy_loading import load
-from mitmsec.service.run import CannotRun, made
+from mitmsec.service.refusals import CannotRun
 from mitmsec.service.service_commands import POLICY_FILE
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell

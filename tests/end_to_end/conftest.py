@@ -334,7 +334,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from mitmsec.service import control
-from mitmsec.service.run import join
+from mitmsec.service.joining import join
 from mitmsec.service.state import State
 state = State(Path(sys.argv[1]))
 channel = join(state, worker=True)

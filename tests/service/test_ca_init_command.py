@@ -10,7 +10,7 @@ from ca_house import WORD, CaHouse
 from click.testing import Result
 
 from mitmsec.service import ca_init_command, ca_work
-from mitmsec.service.run import CannotRun
+from mitmsec.service.refusals import CannotRun
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,7 @@ import pytest
 
 from mitmsec.service import ca_orders, ca_work
 from mitmsec.service.ca_work import RootFileExists
-from mitmsec.service.run import CannotRun
+from mitmsec.service.refusals import CannotRun
 from mitmsec.service.sealing import SealFailed
 from mitmsec.service.state import State
 from mitmsec_certs.ceremony import CeremonyFailed

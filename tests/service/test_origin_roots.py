@@ -12,7 +12,7 @@ from mitmsec.core.model import Action, UpstreamTrust
 from mitmsec.core.policy import Policy, Rule
 from mitmsec.service import origin_roots as module
 from mitmsec.service.origin_roots import doubt, origin_roots
-from mitmsec.service.run import CannotRun
+from mitmsec.service.refusals import CannotRun
 from mitmsec_certs import public_roots
 from mitmsec_certs.bundle import Bundle, certificates_in
 from mitmsec_certs.public_roots import marks_in, named_in

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mitmsec.service.run import CannotRun, entrance, memory_file
+from mitmsec.service.refusals import CannotRun
+from mitmsec.service.run import entrance, memory_file
 from mitmsec_redirect.cgroup import SessionCgroup
 
 

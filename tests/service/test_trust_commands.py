@@ -10,7 +10,7 @@ from trust_house import FIREFOX, TrustHouse, said
 from trust_stage import looks_the_same, new_root
 
 from mitmsec.service import ca_journal, ca_work, trust_commands
-from mitmsec.service.run import CannotRun
+from mitmsec.service.refusals import CannotRun
 
 pytestmark = pytest.mark.root
 
