@@ -46,7 +46,6 @@ TESTED_ELSEWHERE = {
     "mitmsec/gate/quic_account.py": "tests/gate/test_gate_quic_flow.py reads its records",
     "mitmsec/gate/quic_ground.py": "tests/gate/test_gate_quic_relay.py stands on it",
     "mitmsec/gate/quic_signals.py": "values only; tests/gate/test_gate_quic_flow.py reads them",
-    "mitmsec/service/gate_and_workers.py": "tests/service/test_gate_end.py ends it; tests/end_to_end kills them",
     "mitmsec/gate/surroundings.py": "types; tests/gate_house.py makes them",
     "mitmsec/gate/descriptors.py": "tests/gate/test_gate_loop_limits.py runs out of them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",

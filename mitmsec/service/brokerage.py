@@ -1,4 +1,4 @@
-"""A session's broker, which is started when a worker first asks something, and not before.
+"""A broker, which is started when a worker first asks something, and not before.
 
     worker ◄── its end ── channel ── our end, watched ──► readable: a broker is begun, and gets every end
                                         └─ kept too: if that broker dies, the next question begins another
@@ -13,7 +13,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from mitmsec.channel import pair
+from mitmsec.channel import close_all, pair
 from mitmsec.core.messages import ProducerUp, Ready, Role
 from mitmsec.service.background import Background
 from mitmsec.service.broker_messages import BrokerSettings
@@ -23,20 +23,20 @@ PAUSE_S = 5.0  # after one that died or could not be started
 
 
 class Brokerage:
-    """`begin` makes a process in the session's network; `roots_fd` and `servers` are asked
-    for when they are due."""
+    """`begin` makes a process in the session's network; `roots_fd` is closed with the brokerage."""
 
     def __init__(
         self,
         begin: Callable[[], ChildProcess],
-        roots_fd: Callable[[], int],
+        roots_fd: int,
         fault: Callable[[str, str], None],
         *,
-        servers: Callable[[], tuple[str, ...]] = tuple,
+        settings: BrokerSettings | None = None,
         pause_s: float = PAUSE_S,
     ) -> None:
-        self._begin, self._roots_fd, self._fault, self._pause_s = begin, roots_fd, fault, pause_s
-        self._servers = servers
+        self._begin, self._fault, self._pause_s = begin, fault, pause_s
+        self._fds = [roots_fd]
+        self._settings = settings or BrokerSettings()
         self._ends: list[socket.socket] = []
         self._background = Background()
         self._closed = False
@@ -92,7 +92,7 @@ class Brokerage:
         broker: ChildProcess | None = None
         try:
             broker = self.broker = self._begin()
-            answer = await broker.start(BrokerSettings(servers=self._servers()), self._roots_fd())
+            answer = await broker.start(self._settings, *self._fds)
             if not isinstance(answer, Ready):
                 raise ChildFailed(f"the broker answered {answer!r}")
         except (ChildFailed, OSError) as error:
@@ -130,12 +130,6 @@ class Brokerage:
         for end in self._ends:
             self._watch(end)
 
-    async def renew(self) -> None:
-        """The roots are others: the next question begins another broker. What the last one is asked has no answer."""
-        if (broker := self.broker) is not None:
-            self._rest()
-            await broker.stop()
-
     def abandon(self) -> None:
         """End as with a killed supervisor."""
         self._closed = True
@@ -151,6 +145,8 @@ class Brokerage:
             self._unwatch(end)
             end.close()
         self._ends.clear()
+        close_all(self._fds)
+        self._fds.clear()
         if self.broker is not None:
             await self.broker.stop()
 

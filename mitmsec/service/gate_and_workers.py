@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -51,7 +50,7 @@ from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
 from mitmsec.service.answers import DEADLINE_S, Answers
 from mitmsec.service.background import Background
-from mitmsec.service.brokerage import Brokerage
+from mitmsec.service.brokerages import Brokerages
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.children_ground import Ground, Jails
 from mitmsec.service.gate_end import GateEnd
@@ -73,11 +72,6 @@ def begun(shared: Jails, role: Role, network: int | None = None, shows: tuple[st
     return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
 
 
-def _folders(servers: tuple[str, ...]) -> tuple[str, ...]:
-    """Where sockets of servers lie: a server that is started again makes another one there."""
-    return tuple({os.path.dirname(address) for address in servers if address.startswith("/")} - {"/"})
-
-
 class GateAndWorkers:
     """Begun by `begin`; serving with `build`; ended by `drain` and `stop`, or `abandon`."""
 
@@ -96,12 +90,7 @@ class GateAndWorkers:
         self._restarts: list[float] = []
         self._background = Background()
         self._closing = False
-        self._brokerage = Brokerage(
-            begin=lambda: begun(ground.shared, Role.BROKER, ground.network, _folders(ground.policy.servers)),
-            roots_fd=lambda: ground.roots_fd,
-            servers=lambda: ground.policy.servers,
-            fault=ground.fault,
-        )
+        self._brokerages = Brokerages(ground, partial(begun, ground.shared, Role.BROKER, ground.network))
 
     @property
     def all(self) -> list[ChildProcess]:
@@ -109,8 +98,8 @@ class GateAndWorkers:
 
     @property
     def brokers(self) -> list[ChildProcess]:
-        """The one that a worker's first question has begun."""
-        return [] if self._brokerage.broker is None else [self._brokerage.broker]
+        """Those that a worker's first question has begun."""
+        return self._brokerages.brokers
 
     # -- begin ---------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -193,7 +182,7 @@ class GateAndWorkers:
             session=ground.name, worker=number, on_failure=ground.policy.on_failure, own_pem=shared.own_pem,
             broker=True, capture=ground.capture_fd is not None, quic=ground.policy.quic is Quic.DECRYPT,
         )  # fmt: skip
-        with gate_end, worker_end, recorder, signer, self._brokerage.channel() as broker:
+        with gate_end, worker_end, recorder, signer, self._brokerages.channel(number) as broker:
             fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
             if ground.keys_fd is not None:
                 fds.append(ground.keys_fd)
@@ -257,11 +246,16 @@ class GateAndWorkers:
         if self._closing:
             return
         if number not in self._active:  # its policy is not in force any more, and its last flow has ended
-            self.workers.pop(number, None)
+            self._forget(number)
             return
         detail = f"worker {number}, status {status}"
         self._ground.shared.record(FaultSeen(what="worker_died", detail=detail, session=self._ground.name))
         self._background.begin(self._replace(number))
+
+    def _forget(self, *numbers: int) -> None:
+        for number in numbers:
+            self.workers.pop(number, None)
+        self._brokerages.forget(*numbers)
 
     async def _replace(self, number: int) -> None:
         now = time.monotonic()
@@ -288,7 +282,7 @@ class GateAndWorkers:
         After the block they are the ones that new flows go to. `building` is to be held. Raises ChildFailed, OSError.
         """
         before, numbers = self._active, self._new_numbers()
-        await self._brokerage.renew()
+        elder = self._brokerages.succeed()
         self._active = before + numbers  # whoever of them dies is replaced
         try:
             for number in numbers:
@@ -297,11 +291,14 @@ class GateAndWorkers:
             yield numbers
         except BaseException:
             self._active = before
-            for number in numbers:
-                if (worker := self.workers.pop(number, None)) is not None:
-                    await worker.stop()
+            self._brokerages.go_back(elder)
+            dismissed = [self.workers[number] for number in numbers if number in self.workers]
+            self._forget(*numbers)
+            await asyncio.gather(*(worker.stop() for worker in dismissed))
             raise
         self._active = numbers
+        living = {number for number, worker in self.workers.items() if not worker.ended.done()}
+        self._forget(*(number for number in before if number not in living))  # those that nobody replaces now
 
     async def govern(self, numbers: tuple[int, ...]) -> None:
         """The gate decides by the ground's policy from now on, and hands new flows to these workers."""
@@ -351,7 +348,7 @@ class GateAndWorkers:
                 child.unwatch()
                 child.kill()
                 await child.ended
-            self.workers.clear()
+            self._forget(*self.workers)
             if self._ground.inward is not None:
                 self._ground.inward.forget_legs()
             try:
@@ -369,7 +366,7 @@ class GateAndWorkers:
         """End as with a killed supervisor: nobody is told, nothing is drained."""
         self._closing = True
         self.silence()
-        self._brokerage.abandon()
+        self._brokerages.abandon()
         for child in self.workers.values():
             child.unwatch()
             child.kill()
@@ -393,4 +390,4 @@ class GateAndWorkers:
             self._ground.fault("gate_not_drained", why)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(child.stop() for child in self.all), self._brokerage.stop())
+        await asyncio.gather(*(child.stop() for child in self.all), self._brokerages.stop())
