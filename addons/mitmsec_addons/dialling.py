@@ -7,6 +7,8 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 
+INSTREAM = b"zINSTREAM\0"
+
 type Connect = Callable[[str], Awaitable[socket.socket]]
 """A connection to an address of the policy's. Raises OSError."""
 
@@ -18,6 +20,20 @@ async def dial(address: str) -> socket.socket:
     try:
         where = address if address.startswith("/") else endpoint(address)[1]
         await asyncio.get_running_loop().sock_connect(made, where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def dial_clamd(address: str) -> socket.socket:
+    """The same to a clamd, told that the content of one stream follows (clamd(8), INSTREAM).
+
+    Outside of a session clamd takes one command from a connection, and this was it. Raises OSError.
+    """
+    made = await dial(address)
+    try:
+        await asyncio.get_running_loop().sock_sendall(made, INSTREAM)
     except BaseException:
         made.close()
         raise

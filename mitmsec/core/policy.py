@@ -132,6 +132,11 @@ class Policy(Value, frozen=True, dict=True):
         return tuple(map(server_address, named))
 
     @property
+    def clamds(self) -> tuple[str, ...]:
+        """Those of `servers` that speak clamd's protocol."""
+        return tuple(word for name, words in self.inspectors if name == "malware" for word in words)
+
+    @property
     def trusts(self) -> frozenset[UpstreamTrust]:
         """All that its rules and defaults say of that."""
         return frozenset({self.upstream_trust, *(rule.upstream_trust for rule in self.rules if rule.upstream_trust)})

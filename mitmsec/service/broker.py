@@ -31,7 +31,7 @@ from mitmsec.service.broker_messages import (
     ServerWanted,
 )
 from mitmsec.service.revocation_desk import RevocationDesk
-from mitmsec_addons.dialling import dial
+from mitmsec_addons.dialling import dial, dial_clamd
 from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.revocation_sources import is_certified
 
@@ -48,6 +48,7 @@ class Broker:
         self._control = control
         self._roots: frozenset[bytes] = frozenset()
         self._servers: frozenset[str] = frozenset()
+        self._clamds: frozenset[str] = frozenset()
         self._desk = RevocationDesk()
         self._threads = ThreadPoolExecutor(THREADS)
         self._workers: set[Channel] = set()
@@ -56,7 +57,7 @@ class Broker:
     async def start(self, settings: BrokerSettings, fds: list[int]) -> Message | None:
         """Take the roots; start every thread now."""
         self._roots = frozenset(certificates_in(read_all(fds[0])))
-        self._servers = frozenset(settings.servers)
+        self._servers, self._clamds = frozenset(settings.servers), frozenset(settings.clamds)
         close_all(fds[1:])
         together = Barrier(THREADS)
         loop = asyncio.get_running_loop()
@@ -91,12 +92,13 @@ class Broker:
         task.add_done_callback(self._tasks.discard)
 
     async def _lend(self, channel: Channel, wanted: ServerWanted) -> None:
-        """A worker that was taken over may ask for anything: it gets what the policy names."""
+        """A worker that was taken over may ask for anything: it gets what the policy names, and of a clamd no more than
+        a stream's beginning."""
         if wanted.address not in self._servers:
             return self._say(channel, ServerLent(number=wanted.number, error="no inspector's server has this address"))
         try:
             async with asyncio.timeout(CONNECT_S):
-                made = await dial(wanted.address)
+                made = await (dial_clamd if wanted.address in self._clamds else dial)(wanted.address)
         except OSError as error:  # TimeoutError is one
             why = os.strerror(error.errno) if error.errno else f"no connection within {CONNECT_S:g} s"
             return self._say(channel, ServerLent(number=wanted.number, error=why))

@@ -12,9 +12,10 @@ from mitmsec.core.origin_proof import Status
 
 class BrokerSettings(Message, frozen=True):
     """fds: upstream roots (memfd, PEM). Issuers are asked about nobody's certificates but theirs. Connections are made
-    to `servers` alone: those that the policy's inspectors ask."""
+    to `servers` alone: those that the policy's inspectors ask. Of those, `clamds` are lent with INSTREAM said."""
 
     servers: tuple[str, ...] = ()
+    clamds: tuple[str, ...] = ()
 
 
 class RevocationQuestion(Message, frozen=True):

@@ -60,12 +60,12 @@ class Brokerages:
         return self._current.channel()
 
     def _made(self) -> Brokerage:
-        servers = self._terms.policy.servers
+        policy = self._terms.policy
         return Brokerage(
-            lambda: self._begin(_folders(servers)),
+            lambda: self._begin(_folders(policy.servers)),
             os.dup(self._terms.roots_fd),  # the session closes its own with the policy
             self._terms.fault,
-            settings=BrokerSettings(servers=servers),
+            settings=BrokerSettings(servers=policy.servers, clamds=policy.clamds),
         )
 
     def succeed(self) -> Brokerage | None:

@@ -6,8 +6,12 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from clamd_stage import clamd
 
 from mitmsec.channel import Channel, pair
 from mitmsec.core.messages import ProducerUp, Role
@@ -15,20 +19,23 @@ from mitmsec.service import lent_servers
 from mitmsec.service.broker import Broker
 from mitmsec.service.broker_messages import BrokerSettings, ServerLent, ServerWanted
 from mitmsec.service.issuers import Issuers
+from mitmsec_addons.dialling import dial
 
 
 class Stage:
     """A broker that serves one worker, whose policy names `server`."""
 
-    async def open(self) -> None:
+    async def open(self, folder: Path) -> None:
         self.listener = socket.socket()
         self.listener.bind(("127.0.0.1", 0))
         self.listener.listen()
         self.server = f"127.0.0.1:{self.listener.getsockname()[1]}"
         self.gone = f"127.0.0.1:{unused_port()}"
+        self.clamd = str(folder / "clamd.sock")
         control, _ = pair()
         self.broker = Broker(Channel(control, [ProducerUp]))
-        await self.broker.start(BrokerSettings(servers=(self.server, self.gone)), [os.memfd_create("roots")])
+        settings = BrokerSettings(servers=(self.server, self.gone, self.clamd), clamds=(self.clamd,))
+        await self.broker.start(settings, [os.memfd_create("roots")])
         mine, theirs = pair()
         self.issuers = Issuers(mine, asyncio.get_running_loop())
         self.broker.told(ProducerUp(role=Role.WORKER), [theirs.detach()])
@@ -49,11 +56,12 @@ def unused_port() -> int:
 def played(story: Callable[[Stage], Awaitable[None]]) -> None:
     async def main() -> None:
         stage = Stage()
-        await stage.open()
-        try:
-            await story(stage)
-        finally:
-            await stage.close()
+        with TemporaryDirectory() as folder:
+            await stage.open(Path(folder))
+            try:
+                await story(stage)
+            finally:
+                await stage.close()
 
     asyncio.run(main())
 
@@ -67,6 +75,34 @@ def test_a_server_that_the_policy_names_is_lent() -> None:
             peer.close()
 
     played(story)
+
+
+@pytest.mark.parametrize("order", [b"zSHUTDOWN\0", b"nRELOAD\n", b"zMULTISCAN /\0"])
+def test_a_clamd_takes_one_stream_from_a_worker_and_no_order(order: bytes) -> None:
+    """Neither at once nor behind the end of a stream, from a worker that was taken over."""
+
+    async def story(stage: Stage) -> None:
+        loop = asyncio.get_running_loop()
+        with clamd(Path(stage.clamd).parent):
+            for said in (order, b"\0\0\0\1x" + bytes(4) + order):
+                with await stage.issuers.servers.connect(stage.clamd) as made:
+                    await loop.sock_sendall(made, said)
+                    made.shutdown(socket.SHUT_WR)
+                    assert await everything(made) in (b"", b"stream: OK\0", b"INSTREAM size limit exceeded. ERROR\0")
+            with await dial(stage.clamd) as made:
+                await loop.sock_sendall(made, b"zPING\0")
+                assert await everything(made) == b"PONG\0"
+
+    played(story)
+
+
+async def everything(made: socket.socket) -> bytes:
+    got = b""
+    with suppress(ConnectionResetError):  # it hangs up on what it has not read
+        async with asyncio.timeout(20):
+            while piece := await asyncio.get_running_loop().sock_recv(made, 999):
+                got += piece
+    return got
 
 
 def test_no_other_server_is_lent_whoever_asks() -> None:
