@@ -6,7 +6,8 @@
 A worker is what an attacker gets, and could ask anything: so it does not say whom to ask and what. Both stand in
 certificates, and one that no trusted CA has signed is asked about nowhere. What a responder answers never goes to the
 worker, only what it means. Threads are started before the process is sealed; with all of them busy, questions wait, and
-those that have no place to wait in are answered `unknown` at once.
+those that have no place to wait in are answered `unknown` at once. Each worker has places of its own, for questions and
+for connections: one that fills its own, or whose server answers nobody, takes none of another's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import socket
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+
+import msgspec
 
 from mitmsec.channel import Channel, ChannelFull, close_all
 from mitmsec.core.messages import Message, ProducerUp, Role
@@ -36,9 +39,20 @@ from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.revocation_sources import is_certified
 
 THREADS = 4
-WAITING_LIMIT = 256
+WAITING_LIMIT = 256  # questions of one worker
+CONNECTING_LIMIT = 64  # connections of one worker that are being made
 CHAIN_LIMIT = 10
 CONNECT_S = 5.0
+
+
+type Tasks = set[asyncio.Task[None]]
+
+
+class Waiting(msgspec.Struct):
+    """What one worker waits for."""
+
+    questions: Tasks = msgspec.field(default_factory=set)
+    connections: Tasks = msgspec.field(default_factory=set)
 
 
 class Broker:
@@ -51,8 +65,7 @@ class Broker:
         self._clamds: frozenset[str] = frozenset()
         self._desk = RevocationDesk()
         self._threads = ThreadPoolExecutor(THREADS)
-        self._workers: set[Channel] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: dict[Channel, Waiting] = {}
 
     async def start(self, settings: BrokerSettings, fds: list[int]) -> Message | None:
         """Take the roots; start every thread now."""
@@ -69,27 +82,32 @@ class Broker:
         if message.role is not Role.WORKER or len(fds) != 1:
             return close_all(fds)
         channel = Channel(socket.socket(fileno=fds[0]), [RevocationQuestion, ServerWanted])
-        self._workers.add(channel)
+        waiting = self._workers[channel] = Waiting()
         channel.attach(
             asyncio.get_running_loop(),
-            lambda question, more: self._asked(channel, question, more),
-            lambda: self._workers.discard(channel),
+            lambda question, more: self._asked(channel, waiting, question, more),
+            lambda: self._let_go(channel),
         )
 
-    def _asked(self, channel: Channel, question: RevocationQuestion | ServerWanted, fds: list[int]) -> None:
+    def _asked(
+        self, channel: Channel, waiting: Waiting, question: RevocationQuestion | ServerWanted, fds: list[int]
+    ) -> None:
         close_all(fds)
         if isinstance(question, ServerWanted):
-            if len(self._tasks) >= WAITING_LIMIT:
-                return self._say(channel, ServerLent(number=question.number, error="too many questions"))
-            return self._begin(self._lend(channel, question))
-        if len(self._tasks) >= WAITING_LIMIT or len(question.chain) > CHAIN_LIMIT:
+            if len(waiting.connections) >= CONNECTING_LIMIT:
+                return self._say(
+                    channel, ServerLent(number=question.number, error="too many connections are being made")
+                )
+            return _begin(waiting.connections, self._lend(channel, question))
+        if len(waiting.questions) >= WAITING_LIMIT or len(question.chain) > CHAIN_LIMIT:
             return self._answer(channel, question, _unknown(question, "too many questions"))
-        self._begin(self._find_out(channel, question))
+        _begin(waiting.questions, self._find_out(channel, question))
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _let_go(self, channel: Channel) -> None:
+        """It has gone, and waits for nothing more."""
+        channel.close()
+        for task in [*self._workers.pop(channel, Waiting()).connections]:
+            task.cancel()
 
     async def _lend(self, channel: Channel, wanted: ServerWanted) -> None:
         """A worker that was taken over may ask for anything: it gets what the policy names, and of a clamd no more than
@@ -116,8 +134,7 @@ class Broker:
         try:
             channel.send(answer, *fds)
         except (ChannelFull, OSError):  # it asks and never reads
-            channel.close()
-            self._workers.discard(channel)
+            self._let_go(channel)
 
     def _statuses(self, question: RevocationQuestion) -> tuple[Status, ...]:
         if not is_certified(question.chain, self._roots):
@@ -132,6 +149,12 @@ class Broker:
         for channel in self._workers:
             channel.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(tasks: Tasks, work: Coroutine[None, None, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _unknown(question: RevocationQuestion, why: str) -> tuple[Status, ...]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,7 +19,13 @@ from mitmsec.core.messages import ProducerUp, Role
 from mitmsec.core.origin_proof import Standing
 from mitmsec.service import broker as module
 from mitmsec.service.broker import Broker
-from mitmsec.service.broker_messages import BrokerSettings, RevocationAnswer, RevocationQuestion
+from mitmsec.service.broker_messages import (
+    BrokerSettings,
+    RevocationAnswer,
+    RevocationQuestion,
+    ServerLent,
+    ServerWanted,
+)
 
 CA, STRANGER = root(), root("a stranger")
 
@@ -38,6 +47,15 @@ class Stage:
         loop = asyncio.get_running_loop()
         self.worker.attach(loop, lambda answer, _: self.answers.put_nowait(answer), self.ended.set)
         self.broker.told(ProducerUp(role=Role.WORKER), [theirs.detach()])
+
+    def another(self) -> Channel:
+        """A second worker, that asks for connections; what it is told is in `lent`."""
+        mine, theirs = pair()
+        self.lent: list[ServerLent] = []
+        worker = Channel(mine, [ServerLent])
+        worker.attach(asyncio.get_running_loop(), lambda lent, _: self.lent.append(lent), lambda: None)
+        self.broker.told(ProducerUp(role=Role.WORKER), [theirs.detach()])
+        return worker
 
     async def ask(self, *chain: Certified, number: int = 7) -> list[Standing]:
         self.worker.send(RevocationQuestion(number=number, chain=chain_of(*chain)))
@@ -97,6 +115,37 @@ def test_chains_without_end_and_questions_without_end_are_answered_at_once(monke
         assert stage.last.statuses[0].text == "too many questions"
 
     played(story)
+
+
+def test_a_worker_whose_servers_answer_nobody_takes_no_place_of_another() -> None:
+    """The kernel drops what would open a connection to one that accepts nothing."""
+
+    async def story(stage: Stage) -> None:
+        with responding() as server, socket.socket() as silent, silent_filled(silent) as address:
+            stage.broker._servers = frozenset({address})
+            other = stage.another()
+            for number in range(module.CONNECTING_LIMIT + module.WAITING_LIMIT):
+                other.send(ServerWanted(number=number, address=address))
+            while len(stage.lent) < module.WAITING_LIMIT:
+                await asyncio.sleep(0.01)
+            assert {lent.error for lent in stage.lent} == {"too many connections are being made"}
+            leaf = CA.leaf("www.origin.test", more=server.names(responder="/ocsp"))
+            server.answers["/ocsp"] = lambda: ocsp_answer(leaf, CA, revoked=True)
+            assert await stage.ask(leaf, CA) == [Standing.REVOKED]
+            other.close()
+            while len(stage.broker._workers) > 1:
+                await asyncio.sleep(0.01)
+
+    played(story)
+
+
+@contextmanager
+def silent_filled(listener: socket.socket) -> Iterator[str]:
+    """Its address, at which there is no place left in the queue."""
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    with socket.create_connection(listener.getsockname()):
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def test_a_bug_of_ours_leaves_nobody_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
