@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import posixpath
 import socket
 from collections.abc import Awaitable, Callable
 
 INSTREAM = b"zINSTREAM\0"
+
+SHARED = frozenset((
+    "", "bin", "boot", "dev", "dev/shm", "etc", "home", "lib", "lib64", "media", "mnt", "opt", "proc", "root", "run",
+    "run/lock", "run/user", "sbin", "srv", "sys", "tmp", "usr", "var", "var/lib", "var/lock", "var/log", "var/run",
+    "var/spool", "var/tmp",
+))  # fmt: skip
+"""The machine's folders below `/`, in which sockets of any server may lie."""
 
 type Connect = Callable[[str], Awaitable[socket.socket]]
 """A connection to an address of the policy's. Raises OSError."""
@@ -38,6 +46,22 @@ async def dial_clamd(address: str) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def socket_path(address: str) -> str:
+    """`/run/clamav/clamd.ctl`: a path whose folder may be shown to the broker, so it must be the server's own.
+
+    Raises ValueError.
+    """
+    folder = posixpath.dirname(address)
+    if posixpath.normpath(address) != address or address.startswith("//"):
+        raise ValueError(f"{address!r} goes a roundabout way: write it without //, . and ..")
+    if folder[1:] in SHARED:
+        raise ValueError(
+            f"{address!r} lies in {folder} among things of others, and the broker is shown that folder: let the"
+            " server make it in a folder of its own, such as /run/clamav/clamd.ctl"
+        )
+    return address
 
 
 def endpoint(address: str) -> tuple[socket.AddressFamily, tuple[str, int]]:
