@@ -6,7 +6,8 @@
 
 A worker may write nothing and has better things to do; so whoever loads the policy compiles, before anything waits for
 it. What is kept is run as code: it is read only from a folder and a file that are ours and that nobody else may write
-to, and only where its SHA-256 is right, which tells a file that a full disk has cut. Anything else is made anew.
+to, and only where its SHA-256 is right, which tells a file that a full disk has cut, or that was made for another key.
+Anything else is made anew. Several may do so at a time: each writes a file of its own, and the last to finish is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import os
 import platform
 import stat
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import metadata, resources
@@ -28,7 +30,8 @@ from mitmsec_addons.registry import PREPARED, prepare
 
 KEPT_LIMIT = 4  # of each inspector: rules of versions before this one are nobody's
 HASH_BYTES = 32
-WRITING = "writing"
+WRITING = "writing"  # the beginning of a name
+KILLED_S = 3600.0  # what is older is of one that was killed while it wrote
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -109,25 +112,29 @@ def _read(folder: int, name: str) -> bytes | None:
         content = file.read()
         os.utime(descriptor)
     digest, content = content[:HASH_BYTES], content[HASH_BYTES:]
-    return content if hashlib.sha256(content).digest() == digest else None
+    return content if _digest(name, content) == digest else None
+
+
+def _digest(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
 def _write(folder: int, name: str, content: bytes) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(WRITING, dir_fd=folder)  # of one that was killed; of another that writes now: it makes it again
-    descriptor = os.open(WRITING, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    writing = f"{WRITING}-{os.urandom(8).hex()}"
+    descriptor = os.open(writing, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(hashlib.sha256(content).digest() + content)
-        os.rename(WRITING, name, src_dir_fd=folder, dst_dir_fd=folder)
+            file.write(_digest(name, content) + content)
+        os.rename(writing, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(WRITING, dir_fd=folder)
+            os.unlink(writing, dir_fd=folder)
         raise
 
 
 def _drop_old(folder: int, name: str) -> None:
-    kept = [entry for entry in os.listdir(folder) if entry.startswith(f"{name}-")]
-    kept.sort(key=lambda entry: os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mtime_ns)
-    for entry in kept[:-KEPT_LIMIT]:
+    entries = {entry: os.stat(entry, dir_fd=folder, follow_symlinks=False).st_mtime for entry in os.listdir(folder)}
+    kept = sorted((entry for entry in entries if entry.startswith(f"{name}-")), key=entries.__getitem__)
+    killed = [entry for entry in entries if entry.startswith(WRITING) and entries[entry] < time.time() - KILLED_S]
+    for entry in [*kept[:-KEPT_LIMIT], *killed]:
         os.unlink(entry, dir_fd=folder)

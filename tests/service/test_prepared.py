@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,10 +96,37 @@ def test_without_a_folder_it_is_made_each_time(tmp_path: Path) -> None:
     assert make.count == 2
 
 
-def test_of_one_that_was_killed_while_it_wrote_nothing_is_left(folder: Path) -> None:
-    (folder / "writing").write_bytes(b"half")
+def test_what_one_left_that_was_killed_while_it_wrote_goes_and_what_another_writes_now_stays(folder: Path) -> None:
+    for name in ("writing", "writing-0", "writing-1"):
+        (folder / name).write_bytes(b"half")
+    for name in ("writing", "writing-0"):
+        os.utime(folder / name, (1, 1))
     kept_or_made(folder, "secrets", "1", Compiling())
-    assert [entry.name for entry in folder.iterdir()] == ["secrets-1"]
+    assert sorted(entry.name for entry in folder.iterdir()) == ["secrets-1", "writing-1"]
+
+
+def test_of_two_that_write_at_a_time_each_keeps_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is about to give its file the name when the second has written its own, and goes on first."""
+    rename, waiting = os.rename, list[Callable[[], None]]()
+
+    def interleaved(*names: Any, **folders: Any) -> None:
+        if not waiting:
+            waiting.append(partial(rename, *names, **folders))
+            kept_or_made(folder, "secrets", "2", lambda: b"the second's")
+        else:
+            waiting[0]()
+            rename(*names, **folders)
+
+    monkeypatch.setattr(os, "rename", interleaved)
+    kept_or_made(folder, "secrets", "1", lambda: b"the first's")
+    kept = {key: kept_or_made(folder, "secrets", key, lambda: b"made anew") for key in ("1", "2")}
+    assert kept == {"1": b"the first's", "2": b"the second's"}
+
+
+def test_what_was_made_for_another_key_is_made_anew(folder: Path) -> None:
+    kept_or_made(folder, "secrets", "1", Compiling())
+    (folder / "secrets-1").rename(folder / "secrets-2")
+    assert kept_or_made(folder, "secrets", "2", lambda: b"its own") == b"its own"
 
 
 def test_old_ones_go(folder: Path) -> None:
