@@ -414,3 +414,10 @@ def test_what_rules_say_of_roots_is_known_beside_the_defaults() -> None:
     assert Policy(rules=(strict, SSH)).trusts == {UpstreamTrust.SYSTEM, UpstreamTrust.PUBLIC}
     assert Policy(upstream_trust=UpstreamTrust.PUBLIC, rules=(strict,)).trusts == {UpstreamTrust.PUBLIC}
     assert (Policy().decided_by(strict).trust, Policy().decided_by(SSH).trust) == (UpstreamTrust.PUBLIC, None)
+
+
+def test_it_says_which_servers_its_inspectors_ask_and_which_of_them_are_clamds() -> None:
+    asks = (("malware", ("/run/clamav/clamd.ctl",)), ("icap", ("icap://127.0.0.1:1344/scan",)), ("keywords", ("/x",)))
+    policy = Policy(inspectors=asks)
+    assert policy.servers == ("/run/clamav/clamd.ctl", "127.0.0.1:1344")
+    assert policy.clamds == ("/run/clamav/clamd.ctl",)

@@ -182,6 +182,16 @@ def test_a_broker_is_shown_the_folders_of_its_own_policys_sockets() -> None:
     played(story)
 
 
+def test_what_is_lent_to_the_policys_clamd_has_said_its_command_already() -> None:
+    async def story(stage: Stage) -> None:
+        (await stage.worker(0).servers.connect(stage.old)).close()
+        peer, _ = stage.listeners[0].accept()
+        with peer:
+            assert await asyncio.to_thread(peer.recv, 99) == b"zINSTREAM\0"
+
+    played(story)
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not is_so():
