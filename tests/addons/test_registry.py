@@ -9,7 +9,11 @@ from mitmsec_addons.registry import KNOWN, PREPARED, build
 
 def test_every_known_inspector_is_built_under_its_name(prepared_secrets: bytes) -> None:
     for name in KNOWN:
-        words = {"keywords": ("falcon",), "malware": ("/socket",), "icap": ("icap://127.0.0.1:1344/x",)}.get(name, ())
+        words = {
+            "keywords": ("falcon",),
+            "malware": ("/run/clamav/clamd.ctl",),
+            "icap": ("icap://127.0.0.1:1344/x",),
+        }.get(name, ())
         inspector: AnyInspector = build(name, words, prepared_secrets if name in PREPARED else None)
         assert inspector.name == name
         kinds = [PartKind.URL, PartKind.BODY]
