@@ -7,6 +7,9 @@ from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKi
 from mitmsec_addons.registry import KNOWN, PREPARED, build
 
 
+WORDS = {"keywords": ("falcon",), "malware": ("/run/clamav/clamd.ctl",), "icap": ("icap://127.0.0.1:1344/x",)}
+
+
 def test_every_known_inspector_is_built_under_its_name(prepared_secrets: bytes) -> None:
     for name in KNOWN:
         words = {
