@@ -6,7 +6,6 @@ from mitmsec.config import KNOWN_INSPECTORS
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKind
 from mitmsec_addons.registry import KNOWN, PREPARED, build
 
-
 WORDS = {"keywords": ("falcon",), "malware": ("/run/clamav/clamd.ctl",), "icap": ("icap://127.0.0.1:1344/x",)}
 
 
