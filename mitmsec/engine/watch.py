@@ -11,7 +11,8 @@ Joining is what makes a peer that sends single bytes cheap: an inspector looks a
 `prompt`, whoever feeds must call `settle` before anything that was fed goes on; else it may take its time.
 
 An inspector may compute for CALL_LIMIT_S in one call and for PART_LIMIT_S on one part. That is the process's own time,
-not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted.
+not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted, and only that
+inspector asked no more.
 
 Where a reading has inspections that are awaited (`waits`), it is read with `read`, by somebody who can wait; `abandon`
 tells those that the part broke off.
@@ -28,7 +29,7 @@ from types import FrameType
 from msgspec.structs import replace
 
 from mitmsec.audit.event import FaultSeen, FindingSeen
-from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, TooLong
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.engine.awaiting import Awaited
@@ -51,10 +52,6 @@ class Blocked(Exception):
     def __init__(self, reason: str, finding: Finding | None = None) -> None:
         super().__init__(reason)
         self.finding = finding
-
-
-class TooLong(BaseException):  # not for an inspector to swallow
-    """A call was interrupted."""
 
 
 class Watch:
@@ -117,11 +114,7 @@ class Watch:
 
     def open(self, part: Part, codings: str = "") -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
-        try:
-            guarded = limited(lambda: Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S))
-        except TooLong:
-            self.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
-            guarded = Guarded((), part, clock=time.process_time, budget_s=PART_LIMIT_S)
+        guarded = Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         awaited = Awaited(self._awaited, part)
         if guarded.idle and awaited.idle:
             return None
@@ -262,12 +255,7 @@ class Reading:
         return data
 
     def _ask(self, method: Callable[..., Inspected], *words: bytes) -> None:
-        try:
-            inspected = limited(lambda: method(*words))
-        except TooLong:
-            self._guarded = None
-            return self._watch.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
-        self._hear(inspected)
+        self._hear(method(*words))
 
     def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
@@ -300,4 +288,4 @@ def _limits() -> bool:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise TooLong
+    raise TooLong(f"interrupted after {CALL_LIMIT_S} s")
