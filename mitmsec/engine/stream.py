@@ -1,6 +1,7 @@
 """Plaintext that is not HTTP, or is no longer: both directions, to the inspectors, piece by piece.
 
-Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's.
+Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's,
+when nothing is left that could wait for their verdict: that is said when such a stream opens, and `on_failure` decides.
 """
 
 from __future__ import annotations
@@ -11,16 +12,25 @@ from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import websocket
 from mitmsec.engine.exchange import Exchange
-from mitmsec.engine.watch import NOT_INSPECTED, Reading, Watch
+from mitmsec.engine.watch import NOT_INSPECTED, Blocked, Reading, Watch
 from mitmsec.engine.websocket import BadFrames, Frames
+
+UNHEARD = "what is neither HTTP nor WebSocket has no end that waits for an inspector that has to be awaited"
 
 
 class Stream:
-    """Bytes in both directions of one connection. Methods raise Blocked."""
+    """Bytes in both directions of one connection. Methods raise Blocked, and so does the making."""
 
-    def __init__(self, watch: Watch, sent: Part, received: Part) -> None:
+    def __init__(self, watch: Watch, sent: Part, received: Part, *, is_told: bool = False) -> None:
+        """`is_told`: it has been recorded that inspectors do not hear its end."""
         self._watch = watch
         self._readings: dict[bool, Reading | None] = {True: watch.open(sent), False: watch.open(received)}
+        if not is_told and any(reading is not None and reading.waits for reading in self._readings.values()):
+            try:
+                watch.failed(NOT_INSPECTED, UNHEARD)
+            except Blocked:
+                self.close()
+                raise
 
     def feed(self, data: bytes, *, sent: bool) -> None:
         """The next bytes of one direction."""
@@ -82,9 +92,9 @@ class WebSocketStream(Stream):
             self._watch.failed(NOT_INSPECTED, f"WebSocket: {error}")
 
 
-def plain(watch: Watch, hand_over: HandOver) -> Stream:
-    """A stream that no HTTP precedes."""
+def plain(watch: Watch, hand_over: HandOver, *, is_told: bool = False) -> Stream:
+    """A stream that no HTTP precedes. `is_told` as of Stream."""
     sent, received = (
         Part(flow=hand_over.flow, kind=PartKind.STREAM, sent=way, host=hand_over.name) for way in (True, False)
     )
-    return Stream(watch, sent, received)
+    return Stream(watch, sent, received, is_told=is_told)

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import trustme
 import wsproto.events
-from engine_world import NAME, Word, connected, origin, server_context, trusting, world
+from engine_world import DECISION, NAME, Recorder, Word, connected, origin, server_context, trusting, world
+from msgspec.structs import replace
 from wsproto import ConnectionType, WSConnection
 from wsproto.extensions import PerMessageDeflate
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import Part, PartKind
-from mitmsec.core.model import Finding, OnFinding
+from mitmsec.core.model import Finding, OnFailure, OnFinding
+from mitmsec.engine.stream import UNHEARD, Stream
+from mitmsec.engine.watch import Blocked, Watch
 
 
 class Peer:
@@ -188,5 +191,40 @@ def test_another_upgrade_is_read_as_plain_bytes(tmp_path: Path) -> None:
             async with asyncio.timeout(5):  # an alert may take its time
                 while word.content("stream", sent=False) != [b"hello"]:
                     await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+class Far(Word):
+    """Somebody whose verdict has to be awaited, at the end of what it wants to see."""
+
+    limit_s, limit_bytes = 5.0, 1 << 20
+
+    def __init__(self, *, wants: bool) -> None:
+        super().__init__()
+        self.wants, self.abandoned = wants, 0
+
+    def begin(self, part: Part) -> Any:
+        return self if self.wants else None
+
+    def abandon(self) -> None:
+        self.abandoned += 1
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+@pytest.mark.parametrize("wants", [False, True])
+def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants: bool, on_failure: OnFailure) -> None:
+    async def main() -> None:
+        far, recorder = Far(wants=wants), Recorder()
+        decision = replace(DECISION, inspect=("word",))
+        watch = Watch("f", decision, {"word": far}, on_failure, recorder)
+        sent, received = (Part(flow="f", kind=PartKind.STREAM, sent=way, host="h") for way in (True, False))
+        if wants and on_failure is OnFailure.CLOSED:
+            with pytest.raises(Blocked):
+                Stream(watch, sent, received)
+            assert far.abandoned == 2
+        else:
+            Stream(watch, sent, received)
+        assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * wants
 
     asyncio.run(main())
