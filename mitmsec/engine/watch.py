@@ -23,7 +23,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from msgspec.structs import replace
@@ -33,8 +33,9 @@ from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, TooLong
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.engine.awaiting import Awaited
-from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
+from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
 from mitmsec.engine.seams import Recorder
+from mitmsec.engine.turns import STEP_BYTES, Paced
 
 CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
@@ -86,6 +87,11 @@ class Watch:
     def waits(self) -> bool:
         """Some inspectors have to be awaited."""
         return bool(self._awaited)
+
+    @property
+    def unpacks(self) -> bool:
+        """Some inspectors read what lies in the content."""
+        return any(hasattr(inspector, "open_within") for inspector in self._inspectors)
 
     @property
     def acts(self) -> bool:
@@ -160,11 +166,14 @@ class Watch:
             raise Blocked(f"{what}: {detail}")
 
 
-class Reading:
+class Reading(Paced):
     """One part being read by all inspectors that want it. Methods raise Blocked."""
 
     def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None, name: str = "") -> None:
+        super().__init__()
         self._watch, self._awaited, self._name = watch, awaited, name
+        self.unfolds = False
+        """What travels may be less than what is read: somebody must be able to wait until it has caught up."""
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
         self.mask: Mask | None = None
@@ -179,20 +188,30 @@ class Reading:
 
     def decode(self, codings: str) -> None:
         """What is fed from now on travels under these content codings."""
+        self.unfolds = self.unfolds or is_coded(codings)
         try:
             self._decoder = decoder(codings)
         except Undecodable as error:
             self._give_up(error)
 
     def feed(self, data: bytes) -> None:
-        """The next bytes, as they travel."""
-        if self._guarded is None:
-            return
+        """As `Paced.feed`; never behind where nothing unfolds."""
+        if self.unfolds:
+            return super().feed(data)
+        for _ in self.steps(data):
+            pass
+
+    def steps(self, data: bytes) -> Iterator[None]:
         try:
             for piece in self._decoder.feed(data):
-                self._add(piece)
-                if self._size_bytes >= JOIN_BYTES:
-                    self.settle()
+                if self._guarded is None:
+                    return
+                step_bytes = STEP_BYTES if self.unfolds else len(piece)
+                for at in range(0, len(piece), step_bytes):
+                    self._add(piece[at : at + step_bytes])
+                    if self._size_bytes >= (STEP_BYTES if self.unfolds else JOIN_BYTES):
+                        self.settle()
+                    yield
         except Undecodable as error:
             self._give_up(error)
 
@@ -203,7 +222,8 @@ class Reading:
             self._ask(self._guarded.feed, data)
 
     def close(self) -> None:
-        """The part is complete."""
+        """The part is complete, or broke off."""
+        self.leave()
         self.settle()
         if self._guarded is not None:
             guarded, self._guarded = self._guarded, None
@@ -211,7 +231,11 @@ class Reading:
 
     async def read(self, data: bytes, *, ends: bool) -> None:
         """The next bytes, as they travel, and whether the part is complete with them. Returns when all have looked."""
-        if self._guarded is not None or self._awaited is not None:
+        if self._awaited is None:
+            if data:
+                self.feed(data)
+            await self.catch_up()
+        elif data:
             try:
                 for piece in self._decoder.feed(data):
                     self._add(piece)
