@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -226,5 +227,47 @@ def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants:
         else:
             Stream(watch, sent, received)
         assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * wants
+
+    asyncio.run(main())
+
+
+class Dear(Word):
+    """Takes two milliseconds to say that it wants a message."""
+
+    def open(self, part: Part) -> Any:
+        end_s = time.process_time() + 0.002
+        while part.kind is PartKind.STREAM and time.process_time() < end_s:
+            pass
+        return super().open(part)
+
+
+@pytest.mark.parametrize("on_finding", [OnFinding.ALERT, OnFinding.BLOCK])
+def test_many_small_messages_in_one_read_hold_nobody_up_and_are_all_read(tmp_path: Path, on_finding: OnFinding) -> None:
+    async def main() -> None:
+        ca, longest_s, dear = trustme.CA(), 0.0, Dear()
+
+        async def beat() -> None:
+            nonlocal longest_s
+            before_s = time.process_time()
+            while True:
+                await asyncio.sleep(0)
+                longest_s = max(longest_s, time.process_time() - before_s)
+                before_s = time.process_time()
+
+        async with (
+            origin(serve(deflate=False), server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[dear], on_finding=on_finding) as made,
+        ):
+            peer = await opened(made, tmp_path, deflate=False)
+            beating = asyncio.create_task(beat())
+            for _ in range(200):  # 0.4 s
+                peer.send(wsproto.events.TextMessage(data="x"))
+            for _ in range(200):
+                assert await peer.message() == "X"
+            beating.cancel()
+            assert 0 < longest_s < 0.2
+            for sent, text in ((True, b"x"), (False, b"X")):
+                assert dear.content("stream", sent=sent) == [text] * 200
+            assert made.recorder.faults == []
 
     asyncio.run(main())
