@@ -17,7 +17,8 @@ from mitmsec.core.model import Value
 HEAD_LIMIT_BYTES = 8 << 10
 NAME_LIMIT_CHARACTERS = 128
 EPILOGUE = "epilogue"
-PARTS_LIMIT = 1000  # in one multipart body; the rest of a longer one is read as it comes
+REST = "further messages"
+PARTS_LIMIT = 1000  # in one body; the rest of a longer one is read as it comes
 _GRPC_HEAD_BYTES = 5
 _COMPRESSED = 0x01
 
@@ -73,18 +74,24 @@ class Multipart:
 
     def feed(self, data: bytes) -> Iterator[Opened | bytes]:
         self._buffer += data
+        begin = 0  # where to look: before it is content that only looked like a delimiter
         while not self._is_raw:
-            found = self._buffer.find(self._delimiter)
+            found = self._buffer.find(self._delimiter, begin)
             if found < 0:
-                yield from self._take(len(self._buffer) - len(self._delimiter) + 1)
+                yield from self._take(max(begin, len(self._buffer) - len(self._delimiter) + 1))
                 return
-            yield from self._take(found)
-            if (is_one := self._is_delimiter()) is None:
+            if (is_one := self._is_delimiter(found)) is None:
+                yield from self._take(found)
                 return
-            if is_one:
-                yield self._opened()
-            elif not self._is_over:  # what only begins like it is content
-                yield from self._take(len(self._delimiter))
+            if is_one or self._is_over:
+                yield from self._take(found)
+                begin = 0
+                if is_one:
+                    yield self._opened()
+                else:
+                    self._skip_last()
+            else:  # what only begins like it is content
+                begin = found + len(self._delimiter)
         if self._is_over:
             yield from self._epilogue()
         yield from self._take(len(self._buffer))
@@ -100,22 +107,23 @@ class Multipart:
     def close(self) -> Iterator[Opened | bytes]:
         yield from self._take(len(self._buffer))
 
-    def _is_delimiter(self) -> bool | None:
-        """A part, with its whole head, begins at the buffer's beginning. None: more must come for it to be seen."""
-        begin = len(self._delimiter)
+    def _is_delimiter(self, at: int) -> bool | None:
+        """A part, with its whole head, begins there in the buffer. None: more must come for it to be seen."""
+        begin = at + len(self._delimiter)
         line = self._buffer.find(b"\r\n", begin)
         rest = self._buffer[begin : line if line >= 0 else None].strip(b" \t")
         self._is_over = rest.startswith(b"--")
         self._is_raw = self._is_over or self._count >= PARTS_LIMIT
-        if self._is_over:
-            end = self._buffer.index(b"--", begin) + 2
-            self._buffer, self._at = self._buffer[end:], self._at + end
         if self._is_raw or (rest if line >= 0 else rest.rstrip(b"\r").strip(b" \t") not in (b"", b"-")):
             return False
         if line >= 0 and self._buffer.find(b"\r\n\r\n", line) >= 0:
             return True
-        self._is_raw = len(self._buffer) > HEAD_LIMIT_BYTES
+        self._is_raw = len(self._buffer) - at > HEAD_LIMIT_BYTES
         return False if self._is_raw else None
+
+    def _skip_last(self) -> None:
+        end = self._buffer.index(b"--", len(self._delimiter)) + 2
+        self._buffer, self._at = self._buffer[end:], self._at + end
 
     def _opened(self) -> Opened:
         line = self._buffer.find(b"\r\n", len(self._delimiter))
@@ -137,22 +145,28 @@ class Multipart:
 class GrpcMessages:
     """Length-prefixed messages (gRPC over HTTP/2, *Length-Prefixed-Message*)."""
 
-    __slots__ = ("_at", "_coding", "_count", "_head", "_left_bytes")
+    __slots__ = ("_at", "_coding", "_count", "_head", "_is_rest", "_left_bytes")
 
     def __init__(self, coding: str) -> None:
-        self._coding = coding
+        self._coding = "" if coding.strip().lower() == "identity" else coding
         self._head = b""
         self._at = self._count = self._left_bytes = 0
+        self._is_rest = False  # beyond the limit: all but compressed messages are one content, heads and all
 
     def feed(self, data: bytes) -> Iterator[Opened | bytes]:
-        while data:
+        at = 0
+        while at < len(data):
+            if self._is_rest and not self._coding:
+                yield data[at:]
+                return
             if not self._left_bytes:
                 wanted = _GRPC_HEAD_BYTES - len(self._head)
-                self._head, data = self._head + data[:wanted], data[wanted:]
+                self._head, at = self._head + data[at : at + wanted], at + wanted
                 if len(self._head) < _GRPC_HEAD_BYTES:
                     return
-                yield self._opened()
-            taken, data = data[: self._left_bytes], data[self._left_bytes :]
+                yield from self._begun()
+            taken = data[at : at + self._left_bytes]
+            at += len(taken)
             self._left_bytes -= len(taken)
             self._at += len(taken)
             if taken:
@@ -162,13 +176,21 @@ class GrpcMessages:
         if self._head:
             yield self._head
 
-    def _opened(self) -> Opened:
+    def _begun(self) -> Iterator[Opened | bytes]:
         head, self._head = self._head, b""
         self._left_bytes = int.from_bytes(head[1:])
-        self._at += _GRPC_HEAD_BYTES
-        self._count += 1
         coding = self._coding if head[0] & _COMPRESSED else ""
-        return Opened(name=f"message {self._count}", at=self._at, codings=coding)
+        if coding or self._count < PARTS_LIMIT:
+            self._at += _GRPC_HEAD_BYTES
+            self._count += 1
+            self._is_rest = False
+            yield Opened(name=f"message {self._count}", at=self._at, codings=coding)
+            return
+        if not self._is_rest:
+            self._is_rest = True
+            yield Opened(name=REST, at=self._at)
+        self._at += _GRPC_HEAD_BYTES
+        yield head
 
 
 def _name(head: bytes, number: int) -> str:

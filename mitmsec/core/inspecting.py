@@ -5,18 +5,32 @@
                               ▼
                          InspectorFault, told once; that inspection is not asked again
 
-The caller applies the policy: `on_finding` to findings, `on_failure` to faults. A call that never returns cannot be
-ended from here; that is the business of whoever watches the process.
+The caller applies the policy: `on_finding` to findings, `on_failure` to faults. A call that never returns can only be
+ended by `limited`, which the caller brings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from mitmsec.core.inspection import Inspection, Inspector, Part, Unpacker, Unread
 from mitmsec.core.model import Finding, Value
+
+
+class TooLong(BaseException):  # not for an inspector to swallow
+    """A call was interrupted."""
+
+
+Limited = Callable[[Callable[[], Any]], Any]
+"""Makes a call, and gives what it comes to. Raises TooLong."""
+
+
+def unlimited[T](call: Callable[[], T]) -> T:
+    """For calls that nobody interrupts."""
+    return call()
 
 
 class FaultKind(StrEnum):
@@ -48,23 +62,31 @@ class Inspected(Value, frozen=True):
 class Guarded:
     """All inspections of one part. `budget_s` is what each inspector may use for the whole part, by `clock` (seconds).
 
-    A fault while the inspections are opened is told by the first `feed` or `close`.
+    `limited` is around each inspector's calls: one that is interrupted fails alone. A fault while the inspections are
+    opened is told by the first `feed` or `close`.
     """
 
-    __slots__ = ("_budget_s", "_clock", "_early", "_live", "_used_s")
+    __slots__ = ("_budget_s", "_clock", "_early", "_limited", "_live", "_used_s")
 
     def __init__(
-        self, inspectors: Sequence[Inspector], part: Part, *, clock: Callable[[], float], budget_s: float
+        self,
+        inspectors: Sequence[Inspector],
+        part: Part,
+        *,
+        clock: Callable[[], float],
+        budget_s: float,
+        limited: Limited = unlimited,
     ) -> None:
         self._clock = clock
+        self._limited = limited
         self._budget_s = budget_s
         self._live: dict[str, Inspection] = {}
         self._used_s = {inspector.name: 0.0 for inspector in inspectors}
         self._early: tuple[InspectorFault, ...] = ()
         for inspector in inspectors:
             try:
-                inspection = _opened(inspector, part, inspectors)
-            except Exception as error:
+                inspection = limited(partial(_opened, inspector, part, inspectors))
+            except (Exception, TooLong) as error:
                 self._early += (broken(inspector.name, error),)
             else:
                 if inspection is not None:
@@ -91,8 +113,8 @@ class Guarded:
         for name, inspection in list(self._live.items()):
             begun_s = self._clock()
             try:
-                answer = checked(question(inspection))
-            except Exception as error:
+                answer = self._limited(partial(_answer, question, inspection))
+            except (Exception, TooLong) as error:
                 faults.append(broken(name, error))
                 del self._live[name]
                 continue
@@ -104,6 +126,10 @@ class Guarded:
                 faults.append(InspectorFault(inspector=name, kind=FaultKind.TIMEOUT, detail=detail))
                 del self._live[name]
         return Inspected(findings=tuple(findings), faults=tuple(faults))
+
+
+def _answer(question: Callable[[Inspection], Sequence[Finding | Unread]], asked: Inspection) -> list[Finding | Unread]:
+    return checked(question(asked))  # whose answer may be computed only as it is read
 
 
 def checked(answer: Sequence[Finding | Unread]) -> list[Finding | Unread]:
@@ -127,7 +153,9 @@ def _opened(inspector: Inspector, part: Part, all_of_them: Sequence[Inspector]) 
     return inspector.open(part)
 
 
-def broken(name: str, error: Exception) -> InspectorFault:
-    """What an inspector raised."""
+def broken(name: str, error: Exception | TooLong) -> InspectorFault:
+    """What an inspector raised, or was interrupted by."""
+    if isinstance(error, TooLong):
+        return InspectorFault(inspector=name, kind=FaultKind.TIMEOUT, detail=str(error))
     # Only the type: a message may quote the content.
     return InspectorFault(inspector=name, kind=FaultKind.ERROR, detail=type(error).__name__)

@@ -166,7 +166,7 @@ class Exchange:
         return open_body(self._watch, part, _field(fields, b"content-encoding"), _field(fields, b"grpc-encoding"))
 
     def _withhold(self, reading: Reading | SplitReading | None, fields: Fields, *, sent: bool) -> None:
-        if reading is None or not (self._watch.prompt or reading.waits):
+        if reading is None or not (self._watch.prompt or reading.waits or reading.unfolds):
             return
         if self.held and sent:
             made = Withheld(HOLD_BYTES)
@@ -214,9 +214,11 @@ class Exchange:
             return _answer(reading, data, ends=ends)
         try:
             reading.feed(data)
+            if reading.is_behind:
+                return _answer(reading, b"", ends=ends)
             if ends:
                 reading.close()
-            else:
+            elif self._watch.prompt:
                 reading.settle()
         except Blocked as blocked:
             return blocked

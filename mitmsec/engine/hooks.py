@@ -187,7 +187,7 @@ class Hooks:
         if self._watch.waits:
             return _answer(self._stream.read(message.content, sent=message.from_client))
         self._stream.feed(message.content, sent=message.from_client)
-        return None
+        return _answer(self._stream.catch_up()) if self._stream.is_behind else None
 
     def _finish_line(self, data: bytes) -> None:
         """Names were not compared, so what is HTTP after all must not go on."""

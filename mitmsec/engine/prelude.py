@@ -92,7 +92,7 @@ class Prelude:
         self._watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
         if self._watch.waits:
             self._watch.failed(NOT_INSPECTED, "what may go on under TLS is read by no inspector that has to be awaited")
-        self._stream = plain(self._watch, order) if self._watch else None
+        self._stream = plain(self._watch, order, is_told=True) if self._watch else None
         self._front.chunk_bytes = self._recogniser.reads_bytes or FIRST_CHUNK_BYTES
         for leg in (self._front, self._back):
             leg.on_room = self._balance

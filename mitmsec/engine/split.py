@@ -5,6 +5,8 @@ body ──► content coding undone ──► Multipart | GrpcMessages (core.bo
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 
 from msgspec.structs import replace
@@ -12,19 +14,29 @@ from msgspec.structs import replace
 from mitmsec.core.body_parts import Opened, Splitter, splitter
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
+from mitmsec.engine.turns import TURN_S, Paced
 from mitmsec.engine.watch import NOT_INSPECTED, Mask, Reading, Watch
 
 
 def open_body(watch: Watch, part: Part, codings: str, message_coding: str = "") -> Reading | SplitReading | None:
     """A reading of a body, or None where no inspector has business. Raises Blocked."""
     made = splitter(part.content_type, message_coding) if part.content_type else None
-    return watch.open(part, codings) if made is None else SplitReading(watch, part, made, codings)
+    if made is not None:
+        return SplitReading(watch, part, made, codings)
+    reading = watch.open(part, codings)
+    if reading is not None and watch.unpacks:
+        reading.unfolds = True
+    return reading
 
 
-class SplitReading:
+class SplitReading(Paced):
     """As `Reading`, for a body of several contents."""
 
+    unfolds = True
+    """A few bytes may be a content."""
+
     def __init__(self, watch: Watch, part: Part, made: Splitter, codings: str) -> None:
+        super().__init__()
         self._watch, self._part, self._splitter = watch, part, made
         self._decoder: Decoder | None = Identity()
         self._current: Reading | None = None
@@ -41,17 +53,17 @@ class SplitReading:
         """Somebody may have to be awaited."""
         return self._watch.waits
 
-    def feed(self, data: bytes) -> None:
-        """The next bytes, as they travel."""
+    def steps(self, data: bytes) -> Iterator[None]:
         for piece in self._events(data):
             if isinstance(piece, bytes):
                 self._begin()
                 if self._current is not None:
-                    self._current.feed(piece)
+                    yield from self._current.steps(piece)
             else:
                 if self._current is not None:
                     self._current.close()
                 self._next(piece)
+            yield
 
     def settle(self) -> None:
         """Ask about what was fed."""
@@ -59,15 +71,26 @@ class SplitReading:
             self._current.settle()
 
     def close(self) -> None:
-        """The body is complete."""
-        self.feed(b"")
+        """The body is complete, or broke off."""
+        self.leave()
+        for _ in self.steps(b""):
+            pass
         if self._current is not None:
             current, self._current = self._current, None
             current.close()
 
     async def read(self, data: bytes, *, ends: bool) -> None:
         """As `Reading.read`."""
+        if not self.waits:
+            if data:
+                self.feed(data)
+            await self.catch_up()
+            return self.close() if ends else self.settle()
+        begun_s = time.process_time()
         for piece in self._all(data, ends=ends):
+            if time.process_time() - begun_s > TURN_S:
+                await asyncio.sleep(0)
+                begun_s = time.process_time()
             if isinstance(piece, bytes):
                 self._begin()
                 if self._current is not None:
@@ -123,6 +146,8 @@ class SplitReading:
     def _open(self, part: Part, codings: str) -> None:
         self._is_open = True
         self._current = self._watch.open(part, codings)
+        if self._current is not None:
+            self._current.unfolds = True
         if self._current is not None and self.mask is not None and not is_coded(codings):
             mask, at = self.mask, self._begins_at
             self._current.mask = lambda offset, size_bytes: mask(at + offset, size_bytes)

@@ -1,26 +1,40 @@
 """Plaintext that is not HTTP, or is no longer: both directions, to the inspectors, piece by piece.
 
-Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's.
+Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's,
+when nothing is left that could wait for their verdict: that is said when such a stream opens, and `on_failure` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import websocket
 from mitmsec.engine.exchange import Exchange
-from mitmsec.engine.watch import NOT_INSPECTED, Reading, Watch
+from mitmsec.engine.turns import TURN_S, Paced
+from mitmsec.engine.watch import NOT_INSPECTED, Blocked, Reading, Watch
 from mitmsec.engine.websocket import BadFrames, Frames
+
+UNHEARD = "what is neither HTTP nor WebSocket has no end that waits for an inspector that has to be awaited"
 
 
 class Stream:
-    """Bytes in both directions of one connection. Methods raise Blocked."""
+    """Bytes in both directions of one connection. Methods raise Blocked, and so does the making."""
 
-    def __init__(self, watch: Watch, sent: Part, received: Part) -> None:
+    def __init__(self, watch: Watch, sent: Part, received: Part, *, is_told: bool = False) -> None:
+        """`is_told`: it has been recorded that inspectors do not hear its end."""
         self._watch = watch
         self._readings: dict[bool, Reading | None] = {True: watch.open(sent), False: watch.open(received)}
+        if not is_told and any(reading is not None and reading.waits for reading in self._readings.values()):
+            try:
+                watch.failed(NOT_INSPECTED, UNHEARD)
+            except Blocked:
+                self.close()
+                raise
 
     def feed(self, data: bytes, *, sent: bool) -> None:
         """The next bytes of one direction."""
@@ -28,8 +42,16 @@ class Stream:
         if reading is not None:
             reading.feed(data)
 
+    @property
+    def is_behind(self) -> bool:
+        """Some of what was fed has not been read: somebody has to let it `catch_up` before anything goes on."""
+        return False
+
+    async def catch_up(self) -> None:
+        """Returns when all that was fed has been read."""
+
     async def read(self, data: bytes, *, sent: bool) -> None:
-        """The same, returning when all have looked."""
+        """The same as `feed`, returning when all have looked."""
         reading = self._readings[sent]
         if reading is not None:
             await reading.read(data, ends=False)
@@ -42,6 +64,20 @@ class Stream:
                 reading.close()
 
 
+class _Way(Paced):
+    """One direction of a WebSocket connection: a few bytes may be a message."""
+
+    def __init__(self, steps: Callable[[bytes], Iterator[None]], give_up: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self._steps_of, self._told = steps, give_up
+
+    def steps(self, data: bytes) -> Iterator[None]:
+        return self._steps_of(data)
+
+    def _give_up(self, error: Exception) -> None:
+        self._told(error)
+
+
 class WebSocketStream(Stream):
     """The same for what is inside WebSocket frames: each message is a part by itself."""
 
@@ -52,16 +88,45 @@ class WebSocketStream(Stream):
         sent, received = websocket.pair(extensions)
         self._frames: dict[bool, Frames | None] = {True: sent, False: received}
 
+        self._ways = {
+            way: _Way(partial(self._steps, sent=way), partial(self._give_up, sent=way)) for way in (True, False)
+        }
+
     def feed(self, data: bytes, *, sent: bool) -> None:
-        for reading, piece in self._pieces(data, sent=sent):
-            if piece:
-                reading.feed(piece)
-            else:
-                reading.close()
+        self._ways[sent].feed(data)
+
+    @property
+    def is_behind(self) -> bool:
+        return any(way.is_behind for way in self._ways.values())
+
+    async def catch_up(self) -> None:
+        for way in self._ways.values():
+            await way.catch_up()
 
     async def read(self, data: bytes, *, sent: bool) -> None:
+        begun_s = time.process_time()
         for reading, piece in self._pieces(data, sent=sent):
             await reading.read(piece, ends=not piece)
+            if time.process_time() - begun_s > TURN_S:
+                await asyncio.sleep(0)
+                begun_s = time.process_time()
+
+    def close(self) -> None:
+        super().close()
+        for way in self._ways.values():
+            way.leave()
+
+    def _steps(self, data: bytes, *, sent: bool) -> Iterator[None]:
+        for reading, piece in self._pieces(data, sent=sent):
+            if piece:
+                yield from reading.steps(piece)
+            else:
+                reading.close()
+            yield
+
+    def _give_up(self, error: Exception, *, sent: bool) -> None:
+        self._frames[sent] = None
+        self._watch.failed(NOT_INSPECTED, f"WebSocket: {error}")
 
     def _pieces(self, data: bytes, *, sent: bool) -> Iterator[tuple[Reading, bytes]]:
         """Pieces of messages, b"" at a message's end, with what is to read them."""
@@ -78,13 +143,12 @@ class WebSocketStream(Stream):
                 if reading is not None:
                     yield reading, piece
         except BadFrames as error:
-            self._frames[sent] = None
-            self._watch.failed(NOT_INSPECTED, f"WebSocket: {error}")
+            self._give_up(error, sent=sent)
 
 
-def plain(watch: Watch, hand_over: HandOver) -> Stream:
-    """A stream that no HTTP precedes."""
+def plain(watch: Watch, hand_over: HandOver, *, is_told: bool = False) -> Stream:
+    """A stream that no HTTP precedes. `is_told` as of Stream."""
     sent, received = (
         Part(flow=hand_over.flow, kind=PartKind.STREAM, sent=way, host=hand_over.name) for way in (True, False)
     )
-    return Stream(watch, sent, received)
+    return Stream(watch, sent, received, is_told=is_told)

@@ -11,7 +11,8 @@ Joining is what makes a peer that sends single bytes cheap: an inspector looks a
 `prompt`, whoever feeds must call `settle` before anything that was fed goes on; else it may take its time.
 
 An inspector may compute for CALL_LIMIT_S in one call and for PART_LIMIT_S on one part. That is the process's own time,
-not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted.
+not the clock's, so a busy machine makes nobody fail. A call that goes on for longer is interrupted, and only that
+inspector asked no more.
 
 Where a reading has inspections that are awaited (`waits`), it is read with `read`, by somebody who can wait; `abandon`
 tells those that the part broke off.
@@ -22,18 +23,19 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 
 from msgspec.structs import replace
 
 from mitmsec.audit.event import FaultSeen, FindingSeen
-from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, TooLong
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.engine.awaiting import Awaited
-from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder
+from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
 from mitmsec.engine.seams import Recorder
+from mitmsec.engine.turns import STEP_BYTES, Paced
 
 CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
@@ -51,10 +53,6 @@ class Blocked(Exception):
     def __init__(self, reason: str, finding: Finding | None = None) -> None:
         super().__init__(reason)
         self.finding = finding
-
-
-class TooLong(BaseException):  # not for an inspector to swallow
-    """A call was interrupted."""
 
 
 class Watch:
@@ -91,6 +89,11 @@ class Watch:
         return bool(self._awaited)
 
     @property
+    def unpacks(self) -> bool:
+        """Some inspectors read what lies in the content."""
+        return any(hasattr(inspector, "open_within") for inspector in self._inspectors)
+
+    @property
     def acts(self) -> bool:
         """Whether a finding does something to what it was found in."""
         return self._decision.on_finding is not OnFinding.ALERT
@@ -117,11 +120,7 @@ class Watch:
 
     def open(self, part: Part, codings: str = "") -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
-        try:
-            guarded = limited(lambda: Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S))
-        except TooLong:
-            self.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
-            guarded = Guarded((), part, clock=time.process_time, budget_s=PART_LIMIT_S)
+        guarded = Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         awaited = Awaited(self._awaited, part)
         if guarded.idle and awaited.idle:
             return None
@@ -167,11 +166,14 @@ class Watch:
             raise Blocked(f"{what}: {detail}")
 
 
-class Reading:
+class Reading(Paced):
     """One part being read by all inspectors that want it. Methods raise Blocked."""
 
     def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None, name: str = "") -> None:
+        super().__init__()
         self._watch, self._awaited, self._name = watch, awaited, name
+        self.unfolds = False
+        """What travels may be less than what is read: somebody must be able to wait until it has caught up."""
         self._guarded: Guarded | None = guarded
         self._decoder: Decoder = Identity()
         self.mask: Mask | None = None
@@ -186,20 +188,30 @@ class Reading:
 
     def decode(self, codings: str) -> None:
         """What is fed from now on travels under these content codings."""
+        self.unfolds = self.unfolds or is_coded(codings)
         try:
             self._decoder = decoder(codings)
         except Undecodable as error:
             self._give_up(error)
 
     def feed(self, data: bytes) -> None:
-        """The next bytes, as they travel."""
-        if self._guarded is None:
-            return
+        """As `Paced.feed`; never behind where nothing unfolds."""
+        if self.unfolds:
+            return super().feed(data)
+        for _ in self.steps(data):
+            pass
+
+    def steps(self, data: bytes) -> Iterator[None]:
         try:
             for piece in self._decoder.feed(data):
-                self._add(piece)
-                if self._size_bytes >= JOIN_BYTES:
-                    self.settle()
+                if self._guarded is None:
+                    return
+                step_bytes = STEP_BYTES if self.unfolds else len(piece)
+                for at in range(0, len(piece), step_bytes):
+                    self._add(piece[at : at + step_bytes])
+                    if self._size_bytes >= (STEP_BYTES if self.unfolds else JOIN_BYTES):
+                        self.settle()
+                    yield
         except Undecodable as error:
             self._give_up(error)
 
@@ -210,7 +222,8 @@ class Reading:
             self._ask(self._guarded.feed, data)
 
     def close(self) -> None:
-        """The part is complete."""
+        """The part is complete, or broke off."""
+        self.leave()
         self.settle()
         if self._guarded is not None:
             guarded, self._guarded = self._guarded, None
@@ -218,7 +231,11 @@ class Reading:
 
     async def read(self, data: bytes, *, ends: bool) -> None:
         """The next bytes, as they travel, and whether the part is complete with them. Returns when all have looked."""
-        if self._guarded is not None or self._awaited is not None:
+        if self._awaited is None:
+            if data:
+                self.feed(data)
+            await self.catch_up()
+        elif data:
             try:
                 for piece in self._decoder.feed(data):
                     self._add(piece)
@@ -262,12 +279,7 @@ class Reading:
         return data
 
     def _ask(self, method: Callable[..., Inspected], *words: bytes) -> None:
-        try:
-            inspected = limited(lambda: method(*words))
-        except TooLong:
-            self._guarded = None
-            return self._watch.failed(INSPECTOR_FAILED, f"interrupted after {CALL_LIMIT_S} s")
-        self._hear(inspected)
+        self._hear(method(*words))
 
     def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
@@ -300,4 +312,4 @@ def _limits() -> bool:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise TooLong
+    raise TooLong(f"interrupted after {CALL_LIMIT_S} s")

@@ -28,7 +28,7 @@ from mitmsec.gate.signals import AnyEvent, Staffed, Unstaffed, WorkerDied, Worke
 
 QUEUED_LIMIT = 64  # messages that a worker has not taken: beyond it, it gets nothing more
 QUIET_S = 1.0  # `on_failure` is to hold within about a second more (Terms.staff_deadline_s)
-HANGS_S = 10.0  # longer than inspectors take for all that one read may unfold to: no origin is to get a worker killed
+HANGS_S = 10.0  # far beyond a turn of its loop (mitmsec.engine.turns), so that no origin gets a worker killed
 AWAKE_STEP_S = 0.5  # time between two checks counts up to this much: they come with every heartbeat
 
 

@@ -98,6 +98,8 @@ def _unusable(make: Make | None, name: str, words: tuple[str, ...]) -> str | Non
             build(name, words) if make is None else make(words)
     except ValueError as error:
         return str(error)
+    except Exception as error:
+        return f"the inspector fails when it is made: {type(error).__name__}"
     return None
 
 

@@ -115,8 +115,9 @@ class Worker:
         for name, words in named:
             try:
                 inspector = registry.build(name, words, prepared.get(name))
-            except ValueError as error:
-                recorder.record(FaultSeen(what="inspector_unusable", detail=str(error), session=session))
+            except Exception as error:  # whatever is wrong with one, the others and all flows go on
+                detail = f"{name}: {type(error).__name__}"  # only the type: a message may quote the policy's words
+                recorder.record(FaultSeen(what="inspector_unusable", detail=detail, session=session))
                 continue
             if isinstance(inspector, Icap | Malware) and self._issuers is not None:
                 inspector.connect = self._issuers.servers.connect

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.body_parts import HEAD_LIMIT_BYTES, PARTS_LIMIT, GrpcMessages, Multipart, Opened, Splitter, splitter
+from mitmsec.core.body_parts import (
+    HEAD_LIMIT_BYTES,
+    PARTS_LIMIT,
+    REST,
+    GrpcMessages,
+    Multipart,
+    Opened,
+    Splitter,
+    splitter,
+)
 
 FORM = (
     b"a preamble\r\n--cut\r\nContent-Disposition: form-data; name=\"note\"\r\n\r\nsome words\r\n"
@@ -137,3 +146,34 @@ def test_grpc_messages_however_they_are_cut(cuts: list[int]) -> None:
 def test_only_messages_that_say_so_are_compressed() -> None:
     opened = [event for event in GrpcMessages("gzip").feed(GRPC) if isinstance(event, Opened)]
     assert [(event.codings, event.at) for event in opened] == [("", 5), ("gzip", 13), ("", 23)]
+
+
+SMALL = b"\0\0\0\0\1x"
+
+
+@pytest.mark.parametrize("coding", ["", "identity"])
+def test_beyond_so_many_messages_the_rest_is_one_content_heads_and_all(coding: str) -> None:
+    body = SMALL * (PARTS_LIMIT + 100) + b"\0\0\0\0\3end"
+    for step in (3, len(body)):
+        found = read(GrpcMessages(coding), *(body[at : at + step] for at in range(0, len(body), step)))
+        assert found[PARTS_LIMIT:] == [(f"message {PARTS_LIMIT}", b"x"), (REST, SMALL * 100 + b"\0\0\0\0\3end")]
+
+
+def test_a_compressed_message_is_a_content_of_its_own_however_many_came_before() -> None:
+    coded = b"\1\0\0\0\3zip"
+    body = SMALL * (PARTS_LIMIT + 1) + coded + SMALL
+    events = [event for event in GrpcMessages("gzip").feed(body) if isinstance(event, Opened)][PARTS_LIMIT:]
+    assert [(event.name, event.codings) for event in events] == [
+        (REST, ""),
+        (f"message {PARTS_LIMIT + 1}", "gzip"),
+        (REST, ""),
+    ]
+    assert body[events[1].at :].startswith(b"zip")
+    assert body[events[2].at :] == SMALL
+
+
+def test_what_only_begins_like_a_delimiter_is_content_in_one_piece() -> None:
+    form = b"--cut\r\n\r\n" + b"\r\n--cutter" * 1000 + b"\r\n--cut--"
+    [opened, content] = [*(made := Multipart(b"cut")).feed(form), *made.close()]
+    assert isinstance(opened, Opened)
+    assert content == b"\r\n--cutter" * 1000

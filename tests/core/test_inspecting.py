@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault, TooLong
 from mitmsec.core.inspection import Inspection, Part, PartKind
 from mitmsec.core.model import Finding, Severity
 
@@ -126,3 +126,28 @@ def test_time_adds_up_over_a_part_and_findings_made_too_late_still_count() -> No
         InspectorFault(inspector="slow", kind=FaultKind.TIMEOUT, detail="used 1.200 s of 1.000 s"),
     )
     assert parts.idle
+
+
+@pytest.mark.parametrize("when", ["opens", "feed", "close"])
+def test_one_that_is_interrupted_fails_alone_and_is_named(when: str) -> None:
+    def interrupted(*_: object) -> Any:
+        raise TooLong("interrupted after 1 s")
+
+    asked: list[str] = []
+
+    def limited(call: Callable[[], Any]) -> Any:
+        asked.append("")
+        return call()
+
+    doing: dict[str, Any] = {when: interrupted}
+    good = Scripted("good", feed=lambda data: [finding("seen")])
+    parts = Guarded((Scripted("slow", **doing), good), PART, clock=Clock(), budget_s=1.0, limited=limited)
+    told = [parts.feed(b"1"), parts.feed(b"2"), parts.close()]
+    assert [one.findings for one in told] == [(finding("seen"),), (finding("seen"),), ()]
+    fault = InspectorFault(inspector="slow", kind=FaultKind.TIMEOUT, detail="interrupted after 1 s")
+    assert [one.faults for one in told] == [
+        (fault,) if when != "close" else (),
+        (),
+        (fault,) if when == "close" else (),
+    ]
+    assert len(asked) == {"opens": 5, "feed": 6, "close": 8}[when]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -265,5 +266,47 @@ def test_what_cannot_be_masked_does_not_go_on(tmp_path: Path) -> None:
             assert [seen.verdict for seen in made.recorder.findings] == [OnFinding.BLOCK] * 2
             with contextlib.suppress(ConnectionError):
                 writer.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("on_finding", [OnFinding.ALERT, OnFinding.BLOCK])
+def test_an_upload_that_unfolds_to_a_lot_of_work_holds_nobody_up(tmp_path: Path, on_finding: OnFinding) -> None:
+    """Each of its messages takes a millisecond to begin: 0.9 s in all, out of one read."""
+
+    class Dear(Placed):
+        def open(self, part: Any) -> Any:
+            end_s = time.process_time() + 0.001
+            while time.process_time() < end_s:
+                pass
+            return super().open(part)
+
+    async def main() -> None:
+        sink, longest_s = Sink(), 0.0
+        body = gzip.compress(b"\0\0\0\0\1x" * 900)
+        head = b"Content-Type: application/grpc\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+        async def beat() -> None:
+            nonlocal longest_s
+            before_s = time.process_time()
+            while True:
+                await asyncio.sleep(0)
+                longest_s = max(longest_s, time.process_time() - before_s)
+                before_s = time.process_time()
+
+        async with (
+            origin(sink, None) as port,
+            world(tmp_path, port, inspectors=[Dear()], on_finding=on_finding, kind=Plaintext.HTTP) as made,
+        ):
+            reader, writer = await connected(made, None)
+            beating = asyncio.create_task(beat())
+            writer.write(POST + head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+            answer = await asyncio.wait_for(reader.readuntil(b"ok"), 20)
+            beating.cancel()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert 0 < longest_s < 0.25
+            assert made.recorder.faults == []
+            writer.close()
+            await made.end()
 
     asyncio.run(main())

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from engine_world import DECISION, Recorder, Word
 from msgspec.structs import replace
 
+from mitmsec.core.body_parts import PARTS_LIMIT
 from mitmsec.core.inspection import AnyInspector, AwaitedInspection, Part, PartKind
 from mitmsec.core.model import Finding, OnFailure, OnFinding
+from mitmsec.engine import turns
 from mitmsec.engine.split import SplitReading, open_body
 from mitmsec.engine.watch import Blocked, Reading, Watch
 
@@ -140,3 +144,65 @@ def test_a_mask_is_told_where_in_the_body_a_finding_is() -> None:
     reading.close()
     assert masked == [b"SECRET"]
     assert [seen.verdict for seen in recorder.findings] == [OnFinding.REDACT]
+
+
+def small_messages(count: int) -> bytes:
+    return b"\0\0\0\0\1x" * count
+
+
+@pytest.mark.parametrize("codings", ["", "gzip"])
+def test_behind_many_small_messages_everything_is_still_read(codings: str) -> None:
+    body = small_messages(5000) + b"\0\0\0\0\x08a SECRET"
+    word = Word()
+    reading, recorder = opened(word, "application/grpc", codings)
+    asyncio.run(reading.read(gzip.compress(body) if codings else body, ends=True))
+    assert [seen.finding.location for seen in recorder.findings] == ["request.body in further messages"]
+    assert len(word.parts) == PARTS_LIMIT + 1
+
+
+class Dear(Word):
+    """Takes a millisecond to say that it wants a part."""
+
+    def open(self, part: Part) -> Any:
+        end_s = time.process_time() + 0.001
+        while time.process_time() < end_s:
+            pass
+        return super().open(part)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_body_of_many_contents_lets_others_go_on_while_it_is_read(awaited: bool) -> None:
+    class DearAndFar(Far, Dear):
+        pass
+
+    reading, _ = opened(DearAndFar() if awaited else Dear(), "application/grpc")
+
+    async def main() -> None:
+        longest_s, before_s = 0.0, time.process_time()
+        task = asyncio.create_task(reading.read(small_messages(300), ends=True))
+        while not task.done():
+            await asyncio.sleep(0)
+            longest_s = max(longest_s, time.process_time() - before_s)
+            before_s = time.process_time()
+        assert longest_s < 0.1  # of 0.3
+
+    asyncio.run(main())
+
+
+def test_a_body_that_takes_more_computing_than_its_size_allows_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "FREE_S", 0.05)
+    word = Dear()
+    reading, recorder = opened(word, "application/grpc")
+    asyncio.run(reading.read(small_messages(500), ends=True))
+    assert [(seen.what, seen.detail) for seen in recorder.faults] == [
+        ("not_inspected", "takes more computing than its size allows")
+    ]
+    assert len(word.parts) < 200
+
+
+def test_a_body_that_breaks_off_before_it_was_read_is_said_to_be_not_inspected() -> None:
+    reading, recorder = opened(Dear(), "application/grpc")
+    reading.feed(small_messages(100))
+    assert reading.is_behind
+    reading.close()
+    assert [seen.detail for seen in recorder.faults] == ["broke off before all of it was read"]

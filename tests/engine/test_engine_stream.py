@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 import trustme
 import wsproto.events
-from engine_world import NAME, Word, connected, origin, server_context, trusting, world
+from engine_world import DECISION, NAME, Recorder, Word, connected, origin, server_context, trusting, world
+from msgspec.structs import replace
 from wsproto import ConnectionType, WSConnection
 from wsproto.extensions import PerMessageDeflate
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import Part, PartKind
-from mitmsec.core.model import Finding, OnFinding
+from mitmsec.core.model import Finding, OnFailure, OnFinding
+from mitmsec.engine.stream import UNHEARD, Stream
+from mitmsec.engine.watch import Blocked, Watch
 
 
 class Peer:
@@ -188,5 +192,82 @@ def test_another_upgrade_is_read_as_plain_bytes(tmp_path: Path) -> None:
             async with asyncio.timeout(5):  # an alert may take its time
                 while word.content("stream", sent=False) != [b"hello"]:
                     await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+class Far(Word):
+    """Somebody whose verdict has to be awaited, at the end of what it wants to see."""
+
+    limit_s, limit_bytes = 5.0, 1 << 20
+
+    def __init__(self, *, wants: bool) -> None:
+        super().__init__()
+        self.wants, self.abandoned = wants, 0
+
+    def begin(self, part: Part) -> Any:
+        return self if self.wants else None
+
+    def abandon(self) -> None:
+        self.abandoned += 1
+
+
+@pytest.mark.parametrize("on_failure", OnFailure)
+@pytest.mark.parametrize("wants", [False, True])
+def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants: bool, on_failure: OnFailure) -> None:
+    async def main() -> None:
+        far, recorder = Far(wants=wants), Recorder()
+        decision = replace(DECISION, inspect=("word",))
+        watch = Watch("f", decision, {"word": far}, on_failure, recorder)
+        sent, received = (Part(flow="f", kind=PartKind.STREAM, sent=way, host="h") for way in (True, False))
+        if wants and on_failure is OnFailure.CLOSED:
+            with pytest.raises(Blocked):
+                Stream(watch, sent, received)
+            assert far.abandoned == 2
+        else:
+            Stream(watch, sent, received)
+        assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * wants
+
+    asyncio.run(main())
+
+
+class Dear(Word):
+    """Takes two milliseconds to say that it wants a message."""
+
+    def open(self, part: Part) -> Any:
+        end_s = time.process_time() + 0.002
+        while part.kind is PartKind.STREAM and time.process_time() < end_s:
+            pass
+        return super().open(part)
+
+
+@pytest.mark.parametrize("on_finding", [OnFinding.ALERT, OnFinding.BLOCK])
+def test_many_small_messages_in_one_read_hold_nobody_up_and_are_all_read(tmp_path: Path, on_finding: OnFinding) -> None:
+    async def main() -> None:
+        ca, longest_s, dear = trustme.CA(), 0.0, Dear()
+
+        async def beat() -> None:
+            nonlocal longest_s
+            before_s = time.process_time()
+            while True:
+                await asyncio.sleep(0)
+                longest_s = max(longest_s, time.process_time() - before_s)
+                before_s = time.process_time()
+
+        async with (
+            origin(serve(deflate=False), server_context(ca)) as port,
+            world(tmp_path, port, [ca], inspectors=[dear], on_finding=on_finding) as made,
+        ):
+            peer = await opened(made, tmp_path, deflate=False)
+            beating = asyncio.create_task(beat())
+            for _ in range(200):  # 0.4 s
+                peer.send(wsproto.events.TextMessage(data="x"))
+            for _ in range(200):
+                assert await peer.message() == "X"
+            beating.cancel()
+            assert 0 < longest_s < 0.2
+            for sent, text in ((True, b"x"), (False, b"X")):
+                assert dear.content("stream", sent=sent) == [text] * 200
+            assert made.recorder.faults == []
 
     asyncio.run(main())

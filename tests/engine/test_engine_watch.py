@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from engine_world import DECISION, Recorder, Word
 
+from mitmsec.core.inspecting import TooLong
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Decision, OnFailure, OnFinding
 from mitmsec.engine import watch as watching
-from mitmsec.engine.watch import Blocked, TooLong, Watch, limited
+from mitmsec.engine.watch import Blocked, Watch, limited
 from mitmsec_addons.registry import build
 
 PART = Part(flow="flow-1", kind=PartKind.BODY, sent=True, host="a.test")
@@ -166,3 +167,33 @@ def test_what_lies_in_an_archive_ends_a_flow_and_what_cannot_be_read_there_ends_
     with pytest.raises(Blocked, match=r"^not_inspected: archives: unread, cut off \(request.body!content\)$"):
         read(cut_off, OnFailure.CLOSED)
     assert [fault.what for fault in recorder.faults] == ["not_inspected", "not_inspected"]
+
+
+class Slow(Word):
+    """Never done with anything."""
+
+    def open(self, part: Part) -> Any:
+        reading: Any = super().open(part)
+
+        def endless(_: bytes) -> Any:
+            while True:
+                pass
+
+        reading.feed = endless
+        return reading
+
+
+def test_an_inspector_that_takes_too_long_switches_off_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "CALL_LIMIT_S", 0.02)
+    recorder = recorder_of()
+    decision = Decision(action=DECISION.action, rule="r", reason="r", inspect=("slow", "word"))
+    reading = Watch("flow-1", decision, {"slow": Slow("slow"), "word": Word()}, OnFailure.OPEN, recorder).open(PART)
+    assert reading is not None
+    reading.feed(b"nothing")
+    reading.settle()
+    reading.feed(b"the SECRET")
+    reading.close()
+    assert len(recorder.findings) == 1
+    assert [(fault.what, fault.detail) for fault in recorder.faults] == [
+        ("inspector_failed", "slow: timeout, interrupted after 0.02 s")
+    ]

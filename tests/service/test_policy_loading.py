@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_every_error_is_told_and_ends_the_command(tmp_path: Path, capsys: pytest
         f"{path}:2: colour: unknown key",
     ]
     assert said.out.count('"valid":false') == 2
+
+
+def test_an_inspector_that_fails_as_it_is_made_is_an_error_of_the_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def make(words: tuple[str, ...]) -> Any:
+        raise KeyError(words[0])
+
+    path = tmp_path / "p.toml"
+    path.write_text('version = 1\n[inspector.own]\nwords = ["adler"]\n' + GOOD.partition("\n")[2])
+    with pytest.raises(SystemExit):
+        load(path, others={"own": make})
+    told = capsys.readouterr().err
+    assert "the inspector fails when it is made: KeyError" in told
+    assert "adler" not in told
 
 
 def test_further_roots_are_read_beside_the_policy_and_each_file_must_hold_some(

@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
+import pytest
 import trustme
 
 from mitmsec.audit.event import PERMITTED, FindingSeen, RequestSeen
@@ -39,6 +40,8 @@ from mitmsec.core.messages import (
 from mitmsec.core.model import Action, Decision, Endpoint, OnFailure, OnFinding
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import packed
+from mitmsec.service.worker import Worker
+from mitmsec_addons import registry
 from mitmsec_certs.keystore import open_keystore
 from mitmsec_certs.leaf_keys import LeafKeys
 from mitmsec_certs.profile import Name
@@ -291,6 +294,27 @@ def test_an_inspector_that_cannot_be_made_is_a_fault_of_the_flow_that_wants_it(t
                 assert faults == ["inspector_unusable"] * 2 + ["not_inspected"] * 2
 
     asyncio.run(main())
+
+
+def test_an_inspector_that_fails_as_it_is_made_ends_no_worker_and_only_its_kind_is_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(name: str, words: tuple[str, ...], prepared: bytes | None) -> Any:
+        if name == "broken":
+            raise KeyError("the operator's secret word")
+        return build_one(name, words, prepared)
+
+    build_one = registry.build
+    monkeypatch.setattr(registry, "build", build)
+    recorded: list[Any] = []
+
+    class Recorder:
+        record = staticmethod(recorded.append)
+
+    worker = Worker(cast("Any", None))
+    made = worker._inspectors("s", (("broken", ()), ("doh", ())), {}, cast("Any", Recorder()))
+    assert [one.name for one in made] == ["doh"]
+    assert [(one.what, one.detail) for one in recorded] == [("inspector_unusable", "broken: KeyError")]
 
 
 def test_the_inspectors_come_with_the_policy(tmp_path: Path) -> None:
