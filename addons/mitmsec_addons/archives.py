@@ -1,6 +1,7 @@
 """The inspector `archives`: what lies in archives is shown to the other inspectors of the rule, as it goes by.
 
     ZIP   7z   gzip   bzip2   xz   Zstandard   tar                ──► each file in them ──► every inspector of the rule
+    anything else, with a ZIP archive behind it                   ──► likewise
     RAR   cabinets                                                ──► not inspected, and said to be so
 
 ZIP archives that are Office documents are left to `documents`, where that is in the rule, too.
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from mitmsec.core.inspection import Part
 from mitmsec_addons import file_kinds
 from mitmsec_addons.containers import Reader
+from mitmsec_addons.embedded_zip import EmbeddedZipReader
 from mitmsec_addons.inflating import Zstandard, bzipped, gzipped, xzipped
 from mitmsec_addons.packed_reader import PackedReader
 from mitmsec_addons.seven_zip_reader import SevenZipReader
@@ -39,8 +41,6 @@ class Archives(UnpackingInspector):
         """A reader for archives."""
         leaves_documents = DOCUMENTS in names
         kind = file_kinds.recognised(head)
-        if kind is None:
-            return None
         if kind is file_kinds.ZIP:
             return None if leaves_documents and begins_office_file(head) else ZipReader()
         if kind is file_kinds.SEVEN_ZIP:
@@ -49,4 +49,6 @@ class Archives(UnpackingInspector):
             return TarReader()
         if kind in _PACKED:
             return PackedReader(_PACKED[kind], part.file_name or part.name)
-        return UnreadReader(f"{kind.name}, which is not unpacked") if kind in _UNREAD else None
+        if kind is not None and kind in _UNREAD:
+            return UnreadReader(f"{kind.name}, which is not unpacked")
+        return EmbeddedZipReader()

@@ -166,7 +166,7 @@ class Unpacking:
 
     def _show(self, data: bytes) -> Iterable[Told]:
         """Inspections begin with the first byte: an archive may have thousands of files that are empty."""
-        if self._entry_part is None:
+        if self._entry_part is None or not data:
             return ()
         if self._entry is None:
             self._entry = Guarded(self._inspectors, self._entry_part, clock=self._clock, budget_s=BUDGET_S)
