@@ -35,7 +35,13 @@ class Mark(Enum):
     ENDED = "ended"
 
 
-type Event = Entry | bytes | Unreadable | Mark
+class Passed(Value, frozen=True):
+    """So much came out of an entry that is not shown."""
+
+    size_bytes: int
+
+
+type Event = Entry | bytes | Unreadable | Mark | Passed
 
 
 class Reader(Protocol):

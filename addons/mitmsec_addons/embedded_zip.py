@@ -9,9 +9,9 @@ Programs look for an archive's end at the end of a file, so whatever it begins w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from mitmsec_addons.containers import Event, Unreadable
+from mitmsec_addons.containers import Event, Reader, Unreadable
 from mitmsec_addons.zip_reader import ZipReader
 
 _SIGNATURE = re.compile(rb"PK(?:\x03\x04|\x05\x06)")
@@ -23,13 +23,18 @@ _DIRECTORY_BYTES, _LONG = 46, b"\xff" * 4
 
 
 class EmbeddedZipReader:
-    """What is none of the archives that are known by their beginning. Holds less than a header."""
+    """What is none of the archives that are known by their beginning. Holds less than a header.
 
-    def __init__(self) -> None:
+    `begin` makes what reads an archive that so many bytes stand before. Nobody `tells` of an
+    end where another inspector does.
+    """
+
+    def __init__(self, begin: Callable[[int], Reader] = lambda at: ZipReader(at=at), tells: bool = True) -> None:
+        self._begin = begin
         self._held = b""
         self._offset = 0  # of the first byte held
-        self._zip: ZipReader | None = None
-        self._is_told = False
+        self._zip: Reader | None = None
+        self._is_told = not tells
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """What comes of `data`: nothing, mostly."""
@@ -53,7 +58,7 @@ class EmbeddedZipReader:
                 keep = min(keep, found.start())
                 break
             if found[0] == _LOCAL and _may_be_local(header):
-                self._held, self._zip = b"", ZipReader(at=self._offset + found.start())
+                self._held, self._zip = b"", self._begin(self._offset + found.start())
                 yield from self._zip.feed(held[found.start() :])
                 return
             if _is_end(header, self._offset + found.start()):

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault
 from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind, Unread, place
 from mitmsec.core.model import Finding
-from mitmsec_addons.containers import Entry, Event, Mark, Reader, Unreadable
+from mitmsec_addons.containers import Entry, Event, Mark, Passed, Reader, Unreadable
 from mitmsec_addons.unpack_budget import Budget, Spent
 
 HEAD_BYTES = 512  # by which it is known what something is
@@ -146,6 +146,9 @@ class Unpacking:
                 return (Unread(why=why, location=place(self._entry_part or self._part)),)
             case Mark.ENDED:
                 return self._end_entry()
+            case Passed(size_bytes=size_bytes):
+                self._budget.unpacked(size_bytes)
+                return ()
 
     def _begin_entry(self, entry: Entry) -> Iterable[Told]:
         self._number += 1

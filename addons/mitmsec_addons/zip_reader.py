@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from mitmsec.core.model import Value
-from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
+from mitmsec_addons.containers import Entry, Event, Mark, Passed, Unreadable
 from mitmsec_addons.inflating import Damaged, Deflated, Stored, Unfolding, Zstandard, bzipped, xzipped
 
 ENTRIES_LIMIT = 20_000
@@ -199,7 +199,7 @@ class ZipReader:
             was_ended = self._unfolding.ended
             for piece in () if was_ended else self._unfolding.feed(data):
                 yield from self._begun() if self._is_shown else ()
-                yield piece if self._is_shown else b""
+                yield piece if self._is_shown else Passed(len(piece))
             if self._left_bytes is not None and (was_ended or self._unfolding.unused) and not self._is_behind:
                 self._is_behind = bool(data)
                 yield from self._unread("something stands behind what it is packed to") if data else ()
