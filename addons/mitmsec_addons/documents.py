@@ -21,6 +21,7 @@ from mitmsec_addons.unread_reader import UnreadReader
 from mitmsec_addons.zip_reader import begins_office_file
 
 ARCHIVES = "archives"
+PDF_BEGINS = b"%PDF-"
 
 
 class Documents(UnpackingInspector):
@@ -36,11 +37,11 @@ class Documents(UnpackingInspector):
         kind = file_kinds.recognised(head)
         if kind is file_kinds.ZIP:
             return OfficeReader(whole=begins_office_file(head))
-        if kind is file_kinds.PDF:
-            return PdfReader()
         if kind is file_kinds.OLE:
             return UnreadReader(f"{kind.name}, which is not read")
         is_mail = part.content_type.lower().startswith("message/rfc822") or begins_mail(head)
         if is_mail and kind is None:
             return MailReader()
+        if PDF_BEGINS in head and (kind is None or kind.family is not file_kinds.Family.ARCHIVE):
+            return PdfReader()  # readers take it anywhere in the first 1,024 bytes
         return EmbeddedZipReader(lambda at: OfficeReader(whole=False, at=at), tells=ARCHIVES not in names)

@@ -46,6 +46,11 @@ class Deflated:
         self._state = zlib.decompressobj(wbits)
         self.ended, self.unused = False, b""
 
+    @property
+    def goes_on(self) -> bool:
+        """Its end has not come."""
+        return not self.ended
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         while True:
             try:

@@ -20,7 +20,7 @@ from mitmsec.core.model import Finding
 from mitmsec_addons.containers import Entry, Event, Mark, Passed, Reader, Unreadable
 from mitmsec_addons.unpack_budget import Budget, Spent
 
-HEAD_BYTES = 512  # by which it is known what something is
+HEAD_BYTES = 1024  # by which it is known what something is
 NAME_LIMIT_CHARACTERS = 100
 PATH_LIMIT_CHARACTERS = 400
 BUDGET_S = 60.0  # computed by each inspector on one entry

@@ -67,6 +67,11 @@ def test_the_end_of_an_archive_that_was_not_found_is_told_by_one_of_both() -> No
         assert unread(bytes(hidden), *others) == ["the end of a ZIP archive that was not found (request.body)"]
 
 
+@pytest.mark.parametrize("before", [b"\n\n", b"#!/bin/sh\n", b"x" * 900])
+def test_a_pdf_is_known_within_its_first_kilobyte(before: bytes) -> None:
+    assert places(before + CHROMIUM, *ALL) == ["request.body!text+12"]
+
+
 def test_archives_alone_are_none_of_its_business() -> None:
     assert places(zipped({"a": CARD}), "documents", "payment_card") == []
     assert places(b"plain text", *ALL) == []
