@@ -16,6 +16,8 @@ from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
 LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
 BOUNDARIES_LIMIT = 16
+PARAMETERS_LIMIT = 256  # of a field: the library takes time with the square of them
+_WITH_PARAMETERS = ("content-type", "content-disposition")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _MAIL_FIELDS = re.compile(
     rb"^(?:from|to|subject|date|received|return-path|delivered-to|mime-version|message-id|content-type)[ \t]*:",
@@ -100,6 +102,9 @@ class MailReader:
 
     def _begin_part(self, head: bytes) -> Iterator[Event]:
         fields = BytesHeaderParser().parsebytes(head)
+        if any(str(fields.get(name, "")).count(";") > PARAMETERS_LIMIT for name in _WITH_PARAMETERS):
+            yield from self._undecoded(f"more than {PARAMETERS_LIMIT} parameters of a header field")
+            return
         boundary = _text(fields.get_boundary)
         if fields.get_content_maintype() == "multipart" and boundary:
             if len(self._boundaries) < BOUNDARIES_LIMIT:
@@ -112,6 +117,13 @@ class MailReader:
         self._decode = self._decoding(str(fields.get("content-transfer-encoding", "")).strip().lower())
         name = _text(fields.get_filename) or f"part {self._number}"
         yield Entry(name, content_type=fields.get_content_type())
+
+    def _undecoded(self, why: str) -> Iterator[Event]:
+        """A part that is shown as it is, and not read beyond that."""
+        self._number += 1
+        self._decode = bytes
+        yield Entry(f"part {self._number}")
+        yield Unreadable(why)
 
     def _decoding(self, encoding: str) -> Callable[[bytes], bytes]:
         if encoding == "base64":

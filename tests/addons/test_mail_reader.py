@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.message import EmailMessage
 
 import httpx
@@ -75,6 +76,14 @@ def test_what_is_too_much_or_cut_off_says_so() -> None:
     assert unread(MailReader(), cut) == ["cut off: its last part has no end"]
     deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (at, at) for at in range(20))
     assert unread(MailReader(), deep)[0] == "multipart in multipart, more than 16 times"
+
+
+def test_a_field_with_too_many_parameters_is_told_soon() -> None:
+    mail = b"From: a\nTo: b\nContent-Type: multipart/mixed" + b";" * 60_000 + b"\n\n" + CARD
+    began_s = time.process_time()
+    assert unread(MailReader(), mail, 1 << 16) == ["more than 256 parameters of a header field"]
+    assert contents(MailReader(), mail, 1 << 16) == {"part 1": CARD}
+    assert time.process_time() - began_s < 0.5
 
 
 @pytest.mark.parametrize(
