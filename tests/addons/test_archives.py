@@ -101,6 +101,18 @@ def test_an_archive_that_is_cut_off_in_a_file_says_where() -> None:
     assert unread(zipped({"a": CARD})[:60]) == ["the archive is cut off (request.body!a)"]
 
 
+@pytest.mark.parametrize("step", [1, SLICE_BYTES])
+def test_what_an_inspector_finds_in_a_name_is_told_and_stands_nowhere(step: int) -> None:
+    name = "visa card 4539 1488 0343 6467.txt"
+    archive = zipped({"harmless.txt": b"x", name: CARD, "last.zip": zipped({name + "/" + name: CARD})[:-30]})
+    said = inspected(archive, step=step)
+    assert {one.location.partition("+")[0] for one in said.findings} == {
+        "request.body!2", "request.body!2 (its name)", "request.body!last.zip!1", "request.body!last.zip!1 (its name)"
+    }  # fmt: skip
+    assert [one.location for one in said.faults] == ["request.body!last.zip"]
+    assert "4539" not in repr(said)
+
+
 # -- bombs -------------------------------------------------------------------------------------------------------------
 @cache
 def zeros() -> bytes:
