@@ -13,7 +13,7 @@ from mitmsec.core.inspection import Part
 from mitmsec_addons import file_kinds
 from mitmsec_addons.containers import Reader
 from mitmsec_addons.embedded_zip import EmbeddedZipReader
-from mitmsec_addons.mail_reader import MailReader, begins_mail
+from mitmsec_addons.mail_reader import LateMailReader, MailReader, begins_mail, may_begin_mail
 from mitmsec_addons.office_reader import OfficeReader
 from mitmsec_addons.pdf_reader import PdfReader
 from mitmsec_addons.unpacking import UnpackingInspector
@@ -44,4 +44,5 @@ class Documents(UnpackingInspector):
             return MailReader()
         if PDF_BEGINS in head and (kind is None or kind.family is not file_kinds.Family.ARCHIVE):
             return PdfReader()  # readers take it anywhere in the first 1,024 bytes
-        return EmbeddedZipReader(lambda at: OfficeReader(whole=False, at=at), tells=ARCHIVES not in names)
+        embedded = EmbeddedZipReader(lambda at: OfficeReader(whole=False, at=at), tells=ARCHIVES not in names)
+        return LateMailReader(embedded) if kind is None and may_begin_mail(head) else embedded

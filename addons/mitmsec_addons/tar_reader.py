@@ -16,6 +16,12 @@ _SIZE = re.compile(rb"[0-9]{1,18}")
 _LENGTH = re.compile(rb"([0-9]{1,6}) ")
 
 
+def begins_tar(head: bytes) -> bool:
+    """Whether the first block has its own checksum: archives of before POSIX have nothing else to know them by."""
+    told = _octal(head[148:156]) if len(head) >= BLOCK_BYTES else None
+    return bool(told) and any(head[:100]) and _sum(head[:BLOCK_BYTES]) == told
+
+
 class TarReader:
     """One archive. Holds a block, and a long name."""
 
