@@ -27,6 +27,8 @@ PATH_LIMIT_CHARACTERS = 400
 NAME_OF = " (its name)"
 SHORT_NUMBER_DIGITS = 8
 _SEPARATORS = re.compile(r"[/\\._]+")  # "4539_1488_0343_6467.txt"
+_OF_NUMBERS = frozenset({"file_type", "iban", "national_id", "payment_card", "secrets"})
+_NUMBER = re.compile(r"(?:[^0-9]*[0-9]){7}|[\w+/=-]{16}")  # less holds nothing that these find; to ask them takes time
 _OUR_OWN = re.compile(r"(?:object|part) [0-9]{1,8}|text|content")  # which readers give
 BUDGET_S = 60.0  # computed by each inspector on one entry
 
@@ -189,7 +191,13 @@ class Unpacking:
         return self._look_at(name) or (self._look_at(spaced) if has_number and spaced != name else [])
 
     def _look_at(self, text: str) -> list[Told]:
-        inspectors = [one for one in self._others if not isinstance(one, UnpackingInspector)]
+        inspectors = [
+            one
+            for one in self._others
+            if not isinstance(one, UnpackingInspector) and (one.name not in _OF_NUMBERS or _NUMBER.search(text))
+        ]
+        if not inspectors:
+            return []
         part = self._within(f"{self._number}{NAME_OF}")
         looking = Guarded(inspectors, part, clock=self._clock, budget_s=BUDGET_S)
         said = (looking.feed(text.encode("utf-8", "replace")), looking.close())
