@@ -99,6 +99,10 @@ def test_what_only_begins_like_something_packed_is_as_it_is(data: bytes) -> None
     assert inspected(data) == Inspected()
 
 
+def test_a_tar_archive_whose_first_header_is_damaged_says_so() -> None:
+    assert unread(b"b" + tarred({"a": CARD})[1:]) == ["damaged: a header is none (request.body)"]
+
+
 def test_base64_of_grpc_is_told() -> None:
     assert unread(b"AAAA", content_type="application/grpc-web-text+proto") == [
         "gRPC-Web in base64, which is not read (request.body)"

@@ -110,3 +110,6 @@ def test_of_an_archive_that_is_not_wholly_a_document_the_text_is_read() -> None:
     assert [*contents(OfficeReader(whole=False), archive)] == ["word/document.xml"]
     assert unread(OfficeReader(whole=False), archive + b"x") == ["the archive's end is not where it says"]
     assert unread(OfficeReader(whole=False), zipped({"a": b"x"}) + b"x") == []
+    damaged = bytearray(document(LETTER))
+    damaged[100:110] = b"\xff" * 10
+    assert unread(OfficeReader(), bytes(damaged)).count("its XML is damaged") == 0, "that it is damaged is told once"

@@ -97,6 +97,12 @@ def test_hostile_pax_records_take_no_time(records: bytes) -> None:
     assert time.process_time() - began_s < 2
 
 
+def test_more_records_than_are_kept_are_told() -> None:
+    """A size may stand behind what is not looked at."""
+    long = pax(b"65600 comment=" + b"x" * 65_585 + b"\n" + b"11 size=99\n") + tarred({"a": CARD})
+    assert unread(TarReader(), long) == ["more than 65536 bytes of what is said of a file"]
+
+
 @given(st.binary(max_size=400))
 def test_pax_records_may_be_anything(records: bytes) -> None:
     made = io.BytesIO()
