@@ -2,7 +2,8 @@
 
     (Entry, bytes*, Ended?)*      Unreadable at any place
 
-An `Entry` ends the one before it. Readers are fed slices and hold no more than they must; nothing is written
+An `Entry` ends the one before it. An empty slice says nothing but that time goes by: a loop that has nothing to say for
+long says that. Readers are fed slices and hold no more than they must; nothing is written
 to a disk, and no name is ever used as a path.
 """
 
@@ -34,7 +35,13 @@ class Mark(Enum):
     ENDED = "ended"
 
 
-type Event = Entry | bytes | Unreadable | Mark
+class Passed(Value, frozen=True):
+    """So much came out of an entry that is not shown."""
+
+    size_bytes: int
+
+
+type Event = Entry | bytes | Unreadable | Mark | Passed
 
 
 class Reader(Protocol):

@@ -46,6 +46,11 @@ class Deflated:
         self._state = zlib.decompressobj(wbits)
         self.ended, self.unused = False, b""
 
+    @property
+    def goes_on(self) -> bool:
+        """Its end has not come."""
+        return not self.ended
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         while True:
             try:
@@ -128,3 +133,36 @@ def bzipped() -> Unfolding:
 def xzipped() -> Unfolding:
     """A stream of xz or of lzma-alone."""
     return _ByModule(lzma.LZMADecompressor(lzma.FORMAT_AUTO, memlimit=XZ_MEMORY_BYTES))
+
+
+def begins_lzma(head: bytes) -> bool:
+    """Whether it may be lzma-alone, which has no signature: what its own programs ask of it (lzma-file-format.txt)."""
+    window_bytes, size = int.from_bytes(head[1:5], "little"), head[5:13]
+    bits = f"{window_bytes:b}".rstrip("0")
+    return (
+        len(head) > 13
+        and head[0] < 9 * 5 * 5
+        and (bits in ("1", "11") or window_bytes == 0xFFFFFFFF)
+        and (size == b"\xff" * 8 or 0 < int.from_bytes(size, "little") < 1 << 38)
+        and head[13] == 0
+    )
+
+
+def begins_zlib(head: bytes) -> bool:
+    """Whether it is a stream of zlib (RFC 1950), as far as it is there."""
+    if len(head) < 2 or head[0] & 0x8F != 8 or int.from_bytes(head[:2], "big") % 31:
+        return False
+    try:
+        return bool(zlib.decompressobj().decompress(head, SLICE_BYTES))
+    except zlib.error:
+        return False
+
+
+def zlibbed() -> Unfolding:
+    """A stream of zlib."""
+    return Deflated(zlib.MAX_WBITS)
+
+
+def begins_skippable(head: bytes) -> bool:
+    """Whether it is a frame that decoders of Zstandard pass over (RFC 8878, 3.1.2)."""
+    return head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F

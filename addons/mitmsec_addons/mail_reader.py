@@ -11,22 +11,62 @@ import re
 from collections.abc import Callable, Iterator
 from email.parser import BytesHeaderParser
 
-from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
+from mitmsec_addons.containers import Entry, Event, Mark, Reader, Unreadable
 
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
 LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
 BOUNDARIES_LIMIT = 16
+PARAMETERS_LIMIT = 256  # of a field: the library takes time with the square of them
+_WITH_PARAMETERS = ("content-type", "content-disposition")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:")
 _MAIL_FIELDS = re.compile(
     rb"^(?:from|to|subject|date|received|return-path|delivered-to|mime-version|message-id|content-type)[ \t]*:",
     re.IGNORECASE | re.MULTILINE,
 )
+ENCODINGS = frozenset({"", "7bit", "8bit", "binary", "base64", "quoted-printable"})
+_COMMENT = re.compile(r"\([^()]*\)")
+_FIELDS_ALONE = re.compile(rb"(?:(?:[!-9;-~]+[ \t]*:|[ \t])[^\n]*\n)*[^\n]*\Z")
 _NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 
 
 def begins_mail(head: bytes) -> bool:
     """Whether these are the first fields of a mail: two at least that mails have, and nothing else before them."""
     return _FIELD.match(head) is not None and len(_MAIL_FIELDS.findall(head)) >= 2
+
+
+def may_begin_mail(head: bytes) -> bool:
+    """Whether there is nothing but fields in it, which may be those of a mail that has longer ones before."""
+    return _FIELD.match(head) is not None and _FIELDS_ALONE.match(head) is not None
+
+
+class LateMailReader:
+    """A mail, if its fields say so when all of them are there; what is none goes to `other`."""
+
+    def __init__(self, other: Reader) -> None:
+        self._held: bytes | None = b""
+        self._reader = other
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """What comes of `data`."""
+        if self._held is not None:
+            self._held += data
+            if len(self._held) <= HEAD_LIMIT_BYTES and may_begin_mail(self._held):
+                return
+            data = self._decide()
+        yield from self._reader.feed(data)
+
+    def close(self) -> Iterator[Event]:
+        """What comes of the end."""
+        if self._held is not None:
+            yield from self._reader.feed(self._decide())
+        yield from self._reader.close()
+
+    def _decide(self) -> bytes:
+        held, self._held = self._held or b"", None
+        fields = re.split(rb"\r?\n\r?\n", held[: HEAD_LIMIT_BYTES + 1], maxsplit=1)[0]
+        if begins_mail(fields):
+            self._reader = MailReader()
+        return held
 
 
 class MailReader:
@@ -100,6 +140,9 @@ class MailReader:
 
     def _begin_part(self, head: bytes) -> Iterator[Event]:
         fields = BytesHeaderParser().parsebytes(head)
+        if any(str(fields.get(name, "")).count(";") > PARAMETERS_LIMIT for name in _WITH_PARAMETERS):
+            yield from self._undecoded(f"more than {PARAMETERS_LIMIT} parameters of a header field")
+            return
         boundary = _text(fields.get_boundary)
         if fields.get_content_maintype() == "multipart" and boundary:
             if len(self._boundaries) < BOUNDARIES_LIMIT:
@@ -109,9 +152,19 @@ class MailReader:
             return
         self._number += 1
         self._quantum = b""
-        self._decode = self._decoding(str(fields.get("content-transfer-encoding", "")).strip().lower())
+        encoding = _COMMENT.sub(" ", str(fields.get("content-transfer-encoding", ""))).strip('"; \t\r\n').lower()
+        self._decode = self._decoding(encoding)
         name = _text(fields.get_filename) or f"part {self._number}"
         yield Entry(name, content_type=fields.get_content_type())
+        if encoding not in ENCODINGS:
+            yield Unreadable("its transfer encoding is not known here")
+
+    def _undecoded(self, why: str) -> Iterator[Event]:
+        """A part that is shown as it is, and not read beyond that."""
+        self._number += 1
+        self._decode = bytes
+        yield Entry(f"part {self._number}")
+        yield Unreadable(why)
 
     def _decoding(self, encoding: str) -> Callable[[bytes], bytes]:
         if encoding == "base64":

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 OBJECTS_LIMIT_BYTES = 4 << 20
 SHOWN_LIMIT_BYTES = 2 << 20
+OBJECTS_LIMIT = 20_000  # in one object stream
 CODES_LIMIT = 1 << 16  # in all fonts together, several times what a document has
 _REFERENCE = re.compile(rb"/([A-Za-z][\w+.-]{0,40})\s+(\d{1,8})\s+\d{1,5}\s+R\b")
 _OBJECT = re.compile(rb"(\d{1,8})\s+\d{1,5}\s+obj\b")
-_SECTION = re.compile(rb"beginbf(char|range)(.*?)endbf", re.DOTALL)
+_SECTION, _SECTION_END = re.compile(rb"beginbf(char|range)"), b"endbf"
 _CODE = re.compile(rb"<([0-9A-Fa-f\s]*)>|(\[)|(\])")
 _FIRST, _NUMBER = re.compile(rb"/First\s+(\d{1,8})"), re.compile(rb"\d{1,9}")
 
@@ -48,7 +50,8 @@ class PdfFonts:
     def object_stream(self, dictionary: bytes, content: bytes) -> None:
         """Objects of an object stream (7.5.7), as they would stand in the file."""
         first = int(found[1]) if (found := _FIRST.search(dictionary)) else 0
-        numbers = [int(number) for number in _NUMBER.findall(content[:first])]
+        numbers = [int(number[0]) for number in islice(_NUMBER.finditer(content[:first]), 2 * OBJECTS_LIMIT + 1)]
+        self.has_more = self.has_more or len(numbers) > 2 * OBJECTS_LIMIT
         places = sorted(zip(numbers[1::2], numbers[::2], strict=False))
         ends = [at for at, _ in places[1:]] + [len(content)]
         for (at, number), end in zip(places, ends, strict=False):
@@ -57,13 +60,12 @@ class PdfFonts:
     def explained(self, number: int, cmap: bytes) -> None:
         """What an object explains, if it is a CMap."""
         codes: Codes = {}
-        for section in _SECTION.finditer(cmap):
-            for code, text in _ranges(section[2]) if section[1] == b"range" else _chars(section[2]):
-                if self._codes >= CODES_LIMIT:
-                    self.has_more = True
-                    return
-                self._codes += code not in codes
-                codes[code] = text
+        for code, text in _explanations(cmap):
+            if self._codes >= CODES_LIMIT:
+                self.has_more = True
+                return
+            self._codes += 1  # said again, too: it takes as long
+            codes[code] = text
         self._explained[number] = codes
 
     def shown(self, font: bytes, string: bytes) -> None:
@@ -100,6 +102,16 @@ class PdfFonts:
             at = objects.find(b"/ToUnicode", begin.end(), end)
             if at >= 0 and (found := _REFERENCE.match(objects, at)):
                 yield int(begin[1]), int(found[2])
+
+
+def _explanations(cmap: bytes) -> Iterator[tuple[int, str]]:
+    at = 0
+    while (begin := _SECTION.search(cmap, at)) is not None:
+        at = cmap.find(_SECTION_END, begin.end())
+        if at < 0:
+            return
+        section = cmap[begin.end() : at]
+        yield from _ranges(section) if begin[1] == b"range" else _chars(section)
 
 
 def _codes(text: bytes) -> Iterator[bytes | str]:

@@ -4,7 +4,8 @@
     the rest stands in the file as it is, and whoever reads the file has seen it
     text in fonts with numbers of their own ──► put together at the end (`pdf_fonts`)
 
-It follows no reference and needs no table of contents, so damaged ones don't matter.
+It follows no reference and needs no table of contents, so damaged ones don't matter. Nothing is passed over because a
+dictionary says what it is: what is no text is shown as it is, and where a filter is not clear, its first bytes decide.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from mitmsec_addons.pdf_fonts import OBJECTS_LIMIT_BYTES, PdfFonts
 from mitmsec_addons.pdf_text import PdfText
 
 DICTIONARY_LIMIT_BYTES = 4096
-_STREAM = re.compile(rb"(?<!end)stream(?:\r\n|\n)")
+_STREAM = re.compile(rb"(?<!end)stream[ \t\f\0]{0,64}(?:%[^\r\n]{0,256})?(?:\r\n|\n|\r)")  # as lenient as readers are
 _END = b"endstream"
 _FILTER = re.compile(rb"/Filter\s*(\[[^\]]*\]|/\w+)")
+_ANY_FILTER = re.compile(rb"/Filter(?!\w)")
+_ENCRYPT = re.compile(rb"/Encrypt(?!\w)")
+_ESCAPED = re.compile(rb"#([0-9A-Fa-f]{2})")
 _NAME = re.compile(rb"/(\w+)")
 _OBJECT = re.compile(rb"(\d+)\s+\d+\s+obj\b")
 _OBJECTS = re.compile(rb"/Type\s*/ObjStm\b")
-_NO_TEXT = re.compile(  # pictures, font programs, tables of contents
-    rb"/Subtype\s*/(?:Image|Type1C|CIDFontType0C|OpenType)\b|/Length1\b|/Type\s*/XRef\b"
-)
 _PICTURES = frozenset({b"DCTDecode", b"JPXDecode", b"CCITTFaxDecode", b"JBIG2Decode", b"DCT", b"CCF"})
 
 
@@ -45,14 +46,18 @@ class PdfReader:
         self._held += data
         while self._held:
             if self._inside is None:
-                if (found := _STREAM.search(self._held)) is None:
+                found = _STREAM.search(self._held)
+                yield from self._encrypted(self._held if found is None else self._held[: found.start()])
+                if found is None:
                     self._fonts.objects(self._held[:-DICTIONARY_LIMIT_BYTES])
                     self._held = self._held[-DICTIONARY_LIMIT_BYTES:]
                     return
+                if found.end() == len(self._held):
+                    return  # another end of a line may follow
                 before, self._held = self._held[: found.start()], self._held[found.end() :]
                 self._fonts.objects(before)
-                self._inside = _opened(before[-DICTIONARY_LIMIT_BYTES:], self._fonts)
-                yield from self._opening(self._inside)
+                self._inside = _opened(before, self._fonts)
+                yield Entry(self._inside.name)
             else:
                 at = self._held.find(_END)
                 take = at if at >= 0 else max(len(self._held) - len(_END) + 1, 0)
@@ -60,7 +65,11 @@ class PdfReader:
                 yield from self._unfolded(self._inside, data)
                 if at < 0:
                     return
-                yield from self._closing(self._inside)
+                if self._inside.goes_on:  # the word stands in what is packed
+                    data, self._held = self._held[: len(_END)], self._held[len(_END) :]
+                    yield from self._unfolded(self._inside, data)
+                else:
+                    yield from self._closing(self._inside)
 
     def close(self) -> Iterator[Event]:
         """A stream that has no end."""
@@ -68,6 +77,7 @@ class PdfReader:
             yield from self._unfolded(self._inside, self._held)
             yield from self._closing(self._inside)
         else:
+            yield from self._encrypted(self._held)
             self._fonts.objects(self._held)
         text = [*filter(None, self._fonts.text())]
         if text:
@@ -77,11 +87,9 @@ class PdfReader:
         if self._fonts.has_more:
             yield from self._once("it is too long for its fonts to be read")
 
-    def _opening(self, stream: _Stream) -> Iterator[Event]:
-        if stream.unfoldings is not None:
-            yield Entry(stream.name)
-        elif stream.why:
-            yield from self._once(stream.why)
+    def _encrypted(self, objects: bytes) -> Iterator[Event]:
+        if not self._is_told and _ENCRYPT.search(_unescaped(objects)):
+            yield from self._once("encrypted")
 
     def _unfolded(self, stream: _Stream, data: bytes) -> Iterator[Event]:
         if stream.unfoldings is None:
@@ -97,6 +105,8 @@ class PdfReader:
     def _closing(self, stream: _Stream) -> Iterator[Event]:
         self._inside = None
         yield from filter(None, stream.text.close())
+        if stream.is_cut_off:
+            yield from self._once("damaged")
         stream.learn(self._fonts)
         yield Mark.ENDED
 
@@ -107,16 +117,27 @@ class PdfReader:
 
 
 class _Stream:
-    """`unfoldings` undo its filters in order; None: it is passed over, because of `why` or because it has no text."""
+    """`unfoldings` undo its filters in order; None: it is damaged."""
 
-    def __init__(
-        self, number: int, dictionary: bytes, unfoldings: list[Unfolding] | None, fonts: PdfFonts, why: str = ""
-    ) -> None:
-        self.name, self.unfoldings, self.why = f"object {number}", unfoldings, why
+    def __init__(self, number: int, dictionary: bytes, unfoldings: list[Unfolding] | None, fonts: PdfFonts) -> None:
+        self.name, self.unfoldings = f"object {number}", unfoldings
         self._number, self._dictionary = number, dictionary
         self._kept: list[bytes] | None = []  # of what may say something about fonts
         self._kept_bytes = 0
         self.text = PdfText(fonts.shown)
+
+    @property
+    def goes_on(self) -> bool:
+        """By its own account it has no end yet."""
+        first = self.unfoldings[0] if self.unfoldings else None
+        return isinstance(first, Deflated | _Guessed) and first.goes_on
+
+    @property
+    def is_cut_off(self) -> bool:
+        """It ended before its own account."""
+        return self.goes_on or bool(
+            self.unfoldings and isinstance(self.unfoldings[0], Ascii85) and not self.unfoldings[0].ended
+        )
 
     def keep(self, piece: bytes) -> None:
         """A piece of it, unfolded."""
@@ -137,23 +158,32 @@ class _Stream:
 
 def _opened(before: bytes, fonts: PdfFonts) -> _Stream:
     """What the dictionary, at the end of `before`, says of the stream behind it."""
-    objects = [*_OBJECT.finditer(before)]
-    dictionary = before[objects[-1].end() :] if objects else before
+    dictionary = _unescaped(before[-DICTIONARY_LIMIT_BYTES:].rpartition(b"endobj")[2])
+    objects = [*_OBJECT.finditer(dictionary)]
     number = int(objects[-1][1][:8]) if objects else 0
-    filters = _NAME.findall(found[1]) if (found := _FILTER.search(dictionary)) else []
-    if _NO_TEXT.search(dictionary) or _PICTURES & {*filters}:
-        return _Stream(number, dictionary, None, fonts)
+    told = _FILTER.findall(dictionary)
+    if not objects or len(told) != len(_ANY_FILTER.findall(dictionary)) or len(told) > 1:
+        return _Stream(number, dictionary, [_Guessed("its filters are not clear")], fonts)
+    return _Stream(number, dictionary, _unfoldings(_NAME.findall(told[0]) if told else []), fonts)
+
+
+def _unfoldings(filters: list[bytes]) -> list[Unfolding]:
     made: list[Unfolding] = []
     for one in filters:
         if one in (b"FlateDecode", b"Fl"):
             made.append(Deflated(15))
         elif one in (b"ASCII85Decode", b"A85"):
             made.append(Ascii85())
+        elif one in _PICTURES:
+            return [*made, _Guessed()]
         else:
-            return _Stream(
-                number, dictionary, None, fonts, f"packed by {one[:20].decode('latin-1')}, which is not known here"
-            )
-    return _Stream(number, dictionary, made or [Stored()], fonts)
+            return [*made, _Guessed(f"packed by {one[:20].decode('latin-1')}, which is not known here")]
+    return made or [_Guessed()]
+
+
+def _unescaped(names: bytes) -> bytes:
+    """`/Filter` of `/#46ilter` (7.3.5)."""
+    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), names) if b"#" in names else names
 
 
 def _through(unfoldings: list[Unfolding], data: bytes) -> Iterator[bytes]:
@@ -165,6 +195,42 @@ def _through(unfoldings: list[Unfolding], data: bytes) -> Iterator[bytes]:
             yield from _through(others, piece)
         else:
             yield piece
+
+
+class _Guessed:
+    """What is deflated as its first bytes say, or else as it is: that stands in the file, and nothing of it is missed.
+
+    Raises Damaged with `why`, where there is one, for the second.
+    """
+
+    def __init__(self, why: str = "") -> None:
+        self._why = why
+        self._held = b""
+        self._unfolding: Unfolding | None = None
+        self.ended, self.unused = False, b""
+
+    @property
+    def goes_on(self) -> bool:
+        return isinstance(self._unfolding, Deflated) and self._unfolding.goes_on
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if self._unfolding is None:
+            data = self._held = self._held + data
+            if len(data) < 2:
+                return
+            self._unfolding = (
+                Deflated(15) if data[0] & 0x8F == 8 and not int.from_bytes(data[:2], "big") % 31 else Stored()
+            )
+            self._held = b""
+        if self._why and not isinstance(self._unfolding, Deflated):
+            raise Damaged(self._why)
+        try:
+            yield from self._unfolding.feed(data)
+            self.ended = self._unfolding.ended
+        except Damaged:
+            if self._why:
+                raise Damaged(self._why) from None
+            self._unfolding = Stored()
 
 
 class Ascii85:

@@ -111,7 +111,8 @@ def header_of(data: bytes) -> Header | Folder:
 def _header(cursor: _Cursor) -> Header:
     folders: tuple[Folder, ...] = ()
     names: tuple[str, ...] = ()
-    while (kind := cursor.byte()) != END:
+    seen: set[int] = set()
+    while (kind := _new(cursor, seen)) != END:
         if kind == MAIN:
             folders = _streams(cursor)
         elif kind == FILES:
@@ -119,6 +120,15 @@ def _header(cursor: _Cursor) -> Header:
         else:
             raise Malformed("its header has something that is not known here")
     return Header(folders, names)
+
+
+def _new(cursor: _Cursor, seen: set[int]) -> int:
+    """What comes next; each may come once. Raises Malformed."""
+    kind = cursor.byte()
+    if kind in seen:
+        raise Malformed("damaged: its header says something twice")
+    seen.add(kind)
+    return kind
 
 
 def _names(cursor: _Cursor) -> tuple[str, ...]:
@@ -138,7 +148,8 @@ def _streams(cursor: _Cursor) -> tuple[Folder, ...]:
     at, packed, folders = 0, [], []  # type: int, list[int], list[tuple[tuple[Coder, ...], int]]
     counts: list[int] | None = None
     sizes: list[list[int]] = []
-    while (kind := cursor.byte()) != END:
+    seen: set[int] = set()
+    while (kind := _new(cursor, seen)) != END:
         if kind == PACK:
             at, packed = _packed(cursor)
         elif kind == UNPACK:

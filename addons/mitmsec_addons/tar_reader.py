@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mitmsec_addons.containers import Entry, Event, Mark, Unreadable
@@ -10,7 +11,15 @@ BLOCK_BYTES = 512
 NAME_LIMIT_BYTES = 1 << 16  # of what says a long name
 _FILE = (b"0", b"\0", b"7")
 _NOTHING_INSIDE = (b"1", b"2", b"3", b"4", b"5", b"6", b"g", b"K")
-_GNU_NAME, _PAX = b"L", b"x"
+_GNU_NAME, _PAX, _PAX_ALL = b"L", b"x", b"g"
+_SIZE = re.compile(rb"[0-9]{1,18}")
+_LENGTH = re.compile(rb"([0-9]{1,6}) ")
+
+
+def begins_tar(head: bytes) -> bool:
+    """Whether the first block has its own checksum: archives of before POSIX have nothing else to know them by."""
+    told = _octal(head[148:156]) if len(head) >= BLOCK_BYTES else None
+    return bool(told) and any(head[:100]) and _sum(head[:BLOCK_BYTES]) == told
 
 
 class TarReader:
@@ -22,6 +31,7 @@ class TarReader:
         self._kind = b""
         self._long: bytes | None = None  # what says the name of the next file, while it is read
         self._name = ""
+        self._size_bytes: int | None = None  # of the next file, where a pax record says it
         self._over = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
@@ -53,10 +63,15 @@ class TarReader:
             yield Unreadable("damaged: a header is none")
             return
         self._kind = block[156:157]
+        if self._size_bytes is not None and self._kind in _FILE:
+            size_bytes, self._size_bytes = self._size_bytes, None
         self._left_bytes = size_bytes if self._kind not in _NOTHING_INSIDE or self._kind in b"gK" else 0
         self._padding_bytes = -self._left_bytes % BLOCK_BYTES
-        if self._kind in (_GNU_NAME, _PAX):
+        yield b""
+        if self._kind in (_GNU_NAME, _PAX, _PAX_ALL):
             self._long = b"" if self._left_bytes else None
+            if size_bytes > NAME_LIMIT_BYTES:
+                yield Unreadable(f"more than {NAME_LIMIT_BYTES} bytes of what is said of a file")
             return
         name = self._name or _named(block)
         self._name = ""
@@ -74,12 +89,25 @@ class TarReader:
         if self._long is not None:
             self._long += data[: NAME_LIMIT_BYTES - len(self._long)]
             if not self._left_bytes:
-                self._name = _pax_path(self._long) if self._kind == _PAX else _text(self._long) or self._name
-                self._long = None
+                long, self._long = self._long, None
+                yield from self._said(long)
         elif self._kind not in _NOTHING_INSIDE:
             yield data
             if not self._left_bytes:
                 yield Mark.ENDED
+
+    def _said(self, long: bytes) -> Iterator[Event]:
+        if self._kind == _GNU_NAME:
+            self._name = _text(long) or self._name
+            return
+        said = _pax(long)
+        size = said.get(b"size", b"")
+        if size and (self._kind == _PAX_ALL or not _SIZE.fullmatch(size)):
+            yield Unreadable("a size that is not its files' own")
+        elif size:
+            self._size_bytes = int(size)
+        if self._kind == _PAX:
+            self._name = _text(said.get(b"path", b""))
 
 
 def _named(block: bytes) -> str:
@@ -91,16 +119,18 @@ def _text(data: bytes) -> str:
     return data.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _pax_path(records: bytes) -> str:
-    """`30 path=…\\n`, one record behind the other; empty where none says a path."""
-    while records:
-        length, _, _ = records.partition(b" ")
-        if not length.isdigit() or not 0 < int(length[:6]) <= len(records):
-            return ""
-        record, records = records[: int(length)], records[int(length) :]
-        if record[len(length) + 1 :].startswith(b"path="):
-            return _text(record[len(length) + 6 :].rstrip(b"\n"))
-    return ""
+def _pax(records: bytes) -> dict[bytes, bytes]:
+    """`30 path=…\\n`, one record behind the other, up to one that is none."""
+    found: dict[bytes, bytes] = {}
+    at = 0
+    while (length := _LENGTH.match(records, at)) is not None:
+        end = at + int(length[1])
+        if end <= length.end() or end > len(records):
+            break
+        key, _, value = records[length.end() : end].removesuffix(b"\n").partition(b"=")
+        found[key] = value
+        at = end
+    return found
 
 
 def _size(field: bytes) -> int | None:

@@ -10,6 +10,7 @@ What is unpacked is not kept: it is shown in slices and forgotten. Names are tol
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
@@ -17,12 +18,18 @@ from msgspec.structs import replace
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault
 from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind, Unread, place
 from mitmsec.core.model import Finding
-from mitmsec_addons.containers import Entry, Event, Mark, Reader, Unreadable
+from mitmsec_addons.containers import Entry, Event, Mark, Passed, Reader, Unreadable
 from mitmsec_addons.unpack_budget import Budget, Spent
 
-HEAD_BYTES = 512  # by which it is known what something is
+HEAD_BYTES = 1024  # by which it is known what something is
 NAME_LIMIT_CHARACTERS = 100
 PATH_LIMIT_CHARACTERS = 400
+NAME_OF = " (its name)"
+SHORT_NUMBER_DIGITS = 8
+_SEPARATORS = re.compile(r"[/\\._]+")  # "4539_1488_0343_6467.txt"
+_OF_NUMBERS = frozenset({"file_type", "iban", "national_id", "payment_card", "secrets"})
+_NUMBER = re.compile(r"(?:[^0-9]*[0-9]){7}|[\w+/=-]{16}")  # less holds nothing that these find; to ask them takes time
+_OUR_OWN = re.compile(r"(?:object|part) [0-9]{1,8}|text|content")  # which readers give
 BUDGET_S = 60.0  # computed by each inspector on one entry
 
 type Told = Finding | Unread
@@ -146,27 +153,59 @@ class Unpacking:
                 return (Unread(why=why, location=place(self._entry_part or self._part)),)
             case Mark.ENDED:
                 return self._end_entry()
+            case Passed(size_bytes=size_bytes):
+                self._budget.unpacked(size_bytes)
+                return ()
 
     def _begin_entry(self, entry: Entry) -> Iterable[Told]:
         self._number += 1
         self._budget.entry(self._depth + 1)
-        path = self._part.path + "!" * bool(self._part.path) + _printable(entry.name or str(self._number))
-        self._entry_part = Part(
+        told = self._look_at_name(entry.name)
+        # What an inspector finds in a name stands nowhere in the clear, and locations are recorded.
+        name = str(self._number) if told or not entry.name else entry.name
+        self._entry_part = self._within(
+            name, content_type=entry.content_type, file_name=_printable(name.replace("\\", "/").rpartition("/")[2])
+        )
+        return told
+
+    def _within(self, name: str, content_type: str = "", file_name: str = "") -> Part:
+        path = self._part.path + "!" * bool(self._part.path) + _printable(name)
+        return Part(
             flow=self._part.flow,
             kind=PartKind.BODY,
             sent=self._part.sent,
             host=self._part.host,
             method=self._part.method,
             url=self._part.url,
-            content_type=entry.content_type,
-            file_name=_printable(entry.name.replace("\\", "/").rpartition("/")[2]),
+            content_type=content_type,
+            file_name=file_name,
             path=path[:PATH_LIMIT_CHARACTERS],
         )
-        return ()
+
+    def _look_at_name(self, name: str) -> list[Told]:
+        """What inspectors find in it: it is content like any other."""
+        if not name or _OUR_OWN.fullmatch(name):
+            return []
+        spaced = _SEPARATORS.sub(" ", name)
+        has_number = sum(map(str.isdecimal, name)) > SHORT_NUMBER_DIGITS
+        return self._look_at(name) or (self._look_at(spaced) if has_number and spaced != name else [])
+
+    def _look_at(self, text: str) -> list[Told]:
+        inspectors = [
+            one
+            for one in self._others
+            if not isinstance(one, UnpackingInspector) and (one.name not in _OF_NUMBERS or _NUMBER.search(text))
+        ]
+        if not inspectors:
+            return []
+        part = self._within(f"{self._number}{NAME_OF}")
+        looking = Guarded(inspectors, part, clock=self._clock, budget_s=BUDGET_S)
+        said = (looking.feed(text.encode("utf-8", "replace")), looking.close())
+        return [one for inspected in said for one in self._tell(inspected)]
 
     def _show(self, data: bytes) -> Iterable[Told]:
         """Inspections begin with the first byte: an archive may have thousands of files that are empty."""
-        if self._entry_part is None:
+        if self._entry_part is None or not data:
             return ()
         if self._entry is None:
             self._entry = Guarded(self._inspectors, self._entry_part, clock=self._clock, budget_s=BUDGET_S)

@@ -6,7 +6,7 @@ import io
 import tarfile
 import zipfile
 
-from mitmsec_addons.containers import Entry, Event, Mark, Reader, Unreadable
+from mitmsec_addons.containers import Entry, Event, Mark, Passed, Reader, Unreadable
 
 CARD = b"my card number is 4539 1488 0343 6467, thanks"
 
@@ -39,7 +39,7 @@ def events(reader: Reader, data: bytes, step: int = 997) -> list[Event]:
     for one in told:
         if isinstance(one, bytes) and joined and isinstance(joined[-1], bytes):
             joined[-1] += one
-        elif one != b"":
+        elif one != b"" and not isinstance(one, Passed):
             joined.append(one)
     return joined
 

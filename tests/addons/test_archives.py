@@ -69,6 +69,46 @@ def test_a_card_in_an_archive_is_found_at_its_place(data: bytes, file_name: str,
     assert unread(data, file_name=file_name) == []
 
 
+def old_tar() -> bytes:
+    """As before POSIX: it has no signature."""
+    made = bytearray(tarred({"card.zip": zipped({"card.txt": CARD})}))
+    made[257:265] = bytes(8)
+    made[148:156] = b"%06o\0 " % (sum(made[:148]) + 8 * 32 + sum(made[156:512]))
+    return bytes(made)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (old_tar(), "card.zip!card.txt"),
+        (lzma.compress(CARD, format=lzma.FORMAT_ALONE), "content"),
+        (zlib.compress(CARD), "content"),
+        (b"\x50\x2a\x4d\x18\4\0\0\0abcd" + zstandard.compress(zipped({"a": CARD})), "content!a"),
+    ],
+    ids=["old tar", "lzma", "zlib", "skippable"],
+)
+def test_what_has_no_signature_is_known_by_what_it_says_of_itself(data: bytes, where: str) -> None:
+    assert f"request.body!{where}+18" in places(data)
+    assert unread(data) == []
+
+
+@pytest.mark.parametrize(
+    "data", [b"x^2 + y^2 = z^2", b"]\0\0\1\0" + bytes(99), b"x\x9cno", bytes(2000), b"hello\n" * 99]
+)
+def test_what_only_begins_like_something_packed_is_as_it_is(data: bytes) -> None:
+    assert inspected(data) == Inspected()
+
+
+def test_a_tar_archive_whose_first_header_is_damaged_says_so() -> None:
+    assert unread(b"b" + tarred({"a": CARD})[1:]) == ["damaged: a header is none (request.body)"]
+
+
+def test_base64_of_grpc_is_told() -> None:
+    assert unread(b"AAAA", content_type="application/grpc-web-text+proto") == [
+        "gRPC-Web in base64, which is not read (request.body)"
+    ]
+
+
 def test_what_was_unpacked_cannot_be_masked_where_it_was_found() -> None:
     (found,) = inspected(zipped({"card.txt": CARD})).findings
     assert (found.offset, found.size_bytes) == (None, 0)
@@ -90,8 +130,9 @@ def test_office_documents_are_left_to_documents_where_that_is_named() -> None:
     [
         (b"Rar!\x1a\x07\x01\0" + bytes(99), "a RAR archive, which is not unpacked"),
         (b"MSCF\0\0\0\0" + bytes(99), "a cabinet, which is not unpacked"),
+        (b"\x04\x22\x4d\x18" + bytes(99), "LZ4, which is not unpacked"),
     ],
-    ids=["rar", "cab"],
+    ids=["rar", "cab", "lz4"],
 )
 def test_what_cannot_be_unpacked_is_not_inspected_and_told(data: bytes, why: str) -> None:
     assert unread(data) == [f"{why} (request.body)"]
@@ -99,6 +140,18 @@ def test_what_cannot_be_unpacked_is_not_inspected_and_told(data: bytes, why: str
 
 def test_an_archive_that_is_cut_off_in_a_file_says_where() -> None:
     assert unread(zipped({"a": CARD})[:60]) == ["the archive is cut off (request.body!a)"]
+
+
+@pytest.mark.parametrize("step", [1, SLICE_BYTES])
+def test_what_an_inspector_finds_in_a_name_is_told_and_stands_nowhere(step: int) -> None:
+    name = "visa card 4539 1488 0343 6467.txt"
+    archive = zipped({"harmless.txt": b"x", name: CARD, "last.zip": zipped({name + "/" + name: CARD})[:-30]})
+    said = inspected(archive, step=step)
+    assert {one.location.partition("+")[0] for one in said.findings} == {
+        "request.body!2", "request.body!2 (its name)", "request.body!last.zip!1", "request.body!last.zip!1 (its name)"
+    }  # fmt: skip
+    assert [one.location for one in said.faults] == ["request.body!last.zip"]
+    assert "4539" not in repr(said)
 
 
 # -- bombs -------------------------------------------------------------------------------------------------------------

@@ -51,6 +51,27 @@ def test_mail_is_known_by_its_media_type_too() -> None:
     assert places(b"X-Only: this\n\n" + CARD, *ALL, content_type="message/rfc822") != []
 
 
+@pytest.mark.parametrize("others", [("documents", "payment_card"), ALL])
+def test_a_letter_is_known_by_any_of_its_names_and_behind_anything(others: tuple[str, ...]) -> None:
+    text = b'<w:p xmlns:w="w"><w:t>card 4539 1488 </w:t><w:t>0343 6467</w:t></w:p>'
+    assert places(zipped({"zzz.txt": b"junk", "word/document.xml": text}), *others) == [
+        "request.body!word/document.xml+5"
+    ]
+    assert places(b"#!/bin/sh\n" + letter(), *others) == ["request.body!word/document.xml+5"]
+
+
+def test_the_end_of_an_archive_that_was_not_found_is_told_by_one_of_both() -> None:
+    hidden = bytearray(b"x" + letter())
+    hidden[5] = 255
+    for others in (ALL, ("documents", "payment_card")):
+        assert unread(bytes(hidden), *others) == ["the end of a ZIP archive that was not found (request.body)"]
+
+
+@pytest.mark.parametrize("before", [b"\n\n", b"#!/bin/sh\n", b"x" * 900])
+def test_a_pdf_is_known_within_its_first_kilobyte(before: bytes) -> None:
+    assert places(before + CHROMIUM, *ALL) == ["request.body!text+12"]
+
+
 def test_archives_alone_are_none_of_its_business() -> None:
     assert places(zipped({"a": CARD}), "documents", "payment_card") == []
     assert places(b"plain text", *ALL) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.message import EmailMessage
 
 import httpx
@@ -10,7 +11,16 @@ from container_stage import CARD, contents, events, unread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec_addons.mail_reader import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES, MailReader, begins_mail
+from mitmsec_addons.inflating import gzipped
+from mitmsec_addons.mail_reader import (
+    HEAD_LIMIT_BYTES,
+    LINE_LIMIT_BYTES,
+    LateMailReader,
+    MailReader,
+    begins_mail,
+    may_begin_mail,
+)
+from mitmsec_addons.packed_reader import PackedReader
 
 
 def mail() -> bytes:
@@ -75,6 +85,37 @@ def test_what_is_too_much_or_cut_off_says_so() -> None:
     assert unread(MailReader(), cut) == ["cut off: its last part has no end"]
     deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (at, at) for at in range(20))
     assert unread(MailReader(), deep)[0] == "multipart in multipart, more than 16 times"
+
+
+def test_a_field_with_too_many_parameters_is_told_soon() -> None:
+    mail = b"From: a\nTo: b\nContent-Type: multipart/mixed" + b";" * 60_000 + b"\n\n" + CARD
+    began_s = time.process_time()
+    assert unread(MailReader(), mail, 1 << 16) == ["more than 256 parameters of a header field"]
+    assert contents(MailReader(), mail, 1 << 16) == {"part 1": CARD}
+    assert time.process_time() - began_s < 0.5
+
+
+@pytest.mark.parametrize("encoding", [b"base64 (as ever)", b'"base64"', b"(c) BASE64;"])
+def test_encodings_are_read_as_lenient_programs_do(encoding: bytes) -> None:
+    made = b"From: a\nTo: b\nContent-Transfer-Encoding: " + encoding + b"\n\naGVsbG8=\n"
+    assert contents(MailReader(), made) == {"part 1": b"hello"}
+    assert unread(MailReader(), made) == []
+
+
+def test_an_encoding_that_is_not_known_is_told() -> None:
+    made = b"From: a\nTo: b\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 a\n"
+    assert unread(MailReader(), made) == ["its transfer encoding is not known here"]
+
+
+@pytest.mark.parametrize("step", [1, 1000, 1 << 16])
+def test_long_fields_before_those_of_a_mail_hide_nothing(step: int) -> None:
+    late = b"X-Long: " + b"y" * 3000 + b"\r\n z\r\n" + mail()
+    assert may_begin_mail(late[:1024])
+    assert contents(LateMailReader(MailReader()), late, step)["card.bin"] == CARD * 40
+    assert may_begin_mail(b"one: line")
+    assert not may_begin_mail(b"one: line\n\n")
+    for none in (b"data: x\n\ndata: y\n", b"data: x", b"a: " + b"b" * 70_000):
+        assert contents(LateMailReader(PackedReader(gzipped, "")), none, step) == {"content": b""}
 
 
 @pytest.mark.parametrize(

@@ -79,3 +79,37 @@ def test_hostile_xml_is_text_or_damage(pieces: list[bytes]) -> None:
     text = XmlText()
     with contextlib.suppress(Damaged):
         assert all(text.feed(piece).decode() is not None for piece in pieces)
+
+
+@pytest.mark.parametrize("step", [40, 1 << 16])
+def test_a_long_token_hides_nothing_behind_it(step: int) -> None:
+    """Expat puts off what follows one that it could not end at once."""
+    xml = b'<w a="' + b"x" * 66_000 + b'"><p>4539 1488 0343 6467</p></w>'
+    assert b"\n4539 1488 0343 6467\n" in contents(OfficeReader(), document(xml), step)["word/document.xml"]
+    assert unread(OfficeReader(), document(xml), step) == []
+
+
+def test_xml_that_has_no_end_is_told_and_an_empty_entry_is_none() -> None:
+    assert unread(OfficeReader(), document(b"<w><p>text</p>")) == ["its XML is damaged"]
+    assert unread(OfficeReader(), document(b"")) == []
+
+
+def test_attributes_and_comments_follow_the_line() -> None:
+    xml = (
+        b'<w><p id="1F03"><t x="a picture of it">4539 1488 </t><!-- said aside --><t y="">0343 6467</t></p>'
+        b"<?app data?>the end</w>"
+    )
+    text = b"4539 1488 0343 6467\na picture of it\n said aside \nthe end\ndata\n"
+    assert contents(OfficeReader(), document(xml))["word/document.xml"] == text
+    many = b"<w>" + b'<t a="0123456789"/>' * 7000 + b"</w>"
+    assert contents(OfficeReader(), document(many))["word/document.xml"].count(b"0123456789\n") == 7000
+
+
+def test_of_an_archive_that_is_not_wholly_a_document_the_text_is_read() -> None:
+    archive = zipped({"zzz.txt": b"junk", "word/document.xml": LETTER})
+    assert [*contents(OfficeReader(whole=False), archive)] == ["word/document.xml"]
+    assert unread(OfficeReader(whole=False), archive + b"x") == ["the archive's end is not where it says"]
+    assert unread(OfficeReader(whole=False), zipped({"a": b"x"}) + b"x") == []
+    damaged = bytearray(document(LETTER))
+    damaged[100:110] = b"\xff" * 10
+    assert unread(OfficeReader(), bytes(damaged)).count("its XML is damaged") == 0, "that it is damaged is told once"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,3 +89,21 @@ def test_hostile_tables_and_streams_are_read_somehow(pieces: list[bytes]) -> Non
     fonts.object_stream(b"".join(pieces), b"".join(pieces))
     fonts.explained(17, b"".join(pieces))
     assert isinstance(read(fonts), str)
+
+
+def test_tables_that_repeat_themselves_take_no_time() -> None:
+    for cmap in (b"beginbfrange " * 100_000, b"beginbfrange" + b"<0000><ffff><41>" * 20_000 + b"endbf"):
+        fonts = PdfFonts()
+        began_s = time.process_time()
+        fonts.explained(1, cmap)
+        assert time.process_time() - began_s < 1
+    assert fonts.has_more
+
+
+def test_more_objects_in_a_stream_than_are_read_are_told() -> None:
+    fonts = PdfFonts()
+    numbers = b"1 1 " * 500_000
+    began_s = time.process_time()
+    fonts.object_stream(b"/First %d" % len(numbers), numbers)
+    assert time.process_time() - began_s < 1
+    assert fonts.has_more

@@ -49,12 +49,64 @@ def test_filters_are_undone(dictionary: bytes, content: bytes, step: int) -> Non
     assert found == {"object 1": b"card 4539 1488 0343 6467\n"}
 
 
-def test_pictures_and_fonts_are_passed_over() -> None:
-    picture = (b"/Subtype /Image /Filter /FlateDecode", zlib.compress(SHOWS))
-    photo = (b"/Filter /DCTDecode", b"\xff\xd8")
-    font = (b"/Length1 99 /Filter /FlateDecode", zlib.compress(SHOWS))
-    assert contents(PdfReader(), pdf(picture, photo, font)) == {}
-    assert unread(PdfReader(), pdf(picture, photo, font)) == []
+@pytest.mark.parametrize(
+    "dictionary",
+    [
+        b"/Length1 99 /Filter /FlateDecode", b"/Filter /FlateDecode /X << /Subtype /Image >>",
+        b"/#46ilter /Flat#65Decode",
+        b"/Filter 9 0 R", b"/Filter /FlateDecode /Pad (" + b"a" * 5000 + b")", b"/Filter%\n/FlateDecode", b"",
+        b"/Filter /DCTDecode", b"/X << /Filter /A85 >> /Filter /FlateDecode", b"/Filter [/FlateDecode /DCTDecode]",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_nothing_is_passed_over_because_of_what_a_dictionary_says(dictionary: bytes, step: int) -> None:
+    document = pdf((dictionary, zlib.compress(SHOWS)))
+    assert [*contents(PdfReader(), document, step).values()] == [b"card 4539 1488 0343 6467\n"]
+    assert unread(PdfReader(), document, step) == []
+
+
+@pytest.mark.parametrize("line", [b"stream \n", b"stream\r", b"stream\t%x\r\n"])
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_streams_begin_as_readers_let_them(line: bytes, step: int) -> None:
+    document = pdf((b"/Filter /FlateDecode", zlib.compress(SHOWS))).replace(b"stream\r\n", line)
+    assert contents(PdfReader(), document, step) == {"object 1": b"card 4539 1488 0343 6467\n"}
+
+
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_a_word_in_what_is_packed_ends_nothing(step: int) -> None:
+    stored = zlib.compressobj(0)
+    first = stored.compress(b"% endstream\n") + stored.flush(zlib.Z_FULL_FLUSH)
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = first + packer.compress(SHOWS) + packer.flush() + zlib.adler32(b"% endstream\n" + SHOWS).to_bytes(4, "big")
+    assert b"endstream" in packed
+    document = pdf((b"/Filter /FlateDecode", packed), (b"", SHOWS))
+    assert [*contents(PdfReader(), document, step).values()] == [b"card 4539 1488 0343 6467\n"] * 2
+    assert unread(PdfReader(), document, step) == []
+
+
+def test_what_ends_too_early_and_what_has_no_clear_filter_is_told() -> None:
+    cut = zlib.compress(SHOWS * 9)[:-9]
+    assert unread(PdfReader(), b"%PDF-\n1 0 obj << /Filter /FlateDecode >>\nstream\n" + cut) == [
+        "some of the document: damaged"
+    ]
+    coded = base64.a85encode(zlib.compress(SHOWS))
+    assert unread(PdfReader(), pdf((b"/Filter /A85", coded))) == ["some of the document: damaged"]
+    unclear = ["some of the document: its filters are not clear"]
+    assert unread(PdfReader(), pdf((b"/Filter 9 0 R", coded))) == unclear
+    assert unread(PdfReader(), pdf((b"/Filter 9 0 R", b"x\x9cno deflate"))) == unclear
+
+
+def test_pictures_and_what_only_begins_like_deflate_are_as_they_are() -> None:
+    for content in (b"\xff\xd8", b"x\x9cis no deflate", b"1", b""):
+        assert unread(PdfReader(), pdf((b"/Filter /DCTDecode", content), (b"", content))) == []
+
+
+@pytest.mark.parametrize("name", [b"/Encrypt", b"/#45ncrypt"])
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_an_encrypted_document_is_told_even_where_nothing_is_packed(name: bytes, step: int) -> None:
+    sealed = pdf((b"", bytes(range(128, 148)))).replace(b"/Size", name + b" 5 0 R /Size")
+    assert unread(PdfReader(), sealed, step) == ["some of the document: encrypted"]
+    assert unread(PdfReader(), pdf((b"", b"/EncryptMetadata /Encrypt"))) == []
 
 
 def test_what_cannot_be_read_is_told_once_and_the_rest_is_read() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,3 +59,13 @@ def test_what_shows_no_text_passes_as_it_comes() -> None:
 )
 def test_hostile_bytes_are_some_text(pieces: list[bytes]) -> None:
     assert len(read(b"".join(pieces))[0]) <= 2 * sum(map(len, pieces)) + 1
+
+
+@pytest.mark.parametrize("run", [b"1", b"1 ", b"1.", b"-", b"/a 1", b"1  ", b"123.1"])
+def test_runs_of_anything_take_no_time(run: bytes) -> None:
+    content = b"BT " + (run * 65_000)[:65_000]
+    began_s = time.process_time()
+    for _ in range(4):
+        read(content)
+        read(content.replace(b" ", b" " * 9))
+    assert time.process_time() - began_s < 3

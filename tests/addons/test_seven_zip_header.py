@@ -51,3 +51,9 @@ BYTES = st.sampled_from([0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 17, 23, 
 def test_hostile_headers_are_read_or_malformed(begin: bytes, more: list[int]) -> None:
     with contextlib.suppress(Malformed):
         assert isinstance(header_of(begin + bytes(more)), Header | Folder)
+
+
+@pytest.mark.parametrize("section", [b"\5\xc0\x20\x4e\0", b"\4\0", b"\4\x08\0\x08\0\0"], ids=["files", "main", "sizes"])
+def test_what_is_said_twice_is_refused_before_it_takes_time(section: bytes) -> None:
+    with pytest.raises(Malformed, match="damaged: its header says something twice"):
+        header_of(b"\1" + section * 2 + b"\0")

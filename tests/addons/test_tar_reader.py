@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,41 @@ def test_sizes_in_base_256_are_read() -> None:
 def test_hostile_bytes_are_read_the_same_however_they_are_cut(pieces: list[bytes], step: int) -> None:
     data = b"".join(pieces)
     assert events(TarReader(), data, step) == events(TarReader(), data, len(data) + 1)
+
+
+def pax(records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = kind, len(records)
+    return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_the_size_that_a_pax_record_says_is_the_files(step: int) -> None:
+    short = bytearray(tarred({"a": CARD})[:1024])
+    short[124:136] = b"%011o\0" % 3
+    short[148:156] = b"%06o\0 " % (sum(short[:148]) + 8 * 32 + sum(short[156:512]))
+    said = pax(b"11 size=%d\n" % len(CARD))
+    with tarfile.open(fileobj=io.BytesIO(said + bytes(short))) as archive:
+        assert archive.getmember("a").size == len(CARD)
+    assert contents(TarReader(), said + bytes(short), step) == {"a": CARD}
+    why = "a size that is not its files' own"
+    assert unread(TarReader(), pax(b"11 size=9x\n") + tarred({"a": CARD}), step) == [why]
+    assert unread(TarReader(), pax(b"10 size=9\n", tarfile.XGLTYPE) + tarred({"a": CARD}), step) == [why]
+    assert unread(TarReader(), pax(b"13 comment=x\n", tarfile.XGLTYPE) + tarred({"a": CARD}), step) == []
+
+
+@pytest.mark.parametrize("records", [b"2 " * 32_000, b"9" * 65_000 + b" path=x\n", b"3 x" * 20_000])
+def test_hostile_pax_records_take_no_time(records: bytes) -> None:
+    archive = (pax(records) + tarred({"a": b""})[:512]) * 10
+    began_s = time.process_time()
+    assert "a" in contents(TarReader(), archive, 1 << 16)
+    assert time.process_time() - began_s < 2
+
+
+def test_more_records_than_are_kept_are_told() -> None:
+    """A size may stand behind what is not looked at."""
+    long = pax(b"65600 comment=" + b"x" * 65_585 + b"\n" + b"11 size=99\n") + tarred({"a": CARD})
+    assert unread(TarReader(), long) == ["more than 65536 bytes of what is said of a file"]
 
 
 @given(st.binary(max_size=400))

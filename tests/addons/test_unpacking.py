@@ -11,7 +11,7 @@ from mitmsec.core.inspection import Inspector, Part, PartKind, Unread
 from mitmsec.core.model import Finding
 from mitmsec_addons.containers import Entry, Event, Mark, Reader, Unreadable
 from mitmsec_addons.unpack_budget import DEPTH
-from mitmsec_addons.unpacking import HEAD_BYTES, NAME_LIMIT_CHARACTERS, UnpackingInspector
+from mitmsec_addons.unpacking import HEAD_BYTES, NAME_LIMIT_CHARACTERS, NAME_OF, UnpackingInspector
 from mitmsec_addons.whole import WholeInspector
 
 PART = Part(flow="f", kind=PartKind.BODY, sent=True, host="h", url="http://h/x", file_name="x")
@@ -50,6 +50,8 @@ class Seen(WholeInspector):
     name = "seen"
 
     def look(self, part: Part, content: bytes) -> Iterator[Finding]:
+        if part.path.endswith(NAME_OF):
+            return
         if content == b"bomb":
             raise LookupError("the password is hunter2")
         yield self.finding(part, None, f"{part.file_name}|{part.content_type}|{content.decode()}")

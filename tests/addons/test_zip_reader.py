@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zipfile
 
 import pytest
@@ -133,6 +134,120 @@ def test_entries_that_only_the_directory_knows_are_told() -> None:
     assert unread(ZipReader(), bytes(packed)) == [why], "it would unpack what was not unpacked here"
     renamed = archive[:at] + archive[at:].replace(b"a", b"b")
     assert unread(ZipReader(), renamed) == [why]
+
+
+OTHER = "the archive's directory names entries other than those it has"
+
+
+def test_a_directory_that_lies_in_an_entry_is_told_wherever_the_end_leads() -> None:
+    """Programs that go by the end unpack what is hidden; what was read is an entry as it is."""
+    inner = zipped({"hidden.txt": CARD})
+    end_at, begin = inner.index(b"PK\5\6"), 36
+    body = b"#" + inner[:end_at]
+    local = struct.pack("<4sHHHHHLLLHH", b"PK\3\4", 20, 0, 0, 0, 0, 0, len(body), len(body), 5, 0) + b"c.txt"
+    directory_at = inner.index(b"PK\1\2")
+    end = inner[end_at : end_at + 16] + struct.pack("<LH", begin + directory_at, 0)
+    hidden = local + body + end
+    hidden = hidden.replace(struct.pack("<L", 0) + b"hidden.txt", struct.pack("<L", begin) + b"hidden.txt")
+    assert zipfile.ZipFile(io.BytesIO(hidden)).read("hidden.txt") == CARD
+    assert unread(ZipReader(), hidden) == [OTHER]
+    shown = zipped({"c.txt": body}, zipfile.ZIP_STORED)
+    assert unread(ZipReader(), shown) == []
+    assert unread(ZipReader(), b"before it" + shown, 5) == [OTHER], "some would take that at the place that is told"
+
+
+@pytest.mark.parametrize(("at", "size"), [(10, 2), (12, 4), (16, 4)], ids=["count", "size", "offset"])
+def test_an_end_that_says_anything_else_than_the_directory_is_told(at: int, size: int) -> None:
+    archive = bytearray(zipped({"a": CARD, "b": CARD}))
+    begin = archive.index(b"PK\5\6") + at
+    value = int.from_bytes(archive[begin : begin + size], "little")
+    archive[begin : begin + size] = (value + 1).to_bytes(size, "little")
+    assert unread(ZipReader(), bytes(archive)) == [OTHER]
+    assert contents(ZipReader(), bytes(archive)) == {"a": CARD, "b": CARD}
+
+
+def test_entries_that_the_directory_has_not_or_has_twice_are_told() -> None:
+    archive = zipped({"a": CARD, "b": CARD})
+    first = archive.index(b"PK\1\2")
+    second, end_at = archive.index(b"PK\1\2", first + 4), archive.index(b"PK\5\6")
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 1, 1, second - first, first, 0)
+    assert unread(ZipReader(), archive[:second] + end) == [OTHER]
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, 3, 3, end_at - first + second - first, first, 0)
+    assert unread(ZipReader(), archive[:end_at] + archive[first:second] + end) == [OTHER]
+
+
+@pytest.mark.parametrize("step", [1, 1 << 16])
+def test_ends_in_64_bits_are_read_and_must_say_the_same(step: int) -> None:
+    archive = zipped({"a": CARD}, zipfile.ZIP_STORED)
+    at, end_at = archive.index(b"PK\1\2"), archive.index(b"PK\5\6")
+
+    def ended(count: int, at: int = at, short: int = 0xFFFF) -> bytes:
+        record = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, end_at - at, at)
+        locator = struct.pack("<4sLQL", b"PK\6\7", 0, end_at, 1)
+        end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, short, short, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        return archive[:end_at] + record + locator + end
+
+    assert unread(ZipReader(), ended(1), step) == []
+    assert contents(ZipReader(), ended(1), step) == {"a": CARD}
+    assert unread(ZipReader(), ended(2), step) == [OTHER]
+    assert unread(ZipReader(), ended(1, short=3), step) == [OTHER]
+
+
+def test_what_stands_behind_an_end_is_told() -> None:
+    archive = bytearray(zipped({"a": CARD}))
+    why = ["the archive's end is not where it says"]
+    assert unread(ZipReader(), bytes(archive) + b"x") == why
+    archive[-2:] = struct.pack("<H", 3)
+    assert unread(ZipReader(), bytes(archive)) == why
+    assert unread(ZipReader(), bytes(archive) + b"abc", 1) == []
+
+
+def test_a_folder_that_has_content_is_read() -> None:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive, archive.open(zipfile.ZipInfo("a.txt/"), "w") as file:
+        file.write(CARD)
+    assert contents(ZipReader(), made.getvalue(), 7) == {"a.txt/": CARD}
+    sealed = bytearray(made.getvalue())
+    sealed[6] |= 1
+    assert unread(ZipReader(), bytes(sealed)) == ["encrypted"]
+
+
+def test_what_stands_behind_packed_content_is_told() -> None:
+    packed = zipped({"a": CARD})
+    at, size = packed.index(b"PK\1\2"), int.from_bytes(packed[18:22], "little")
+    longer = packed[:18] + struct.pack("<L", size + 3) + packed[22:at] + b"abc"
+    assert unread(ZipReader(), longer)[0] == "something stands behind what it is packed to"
+    assert unread(ZipReader(), longer, 1)[0] == "something stands behind what it is packed to"
+
+
+def test_entries_that_nobody_wants_are_passed_over_whatever_they_are() -> None:
+    def wants(name: str) -> bool:
+        return name == "b"
+
+    for archive in (zipped(dict.fromkeys("abc", CARD)), zipped(dict.fromkeys("abc", CARD), zipfile.ZIP_STORED)):
+        assert contents(ZipReader(wants), archive, 9) == {"b": CARD}
+    pipe = Pipe()
+    with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as made:
+        for name in "abc":
+            made.writestr(name, CARD)
+    assert contents(ZipReader(wants), pipe.getvalue(), 9) == {"b": CARD}
+    sealed = bytearray(pipe.getvalue())
+    sealed[6] |= 1
+    assert "encrypted" not in unread(ZipReader(wants), bytes(sealed))
+
+
+def test_more_entries_than_are_remembered_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mitmsec_addons.zip_reader.ENTRIES_LIMIT", 2)
+    assert unread(ZipReader(), zipped(dict.fromkeys("ab", CARD))) == []
+    assert unread(ZipReader(), zipped(dict.fromkeys("abcd", CARD))) == [OTHER]
+
+
+def test_a_header_full_of_fields_takes_no_time() -> None:
+    local = bytearray(zipped({"a": b""})[:31])
+    local[28:30] = struct.pack("<H", 65532)
+    began_s = time.process_time()
+    events(ZipReader(), (bytes(local) + b"\2\0\0\0" * 16383) * 20, 1 << 16)
+    assert time.process_time() - began_s < 2
 
 
 def test_a_file_that_is_empty_ends_at_once() -> None:
