@@ -12,6 +12,7 @@ overlapping entries, too, which bombs are made of.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 
 from mitmsec.core.model import Value
@@ -25,6 +26,7 @@ _LOCAL, _CENTRAL, _END64, _LOCATOR = b"PK\x03\x04", b"PK\x01\x02", b"PK\x06\x06"
 _END_BYTES, _END64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 0x800
 _LONG = 0xFFFFFFFF  # the value stands in the ZIP64 field
+_FIELD = struct.Struct("<HH")
 _ALL_ONES = (0xFFFF, _LONG, _LONG)  # likewise, of an end
 
 type Step = Iterator[Event]
@@ -308,7 +310,7 @@ def _number(data: bytes, at: int, size: int) -> int:
 def _zip64(header: bytes, at: int, values: list[int]) -> list[int]:
     """`values`, those that are _LONG replaced by what the ZIP64 field (APPNOTE 4.5.3) at `at` has, in order."""
     while at + 4 <= len(header):
-        kind, size = _number(header, at, 2), _number(header, at + 2, 2)
+        kind, size = _FIELD.unpack_from(header, at)
         at += 4
         if kind == 1:
             field = header[at : at + size]

@@ -247,7 +247,7 @@ def test_a_header_full_of_fields_takes_no_time() -> None:
     local[28:30] = struct.pack("<H", 65532)
     began_s = time.process_time()
     events(ZipReader(), (bytes(local) + b"\2\0\0\0" * 16383) * 20, 1 << 16)
-    assert time.process_time() - began_s < 2
+    assert time.process_time() - began_s < 0.4
 
 
 def test_a_file_that_is_empty_ends_at_once() -> None:
