@@ -27,6 +27,7 @@ _END_BYTES, _END64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 0x800
 _LONG = 0xFFFFFFFF  # the value stands in the ZIP64 field
 _FIELD = struct.Struct("<HH")
+_LINE_ENDS = (b"", b"\n", b"\r\n")  # of a mail's boundary, behind a part
 _ALL_ONES = (0xFFFF, _LONG, _LONG)  # likewise, of an end
 
 type Step = Iterator[Event]
@@ -130,7 +131,10 @@ class ZipReader:
         """An archive that has no end is one that was cut off."""
         if self._over_at is None:
             yield Unreadable("the archive is cut off")
-        elif self._over_at != self._offset + len(self._held) - self._at:
+            return
+        behind = self._offset + len(self._held) - self._at - self._over_at
+        is_line_end = 0 <= behind < len(_LINE_ENDS) and self._held.endswith(_LINE_ENDS[behind])
+        if not is_line_end:
             yield Unreadable("the archive's end is not where it says")
 
     # -- states: each takes what it can, and says where to go on, or that it needs more --------------------------------

@@ -197,6 +197,9 @@ def test_what_stands_behind_an_end_is_told() -> None:
     archive = bytearray(zipped({"a": CARD}))
     why = ["the archive's end is not where it says"]
     assert unread(ZipReader(), bytes(archive) + b"x") == why
+    for end in (b"\n", b"\r\n"):
+        assert unread(ZipReader(), bytes(archive) + end, 1) == []
+        assert unread(ZipReader(), bytes(archive) + b"x" + end) == why
     archive[-2:] = struct.pack("<H", 3)
     assert unread(ZipReader(), bytes(archive)) == why
     assert unread(ZipReader(), bytes(archive) + b"abc", 1) == []
