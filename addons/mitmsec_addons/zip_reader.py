@@ -12,6 +12,7 @@ overlapping entries, too, which bombs are made of.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable, Iterator
 
 from mitmsec.core.model import Value
@@ -25,6 +26,8 @@ _LOCAL, _CENTRAL, _END64, _LOCATOR = b"PK\x03\x04", b"PK\x01\x02", b"PK\x06\x06"
 _END_BYTES, _END64_BYTES, _LOCATOR_BYTES = 22, 56, 20
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 1, 8, 0x800
 _LONG = 0xFFFFFFFF  # the value stands in the ZIP64 field
+_FIELD = struct.Struct("<HH")
+_LINE_ENDS = (b"", b"\n", b"\r\n")  # of a mail's boundary, behind a part
 _ALL_ONES = (0xFFFF, _LONG, _LONG)  # likewise, of an end
 
 type Step = Iterator[Event]
@@ -128,7 +131,10 @@ class ZipReader:
         """An archive that has no end is one that was cut off."""
         if self._over_at is None:
             yield Unreadable("the archive is cut off")
-        elif self._over_at != self._offset + len(self._held) - self._at:
+            return
+        behind = self._offset + len(self._held) - self._at - self._over_at
+        is_line_end = 0 <= behind < len(_LINE_ENDS) and self._held.endswith(_LINE_ENDS[behind])
+        if not is_line_end:
             yield Unreadable("the archive's end is not where it says")
 
     # -- states: each takes what it can, and says where to go on, or that it needs more --------------------------------
@@ -308,7 +314,7 @@ def _number(data: bytes, at: int, size: int) -> int:
 def _zip64(header: bytes, at: int, values: list[int]) -> list[int]:
     """`values`, those that are _LONG replaced by what the ZIP64 field (APPNOTE 4.5.3) at `at` has, in order."""
     while at + 4 <= len(header):
-        kind, size = _number(header, at, 2), _number(header, at + 2, 2)
+        kind, size = _FIELD.unpack_from(header, at)
         at += 4
         if kind == 1:
             field = header[at : at + size]

@@ -89,12 +89,11 @@ def test_the_size_that_a_pax_record_says_is_the_files(step: int) -> None:
     assert unread(TarReader(), pax(b"13 comment=x\n", tarfile.XGLTYPE) + tarred({"a": CARD}), step) == []
 
 
-@pytest.mark.parametrize("records", [b"2 " * 32_000, b"9" * 65_000 + b" path=x\n", b"3 x" * 20_000])
-def test_hostile_pax_records_take_no_time(records: bytes) -> None:
-    archive = (pax(records) + tarred({"a": b""})[:512]) * 10
+def test_hostile_pax_records_take_no_time() -> None:
+    archive = (pax(b"2 " * 32_000) + tarred({"a": b""})[:512]) * 10
     began_s = time.process_time()
     assert "a" in contents(TarReader(), archive, 1 << 16)
-    assert time.process_time() - began_s < 2
+    assert time.process_time() - began_s < 0.5
 
 
 def test_more_records_than_are_kept_are_told() -> None:

@@ -197,6 +197,9 @@ def test_what_stands_behind_an_end_is_told() -> None:
     archive = bytearray(zipped({"a": CARD}))
     why = ["the archive's end is not where it says"]
     assert unread(ZipReader(), bytes(archive) + b"x") == why
+    for end in (b"\n", b"\r\n"):
+        assert unread(ZipReader(), bytes(archive) + end, 1) == []
+        assert unread(ZipReader(), bytes(archive) + b"x" + end) == why
     archive[-2:] = struct.pack("<H", 3)
     assert unread(ZipReader(), bytes(archive)) == why
     assert unread(ZipReader(), bytes(archive) + b"abc", 1) == []
@@ -247,7 +250,7 @@ def test_a_header_full_of_fields_takes_no_time() -> None:
     local[28:30] = struct.pack("<H", 65532)
     began_s = time.process_time()
     events(ZipReader(), (bytes(local) + b"\2\0\0\0" * 16383) * 20, 1 << 16)
-    assert time.process_time() - began_s < 2
+    assert time.process_time() - began_s < 0.4
 
 
 def test_a_file_that_is_empty_ends_at_once() -> None:
