@@ -16,8 +16,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from weakref import WeakKeyDictionary
 
 TURN_S = 0.01
@@ -38,7 +38,7 @@ class Paced(ABC):
     def __init__(self) -> None:
         self.is_behind = False
         """Some of what was fed has not been read."""
-        self._to_come: Iterator[None] = iter(())
+        self._to_come = deque[Iterator[None]]()  # side by side: nested, each step would go through all
         self._left_s = FREE_S
         self._is_given_up = False
         self._stopped: Exception | None = None
@@ -56,7 +56,7 @@ class Paced(ABC):
         if self._is_given_up:
             return
         self._left_s += len(data) / BYTES_PER_S
-        self._to_come = chain(self._to_come, self.steps(data)) if self.is_behind else self.steps(data)
+        self._to_come.append(self.steps(data))
         self._turn()
 
     async def catch_up(self) -> None:
@@ -76,16 +76,20 @@ class Paced(ABC):
 
     def _turn(self) -> None:
         self.is_behind, begun_s = False, time.process_time()
-        for _ in self._to_come:
-            if time.process_time() - begun_s > TURN_S:
-                self.is_behind = True
-                break
+        while self._to_come and not self.is_behind:
+            for _ in self._to_come[0]:
+                if time.process_time() - begun_s > TURN_S:
+                    self.is_behind = True
+                    break
+            else:
+                self._to_come.popleft()
         self._left_s -= time.process_time() - begun_s
         if self._left_s < 0:
             self._stop("takes more computing than its size allows")
 
     def _stop(self, why: str) -> None:
-        self.is_behind, self._is_given_up, self._to_come = False, True, iter(())
+        self.is_behind, self._is_given_up = False, True
+        self._to_come.clear()
         try:
             self._give_up(UsedUp(why))
         except Exception as error:

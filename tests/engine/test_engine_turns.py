@@ -51,6 +51,25 @@ def test_a_turn_is_short_and_the_rest_is_read_in_order_while_others_go_on() -> N
     asyncio.run(main())
 
 
+def test_crumbs_that_come_meanwhile_cost_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer may send what it may send byte by byte; nested in each other, each step would go through all of them."""
+
+    class Cheap(Dear):
+        def steps(self, data: bytes) -> Iterator[None]:
+            for byte in data:
+                self.read.append(byte)
+                yield
+
+    cheap = Cheap()
+    with monkeypatch.context() as patch:
+        patch.setattr(turns, "TURN_S", -1.0)  # a step a turn
+        for _ in range(100_000):
+            cheap.feed(b"ab")
+    assert cheap.is_behind
+    asyncio.run(cheap.catch_up())
+    assert (bytes(cheap.read), cheap.told) == (b"ab" * 100_000, [])
+
+
 def test_one_turn_of_one_reading_is_taken_in_each_round() -> None:
     async def main() -> None:
         readings = [Dear() for _ in range(5)]
