@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -138,6 +139,7 @@ class Divert:
         self.expected: list[ExpectedFlow] = []
         self.faults: list[Report] = []
         self.backend: Windivert | None = None
+        self.on_failure = OnFailure.OPEN
         self._is_closed = False
 
     def open(
@@ -149,11 +151,12 @@ class Divert:
         calls: Callable[[int], Call | None] | None = None,
     ) -> Windivert:
         callbacks = Callbacks(
-            decide=self.decide,
+            decide=lambda *asked: self.decide(*asked),
             expect=self.expect,
             report=self.faults.append,
             concerns=lambda told: self.concerns(told),
         )
+        self.on_failure = on_failure
         self.backend = Windivert.open(
             OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd, bystanders=bystanders, calls=calls
         )
@@ -212,6 +215,13 @@ def fetched(host: str = ORIGIN_V4, size: int = 0, source: tuple[str, int] | None
 
 def from_port(answer: bytes) -> int:
     return seen_port(answer.decode("latin-1"))
+
+
+def forged_syn(port: int) -> None:
+    """A SYN that no socket has sent."""
+    header = struct.pack("!HHIIBBHHH", port, ORIGIN_PORT, 1, 0, 5 << 4, 2, 8192, 0, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(header, (ORIGIN_V4, 0))
 
 
 def was_diverted(answer: str) -> bool:

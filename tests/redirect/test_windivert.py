@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from divert_packets import until
 from divert_sandbox import (
-    GATE_PORT,
     GET,
     ORIGIN_PORT,
     ORIGIN_V4,
@@ -27,6 +23,7 @@ from divert_sandbox import (
     Divert,
     curl,
     fetched,
+    forged_syn,
     from_port,
     link_to_an_origin,
     nothing_is_left,
@@ -36,7 +33,6 @@ from divert_sandbox import (
 from mitmsec.core.model import OnFailure, Quic
 from mitmsec_redirect import divert_engine, windivert
 from mitmsec_redirect.divert_signals import Choice, Overflowed, Which
-from mitmsec_redirect.sockdiag import CookieLookup, FoundSocket
 
 pytestmark = pytest.mark.root
 
@@ -60,80 +56,7 @@ def divert(outside: int) -> Iterator[Divert]:
 
 
 # --- a SYN that no socket has sent ------------------------------------------------------------------------------------
-def forged_syn(port: int) -> None:
-    """A SYN that no socket has sent."""
-    header = struct.pack("!HHIIBBHHH", port, ORIGIN_PORT, 1, 0, 5 << 4, 2, 8192, 0, 0)
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
-        raw.sendto(header, (ORIGIN_V4, 0))
-
-
-@pytest.mark.parametrize("on_failure", OnFailure)
-def test_a_syn_of_nobody_follows_on_failure(divert: Divert, on_failure: OnFailure) -> None:
-    backend = divert.open(on_failure)
-    forged_syn(33333)
-    forged_syn(33333)  # sent again while the first is held: one answer is enough
-    until(lambda: bool(divert.faults))
-    (fault,) = divert.faults
-    assert (fault.what, fault.failed) == ("owner_unknown", on_failure)
-    assert fault.detail == f"10.78.0.1:33333 to {ORIGIN_V4}:{ORIGIN_PORT}"
-    counted = backend.statistics()
-    assert (counted.left, counted.refused) == ((1, 0) if on_failure is OnFailure.OPEN else (0, 1))
-
-
 # --- when something fails ---------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("on_failure", OnFailure)
-@pytest.mark.parametrize("what", ["gate_unreachable", "not_decided"])
-def test_when_the_gate_or_the_policy_cannot_be_asked_on_failure_decides(
-    divert: Divert, on_failure: OnFailure, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(*_: object) -> Choice:
-        raise RuntimeError("nobody there")
-
-    if what == "gate_unreachable":
-        divert.tells = fails
-    else:
-        monkeypatch.setattr(divert, "decide", fails)
-    divert.open(on_failure)
-    answer = curl()
-    if on_failure is OnFailure.OPEN:
-        assert not was_diverted(answer.stdout)
-    else:
-        assert answer.returncode == 7
-    assert {(fault.what, fault.failed) for fault in divert.faults} == {(what, on_failure)}
-    assert "nobody there" in divert.faults[0].detail
-
-
-@pytest.mark.parametrize("on_failure", OnFailure)
-def test_a_first_packet_whose_socket_cannot_be_asked_for_goes_as_failures_go_and_the_next_is_asked_for(
-    divert: Divert, on_failure: OnFailure, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Closed, its program sends it again, a second later; nobody who is not concerned is refused."""
-    backend = divert.open(on_failure)
-    find, failing = CookieLookup.find_packed, [OSError(errno.ENOBUFS, "no room for the answer")]
-
-    def found(*question: Any) -> FoundSocket | None:
-        if failing:
-            raise failing.pop()
-        return find(*question)
-
-    monkeypatch.setattr(CookieLookup, "find_packed", found)
-    assert was_diverted(curl().stdout) is (on_failure is OnFailure.CLOSED)
-    assert was_diverted(curl().stdout)
-    (fault,) = divert.faults
-    assert (fault.what, fault.failed) == ("socket_not_found", on_failure)
-    assert fault.detail.endswith(f" to {ORIGIN_V4}:{ORIGIN_PORT}: [Errno 105] no room for the answer")
-    assert (backend.statistics().refused, backend.statistics().held) == (0, 0)
-
-
-def test_a_flow_that_the_gate_could_not_tell_from_another_is_not_diverted(divert: Divert) -> None:
-    """The gate's own port as the origin's, for one."""
-    divert.choices = {PYTHON: Choice.DIVERT}
-    divert.open(OnFailure.CLOSED)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((ORIGIN_V4, GATE_PORT), timeout=5)
-    assert divert.faults[0].detail.endswith("nat_taken")
-
-
 @pytest.mark.parametrize("on_failure", OnFailure)
 def test_when_our_own_code_fails_the_network_falls_the_way_it_should(
     divert: Divert, on_failure: OnFailure, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from divert_packets import until
@@ -27,14 +29,16 @@ from divert_sandbox import (
     at_rest,
     curl,
     fetched,
+    forged_syn,
     from_port,
     link_to_an_origin,
     nothing_is_left,
     was_diverted,
 )
 
-from mitmsec.core.model import Confidence, Endpoint
+from mitmsec.core.model import Confidence, Endpoint, OnFailure
 from mitmsec_redirect.divert_signals import Choice
+from mitmsec_redirect.sockdiag import CookieLookup, FoundSocket
 
 pytestmark = pytest.mark.root
 
@@ -42,11 +46,15 @@ PYTHON = Path(sys.executable).resolve().name
 ADDRESSES = pytest.mark.parametrize("host", [ORIGIN_V4, ORIGIN_V6], ids=["v4", "v6"])
 
 
-@pytest.fixture(scope="module")
-def open_all_along() -> Iterator[Divert]:
+EITHER_WAY = pytest.mark.parametrize("open_all_along", OnFailure, indirect=True)
+CLOSED = pytest.mark.parametrize("open_all_along", [OnFailure.CLOSED], indirect=True)
+
+
+@pytest.fixture(scope="module", params=[OnFailure.OPEN])
+def open_all_along(request: pytest.FixtureRequest) -> Iterator[Divert]:
     with link_to_an_origin():
         with contextlib.closing(Divert({})) as made:
-            made.open()
+            made.open(request.param)
             yield made
         assert nothing_is_left()
 
@@ -218,3 +226,73 @@ def test_addresses_that_a_diverted_flow_had_are_free_for_who_is_not_to_be_divert
     assert backend.statistics().live == 1, "its end is only seen by the next look"
     assert from_port(fetched(source=("", 45000))) == 45000
     assert backend.statistics().live == 0
+
+
+# --- when something fails --------------------------------------------------------------------------------------------
+@EITHER_WAY
+def test_a_syn_of_nobody_follows_on_failure(divert: Divert) -> None:
+    backend = divert.at_work()
+    before = backend.statistics()
+    forged_syn(33333)
+    forged_syn(33333)  # sent again while the first is held: one answer is enough
+    until(lambda: bool(divert.faults))
+    (fault,) = divert.faults
+    assert (fault.what, fault.failed) == ("owner_unknown", divert.on_failure)
+    assert fault.detail == f"10.78.0.1:33333 to {ORIGIN_V4}:{ORIGIN_PORT}"
+    counted = backend.statistics()
+    assert (counted.left - before.left, counted.refused - before.refused) == (
+        (1, 0) if divert.on_failure is OnFailure.OPEN else (0, 1)
+    )
+
+
+@EITHER_WAY
+@pytest.mark.parametrize("what", ["gate_unreachable", "not_decided"])
+def test_when_the_gate_or_the_policy_cannot_be_asked_on_failure_decides(
+    divert: Divert, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> Choice:
+        raise RuntimeError("nobody there")
+
+    if what == "gate_unreachable":
+        divert.tells = fails
+    else:
+        monkeypatch.setattr(divert, "decide", fails)
+    answer = curl()
+    if divert.on_failure is OnFailure.OPEN:
+        assert not was_diverted(answer.stdout)
+    else:
+        assert answer.returncode == 7
+    assert {(fault.what, fault.failed) for fault in divert.faults} == {(what, divert.on_failure)}
+    assert "nobody there" in divert.faults[0].detail
+
+
+@EITHER_WAY
+def test_a_first_packet_whose_socket_cannot_be_asked_for_goes_as_failures_go_and_the_next_is_asked_for(
+    divert: Divert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed, its program sends it again, a second later; nobody who is not concerned is refused."""
+    refused = divert.at_work().statistics().refused
+    find, failing = CookieLookup.find_packed, [OSError(errno.ENOBUFS, "no room for the answer")]
+
+    def found(*question: Any) -> FoundSocket | None:
+        if failing:
+            raise failing.pop()
+        return find(*question)
+
+    monkeypatch.setattr(CookieLookup, "find_packed", found)
+    assert was_diverted(curl().stdout) is (divert.on_failure is OnFailure.CLOSED)
+    assert was_diverted(curl().stdout)
+    (fault,) = divert.faults
+    assert (fault.what, fault.failed) == ("socket_not_found", divert.on_failure)
+    assert fault.detail.endswith(f" to {ORIGIN_V4}:{ORIGIN_PORT}: [Errno 105] no room for the answer")
+    counted = divert.at_work().statistics()
+    assert (counted.refused, counted.held) == (refused, 0)
+
+
+@CLOSED
+def test_a_flow_that_the_gate_could_not_tell_from_another_is_not_diverted(divert: Divert) -> None:
+    """The gate's own port as the origin's, for one."""
+    divert.choices = {PYTHON: Choice.DIVERT}
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((ORIGIN_V4, GATE_PORT), timeout=5)
+    assert divert.faults[0].detail.endswith("nat_taken")
