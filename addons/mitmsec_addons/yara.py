@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from mitmsec.core.inspection import Part, Unread, place
 from mitmsec.core.model import Finding, Severity
-from mitmsec_addons.rule_hits import CONFIDENCE, Hit, Hits
+from mitmsec.core.rule_hits import CONFIDENCE, Hit, Hits
 
 HELD_LIMIT_BYTES = 256 << 20
 

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from mitmsec.core.model import Value
-from mitmsec_addons.rule_hits import Hit, Hits, hit
+from mitmsec.core.rule_hits import Hit, Hits, hit
 
 HITS_LIMIT = 10  # told one by one
 SCAN_LIMIT_S = 10  # on the clock, for one content; yara-x counts whole seconds

@@ -22,6 +22,8 @@ from mitmsec.core.model import Finding, Value
 
 ASKS_SERVER = frozenset({"icap", "malware"})
 """Inspectors that ask a server: their only word says which, the policy's `socket`."""
+SCANS = "yara"
+"""The inspector whose words are its files of rules, and that has a process of its own do its work."""
 
 
 def server_address(word: str) -> str:

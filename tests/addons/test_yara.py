@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mitmsec.core.inspection import AwaitedInspector, Part, PartKind, Unread
 from mitmsec.core.model import Finding, Severity
+from mitmsec.core.rule_hits import Hit, Hits
 from mitmsec_addons import yara as module
-from mitmsec_addons.rule_hits import Hit, Hits
 from mitmsec_addons.yara import Yara
 
 PART = Part(flow="f1", kind=PartKind.BODY, sent=True, host="h")

@@ -8,7 +8,7 @@ import pytest
 from yara_stage import ENDLESS, EVIL
 
 from mitmsec.core.model import Severity
-from mitmsec_addons.rule_hits import Hit
+from mitmsec.core.rule_hits import Hit
 from mitmsec_addons.yara_rules import HITS_LIMIT, NoYara, RuleFile, RuleSet, RulesRefused, compiled
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.core.model import Severity
-from mitmsec_addons.rule_hits import CONFIDENCE, DESCRIPTION_LIMIT_CHARACTERS, hit
+from mitmsec.core.rule_hits import CONFIDENCE, DESCRIPTION_LIMIT_CHARACTERS, hit
 
 
 @pytest.mark.parametrize(
