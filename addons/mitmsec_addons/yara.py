@@ -3,8 +3,9 @@
     [inspector.yara]
     rules = ["@rules/own.yar"]
 
-    feed ──► kept, up to `limit_bytes`
-    close ──► scan (another process's work) ──► Hits ──► a finding for each rule that matches
+    feed ──► kept, up to PART_LIMIT_BYTES          what unpackers of the rule show ──► `within`: kept, each by itself
+    close ──► scan (another process's work)        the next feed, or close ──► scan
+                 └─► Hits ──► a finding for each rule that matches
 
 YARA has no streams: a condition may ask about any byte of a content, so it is read when all of it is there. In a worker
 nothing is scanned: yara-x would hold its loop for the whole of it.
@@ -12,12 +13,14 @@ nothing is scanned: yara-x would hold its loop for the whole of it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
-from mitmsec.core.inspection import Part, Unread, place
+from mitmsec.core.inspection import Part, PartKind, Unread, place
 from mitmsec.core.model import Finding, Severity
 from mitmsec.core.rule_hits import CONFIDENCE, Hit, Hits
 
+PART_LIMIT_BYTES = 16 << 20
 HELD_LIMIT_BYTES = 256 << 20
 
 type Scan = Callable[[str, bytes], Awaitable[Hits]]
@@ -34,7 +37,7 @@ class Yara:
 
     name = "yara"
     limit_s = 60.0
-    limit_bytes = 16 << 20
+    limit_bytes = 1 << 40  # what is too long is not scanned, but what lies in it is
 
     def __init__(self, words: tuple[str, ...] = (), scan: Scan = nobody) -> None:
         if not words:
@@ -48,42 +51,123 @@ class Yara:
         return YaraInspection(self, part)
 
 
-class YaraInspection:
-    """One part being kept."""
+class Kept:
+    """One content, as long as it is not too much."""
 
     def __init__(self, yara: Yara, part: Part) -> None:
-        self._yara, self._part = yara, part
+        self._yara, self.part = yara, part
         self._pieces: list[bytes] | None = []
         self._size_bytes = 0
 
-    async def feed(self, data: bytes) -> Sequence[Finding | Unread]:
-        """Nothing before the end; once, that too much is being kept."""
+    def add(self, data: bytes) -> Sequence[Unread]:
+        """Once, that it is not kept any more."""
         if self._pieces is None:
             return ()
+        if self._size_bytes + len(data) > PART_LIMIT_BYTES:
+            return self._too_much(f"longer than {PART_LIMIT_BYTES} bytes, which is all that is scanned")
         if self._yara.held_bytes + len(data) > HELD_LIMIT_BYTES:
-            self.abandon()
-            why = f"{HELD_LIMIT_BYTES >> 20} MiB of other content wait to be scanned"
-            return (Unread(why=why, location=place(self._part)),)
+            return self._too_much(f"{HELD_LIMIT_BYTES >> 20} MiB of other content wait to be scanned")
         self._pieces.append(data)
         self._size_bytes += len(data)
         self._yara.held_bytes += len(data)
         return ()
 
-    async def close(self) -> Sequence[Finding | Unread]:
-        """What the rules say. Raises OSError."""
+    def _too_much(self, why: str) -> Sequence[Unread]:
+        self.drop()
+        return (Unread(why=why, location=place(self.part)),)
+
+    async def scanned(self) -> Sequence[Finding | Unread]:
+        """What the rules say; nothing of what is not kept. Raises OSError."""
         if not self._pieces:
             return ()
         content = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces = []
+        self._pieces = [content]
         try:
-            return told(await self._yara.scan(self._part.flow, content), self._part)
+            return told(await self._yara.scan(self.part.flow, content), self.part)
         finally:
-            self.abandon()
+            self.drop()
 
-    def abandon(self) -> None:
+    def drop(self) -> None:
         """Keep nothing more."""
         self._yara.held_bytes -= self._size_bytes
         self._pieces, self._size_bytes = None, 0
+
+
+class YaraInspection:
+    """One part being kept, and what unpackers find in it."""
+
+    def __init__(self, yara: Yara, part: Part) -> None:
+        self.within = Within(yara)
+        self._whole = Kept(yara, part)
+
+    async def feed(self, data: bytes) -> Sequence[Finding | Unread]:
+        """What the rules say about what has been unpacked by now; once, that it is too much itself. Raises OSError."""
+        return [*self._whole.add(data), *await self._unpacked()]
+
+    async def close(self) -> Sequence[Finding | Unread]:
+        """What the rules say about the rest. Raises OSError."""
+        return [*await self._unpacked(), *await self._whole.scanned()]
+
+    async def _unpacked(self) -> Sequence[Finding | Unread]:
+        found: list[Finding | Unread] = []
+        while self.within.complete:
+            found += await self.within.complete.popleft().scanned()
+        return found
+
+    def abandon(self) -> None:
+        """Keep nothing more."""
+        self._whole.drop()
+        self.within.abandon()
+
+
+class Within:
+    """The inspector of what lies in a part: it keeps each file until that is complete, and finds nothing itself."""
+
+    name = Yara.name
+
+    def __init__(self, yara: Yara) -> None:
+        self._yara = yara
+        self._open: set[Kept] = set()
+        self._is_over = False
+        self.complete = deque[Kept]()
+
+    def open(self, part: Part) -> WithinInspection | None:
+        """Of a file in it; the part itself is somebody else's."""
+        if self._is_over or part.kind is not PartKind.BODY or not part.path:
+            return None
+        kept = Kept(self._yara, part)
+        self._open.add(kept)
+        return WithinInspection(self, kept)
+
+    def ends(self, kept: Kept) -> None:
+        """It is complete."""
+        if kept in self._open:
+            self._open.remove(kept)
+            self.complete.append(kept)
+
+    def abandon(self) -> None:
+        """Keep nothing more."""
+        self._is_over = True
+        for kept in (*self._open, *self.complete):
+            kept.drop()
+        self._open.clear()
+        self.complete.clear()
+
+
+class WithinInspection:
+    """One file being kept."""
+
+    def __init__(self, within: Within, kept: Kept) -> None:
+        self._within, self._kept = within, kept
+
+    def feed(self, data: bytes) -> Sequence[Finding | Unread]:
+        """Nothing but, once, that it is too much."""
+        return self._kept.add(data)
+
+    def close(self) -> Sequence[Finding | Unread]:
+        """Nothing yet: it is scanned next."""
+        self._within.ends(self._kept)
+        return ()
 
 
 def told(hits: Hits, part: Part) -> Sequence[Finding | Unread]:

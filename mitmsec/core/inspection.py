@@ -108,6 +108,9 @@ def place(part: Part, offset: int | None = None) -> str:
 class AwaitedInspection(Protocol):
     """One part being read by somebody who has to be waited for. One call at a time, in order; never after `abandon`.
 
+    It may have a `within`, an `Inspector`: where unpackers are in the same rule, that one is shown what they unpack,
+    always before the call about the bytes that it came from. It must not find out by computing, but keep.
+
     What is raised, and what takes longer than the inspector's `limit_s`, ends the inspection: the policy's
     `on_failure` says what becomes of the part, and the failure is recorded (its type alone).
     """

@@ -143,22 +143,18 @@ def _read(file: Path, inspectors: Sequence[AnyInspector], told: Told) -> Iterato
     """Whatever is found and whatever fails. Raises OSError."""
     name = "" if str(file) == STDIN else file.name
     part = Part(flow="dry-run", kind=PartKind.BODY, sent=True, host="", file_name=name)  # as an upload
-    guarded = Guarded(
-        [one for one in inspectors if not isinstance(one, AwaitedInspector)],
-        part,
-        clock=time.process_time,
-        budget_s=PART_LIMIT_S,
-    )
     awaited = Awaited([one for one in inspectors if isinstance(one, AwaitedInspector)], part)
+    others = [one for one in inspectors if not isinstance(one, AwaitedInspector)]
+    guarded = Guarded([*others, *awaited.within], part, clock=time.process_time, budget_s=PART_LIMIT_S)
     with _opened(file) as source, asyncio.Runner() as runner:
         while data := source.read(SLICE_BYTES):
             told(len(data))
             yield from _anything(guarded.feed(data))
             if not awaited.idle:
                 yield from _anything(runner.run(awaited.feed(data)))
+        yield from _anything(guarded.close())
         if not awaited.idle:
             yield from _anything(runner.run(awaited.close()))
-    yield from _anything(guarded.close())
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mitmsec.core.policy_packing import prepared_in, without_names
 from mitmsec.core.rule_hits import Hits
 from mitmsec.service import child
 from mitmsec.service.scanner_messages import ScanAnswer, ScanBegun, ScanContent, ScannerSettings
-from mitmsec_addons.yara import Yara
+from mitmsec_addons.yara import PART_LIMIT_BYTES, Yara
 from mitmsec_addons.yara_rules import RuleSet
 
 BURST = 4  # pieces of one worker before others have their turn
@@ -30,7 +30,7 @@ BURST = 4  # pieces of one worker before others have their turn
 class Gathering:
     """One worker's content, as its pieces come. What does not fit together is not gathered."""
 
-    def __init__(self, limit_bytes: int = Yara.limit_bytes) -> None:
+    def __init__(self, limit_bytes: int = PART_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._number: int | None = None
         self._pieces: list[bytes] = []

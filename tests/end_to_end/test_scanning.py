@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from client_stage import Client
 from conftest import Mitmsec, Network, asked, status_of
+from test_file_inspection import zipped
 from yara_stage import ENDLESS, EVIL
 
 from mitmsec.core.messages import Role
@@ -26,7 +27,7 @@ rules = ["@{}"]
 [[rule]]
 name = "files"
 action = "decrypt"
-inspect = ["yara"]
+inspect = ["yara", "archives"]
 on_finding = "block"
 """
 # Uploads each file on its input, and says what the origin, or who answers for it, says.
@@ -56,15 +57,15 @@ class Uploads(Client):
         super().__init__(run, mitmsec)
         self._folder = folder
 
-    def send(self, content: str) -> None:
+    def send(self, content: bytes) -> None:
         file = self._folder / f"upload-{time.monotonic_ns()}"
-        file.write_text(content)
+        file.write_bytes(content)
         file.chmod(0o644)
         assert self.run.stdin is not None
         self.run.stdin.write(f"{file}\n")
         self.run.stdin.flush()
 
-    def answer_to(self, content: str) -> str:
+    def answer_to(self, content: bytes) -> str:
         self.send(content)
         return self.said()
 
@@ -85,18 +86,19 @@ def test_what_a_rule_matches_is_blocked_and_where_the_scanner_is_killed_the_poli
     try:
         uploads = Uploads(run, mitmsec, tmp_path)
         assert "scanner" not in {role for role, _, _ in uploads.status().processes}
-        assert uploads.answer_to("nothing to see") == TAKEN
-        assert uploads.answer_to("some evil-bytes") == "403"
+        assert uploads.answer_to(b"nothing to see") == TAKEN
+        assert uploads.answer_to(b"some evil-bytes") == "403"
+        assert uploads.answer_to(zipped(b"evil-bytes" + bytes(300_000))) == "403"
         scanner = uploads.pid_of("scanner")
         is_jailed(mitmsec, scanner)
-        uploads.send("endless")
+        uploads.send(b"endless")
         deadline_s = time.monotonic() + 10
         while not is_scanning(scanner):
             assert time.monotonic() < deadline_s
             time.sleep(0.02)
         os.kill(scanner, signal.SIGKILL)
         assert uploads.said() == {"open": TAKEN, "closed": "403"}[on_failure]
-        assert uploads.answer_to("evil-bytes again") == "403"
+        assert uploads.answer_to(b"evil-bytes again") == "403"
         assert uploads.pid_of("scanner") != scanner
         uploads.end()
     finally:
@@ -107,7 +109,7 @@ def test_what_a_rule_matches_is_blocked_and_where_the_scanner_is_killed_the_poli
         for one in mitmsec.of_kind("finding")
     ]
     evil = ("yara", "YARA rule Evil: bytes that are evil", "high", "$evil, 10 bytes")
-    assert found == [(*evil, "request.body+5"), (*evil, "request.body+0")]
+    assert found == [(*evil, "request.body+5"), (*evil, "request.body!inside+0"), (*evil, "request.body+0")]
     faults = {(one["what"], one["detail"], one["failed"]) for one in mitmsec.of_kind("fault")}
     assert faults == {
         ("scanner_died", "status -9", on_failure),
