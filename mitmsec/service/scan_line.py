@@ -15,12 +15,13 @@ import socket
 
 import msgspec
 
-from mitmsec.channel import Channel, ChannelFull, close_all
+from mitmsec.channel import Channel, close_all
 from mitmsec.core.fair_queue import FairQueue
 from mitmsec.core.rule_hits import Hits
 from mitmsec.service.scanner_messages import ScanAnswer, ScanBegun, ScanContent, ScannerGone
 
 PIECE_BYTES = 128 << 10
+RETRY_S = 0.001
 WAITING_LIMIT = 1024
 
 
@@ -35,7 +36,12 @@ class Scanning(msgspec.Struct, eq=False):
     content: bytes
     answer: asyncio.Future[Hits]
     number: int = 0
+    sent_bytes: int = 0
     begun: bool = False
+
+    @property
+    def is_sent(self) -> bool:
+        return self.sent_bytes == len(self.content)
 
 
 class ScanLine:
@@ -69,15 +75,22 @@ class ScanLine:
 
     def _send(self, one: Scanning) -> None:
         self._under_way = one
-        one.number = next(self._numbers)
-        size_bytes = len(one.content)
-        try:
-            for at in range(0, max(size_bytes, 1), PIECE_BYTES):
-                piece = one.content[at : at + PIECE_BYTES]
-                ends = at + PIECE_BYTES >= size_bytes
-                self._channel.send(ScanContent(number=one.number, data=piece, begins=at == 0, ends=ends))
-        except ChannelFull:
-            self._fail_all("the scanner reads nothing")
+        one.number, one.sent_bytes, one.begun = next(self._numbers), 0, False
+        self._push(one, one.number)
+
+    def _push(self, one: Scanning, number: int) -> None:
+        """A piece in each round of the loop, and none while one waits: megabytes at once would hold up flows."""
+        if self._under_way is not one or one.number != number:
+            return  # it is sent anew, or over
+        if one.answer.done():
+            return self._next()  # nobody waits for it any more, and the next one says that it begins
+        is_free = self._channel.queued == 0
+        if is_free:
+            piece = one.content[one.sent_bytes : one.sent_bytes + PIECE_BYTES]
+            begins, one.sent_bytes = one.sent_bytes == 0, one.sent_bytes + len(piece)
+            self._channel.send(ScanContent(number=number, data=piece, begins=begins, ends=one.is_sent))
+        if not one.is_sent:
+            self._loop.call_later(0 if is_free else RETRY_S, self._push, one, number)
 
     def _told(self, message: ScanBegun | ScanAnswer | ScannerGone, fds: list[int]) -> None:
         close_all(fds)

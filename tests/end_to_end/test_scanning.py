@@ -130,7 +130,7 @@ def is_jailed(mitmsec: Mitmsec, pid: int) -> None:
     )
     assert status["Uid"].split() == [str(account_of(Role.SCANNER).uid)] * 4
     assert {status[name] for name in ("CapEff", "CapPrm", "CapBnd", "CapAmb")} == {"0" * 16}
-    assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+    assert (status["Seccomp"], status["NoNewPrivs"], status["Threads"]) == ("2", "1", "2")  # one counts seconds
     assert Path(f"/proc/{pid}/net/route").read_text().count("\n") <= 1
     limits = {line[:26].strip(): line[26:].split()[0] for line in Path(f"/proc/{pid}/limits").read_text().splitlines()}
     wanted = {

@@ -189,14 +189,31 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     played(story)
 
 
-def test_a_scanner_that_reads_nothing_is_not_fed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mitmsec import channel
-
-    monkeypatch.setattr(channel, "QUEUE_LIMIT", 2)
-
+def test_a_scanner_that_reads_nothing_is_not_fed_and_who_gives_up_lets_the_next_go() -> None:
     async def story(stage: Stage) -> None:
-        asyncio.get_running_loop().remove_reader(stage.channel.fileno())
-        with pytest.raises(ScannerDied, match="reads nothing"):
-            await stage.line.scan("a", bytes(64 * PIECE_BYTES))
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(stage.channel.fileno())
+        task, last = stage.asks("a", bytes(64 * PIECE_BYTES)), stage.asks("b", b"last")
+        await asyncio.sleep(0.1)
+        assert stage.line._channel.queued == 1
+        task.cancel()
+        stage.channel.attach(loop, lambda one, _: stage.pieces.append(one), lambda: None)
+        assert await stage.sent(1) == [b"last"]
+        assert len(stage.pieces) < 64
+        stage.answers()
+        assert await last == Hits()
+
+    played(story)
+
+
+def test_while_megabytes_are_sent_the_loop_turns() -> None:
+    async def story(stage: Stage) -> None:
+        task, rounds = stage.asks("a", bytes(64 * PIECE_BYTES)), 0
+        while not any(one.ends for one in stage.pieces):
+            await asyncio.sleep(0)
+            rounds += 1
+        assert rounds >= 64
+        stage.answers()
+        await task
 
     played(story)
