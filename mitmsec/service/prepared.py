@@ -34,6 +34,7 @@ from mitmsec_addons.registry import PREPARED, prepare
 from mitmsec_addons.yara_rules import RuleFile, compiled
 
 KEPT_LIMIT = 4  # of each inspector: rules of versions before this one are nobody's
+YARA_SOURCE = "yara_rules.py"  # how they are compiled
 HASH_BYTES = 32
 WRITING = "writing"  # the beginning of a name
 KILLED_S = 3600.0  # what is older is of one that was killed while it wrote
@@ -69,13 +70,16 @@ def kept_or_made(folder: Path, name: str, key: str, make: Callable[[], bytes]) -
 
 def _key(name: str) -> str:
     """Changes with whatever changes what is prepared."""
-    sources = (resources.files("mitmsec_addons").joinpath(file).read_bytes() for file in PREPARED[name])
-    return _hash(b"".join(sources), "hyperscan")
+    return _hash(b"".join(map(_source, PREPARED[name])), "hyperscan")
 
 
 def _key_of(rules: Sequence[RuleFile]) -> str:
     """Likewise, of the operator's rules."""
-    return _hash(msgspec.json.encode(rules), "yara-x")
+    return _hash(_source(YARA_SOURCE) + msgspec.json.encode(rules), "yara-x")
+
+
+def _source(file: str) -> bytes:
+    return resources.files("mitmsec_addons").joinpath(file).read_bytes()
 
 
 def _hash(sources: bytes, package: str) -> str:

@@ -24,6 +24,7 @@ from mitmsec.service.scanner_messages import ScanAnswer, ScanBegun, ScanContent,
 from mitmsec_addons.yara import PART_LIMIT_BYTES, Yara
 from mitmsec_addons.yara_rules import RuleSet
 
+PANICKED = 101  # the status, as Rust has it
 BURST = 4  # pieces of one worker before others have their turn
 
 
@@ -122,6 +123,8 @@ class Scanner:
             return rules.scan(content)
         except Exception as error:  # a bug of ours must not leave the worker without an answer
             return Hits(error=f"the scanner failed ({type(error).__name__})")
+        except BaseException:  # a panic of yara-x, after which nobody knows what it would say; the loop would go on
+            os._exit(PANICKED)
 
     def _say(self, channel: Channel, message: Message) -> None:
         try:

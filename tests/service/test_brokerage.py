@@ -228,6 +228,40 @@ def test_where_none_can_be_begun_that_is_told_too() -> None:
     scanned(story, rules=b"no rules")
 
 
+def test_a_panic_of_yara_x_is_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python knows it as a BaseException, which a loop would tell of and go on."""
+    monkeypatch.setattr(sys.modules[__name__], "started", panicking)
+
+    async def story(stage: ScannerStage) -> None:
+        worker = Told(stage.brokerage)
+        worker.sends(b"evil-bytes")
+        assert await worker.hears() == ScanBegun(number=1)
+        assert await worker.hears() == ScannerGone(another_comes=True)
+        assert stage.faults == ["scanner_died"]
+
+    scanned(story)
+
+
+PANICKING = """
+import sys
+from mitmsec.service import scanner
+class Panic(BaseException): pass
+class Rules:
+    def __init__(self, content): pass
+    def scan(self, content):
+        if content: raise Panic
+scanner.Scanner.__init__.__defaults__ = (Rules,)
+scanner.main()
+"""
+
+
+def panicking(control: int, output: int, role: str = "") -> int:
+    command = [sys.executable, "-c", PANICKING, str(control)]
+    process = subprocess.Popen(command, pass_fds=[control], stdout=output, stderr=output)
+    process.returncode = 0
+    return process.pid
+
+
 def test_one_that_hangs_is_ended_and_another_begins() -> None:
     async def story(stage: ScannerStage) -> None:
         worker = Told(stage.brokerage)
