@@ -70,8 +70,10 @@ class ScanLine:
             self._waiting.discard(flow, one)  # where nobody waits for it any more
 
     def _go_on(self) -> None:
-        if self._under_way is None and len(self._waiting):
-            self._send(self._waiting.pop())
+        while self._under_way is None and len(self._waiting):
+            one = self._waiting.pop()
+            if not one.answer.done():
+                self._send(one)
 
     def _send(self, one: Scanning) -> None:
         self._under_way = one

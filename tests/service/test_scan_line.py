@@ -147,6 +147,25 @@ def test_who_waits_no_longer_is_not_sent_and_its_answer_is_nobodys() -> None:
     played(story)
 
 
+def test_many_that_give_up_at_once_are_passed_over() -> None:
+    """As when the worker cuts its flows."""
+
+    async def story(stage: Stage) -> None:
+        tasks = [stage.asks(f"{number}", b"x") for number in range(900)]
+        await stage.sent(1)
+        for task in tasks:
+            task.cancel()
+        stage.line._told(ScanAnswer(number=stage.last, hits=Hits()), [])  # in the same round of the loop
+        await asyncio.gather(*tasks, return_exceptions=True)
+        last = stage.asks("last", b"last")
+        while (await stage.sent(1))[-1] != b"last":
+            await asyncio.sleep(0.01)
+        stage.answers()
+        assert await last == Hits()
+
+    played(story)
+
+
 def test_an_answer_to_who_waits_no_longer_lets_the_next_go() -> None:
     async def story(stage: Stage) -> None:
         under_way, last = (stage.asks(name, name.encode()) for name in "ab")
