@@ -35,4 +35,5 @@ def test_an_upload_of_a_secret_is_refused_and_another_passes(origin: Network, mi
     assert outcomes[1][1:] == (None, None), "the origin has answered that one, and heard of no other"
     assert secret not in str(mitmsec.events())
     assert mitmsec.of_kind("fault") == []
-    assert [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()] == ["secrets"]
+    kept = [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()]
+    assert kept.count("secrets") == 1  # beside what others that joined have had compiled
