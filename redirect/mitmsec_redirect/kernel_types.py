@@ -8,7 +8,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from mitmsec_redirect import bpf, path_steps
+from mitmsec_redirect import bpf, kept_types, path_steps
 from mitmsec_redirect.assembler import Assembler, Register, Size
 from mitmsec_redirect.bpf import Attach
 from mitmsec_redirect.btf import Btf, MalformedBtf, NoSuchMember
@@ -31,14 +31,26 @@ def lead_offsets(file: Path = BTF_FILE) -> LeadOffsets | None:
 @cache
 def _offsets(file: Path) -> tuple[Offsets | None, LeadOffsets | None]:
     """Read once: it takes some tenths of a second, and does not change while the kernel runs."""
+    offsets, leads = _kept_or_read() if file == BTF_FILE else _read(file)
+    if offsets is not None and not _may_cast(offsets):
+        offsets = replace(offsets, cast=0)
+    return offsets, leads
+
+
+def _kept_or_read() -> tuple[Offsets | None, LeadOffsets | None]:
+    if (found := kept_types.kept()) is not None:
+        return found.processes, found.leads
+    offsets = _read(BTF_FILE)
+    kept_types.keep(*offsets)
+    return offsets
+
+
+def _read(file: Path) -> tuple[Offsets | None, LeadOffsets | None]:
     try:
         types = Btf(file.read_bytes())
     except (OSError, MalformedBtf):
         return None, None
-    offsets = _found(Offsets, types)
-    if offsets is not None and not _may_cast(offsets):
-        offsets = replace(offsets, cast=0)
-    return offsets, _found(LeadOffsets, types)
+    return _found(Offsets, types), _found(LeadOffsets, types)
 
 
 def _found[Places: (Offsets, LeadOffsets)](kind: type[Places], types: Btf) -> Places | None:
