@@ -194,7 +194,7 @@ class Hooks:
 
     def ending(self, by_client: bool) -> Work | None:
         """One side of what is not HTTP says nothing more: what is to be awaited before that goes on."""
-        if self._stream is None or not self._stream.waits:
+        if self._stream is None or not (self._stream.waits or self._watch.prompt):
             return None
         return _answer(self._stream.end(sent=by_client))
 

@@ -142,7 +142,7 @@ class Prelude:
             by_client = Ended(Outcome.COMPLETED, "the client reset the connection", reset=True)
             by_origin = Ended(Outcome.ORIGIN_RESET, "the origin reset the connection", reset=True)
             return self._end(by_client if leg is self._front else by_origin)
-        if self._stream is not None and self._stream.waits:
+        if self._stream is not None and self._watch is not None and (self._stream.waits or self._watch.prompt):
             return self._put_off(b"", sent=leg is self._front)
         self._finish(other)
 

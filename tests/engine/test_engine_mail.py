@@ -382,6 +382,53 @@ def test_the_end_of_a_stream_waits_for_who_has_to_be_awaited(tmp_path: Path, tls
     asyncio.run(main())
 
 
+class AtTheEnd(Word):
+    """Says what it has found once the part is over, as those do that read files as a whole."""
+
+    def open(self, part: Part) -> Any:
+        return _AtTheEnd(super().open(part))
+
+
+class _AtTheEnd:
+    def __init__(self, reading: Any) -> None:
+        self._reading, self._found = reading, list[Finding]()
+
+    def feed(self, data: bytes) -> Sequence[Finding]:
+        self._found += self._reading.feed(data)
+        return ()
+
+    def close(self) -> Sequence[Finding]:
+        return self._found
+
+
+@both
+def test_a_file_on_a_connection_of_its_own_has_no_end_in_order_where_something_is_found_in_it(
+    tmp_path: Path, tls: bool
+) -> None:
+    """As FTP sends them."""
+
+    async def main() -> None:
+        sink, ca = Sink(), trustme.CA()
+        async with (
+            asyncio.timeout(20),
+            origin(sink, server_context(ca, alpn=()) if tls else None) as port,
+            world(
+                tmp_path, port, [ca], kind=Plaintext.TLS if tls else Plaintext.DIALOGUE, inspectors=[AtTheEnd()],
+                on_finding=OnFinding.BLOCK,
+            ) as made,
+        ):  # fmt: skip
+            made.protocol = None if tls else Protocol.FTP
+            _, writer = await connected(made, trusting(tmp_path) if tls else None)
+            writer.write(b"\x01a file: SECRET")
+            writer.close() if tls else writer.write_eof()
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            assert not sink.has_ended
+            assert made.recorder.faults == []
+            writer.close()
+
+    asyncio.run(main())
+
+
 def test_names_are_for_the_host_that_was_decided(tmp_path: Path) -> None:
     async def main() -> None:
         word = Word()
