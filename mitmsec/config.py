@@ -64,6 +64,7 @@ KNOWN_INSPECTORS = (
     "malware",
     "national_id",
     "payment_card",
+    "protocol_anomaly",
     "secrets",
 )
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy

@@ -18,6 +18,7 @@ _CLASSES = {
     "malware": "Malware",
     "national_id": "NationalId",
     "payment_card": "PaymentCard",
+    "protocol_anomaly": "ProtocolAnomaly",
     "secrets": "Secrets",
 }
 """In a module of this package that has the inspector's name."""
