@@ -20,6 +20,8 @@ from mitmsec.core.clienthello import Malformed
 from mitmsec.core.model import Value
 
 LINE_LIMIT_BYTES = 1 << 14  # RFC 4954 §4 wants 12,288 for AUTH
+FREE_CHUNKS = 1000  # of a message; of more, each has LEAST_CHUNK_BYTES on average
+LEAST_CHUNK_BYTES = 512
 OWED_LIMIT = 10_000  # replies that the server has not given: one for each recipient in a pipeline
 _KEPT_BYTES = 512  # of a reply's line
 _REPLY = re.compile(rb"([0-9]{3})(?:([ -])(.*))?\Z", re.DOTALL)
@@ -61,6 +63,7 @@ class SmtpReader:
         self._is_data = self._is_lost = False
         self._chunk_bytes: int | None = None  # still to come
         self._is_last = False  # chunk
+        self._chunks = self._chunks_bytes = 0  # of the message
         self._in_message = False
         self._goes_on = False  # the client's next line answers a question, and is no command
         self._reply = b""  # of the server's, unfinished
@@ -155,9 +158,12 @@ class SmtpReader:
             return
         self._chunk_bytes, self._is_last = int(match[1]), match[2] is not None
         if not self._in_message:
-            self._in_message = True
+            self._in_message, self._chunks, self._chunks_bytes = True, 0, 0
             yield Mark.BEGINS
-        if not self._chunk_bytes:
+        self._chunks, self._chunks_bytes = self._chunks + 1, self._chunks_bytes + self._chunk_bytes
+        if self._chunks > FREE_CHUNKS and self._chunks_bytes < self._chunks * LEAST_CHUNK_BYTES:
+            yield self._lose("more chunks than there is content for")
+        elif not self._chunk_bytes:
             yield from self._end_chunk()
 
     def _chunk(self, data: bytes, left_bytes: int) -> Generator[Event, None, bytes]:
@@ -178,7 +184,7 @@ class SmtpReader:
         if not self._in_message:
             self._in_message = True
             yield Mark.BEGINS
-        buffer, at = self._held + data, 0
+        buffer, at, pieces = self._held + data, 0, list[bytes]()
         while (found := _DOT.search(buffer, at)) is not None:
             dot = found.end() - 1
             after = buffer[dot + 1 : dot + 3]
@@ -186,17 +192,17 @@ class SmtpReader:
                 break
             is_line = buffer[max(0, dot - 2) : dot] == b"\r\n"
             if after[0] not in b"\r\n":
-                yield self._content(buffer[at : dot if is_line else dot + 1])
+                pieces.append(buffer[at : dot if is_line else dot + 1])
                 at = dot + 1
-            elif is_line and after == b"\r\n":
-                yield self._content(buffer[at:dot])
+                continue
+            yield self._content(b"".join(pieces) + buffer[at:dot])
+            if is_line and after == b"\r\n":
                 yield from self._end_message()
                 return buffer[dot + 3 :]
-            else:
-                yield self._lose("a line with nothing but a dot, between bare CR or LF")
-                return buffer[at:]
+            yield self._lose("a line with nothing but a dot, between bare CR or LF")
+            return buffer[dot:]
         keep = max(at, _line_end(buffer) if found is None else found.start() - 1)
-        yield self._content(buffer[at:keep])
+        yield self._content(b"".join(pieces) + buffer[at:keep])
         self._held = buffer[keep:]
         return b""
 

@@ -12,6 +12,9 @@ through here.
 
 from __future__ import annotations
 
+import asyncio
+import time
+
 from msgspec.structs import replace
 
 from mitmsec.core.clienthello import Malformed
@@ -23,6 +26,7 @@ from mitmsec.core.sniff import Protocol
 from mitmsec.engine import pages
 from mitmsec.engine.split import SplitReading
 from mitmsec.engine.stream import Stream
+from mitmsec.engine.turns import TURN_S
 from mitmsec.engine.watch import NOT_INSPECTED, Asks, Blocked, Watch
 
 CONTENT_TYPE = "message/rfc822"
@@ -51,15 +55,7 @@ class MailStream(Stream):
         self._decide(data, sent=sent)
         said = data
         if self._reader is not None and sent:
-            said = b""
-            for event in self._reader.sent(data):
-                match event:
-                    case Said(data=command):
-                        said += command
-                    case Malformed(reason=reason):
-                        self._lose(reason)
-                    case _:
-                        await self._hear(event)
+            said = await self._sent(self._reader, data)
         elif self._reader is not None and (why := self._reader.received(data)) is not None:
             self._lose(why.reason)
         if self._refused is not None:
@@ -68,6 +64,22 @@ class MailStream(Stream):
         if self._others is not None:
             await self._others.read(said, sent=sent)
         return data
+
+    async def _sent(self, reader: SmtpReader, data: bytes) -> bytes:
+        """Messages are read; what is none comes of it. A few bytes may be a chunk, so others get their turn."""
+        commands, begun_s = list[bytes](), time.process_time()
+        for event in reader.sent(data):
+            match event:
+                case Said(data=command):
+                    commands.append(command)
+                case Malformed(reason=reason):
+                    self._lose(reason)
+                case _:
+                    await self._hear(event)
+            if time.process_time() - begun_s > TURN_S:
+                await asyncio.sleep(0)
+                begun_s = time.process_time()
+        return b"".join(commands)
 
     async def end(self, *, sent: bool) -> None:
         if self._refused is not None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.core.clienthello import Malformed
-from mitmsec.core.smtp_mail import LINE_LIMIT_BYTES, OWED_LIMIT, Event, Mark, Said, SmtpReader
+from mitmsec.core.smtp_mail import FREE_CHUNKS, LINE_LIMIT_BYTES, OWED_LIMIT, Event, Mark, Said, SmtpReader
 
 HELLO = [b"<220 mx.test ESMTP\r\n", b">EHLO me\r\n", b"<250-mx.test\r\n250-CHUNKING\r\n250 PIPELINING\r\n"]
 MAIL = [b">MAIL FROM:<a@a.test>\r\nRCPT TO:<b@b.test>\r\n", b"<250 ok\r\n250 ok\r\n"]
@@ -147,6 +147,7 @@ def test_an_end_that_only_some_servers_see_is_malformed(end: bytes) -> None:
         ([*HELLO[:2], b"<250 mx\r\n", b">BDAT 1 LAST\r\nx"], "a chunk that nobody offered to take, or of no size"),
         ([*HELLO, b">BDAT x\r\n"], "a chunk that nobody offered to take, or of no size"),
         ([*HELLO, b">BDAT\r\n"], "a chunk that nobody offered to take, or of no size"),
+        ([*HELLO, b">" + b"BDAT 1\r\nx" * (FREE_CHUNKS + 1)], "more chunks than there is content for"),
         ([*HELLO, b">" + b"x" * (LINE_LIMIT_BYTES + 1)], "a command without end"),
         ([*HELLO, b">" + b"\r\n" * (OWED_LIMIT + 1)], "more commands than anybody answers"),
         ([b"<220 hi\r\nwhat\r\n"], "an answer that is none"),
