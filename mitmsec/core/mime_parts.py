@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from email.message import Message
 from email.parser import BytesHeaderParser
 
-from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, Event, Mark, Opened, Unreadable
+from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, PARTS_LIMIT, Event, Mark, Opened, Unreadable
 
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
 LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
@@ -44,7 +44,7 @@ class MimeParts:
         self._is_open = False  # the aside, or what there is instead of a part, has been told
         self._quantum = b""  # base64 that is no whole group yet
         self._line_goes_on = False
-        self._number = 0
+        self._number = self._count = 0
 
     def feed(self, data: bytes) -> Iterator[Event]:
         """What comes of `data`."""
@@ -65,7 +65,7 @@ class MimeParts:
     def _lines(self, data: bytes) -> Iterator[Event]:
         at = 0
         while (end := self._piece_end(data, at)) > at:
-            if self._decode is not None and not data.startswith(b"--", at):
+            if self._decode is not None and not self._may_be_boundary(data, at):
                 self._line_goes_on = not data.endswith(b"\n", at, end)
                 yield self._decode(data[at:end])
             else:
@@ -78,11 +78,13 @@ class MimeParts:
         line = data.find(b"\n", at) + 1
         if not line or line - at > LINE_LIMIT_BYTES:
             return at + LINE_LIMIT_BYTES if len(data) - at > LINE_LIMIT_BYTES else at
-        if self._decode is None or data.startswith(b"--", at):
+        if self._decode is None or self._may_be_boundary(data, at):
             return line
-        boundary = data.find(b"\n--", at) + 1
-        end = boundary or data.rfind(b"\n", at) + 1
-        return line if self._decode == self._base64 and data.find(b"=", at, end) >= 0 else end
+        boundary = data.find(b"\n--", at) + 1 if self._boundaries else 0
+        return boundary or data.rfind(b"\n", at) + 1
+
+    def _may_be_boundary(self, data: bytes, at: int) -> bool:
+        return bool(self._boundaries) and data.startswith(b"--", at)
 
     def _line(self, line: bytes) -> Iterator[Event]:
         begins, self._line_goes_on = not self._line_goes_on, not line.endswith(b"\n")
@@ -133,6 +135,10 @@ class MimeParts:
 
     def _begin_part(self, head: bytes) -> Iterator[Event]:
         """A line among its fields that is none is passed over, as many programs do."""
+        self._count += 1
+        if self._count > PARTS_LIMIT:
+            yield from self._give_up(head)
+            return
         fields = BytesHeaderParser().parsebytes(
             b"".join(line for line in head.splitlines(keepends=True) if _FIELD.match(line))
         )
@@ -160,6 +166,13 @@ class MimeParts:
         if encoding not in ENCODINGS:
             yield Unreadable("its transfer encoding is not known here")
 
+    def _give_up(self, head: bytes) -> Iterator[Event]:
+        """All that follows is shown as it is."""
+        self._boundaries.clear()
+        self._decode = bytes
+        yield Opened(name=EPILOGUE, at=0, head=head, is_aside=True)
+        yield Unreadable(f"more than {PARTS_LIMIT} parts")
+
     def _undecoded(self, head: bytes, why: str) -> Iterator[Event]:
         """A part that is shown as it is, and not read beyond that."""
         self._number += 1
@@ -172,8 +185,13 @@ class MimeParts:
             return self._base64
         return binascii.a2b_qp if encoding == "quoted-printable" else bytes
 
-    def _base64(self, line: bytes) -> bytes:
+    def _base64(self, lines: bytes) -> bytes:
         """As mail programs do: what is no base64 is passed over, and what follows padding is read on."""
+        if b"=" not in lines:
+            return self._line_of_base64(lines)
+        return b"".join(map(self._line_of_base64, lines.split(b"\n")))
+
+    def _line_of_base64(self, line: bytes) -> bytes:
         self._quantum += _NO_BASE64.sub(b"", line)
         whole = len(self._quantum) // 4 * 4
         data, self._quantum = self._quantum[:whole], self._quantum[whole:]

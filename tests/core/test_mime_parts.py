@@ -116,6 +116,13 @@ def test_depth_is_bounded_and_what_is_cut_off_says_so() -> None:
     assert why(b"Content-Type: message/rfc822\n\n" * 5 + b"x") == []
 
 
+def test_of_more_parts_than_anybody_sends_the_rest_is_told_as_it_is() -> None:
+    many = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\n\nx\n" * 1100 + b"--b\n\nSECRET\n--b--\n"
+    assert why(many) == ["more than 1000 parts"]
+    assert contents(many)["epilogue"].endswith(b"--b\n\nSECRET\n--b--\n")
+    assert why(b"Content-Type: message/rfc822\n\n" * 1100 + b"x") == ["more than 1000 parts"]
+
+
 def test_quoted_printable_and_base64_come_out_whole_at_any_length() -> None:
     quoted = b"Content-Transfer-Encoding: quoted-printable\n\n" + b"=41" * LINE_LIMIT_BYTES + b"=\n=C3=9F\n"
     assert len(contents(quoted, 1000)["part 1"]) >= LINE_LIMIT_BYTES
