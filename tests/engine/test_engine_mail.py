@@ -211,7 +211,7 @@ class Scripted:
 
 @contextlib.asynccontextmanager
 async def by_hand(
-    tmp_path: Path, server: Scripted, *, tls: bool = False, **more: Any
+    tmp_path: Path, server: Any, *, tls: bool = False, **more: Any
 ) -> AsyncIterator[tuple[World, asyncio.StreamReader, asyncio.StreamWriter]]:
     ca = trustme.CA()
     kind = Plaintext.TLS if tls else Plaintext.DIALOGUE
@@ -327,8 +327,9 @@ def test_a_client_that_leaves_in_the_middle_of_what_is_refused_ends_blocked(tmp_
             await reader.readuntil(b"CHUNKING\r\n")
             writer.write(OPENING + b"DATA\r\n")
             await reader.readuntil(b"354 go\r\n")
-            writer.write(b"\r\nSECRET and more\r\n")
-            await asyncio.sleep(0.1)
+            writer.write(b"\r\nSECRET\r\nand more\r\n")
+            while not made.recorder.findings:
+                await asyncio.sleep(0.01)
             writer.close()
             assert (await made.end()).outcome == Outcome.BLOCKED
 
@@ -378,6 +379,62 @@ def test_the_end_of_a_stream_waits_for_who_has_to_be_awaited(tmp_path: Path, tls
                 assert sink.has_ended
             assert [fault.detail for fault in made.recorder.faults] == [UNHEARD]
             writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_server_that_greets_otherwise_is_read_as_a_stream_by_all(tmp_path: Path) -> None:
+    async def greets(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"* OK hello\r\n")
+        assert await reader.readline() == b"a LOGOUT\r\n"
+        writer.write(b"* BYE SECRET\r\n")
+
+    async def main() -> None:
+        ca, far, word = trustme.CA(), Far(), Word()
+        async with (
+            asyncio.timeout(20),
+            origin(greets, server_context(ca, alpn=())) as port,
+            world(tmp_path, port, [ca], inspectors=[far, word]) as made,
+        ):
+            reader, writer = await connected(made, trusting(tmp_path))
+            assert await reader.readline() == b"* OK hello\r\n"
+            writer.write(b"a LOGOUT\r\n")
+            assert await reader.read() == b"* BYE SECRET\r\n"
+            writer.close()
+            await made.end()
+            assert {seen.finding.detector for seen in made.recorder.findings} == {"far", "word"}
+            for one in (far, word):
+                assert b"".join(one.content("stream", sent=False)) == b"* OK hello\r\n* BYE SECRET\r\n"
+                assert b"".join(one.content("stream", sent=True)) == b"a LOGOUT\r\n"
+            assert made.recorder.faults == []
+
+    asyncio.run(main())
+
+
+def test_a_server_that_stops_speaking_mail_ends_what_is_refused_with_a_reset(tmp_path: Path) -> None:
+    async def main() -> None:
+        is_refused = asyncio.Event()
+
+        async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 hello\r\n")
+            await reader.readuntil(b"DATA\r\n")
+            writer.write(b"250 mx\r\n250 ok\r\n354 go\r\n")
+            await is_refused.wait()
+            writer.write(b"nonsense\r\n")
+            await reader.read()
+
+        more = {"inspectors": [Word()], "on_finding": OnFinding.BLOCK}
+        async with by_hand(tmp_path, answers, **more) as (made, reader, writer):
+            writer.write(b"EHLO me\r\nMAIL FROM:<a>\r\nDATA\r\n")
+            await reader.readuntil(b"354 go\r\n")
+            writer.write(b"\r\nSECRET\r\nmore\r\n")
+            while not made.recorder.findings:
+                await asyncio.sleep(0.01)
+            is_refused.set()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            assert made.recorder.faults == []
 
     asyncio.run(main())
 
