@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import smtplib
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 from email.message import EmailMessage
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -332,6 +334,48 @@ def test_a_client_that_leaves_in_the_middle_of_what_is_refused_ends_blocked(tmp_
                 await asyncio.sleep(0.01)
             writer.close()
             assert (await made.end()).outcome == Outcome.BLOCKED
+
+    asyncio.run(main())
+
+
+class Slow(Word):
+    """Takes a millisecond for whatever it is shown."""
+
+    def open(self, part: Part) -> Any:
+        reading = super().open(part)
+        feed = reading.feed
+
+        def slowly(data: bytes) -> Sequence[Finding]:
+            end_s = time.process_time() + 0.001
+            while time.process_time() < end_s:
+                pass
+            return feed(data)
+
+        return SimpleNamespace(feed=slowly, close=reading.close)
+
+
+def test_a_message_in_many_small_chunks_holds_nobody_up(tmp_path: Path) -> None:
+    async def main() -> None:
+        longest_s, server, slow = 0.0, Scripted(), Slow()
+
+        async def beat() -> None:
+            nonlocal longest_s
+            before_s = time.process_time()
+            while True:
+                await asyncio.sleep(0)
+                longest_s = max(longest_s, time.process_time() - before_s)
+                before_s = time.process_time()
+
+        async with by_hand(tmp_path, server, inspectors=[slow]) as (_, reader, writer):
+            writer.write(b"EHLO me\r\n")
+            await reader.readuntil(b"CHUNKING\r\n")
+            beating = asyncio.create_task(beat())
+            writer.write(OPENING + b"BDAT 2\r\n\r\n" + b"BDAT 2\r\nx\n" * 200 + b"BDAT 0 LAST\r\nNOOP\r\n")
+            for _ in range(3):
+                assert await reader.readline() == b"250 ok\r\n"
+            beating.cancel()
+            assert 0 < longest_s < 0.15
+            assert slow.content("body", sent=True) == [b"x\n" * 200]
 
     asyncio.run(main())
 
