@@ -64,6 +64,7 @@ KNOWN_INSPECTORS = (
     "malware",
     "national_id",
     "payment_card",
+    "protocol_anomaly",
     "secrets",
     "yara",
 )

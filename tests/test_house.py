@@ -40,6 +40,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/client_handshake.py": "tests/engine/test_engine_conversation.py and test_engine_notice.py",
+    "mitmsec/engine/relay.py": "tests/engine/test_engine_mail.py has ends wait, test_engine_dialogue.py has them pass",
     "mitmsec/engine/quic/http3.py": "tests/engine/quic/test_engine_quic_dialogue.py speaks it, and breaks it",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "mitmsec/gate/colleagues.py": "tests/gate/test_gate_loop.py and tests/end_to_end take them away",

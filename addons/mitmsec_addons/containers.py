@@ -10,10 +10,12 @@ to a disk, and no name is ever used as a path.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import Enum
 from typing import Protocol
 
+from mitmsec.core.body_parts import Mark, Unreadable
 from mitmsec.core.model import Value
+
+__all__ = ["Entry", "Event", "Mark", "Passed", "Reader", "Unreadable"]
 
 
 class Entry(Value, frozen=True):
@@ -21,18 +23,6 @@ class Entry(Value, frozen=True):
 
     name: str
     content_type: str = ""
-
-
-class Unreadable(Value, frozen=True):
-    """Something of the current entry, or of the whole where there is none, cannot be looked at."""
-
-    why: str
-
-
-class Mark(Enum):
-    """What is told without anything more to say. `ENDED`: of the current entry."""
-
-    ENDED = "ended"
 
 
 class Passed(Value, frozen=True):

@@ -24,25 +24,12 @@ _TEXTS = re.compile(
     r"/?(?:(?:word|xl|ppt|docprops)/.+\.xml|(?:.*/)?(?:content|meta|styles)\.xml|.*\.xhtml)", re.IGNORECASE
 )
 _SHORT_NUMBER = re.compile(r"(?=.*[0-9])[0-9A-F.-]{1,8}|")  # widths, styles, marks of revisions
-_LINES = frozenset(
-    [
-        "p",
-        "br",
-        "tr",
-        "row",
-        "si",
-        "c",
-        "h",
-        "tab",
-        "lpstr",
-        "title",
-        "subject",
-        "creator",
-        "keywords",
-        "description",
-        "lastModifiedBy",
-    ]
-)
+_OF_TEXT = ("p", "br", "tr", "row", "si", "c", "h", "tab")
+_OF_PROPERTIES = (
+    "category", "Company", "contentStatus", "creator", "description", "initial-creator", "keyword", "keywords",
+    "lastModifiedBy", "lpstr", "lpwstr", "Manager", "property", "subject", "title", "user-defined",
+)  # fmt: skip
+_LINES = frozenset(_OF_TEXT + _OF_PROPERTIES)
 
 
 class OfficeReader:

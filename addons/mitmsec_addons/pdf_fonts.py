@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 
+from mitmsec_addons.pdf_properties import properties
+
 OBJECTS_LIMIT_BYTES = 4 << 20
 SHOWN_LIMIT_BYTES = 2 << 20
 OBJECTS_LIMIT = 20_000  # in one object stream
@@ -75,6 +77,10 @@ class PdfFonts:
             self.has_more = True
             return
         self._shown.append((font, string))
+
+    def properties(self) -> Iterator[bytes]:
+        """Those of the document, as text."""
+        return properties(b"".join(self._objects))
 
     def text(self) -> Iterator[bytes]:
         """All that was shown in such fonts, UTF-8. Nothing where there are none."""

@@ -3,6 +3,7 @@
     … << dictionary >> stream ──► FlateDecode, ASCII85Decode undone ──► text is shown? its strings : as it is
     the rest stands in the file as it is, and whoever reads the file has seen it
     text in fonts with numbers of their own ──► put together at the end (`pdf_fonts`)
+    its properties                          ──► likewise (`pdf_properties`); XMP is a stream, and shown as `metadata`
 
 It follows no reference and needs no table of contents, so damaged ones don't matter. Nothing is passed over because a
 dictionary says what it is: what is no text is shown as it is, and where a filter is not clear, its first bytes decide.
@@ -29,6 +30,7 @@ _ESCAPED = re.compile(rb"#([0-9A-Fa-f]{2})")
 _NAME = re.compile(rb"/(\w+)")
 _OBJECT = re.compile(rb"(\d+)\s+\d+\s+obj\b")
 _OBJECTS = re.compile(rb"/Type\s*/ObjStm\b")
+_METADATA = re.compile(rb"/Type\s*/Metadata\b")  # XMP (14.3.2)
 _PICTURES = frozenset({b"DCTDecode", b"JPXDecode", b"CCITTFaxDecode", b"JBIG2Decode", b"DCT", b"CCF"})
 
 
@@ -79,11 +81,11 @@ class PdfReader:
         else:
             yield from self._encrypted(self._held)
             self._fonts.objects(self._held)
-        text = [*filter(None, self._fonts.text())]
-        if text:
-            yield Entry("text")
-            yield from text
-            yield Mark.ENDED
+        for name, told in (("properties", self._fonts.properties()), ("text", self._fonts.text())):
+            if text := [*filter(None, told)]:
+                yield Entry(name)
+                yield from text
+                yield Mark.ENDED
         if self._fonts.has_more:
             yield from self._once("it is too long for its fonts to be read")
 
@@ -120,7 +122,8 @@ class _Stream:
     """`unfoldings` undo its filters in order; None: it is damaged."""
 
     def __init__(self, number: int, dictionary: bytes, unfoldings: list[Unfolding] | None, fonts: PdfFonts) -> None:
-        self.name, self.unfoldings = f"object {number}", unfoldings
+        self.name = "metadata" if _METADATA.search(dictionary) else f"object {number}"
+        self.unfoldings = unfoldings
         self._number, self._dictionary = number, dictionary
         self._kept: list[bytes] | None = []  # of what may say something about fonts
         self._kept_bytes = 0

@@ -76,9 +76,14 @@ class PdfText:
         return b"".join(out)
 
 
+def literal(written: bytes) -> bytes:
+    """A literal string, without its parentheses (7.3.4.2)."""
+    return _ESCAPE.sub(_unescaped, written)
+
+
 def _string(token: re.Match[bytes]) -> bytes:
     if token["string"] is not None:
-        return _ESCAPE.sub(_unescaped, token["string"][1:-1])
+        return literal(token["string"][1:-1])
     digits = b"".join(token["hex"][1:-1].split())
     return bytes.fromhex((digits + b"0" * (len(digits) % 2)).decode())
 

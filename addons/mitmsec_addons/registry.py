@@ -18,6 +18,7 @@ _CLASSES = {
     "malware": "Malware",
     "national_id": "NationalId",
     "payment_card": "PaymentCard",
+    "protocol_anomaly": "ProtocolAnomaly",
     "secrets": "Secrets",
     "yara": "Yara",
 }

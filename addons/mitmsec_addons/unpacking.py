@@ -29,7 +29,9 @@ SHORT_NUMBER_DIGITS = 8
 _SEPARATORS = re.compile(r"[/\\._]+")  # "4539_1488_0343_6467.txt"
 _OF_NUMBERS = frozenset({"file_type", "iban", "national_id", "payment_card", "secrets"})
 _NUMBER = re.compile(r"(?:[^0-9]*[0-9]){7}|[\w+/=-]{16}")  # less holds nothing that these find; to ask them takes time
-_OUR_OWN = re.compile(r"(?:object|part) [0-9]{1,8}|text|content")  # which readers give
+_OUR_OWN = re.compile(
+    r"(?:object|part) [0-9]{1,8}|text|content|metadata|properties|preamble|epilogue"
+)  # which readers give
 BUDGET_S = 60.0  # computed by each inspector on one entry
 
 type Told = Finding | Unread

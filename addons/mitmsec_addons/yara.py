@@ -99,8 +99,6 @@ class YaraInspection:
     def __init__(self, yara: Yara, part: Part) -> None:
         self.within = Within(yara)
         self._whole = Kept(yara, part)
-        if part.is_endless:  # it would be kept for nothing; who opened it says that it is not read
-            self._whole.drop()
 
     async def feed(self, data: bytes) -> Sequence[Finding | Unread]:
         """What the rules say about what has been unpacked by now; once, that it is too much itself. Raises OSError."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from enum import Enum
 from typing import Protocol
 
 from mitmsec.core.model import Value
@@ -36,15 +37,34 @@ class Opened(Value, frozen=True):
     head: bytes = b""
     content_type: str = ""
     codings: str = ""
+    file_name: str = ""
+    """What it calls itself, whole; `name` is for people."""
+    is_aside: bool = False
+    """It is no part: it stands around parts, and few programs show it."""
+
+
+class Unreadable(Value, frozen=True):
+    """Something of the current content, or of the whole where there is none, cannot be looked at."""
+
+    why: str
+
+
+class Mark(Enum):
+    """What is told without anything more to say. `ENDED`: of the current content."""
+
+    ENDED = "ended"
+
+
+type Event = Opened | bytes | Unreadable | Mark
 
 
 class Splitter(Protocol):
     """Tells the contents of one body apart."""
 
-    def feed(self, data: bytes) -> Iterator[Opened | bytes]:
+    def feed(self, data: bytes) -> Iterator[Event]:
         """What `data` makes certain."""
 
-    def close(self) -> Iterator[Opened | bytes]:
+    def close(self) -> Iterator[Event]:
         """What was kept: the body is complete."""
 
 

@@ -53,8 +53,6 @@ class Part(Value, frozen=True):
     name: str = ""  # of a content among several in one body: a file's, a field's, "message 3"
     file_name: str = ""
     """What it calls itself, where that is known. It is never a path to write to."""
-    is_endless: bool = False
-    """No `close` ever tells that it is complete: its end is that of a connection."""
     path: str = ""
     """Where it lies in the archive or document that is the part: `a.zip!letter.txt`, printable."""
 

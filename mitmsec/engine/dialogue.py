@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable
 from mitmproxy.connection import Connection, ConnectionState, Server
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
-from mitmproxy.proxy.layers import tcp
 
 from mitmsec.audit.event import FaultSeen, Outcome
 from mitmsec.core.messages import HandOver
@@ -30,6 +29,7 @@ from mitmsec.engine.http import Http
 from mitmsec.engine.leg import CHUNK_BYTES
 from mitmsec.engine.openssl import TlsFailed
 from mitmsec.engine.pauses import Pauses
+from mitmsec.engine.relay import Relay
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.side import Ended, Side, ending
 from mitmsec.engine.watch import Blocked, Watch
@@ -71,7 +71,7 @@ class Dialogue:
         self._sides: dict[Connection, Side] = {side.connection: side for side in (front, back) if side is not None}
         self._events: deque[events.Event] = deque()
         self._busy = self._held = False
-        self._layer: Http | tcp.TCPLayer | None = None
+        self._layer: Http | Relay | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._read_timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +107,7 @@ class Dialogue:
         self._layer = (
             Http(self._context, self._hooks.new_exchange, self._hooks.broken, self._hooks.origin_broke)
             if is_http
-            else tcp.TCPLayer(self._context)
+            else Relay(self._context, self._hooks.ending)
         )
         self._dispatch(events.Start())
         for event in before:
@@ -187,7 +187,7 @@ class Dialogue:
             return self._side_over(side)
         if side is self._front:
             return self.end(Ended(Outcome.COMPLETED, "the client reset the connection", reset=True))
-        if self._hooks.busy or isinstance(self._layer, tcp.TCPLayer):
+        if self._hooks.busy or isinstance(self._layer, Relay):
             return self.end(Ended(Outcome.ORIGIN_RESET, "the origin reset the connection", reset=True))
         self._side_over(side)
 
@@ -200,7 +200,8 @@ class Dialogue:
         side.connection.state &= ~ConnectionState.CAN_READ
         self._dispatch(events.ConnectionClosed(side.connection))
         self._hooks.origin_ends = False
-        if side.connection.state is ConnectionState.CLOSED and side is self._front:  # the origin was the first to end
+        is_over = side is self._front and side.connection.state is ConnectionState.CLOSED  # the origin was the first
+        if is_over and not isinstance(self._layer, Relay):  # which says so itself
             return self.end(self._hooks.noted or Ended(Outcome.COMPLETED))
         if side is not self._front and len(self._sides) == 1 and self._timer is None and self._ending is None:
             self._timer = self._loop.call_later(IDLE_WITHOUT_ORIGIN_S, self._idle)
@@ -370,7 +371,8 @@ class Dialogue:
         self._hooks.end()
         for side in self._sides.values():
             if side is not self._front:
-                side.leg.abort() if ended.reset else self._let_go(side)
+                side.leg.abort() if ended.reset or ended.answer else self._let_go(side)
+        self._front.pending.append(ended.answer)
         leg = self._front.leg
         leg.on_closed = self._closed
         if ended.reset:

@@ -20,7 +20,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmsec.audit.event import FaultSeen, Outcome, Seen
 from mitmsec.core.messages import HandOver
 from mitmsec.core.model import Action
-from mitmsec.engine import pages, stream
+from mitmsec.engine import mail, pages, stream
 from mitmsec.engine.alt_svc import without_http3
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.firstline import looks_like_http
@@ -82,7 +82,7 @@ class Hooks:
         if self._hand_over.decision.action is Action.BLOCK and not is_http:
             raise Blocked("what it speaks has no place for a page")
         if self._watch and not is_http:
-            self._stream = stream.plain(self._watch, self._hand_over)
+            self._stream = mail.plain(self._watch, self._hand_over)
 
     def new_exchange(self) -> Exchange:
         """One more request."""
@@ -184,10 +184,19 @@ class Hooks:
             self._finish_line(message.content)
         if self._stream is None:
             return None
-        if self._watch.waits:
-            return _answer(self._stream.read(message.content, sent=message.from_client))
+        if self._stream.waits:
+            return _answer(self._read(self._stream, message))
         self._stream.feed(message.content, sent=message.from_client)
         return _answer(self._stream.catch_up()) if self._stream.is_behind else None
+
+    async def _read(self, reading: stream.Stream, message: Any) -> None:
+        message.content = await reading.read(message.content, sent=message.from_client)
+
+    def ending(self, by_client: bool) -> Work | None:
+        """One side of what is not HTTP says nothing more: what is to be awaited before that goes on."""
+        if self._stream is None or not (self._stream.waits or self._watch.prompt):
+            return None
+        return _answer(self._stream.end(sent=by_client))
 
     def _finish_line(self, data: bytes) -> None:
         """Names were not compared, so what is HTTP after all must not go on."""

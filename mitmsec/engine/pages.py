@@ -14,6 +14,7 @@ MISDIRECTED = 421
 FORBIDDEN = 403
 BAD_REQUEST = 400
 FIELDS_TOO_LARGE = 431
+MAIL_LINE_CHARACTERS = 400  # RFC 5321 allows 512 with code and line break
 
 
 class Page(Value, frozen=True):
@@ -72,3 +73,12 @@ def blocked(flow: str, rule: str, reason: str) -> Page:
             f"Finding: {reason}\nRule: {rule}\nConnection: {flow}\n"
         ),
     )
+
+
+def mail_refusal(flow: str, rule: str, reason: str, direction: Direction, *, is_final: bool) -> bytes:
+    """One reply of SMTP (RFC 5321 §4.2, 3463): the message is refused for good, or cannot be looked at now."""
+    code = "554 5.7.1" if is_final else "451 4.7.1"
+    said = f"Blocked by mitmsec: {reason}. Rule: {rule}. Connection: {flow}"
+    text = said if direction is Direction.OUTBOUND else "Message refused"
+    line = "".join(letter if letter.isprintable() else "?" for letter in text[:MAIL_LINE_CHARACTERS])
+    return f"{code} {line}\r\n".encode("ascii", "replace")

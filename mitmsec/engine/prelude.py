@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 from mitmsec.audit.event import Outcome
@@ -21,9 +22,10 @@ from mitmsec.core.messages import FlowEnded, HandOver, Upgrading
 from mitmsec.core.upgrade import Malformed, Step, recogniser
 from mitmsec.engine.dialogue import READ_S, TURN_S
 from mitmsec.engine.leg import CHUNK_BYTES, FIRST_CHUNK_BYTES, Leg, part
-from mitmsec.engine.side import Ended, faulty
-from mitmsec.engine.stream import Stream, plain
-from mitmsec.engine.watch import NOT_INSPECTED, Blocked, Watch
+from mitmsec.engine.mail import plain
+from mitmsec.engine.side import Ended, ending
+from mitmsec.engine.stream import Stream
+from mitmsec.engine.watch import Watch
 from mitmsec.engine.wire import Wire
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class Prelude:
         self._stream: Stream | None = None
         self._watch: Watch | None = None
         self._read_timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._unread = deque[tuple[bytes, bool]]()  # b"": that one says nothing more
         self._is_held = self._is_upgrading = False
         self._ended: asyncio.Future[Ended | None] = self._loop.create_future()
         """None: it goes on under TLS."""
@@ -58,6 +62,8 @@ class Prelude:
             ended = Ended(Outcome.CUT, "the worker was told to stop", reset=True)
         except Exception as error:
             ended = self._ended_by(error)
+        if self._reading is not None:
+            self._reading.cancel()
         try:
             self._finish_reading()
         except Exception as error:
@@ -70,6 +76,7 @@ class Prelude:
             return Upgrading(
                 flow=flow, bytes_sent=front.received, bytes_received=front.sent, port=self._recogniser.port
             )
+        front.write(ended.answer)
         await part(front, self._back, reset=ended.reset)
         return FlowEnded(
             flow=flow,
@@ -81,18 +88,14 @@ class Prelude:
         )
 
     def _ended_by(self, error: Exception) -> Ended:
-        if isinstance(error, Blocked):
-            return Ended(Outcome.BLOCKED, str(error), reset=True)
-        return faulty(error, self._hand_over.flow, self._recorder)
+        return ending(error, self._hand_over.flow, self._recorder)
 
     def _begin(self) -> None:
         """Raises Blocked."""
         order, on_failure = self._hand_over, self._engine.settings.on_failure
         inspectors = self._engine.collaborators.inspectors
         self._watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
-        if self._watch.waits:
-            self._watch.failed(NOT_INSPECTED, "what may go on under TLS is read by no inspector that has to be awaited")
-        self._stream = plain(self._watch, order, is_told=True) if self._watch else None
+        self._stream = plain(self._watch, order) if self._watch else None
         self._front.chunk_bytes = self._recogniser.reads_bytes or FIRST_CHUNK_BYTES
         for leg in (self._front, self._back):
             leg.on_room = self._balance
@@ -103,17 +106,27 @@ class Prelude:
     def _heard(self, data: bytes, *, sent: bool) -> None:
         if self._ended.done():
             return
+        if self._stream is not None and self._stream.waits:
+            return self._put_off(data, sent=sent)
         begun_s = time.monotonic()
         try:
-            step = self._recogniser.sent(data) if sent else self._recogniser.received(data)
-            if isinstance(step, Malformed):
-                return self._end(Ended(Outcome.MALFORMED, f"{self._hand_over.protocol}: {step.reason}", reset=True))
+            step = self._recognised(data, sent=sent)
             self._inspect(data, sent=sent)
         except Exception as error:
             return self._end(self._ended_by(error))
+        self._pass_on(data, step, sent=sent, is_slow=time.monotonic() - begun_s > TURN_S)
+
+    def _recognised(self, data: bytes, *, sent: bool) -> Step:
+        """Raises Ended where nothing of it may go on."""
+        step = self._recogniser.sent(data) if sent else self._recogniser.received(data)
+        if isinstance(step, Malformed):
+            raise Ended(Outcome.MALFORMED, f"{self._hand_over.protocol}: {step.reason}", reset=True)
+        return step
+
+    def _pass_on(self, data: bytes, step: Step, *, sent: bool, is_slow: bool = False) -> None:
         self._is_upgrading = step is Step.UPGRADE
         (self._back if sent else self._front).write(data)
-        self._pace(self._front if sent else self._back, is_slow=time.monotonic() - begun_s > TURN_S)
+        self._pace(self._front if sent else self._back, is_slow=is_slow)
         self._balance()
 
     def _pace(self, leg: Leg, *, is_slow: bool) -> None:
@@ -129,6 +142,11 @@ class Prelude:
             by_client = Ended(Outcome.COMPLETED, "the client reset the connection", reset=True)
             by_origin = Ended(Outcome.ORIGIN_RESET, "the origin reset the connection", reset=True)
             return self._end(by_client if leg is self._front else by_origin)
+        if self._stream is not None and self._watch is not None and (self._stream.waits or self._watch.prompt):
+            return self._put_off(b"", sent=leg is self._front)
+        self._finish(other)
+
+    def _finish(self, other: Leg) -> None:
         other.finish()
         if other.ended:
             self._end(Ended(Outcome.COMPLETED))
@@ -138,8 +156,9 @@ class Prelude:
         if self._ended.done():
             return
         for leg, other in ((self._front, self._back), (self._back, self._front)):
-            leg.pause() if self._is_upgrading or self._is_held or other.full else leg.resume()
-        if self._is_upgrading and not self._front.queued and not self._back.queued:
+            is_busy = self._is_upgrading or self._is_held or self._reading is not None
+            leg.pause() if is_busy or other.full else leg.resume()
+        if self._is_upgrading and self._reading is None and not self._front.queued and not self._back.queued:
             self._end(None)
 
     def _hold(self, held: bool) -> bool:
@@ -154,6 +173,28 @@ class Prelude:
             leg.pause()
 
     # -- inspectors ----------------------------------------------------------------------------------------------------
+    def _put_off(self, data: bytes, *, sent: bool) -> None:
+        """It goes on once inspectors have looked; meanwhile nothing more is read."""
+        self._unread.append((data, sent))
+        if self._reading is None:
+            self._reading = self._loop.create_task(self._read(self._stream))
+        self._balance()
+
+    async def _read(self, stream: Stream | None) -> None:
+        try:
+            while self._unread and stream is not None and not self._ended.done():
+                data, sent = self._unread.popleft()
+                if data:
+                    step = self._recognised(data, sent=sent)
+                    self._pass_on(await stream.read(data, sent=sent), step, sent=sent)
+                else:
+                    await stream.end(sent=sent)
+                    self._finish(self._back if sent else self._front)
+        except Exception as error:
+            self._end(self._ended_by(error))
+        self._reading = None
+        self._balance()
+
     def _inspect(self, data: bytes, *, sent: bool) -> None:
         """Before anything goes on, where they can end the flow. Raises Blocked."""
         if self._stream is None or self._watch is None:

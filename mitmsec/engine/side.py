@@ -15,11 +15,11 @@ from mitmsec.engine.watch import Blocked
 
 
 class Ended(Exception):
-    """How a flow ends. `reset`: the client is to see a reset."""
+    """How a flow ends. `reset`: the client is to see a reset. `answer`: what it is told before an end in order."""
 
-    def __init__(self, outcome: Outcome, error: str = "", *, reset: bool = False) -> None:
+    def __init__(self, outcome: Outcome, error: str = "", *, reset: bool = False, answer: bytes = b"") -> None:
         super().__init__(error)
-        self.outcome, self.error, self.reset = outcome, error, reset
+        self.outcome, self.error, self.reset, self.answer = outcome, error, reset, answer
 
 
 class Side:
@@ -74,8 +74,10 @@ async def ending_of(serving: Awaitable[Ended], flow: str, recorder: Recorder) ->
 
 def ending(error: Exception, flow: str, recorder: Recorder) -> Ended:
     """How a flow ends because of `error`: what inspectors said, or something of ours."""
+    if isinstance(error, Ended):
+        return error
     if isinstance(error, Blocked):
-        return Ended(Outcome.BLOCKED, str(error), reset=True)
+        return Ended(Outcome.BLOCKED, str(error), reset=not error.answer, answer=error.answer)
     return faulty(error, flow, recorder)
 
 

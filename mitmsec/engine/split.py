@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from mitmsec.core.body_parts import Opened, Splitter, splitter
+from mitmsec.core.body_parts import Event, Mark, Opened, Splitter, Unreadable, splitter
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
 from mitmsec.engine.turns import TURN_S, Paced
@@ -55,14 +55,17 @@ class SplitReading(Paced):
 
     def steps(self, data: bytes) -> Iterator[None]:
         for piece in self._events(data):
-            if isinstance(piece, bytes):
-                self._begin()
-                if self._current is not None:
-                    yield from self._current.steps(piece)
-            else:
-                if self._current is not None:
-                    self._current.close()
-                self._next(piece)
+            match piece:
+                case bytes():
+                    self._begin()
+                    if self._current is not None:
+                        yield from self._current.steps(piece)
+                case Opened():
+                    if self._current is not None:
+                        self._current.close()
+                    self._next(piece)
+                case _:
+                    self._aside(piece)
             yield
 
     def settle(self) -> None:
@@ -91,14 +94,17 @@ class SplitReading(Paced):
             if time.process_time() - begun_s > TURN_S:
                 await asyncio.sleep(0)
                 begun_s = time.process_time()
-            if isinstance(piece, bytes):
-                self._begin()
-                if self._current is not None:
-                    await self._current.read(piece, ends=False)
-            else:
-                if self._current is not None:
-                    await self._current.read(b"", ends=True)
-                self._next(piece)
+            match piece:
+                case bytes():
+                    self._begin()
+                    if self._current is not None:
+                        await self._current.read(piece, ends=False)
+                case Opened():
+                    if self._current is not None:
+                        await self._current.read(b"", ends=True)
+                    self._next(piece)
+                case _:
+                    self._aside(piece)
         if ends and self._current is not None:
             await self._current.read(b"", ends=True)
             self._current = None
@@ -108,13 +114,17 @@ class SplitReading(Paced):
         if self._current is not None:
             self._current.abandon()
 
-    def _all(self, data: bytes, *, ends: bool) -> Iterator[Opened | bytes]:
+    def _aside(self, event: Unreadable | Mark) -> None:
+        if isinstance(event, Unreadable):
+            self._watch.failed(NOT_INSPECTED, f"{self._part.content_type.partition(';')[0]}: {event.why}")
+
+    def _all(self, data: bytes, *, ends: bool) -> Iterator[Event]:
         if data:
             yield from self._events(data)
         if ends:
             yield from self._rest()
 
-    def _events(self, data: bytes) -> Iterator[Opened | bytes]:
+    def _events(self, data: bytes) -> Iterator[Event]:
         if self._decoder is None:
             return
         if not data:
@@ -126,7 +136,7 @@ class SplitReading(Paced):
         except Undecodable as error:
             self._give_up(error)
 
-    def _rest(self) -> Iterator[Opened | bytes]:
+    def _rest(self) -> Iterator[Event]:
         if self._decoder is not None:
             self._decoder = None
             yield from self._splitter.close()
@@ -137,7 +147,12 @@ class SplitReading(Paced):
             self._open(self._part, "")
 
     def _next(self, opened: Opened) -> None:
-        part = replace(self._part, name=opened.name, content_type=opened.content_type or self._part.content_type)
+        part = replace(
+            self._part,
+            name=opened.name + self._part.name,
+            content_type=opened.content_type or self._part.content_type,
+            file_name=opened.file_name,
+        )
         if opened.head:
             self._watch.look(replace(part, kind=PartKind.HEADERS), opened.head)
         self._begins_at = opened.at

@@ -1,7 +1,8 @@
 """Plaintext that is not HTTP, or is no longer: both directions, to the inspectors, piece by piece.
 
-Where some of them have to be awaited, `read` stands for `feed`. They hear no end of what has none but the connection's,
-when nothing is left that could wait for their verdict: that is said when such a stream opens, and `on_failure` decides.
+Where some of them have to be awaited, `read` stands for `feed`. What has no end but its direction's has gone on when
+they hear that: only the end itself can wait for their verdict. So where that could stop the flow, it is said when such
+a stream opens, and `on_failure` decides.
 """
 
 from __future__ import annotations
@@ -11,33 +12,35 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from msgspec.structs import replace
-
-from mitmsec.core.inspection import Part, PartKind
-from mitmsec.core.messages import HandOver
+from mitmsec.core.inspection import Part
 from mitmsec.engine import websocket
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.turns import TURN_S, Paced
-from mitmsec.engine.watch import NOT_INSPECTED, Blocked, Reading, Watch
+from mitmsec.engine.watch import NOT_INSPECTED, Asks, Blocked, Reading, Watch
 from mitmsec.engine.websocket import BadFrames, Frames
 
-UNHEARD = "what is neither HTTP nor WebSocket has no end that waits for an inspector that has to be awaited"
+UNHEARD = "what is neither HTTP, WebSocket nor mail goes on before an inspector that has to be awaited has its end"
 
 
 class Stream:
     """Bytes in both directions of one connection. Methods raise Blocked, and so does the making."""
 
-    def __init__(self, watch: Watch, sent: Part, received: Part, *, is_told: bool = False) -> None:
-        """`is_told`: it has been recorded that inspectors do not hear its end."""
+    def __init__(self, watch: Watch, sent: Part, received: Part, asks: Asks = Asks.ALL) -> None:
         self._watch = watch
-        parts = {way: replace(part, is_endless=True) for way, part in ((True, sent), (False, received))}
-        self._readings: dict[bool, Reading | None] = {way: watch.open(part) for way, part in parts.items()}
-        if not is_told and any(reading is not None and reading.waits for reading in self._readings.values()):
+        self._readings: dict[bool, Reading | None] = {
+            part.sent: watch.open(part, asks=asks) for part in (sent, received)
+        }
+        if watch.prompt and any(reading is not None and reading.waits for reading in self._readings.values()):
             try:
                 watch.failed(NOT_INSPECTED, UNHEARD)
             except Blocked:
                 self.close()
                 raise
+
+    @property
+    def waits(self) -> bool:
+        """Somebody has to be awaited: it has to be read with `read`, and each direction ended with `end`."""
+        return any(reading is not None and reading.waits for reading in self._readings.values())
 
     def feed(self, data: bytes, *, sent: bool) -> None:
         """The next bytes of one direction."""
@@ -53,14 +56,21 @@ class Stream:
     async def catch_up(self) -> None:
         """Returns when all that was fed has been read."""
 
-    async def read(self, data: bytes, *, sent: bool) -> None:
-        """The same as `feed`, returning when all have looked."""
+    async def read(self, data: bytes, *, sent: bool) -> bytes:
+        """The same as `feed`, returning when all have looked: what of it goes on."""
         reading = self._readings[sent]
         if reading is not None:
             await reading.read(data, ends=False)
+        return data
+
+    async def end(self, *, sent: bool) -> None:
+        """One direction is over: what is said about all of it is heard before its end goes on."""
+        reading, self._readings[sent] = self._readings[sent], None
+        if reading is not None:
+            await reading.read(b"", ends=True)
 
     def close(self) -> None:
-        """Both directions are over."""
+        """Both directions are over, or broke off."""
         for reading in self._readings.values():
             if reading is not None:
                 reading.abandon()
@@ -106,13 +116,21 @@ class WebSocketStream(Stream):
         for way in self._ways.values():
             await way.catch_up()
 
-    async def read(self, data: bytes, *, sent: bool) -> None:
+    @property
+    def waits(self) -> bool:
+        return self._watch.waits
+
+    async def end(self, *, sent: bool) -> None:
+        """Its messages have ends of their own."""
+
+    async def read(self, data: bytes, *, sent: bool) -> bytes:
         begun_s = time.process_time()
         for reading, piece in self._pieces(data, sent=sent):
             await reading.read(piece, ends=not piece)
             if time.process_time() - begun_s > TURN_S:
                 await asyncio.sleep(0)
                 begun_s = time.process_time()
+        return data
 
     def close(self) -> None:
         super().close()
@@ -147,11 +165,3 @@ class WebSocketStream(Stream):
                     yield reading, piece
         except BadFrames as error:
             self._give_up(error, sent=sent)
-
-
-def plain(watch: Watch, hand_over: HandOver, *, is_told: bool = False) -> Stream:
-    """A stream that no HTTP precedes. `is_told` as of Stream."""
-    sent, received = (
-        Part(flow=hand_over.flow, kind=PartKind.STREAM, sent=way, host=hand_over.name) for way in (True, False)
-    )
-    return Stream(watch, sent, received, is_told=is_told)

@@ -24,6 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum, auto
 from types import FrameType
 
 from msgspec.structs import replace
@@ -48,11 +49,22 @@ Mask = Callable[[int, int], bool]
 
 
 class Blocked(Exception):
-    """The flow must not go on: `finding` says why, or it is None and a failure of ours is the reason."""
+    """The flow must not go on: `finding` says why, or it is None and a failure of ours is the reason.
 
-    def __init__(self, reason: str, finding: Finding | None = None) -> None:
+    `answer`: what its client is told, in the words of its protocol, before the end, which is no reset then.
+    """
+
+    def __init__(self, reason: str, finding: Finding | None = None, answer: bytes = b"") -> None:
         super().__init__(reason)
-        self.finding = finding
+        self.finding, self.answer = finding, answer
+
+
+class Asks(Enum):
+    """Which inspectors read a part."""
+
+    ALL = auto()
+    AT_ONCE = auto()  # those whose answer is there when the call returns
+    AWAITED = auto()
 
 
 class Watch:
@@ -118,10 +130,11 @@ class Watch:
         while self.unread:
             next(iter(self.unread)).settle()
 
-    def open(self, part: Part, codings: str = "") -> Reading | None:
+    def open(self, part: Part, codings: str = "", asks: Asks = Asks.ALL) -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
-        awaited = Awaited(self._awaited, part)
+        awaited = Awaited(self._awaited if asks is not Asks.AT_ONCE else (), part)
         inspectors = [*self._inspectors, *awaited.within] if self.unpacks else self._inspectors
+        inspectors = inspectors if asks is not Asks.AWAITED else ()
         guarded = Guarded(inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         if guarded.idle and awaited.idle:
             return None

@@ -9,6 +9,11 @@ from container_stage import CARD, zipped
 from test_archives import places, unread
 from test_pdf_reader import CHROMIUM
 
+from mitmsec.core.inspection import Part, PartKind
+from mitmsec.core.model import Finding
+from mitmsec_addons.documents import Documents
+from mitmsec_addons.keywords import Keywords
+
 ALL = ("documents", "archives", "payment_card")
 
 
@@ -27,6 +32,31 @@ def mail(attached: bytes, name: str) -> bytes:
 
 def test_a_card_in_the_marked_up_text_of_a_letter_is_found() -> None:
     assert places(letter(), *ALL) == ["request.body!word/document.xml+5"]
+
+
+@pytest.mark.parametrize(
+    ("document", "where"),
+    [
+        (
+            zipped({
+                "word/document.xml": b"<p>text</p>",
+                "docProps/custom.xml": b'<P><property name="MSIP_Label_1a"><lpwstr>Top Secret</lpwstr></property></P>',
+            }),
+            "request.body!docProps/custom.xml+4",
+        ),
+        (b"%PDF-1.7\n1 0 obj\n<< /MSIP_Label_1a_Name <FEFF0053006500630072006500740020> >>\nendobj\n%%EOF",
+         "request.body!properties+20"),
+        (mail(zipped({"meta.xml": b"<m><user-defined>secret</user-defined></m>"}), "x.odt"),
+         "request.body!x.odt!meta.xml+0"),
+    ],
+)  # fmt: skip
+def test_a_label_in_a_documents_properties_is_found_and_the_place_names_them(document: bytes, where: str) -> None:
+    body = Part(flow="f", kind=PartKind.BODY, sent=True, host="h")
+    documents = Documents()
+    reading = documents.open_within(body, [documents, Keywords(("=secret",))])
+    assert reading is not None
+    told = [*reading.feed(document), *reading.close()]
+    assert [one.location for one in told if isinstance(one, Finding)] == [where]
 
 
 def test_a_card_in_a_pdf_that_a_browser_printed_is_found() -> None:

@@ -11,15 +11,9 @@ from container_stage import CARD, contents, events, unread
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mitmsec.core.mime_parts import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES
 from mitmsec_addons.inflating import gzipped
-from mitmsec_addons.mail_reader import (
-    HEAD_LIMIT_BYTES,
-    LINE_LIMIT_BYTES,
-    LateMailReader,
-    MailReader,
-    begins_mail,
-    may_begin_mail,
-)
+from mitmsec_addons.mail_reader import LateMailReader, MailReader, begins_mail, may_begin_mail
 from mitmsec_addons.packed_reader import PackedReader
 
 

@@ -32,6 +32,10 @@ def test_text_that_the_document_marks_up_is_one_run_and_other_entries_are_as_the
     assert unread(OfficeReader(), document(LETTER), step) == []
 
 
+LABELS = """<P xmlns:v="v"><property fmtid="{D5CDD505-2E9C-101B}" pid="2" name="MSIP_Label_1a2b_Enabled"><v:lpwstr>true\
+</v:lpwstr></property><property name="MSIP_Label_1a2b_Name"><v:lpwstr>Secret</v:lpwstr></property></P>"""
+
+
 @pytest.mark.parametrize(
     ("name", "xml", "text"),
     [
@@ -43,6 +47,13 @@ def test_text_that_the_document_marks_up_is_one_run_and_other_entries_are_as_the
         ),
         ("ppt/slides/slide1.xml", '<a:p xmlns:a="a"><a:t>slide</a:t></a:p>', "slide\n"),
         ("docProps/core.xml", '<c xmlns:d="d"><d:title>label: SECRET</d:title></c>', "label: SECRET\n\n"),
+        (
+            "docProps/custom.xml",
+            LABELS,
+            "true\n{D5CDD505-2E9C-101B}\nMSIP_Label_1a2b_Enabled\n\nSecret\nMSIP_Label_1a2b_Name\n\n",
+        ),
+        ("docProps/app.xml", "<P><Company>one</Company><Manager>two</Manager></P>", "one\ntwo\n"),
+        ("meta.xml", '<m xmlns:m="m"><m:user-defined m:name="label">red</m:user-defined>x</m>', "red\nlabel\nx"),
         ("content.xml", '<!DOCTYPE x><t:h xmlns:t="t">head</t:h>', "head\n"),
     ],
 )

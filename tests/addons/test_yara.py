@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from mitmsec.core.inspecting import Guarded, Inspected
 from mitmsec.core.inspection import AwaitedInspector, Part, PartKind, Unread
@@ -206,14 +205,6 @@ def test_what_is_over_keeps_nothing_that_comes_later() -> None:
     late.close()
     assert inspection.within.open(within) is None
     assert (yara.held_bytes, len(inspection.within.complete)) == (0, 0)
-
-
-def test_what_never_ends_is_not_kept() -> None:
-    """The engine has said that it is not inspected, and long-lived connections must not take the place of bodies."""
-    yara = Yara(("own.yar",), Scanner())
-    inspection = yara.begin(replace(PART, kind=PartKind.STREAM, is_endless=True))
-    assert asyncio.run(inspection.feed(b"x" * 1000)) == []
-    assert yara.held_bytes == 0
 
 
 def test_it_is_awaited_and_needs_rules() -> None:

@@ -85,7 +85,8 @@ def test_dialogues_of_eight_protocols_are_decrypted_once_they_go_on_under_tls(se
     names = {tuple(one["names"]) for one in mitmsec.of_kind("certificate")}
     assert names == {("origin.test",)}  # none for the name that is let pass
     found = {one["connection"]: one["location"] for one in mitmsec.of_kind("finding")}
-    assert found.keys() == {decrypted["imap"]["id"], decrypted["mysql"]["id"]}
+    assert found.keys() == {decrypted[name]["id"] for name in ("imap", "mysql", "smtp")}
+    assert found[decrypted["smtp"]["id"]] == "request.body+0 in part 1 of mail 1"
     assert [one["what"] for one in mitmsec.of_kind("fault")] == []
 
 

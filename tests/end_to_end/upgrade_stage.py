@@ -192,7 +192,7 @@ PORTS = {"smtp": 25, "ftp": 21, "imap": 143, "pop3": 110, "ldap": 389, "xmpp": 5
 
 CLIENTS = r'''
 """Each says what it came to, as a line of JSON."""
-import ftplib, imaplib, io, json, os, poplib, smtplib, ssl, subprocess, sys
+import base64, ftplib, imaplib, io, json, os, poplib, smtplib, ssl, subprocess, sys
 
 HOST, ROOTS = "origin.test", os.environ["SSL_CERT_FILE"]
 
@@ -204,7 +204,9 @@ def issuer(sock):
 def smtp(host=HOST):
     with smtplib.SMTP(host, 25, timeout=20) as client:
         client.starttls(context=ssl.create_default_context())
-        client.sendmail("me@a.test", ["you@a.test"], "Subject: greetings\r\n\r\nSTARTTLS\r\n")
+        packed = base64.b64encode(b"a STARTTLS in a letter, and more").decode()
+        head = "Subject: greetings\r\nContent-Transfer-Encoding: base64\r\n\r\n"
+        client.sendmail("me@a.test", ["you@a.test"], head + packed + "\r\nSTARTTLS\r\n")
         return issuer(client.sock)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from engine_world import RESET, Word, World, connected, origin, world
 from mitmsec.audit.event import BytesSeen, Outcome
 from mitmsec.core.inspection import AwaitedInspection, Part
 from mitmsec.core.messages import Plaintext, Upgrading
-from mitmsec.core.model import OnFailure, OnFinding
+from mitmsec.core.model import Finding, OnFailure, OnFinding
 from mitmsec.core.sniff import Protocol
 
 GREETING = b"220 mail.origin.test ESMTP\r\n"
@@ -284,24 +284,59 @@ class Far(Word):
     limit_s, limit_bytes = 5.0, 1 << 20
 
     def begin(self, part: Part) -> AwaitedInspection | None:
-        return None
+        return Never()
 
 
+class Never:
+    """Reads, and never finds anything."""
+
+    async def feed(self, data: bytes) -> Sequence[Finding]:
+        return ()
+
+    async def close(self) -> Sequence[Finding]:
+        return ()
+
+    def abandon(self) -> None:
+        return
+
+
+@pytest.mark.parametrize("protocol", [Protocol.SMTP, Protocol.FTP])
 @pytest.mark.parametrize("on_failure", OnFailure)
-def test_a_dialogue_that_an_inspector_cannot_read_falls_the_way_the_policy_says(
-    tmp_path: Path, on_failure: OnFailure
+def test_a_dialogue_that_has_no_ends_for_an_inspector_to_hear_falls_the_way_the_policy_says(
+    tmp_path: Path, on_failure: OnFailure, protocol: Protocol
 ) -> None:
+    """Mail has them."""
+
     async def part(made: World, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if on_failure is OnFailure.CLOSED:
+        is_told = protocol is Protocol.FTP
+        if on_failure is OnFailure.CLOSED and is_told:
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         else:
             assert await reader.readline() == GREETING
+            writer.write(b"NOOP\r\n")
+            assert await reader.readline() == b"250 NOOP\r\n"
             writer.write_eof()
+            assert await reader.read() == b""
         await made.end()
-        assert [(fault.what, fault.failed) for fault in made.recorder.faults] == [("not_inspected", on_failure)]
+        assert [(fault.what, fault.failed) for fault in made.recorder.faults] == [
+            ("not_inspected", on_failure)
+        ] * is_told
 
-    play(tmp_path, Mail(), part, inspectors=[Far()], on_failure=on_failure)
+    more = {"on_finding": OnFinding.BLOCK, "on_failure": on_failure}
+    play(tmp_path, Mail(), part, inspectors=[Far()], protocol=protocol, **more)
+
+
+def test_a_dialogue_that_is_awaited_goes_on_under_tls_once_all_was_read(tmp_path: Path) -> None:
+    async def part(made: World, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"STARTTLS\r\n")
+        assert await reader.readline() == b"220 go\r\n"
+        end = await made.upgrade()
+        for sock in made.taken_back(end.flow):
+            sock.close()
+
+    play(tmp_path, Mail(), part, inspectors=[Far()])
 
 
 def test_a_captured_dialogue_is_recorded_as_it_passes_and_waits_for_the_recorder(tmp_path: Path) -> None:

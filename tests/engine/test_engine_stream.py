@@ -204,22 +204,23 @@ class Far(Word):
     def __init__(self, *, wants: bool) -> None:
         super().__init__()
         self.wants, self.abandoned = wants, 0
-        self.asked: list[Part] = []
 
     def begin(self, part: Part) -> Any:
-        self.asked.append(part)
         return self if self.wants else None
 
     def abandon(self) -> None:
         self.abandoned += 1
 
 
+@pytest.mark.parametrize("on_finding", [OnFinding.ALERT, OnFinding.BLOCK])
 @pytest.mark.parametrize("on_failure", OnFailure)
 @pytest.mark.parametrize("wants", [False, True])
-def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants: bool, on_failure: OnFailure) -> None:
+def test_where_a_verdict_would_come_too_late_that_is_said_as_the_stream_opens(
+    wants: bool, on_failure: OnFailure, on_finding: OnFinding
+) -> None:
     async def main() -> None:
         far, recorder = Far(wants=wants), Recorder()
-        decision = replace(DECISION, inspect=("word",))
+        decision = replace(DECISION, inspect=("word",), on_finding=on_finding)
         watch = Watch("f", decision, {"word": far}, on_failure, recorder)
         sent, received = (Part(flow="f", kind=PartKind.STREAM, sent=way, host="h") for way in (True, False))
         if wants and on_failure is OnFailure.CLOSED:
@@ -228,8 +229,8 @@ def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants:
             assert far.abandoned == 2
         else:
             Stream(watch, sent, received)
-        assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * wants
-        assert [part.is_endless for part in far.asked] == [True, True]
+        is_told = wants and not (on_finding is OnFinding.ALERT and on_failure is OnFailure.OPEN)
+        assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * is_told
 
     asyncio.run(main())
 

@@ -1,0 +1,248 @@
+"""Mail (MIME: RFC 5322, 2045, 2046), its parts told apart and decoded as it goes by.
+
+header fields, empty line ──► multipart: its parts, each with such a head    ──► …
+                          └─► anything else: base64 or quoted-printable undone ──► Opened, bytes*, ENDED
+
+What stands around parts is told as well, as an aside, so nothing of a mail is left out but boundaries. Words of fields
+that are encoded (RFC 2047) stand decoded behind their head.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Callable, Iterator
+from email.message import Message
+from email.parser import BytesHeaderParser
+
+from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, PARTS_LIMIT, Event, Mark, Opened, Unreadable
+
+HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
+LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
+BOUNDARIES_LIMIT = 16
+PARAMETERS_LIMIT = 256  # of a field: the library takes time with the square of them
+ENCODINGS = frozenset({"", "7bit", "8bit", "binary", "base64", "quoted-printable"})
+PREAMBLE = "preamble"
+_AS_THEY_ARE = ENCODINGS - {"base64", "quoted-printable"}
+_WITH_PARAMETERS = ("content-type", "content-disposition")
+_FIELD = re.compile(rb"[!-9;-~]+[ \t]*:|[ \t]|>?From ")
+_COMMENT = re.compile(r"\([^()]*\)")
+_NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
+_BETWEEN_WORDS = re.compile(rb"\?=[ \t\r\n]{1,80}=\?")
+_ENCODED_WORD = re.compile(rb"=\?[^?\s]{1,40}\?([bBqQ])\?([^?\s]{0,1024})\?=")
+
+
+class MimeParts:
+    """One mail. Holds the fields of a part, and a line. `nested`: a mail within it is taken apart, too."""
+
+    def __init__(self, *, nested: bool = False) -> None:
+        self._nested = nested
+        self._held = b""
+        self._head: bytearray | None = bytearray()  # fields being read
+        self._boundaries: list[bytes] = []
+        self._decode: Callable[[bytes], bytes] | None = None  # for the part that is read; None: nothing but an aside
+        self._is_open = False  # the aside, or what there is instead of a part, has been told
+        self._quantum = b""  # base64 that is no whole group yet
+        self._line_goes_on = False
+        self._number = self._count = 0
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """What comes of `data`."""
+        yield from self._lines(self._held + data)
+
+    def close(self) -> Iterator[Event]:
+        """The last line, which need have no end, and whether parts are missing."""
+        rest, self._held = self._held, b""
+        if rest:
+            yield from self._line(rest)
+        head, self._head = self._head, None
+        if head:
+            yield from self._begin_part(bytes(head))
+        yield from self._end_part()
+        if self._boundaries:
+            yield Unreadable("cut off: its last part has no end")
+
+    def _lines(self, data: bytes) -> Iterator[Event]:
+        at = 0
+        while (end := self._piece_end(data, at)) > at:
+            if self._decode is not None and not self._may_be_boundary(data, at):
+                self._line_goes_on = not data.endswith(b"\n", at, end)
+                yield self._decode(data[at:end])
+            else:
+                yield from self._line(data[at:end])
+            at = end
+        self._held = data[at:]
+
+    def _piece_end(self, data: bytes, at: int) -> int:
+        """Where what is read next ends: a line, or as many as no boundary can stand in. `at`: more must come."""
+        line = data.find(b"\n", at) + 1
+        if not line or line - at > LINE_LIMIT_BYTES:
+            return at + LINE_LIMIT_BYTES if len(data) - at > LINE_LIMIT_BYTES else at
+        if self._decode is None or self._may_be_boundary(data, at):
+            return line
+        boundary = data.find(b"\n--", at) + 1 if self._boundaries else 0
+        return boundary or data.rfind(b"\n", at) + 1
+
+    def _may_be_boundary(self, data: bytes, at: int) -> bool:
+        return bool(self._boundaries) and data.startswith(b"--", at)
+
+    def _line(self, line: bytes) -> Iterator[Event]:
+        begins, self._line_goes_on = not self._line_goes_on, not line.endswith(b"\n")
+        if begins and line.startswith(b"--") and (found := self._boundary(line)) is not None:
+            yield from self._end_part()
+            del self._boundaries[found + 1 :]
+            if line[2 + len(self._boundaries[found]) :].startswith(b"--"):
+                self._boundaries.pop()
+                self._head = None
+            else:
+                self._head = bytearray()
+        elif self._head is not None:
+            yield from self._field(line)
+        elif self._decode is not None:
+            yield self._decode(line)
+        elif self._is_open or line.strip():
+            yield from self._aside(line, EPILOGUE)
+
+    def _aside(self, data: bytes, name: str) -> Iterator[Event]:
+        if not self._is_open:
+            self._is_open = True
+            yield Opened(name=name, at=0, content_type="text/plain", is_aside=True)
+        yield data
+
+    def _boundary(self, line: bytes) -> int | None:
+        """Which of the open ones this line is."""
+        text = line[2:].rstrip(b" \t\r\n")
+        for at in reversed(range(len(self._boundaries))):
+            if text in (self._boundaries[at], self._boundaries[at] + b"--"):
+                return at
+        return None
+
+    def _field(self, line: bytes) -> Iterator[Event]:
+        head = self._head if self._head is not None else bytearray()
+        if not line.strip(b"\r\n"):
+            self._head = None
+            yield from self._begin_part(bytes(head))
+        elif not head and _FIELD.match(line) is None:  # a part without fields, and without the line behind them
+            self._head = None
+            yield from self._begin_part(b"")
+            yield from self._line(line)
+        elif len(head) + len(line) > HEAD_LIMIT_BYTES:
+            self._head = None
+            yield Unreadable(f"more than {HEAD_LIMIT_BYTES} bytes of header fields")
+            yield from self._aside(bytes(head) + line, PREAMBLE)
+        else:
+            head += line
+
+    def _begin_part(self, head: bytes) -> Iterator[Event]:
+        """A line among its fields that is none is passed over, as many programs do."""
+        self._count += 1
+        if self._count > PARTS_LIMIT:
+            yield from self._give_up(head)
+            return
+        fields = BytesHeaderParser().parsebytes(
+            b"".join(line for line in head.splitlines(keepends=True) if _FIELD.match(line))
+        )
+        self._is_open = True
+        if any(str(fields.get(name, "")).count(";") > PARAMETERS_LIMIT for name in _WITH_PARAMETERS):
+            yield from self._undecoded(head, f"more than {PARAMETERS_LIMIT} parameters of a header field")
+            return
+        encoding = _COMMENT.sub(" ", str(fields.get("content-transfer-encoding", ""))).strip('"; \t\r\n').lower()
+        boundary = _text(fields.get_boundary)
+        if fields.get_content_maintype() == "multipart" and boundary:
+            yield _opened(PREAMBLE, head, fields, is_aside=True)
+            if len(self._boundaries) < BOUNDARIES_LIMIT:
+                self._boundaries.append(boundary.encode("latin-1", "replace"))
+            else:
+                yield Unreadable(f"multipart in multipart, more than {BOUNDARIES_LIMIT} times")
+            return
+        if self._nested and fields.get_content_type() == "message/rfc822" and encoding in _AS_THEY_ARE:
+            yield _opened(PREAMBLE, head, fields, is_aside=True)
+            self._head = bytearray()
+            return
+        self._number += 1
+        self._quantum = b""
+        self._decode = self._decoding(encoding)
+        yield _opened(f"part {self._number}", head, fields)
+        if encoding not in ENCODINGS:
+            yield Unreadable("its transfer encoding is not known here")
+
+    def _give_up(self, head: bytes) -> Iterator[Event]:
+        """All that follows is shown as it is."""
+        self._boundaries.clear()
+        self._decode = bytes
+        yield Opened(name=EPILOGUE, at=0, head=head, is_aside=True)
+        yield Unreadable(f"more than {PARTS_LIMIT} parts")
+
+    def _undecoded(self, head: bytes, why: str) -> Iterator[Event]:
+        """A part that is shown as it is, and not read beyond that."""
+        self._number += 1
+        self._decode = bytes
+        yield Opened(name=f"part {self._number}", at=0, head=head)
+        yield Unreadable(why)
+
+    def _decoding(self, encoding: str) -> Callable[[bytes], bytes]:
+        if encoding == "base64":
+            return self._base64
+        return binascii.a2b_qp if encoding == "quoted-printable" else bytes
+
+    def _base64(self, lines: bytes) -> bytes:
+        """As mail programs do: what is no base64 is passed over, and what follows padding is read on."""
+        if b"=" not in lines:
+            return self._line_of_base64(lines)
+        return b"".join(map(self._line_of_base64, lines.split(b"\n")))
+
+    def _line_of_base64(self, line: bytes) -> bytes:
+        self._quantum += _NO_BASE64.sub(b"", line)
+        whole = len(self._quantum) // 4 * 4
+        data, self._quantum = self._quantum[:whole], self._quantum[whole:]
+        if b"=" in line and self._quantum:
+            data, self._quantum = data + self._quantum + b"=" * (-len(self._quantum) % 4), b""
+        return _from_base64(data)
+
+    def _end_part(self) -> Iterator[Event]:
+        if self._decode is not None:
+            if self._quantum:
+                yield self._base64(b"=")
+            self._decode = None
+            yield Mark.ENDED
+        self._is_open = False
+
+
+def _opened(name: str, head: bytes, fields: Message, *, is_aside: bool = False) -> Opened:
+    called = _decoded(_text(fields.get_filename).encode("utf-8", "replace")).decode("utf-8", "replace")
+    shown = "".join(letter if letter.isprintable() else "?" for letter in called)
+    decoded = _decoded(head)
+    return Opened(
+        name=shown[-NAME_LIMIT_CHARACTERS:] or name,
+        at=0,
+        head=head if decoded == head else head + decoded,
+        content_type=fields.get_content_type(),
+        file_name=called,
+        is_aside=is_aside,
+    )
+
+
+def _decoded(text: bytes) -> bytes:
+    """Its encoded words (RFC 2047) as their charset has them."""
+    return _ENCODED_WORD.sub(_word, _BETWEEN_WORDS.sub(b"?==?", text)) if b"=?" in text else text
+
+
+def _word(found: re.Match[bytes]) -> bytes:
+    if found[1] in b"bB":
+        return _from_base64(found[2] + b"=" * (-len(found[2]) % 4))
+    return binascii.a2b_qp(found[2], header=True)
+
+
+def _from_base64(data: bytes) -> bytes:
+    try:
+        return binascii.a2b_base64(data)
+    except binascii.Error:
+        return b""
+
+
+def _text(ask: Callable[[], str | None]) -> str:
+    """The library raises for some fields that are broken."""
+    try:
+        return str(ask() or "")
+    except (ValueError, LookupError, TypeError, AttributeError, IndexError):
+        return ""

@@ -1,0 +1,145 @@
+"""Everything of a mail is told: parts decoded, what stands around them, and words of its fields."""
+
+from __future__ import annotations
+
+from email.message import EmailMessage
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mitmsec.core.body_parts import Event, Mark, Opened, Unreadable
+from mitmsec.core.mime_parts import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES, MimeParts
+
+
+def told(mail: bytes, step: int = 1 << 20, *, nested: bool = True) -> list[Event]:
+    reader, seen = MimeParts(nested=nested), list[Event]()
+    events = [event for at in range(0, len(mail), step) for event in reader.feed(mail[at : at + step])]
+    for event in [*events, *reader.close()]:
+        if isinstance(event, bytes) and seen and isinstance(seen[-1], bytes):
+            seen[-1] += event
+        elif event != b"":
+            seen.append(event)
+    return seen
+
+
+def contents(mail: bytes, step: int = 1 << 20, *, nested: bool = True) -> dict[str, bytes]:
+    found, name = dict[str, bytes](), ""
+    for event in told(mail, step, nested=nested):
+        if isinstance(event, Opened):
+            name = event.name
+            found.setdefault(name, b"")
+        elif isinstance(event, bytes):
+            found[name] += event
+    return found
+
+
+def heads(mail: bytes) -> bytes:
+    return b"".join(event.head for event in told(mail) if isinstance(event, Opened))
+
+
+def why(mail: bytes) -> list[str]:
+    return [event.why for event in told(mail) if isinstance(event, Unreadable)]
+
+
+def forwarded() -> bytes:
+    inner = EmailMessage()
+    inner["Subject"] = "inner"
+    inner.set_content("plain")
+    inner.add_attachment(b"deep" * 50, maintype="application", subtype="octet-stream", filename="deep.bin")
+    made = EmailMessage()
+    made["Subject"] = "outer Grüße"
+    made.set_content("see below")
+    made.add_attachment(inner)
+    return bytes(made)
+
+
+@pytest.mark.parametrize("step", [1, 61, 1 << 20])
+def test_a_mail_within_a_mail_is_taken_apart_where_that_is_asked_for(step: int) -> None:
+    found = contents(forwarded(), step)
+    assert found["deep.bin"] == b"deep" * 50
+    assert found["part 2"].strip() == b"plain"
+    assert b"Subject: inner" in contents(forwarded(), step, nested=False)["part 2"]
+
+
+def test_what_stands_around_the_parts_is_told_as_an_aside() -> None:
+    mail = b"Content-Type: multipart/mixed; boundary=b\n\nbefore\n--b\n\nwithin\n--b--\n\nbehind\nmore\n"
+    assert contents(mail) == {"preamble": b"before\n", "part 1": b"within\n", "epilogue": b"behind\nmore\n"}
+    assert [event.is_aside for event in told(mail) if isinstance(event, Opened)] == [True, False, True]
+    assert told(mail).count(Mark.ENDED) == 1
+
+
+def test_encoded_words_stand_decoded_behind_the_head() -> None:
+    head = b"Subject: =?utf-8?B?R3LDvMOf?=\r\n =?UTF-8?b?ZSE=?= and =?iso-8859-1?Q?caf=E9_x?= =?u?b?A?=\r\n"
+    assert heads(head + b"\r\nhi") == head + "Subject: Grüße! and ".encode() + b"caf\xe9 x\r\n"
+    assert heads(forwarded()).endswith(b'filename="deep.bin"\nMIME-Version: 1.0\n')
+    plain = b"Subject: =?nothing\r\n"
+    assert heads(plain + b"\r\n") == plain
+
+
+def test_names_of_files_are_told_as_people_read_them() -> None:
+    mail = b'Content-Disposition: attachment; filename="=?utf-8?B?R3LDvMOfZS50eHQ=?="\n\nx'
+    (opened, *_rest) = told(mail)
+    assert isinstance(opened, Opened)
+    assert (opened.name, opened.file_name) == ("Grüße.txt", "Grüße.txt")
+
+
+def test_a_field_that_the_library_stumbles_over_is_none() -> None:
+    assert contents(b"Content-Disposition: a; filename*=\x00''%ff\n\nx") == {"part 1": b"x"}
+
+
+def test_a_message_without_fields_is_all_content() -> None:
+    assert contents(b"just text\n--not a boundary\n") == {"part 1": b"just text\n--not a boundary\n"}
+    assert contents(b"only text, no line") == {"part 1": b"only text, no line"}
+    assert heads(b"Subject: no body") == b"Subject: no body"
+    assert contents(b"") == {}
+
+
+def test_a_line_among_fields_that_is_none_hides_no_encoding() -> None:
+    mail = b"Subject: a\nno field at all\nContent-Transfer-Encoding: base64\n\naGVsbG8=\n"
+    assert contents(mail) == {"part 1": b"hello"}
+    assert b"no field at all" in heads(mail)
+
+
+def test_fields_that_are_too_long_are_content() -> None:
+    mail = (b"x: " + b"y" * 900 + b"\n") * 80 + b"\nbody"
+    assert why(mail) == [f"more than {HEAD_LIMIT_BYTES} bytes of header fields"]
+    assert contents(mail) == {"preamble": mail}
+    assert why(b"Content-Type: a/b" + b";" * 300 + b"\n\nx") == ["more than 256 parameters of a header field"]
+    assert why(b"Content-Transfer-Encoding: x-uu\n\nx") == ["its transfer encoding is not known here"]
+
+
+def test_depth_is_bounded_and_what_is_cut_off_says_so() -> None:
+    deep = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (at, at) for at in range(20))
+    assert why(deep)[:1] == ["multipart in multipart, more than 16 times"]
+    assert why(b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx") == ["cut off: its last part has no end"]
+    assert why(b"Content-Type: message/rfc822\n\n" * 5 + b"x") == []
+
+
+def test_of_more_parts_than_anybody_sends_the_rest_is_told_as_it_is() -> None:
+    many = b"Content-Type: multipart/mixed; boundary=b\n\n" + b"--b\n\nx\n" * 1100 + b"--b\n\nSECRET\n--b--\n"
+    assert why(many) == ["more than 1000 parts"]
+    assert contents(many)["epilogue"].endswith(b"--b\n\nSECRET\n--b--\n")
+    assert why(b"Content-Type: message/rfc822\n\n" * 1100 + b"x") == ["more than 1000 parts"]
+
+
+def test_quoted_printable_and_base64_come_out_whole_at_any_length() -> None:
+    quoted = b"Content-Transfer-Encoding: quoted-printable\n\n" + b"=41" * LINE_LIMIT_BYTES + b"=\n=C3=9F\n"
+    assert len(contents(quoted, 1000)["part 1"]) >= LINE_LIMIT_BYTES
+    assert contents(quoted, 1000) == contents(quoted)
+    lines = b"Content-Transfer-Encoding: base64\n\n" + b"QUJD\nREVG\n" * 5000 + b"QQ==\nQQ==\n"
+    assert contents(lines, 777)["part 1"] == b"ABCDEF" * 5000 + b"AA"
+
+
+PIECES = [
+    b"Content-Type: multipart/mixed; boundary=b\n", b"Content-Transfer-Encoding: base64\n", b"\n", b"--b\n", b"--b--\n",
+    b"Content-Disposition: attachment; filename*=utf-8''%ff\n", b"aGVsbG8=", b"=3D=\r\n", b"\xff\0", b"--", b"b",
+    b"Content-Type: multipart/mixed; boundary*=\x00'\n", b"Content-Type: message/rfc822\n", b"a\n", b"QUJDQQ",
+    b"Content-Transfer-Encoding: quoted-printable\n", b"Subject: =?a?b?QQ==?= =?\n",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14), st.integers(1, 60), st.booleans())
+def test_hostile_mail_is_told_the_same_however_it_is_cut(pieces: list[bytes], step: int, nested: bool) -> None:
+    data = b"".join(pieces)
+    assert told(data, step, nested=nested) == told(data, nested=nested)
