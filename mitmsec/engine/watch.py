@@ -133,8 +133,9 @@ class Watch:
     def open(self, part: Part, codings: str = "", asks: Asks = Asks.ALL) -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
         awaited = Awaited(self._awaited if asks is not Asks.AT_ONCE else (), part)
-        inspectors = [*self._inspectors, *awaited.within] if self.unpacks else self._inspectors
-        inspectors = inspectors if asks is not Asks.AWAITED else ()
+        inspectors = [*self._inspectors, *(awaited.within if self.unpacks else ())]
+        if asks is Asks.AWAITED:
+            inspectors = []
         guarded = Guarded(inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         if guarded.idle and awaited.idle:
             return None
