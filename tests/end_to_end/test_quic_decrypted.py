@@ -180,7 +180,6 @@ def test_what_inspectors_find_in_http3_is_on_record_and_stops_it(h3: H3, mitmsec
     assert [request["outcome"] for request in mitmsec.of_kind("request")] == ["blocked"]
 
 
-@pytest.mark.joined(False)
 @by_nftables
 def test_where_quic_is_not_led_to_the_gate_it_is_refused(h3: H3, mitmsec: Mitmsec) -> None:
     url = "https://origin.test/hello"

@@ -288,7 +288,6 @@ def test_two_runs_share_one_log_and_a_signal_reaches_the_one_that_it_is_for_whos
     assert [event["operation"] for event in runs] == ["run_started", "run_started", "run_ended", "run_ended"]
 
 
-@pytest.mark.joined(False)
 def test_waiting_for_the_last_child_can_be_given_up(network: Network, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--wait", "--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
     assert run.stdout is not None
