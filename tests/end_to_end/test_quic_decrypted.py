@@ -234,7 +234,6 @@ def until(holds: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.joined(False)
 def test_a_worker_that_is_killed_ends_its_flows_and_others_go_to_the_next(talker: Talker, mitmsec: Mitmsec) -> None:
     assert talker.asks() == "200"
     assert talker.asks() == "200"
@@ -251,7 +250,6 @@ def test_a_worker_that_is_killed_ends_its_flows_and_others_go_to_the_next(talker
     here("audit", "verify", "--state", str(mitmsec.state))
 
 
-@pytest.mark.joined(False)
 def test_switched_off_what_is_decrypted_ends_and_what_comes_passes_unread(talker: Talker, mitmsec: Mitmsec) -> None:
     assert talker.asks() == "200"
     here("off", "--state", str(mitmsec.state))
