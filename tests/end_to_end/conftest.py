@@ -30,7 +30,7 @@ from mitmsec_certs.origin_pki import origin_pki
 from mitmsec_redirect import cgroup, nft
 
 V4, V6, BARE = "203.0.113.10", "2001:db8::10", "203.0.113.20"
-FAR_V4 = "10.79.0.1"  # of `far`, on the link
+FAR_V4, FAR_PEER_V4 = "10.79.0.1", "10.79.0.2"  # of `far`, on the link, and of who is at its other end
 RESOLVER = BARE
 HOSTS = {"origin.test": V4, "bank.test": V4, "tracker.test": BARE, "six.test": V6}
 MITMSEC = [sys.executable, "-m", "mitmsec"]
@@ -229,12 +229,12 @@ def far(network: Network) -> Iterator[Network]:
             f"-n {name} link add va type veth peer name vb netns {network.name}",
             f"-n {name} address add {FAR_V4}/24 dev va",
             f"-n {name} -6 address add fd79::1/64 dev va nodad",
-            f"-n {network.name} address add 10.79.0.2/24 dev vb",
+            f"-n {network.name} address add {FAR_PEER_V4}/24 dev vb",
             f"-n {network.name} -6 address add fd79::2/64 dev vb nodad",
             f"-n {network.name} link set vb up",
             f"-n {name} link set lo up",
             f"-n {name} link set va up",
-            f"-n {name} route add default via 10.79.0.2",
+            f"-n {name} route add default via {FAR_PEER_V4}",
             f"-n {name} -6 route add default via fd79::2",
         ):
             subprocess.run(["ip", *words.split()], check=True)
@@ -275,13 +275,14 @@ class Mitmsec:
     def run(self, *arguments: str, timeout_s: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
         """`mitmsec run --state … ARGUMENTS`, to its end."""
         options = {"capture_output": True, "text": True, "env": self.environment()} | options
-        return subprocess.run(self._run(*arguments), timeout=timeout_s, check=False, **options)
+        return subprocess.run(self.begun_by(*arguments), timeout=timeout_s, check=False, **options)
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
-        return subprocess.Popen(self._run(*arguments), env=self.environment(), **options)
+        return subprocess.Popen(self.begun_by(*arguments), env=self.environment(), **options)
 
-    def _run(self, *arguments: str) -> list[str]:
+    def begun_by(self, *arguments: str) -> list[str]:
+        """The command that begins such a run."""
         choice = ["--backend", self.backend] if self.backend else []
         if "--workers" not in arguments:  # half of the time that a run takes to start is its second worker's
             choice += ["--workers", "1"]

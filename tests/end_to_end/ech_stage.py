@@ -77,7 +77,8 @@ def fetched(ech):
 if over == "grease":
     tries = ["grease"]
 else:
-    ech = record(resolver, name, over).params.get(5)
+    signed = {"want_dnssec": True} if over == "signed" else {}
+    ech = record(resolver, name, over.replace("signed", "udp"), **signed).params.get(5)
     tries = ["false"] if ech is None else ["ecl:" + base64.b64encode(ech.ech).decode(), "false"]
 for ech in tries:
     try:

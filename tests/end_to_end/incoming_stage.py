@@ -20,6 +20,11 @@ OURS_V4, OURS_V6 = "198.18.7.1", "2001:db8:7::1"
 ANSWER = b"served here"
 SERVER = """
 import http.server, os, socket, sys
+addresses = sys.argv[1].split(",")
+while len(addresses) > 1:  # each has a process of its own
+    sys.argv[1] = addresses.pop()
+    if not os.fork(): break
+else: sys.argv[1] = addresses[0]
 class Page(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.send_header("Content-Length", "11"); self.end_headers()
@@ -37,7 +42,7 @@ class Server(http.server.HTTPServer):
 server = Server((sys.argv[1], 0), Page)
 for _ in range(int(sys.argv[2]) - 1):
     if not os.fork(): break
-print(server.server_port, os.getpid(), flush=True)
+print(server.server_port, os.getpid(), sys.argv[1], flush=True)
 try: server.serve_forever()
 except KeyboardInterrupt: pass
 """
@@ -77,16 +82,18 @@ def _ends(network: Network, peer: str) -> tuple[tuple[str, str], ...]:
 
 
 class Served:
-    """A server that runs under `mitmsec run`, in one process or several."""
+    """A server that runs under `mitmsec run`, in one process or several; one for each address, if there are more."""
 
     def __init__(self, mitmsec: Mitmsec, address: str, *options: str, processes: int = 1) -> None:
         server = [sys.executable, "-I", "-S", "-c", SERVER, address, str(processes)]
+        processes *= len(address.split(","))
         self._run = mitmsec.start(*options, "--", *server)
         assert self._run.stderr is not None
         assert self._run.stdout is not None
         self._said = ""
         told = [self._run.stdout.readline().split() for _ in range(processes)]
-        self.port, self.pids = told[0][0], {int(pid) for _, pid in told}
+        self.port, self.pids = told[0][0], {int(pid) for _, pid, _ in told}
+        self.at = {address: (int(pid), port) for port, pid, address in told}
 
     def end(self) -> list[str]:
         """What it had to say of whom it served, a line each: by accept(), by getpeername(), by getsockname()."""

@@ -58,7 +58,7 @@ done
 exec chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage --user-data-dir="$HOME/chromium" \
   --disable-background-networking --disable-component-update "$@"
 """
-# argv: how (a member of CurlHttpVersion), URLs.
+# argv: how (a member of CurlHttpVersion), URLs; how it goes on, further URLs; ….
 CURL = """
 import json, os, sys, time
 from curl_cffi import Curl, CurlError, CurlHttpVersion, CurlInfo, CurlOpt
@@ -66,7 +66,7 @@ from curl_cffi import Curl, CurlError, CurlHttpVersion, CurlInfo, CurlOpt
 def ask(url):
     began, body, curl = time.monotonic(), bytearray(), Curl(cacert=os.environ["SSL_CERT_FILE"])
     curl.setopt(CurlOpt.URL, url.encode())
-    curl.setopt(CurlOpt.HTTP_VERSION, CurlHttpVersion[sys.argv[1]])
+    curl.setopt(CurlOpt.HTTP_VERSION, how)
     curl.setopt(CurlOpt.CAINFO, os.environ["SSL_CERT_FILE"].encode())
     curl.setopt(CurlOpt.TIMEOUT_MS, 20000)
     curl.setopt(CurlOpt.WRITEFUNCTION, lambda data: body.extend(data) or len(data))
@@ -81,8 +81,11 @@ def ask(url):
     curl.close()
     return told | {"took_s": time.monotonic() - began}
 
-for url in sys.argv[2:]:
-    print(json.dumps(ask(url)), flush=True)
+for word in sys.argv[1:]:
+    if word in CurlHttpVersion.__members__:
+        how = CurlHttpVersion[word]
+    else:
+        print(json.dumps(ask(word)), flush=True)
 """
 # argv: address, hosts. Its sockets are not connected.
 AIOQUIC = """

@@ -14,7 +14,6 @@ from mitmsec.service import seccomp
 
 pytestmark = [pytest.mark.root, pytest.mark.unread]
 CURL = ("--", "curl", "-sS", "https://origin.test/hello")
-WAITING = ("sh", "-c", "echo up; read x")
 
 
 def without_bpf() -> None:
@@ -55,21 +54,6 @@ def test_doctor_says_which_backend_a_run_takes(network: Network, mitmsec: Mitmse
     assert "not needed here" in told["nftables"]
 
 
-@pytest.mark.joined
-@all_backends
-def test_status_and_log_say_what_diverts_a_run(network: Network, mitmsec: Mitmsec) -> None:
-    run = mitmsec.start("--", *WAITING, stdin=subprocess.PIPE)
-    try:
-        assert run.stdout is not None
-        assert run.stdout.readline() == "up\n"
-        assert [backend for _, backend in status_of(mitmsec).backends] == [mitmsec.backend]
-        shown = subprocess.run(mitmsec.command("status", "--state", str(mitmsec.state)), capture_output=True, text=True)
-        assert f"/sh by {mitmsec.backend}; " in shown.stdout
-    finally:
-        run.communicate("\n", timeout=60)
-    assert diverted_by(mitmsec) == [mitmsec.backend]
-
-
 def test_a_service_is_not_diverted_by_rules(network: Network, mitmsec: Mitmsec) -> None:
     command = mitmsec.command("start", "--state", str(mitmsec.state), "--backend", "nftables")
     done = subprocess.run(command, capture_output=True, text=True)
@@ -91,11 +75,23 @@ time.sleep(1)  # it lives on, as a browser does
 
 @pytest.mark.joined
 @all_backends
-def test_quic_is_refused_and_recorded_as_the_programs(origin: Network, mitmsec: Mitmsec) -> None:
+def test_status_and_log_say_what_diverts_a_run_and_quic_is_refused_and_recorded_as_the_programs(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
     """Failures close here: of an open one the origin, too, says that nobody listens there."""
-    closed = mitmsec.policy('[defaults]\non_failure = "closed"\n')
-    done = mitmsec.run("--policy", closed, "--", sys.executable, "-c", SEND.format(address=V4))
-    assert done.stdout == "refused\n", done.stderr
+    closed = mitmsec.policy('[defaults]\naction = "bypass"\non_failure = "closed"\n')
+    script = '"$0" -c "$1"; echo up; read x'
+    command = ("sh", "-c", script, sys.executable, SEND.format(address=V4))
+    run = mitmsec.start("--policy", closed, "--", *command, stdin=subprocess.PIPE)
+    try:
+        assert run.stdout is not None
+        assert [run.stdout.readline(), run.stdout.readline()] == ["refused\n", "up\n"]
+        assert [backend for _, backend in status_of(mitmsec).backends] == [mitmsec.backend]
+        shown = subprocess.run(mitmsec.command("status", "--state", str(mitmsec.state)), capture_output=True, text=True)
+        assert f"/sh by {mitmsec.backend}; " in shown.stdout
+    finally:
+        run.communicate("\n", timeout=60)
+    assert diverted_by(mitmsec) == [mitmsec.backend]
     (connection,) = mitmsec.of_kind("connection")
     assert (connection["protocol"], connection["action"], connection["outcome"]) == ("quic", "block", "blocked")
     assert connection["remote"]["address"] == V4

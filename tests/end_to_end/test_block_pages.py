@@ -74,6 +74,7 @@ def test_a_blocked_host_shows_a_page_and_is_never_contacted(network: Network, mi
     ]
 
 
+@pytest.mark.joined
 @pytest.mark.parametrize("on_failure", ["open", "closed"])
 def test_without_anybody_to_show_it_a_blocked_host_stays_blocked(
     origin: Network, mitmsec: Mitmsec, on_failure: str

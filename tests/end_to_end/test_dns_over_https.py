@@ -3,51 +3,69 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 from conftest import V4, Mitmsec, Network
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
-RULE = """
+HOSTS = ("origin.test", "bank.test")
+RULES = """
 [[rule]]
 name = "asked"
+host = ["origin.test"]
 action = "decrypt"
 inspect = ["doh"]
-on_finding = "{}"
+on_finding = "alert"
+[[rule]]
+name = "refused"
+host = ["bank.test"]
+action = "decrypt"
+inspect = ["doh"]
+on_finding = "block"
+[[rule]]
+name = "resolvers"
+category = ["doh"]
+action = "block"
 """
-CURL = ("curl", "-s", "--max-time", "10", "--doh-url", "https://origin.test/dns-query", "https://asked.test/")
+CURL = "curl -s --max-time 10"
 NAMED = {f"DNS over HTTPS asks for asked.test ({kind})" for kind in ("A", "AAAA")}
 
 
-def findings(mitmsec: Mitmsec, verdict: str) -> set[str]:
-    found = mitmsec.of_kind("finding")
-    assert {event["verdict"] for event in found} <= {verdict}
-    return {event["summary"] for event in found}
+def test_a_question_over_https_is_named_or_refused_where_the_policy_asks_for_that_and_so_are_public_resolvers(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
+    question = base64.urlsafe_b64encode(bytes(12)).decode()
+    commands = (
+        f"{CURL} --doh-url https://origin.test/dns-query https://asked.test/",
+        f"{CURL} --doh-url https://bank.test/dns-query https://asked.test/",
+        f"{CURL} -k 'https://dns.google/dns-query?dns={question}' --resolve dns.google:443:{V4}",
+    )
+    script = "\n".join(f"{command}; echo $?" for command in commands)
+    done = mitmsec.run("--policy", mitmsec.policy(RULES), "--", "sh", "-c", script)
+    assert done.stdout.split() == ["6", "6", "35"], "nothing at that path answers questions; a reset"
+    hosts = {flow["id"]: flow["remote"]["host"] for flow in mitmsec.of_kind("connection")}
+    found, requests = (
+        {host: [event for event in mitmsec.of_kind(kind) if hosts[event["connection"]] == host] for host in HOSTS}
+        for kind in ("finding", "request")
+    )
+    named(found["origin.test"], requests["origin.test"])
+    refused(found["bank.test"], requests["bank.test"])
+    (flow,) = (one for one in mitmsec.of_kind("connection") if one["rule"] == "resolvers")
+    assert (flow["action"], flow["remote"]["host"]) == ("block", "dns.google")
 
 
-def test_a_question_over_https_is_named_where_the_policy_asks_for_that(origin: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--policy", mitmsec.policy(RULE.format("alert")), "--", *CURL)
-    assert done.returncode == 6, "nothing at that path answers questions"
-    found = findings(mitmsec, "alert")  # an origin that says no before it has heard the question cuts it short
-    assert found & NAMED
+def named(findings: list[dict[str, Any]], requests: list[dict[str, Any]]) -> None:
+    found = {event["summary"] for event in findings}
+    assert {event["verdict"] for event in findings} == {"alert"}
+    assert found & NAMED  # an origin that says no before it has heard the question cuts it short
     assert found <= NAMED | {"DNS over HTTPS asks for what cannot be read"}
-    requests = mitmsec.of_kind("request")
     assert {(event["method"], event["status"]) for event in requests} == {("POST", 404)}
     assert all("asked.test" not in str(event) for event in requests)
 
 
-def test_a_question_over_https_is_refused_whoever_it_is_for(origin: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--policy", mitmsec.policy(RULE.format("block")), "--", *CURL)
-    assert done.returncode == 6
-    assert findings(mitmsec, "block") == NAMED
-    refused = {(event["status"], event["outcome"], event["answered_by"]) for event in mitmsec.of_kind("request")}
-    assert refused == {(403, "blocked", "mitmsec")}
-
-
-def test_public_resolvers_can_be_refused_by_their_category(origin: Network, mitmsec: Mitmsec) -> None:
-    policy = '[[rule]]\nname = "resolvers"\ncategory = ["doh"]\naction = "block"\n'
-    question = base64.urlsafe_b64encode(bytes(12)).decode()
-    asked = (f"https://dns.google/dns-query?dns={question}", "--resolve", f"dns.google:443:{V4}")
-    assert mitmsec.run("--policy", mitmsec.policy(policy), "--", "curl", "-sk", *asked).returncode == 35
-    (flow,) = mitmsec.of_kind("connection")
-    assert (flow["action"], flow["rule"], flow["remote"]["host"]) == ("block", "resolvers", "dns.google")
+def refused(findings: list[dict[str, Any]], requests: list[dict[str, Any]]) -> None:
+    """Whoever it is for."""
+    assert {(event["summary"], event["verdict"]) for event in findings} == {(name, "block") for name in NAMED}
+    answers = {(event["status"], event["outcome"], event["answered_by"]) for event in requests}
+    assert answers == {(403, "blocked", "mitmsec")}

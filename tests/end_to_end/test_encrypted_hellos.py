@@ -21,15 +21,28 @@ from ech_stage import BROWSER, HIDDEN, OFFERED, PORT, PUBLIC, PYTHON
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 
-@pytest.fixture
-def offer(network: Network, tmp_path: Path, resolver_conf: None) -> Iterator[str]:
-    """HIDDEN and its origin, in the network's names too; the `ech` of its HTTPS record as it is written in a zone."""
-    tmp_path.chmod(0o755)
-    with ech_stage.hidden_origin(network, tmp_path) as configurations:
+@pytest.fixture(scope="module")
+def hidden(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """HIDDEN and its origin; what proves it, and the `ech` of its HTTPS record as it is written in a zone."""
+    folder = tmp_path_factory.mktemp("hidden")
+    folder.chmod(0o755)
+    with ech_stage.hidden_origin(network, folder) as configurations:
         ech = base64.b64encode(configurations).decode()
         zone = f'{HIDDEN}. HTTPS 1 . alpn="h3,h2" ech="{ech}"\n{HIDDEN}. A {BARE}\n{PUBLIC}. A {BARE}'
         with ech_stage.name_server(network, zone):
-            yield ech
+            yield folder / "root.pem", ech
+
+
+@pytest.fixture
+def offer(hidden: tuple[Path, str], resolver_conf: None) -> str:
+    """HIDDEN and its origin, in the network's names too."""
+    return hidden[1]
+
+
+@pytest.fixture
+def roots(hidden: tuple[Path, str], offer: str) -> Path:
+    """What proves the origin that is offered."""
+    return hidden[0]
 
 
 def each(*overs: str) -> tuple[str, ...]:
@@ -43,14 +56,18 @@ def record(ech: str = "") -> str:
 
 
 @contextmanager
-def service(mitmsec: Mitmsec, python: Path, defaults: str) -> Iterator[None]:
-    """That selects this program."""
-    text = f'[defaults]\n{defaults}\n[[application]]\nname = "ours"\npath = ["{python}"]\n'
+def service(mitmsec: Mitmsec, python: Path, defaults: str) -> Iterator[Callable[[str], None]]:
+    """That selects this program; what begins a reload, to other defaults."""
     state = ("--state", str(mitmsec.state))
-    start = mitmsec.command("start", *state, "--workers", "1", "--policy", mitmsec.policy(text))
-    subprocess.run(start, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
+
+    def order(*words: str, defaults: str) -> None:
+        text = f'[defaults]\n{defaults}\n[[application]]\nname = "ours"\npath = ["{python}"]\n'
+        command = mitmsec.command(*words, *state, "--policy", mitmsec.policy(text))
+        subprocess.run(command, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
+
+    order("start", "--workers", "1", defaults=defaults)
     try:
-        yield
+        yield lambda defaults: order("reload", defaults=defaults)
     finally:
         subprocess.run(mitmsec.command("stop", *state), check=False, capture_output=True, timeout=90)
         deadline = time.monotonic() + 20
@@ -85,33 +102,20 @@ def offered(network: Network) -> Callable[..., str]:
 def test_under_the_service_answers_offer_selected_programs_no_more_than_the_policy_says(
     offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
 ) -> None:
-    """Over UDP and TCP; but to one that asks for signatures, for it would find them broken."""
+    """Over UDP and TCP; but to one that asks for signatures, for it would find them broken. A reload changes it."""
     as_it_is = f'1 . alpn="h3,h2" ech="{offer}"'
-    with service(mitmsec, selected, 'dns_ech = "strip"'):
+    with service(mitmsec, selected, 'dns_ech = "strip"') as reload:
         assert offered(sys.executable, "udp") == as_it_is
         for over in ("udp", "tcp"):
             before, _, key = offered(selected, over).partition(" key65534=")
             assert before == record()
             assert key
         assert offered(selected, "udp", "do") == as_it_is
-
-
-@pytest.mark.joined(False)
-def test_by_default_answers_offer_no_http3_which_is_refused_but_ech(
-    offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
-) -> None:
-    with service(mitmsec, selected, ""):
+        reload("")  # by default they offer no HTTP/3, which is refused, but ECH
         assert {offered(selected, over) for over in ("udp", "tcp")} == {record(offer)}
-
-
-@pytest.mark.joined(False)
-def test_where_http3_passes_it_is_offered_and_what_a_policy_bypasses_over_tcp_stays_as_it_is(
-    offer: str, mitmsec: Mitmsec, selected: Path, offered: Callable[..., str]
-) -> None:
-    as_it_is = f'1 . alpn="h3,h2" ech="{offer}"'
-    with service(mitmsec, selected, 'quic = "bypass"'):
+        reload('quic = "bypass"')  # HTTP/3 passes
         assert {offered(selected, over) for over in ("udp", "tcp")} == {as_it_is}
-    with service(mitmsec, selected, 'action = "bypass"\ndns_ech = "strip"'):
+        reload('action = "bypass"\ndns_ech = "strip"')  # what a policy bypasses over TCP stays as it is
         assert offered(selected, "tcp") == as_it_is
 
 
@@ -167,11 +171,11 @@ def test_where_answers_do_not_come_by_that_is_a_fault(offer: str, mitmsec: Mitms
 
 
 # --- what becomes of hellos -------------------------------------------------------------------------------------------
-def browsed(mitmsec: Mitmsec, tmp_path: Path, policy: str, *overs: str) -> list[str]:
+def browsed(mitmsec: Mitmsec, roots: Path, policy: str, *overs: str) -> list[str]:
     """What browsers said that asked for the records over these (`grease`: not at all), in one run under this policy."""
     words = (BROWSER, RESOLVER, HIDDEN, PORT, BARE)
-    roots = mitmsec.environment() | {"SSL_CERT_FILE": str(tmp_path / "root.pem")}
-    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", *each(*overs), *PYTHON, *words, env=roots)
+    environment = mitmsec.environment() | {"SSL_CERT_FILE": str(roots)}
+    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", *each(*overs), *PYTHON, *words, env=environment)
     return done.stdout.splitlines()
 
 
@@ -185,22 +189,19 @@ def hellos(mitmsec: Mitmsec) -> list[tuple[str, str, str | None, bool | None]]:
 ECH_RULE = '[[rule]]\nname = "hidden"\nech = true\naction = "{}"\n'
 
 
-def test_an_encrypted_hello_that_the_policy_lets_pass_reaches_its_origin(
-    offer: str, mitmsec: Mitmsec, tmp_path: Path
-) -> None:
+def test_an_encrypted_hello_that_the_policy_lets_pass_reaches_its_origin(roots: Path, mitmsec: Mitmsec) -> None:
     policy = ECH_RULE.format("bypass")
-    said = browsed(mitmsec, tmp_path, policy, "udp", "grease")
+    said = browsed(mitmsec, roots, policy, "udp", "grease")
     assert said == [f"offered {HIDDEN} ech=true", f"grease {HIDDEN} ech=false"]
     assert hellos(mitmsec) == [("bypass", "hidden", PUBLIC, True), ("bypass", "hidden", HIDDEN, True)]
 
 
-def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(offer: str, mitmsec: Mitmsec, tmp_path: Path) -> None:
-    """Those in the clear are decrypted, by their own names."""
+def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(roots: Path, mitmsec: Mitmsec) -> None:
+    """Of who asks for signatures, and so has the key, too. Those in the clear are decrypted, by their own names."""
     policy = '[defaults]\ndns_ech = "strip"\n' + ECH_RULE.format("block")
-    (said,) = browsed(mitmsec, tmp_path, ECH_RULE.format("block"), "udp")
-    assert said.startswith("failed")
-    said, *others = browsed(mitmsec, tmp_path, policy, "grease", "udp", "tcp")
-    assert said.startswith("failed")
+    signed, grease, *others = browsed(mitmsec, roots, policy, "signed", "grease", "udp", "tcp")
+    assert signed.startswith("failed")
+    assert grease.startswith("failed")
     assert others == [f"false {HIDDEN} ech=false"] * 2, "its key was taken out"
     assert hellos(mitmsec) == [
         ("block", "hidden", PUBLIC, True),
@@ -211,18 +212,20 @@ def test_an_encrypted_hello_that_the_policy_refuses_goes_nowhere(offer: str, mit
 
 
 def test_where_it_is_decrypted_a_client_learns_that_there_is_no_ech_and_comes_again_in_the_clear(
-    offer: str, mitmsec: Mitmsec, tmp_path: Path
+    roots: Path, mitmsec: Mitmsec
 ) -> None:
     """Each time (RFC 9849 §6.1.6). That it leaves is no refusal of our certificate: nothing is learned from it."""
     policy = (
         '[defaults]\nlearned_bypass = 1\n[[rule]]\nname = "by its own name"\nhost = ["hidden.zone"]\naction = "{}"\n'
     )
-    for action in ("decrypt", "bypass", "decrypt"):
-        said = browsed(mitmsec, tmp_path, policy.format(action), "udp")
-        assert said == ["failed 101", f"false {HIDDEN} ech=false"]
-        assert {*hellos(mitmsec)[-2:]} == {  # in whatever order they end
-            ("decrypt", "defaults", PUBLIC, True),
-            (action, "by its own name", HIDDEN, None),
-        }
+    seen = 0
+    for action, times in (("bypass", 1), ("decrypt", 2)):
+        said = browsed(mitmsec, roots, policy.format(action), *["udp"] * times)
+        assert said == ["failed 101", f"false {HIDDEN} ech=false"] * times
+        told = hellos(mitmsec)[seen:]
+        seen += len(told)
+        assert sorted(told, key=str) == sorted(  # in whatever order they end
+            [("decrypt", "defaults", PUBLIC, True), (action, "by its own name", HIDDEN, None)] * times, key=str
+        )
     assert mitmsec.of_kind("fault") == []
     assert {event["url"] for event in mitmsec.of_kind("request")} == {f"https://{HIDDEN}:{PORT}/"}

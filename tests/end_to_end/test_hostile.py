@@ -87,7 +87,6 @@ ODD_CLIENTS = {
     "nothing at all": "time.sleep(0.6)",
     "a reset": "s.setsockopt(1, 13, b'\\1\\0\\0\\0\\0\\0\\0\\0'); s.sendall(hello)",
 }
-HELLO = "tests/data/hellos"
 
 
 @pytest.mark.checklist("C9")
@@ -150,17 +149,13 @@ def flawed(origin: Network) -> dict[str, tuple[Path, Path]]:
     """Certificate and key for each flaw."""
     folder = origin.folder
     found = {}
-    for flaw, extra in {
-        "expired": ["-not_before", "20200101000000Z", "-not_after", "20200201000000Z"],
-        "wrong_name": [],
-    }.items():
+    for flaw in ("expired", "wrong_name"):
         pem, key, request = folder / f"{flaw}.pem", folder / f"{flaw}.key", folder / f"{flaw}.csr"
         openssl("req", "-new", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", str(key), "-out",
                 str(request))  # fmt: skip
         san = folder / f"{flaw}.ext"
         san.write_text(f"subjectAltName=DNS:{'other.test' if flaw == 'wrong_name' else 'tracker.test'}\n")
-        days = ["-days", "10"] if not extra else []
-        if extra:  # `openssl x509` of OpenSSL 3.0 cannot set dates: `ca` can
+        if flaw == "expired":  # `openssl x509` of OpenSSL 3.0 cannot set dates: `ca` can
             database = folder / "ca-db"
             database.write_text("")
             (folder / "ca.cnf").write_text(
@@ -173,8 +168,8 @@ def flawed(origin: Network) -> dict[str, tuple[Path, Path]]:
                     "-notext")  # fmt: skip
         else:
             openssl("x509", "-req", "-in", str(request), "-CA", str(folder / "nginx-ca.pem"), "-CAkey",
-                    str(folder / "nginx-ca.key"), "-CAcreateserial", "-extfile", str(san), *days, "-out",
-                    str(pem))  # fmt: skip
+                    str(folder / "nginx-ca.key"), "-CAcreateserial", "-extfile", str(san), "-days", "10",
+                    "-out", str(pem))  # fmt: skip
         found[flaw] = (pem, key)
     pem, key = folder / "untrusted.pem", folder / "untrusted.key"
     openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "10", "-subj", "/CN=tracker.test", "-addext",
@@ -207,7 +202,7 @@ TLS_SERVER = """
 import socket, ssl
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 context.load_cert_chain({pem!r}, {key!r})
-listener = socket.create_server(("{address}", 443))
+listener = socket.create_server(("{address}", {port}))
 print("ready", flush=True)
 while True:
     plain, _ = listener.accept()
@@ -218,69 +213,73 @@ while True:
 """
 
 
-@pytest.mark.parametrize(
-    ("flaw", "said"),
-    [
-        ("expired", "expired"),
-        ("wrong_name", "no alternative certificate subject name"),
-        ("untrusted", "certificate"),
-        ("revoked", "unable to get local issuer"),
-    ],
-)
+FLAWS = {
+    "expired": "expired",
+    "wrong_name": "no alternative certificate subject name",
+    "untrusted": "certificate",
+    "revoked": "unable to get local issuer",
+}
+
+
 def test_an_invalid_certificate_is_mirrored(
-    origin: Network, flawed: dict[str, tuple[Path, Path]], mitmsec: Mitmsec, flaw: str, said: str
+    origin: Network, flawed: dict[str, tuple[Path, Path]], mitmsec: Mitmsec
 ) -> None:
-    pem, key = flawed[flaw]
-    process = server(origin, TLS_SERVER.format(pem=str(pem), key=str(key), address=BARE))
+    """Each at a port of its own."""
+    ports = dict(zip(FLAWS, range(4431, 4435), strict=True))
+    processes, commands = [], []
+    for flaw, port in ports.items():
+        pem, key = flawed[flaw]
+        processes.append(server(origin, TLS_SERVER.format(pem=str(pem), key=str(key), address=BARE, port=port)))
+        curl = f"-m 10 https://tracker.test:{port}/"
+        commands.append(f"curl -sS {curl}; echo $?; echo next >&2; curl -sSk {curl}; echo")
     try:
-        curl = "-m 10 https://tracker.test/"
-        done = mitmsec.run("--", "sh", "-c", f"curl -sS {curl}; echo $?; curl -sSk {curl}")
+        done = mitmsec.run("--", "sh", "-c", "\n".join(commands))
     finally:
-        process.kill()
-        process.wait()
-    assert done.stdout == "60\nok", done.stderr
-    assert said in done.stderr
-    first = mitmsec.of_kind("connection")[0]
-    assert first["tls"]["server"]["verified"] is False
-    assert first["tls"]["server"]["error"]
-    assert flaw != "revoked" or first["tls"]["server"]["error"] == "the certificate was revoked (CRL)"
-    assert first["outcome"] in ("origin_certificate", "client_rejected")
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert done.stdout == "60\nok\n" * len(FLAWS), done.stderr
+    for said, words in zip(done.stderr.split("next\n"), FLAWS.values(), strict=False):
+        assert words in said
+    connections = mitmsec.of_kind("connection")
+    for flaw, port in ports.items():
+        first = next(event for event in connections if event["remote"]["port"] == port)
+        assert first["tls"]["server"]["verified"] is False
+        assert first["tls"]["server"]["error"]
+        assert flaw != "revoked" or first["tls"]["server"]["error"] == "the certificate was revoked (CRL)"
+        assert first["outcome"] in ("origin_certificate", "client_rejected")
 
 
-def test_an_origin_that_refuses_is_a_reset(network: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--", "curl", "-sS", "-m", "10", f"https://{BARE}:4444/")
-    assert done.returncode == 35, done.stderr
-    assert "reset" in done.stderr
-    (connection,) = mitmsec.of_kind("connection")
-    assert connection["outcome"] == "origin_refused"
-
-
-def test_an_origin_that_resets_in_the_handshake_is_a_reset(network: Network, mitmsec: Mitmsec) -> None:
-    script = (
+def test_an_origin_that_refuses_or_resets_in_the_handshake_is_a_reset_and_no_route_fails_as_it_would_have(
+    network: Network, mitmsec: Mitmsec
+) -> None:
+    resetting = (
         f"import socket, struct\nlistener = socket.create_server(('{BARE}', 443))\nprint('ready', flush=True)\n"
         "while True:\n    s, _ = listener.accept(); s.recv(99)\n"
         "    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)); s.close()\n"
     )
-    process = server(network, script)
-    try:
-        done = mitmsec.run("--", "curl", "-sS", "-m", "10", "https://tracker.test/")
-    finally:
-        process.kill()
-        process.wait()
-    assert done.returncode == 35, done.stderr
-    (connection,) = mitmsec.of_kind("connection")
-    assert connection["outcome"] == "origin_reset"
-
-
-def test_no_route_fails_in_connect_as_it_would_have(network: Network, mitmsec: Mitmsec) -> None:
-    script = (
+    no_route = (
         "import socket\n"
         "try: socket.create_connection(('198.51.100.1', 443), 5)\nexcept OSError as error: print(error.errno)\n"
     )
-    done = mitmsec.run("--", sys.executable, "-c", script)
-    plain = subprocess.run(network.inside(sys.executable, "-c", script), capture_output=True, text=True, check=True)
-    assert done.stdout == plain.stdout != ""
-    assert mitmsec.of_kind("connection") == []
+    curl = "curl -sS -m 10"
+    commands = (
+        f"{curl} https://{BARE}:4444/; echo $?; echo next >&2",
+        f"{curl} https://tracker.test/; echo $?",
+        shlex.join([sys.executable, "-c", no_route]),
+    )
+    process = server(network, resetting)
+    try:
+        done = mitmsec.run("--", "sh", "-c", "\n".join(commands))
+    finally:
+        process.kill()
+        process.wait()
+    plain = subprocess.run(network.inside(sys.executable, "-c", no_route), capture_output=True, text=True, check=True)
+    refused, reset, fails = done.stdout.splitlines()
+    assert refused == reset == "35", done.stderr
+    assert "reset" in done.stderr.partition("next\n")[0]
+    assert f"{fails}\n" == plain.stdout
+    assert [event["outcome"] for event in mitmsec.of_kind("connection")] == ["origin_refused", "origin_reset"]
 
 
 def test_a_command_that_leaves_the_network_namespace_follows_on_failure(network: Network, mitmsec: Mitmsec) -> None:
@@ -292,13 +291,14 @@ def test_a_command_that_leaves_the_network_namespace_follows_on_failure(network:
     )
     enter = 'ip link set lo up; ip address add 203.0.113.10 dev lo; exec "$0" -c "$1"'
     for on_failure, error in (("open", "ECONNREFUSED"), ("closed", "EPERM")):
-        policy = mitmsec.policy(f'[defaults]\non_failure = "{on_failure}"\n')
+        policy = mitmsec.policy(f'[defaults]\naction = "bypass"\non_failure = "{on_failure}"\n')
         done = mitmsec.run("--policy", policy, "--", "unshare", "-n", "sh", "-c", enter, sys.executable, inner)
         assert done.stdout == f"{error}\n", done.stderr
     faults = [event for event in mitmsec.of_kind("fault") if event["what"] == "other_network_namespace"]
     assert {event["failed"] for event in faults} == {"open", "closed"}
 
 
+@pytest.mark.unread
 def test_quic_is_refused_and_recorded_so_that_clients_fall_back(network: Network, mitmsec: Mitmsec) -> None:
     script = (
         "import socket, time\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
@@ -323,8 +323,9 @@ def test_another_hosts_request_on_this_connection_is_misdirected(origin: Network
     assert " 421 " not in log
 
 
+@pytest.mark.unread
 def test_a_long_connection_is_recorded_when_it_is_still_alive(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
+    with client(mitmsec, "open", rules='action = "bypass"\n') as program:
         assert program.tries()
         run = mitmsec.start(
             "--", sys.executable, "-c",
@@ -362,23 +363,33 @@ for _ in range(12):
 """
 
 
-@pytest.mark.parametrize("asked", ["path", "sha256"])
 @pytest.mark.parametrize(("on_failure", "action"), [("open", "bypass"), ("closed", "block")])
 def test_who_ends_before_it_can_be_read_does_not_escape_the_rule_about_its_program(
-    origin: Network, mitmsec: Mitmsec, on_failure: str, action: str, asked: str
+    origin: Network, mitmsec: Mitmsec, tmp_path: Path, on_failure: str, action: str
 ) -> None:
-    """The connection outlives it: it was made on a socket that its parent has too."""
+    """The connection outlives it: it was made on a socket that its parent has too.
+
+    Of two programs: the policy says the path of one, and what is in the other.
+    """
     python = Path(sys.executable).resolve()
-    value = python if asked == "path" else hashlib.sha256(python.read_bytes()).hexdigest()
+    other = tmp_path / "another-python"
+    other.write_bytes(python.read_bytes() + b"and more")
+    other.chmod(0o755)
+    told = {"path": python, "sha256": hashlib.sha256(other.read_bytes()).hexdigest()}
     policy = mitmsec.policy(
         f'[defaults]\non_failure = "{on_failure}"\n'
-        f'[[application]]\nname = "python"\n{asked} = ["{value}"]\n'
-        f'[[rule]]\nname = "private"\napplication = ["python"]\naction = "{action}"\n'
+        + "".join(
+            f'[[application]]\nname = "by {asked}"\n{asked} = ["{value}"]\n'
+            f'[[rule]]\nname = "private by {asked}"\napplication = ["by {asked}"]\naction = "{action}"\n'
+            for asked, value in told.items()
+        )
     )
-    done = mitmsec.run("--policy", policy, "--", sys.executable, "-c", CONNECTED_BY_ONE_THAT_ENDS)
+    both = (sys.executable, "env", f"PYTHONHOME={sys.base_prefix}", str(other))
+    script = '"$1" -c "$0"; "$2" "$3" "$4" -c "$0"'
+    done = mitmsec.run("--policy", policy, "--", "sh", "-c", script, CONNECTED_BY_ONE_THAT_ENDS, *both)
     assert done.returncode == 0, done.stderr
     seen = mitmsec.of_kind("connection")
-    assert len(seen) == len(done.stdout.split("\n")) - 1 == 12
+    assert len(seen) == len(done.stdout.split("\n")) - 1 == 24
     assert mitmsec.of_kind("request") == []
     if on_failure == "open":
         assert {event["action"] for event in seen} == {"bypass"}

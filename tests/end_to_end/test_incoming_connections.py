@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FAR_V4, Mitmsec, Network
+from conftest import FAR_PEER_V4, FAR_V4, Mitmsec, Network
 from incoming_stage import (
     ANSWER,
     OURS_V4,
@@ -29,42 +29,34 @@ from incoming_stage import (
     until_listens,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.joined]
+pytestmark = [pytest.mark.root, pytest.mark.joined, pytest.mark.unread]
 __all__ = ["outside", "serve"]  # fixtures
 
 
-@pytest.mark.parametrize(
-    ("listens", "at", "peer"),
-    [(OURS_V4, OURS_V4, PEER_V4), (OURS_V6, OURS_V6, PEER_V6), ("::", OURS_V4, PEER_V4), ("::", OURS_V6, PEER_V6)],
-    ids=["v4", "v6", "v4_mapped", "v6_of_both"],
-)
-def test_a_connection_from_another_machine_is_recorded_with_who_accepted_it(
-    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str], listens: str, at: str, peer: str
-) -> None:
-    served = serve(listens)
-    assert fetch(outside, at, served.port) == ANSWER
-    (event,) = until(mitmsec, 1)
-    assert event["local"] == {"address": at, "port": int(served.port)}
-    assert event["remote"]["address"] == peer
-    assert event["process"]["pid"] in served.pids
-    assert event["process"]["exe"] == os.path.realpath(sys.executable)
-    assert event["process"]["confidence"] == "kernel"
-    assert (event["action"], event["rule"], event["outcome"]) == ("bypass", "defaults", "completed")
-    assert event["bytes"]["sent"] > len(ANSWER)
-    assert event["bytes"]["received"] > len("GET / HTTP/1.1")
+CALLED = ((OURS_V4, OURS_V4, PEER_V4), (OURS_V6, OURS_V6, PEER_V6), ("::", OURS_V4, PEER_V4), ("::", OURS_V6, PEER_V6))
+"""Where somebody listens, where he is called, and by whom."""
 
 
 @pytest.mark.parametrize("mitmsec", ["connect_hook", "windivert"], indirect=True)
-def test_a_server_is_called_whichever_backend_diverts_what_goes_out(
+def test_a_connection_from_another_machine_is_recorded_with_who_accepted_it_whichever_backend_diverts_what_goes_out(
     mitmsec: Mitmsec, network: Network, serve: Callable[..., Served], outside: list[str]
 ) -> None:
-    at, caller = (OURS_V4, outside) if mitmsec.network is network else (FAR_V4, network.inside())
-    served = serve(at)
-    assert fetch(caller, at, served.port) == ANSWER
-    (event,) = until(mitmsec, 1)
-    assert event["local"] == {"address": at, "port": int(served.port)}
-    assert event["process"]["pid"] in served.pids
-    assert event["process"]["confidence"] == "kernel"
+    near = mitmsec.network is network
+    called, caller = (CALLED, outside) if near else (((FAR_V4, FAR_V4, FAR_PEER_V4),), network.inside())
+    served = serve(",".join(dict.fromkeys(listens for listens, _, _ in called)))
+    for listens, at, _ in called:
+        assert fetch(caller, at, served.at[listens][1]) == ANSWER
+    events = until(mitmsec, len(called))
+    ends = [(one["local"], one["remote"]["address"], one["process"]["pid"]) for one in events]
+    servers = [(at, peer, *served.at[listens]) for listens, at, peer in called]
+    expected = [({"address": at, "port": int(port)}, peer, pid) for at, peer, pid, port in servers]
+    assert sorted(ends, key=str) == sorted(expected, key=str)
+    for event in events:
+        assert event["process"]["exe"] == os.path.realpath(sys.executable)
+        assert event["process"]["confidence"] == "kernel"
+        assert (event["action"], event["rule"], event["outcome"]) == ("bypass", "defaults", "completed")
+        assert event["bytes"]["sent"] > len(ANSWER)
+        assert event["bytes"]["received"] > len("GET / HTTP/1.1")
 
 
 def test_each_worker_of_a_server_has_its_own_connections(
@@ -126,21 +118,15 @@ def test_who_is_outside_of_the_run_is_not_told(mitmsec: Mitmsec, network: Networ
     assert mitmsec.of_kind("connection") == []
 
 
-def test_a_rule_for_incoming_connections_stands_in_the_record(
+def test_a_rule_for_incoming_connections_stands_in_the_record_and_one_that_outlives_the_run_is_on_record(
     mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]
 ) -> None:
     rule = f'[[rule]]\nname = "peers"\ndirection = "inbound"\naddress = ["{PEER_V4}"]\naction = "bypass"\n'
-    served = serve(OURS_V4, "--policy", mitmsec.policy(rule))
+    served = serve(OURS_V4, "--policy", mitmsec.policy(f'[defaults]\naction = "bypass"\n{rule}'))
     fetch(outside, OURS_V4, served.port)
     (event,) = until(mitmsec, 1)
     assert event["rule"] == "peers"
     assert event["reason"] == f'rule "peers" takes incoming connections from {PEER_V4}/32'
-
-
-def test_one_that_outlives_the_run_is_on_record(
-    mitmsec: Mitmsec, serve: Callable[..., Served], outside: list[str]
-) -> None:
-    served = serve(OURS_V4)
     code = "import socket, sys, time; s = socket.create_connection(sys.argv[1:]); print(flush=True); time.sleep(60)"
     peer = [*outside, sys.executable, "-I", "-S", "-c", code, OURS_V4, served.port]
     with subprocess.Popen(peer, stdout=subprocess.PIPE) as client:
@@ -148,7 +134,7 @@ def test_one_that_outlives_the_run_is_on_record(
         client.stdout.readline()
         served.end()
         client.kill()
-    told = [event for event in mitmsec.events("--kind", "connection") if event["direction"] == "inbound"]
+    told = [event for event in mitmsec.events("--kind", "connection") if event["direction"] == "inbound"][1:]
     assert [event["local"]["port"] for event in told] == [int(served.port)]
     assert told[0]["outcome"] in ("open", "completed")
 

@@ -32,6 +32,14 @@ name = "no bank"
 host = ["bank.test"]
 action = "block"
 """
+DECRYPT = """
+[defaults]
+quic = "decrypt"
+upstream_roots = ["origins.pem"]
+[[application]]
+name = "ours"
+path = ["{path}"]
+"""
 BOTH = ("bank.test", "origin.test")
 
 
@@ -89,6 +97,7 @@ def service(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Servi
 
 
 def test_a_reload_leads_quic_of_selected_programs_and_of_nobody_else(h3: H3, service: Service) -> None:
+    """Unread, also by the gate that follows one that died; and decrypted."""
     service.call("start", "--workers", "1", "--policy", service.policy("refuse"))
     service.call("reload", "--policy", service.policy("bypass"))
     refused, passed = service.asks(service.python, *BOTH)
@@ -98,10 +107,11 @@ def test_a_reload_leads_quic_of_selected_programs_and_of_nobody_else(h3: H3, ser
     assert seen == {("bank.test", "block", str(service.python)), ("origin.test", "bypass", str(service.python))}
     assert len(service.of_quic(2)) == 2
     assert {one["process"]["confidence"] for one in service.of_quic(2)} == {"kernel"}
+    the_next_gate_refuses_the_same(service)
+    it_is_decrypted_for_selected_programs_and_for_nobody_else(service)
 
 
-def test_a_gate_that_dies_is_followed_by_one_that_refuses_the_same(h3: H3, service: Service) -> None:
-    service.call("start", "--workers", "1", "--policy", service.policy("bypass"))
+def the_next_gate_refuses_the_same(service: Service) -> None:
     gate = next(pid for name, pid, _ in status_of(service.mitmsec).processes if name == "gate")
     os.kill(gate, signal.SIGKILL)
     until = time.monotonic() + 20
@@ -109,3 +119,24 @@ def test_a_gate_that_dies_is_followed_by_one_that_refuses_the_same(h3: H3, servi
         time.sleep(0.1)
     refused, passed = service.asks(service.python, *BOTH)
     assert (refused["error"], passed["status"]) == ("ConnectionError", "200")
+
+
+def it_is_decrypted_for_selected_programs_and_for_nobody_else(service: Service) -> None:
+    mitmsec = service.mitmsec
+    shutil.copy(mitmsec.network.root_pem, mitmsec.state.parent / "origins.pem")
+    before = {one["id"] for one in service.of_quic(4)}
+    service.call("reload", "--policy", mitmsec.policy(DECRYPT.format(path=service.python)))
+    service.roots = mitmsec.state.parent / "all.pem"
+    own = (mitmsec.state / "ca" / "root.pem").read_text()
+    service.roots.write_text(mitmsec.network.root_pem.read_text() + own)
+    (told,) = service.asks(service.python, "origin.test")
+    assert told["status"] == "200"
+    (other,) = service.asks(os.path.realpath(sys.executable), "origin.test")
+    assert other["status"] == "200"
+    (flow,) = (one for one in service.of_quic(len(before) + 1) if one["id"] not in before)
+    assert (flow["action"], flow["process"]["exe"]) == ("decrypt", str(service.python))
+    end = time.monotonic() + 20
+    while not (requests := mitmsec.of_kind("request")) and time.monotonic() < end:
+        time.sleep(0.2)
+    (request,) = requests
+    assert (request["http_version"], request["status"]) == ("HTTP/3", 200)

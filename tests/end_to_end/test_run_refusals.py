@@ -18,8 +18,32 @@ from mitmsec.service.state import State
 pytestmark = [pytest.mark.root, pytest.mark.unread]
 
 
-def test_a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(network: Network, mitmsec: Mitmsec) -> None:
-    assert mitmsec.run("--", "true").returncode == 0
+def test_what_a_state_has_of_earlier_runs_is_told_or_refused_at_the_next_start(
+    network: Network, mitmsec: Mitmsec
+) -> None:
+    """Each of these begins where a run has ended well, as the one before it does."""
+    a_run_whose_supervisor_was_killed_is_told_of_at_the_next_start(mitmsec)
+    a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(mitmsec)
+    a_ca_that_is_refused_can_be_dropped_without_the_log(mitmsec)
+
+
+def a_run_whose_supervisor_was_killed_is_told_of_at_the_next_start(mitmsec: Mitmsec) -> None:
+    policy = mitmsec.policy('[defaults]\naction = "bypass"\non_failure = "closed"\n')
+    run = mitmsec.start("--policy", policy, "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE)
+    assert run.stdout is not None
+    assert run.stdout.readline() == "up\n"
+    os.kill(status_of(mitmsec).supervisor, signal.SIGKILL)
+    run.communicate("\n", timeout=60)
+    session = next(event["session"] for event in mitmsec.of_kind("service"))
+    for _ in range(2):
+        assert mitmsec.run("--", "true").returncode == 0
+    (fault,) = [event for event in mitmsec.of_kind("fault") if event["what"] == "session_unrecorded"]
+    assert (fault["session"], fault["failed"]) == (session, "closed")
+    assert "/sh: its supervisor ended before it did" in fault["detail"]
+    assert not list(State(mitmsec.state).run.glob("*.open"))
+
+
+def a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(mitmsec: Mitmsec) -> None:
     log, seen = mitmsec.state / "log" / FILE_NAME, len(mitmsec.events())
     good = log.read_bytes()
     with closing(sqlite3.connect(log, isolation_level=None)) as conn:
@@ -44,8 +68,7 @@ def test_a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(network
     assert mitmsec.run("--", "true").returncode == 0
 
 
-def test_a_ca_that_is_refused_can_be_dropped_without_the_log(network: Network, mitmsec: Mitmsec) -> None:
-    assert mitmsec.run("--", "true").returncode == 0
+def a_ca_that_is_refused_can_be_dropped_without_the_log(mitmsec: Mitmsec) -> None:
     (mitmsec.state / "ca" / "issuing.key").chmod(0o644)
     done = mitmsec.run("--", "true")
     assert done.returncode == 3
@@ -81,19 +104,3 @@ def test_root_that_lacks_a_capability_is_told_which(network: Network, mitmsec: M
     done = subprocess.run([*arguments[:at], *fewer, *arguments[at:]], capture_output=True, text=True)
     assert done.returncode == 3
     assert f"capabilities: not held: CAP_{capability.upper()}" in done.stderr
-
-
-def test_a_run_whose_supervisor_was_killed_is_told_of_at_the_next_start(network: Network, mitmsec: Mitmsec) -> None:
-    policy = mitmsec.policy('[defaults]\non_failure = "closed"\n')
-    run = mitmsec.start("--policy", policy, "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE)
-    assert run.stdout is not None
-    assert run.stdout.readline() == "up\n"
-    os.kill(status_of(mitmsec).supervisor, signal.SIGKILL)
-    run.communicate("\n", timeout=60)
-    session = next(event["session"] for event in mitmsec.of_kind("service"))
-    for _ in range(2):
-        assert mitmsec.run("--", "true").returncode == 0
-    (fault,) = [event for event in mitmsec.of_kind("fault") if event["what"] == "session_unrecorded"]
-    assert (fault["session"], fault["failed"]) == (session, "closed")
-    assert "/sh: its supervisor ended before it did" in fault["detail"]
-    assert not list(State(mitmsec.state).run.glob("*.open"))

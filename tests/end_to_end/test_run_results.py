@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from conftest import Mitmsec, Network
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 HELLO = ("--", "curl", "-sS", "https://origin.test/hello")
+BYPASS = '[defaults]\naction = "bypass"\n'
 STOPPING = """
 [defaults]
 inspect = ["keywords"]
@@ -45,7 +47,7 @@ def test_a_request_that_a_finding_stopped_is_told_apart_from_one_that_its_origin
 
 
 def test_connections_are_found_by_their_address_too(origin: Network, mitmsec: Mitmsec) -> None:
-    mitmsec.run(*HELLO)
+    assert "captures" not in mitmsec.run(*HELLO).stderr, "which is said where the policy does"
     for wanted in ("203.0.113.10", "203.0.113.*", "origin.test"):
         assert [one["kind"] for one in mitmsec.events("--kind", "connection", "--host", wanted)] == ["connection"]
     assert mitmsec.events("--host", "203.0.113.1") == []
@@ -59,9 +61,6 @@ def test_a_capture_that_fails_is_told_in_a_pipe_and_in_the_report(
     assert (done.returncode, done.stdout[:5]) == (0, "hello")
     assert "mitmsec: the capture ended before the run did: " in done.stderr
     assert "the capture ended before the run did: " in json.loads(report.read_text())["error"]
-    kept = mitmsec.run("--capture", str(tmp_path / "out.pcapng"), "--report", str(report), *HELLO)
-    assert "capture" not in kept.stderr
-    assert json.loads(report.read_text())["error"] == ""
 
 
 def test_capturing_without_a_file_to_capture_into_is_said(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
@@ -73,7 +72,6 @@ def test_capturing_without_a_file_to_capture_into_is_said(origin: Network, mitms
     kept = mitmsec.run("--summary", "--policy", policy, "--capture", str(tmp_path / "out.pcapng"), *HELLO)
     assert "without --capture" not in kept.stderr
     assert "mitmsec: 1 connection: 1 captured; " in kept.stderr
-    assert "captures" not in mitmsec.run(*HELLO).stderr
 
 
 @pytest.mark.parametrize("by", ["name", "symbolic link", "hard link"])
@@ -96,17 +94,22 @@ def test_one_file_cannot_be_two_results(network: Network, mitmsec: Mitmsec, tmp_
 def test_a_result_over_the_policy_or_over_a_file_to_come_is_refused_and_two_that_go_nowhere_are_not(
     network: Network, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:
-    policy = mitmsec.policy("")
+    policy = mitmsec.policy(BYPASS)
     assert mitmsec.run("--policy", policy, "--report", policy, "--", "true").returncode == 2
-    assert Path(policy).read_text() == "version = 1\n"
+    assert Path(policy).read_text() == f"version = 1\n{BYPASS}"
     new = str(tmp_path / "new")
     assert mitmsec.run("--capture", new, "--report", new, "--", "true").returncode == 2
-    assert mitmsec.run("--capture", "/dev/null", "--report", "/dev/null", "--", "true").returncode == 0
+    assert (
+        mitmsec.run("--capture", "/dev/null", "--report", "/dev/null", "--policy", policy, "--", "true").returncode == 0
+    )
 
 
 def test_two_runs_cannot_write_one_capture(origin: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
-    capture = tmp_path / "out.pcapng"
-    first = mitmsec.start("--capture", str(capture), "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE)
+    capture, report = tmp_path / "out.pcapng", tmp_path / "report.json"
+    unread = ("--policy", mitmsec.policy(BYPASS))
+    first = mitmsec.start(
+        *unread, "--capture", str(capture), "--", "sh", "-c", "echo up; read x", stdin=subprocess.PIPE
+    )
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "up\n"
@@ -117,7 +120,10 @@ def test_two_runs_cannot_write_one_capture(origin: Network, mitmsec: Mitmsec, tm
     finally:
         first.communicate("\n", timeout=30)
     assert first.returncode == 0
-    assert mitmsec.run("--capture", str(capture), *HELLO).returncode == 0
+    kept = mitmsec.run("--capture", str(capture), "--report", str(report), *HELLO)
+    assert kept.returncode == 0
+    assert "capture" not in kept.stderr, "nothing failed"
+    assert json.loads(report.read_text())["error"] == ""
     assert capture.stat().st_size > 1000
 
 
@@ -134,22 +140,15 @@ def test_numbers_of_cards_accounts_and_persons_are_found_in_what_is_uploaded(ori
     rules = '[[rule]]\nname = "no cards"\nport = [443]\naction = "decrypt"\n'
     rules += 'inspect = ["payment_card"]\non_finding = "block"\n'
     policy = mitmsec.policy(f'[defaults]\ninspect = ["iban", "national_id"]\n{rules}')
-    upload = ("-sS", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary")
+    upload = ("-sS", "-o", "/dev/null", "-w", "%{http_code}\\n", "--data-binary")
     numbers = "to DE89 3704 0044 0532 0130 00, of 44051401359 (PESEL 44051401359)"
-    told = mitmsec.run("--policy", policy, "--", "curl", *upload, numbers, "http://origin.test/hello")
-    assert told.stdout == "200", told.stderr
-    card = mitmsec.run(
-        "--user",
-        "nobody",
-        "--policy",
-        policy,
-        "--",
-        "curl",
-        *upload,
-        "visa 4539 1488 0343 6467",
-        "https://origin.test/hello",
+    uploads = (
+        ("curl", *upload, numbers, "http://origin.test/hello"),
+        ("curl", *upload, "visa 4539 1488 0343 6467", "https://origin.test/hello"),
     )
-    assert card.stdout == "403", card.stderr
+    script = "; ".join(map(shlex.join, uploads))
+    done = mitmsec.run("--user", "nobody", "--policy", policy, "--", "sh", "-c", script)
+    assert done.stdout.split() == ["200", "403"], done.stderr
     found = [(event["detector"], event["evidence"], event["verdict"]) for event in mitmsec.of_kind("finding")]
     assert found == [
         ("iban", "DE…3000 (22 characters)", "alert"),

@@ -62,6 +62,7 @@ def test_what_failed_does_not_look_like_success(origin: Network, mitmsec: Mitmse
     )
 
 
+@pytest.mark.unread
 def test_in_a_pipe_there_is_no_such_line_unless_it_is_asked_for(origin: Network, mitmsec: Mitmsec) -> None:
     silent = mitmsec.run("--", "true")
     assert "connection" not in silent.stderr

@@ -21,10 +21,16 @@ from mitmsec.service.state import State
 pytestmark = [pytest.mark.root, pytest.mark.joined, pytest.mark.unread]
 
 
-def test_input_output_and_status_pass_through(network: Network, mitmsec: Mitmsec) -> None:
+def test_input_output_and_status_pass_through_with_one_word_of_ours(network: Network, mitmsec: Mitmsec) -> None:
+    """That the command runs as root; to one that runs as the user that was chosen nothing is said."""
     done = mitmsec.run("--", "sh", "-c", "cat; echo to-stderr >&2; exit 42", input="to-stdin\n")
     assert (done.returncode, done.stdout) == (42, "to-stdin\n")
-    assert done.stderr.endswith("to-stderr\n")
+    assert done.stderr == "mitmsec: the command runs as root; --user chooses another user\nto-stderr\n"
+    script = "id -un; id -u; head -c 10 $SSL_CERT_FILE; echo err >&2"
+    done = mitmsec.run("--user", "nobody", "--", "sh", "-c", script)
+    assert done.stderr == "err\n"
+    assert done.stdout.splitlines()[0] == "nobody"
+    assert done.stdout.splitlines()[2] == "-----BEGIN", done.stderr
 
 
 @pytest.mark.parametrize(
@@ -46,56 +52,52 @@ def test_what_cannot_be_run_ends_as_env_would(
     assert not mitmsec.state.exists()
 
 
-def test_that_the_command_runs_as_root_is_the_only_word_beside_its_own(network: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--", "sh", "-c", "echo out; echo err >&2")
-    assert (done.stdout, done.stderr) == (
-        "out\n",
-        "mitmsec: the command runs as root; --user chooses another user\nerr\n",
-    )
-    assert mitmsec.run("--user", "nobody", "--", "sh", "-c", "echo err >&2").stderr == "err\n"
-
-
 def test_the_policys_whole_path_stands_in_the_log(network: Network, mitmsec: Mitmsec) -> None:
     """A relative one, and one through a link, would mean something else tomorrow."""
-    policy = Path(mitmsec.policy(""))
+    text = '[defaults]\naction = "bypass"\n'
+    policy = Path(mitmsec.policy(text))
     (link := policy.with_name("link.toml")).symlink_to(policy)
     for given in (policy.name, link.name):
         run = [*MITMSEC, "run", "--state", str(mitmsec.state), "--workers", "1", "--policy", given, "--", "true"]
         subprocess.run(network.inside("sh", "-c", 'cd "$0" && exec "$@"', str(policy.parent), *run), check=True)
-    assert mitmsec.run("--policy", "/dev/stdin", "--", "true", input="version = 1\n").returncode == 0
+    assert mitmsec.run("--policy", "/dev/stdin", "--", "true", input=f"version = 1\n{text}").returncode == 0
     paths = [event["path"] for event in mitmsec.of_kind("policy")]
     assert paths == [os.path.realpath(policy)] * 2 + ["/dev/stdin"]
 
 
-def test_a_script_without_interpreter_line_is_the_shells(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+def test_a_script_without_interpreter_line_is_the_shells_and_a_very_long_command_line_and_word_list_are_fine(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
     (tmp_path / "script").write_text("echo ran with $1\n")
     (tmp_path / "script").chmod(0o755)
-    assert mitmsec.run("--", str(tmp_path / "script"), "this").stdout == "ran with this\n"
+    words = ", ".join(f'"word{number:0190}"' for number in range(1000))
+    policy = mitmsec.policy(f'[defaults]\ninspect = ["keywords"]\n[inspector.keywords]\nwords = [{words}]\n')
+    arguments = ["x" * 100] * 3000
+    done = mitmsec.run("--policy", policy, "--", str(tmp_path / "script"), "this", *arguments)
+    assert (done.returncode, done.stdout) == (0, "ran with this\n"), done.stderr
 
 
-def test_a_signal_reaches_the_command_and_its_death_is_told(network: Network, mitmsec: Mitmsec) -> None:
-    script = "import signal, time; print('up', flush=True); time.sleep(60)"
-    run = mitmsec.start("--", sys.executable, "-c", script)
-    assert run.stdout is not None
-    assert run.stdout.readline() == "up\n"
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(20) == 128 + signal.SIGTERM
-    run.communicate()
-
-
-def test_signals_that_only_we_were_sent_reach_the_command(network: Network, mitmsec: Mitmsec) -> None:
-    """As by kill(1), which knows our pid and not the command's."""
+def test_a_stopped_command_stops_us_and_signals_that_only_we_were_sent_reach_it(
+    network: Network, mitmsec: Mitmsec
+) -> None:
+    """As by kill(1), which knows our pid and not the command's. It is continued with us."""
     numbers = [int(number) for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1)]
     script = (
         "import os, signal, sys, time\n"
         f"for number in {numbers}: signal.signal(number, lambda number, _: os.write(1, b'%d\\n' % number))\n"
         "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))\n"
-        "print('up', flush=True)\n"
+        "print(os.getpid(), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "print('on', flush=True)\n"
         "while True: time.sleep(60)\n"
     )
     run = mitmsec.start("--", sys.executable, "-c", script)
     assert run.stdout is not None
-    assert run.stdout.readline() == "up\n"
+    pid = int(run.stdout.readline())
+    _until(lambda: _state(run.pid) == "T")
+    assert _state(pid) == "T"
+    run.send_signal(signal.SIGCONT)
+    assert run.stdout.readline() == "on\n"
     for number in numbers:
         run.send_signal(number)
         assert run.stdout.readline() == f"{number}\n"
@@ -132,15 +134,14 @@ def test_an_interrupt_before_the_command_starts_is_130_and_destroys_nothing(
     assert not (tmp_path / "started").exists()
 
 
-@pytest.mark.parametrize("option", ["--report", "--capture"])
-def test_a_wrong_policy_leaves_earlier_results_alone(
-    network: Network, mitmsec: Mitmsec, tmp_path: Path, option: str
-) -> None:
-    earlier = tmp_path / "capture"
-    earlier.write_text("earlier")
-    done = mitmsec.run("--policy", mitmsec.policy("x = 1\n"), option, str(earlier), "--", "true")
+def test_a_wrong_policy_leaves_earlier_results_alone(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+    earlier = {option: tmp_path / option for option in ("--report", "--capture")}
+    for result in earlier.values():
+        result.write_text("earlier")
+    options = (word for option, result in earlier.items() for word in (option, str(result)))
+    done = mitmsec.run("--policy", mitmsec.policy("x = 1\n"), *options, "--", "true")
     assert done.returncode == 2
-    assert earlier.read_text() == "earlier"
+    assert [result.read_text() for result in earlier.values()] == ["earlier"] * 2
 
 
 @pytest.mark.parametrize("option", ["--report", "--capture"])
@@ -176,20 +177,21 @@ def test_a_state_directory_of_somebody_else_is_refused(network: Network, mitmsec
     mitmsec.state.rmdir()
 
 
-def test_the_report_says_whose_status_it_was(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
+def test_the_report_says_whose_status_it_was_and_arguments_never_stand_in_the_log(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
     report = tmp_path / "report.json"
-    mitmsec.run("--report", str(report), "--", "sh", "-c", "exit 3")
+    command = ["sh", "-c", "exit 3", "--password", "hunter2"]
+    mitmsec.run("--report", str(report), "--", *command)
     ours = json.loads(report.read_text())
-    assert (ours["status"], ours["status_of"], ours["command"]) == (3, "command", ["sh", "-c", "exit 3"])
+    assert (ours["status"], ours["status_of"], ours["command"]) == (3, "command", command)
     mitmsec.run("--report", str(report), "--", "no-such-command-here")
     theirs = json.loads(report.read_text())
     assert (theirs["status"], theirs["status_of"]) == (127, "mitmsec")
-
-
-def test_the_command_runs_as_the_user_that_was_chosen(network: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--user", "nobody", "--", "sh", "-c", "id -un; id -u; head -c 10 $SSL_CERT_FILE")
-    assert done.stdout.splitlines()[0] == "nobody"
-    assert done.stdout.splitlines()[2] == "-----BEGIN", done.stderr
+    assert "hunter2" not in json.dumps(mitmsec.events())
+    (started,) = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_started"]
+    assert started["command"][0].endswith("/sh")
+    assert started["detail"] == "4 arguments, diverted by connect_hook"
 
 
 def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) -> None:
@@ -205,7 +207,7 @@ def test_ctrl_c_and_ctrl_z_are_the_commands(network: Network, mitmsec: Mitmsec) 
     )
     controller, terminal = pty.openpty()
     run = subprocess.Popen(
-        mitmsec.command("run", "--state", str(mitmsec.state), "--", sys.executable, "-c", script),
+        mitmsec.begun_by("--", sys.executable, "-c", script),
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -231,18 +233,6 @@ def _read_until(descriptor: int, word: str, within_s: float = 30) -> str:
     return seen
 
 
-def test_a_stopped_command_stops_us_and_is_continued_with_us(network: Network, mitmsec: Mitmsec) -> None:
-    script = "import os, signal; print(os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP); print('on')"
-    run = mitmsec.start("--", sys.executable, "-c", script)
-    assert run.stdout is not None
-    pid = int(run.stdout.readline())
-    _until(lambda: _state(run.pid) == "T")
-    assert _state(pid) == "T"
-    run.send_signal(signal.SIGCONT)
-    assert run.communicate(timeout=20)[0] == "on\n"
-    assert run.returncode == 0
-
-
 def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -255,10 +245,16 @@ def _until(true: object, within_s: float = 10) -> None:
 
 
 @pytest.mark.joined(False)
-def test_a_wrong_policy_starts_nothing_and_names_every_error(network: Network, mitmsec: Mitmsec) -> None:
+def test_a_wrong_policy_starts_nothing_and_names_every_error_and_is_reported_too(
+    network: Network, mitmsec: Mitmsec, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
     policy = mitmsec.policy('[[rule]]\nname = "a"\naction = "explode"\n\n[[rule]]\nname = "a"\nhots = ["x"]\n')
-    done = mitmsec.run("--policy", policy, "--", "touch", str(mitmsec.state.parent / "started"))
+    started = ("--", "touch", str(mitmsec.state.parent / "started"))
+    done = mitmsec.run("--policy", policy, "--report", str(report), *started)
     assert done.returncode == 2
+    told = json.loads(report.read_text())
+    assert (told["status"], told["status_of"]) == (2, "mitmsec")
     assert f"{policy}:4" in done.stderr
     assert "runs as root" not in done.stderr  # first things first
     assert "hots" in done.stderr
@@ -274,30 +270,24 @@ def test_without_root_it_says_what_to_do(network: Network, mitmsec: Mitmsec) -> 
 
 
 @pytest.mark.joined(False)
-def test_two_runs_share_one_log(network: Network, mitmsec: Mitmsec) -> None:
+def test_two_runs_share_one_log_and_a_signal_reaches_the_one_that_it_is_for_whose_death_is_told(
+    network: Network, mitmsec: Mitmsec
+) -> None:
     first = mitmsec.start("--", sys.executable, "-c", "print('up', flush=True); input()", stdin=subprocess.PIPE)
     assert first.stdout is not None
     assert first.stdout.readline() == "up\n"
-    assert mitmsec.run("--", "true").returncode == 0
+    second = mitmsec.start("--", sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)")
+    assert second.stdout is not None
+    assert second.stdout.readline() == "up\n"
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(20) == 128 + signal.SIGTERM
+    second.communicate()
     first.communicate("\n")
     assert first.returncode == 0
     runs = [event for event in mitmsec.of_kind("service") if event["operation"].startswith("run_")]
     assert [event["operation"] for event in runs] == ["run_started", "run_started", "run_ended", "run_ended"]
 
 
-def test_children_that_live_on_are_no_longer_diverted(network: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
-    pid = int(done.stdout)
-    try:
-        assert done.stderr.endswith("mitmsec: 1 process lives on, no longer diverted; --wait stays with them\n")
-        assert "mitmsec-" not in Path(f"/proc/{pid}/cgroup").read_text()
-        ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
-        assert ended[0]["detail"] == "1 process lives on, no longer diverted"
-    finally:
-        os.kill(pid, signal.SIGKILL)
-
-
-@pytest.mark.joined(False)
 def test_waiting_for_the_last_child_can_be_given_up(network: Network, mitmsec: Mitmsec) -> None:
     run = mitmsec.start("--wait", "--", "sh", "-c", "sleep 300 </dev/null >/dev/null 2>&1 & echo $!")
     assert run.stdout is not None
@@ -325,7 +315,7 @@ def _name_of_parent(pid: int) -> str:
 
 
 @pytest.mark.joined(False)
-def test_children_that_live_on_keep_the_roots_that_their_environment_names(
+def test_children_that_live_on_are_no_longer_diverted_and_keep_the_roots_that_their_environment_names(
     origin: Network, mitmsec: Mitmsec, tmp_path: Path
 ) -> None:
     """Undiverted they meet the origin's own certificate, and verify it; when they have ended, the next start tidies."""
@@ -333,8 +323,13 @@ def test_children_that_live_on_keep_the_roots_that_their_environment_names(
     daemon = (
         f"read line <{tmp_path}/go; curl -sS https://origin.test/hello >{tmp_path}/said 2>&1; echo $? >{tmp_path}/done"
     )
-    done = mitmsec.run("--", "sh", "-c", f"({daemon}) >/dev/null 2>&1 & echo $SSL_CERT_FILE")
-    roots = Path(done.stdout.strip())
+    done = mitmsec.run("--", "sh", "-c", f"({daemon}) >/dev/null 2>&1 & echo $! $SSL_CERT_FILE")
+    assert done.stderr.endswith("mitmsec: 1 process lives on, no longer diverted; --wait stays with them\n")
+    pid, named = done.stdout.split()
+    roots = Path(named)
+    assert "mitmsec-" not in Path(f"/proc/{pid}/cgroup").read_text()
+    ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
+    assert ended[0]["detail"] == "1 process lives on, no longer diverted"
     assert mitmsec.run("--", "true").returncode == 0  # a start, and an end, in between
     cleaned = subprocess.run([*MITMSEC, "clean", "--state", str(mitmsec.state)], capture_output=True, text=True)
     assert f"{roots.parent.name} stays: its roots are those of process" in cleaned.stdout
@@ -359,31 +354,6 @@ def test_a_program_whose_interpreter_is_missing_never_started(
     assert (told["status"], told["status_of"]) == (127, "mitmsec")
     ended = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_ended"]
     assert [event.get("status") for event in ended] == [None]
-
-
-def test_arguments_never_stand_in_the_log(network: Network, mitmsec: Mitmsec) -> None:
-    mitmsec.run("--", "echo", "--password", "hunter2")
-    assert "hunter2" not in json.dumps(mitmsec.events())
-    started = [event for event in mitmsec.of_kind("service") if event["operation"] == "run_started"]
-    assert (started[0]["command"][0].endswith("/echo"), started[0]["detail"]) == (
-        True,
-        "2 arguments, diverted by connect_hook",
-    )
-
-
-def test_a_very_long_command_line_and_a_very_long_word_list_are_fine(network: Network, mitmsec: Mitmsec) -> None:
-    words = ", ".join(f'"word{number:0190}"' for number in range(1000))
-    policy = mitmsec.policy(f'[defaults]\ninspect = ["keywords"]\n[inspector.keywords]\nwords = [{words}]\n')
-    arguments = ["x" * 100] * 3000
-    done = mitmsec.run("--policy", policy, "--", "true", *arguments)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_wrong_policy_is_reported_too(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    assert mitmsec.run("--report", str(report), "--policy", mitmsec.policy("x = 1\n"), "--", "true").returncode == 2
-    told = json.loads(report.read_text())
-    assert (told["status"], told["status_of"]) == (2, "mitmsec")
 
 
 @pytest.mark.joined(False)

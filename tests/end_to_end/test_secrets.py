@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from client_stage import client
+from client_stage import Client, client
 from conftest import V4, Mitmsec, Network, asked, status_of
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -147,13 +147,37 @@ ELSEWHERE = {
 }
 
 
-def test_each_process_has_loaded_only_what_its_row_allows(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
-        assert "mitmsec issuing" in program.tries()
-        status = program.status()
-        roles = {pid: role for role, pid, _ in status.processes} | {status.supervisor: "supervisor"}
-        loaded = {pid: asked(mitmsec, control.ModulesOf(pid)).modules for pid in roles}
-        program.end()
+def test_each_process_has_loaded_only_what_its_row_allows_and_a_stranger_runs_nothing_of_ours_and_is_recorded(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
+    """The stranger, who is outside of the command, connects a hundred times elsewhere, and then to the gate itself."""
+    statistics = bpf.enable_stats()
+    try:
+        with client(mitmsec, "open") as program:
+            (session,) = program.status().sessions
+            nothing = run_count(session[2])
+            assert "mitmsec issuing" in program.tries()
+            own = run_count(session[2])
+            stranger = (
+                "import socket\nfor _ in range(100):\n"
+                "    socket.create_connection(('203.0.113.10', 443), 5).getpeername()\n"
+            )
+            subprocess.run(origin.inside(sys.executable, "-c", stranger), check=True)
+            after = run_count(session[2])
+            who_has_loaded_what(mitmsec, program)
+            a_strangers_connection_to_the_gate_is_reset(origin, program)
+            program.end()
+    finally:
+        os.close(statistics)
+    assert own > nothing
+    assert after == own
+    assert "stranger" in [event["what"] for event in mitmsec.of_kind("fault")]
+
+
+def who_has_loaded_what(mitmsec: Mitmsec, program: Client) -> None:
+    status = program.status()
+    roles = {pid: role for role, pid, _ in status.processes} | {status.supervisor: "supervisor"}
+    loaded = {pid: asked(mitmsec, control.ModulesOf(pid)).modules for pid in roles}
     assert set(roles.values()) == set(ELSEWHERE)
     for pid, modules in loaded.items():
         assert len(modules) > 50
@@ -162,27 +186,11 @@ def test_each_process_has_loaded_only_what_its_row_allows(origin: Network, mitms
         assert wrong == [], roles[pid]
 
 
-def test_a_program_outside_the_command_runs_nothing_of_ours(origin: Network, mitmsec: Mitmsec) -> None:
-    """The stranger connects a hundred times; the hook's programs do not run once more for it."""
-    statistics = bpf.enable_stats()
-    try:
-        with client(mitmsec, "open") as program:
-            (session,) = program.status().sessions
-            cgroup = session[2]
-            nothing = run_count(cgroup)
-            assert "mitmsec issuing" in program.tries()
-            own = run_count(cgroup)
-            stranger = (
-                "import socket\nfor _ in range(100):\n"
-                "    socket.create_connection(('203.0.113.10', 443), 5).getpeername()\n"
-            )
-            subprocess.run(origin.inside(sys.executable, "-c", stranger), check=True)
-            after = run_count(cgroup)
-            program.end()
-    finally:
-        os.close(statistics)
-    assert own > nothing
-    assert after == own
+def a_strangers_connection_to_the_gate_is_reset(origin: Network, program: Client) -> None:
+    port = gate_port(program.pid_of("gate"))
+    knock = f"import socket\ns = socket.create_connection(('127.0.0.1', {port}), 5)\ns.settimeout(5)\ns.recv(1)\n"
+    done = subprocess.run(origin.inside(sys.executable, "-c", knock), capture_output=True, text=True, check=False)
+    assert "ConnectionResetError" in done.stderr
 
 
 PROG_GET_FD_BY_ID, OBJ_GET_INFO_BY_FD, PROG_QUERY = 13, 15, 16
@@ -231,17 +239,6 @@ def _bpf(command: int, attr: bytes) -> int:
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def test_a_strangers_connection_to_the_gate_is_reset_and_recorded(origin: Network, mitmsec: Mitmsec) -> None:
-    with client(mitmsec, "open") as program:
-        assert "mitmsec issuing" in program.tries()
-        port = gate_port(program.pid_of("gate"))
-        knock = f"import socket\ns = socket.create_connection(('127.0.0.1', {port}), 5)\ns.settimeout(5)\ns.recv(1)\n"
-        done = subprocess.run(origin.inside(sys.executable, "-c", knock), capture_output=True, text=True, check=False)
-        assert "ConnectionResetError" in done.stderr
-        program.end()
-    assert "stranger" in [event["what"] for event in mitmsec.of_kind("fault")]
 
 
 def gate_port(pid: int) -> int:

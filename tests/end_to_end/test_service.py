@@ -105,24 +105,86 @@ def until(holds: Any, within_s: float = 10.0) -> Any:
 
 
 @service_backends
-def test_who_is_selected_is_diverted_and_recorded_and_nobody_else_is(service: Service) -> None:
+def test_who_is_selected_is_diverted_and_recorded_by_the_policy_in_force_and_nobody_else_is(service: Service) -> None:
     service.start()
+    who_is_selected_is_recorded_and_nobody_else_is(service)
+    a_reload_changes_new_connections_and_drops_no_live_one(service)
+    a_run_beside_it_is_diverted_once_and_by_its_own_policy(service)
+    assert service.call("stop").stderr.startswith("mitmsec: the service has stopped; ")
+    assert {event["process"]["exe"] for event in service.connections()} == {str(service.curl)}
+    operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
+    assert operations == ["service_started", "run_started", "run_ended", "service_stopped"]
+    assert service.call("status", check=False).returncode == 1
+
+
+def who_is_selected_is_recorded_and_nobody_else_is(service: Service) -> None:
     for program in ("/usr/bin/curl", service.curl):
         assert service.fetch(program).stdout.startswith("hello")
         asked = service.mitmsec.network.inside(str(program), "-s", "--max-time", "0.2", f"tftp://{V4}:9/over-udp")
         subprocess.run(asked, capture_output=True, timeout=30)
     status = service.status()
     assert (status["service"]["applications"], status["service"]["backend"]) == (["ours"], service.mitmsec.backend)
-    assert service.call("stop").stderr.startswith("mitmsec: the service has stopped; ")
-    seen, datagrams = sorted(service.connections(), key=lambda event: event["protocol"] == "udp")
+    seen, datagrams = sorted(service.settled(2), key=lambda event: event["protocol"] == "udp")
     assert (seen["process"]["exe"], seen["remote"]["host"], seen["action"]) == (
         str(service.curl), "origin.test", "bypass",
     )  # fmt: skip
     assert (datagrams["process"]["exe"], datagrams["remote"]["port"]) == (str(service.curl), 9)
     assert (datagrams["datagrams"]["sent"] > 0, datagrams["datagrams"]["received"]) == (True, 0)
-    operations = [event["operation"] for event in service.mitmsec.of_kind("service")]
-    assert operations == ["service_started", "service_stopped"]
-    assert service.call("status", check=False).returncode == 1
+
+
+def a_reload_changes_new_connections_and_drops_no_live_one(service: Service) -> None:
+    slow = subprocess.Popen(
+        service.mitmsec.network.inside(
+            str(service.curl), "-sS", "--limit-rate", "1M", "-o", "/dev/null", "-w", "%{size_download}",
+            "https://origin.test/megabytes",
+        ),
+        stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
+    )  # fmt: skip
+    assert until(lambda: service.status()["flows"][0][1])
+    assert "worker" not in roles_of(service)
+    said = service.call("reload", "--policy", service.policy("block")).stderr
+    assert "new connections are decided under" in said
+    refused = service.fetch()
+    assert refused.returncode == 35, refused
+    assert slow.communicate(timeout=60)[0] == str(8 << 20)
+    expected = [("block", "blocked"), ("bypass", "completed"), ("bypass", "completed")]
+    if not until(lambda: decided_over_tls(service) == expected, within_s=30):  # as a count, two of anything would do
+        seen = [service.mitmsec.of_kind(kind) for kind in ("connection", "fault", "policy", "service")]
+        pytest.fail(f"{seen}, {refused}")
+    loaded = [one["policy"] for one in service.mitmsec.of_kind("policy")]
+    assert len(set(loaded)) == len(loaded) == 2
+    decided = {(one["action"], one["policy"]) for one in service.connections() if one["protocol"] == "tls"}
+    assert decided == {("bypass", loaded[0]), ("block", loaded[1])}  # a live flow keeps what it was decided under
+    for one in loaded:
+        kept = service.mitmsec.state / "policies" / f"{one}.json.gz"
+        assert hashlib.sha256(gzip.decompress(kept.read_bytes())).hexdigest() == one
+    first = next(one["id"] for one in service.connections() if one["action"] == "bypass" and one["protocol"] == "tls")
+    state = ("--state", str(service.mitmsec.state))
+    told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
+    assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
+    service.call("reload", "--policy", service.policy("decrypt"))
+    assert service.fetch("", "-k").stdout.startswith("hello")
+    assert "worker" in roles_of(service)
+    assert until(lambda: [one["action"] for one in service.connections() if one["action"] == "decrypt"])
+
+
+def a_run_beside_it_is_diverted_once_and_by_its_own_policy(service: Service) -> None:
+    service.call("reload", "--policy", service.policy("block"))
+    before = {one["id"] for one in service.connections()}
+    service.mitmsec.backend = "connect_hook"  # windivert serves one session in a namespace
+    done = service.mitmsec.run("--", str(service.curl), "-sS", URL)
+    assert done.stdout.startswith("hello"), done.stderr
+    (seen,) = (one for one in service.settled(len(before) + 1) if one["id"] not in before)
+    assert seen["action"] == "decrypt"
+
+
+def roles_of(service: Service) -> set[str]:
+    return {role for role, _, _ in status_of(service.mitmsec).processes}
+
+
+def decided_over_tls(service: Service) -> list[tuple[str, str]]:
+    """What was done with each connection, and how it ended; a UDP flow, which passes whatever is decided, is none."""
+    return sorted((one["action"], one["outcome"]) for one in service.connections() if one["protocol"] == "tls")
 
 
 @pytest.fixture
@@ -175,11 +237,12 @@ def test_who_runs_already_and_who_lives_for_milliseconds_is_selected_too(
         running_already.process.pid,
     )
     assert seen["process"]["confidence"] == "kernel"
-    for number in range(100):
-        brief = service.folder / f"brief-{number}"
+    briefs = [service.folder / f"brief-{number}" for number in range(100)]
+    for brief in briefs:
         shutil.copy(shell, brief)
-        command = service.mitmsec.network.inside(str(brief), "-c", "exec 3<>/dev/tcp/203.0.113.10/443")
-        assert subprocess.run(command, timeout=30).returncode == 0
+    each = 'for brief; do "$brief" -c "exec 3<>/dev/tcp/203.0.113.10/443" || exit; done'
+    command = service.mitmsec.network.inside("sh", "-c", each, "sh", *map(str, briefs))
+    assert subprocess.run(command, timeout=60).returncode == 0
     brief_ones = [one for one in service.settled(101) if one["id"] != seen["id"]]
     assert {Path(one["process"]["exe"]).name for one in brief_ones} == {f"brief-{number}" for number in range(100)}
     assert {one["process"]["confidence"] for one in brief_ones} == {"kernel"}
@@ -196,63 +259,6 @@ def test_everything_is_a_selection_and_our_own_processes_are_no_part_of_it(servi
         ours = {pid for _, pid, _ in status_of(service.mitmsec).processes}
         assert not ours & {one["process"]["pid"] for one in service.connections()}
         service.call("stop")
-
-
-@service_backends
-def test_a_run_beside_the_service_is_diverted_once_and_by_its_own_policy(service: Service) -> None:
-    service.start(action="block")
-    service.mitmsec.backend = "connect_hook"  # windivert serves one session in a namespace
-    done = service.mitmsec.run("--", str(service.curl), "-sS", URL)
-    assert done.stdout.startswith("hello"), done.stderr
-    (seen,) = service.settled(1)
-    assert seen["action"] == "decrypt"
-
-
-@service_backends
-def test_reload_changes_new_connections_and_drops_no_live_one(service: Service) -> None:
-    service.start()
-    slow = subprocess.Popen(
-        service.mitmsec.network.inside(
-            str(service.curl), "-sS", "--limit-rate", "1M", "-o", "/dev/null", "-w", "%{size_download}",
-            "https://origin.test/megabytes",
-        ),
-        stdout=subprocess.PIPE, text=True, env=service.mitmsec.environment(),
-    )  # fmt: skip
-    assert until(lambda: service.status()["flows"][0][1])
-    assert "worker" not in roles_of(service)
-    said = service.call("reload", "--policy", service.policy("block")).stderr
-    assert "new connections are decided under" in said
-    refused = service.fetch()
-    assert refused.returncode == 35, refused
-    assert slow.communicate(timeout=60)[0] == str(8 << 20)
-    expected = [("block", "blocked"), ("bypass", "completed")]
-    if not until(lambda: decided_over_tls(service) == expected, within_s=30):  # as a count, two of anything would do
-        seen = [service.mitmsec.of_kind(kind) for kind in ("connection", "fault", "policy", "service")]
-        pytest.fail(f"{seen}, {refused}")
-    loaded = [one["policy"] for one in service.mitmsec.of_kind("policy")]
-    assert len(set(loaded)) == len(loaded) == 2
-    decided = {one["action"]: one["policy"] for one in service.connections() if one["protocol"] == "tls"}
-    assert decided == {"bypass": loaded[0], "block": loaded[1]}  # a live flow keeps what it was decided under
-    for one in loaded:
-        kept = service.mitmsec.state / "policies" / f"{one}.json.gz"
-        assert hashlib.sha256(gzip.decompress(kept.read_bytes())).hexdigest() == one
-    first = next(one["id"] for one in service.connections() if one["action"] == "bypass" and one["protocol"] == "tls")
-    state = ("--state", str(service.mitmsec.state))
-    told = [json.loads(line) for line in here("audit", "explain", first, "--json", *state).splitlines()]
-    assert (told[-1]["policy"], told[-1]["same"], told[-1]["action"]) == (loaded[0], True, "bypass")
-    service.call("reload", "--policy", service.policy("decrypt"))
-    assert service.fetch("", "-k").stdout.startswith("hello")
-    assert "worker" in roles_of(service)
-    assert until(lambda: [one["action"] for one in service.connections() if one["action"] == "decrypt"])
-
-
-def roles_of(service: Service) -> set[str]:
-    return {role for role, _, _ in status_of(service.mitmsec).processes}
-
-
-def decided_over_tls(service: Service) -> list[tuple[str, str]]:
-    """What was done with each connection, and how it ended; a UDP flow, which passes whatever is decided, is none."""
-    return sorted((one["action"], one["outcome"]) for one in service.connections() if one["protocol"] == "tls")
 
 
 @pytest.mark.checklist("C11")
@@ -315,8 +321,13 @@ def test_reload_brings_the_rules_of_yara_that_are_in_the_files_by_then(service: 
     assert [what for what in faults if what.startswith(("scanner", "inspector", "not_inspected"))] == []
 
 
-def test_a_policy_with_errors_changes_nothing(service: Service) -> None:
+def test_a_second_service_and_a_policy_with_errors_change_nothing_and_without_one_orders_are_refused(
+    service: Service,
+) -> None:
     service.start()
+    again = service.call("start", "--policy", service.policy(), check=False)
+    assert again.returncode == 1
+    assert "runs already" in again.stderr
     wrong = service.call("reload", "--policy", service.mitmsec.policy("[[rule]]\nname = 3\n"), check=False)
     assert wrong.returncode == 2
     nobody = service.call("reload", "--policy", service.mitmsec.policy(""), check=False)
@@ -332,6 +343,9 @@ def test_a_policy_with_errors_changes_nothing(service: Service) -> None:
     assert until(lambda: service.fetch().stdout.startswith("hello") and service.connections()[1:], within_s=30)
     assert {one["action"] for one in service.connections()} == {"bypass"}
     assert len(service.mitmsec.of_kind("policy")) == 1
+    service.call("stop")
+    for order in ("stop", "off", "on"):
+        assert service.call(order, check=False).returncode == 1
 
 
 def gate_of(service: Service) -> int:
@@ -356,16 +370,6 @@ def test_a_killed_supervisor_leaves_the_network_as_the_policy_says(service: Serv
     assert len(service.settled(3)) == 3
     pins = service.mitmsec.state / "run" / "bpf"
     assert not pins.exists() or not [one for one in pins.iterdir() if one.is_dir()]
-
-
-def test_a_second_service_is_refused_and_without_one_orders_are(service: Service) -> None:
-    service.start()
-    again = service.call("start", "--policy", service.policy(), check=False)
-    assert again.returncode == 1
-    assert "runs already" in again.stderr
-    service.call("stop")
-    for order in ("stop", "off", "on"):
-        assert service.call(order, check=False).returncode == 1
 
 
 def test_in_the_foreground_it_ends_with_its_terminal(service: Service) -> None:

@@ -67,8 +67,8 @@ class Programs:
         command = self.mitmsec.command(word, "--state", str(self.mitmsec.state), *options)
         subprocess.run(command, check=True, capture_output=True, timeout=90, env=self.mitmsec.environment())
 
-    def start(self, path: Path | str, more: str = "") -> None:
-        self.command("start", "--policy", self.mitmsec.policy(more + SELECTED.format(path=path)))
+    def start(self, path: Path | str) -> None:
+        self.command("start", "--workers", "1", "--policy", self.mitmsec.policy(SELECTED.format(path=path)))
 
     def reload(self, path: Path | str, more: str) -> None:
         self.command("reload", "--policy", self.mitmsec.policy(more + SELECTED.format(path=path)))
@@ -92,33 +92,23 @@ def programs(network: Network, mitmsec: Mitmsec, tmp_path: Path) -> Any:
         time.sleep(0.05)
 
 
-def test_whoever_is_selected_is_told_whether_it_listened_before_or_begins_later(programs: Programs) -> None:
-    before = programs.serve(programs.selected)
-    other = programs.serve(programs.other)
-    programs.start(programs.selected)
-    later = programs.serve(programs.selected)
-    for _, port in (before, other, later):
-        programs.call(port)
-    events = programs.stop()
-    assert [(event["process"]["pid"], str(event["local"]["port"])) for event in events] == [before, later]
-    assert {event["process"]["confidence"] for event in events} == {"kernel"}
-    assert {event["process"]["exe"] for event in events} == {str(programs.selected)}
-    assert {(event["action"], event["rule"]) for event in events} == {("bypass", "defaults")}
-
-
 def test_what_a_policy_says_of_them_holds_for_who_is_selected_and_touches_nobody_else(programs: Programs) -> None:
-    """Block and capture, of who listened before and begins later; a reload changes who, and what becomes of them."""
+    """Whoever listened before or begins later is told, blocked, captured; a reload changes who, and what is done."""
     selected, other = programs.selected, programs.other
     before, stranger = programs.serve(selected), programs.serve(other)
-    programs.start(selected, INBOUND.format(action="block"))
-    later, newcomer = programs.serve(selected), programs.serve(other)
-    for _, port in (before, later):
+    programs.start(selected)
+    later = programs.serve(selected)
+    for _, port in (before, stranger, later):
+        programs.call(port)
+    programs.reload(selected, INBOUND.format(action="block"))
+    latest, newcomer = programs.serve(selected), programs.serve(other)
+    for _, port in (before, later, latest):
         with pytest.raises(subprocess.CalledProcessError):
             programs.call(port)
     for _, port in (stranger, newcomer):
         programs.call(port)
     programs.reload(other, INBOUND.format(action="capture"))
-    for _, port in (before, later, stranger, newcomer):
+    for _, port in (before, later, latest, stranger, newcomer):
         programs.call(port)
     programs.reload(other, "")
     programs.call(stranger[1])
@@ -127,8 +117,14 @@ def test_what_a_policy_says_of_them_holds_for_who_is_selected_and_touches_nobody
     assert (
         shop.fetch(programs.mitmsec.network.inside(), "--http1.1", "-d", "about Project Eagle") == "127.0.0.1 HTTP/1.1"
     )
-    told = [(event["process"]["pid"], event["action"], event["rule"]) for event in programs.stop()]
-    blocked = [(pid, "block", "defaults") for pid, _ in (before, later)]
+    events = programs.stop()
+    unread = events[:2]
+    assert [(event["process"]["pid"], str(event["local"]["port"])) for event in unread] == [before, later]
+    assert {event["process"]["confidence"] for event in unread} == {"kernel"}
+    assert {event["process"]["exe"] for event in unread} == {str(selected)}
+    assert {(event["action"], event["rule"]) for event in unread} == {("bypass", "defaults")}
+    told = [(event["process"]["pid"], event["action"], event["rule"]) for event in events[2:]]
+    blocked = [(pid, "block", "defaults") for pid, _ in (before, later, latest)]
     captured = [(pid, "capture", "defaults") for pid, _ in (stranger, newcomer)]
     read = (programs.running[-1].pid, "decrypt", "defaults")
     assert told == [*blocked, *captured, (stranger[0], "bypass", "defaults"), read]

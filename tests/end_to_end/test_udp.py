@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import signal
 import struct
@@ -76,8 +77,8 @@ for line in sys.stdin:
     print("sent", flush=True)
 """
 )
-DEFAULTS = '[defaults]\naction = "{action}"\n'
-BLOCKED = '[[rule]]\nname = "nobody asks it"\naddress = ["{address}"]\naction = "block"\n'
+CAPTURED = f'[[rule]]\nname = "what it is asked"\naddress = ["{BARE}"]\naction = "capture"\n'
+BLOCKED = '[[rule]]\nname = "nobody asks it"\naddress = ["127.0.0.1"]\naction = "block"\n'
 
 
 def echo_at(network: Network, address: str, port: int = 0) -> str:
@@ -87,49 +88,60 @@ def echo_at(network: Network, address: str, port: int = 0) -> str:
     return str(process.stdout.readline().strip())
 
 
+LOOPBACK, MAPPED = "127.0.0.1", f"::ffff:{V4}"
+
+
 @pytest.mark.parametrize(
-    ("mitmsec", "server", "asked"),
+    ("mitmsec", "asked"),
     [
-        ("connect_hook", V4, V4),
-        ("connect_hook", V6, V6),
-        ("connect_hook", V4, f"::ffff:{V4}"),
-        ("connect_hook", "127.0.0.1", "127.0.0.1"),
-        pytest.param("nftables", V4, V4, marks=NFTABLES.marks),
-        ("windivert", V4, V4),
+        ("connect_hook", [V4, V6, MAPPED, LOOPBACK]),
+        pytest.param("nftables", [V4], marks=NFTABLES.marks),
+        ("windivert", [V4]),
     ],
-    ids=str,
     indirect=["mitmsec"],
 )
 def test_a_flow_is_recorded_with_its_program_and_its_datagrams(
-    network: Network, mitmsec: Mitmsec, server: str, asked: str
+    network: Network, mitmsec: Mitmsec, asked: list[str]
 ) -> None:
-    port = echo_at(network, server)
-    done = mitmsec.run("--", *PYTHON, STAYS, asked, port)
-    assert done.stdout == "asked\n" * 3, done.stderr
-    (flow,) = mitmsec.of_kind("connection")
-    assert (flow["protocol"], flow["direction"], flow["outcome"]) == ("udp", "outbound", "completed")
-    assert flow["remote"] == {"address": server, "port": int(port), "host": None}
-    assert flow["local"]["port"] > 0
-    assert flow["datagrams"] == {"sent": 3, "received": 3}
-    assert "bytes" not in flow
-    assert (flow["action"], flow["rule"]) == ("bypass", "defaults")
-    assert flow["reason"] == "no rule matched; [defaults] decide; UDP passes unread"
-    assert flow["process"]["exe"] == os.path.realpath(sys.executable)
-    by_table = mitmsec.backend == "nftables"
-    known = ("table", "sock_diag") if by_table else ("kernel", "connect_hook")
-    assert (flow["process"]["confidence"], flow["process"]["source"]) == known
+    servers = {address: address.removeprefix("::ffff:") for address in asked}
+    ports = {address: echo_at(network, server) for address, server in servers.items()}
+    script = "\n".join(shlex.join([*PYTHON, STAYS, *one]) + " &" for one in ports.items()) + "\nwait"
+    done = mitmsec.run("--", "sh", "-c", script)
+    assert done.stdout == "asked\n" * 3 * len(asked), done.stderr
+    flows = {flow["remote"]["port"]: flow for flow in mitmsec.of_kind("connection")}
+    assert {port: flow["remote"] for port, flow in flows.items()} == {
+        int(port): {"address": servers[address], "port": int(port), "host": None} for address, port in ports.items()
+    }
+    for flow in flows.values():
+        assert (flow["protocol"], flow["direction"], flow["outcome"]) == ("udp", "outbound", "completed")
+        assert flow["local"]["port"] > 0
+        assert flow["datagrams"] == {"sent": 3, "received": 3}
+        assert "bytes" not in flow
+        assert (flow["action"], flow["rule"]) == ("bypass", "defaults")
+        assert flow["reason"] == "no rule matched; [defaults] decide; UDP passes unread"
+        assert flow["process"]["exe"] == os.path.realpath(sys.executable)
+        by_table = mitmsec.backend == "nftables"
+        known = ("table", "sock_diag") if by_table else ("kernel", "connect_hook")
+        assert (flow["process"]["confidence"], flow["process"]["source"]) == known
+    assert len(mitmsec.of_kind("connection")) == len(asked)
     assert mitmsec.of_kind("fault") == []
 
 
-def test_of_a_connected_socket_begin_and_end_are_known_and_no_count(network: Network, mitmsec: Mitmsec) -> None:
+def test_of_a_connected_socket_begin_and_end_are_known_and_no_count_and_refused_quic_is_recorded_once_as_refused(
+    network: Network, mitmsec: Mitmsec
+) -> None:
     port = echo_at(network, V4)
-    done = mitmsec.run("--", *PYTHON, CONNECTED, V4, port)
+    script = "\n".join(shlex.join([*PYTHON, CONNECTED, *to]) for to in ((V4, port), (BARE, "443")))
+    done = mitmsec.run("--", "sh", "-c", script)
     assert done.stdout == f"asked {port}\n", done.stderr
-    (flow,) = mitmsec.of_kind("connection")
+    assert "PermissionError" in done.stderr
+    flow, refused = mitmsec.of_kind("connection")
     assert (flow["protocol"], flow["action"], flow["outcome"]) == ("udp", "bypass", "unseen")
     assert (flow["remote"]["address"], flow["remote"]["port"]) == (V4, int(port))
     assert "datagrams" not in flow
     assert "bytes" not in flow
+    assert (refused["protocol"], refused["action"], refused["outcome"]) == ("quic", "block", "blocked")
+    assert refused["bytes"] == {"sent": 0, "received": 0}
 
 
 def test_who_is_spoken_to_first_has_an_inbound_flow_for_each_that_did(network: Network, mitmsec: Mitmsec) -> None:
@@ -148,38 +160,35 @@ def test_who_is_spoken_to_first_has_an_inbound_flow_for_each_that_did(network: N
     assert all(flow["datagrams"] == {"sent": 1, "received": 1} for flow in flows)
 
 
-@pytest.mark.parametrize(("port", "protocol"), [(53, "dns"), (443, "quic")])
-def test_a_well_known_port_gives_the_flow_its_protocol(
-    network: Network, mitmsec: Mitmsec, port: int, protocol: str
-) -> None:
-    echo_at(network, "127.0.0.99", port)
-    policy = mitmsec.policy('[defaults]\nquic = "bypass"\n')
-    done = mitmsec.run("--policy", policy, "--", *PYTHON, THREE_TIMES, "127.0.0.99", str(port))
-    assert done.stdout == "asked\n" * 3, done.stderr
-    (flow,) = mitmsec.of_kind("connection")
-    assert (flow["protocol"], flow["action"], flow["datagrams"]) == (protocol, "bypass", {"sent": 3, "received": 3})
+def test_a_well_known_port_gives_the_flow_its_protocol(network: Network, mitmsec: Mitmsec) -> None:
+    ports = {53: "dns", 443: "quic"}
+    for port in ports:
+        echo_at(network, "127.0.0.99", port)
+    policy = mitmsec.policy('[defaults]\naction = "bypass"\nquic = "bypass"\n')
+    script = "\n".join(shlex.join([*PYTHON, THREE_TIMES, "127.0.0.99", str(port)]) for port in ports)
+    done = mitmsec.run("--policy", policy, "--", "sh", "-c", script)
+    assert done.stdout == "asked\n" * 6, done.stderr
+    flows = mitmsec.of_kind("connection")
+    assert {flow["remote"]["port"]: flow["protocol"] for flow in flows} == ports
+    counts = [(flow["action"], flow["datagrams"]) for flow in flows]
+    assert counts == [("bypass", {"sent": 3, "received": 3})] * 2
 
 
-@pytest.mark.parametrize("action", ["capture", "decrypt", "block"])
-def test_what_the_rule_says_stands_in_the_reason_and_the_flow_passes(
-    network: Network, mitmsec: Mitmsec, action: str
-) -> None:
-    port = echo_at(network, V4)
-    text = DEFAULTS.format(action=action) if action != "block" else BLOCKED.format(address=V4)
-    done = mitmsec.run("--policy", mitmsec.policy(text), "--", *PYTHON, THREE_TIMES, V4, port)
-    assert done.stdout == "asked\n" * 3, done.stderr
-    (flow,) = mitmsec.of_kind("connection")
-    says = {"capture": "not captured", "decrypt": "passes unread", "block": "a rule cannot block it"}[action]
-    assert (flow["action"], says in flow["reason"]) == ("bypass", True), flow["reason"]
-    assert flow["rule"] == ("nobody asks it" if action == "block" else "defaults")
-
-
-def test_refused_quic_is_recorded_once_as_refused(network: Network, mitmsec: Mitmsec) -> None:
-    done = mitmsec.run("--", *PYTHON, CONNECTED, BARE, "443")
-    assert "PermissionError" in done.stderr
-    (flow,) = mitmsec.of_kind("connection")
-    assert (flow["protocol"], flow["action"], flow["outcome"]) == ("quic", "block", "blocked")
-    assert flow["bytes"] == {"sent": 0, "received": 0}
+def test_what_the_rule_says_stands_in_the_reason_and_the_flow_passes(network: Network, mitmsec: Mitmsec) -> None:
+    """Of two rules, and of [defaults] that decrypt."""
+    says = {V4: "passes unread", BARE: "not captured", "127.0.0.1": "a rule cannot block it"}
+    rules = {V4: "defaults", BARE: "what it is asked", "127.0.0.1": "nobody asks it"}
+    ports = {address: echo_at(network, address) for address in says}
+    policy = mitmsec.policy(CAPTURED + BLOCKED)
+    script = "\n".join(shlex.join([*PYTHON, THREE_TIMES, *one]) for one in ports.items())
+    done = mitmsec.run("--policy", policy, "--", "sh", "-c", script)
+    assert done.stdout == "asked\n" * 9, done.stderr
+    flows = {flow["remote"]["address"]: flow for flow in mitmsec.of_kind("connection")}
+    assert {address: (flow["action"], flow["rule"]) for address, flow in flows.items()} == {
+        address: ("bypass", rule) for address, rule in rules.items()
+    }
+    for address, flow in flows.items():
+        assert says[address] in flow["reason"]
 
 
 def test_a_flow_that_lives_long_is_on_record_while_it_does(network: Network, mitmsec: Mitmsec) -> None:
@@ -255,7 +264,7 @@ def selected(mitmsec: Mitmsec, tmp_path: Path) -> Iterator[Path]:
     tmp_path.chmod(0o755)
     python = tmp_path / "selected-python"
     shutil.copy(os.path.realpath(sys.executable), python)
-    text = f'[[application]]\nname = "ours"\npath = ["{python}"]\n'
+    text = f'[defaults]\naction = "bypass"\n[[application]]\nname = "ours"\npath = ["{python}"]\n'
     state = ("--state", str(mitmsec.state))
     start = mitmsec.command("start", *state, "--policy", mitmsec.policy(text))
     subprocess.run(start, check=True, capture_output=True, env=mitmsec.environment(), timeout=90)
