@@ -61,6 +61,8 @@ class Exchange:
         "_version",
         "_watch",
         "_withheld",
+        "answer_has_body",
+        "answer_held",
         "blocked",
         "held",
         "refused",
@@ -87,6 +89,8 @@ class Exchange:
         self._finished = False
         self._withheld: dict[bool, Withheld] = {}  # by whether it is sent
         self.held = False  # the request's body is kept back until it has been inspected as a whole
+        self.answer_has_body = True  # for all that is known
+        self.answer_held = False  # likewise the answer, with its head
         self._is_stopped = False  # by a finding
         self.blocked: Blocked | None = None  # by what a hook of mitmproxy's brought to light, until that is acted upon
         self.refused: Page | None = None
@@ -155,12 +159,15 @@ class Exchange:
         self._watch.look(self._part(PartKind.HEADERS, sent=True), _as_text(fields))
         if not has_body:
             return
-        holds = self._watch.acts and self._watch.delivery is Delivery.HOLD
-        size_bytes = _length(fields)
-        self.held = holds and size_bytes is not None and size_bytes <= HOLD_BYTES
+        self.held = self._holds(fields)
         part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
         self._reading_request = self._body(part, fields)
         self._withhold(self._reading_request, fields, sent=True)
+
+    def _holds(self, fields: Fields) -> bool:
+        size_bytes = _length(fields)
+        holds = self._watch.acts and self._watch.delivery is Delivery.HOLD
+        return holds and size_bytes is not None and size_bytes <= HOLD_BYTES
 
     def _body(self, part: Part, fields: Fields) -> Reading | SplitReading | None:
         return open_body(self._watch, part, _field(fields, b"content-encoding"), _field(fields, b"grpc-encoding"))
@@ -168,7 +175,7 @@ class Exchange:
     def _withhold(self, reading: Reading | SplitReading | None, fields: Fields, *, sent: bool) -> None:
         if reading is None or not (self._watch.prompt or reading.waits or reading.unfolds):
             return
-        if self.held and sent:
+        if self.held if sent else self.answer_held:
             made = Withheld(HOLD_BYTES)
         elif not self._watch.prompt:
             made = Withheld(0)
@@ -244,6 +251,7 @@ class Exchange:
         if has_body:
             part = self._part(PartKind.BODY, sent=False, content_type=content_type)
             self._reading_response = self._body(part, fields)
+            self.answer_held = self._reading_response is not None and self._holds(fields)
             self._withhold(self._reading_response, fields, sent=False)
 
     def response_body(self, data: bytes) -> bytes:
@@ -289,12 +297,13 @@ class Exchange:
         """A finding, or a failure, breaks it off."""
         self._is_stopped = True
 
-    def page_for(self, blocked: Blocked) -> Page:
-        """What tells the client of `blocked`; from now on the exchange is refused."""
+    def page_for(self, blocked: Blocked, *, sent: bool = True) -> Page:
+        """What tells the client of `blocked`; from now on the exchange is refused. `sent`: its request carried it."""
         self.stop()
-        page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
+        what = "this request" if sent else "the answer to this request"
+        page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked), what)
         self.refused = pages.told(page, self._hand_over.direction)
-        self._status = self.refused.status
+        self._status, self._content_type = self.refused.status, None
         self._response_bytes = len(self.refused.body)
         return self.refused
 

@@ -145,8 +145,8 @@ class Hooks:
         if not self._hand_over.http3 or self._hand_over.http3_led:
             but_led = self._hand_over.http3
             response.headers.fields = without_http3(response.headers.fields, but_led=but_led)
-        exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
-        if exchange.refused is None:
+        exchange.response_begin(response.status_code, response.headers.fields, has_body=exchange.answer_has_body)
+        if exchange.refused is None and not exchange.answer_held:
             response.stream = True if exchange.asks(sent=False) else exchange.response_body
         if response.status_code == 101 and self._watch:
             self._upgrade(exchange, response)

@@ -43,7 +43,7 @@ from mitmproxy.proxy.utils import ReceiveBuffer
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
-from mitmsec.engine.fields import quicken
+from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Stopped, Wait
@@ -185,6 +185,7 @@ class Stream(HttpStream):
         super().__init__(context, stream_id)
         self.exchange = exchange
         self._wakes = self._is_fresh = False
+        self._has_begun = False  # some of the answer has gone on
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
@@ -194,7 +195,7 @@ class Stream(HttpStream):
             request.data.method,
             request.data.path,
             request.http_version,
-            _authorities(request),
+            authorities(request),
             fields,
             has_body=not event.end_stream,
             led_to=b"" if request.is_http2 else request.data.authority,
@@ -202,8 +203,8 @@ class Stream(HttpStream):
         if refusal is not None:
             yield from self._refuse(refusal, is_head=request.data.method == b"HEAD")
             return
-        if _asks_for_h2c(fields):
-            _without_h2c(request)
+        if asks_for_h2c(fields):
+            without_h2c(request)
         if self.exchange.wants_plain:
             request.headers["accept-encoding"] = "identity"
         flow = http.HTTPFlow(self.context.client, self.context.server)
@@ -229,7 +230,16 @@ class Stream(HttpStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         quicken(event.response.headers)
+        self.exchange.answer_has_body = not event.end_stream
         yield from super().state_wait_for_response_headers(event)
+
+    def start_response_stream(self) -> CommandGenerator[None]:
+        self._has_begun = True
+        yield from super().start_response_stream()
+
+    def send_response(self, already_streamed: bool = False) -> CommandGenerator[None]:
+        yield from super().send_response(already_streamed)
+        self._has_begun = True
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
         """Asked by mitmproxy behind each hook."""
@@ -237,7 +247,7 @@ class Stream(HttpStream):
         if blocked is None:
             return (yield from super().check_killed(emit_error_hook))
         self.exchange.blocked = None
-        yield from self._stop(blocked)
+        yield from self._stop(blocked, sent=False)
         return True
 
     # -- bodies --------------------------------------------------------------------------------------------------------
@@ -245,8 +255,10 @@ class Stream(HttpStream):
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
         if isinstance(event, RequestEndOfMessage) and self.exchange.held:
-            if not (yield from self._held_passes()):
+            passed = yield from self._passed(bytes(self.request_body_buf), sent=True)
+            if passed is None:
                 return
+            self.request_body_buf = passed
         elif isinstance(event, RequestTrailers) and (yield from self._are_bad(event)):
             return
         yield from super().state_consume_request_body(event)
@@ -259,6 +271,14 @@ class Stream(HttpStream):
             yield from self._stream(event, super().state_stream_request_body, sent=True)
             return
         yield from super().state_stream_request_body(event)
+
+    def state_consume_response_body(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, ResponseEndOfMessage) and self.exchange.answer_held:
+            passed = yield from self._passed(bytes(self.response_body_buf), sent=False)
+            if passed is None:
+                return
+            self.response_body_buf = passed
+        yield from super().state_consume_response_body(event)
 
     def state_stream_response_body(self, event: events.Event) -> CommandGenerator[None]:
         if self.exchange.asks(sent=False) and not isinstance(event, ResponseTrailers):
@@ -306,19 +326,19 @@ class Stream(HttpStream):
     def _idle_bytes(self, *, sent: bool) -> bytes:
         return self.exchange.withheld(sent=sent).idle() if self.exchange.asks(sent=sent) else b""
 
-    def _held_passes(self) -> CommandGenerator[bool]:
-        """The whole of a request's body is there; whether it may go on, masked where it has to be."""
-        content = bytes(self.request_body_buf)
-        if not self.exchange.asks(sent=True):
-            self.exchange.look(content, sent=True, ends=True)
-            return True
-        kept = self.exchange.withheld(sent=True)
-        kept.add(content)
-        if (yield from self._is_stopped_by(content, sent=True, ends=True)):
-            return False
-        self.request_body_buf = ReceiveBuffer()  # type: ignore[no-untyped-call]
-        self.request_body_buf += kept.rest()
-        return True
+    def _passed(self, content: bytes, *, sent: bool) -> CommandGenerator[ReceiveBuffer | None]:
+        """`content` is all of a held body: what of it goes on, masked where it has to be; None, if nothing may."""
+        passed = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        if self.exchange.asks(sent=sent):
+            kept = self.exchange.withheld(sent=sent)
+            kept.add(content)
+            if (yield from self._is_stopped_by(content, sent=sent, ends=True)):
+                return None
+            content = kept.rest()
+        else:
+            self.exchange.look(content, sent=sent, ends=True)
+        passed += content
+        return passed
 
     def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
         """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
@@ -339,7 +359,7 @@ class Stream(HttpStream):
         try:
             self.exchange.trailers(event.trailers.fields, sent=True)
         except Blocked as blocked:
-            yield from self._stop(blocked)
+            yield from self._stop(blocked, sent=True)
             return True
         return False
 
@@ -348,16 +368,19 @@ class Stream(HttpStream):
         answer = self.exchange.look(data, sent=sent, ends=ends)
         blocked = answer if answer is None or isinstance(answer, Blocked) else (yield Wait(answer))
         if blocked is not None:
-            yield from self._stop(blocked)
+            yield from self._stop(blocked, sent=sent)
         return blocked is not None
 
-    def _stop(self, blocked: Blocked) -> CommandGenerator[None]:
-        """The origin never has a complete request. Nor has the client a complete answer, unless all of it is a page."""
+    def _stop(self, blocked: Blocked, *, sent: bool) -> CommandGenerator[None]:
+        """The origin never has a complete request. Nor has the client a complete answer, unless all of it is a page.
+
+        `sent`: it is the request that must not go on.
+        """
         if self.client_state == self.state_stream_request_body or self.flow.response is not None:
             cancel = RequestProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL)
             yield SendHttp(cancel, self.context.server)
-        if self.flow.response is None:
-            page = self.exchange.page_for(blocked)
+        if not self._has_begun:
+            page = self.exchange.page_for(blocked, sent=sent)
             yield from self._refuse(page, is_head=self.flow.request.data.method == b"HEAD")
             return
         self.exchange.stop()
@@ -366,21 +389,3 @@ class Stream(HttpStream):
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(ResponseProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL), self.context.client)
         yield DropStream(self.stream_id)
-
-
-def _authorities(request: http.Request) -> list[bytes]:
-    found = [value for name, value in request.headers.fields if name.lower() == b"host"]
-    if request.data.authority:
-        found.append(request.data.authority)
-    return found
-
-
-def _asks_for_h2c(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
-    return any(name.lower() == b"upgrade" and b"h2c" in value.lower() for name, value in fields)
-
-
-def _without_h2c(request: http.Request) -> None:
-    """An upgrade to HTTP/2 in the clear would take the rest of the connection out of sight (RFC 9113 §3.1)."""
-    request.headers.pop("upgrade", None)
-    request.headers.pop("http2-settings", None)
-    request.headers.pop("connection", None)
