@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from mitmsec import lists
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.engine_section import read_addons
 from mitmsec.core.hours import LOCAL
 from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
@@ -252,6 +253,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
     _version(root)
     read_inspectors(root.table("inspector"), context)
     defaults = root.table("defaults")
+    addons = read_addons(root.table("engine"), context)
     applications = tuple([read_application(table, context) for table in root.tables("application")])
     identities = tuple([read_identity(table, context, pair) for table in root.tables("client_certificate")])
     rules, sound = _rules(root, context)
@@ -277,6 +279,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
         identities=identities,
+        mitmproxy_addons=addons,
         zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
         lists=tuple(context.lists.values()),

@@ -32,6 +32,7 @@ CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in c
 
 Fields = dict[str, Any]
 SYSTEMS_FACTS = frozenset({"package", "services", "signer", "uid", "unread"})
+ADDONS = frozenset({"modified_by", "seen_by"})  # which are said where there are any
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
@@ -105,7 +106,8 @@ def fields_of(
         case ConnectionSeen():
             return Kind.CONNECTION, _connection(seen)
         case RequestSeen():
-            request = _without_none(_renamed(_plain(seen)), "outcome", "answered_by")
+            plain = {key: item for key, item in _plain(seen).items() if item or key not in ADDONS}
+            request = _without_none(_renamed(plain), "outcome", "answered_by")
             return Kind.REQUEST, _directed(_owned(request, owner, host), direction)
         case FindingSeen():
             return Kind.FINDING, _directed(_owned(_finding(seen), owner, host), direction)

@@ -129,6 +129,8 @@ class RequestSeen(Seen, frozen=True):
     content_type: str | None = None
     outcome: Outcome | None = None
     answered_by: str | None = None
+    seen_by: tuple[str, ...] = ()  # plain addons of mitmproxy's, by their files
+    modified_by: tuple[str, ...] = ()
 
 
 class FindingSeen(Seen, frozen=True):

@@ -30,6 +30,7 @@ from mitmsec.audit.event import (
 from mitmsec.audit.flows import Flow, Flows
 from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
+from mitmsec.core.mitmproxy_addon import FILES_LIMIT
 from mitmsec.core.model import Value
 
 FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
@@ -103,6 +104,9 @@ def _worker_held(seen: Seen) -> Seen:
                 request_bytes=_within(seen.request_bytes, 0, BYTES_LIMIT),
                 response_bytes=_within(seen.response_bytes, 0, BYTES_LIMIT),
                 content_type=None if seen.content_type is None else _cut(seen.content_type, TEXT_CHARACTERS),
+                answered_by=None if seen.answered_by is None else _cut(seen.answered_by, TEXT_CHARACTERS),
+                seen_by=tuple(_cut(name, TEXT_CHARACTERS) for name in seen.seen_by[:FILES_LIMIT]),
+                modified_by=tuple(_cut(name, TEXT_CHARACTERS) for name in seen.modified_by[:FILES_LIMIT]),
             )
         case FindingSeen(finding=finding):
             shorter = replace(

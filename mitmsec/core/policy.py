@@ -30,6 +30,7 @@ from mitmsec.core.inspection import ASKS_SERVER, server_address
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import (
     LEARNED_HOURS,
     NOTHING_LEARNED,
@@ -104,6 +105,9 @@ class Policy(Value, frozen=True, dict=True):
 
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
+
+    mitmproxy_addons: tuple[MitmproxyAddon, ...] = ()
+    """Asked about every decrypted HTTP exchange, in this order."""
 
     @property
     def without_names(self) -> Policy:

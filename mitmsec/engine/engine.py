@@ -16,6 +16,7 @@ from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.identities import Identities
 from mitmsec.engine.notice import Notice
+from mitmsec.engine.plain_addons import PlainAddons
 from mitmsec.engine.prelude import Prelude
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
@@ -48,6 +49,7 @@ class Engine:
         self.identities = Identities(collaborators.identities, keys_pem, collaborators.roots_pem)
         self.services = Services(collaborators.services, keys_pem[self.identities.size_bytes :], on_key_log)
         self.resumptions = Resumptions()
+        self.addons = PlainAddons(collaborators.addons) if collaborators.addons else None
         self._flows: dict[str, asyncio.Task[None]] = {}
         self._kinds: dict[Plaintext, Begins] = {
             Plaintext.DIALOGUE: Prelude,

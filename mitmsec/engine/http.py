@@ -23,7 +23,6 @@ from mitmproxy.proxy.layers.http import (
     HttpLayer,
     HTTPMode,
     HttpStream,
-    RegisterHttpConnection,
     SendHttp,
 )
 from mitmproxy.proxy.layers.http._events import (
@@ -44,9 +43,11 @@ from mitmproxy.proxy.utils import ReceiveBuffer
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
+from mitmsec.engine.further import Further
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Stopped, Wait
+from mitmsec.engine.plain_addons import visit
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
@@ -149,7 +150,7 @@ class Http(HttpLayer):
         context = self.context.fork()
         context.server = Server(address=event.address)
         context.server.tls = event.tls
-        further = _Further(context, self)
+        further = Further(context, self.make_back)
         self.connections[context.server] = further
         self.waiting_for_establishment[context.server].append(event)
         yield from self.event_to_child(further, events.Start())
@@ -157,25 +158,6 @@ class Http(HttpLayer):
     def _give(self, event: GetHttpConnection, connection: Connection) -> CommandGenerator[None]:
         stream = self.command_sources.pop(event)
         yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
-
-
-class _Further(Layer):
-    """A connection to the origin beside the one that was handed over."""
-
-    def __init__(self, context: Context, parent: Http) -> None:
-        super().__init__(context)
-        self._parent = parent
-        self._child: Layer | None = None
-
-    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
-        if self._child is not None:
-            yield from self._child.handle_event(event)
-        elif isinstance(event, events.Start):
-            error = yield commands.OpenConnection(self.context.server)
-            if not error:
-                self._child = self._parent.make_back(self.context)
-                yield from self._child.handle_event(event)
-            yield RegisterHttpConnection(self.context.server, error)
 
 
 class Stream(HttpStream):
@@ -247,15 +229,15 @@ class Stream(HttpStream):
         if blocked is None:
             return (yield from super().check_killed(emit_error_hook))
         self.exchange.blocked = None
-        yield from self._stop(blocked, sent=False)
+        yield from self._stop(blocked, sent=self.flow.response is None)
         return True
 
     # -- bodies --------------------------------------------------------------------------------------------------------
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
-        if isinstance(event, RequestEndOfMessage) and self.exchange.held:
-            passed = yield from self._passed(bytes(self.request_body_buf), sent=True)
+        if isinstance(event, RequestEndOfMessage) and self._is_waited_for(sent=True):
+            passed = yield from self._whole(bytes(self.request_body_buf), sent=True)
             if passed is None:
                 return
             self.request_body_buf = passed
@@ -273,8 +255,8 @@ class Stream(HttpStream):
         yield from super().state_stream_request_body(event)
 
     def state_consume_response_body(self, event: events.Event) -> CommandGenerator[None]:
-        if isinstance(event, ResponseEndOfMessage) and self.exchange.answer_held:
-            passed = yield from self._passed(bytes(self.response_body_buf), sent=False)
+        if isinstance(event, ResponseEndOfMessage) and self._is_waited_for(sent=False):
+            passed = yield from self._whole(bytes(self.response_body_buf), sent=False)
             if passed is None:
                 return
             self.response_body_buf = passed
@@ -325,6 +307,32 @@ class Stream(HttpStream):
 
     def _idle_bytes(self, *, sent: bool) -> bytes:
         return self.exchange.withheld(sent=sent).idle() if self.exchange.asks(sent=sent) else b""
+
+    def _is_waited_for(self, *, sent: bool) -> bool:
+        """Somebody looks at a message that is there as a whole."""
+        addons, is_held = self.exchange.addons, self.exchange.held if sent else self.exchange.answer_held
+        return is_held or (addons is not None and addons.wants("request" if sent else "response"))
+
+    def _whole(self, content: bytes, *, sent: bool) -> CommandGenerator[ReceiveBuffer | None]:
+        """Addons and then inspectors look at a message, whose body is `content`: what of that goes on, or None."""
+        addons, hook = self.exchange.addons, "request" if sent else "response"
+        if addons is not None and addons.wants(hook):
+            self._message(sent=sent).data.content = content
+            blocked = yield Wait(visit(addons, hook, self.flow, self.exchange))
+            self.exchange.blocked = self.exchange.blocked or blocked
+            if (yield from self.check_killed(True)):
+                return None
+            content = self._message(sent=sent).data.content or b""
+        if self.exchange.held if sent else self.exchange.answer_held:
+            return (yield from self._passed(content, sent=sent))
+        passed = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        passed += content
+        return passed
+
+    def _message(self, *, sent: bool) -> http.Message:
+        message = self.flow.request if sent else self.flow.response
+        assert message is not None
+        return message
 
     def _passed(self, content: bytes, *, sent: bool) -> CommandGenerator[ReceiveBuffer | None]:
         """`content` is all of a held body: what of it goes on, masked where it has to be; None, if nothing may."""

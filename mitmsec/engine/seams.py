@@ -12,6 +12,7 @@ from mitmsec.core.inspection import AnyInspector
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw, FlowEnded, Upgrading
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import Decision, OnFailure, Value
 from mitmsec.core.origin_proof import Proof
 
@@ -121,6 +122,7 @@ class Collaborators:
     """Who answers. `inspectors` are by the name that stands in a decision's `inspect`."""
 
     __slots__ = (
+        "addons",
         "certifier",
         "encapsulation",
         "gate",
@@ -145,12 +147,14 @@ class Collaborators:
         services: Sequence[KnownService] = (),
         identities: Sequence[Identity] = (),
         keys_pem: bytes = b"",
+        addons: Sequence[MitmproxyAddon] = (),
         encapsulation: Callable[[], Encapsulation | None] = lambda: None,
     ) -> None:
         """`keys_pem`: those of `identities`, then of `services`, one after the other; empty where none are needed.
 
         `encapsulation` makes a key for each handshake over QUIC, where it can.
         """
+        self.addons = addons
         self.certifier = certifier
         self.encapsulation = encapsulation
         self.gate = gate

@@ -23,8 +23,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -34,14 +35,19 @@ from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, P
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
+from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.turns import STEP_BYTES, Paced
+
+if TYPE_CHECKING:
+    from mitmsec.engine.plain_addons import PlainAddons
 
 CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
 JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
 INSPECTOR_FAILED = "inspector_failed"
+ADDON_FAILED = "addon_failed"
 
 Mask = Callable[[int, int], bool]
 """Offset and size, in the content as it travels; whether that was possible."""
@@ -55,6 +61,14 @@ class Blocked(Exception):
         self.finding = finding
 
 
+class Improper(Blocked):
+    """A request that is not admitted: an addon has made another one of it. `page`: what its client is told."""
+
+    def __init__(self, page: Page, reason: str) -> None:
+        super().__init__(reason)
+        self.page = page
+
+
 class Watch:
     """The inspectors of one flow's decision. Raises Blocked when made, where one is missing and that closes."""
 
@@ -65,7 +79,10 @@ class Watch:
         inspectors: Mapping[str, AnyInspector],
         on_failure: OnFailure,
         recorder: Recorder,
+        addons: PlainAddons | None = None,
     ) -> None:
+        self.addons = addons
+        """Plain ones of mitmproxy's, which may change what they see. Nothing here asks them."""
         self._flow, self._decision, self._on_failure, self._recorder = flow, decision, on_failure, recorder
         self.unread: dict[Reading, None] = {}
         """Readings that hold content which no inspector has been asked about."""
@@ -76,6 +93,8 @@ class Watch:
                 self._awaited.append(inspector)
             else:
                 self._inspectors.append(inspector)
+        for detail in () if addons is None else addons.unusable:
+            self.failed(ADDON_FAILED, detail)
         for name in decision.inspect:
             if name not in inspectors:
                 self.failed(NOT_INSPECTED, f"no inspector is called {name!r}")
@@ -290,6 +309,15 @@ class Reading(Paced):
         self._guarded = None
         self.abandon()
         self._watch.failed(NOT_INSPECTED, str(error))
+
+
+async def stopped_by(reading: Awaitable[None]) -> Blocked | None:
+    """What it raises as Blocked."""
+    try:
+        await reading
+    except Blocked as blocked:
+        return blocked
+    return None
 
 
 def limited[T](call: Callable[[], T]) -> T:

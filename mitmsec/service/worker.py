@@ -78,6 +78,7 @@ class Worker:
                 inspectors=self._inspectors(settings.session, policy.inspectors, prepared, self._recorder),
                 identities=policy.identities,
                 services=policy.services,
+                addons=policy.mitmproxy_addons,
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
                 encapsulation=_encapsulation(settings),
             ),

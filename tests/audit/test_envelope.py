@@ -127,6 +127,8 @@ def test_a_request_and_a_finding_carry_their_flows_process() -> None:
     assert (event["method"], event["url"], event["status"]) == ("GET", "https://api.example.com/v1/items", 200)
     assert (event["http_version"], event["request_bytes"], event["response_bytes"]) == ("HTTP/2", 90, 4000)
     assert event["content_type"] == "application/json"
+    assert "seen_by" not in event
+    assert event_of(replace(request(), seen_by=("a.py",), modified_by=("a.py",)))["modified_by"] == ["a.py"]
     event = event_of(finding())
     assert event["process"]["pid"] == CURL.pid
     assert event["connection"] == "flow-1"

@@ -1,7 +1,8 @@
-"""What a policy keeps in does not get out, and stands in the log without being told there."""
+"""What a policy keeps in or out does not get through, and stands in the log without being told there."""
 
 from __future__ import annotations
 
+import hashlib
 import random
 import string
 
@@ -11,28 +12,61 @@ from conftest import Mitmsec, Network
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 RULE = """
+[engine]
+mitmproxy_addons = ["marks.py"]
+
 [[rule]]
 name = "no secrets leave"
 action = "decrypt"
 inspect = ["secrets"]
 on_finding = "block"
 """
+ADDON = """
+class Marks:
+    def request(self, flow):
+        if flow.request.path == "/led":
+            flow.request.host = "bank.test"
+
+    def responseheaders(self, flow):
+        if flow.request.path.startswith("/hello"):
+            flow.response.headers["x-addon"] = "was-here"
+
+addons = [Marks()]
+"""
 
 
-def test_an_upload_of_a_secret_is_refused_and_another_passes(origin: Network, mitmsec: Mitmsec) -> None:
+def test_a_secret_neither_leaves_nor_arrives_and_an_addon_leads_nowhere_else(origin: Network, mitmsec: Mitmsec) -> None:
     secret = "".join(random.choices(string.ascii_letters + string.digits, k=36))
-    curl = "curl -sS -o /dev/null -w '%{http_code} '"
+    (origin.folder / "www" / "leaked.txt").write_text(f"a note ghp_{secret}\n")
+    (mitmsec.state.parent / "marks.py").write_text(ADDON)
+    curl = "curl -sS -o /dev/null -w '%{http_code}%header{x-addon} '"
     url = "https://origin.test/hello"
-    script = f"{curl} -d 'note ghp_{secret}' {url}; {curl} -d 'note' {url}"
+    script = f"{curl} -d 'note ghp_{secret}' {url}; {curl} -d 'note' {url}; {curl} https://origin.test/led; "
+    script += "curl -sS --http1.1 https://origin.test/leaked.txt; curl -sS --http2 https://origin.test/leaked.txt"
     done = mitmsec.run("--policy", mitmsec.policy(RULE), "--", "sh", "-c", script)
-    refused, passed = done.stdout.split()
-    assert (refused, passed != "403") == ("403", True)
-    (finding,) = mitmsec.of_kind("finding")
-    assert (finding["detector"], finding["summary"], finding["verdict"]) == ("secrets", "secret, github-pat", "block")
-    assert (finding["evidence"], finding["location"]) == ("ghp_… (40 characters)", "request.body+5")
-    outcomes = [(one["status"], one.get("outcome"), one.get("answered_by")) for one in mitmsec.of_kind("request")]
-    assert outcomes[0] == (403, "blocked", "mitmsec")
-    assert outcomes[1][1:] == (None, None), "the origin has answered that one, and heard of no other"
+    refused, passed, led, pages = done.stdout.split(" ", 3)
+    assert (refused, passed, led) == ("403", "200was-here", "421"), done
+    assert pages.count("403 Forbidden\n\nmitmsec blocked the answer to this request because of what it carries.\n") == 2
+    assert pages.count("Finding: secrets: secret, github-pat\nRule: no secrets leave\nConnection: ") == 2
+    sent, *received = mitmsec.of_kind("finding")
+    for finding, location in ((sent, "request.body+5"), *((one, "response.body+7") for one in received)):
+        assert (finding["detector"], finding["summary"], finding["verdict"]) == (
+            "secrets", "secret, github-pat", "block",
+        )  # fmt: skip
+        assert (finding["evidence"], finding["location"]) == ("ghp_… (40 characters)", location)
+    asked = [
+        (one["status"], one.get("outcome"), one.get("answered_by"), one.get("modified_by"))
+        for one in mitmsec.of_kind("request")
+    ]
+    assert asked == [
+        (403, "blocked", "mitmsec", None),
+        (200, None, None, ["marks.py"]),  # the origin has answered that one, and heard of no other upload
+        (421, None, "mitmsec", ["marks.py"]),
+        *[(403, "blocked", "mitmsec", None)] * 2,
+    ]
     assert secret not in str(mitmsec.events())
-    assert mitmsec.of_kind("fault") == []
+    (loaded,) = [one for one in mitmsec.of_kind("service") if one["operation"] == "mitmproxy_addon"]
+    assert loaded["detail"] == f"marks.py, sha256 {hashlib.sha256(ADDON.encode()).hexdigest()}"
+    (fault,) = mitmsec.of_kind("fault")
+    assert (fault["what"], fault["failed"]) == ("misdirected_request", "closed")
     assert [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()] == ["secrets"]
