@@ -48,6 +48,7 @@ from mitmsec.core.policyfile import (
     read_rule,
 )
 from mitmsec.core.policytest_section import read_test
+from mitmsec.core.quarantine_section import read_recipients
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint, endless_key
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
@@ -280,6 +281,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         inspectors=tuple(sorted(context.words.items())),
         identities=identities,
         mitmproxy_addons=addons,
+        recipients=read_recipients(root.table("quarantine")),
         zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
         lists=tuple(context.lists.values()),

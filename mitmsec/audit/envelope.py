@@ -22,6 +22,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    ReviewSeen,
     Seen,
     ServiceSeen,
 )
@@ -111,6 +112,8 @@ def fields_of(
             return Kind.REQUEST, _directed(_owned(request, owner, host), direction)
         case FindingSeen():
             return Kind.FINDING, _directed(_owned(_finding(seen), owner, host), direction)
+        case ReviewSeen():
+            return Kind.REVIEW, _plain(seen)
         case CertificateSeen():
             return Kind.CERTIFICATE, _without_none(_renamed(_plain(seen)), "flaw")
         case PolicySeen():
@@ -188,7 +191,8 @@ def _finding(seen: FindingSeen) -> Fields:
     for place in ("offset", "size_bytes"):  # for masking; `location` says it to people
         finding.pop(place, None)
     finding["confidence"] = hundredths(seen.finding.confidence)
-    return {**finding, "connection": seen.flow, "verdict": seen.verdict.value}
+    named = {"item": seen.item} if seen.item else {}
+    return {**finding, "connection": seen.flow, "verdict": seen.verdict.value, **named}
 
 
 def _fault(seen: FaultSeen, owner: Process | None, host: str | None) -> Fields:

@@ -23,6 +23,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    SealedSeen,
     SecretsSeen,
     Seen,
     ServiceSeen,
@@ -116,7 +117,7 @@ def _worker_held(seen: Seen) -> Seen:
                 evidence=_cut(finding.evidence, TEXT_CHARACTERS),
                 location=_cut(finding.location, TEXT_CHARACTERS),
             )
-            return replace(seen, finding=shorter)
+            return replace(seen, finding=shorter, item=_cut(seen.item, WORD_CHARACTERS))
         case _:
             return seen
 
@@ -161,7 +162,7 @@ class Intake(msgspec.Struct):
             del self._faults[source]
 
     def _of_worker(self, source: Source, seen: Seen, now_s: float) -> Judgement:
-        assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SecretsSeen | FaultSeen)
+        assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SealedSeen | SecretsSeen | FaultSeen)
         if isinstance(seen, FaultSeen):
             seen = replace(seen, pid=None, session="")
         if seen.flow is None:
@@ -176,7 +177,7 @@ class Intake(msgspec.Struct):
             return Refused(f"{type(seen).__name__} of a flow that it was not handed")
         if isinstance(seen, BytesSeen):
             return Aside(flow) if seen.process is None else Refused("BytesSeen that names a process")
-        if isinstance(seen, SecretsSeen):
+        if isinstance(seen, SealedSeen | SecretsSeen):
             return Aside(flow)
         return Admitted(*fields_of(seen, flow.process, flow.host, flow.direction), session=source.session)
 

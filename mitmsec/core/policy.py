@@ -52,6 +52,7 @@ from mitmsec.core.model import (
     UpstreamTrust,
     Value,
 )
+from mitmsec.core.quarantine import Recipient
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.sniff import Shown
 
@@ -105,6 +106,9 @@ class Policy(Value, frozen=True, dict=True):
 
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
+
+    recipients: tuple[Recipient, ...] = ()
+    """Who can open what is put under quarantine, any two of them together."""
 
     mitmproxy_addons: tuple[MitmproxyAddon, ...] = ()
     """Asked about every decrypted HTTP exchange, in this order."""

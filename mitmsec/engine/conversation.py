@@ -257,6 +257,7 @@ class Conversation:
                 self._engine.settings.on_failure,
                 self._recorder,
                 self._engine.addons,
+                self._engine.quarantine,
             )
         except Blocked as blocked:
             raise Ended(Outcome.BLOCKED, str(blocked), reset=True) from None

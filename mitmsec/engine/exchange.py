@@ -179,7 +179,8 @@ class Exchange:
         if page is not None:
             raise Improper(page, f"{self._asked_for(authorities)}, by {', '.join(changed_by)}")
         if self._watch:
-            self._drop(self._reading_request)
+            if self._reading_request is not None:  # nothing has been fed to it
+                self._reading_request.abandon()
             self.held = self.held or bool(content)
             self._look_at_request(fields, has_body=bool(content) or self._reading_request is not None)
 
@@ -189,14 +190,10 @@ class Exchange:
 
     def response_again(self, status: int, fields: Fields, content: bytes) -> None:
         """The answer, all of which is there, is another one now. Raises Blocked."""
-        self._drop(self._reading_response)
+        if self._reading_response is not None:
+            self._reading_response.abandon()
         self.response_begin(status, fields, has_body=bool(content))
         self.answer_held = True
-
-    def _drop(self, reading: Reading | SplitReading | None) -> None:
-        """Nothing has been fed to it."""
-        if reading is not None:
-            reading.abandon()
 
     def _forbidden(self) -> Page | None:
         decision = self._hand_over.decision
@@ -273,6 +270,8 @@ class Exchange:
         reading = self._reading_request if sent else self._reading_response
         if reading is None:
             return None
+        if ends:
+            reading.has_all()
         if reading.waits:
             return stopped_by(reading.read(data, ends=ends))
         try:

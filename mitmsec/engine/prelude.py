@@ -89,7 +89,9 @@ class Prelude:
         """Raises Blocked."""
         order, on_failure = self._hand_over, self._engine.settings.on_failure
         inspectors = self._engine.collaborators.inspectors
-        self._watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
+        self._watch = Watch(
+            order.flow, order.decision, inspectors, on_failure, self._recorder, quarantine=self._engine.quarantine
+        )
         if self._watch.waits:
             self._watch.failed(NOT_INSPECTED, "what may go on under TLS is read by no inspector that has to be awaited")
         self._stream = plain(self._watch, order, is_told=True) if self._watch else None

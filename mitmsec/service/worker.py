@@ -25,7 +25,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import prepared_in, without_names
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
-from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
+from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings, Sealing
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec_addons import registry
@@ -79,6 +79,7 @@ class Worker:
                 identities=policy.identities,
                 services=policy.services,
                 addons=policy.mitmproxy_addons,
+                sealing=_sealing(policy),
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
                 encapsulation=_encapsulation(settings),
             ),
@@ -154,6 +155,15 @@ class Worker:
             except TimeoutError:
                 pass
             self._recorder.close()
+
+
+def _sealing(policy: Policy) -> Sealing | None:
+    """What seals content under quarantine, where the policy names people for it."""
+    if not policy.recipients:
+        return None
+    from mitmsec_certs.quarantine_box import Sealing
+
+    return Sealing(policy.recipients)
 
 
 def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | None]:

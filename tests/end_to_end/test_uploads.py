@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import string
 
 import pytest
-from conftest import Mitmsec, Network
+from conftest import Mitmsec, Network, here
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
@@ -70,3 +71,40 @@ def test_a_secret_neither_leaves_nor_arrives_and_an_addon_leads_nowhere_else(ori
     (fault,) = mitmsec.of_kind("fault")
     assert (fault["what"], fault["failed"]) == ("misdirected_request", "closed")
     assert [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()] == ["secrets"]
+
+
+def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, mitmsec: Mitmsec) -> None:
+    folder, state = mitmsec.state.parent, str(mitmsec.state)
+    files = [folder / f"{name}.pem" for name in ("alice", "bob", "carol")]
+    people = [
+        json.loads(here("quarantine", "keys", file.stem, "-o", str(file), "--json"))["recipient"] for file in files
+    ]
+    secret = "".join(random.choices(string.ascii_letters + string.digits, k=36))
+    upload = folder / "upload"
+    upload.write_text(f"note ghp_{secret}\n" + "\n".join(f"line {number}" for number in range(4000)))
+    policy = f"[quarantine]\nrecipients = {people!r}\n"
+    policy += RULE.partition("\n\n")[2].replace('"block"', '"quarantine"')
+    sent = f"curl -sS --data-binary @{upload} https://origin.test/hello"
+    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", "sh", "-c", sent)
+    assert "403 Forbidden" in done.stdout, done
+    (finding,) = mitmsec.of_kind("finding")
+    (kept,) = [one for one in mitmsec.of_kind("service") if one["operation"] == "quarantined"]
+    item = finding["item"]
+    assert (finding["verdict"], kept["item"], kept["connection"]) == ("quarantine", item, finding["connection"])
+    assert mitmsec.of_kind("fault") == []
+    file = mitmsec.state / "quarantine" / item
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert secret.encode() not in file.read_bytes()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in kept["detail"]
+    (listed,) = map(json.loads, here("quarantine", "list", "--json", "--state", state).splitlines())
+    assert (listed["item"], listed["content_bytes"], listed["is_whole"]) == (item, upload.stat().st_size, True)
+    assert listed["sealed_for"] == ["alice", "bob", "carol"]
+    words = ["quarantine", "release", item, "--key", str(files[2]), "--key", str(files[0]), "--state", state, "--json"]
+    about = json.loads(here(*words, "-o", str(folder / "released")))
+    assert (folder / "released").read_bytes() == upload.read_bytes()
+    assert (about["location"], about["detector"], about["people"]) == ("request.body+5", "secrets", ["alice", "carol"])
+    (review,) = mitmsec.of_kind("review")
+    assert (review["operation"], review["item"], review["people"]) == (
+        "quarantine_released", item, ["alice", "carol"],
+    )  # fmt: skip
+    assert review["user"]

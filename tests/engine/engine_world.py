@@ -25,7 +25,7 @@ from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
 from mitmsec.core.sniff import Protocol
 from mitmsec.engine.engine import Engine
-from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused
+from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused, Sealing
 from mitmsec_certs.keystore import open_keystore
 from mitmsec_certs.leaf_keys import LeafKeys
 from mitmsec_certs.profile import Name
@@ -267,6 +267,7 @@ async def world(
     keys_pem: bytes = b"",
     roots_pem: bytes = b"",
     addons: Sequence[MitmproxyAddon] = (),
+    sealing: Sealing | None = None,
     terms: Terms = Terms(),  # noqa: B008 -- frozen
 ) -> AsyncIterator[World]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
@@ -284,6 +285,7 @@ async def world(
             services=services,
             keys_pem=keys_pem,
             addons=addons,
+            sealing=sealing,
         ),
     )
     made = gate.world = World(engine, recorder, mint, Endpoint(address="127.0.0.1", port=origin_port))
