@@ -78,6 +78,7 @@ class About(Value, frozen=True):
     codings: str  # under which the content travels
     name: str
     sent: bool
+    begins_at: int = 0  # so many bytes came before the content that is here
 
 
 class Malformed(ValueError):

@@ -118,6 +118,8 @@ async def visit(addons: PlainAddons, hook: str, flow: http.HTTPFlow, exchange: E
                 content=request.data.content or b"",
                 changed_by=came.changed,
             )
+            if request.stream:  # its inspectors may have to be asked now, or no longer
+                request.stream = True if exchange.asks(sent=True) else exchange.request_body
         if flow.response is not None and not had_answer:
             exchange.answered(came.changed[-1], len(flow.response.data.content or b""))
         elif came.changed and hook == "response" and flow.response is not None:

@@ -4,15 +4,18 @@
                                 └──── finding ─────► Sealing ── pieces, as recorder takes them ──► STATE/quarantine
 
 A worker may write nothing, and the recorder cannot read it: the content is sealed to people before it leaves. What
-waits for an inspector's word is kept in memory, within CONTENT_LIMIT_BYTES a part and LIMIT_BYTES in all; what is
-beyond is not there, which the item says.
+waits for an inspector's word is kept in memory, within CONTENT_LIMIT_BYTES a part and LIMIT_BYTES in all: of what is
+longer the last, in which it was found; the item says where that begins.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Iterator
+
+from msgspec.structs import replace
 
 from mitmsec.audit.event import SealedSeen
 from mitmsec.core.quarantine import CONTENT_LIMIT_BYTES, About, about_line, in_pieces
@@ -59,10 +62,10 @@ class Quarantine:
 
     async def _send(self, item: str, about: About, kept: Kept) -> None:
         """A message that the recorder never gets leaves a gap, by which it knows."""
-        chunks, is_whole = kept.chunks, kept.is_whole
+        is_whole = kept.is_whole
         try:
             at = 0
-            for data, is_last in self._messages(item, about, chunks, kept.size_bytes, is_whole=is_whole):
+            for data, is_last in self._messages(item, about, kept, is_whole=is_whole):
                 if self._recorder.congested:
                     await self._recorder.relieved()
                 self._recorder.record(
@@ -73,12 +76,10 @@ class Quarantine:
         finally:
             kept.drop()
 
-    def _messages(
-        self, item: str, about: About, chunks: list[bytes], size_bytes: int, *, is_whole: bool
-    ) -> Iterator[tuple[bytes, bool]]:
-        one = self._sealing.begin(item, size_bytes, is_whole=is_whole)
+    def _messages(self, item: str, about: About, kept: Kept, *, is_whole: bool) -> Iterator[tuple[bytes, bool]]:
+        one = self._sealing.begin(item, kept.size_bytes, is_whole=is_whole)
         waiting = one.preamble
-        for piece, is_last in in_pieces([about_line(about), *chunks]):
+        for piece, is_last in in_pieces([about_line(about), *kept.chunks]):
             waiting += one.sealed(piece, is_last=is_last)
             if is_last or len(waiting) >= MESSAGE_BYTES - (1 << 16):
                 yield waiting, is_last
@@ -88,13 +89,15 @@ class Quarantine:
 class Kept:
     """One part, as far as it has travelled and there is room."""
 
-    __slots__ = ("_quarantine", "chunks", "is_cut", "is_ended", "item", "size_bytes")
+    __slots__ = ("_quarantine", "begins_at", "chunks", "is_ended", "is_over", "item", "size_bytes")
 
     def __init__(self, quarantine: Quarantine) -> None:
         self._quarantine = quarantine
-        self.chunks: list[bytes] = []
+        self.chunks = deque[bytes]()
         self.size_bytes = 0
-        self.is_cut = False
+        self.begins_at = 0
+        """So many bytes of the part came before, for which there is no more room."""
+        self.is_over = False
         self.is_ended = False
         """All of the part has come."""
         self.item = ""
@@ -103,29 +106,39 @@ class Kept:
     @property
     def is_whole(self) -> bool:
         """Nothing of the part is missing."""
-        return self.is_ended and not self.is_cut
+        return self.is_ended and not self.begins_at
 
     def add(self, data: bytes) -> None:
-        """The next of it. What no longer fits ends it."""
-        if self.item or self.is_cut:
+        """The next of it, in place of the first where there is no room: what is found is at the end of what came."""
+        if self.item or self.is_over:
             return
-        fits = self.size_bytes + len(data) <= CONTENT_LIMIT_BYTES and self._quarantine.room(len(data))
-        if not fits:
-            self.is_cut = True
-            return
+        while not self._has_room(len(data)):
+            if not self.chunks:
+                self.begins_at += len(data)
+                return
+            self._lose(self.chunks.popleft())
         self.chunks.append(data)
         self.size_bytes += len(data)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        return self.size_bytes + size_bytes <= CONTENT_LIMIT_BYTES and self._quarantine.room(size_bytes)
+
+    def _lose(self, data: bytes) -> None:
+        self._quarantine.free(len(data))
+        self.size_bytes -= len(data)
+        self.begins_at += len(data)
 
     def put(self, about: About) -> str:
         """Under quarantine, once; under which name."""
         if not self.item:
-            self.item = self._quarantine.put(about, self)
+            self.item = self._quarantine.put(replace(about, begins_at=self.begins_at), self)
         return self.item
 
     def drop(self) -> None:
         """It is kept no longer. Idempotent."""
         self._quarantine.free(self.size_bytes)
-        self.chunks, self.size_bytes, self.is_cut = [], 0, True
+        self.chunks.clear()
+        self.size_bytes, self.is_over = 0, True
 
     def leave(self) -> None:
         """The part is over: what is not under quarantine is kept no longer."""

@@ -70,7 +70,10 @@ class QuarantineFolder:
         self._expected.pop(key, None)
         one = self._open.get(key)
         if one is None:
-            one = self._open[key] = self._begun(source, seen)
+            is_crowded = self._is_crowded(source)
+            one = self._begun(source, seen, is_crowded=is_crowded)
+            if not is_crowded:
+                self._open[key] = one
         if one.file is not None:
             self._add(key, one, seen)
         if seen.is_last:
@@ -87,13 +90,16 @@ class QuarantineFolder:
                 del self._expected[key]
                 self._on_failed(source, flow, f"{key[1]}: its worker ended before any of it had come")
 
-    def _begun(self, source: Source, seen: SealedSeen) -> _Open:
+    def _is_crowded(self, source: Source) -> bool:
+        return sum(owner == source for owner, _ in self._open) >= OPEN_LIMIT
+
+    def _begun(self, source: Source, seen: SealedSeen, *, is_crowded: bool) -> _Open:
         why = ""
         if not _NAME.fullmatch(seen.item) or seen.item.rpartition("-")[0] != seen.flow:
             why = "a name that is none"
         elif seen.at:
             why = "its beginning has not come"
-        elif sum(owner == source for owner, _ in self._open) >= OPEN_LIMIT:
+        elif is_crowded:
             why = "too many at once"
         else:
             with contextlib.suppress(OSError):

@@ -171,16 +171,24 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         for one in (first, second):
             one.add(b"12345678")
             one.is_ended = True
-        first.add(b"9 and more")  # of one part
-        first.add(b"0")  # nothing comes behind a gap
-        assert (first.size_bytes, first.is_whole) == (8, False)
-        assert (second.size_bytes, second.is_whole) == (0, False)  # of all
+        assert (second.size_bytes, second.begins_at, second.is_whole) == (0, 8, False)  # of all
+        first.add(b"9a")
+        first.add(b"b")  # of one part: its beginning makes room
+        assert (b"".join(first.chunks), first.begins_at, first.is_whole) == (b"9ab", 8, False)
+        third.add(b"1234")
+        third.add(b"5678")
+        third.add(b"9")
+        assert (b"".join(third.chunks), third.begins_at) == (b"123456789", 0)
+        third.add(b"the end")
+        assert (b"".join(third.chunks), third.begins_at, made._used_bytes) == (b"9the end", 8, 11)
         first.leave()
         first.leave()
-        third.add(b"12345678")
-        assert (third.size_bytes, made._used_bytes) == (8, 8)
-        second.put(ABOUT)
+        assert made._used_bytes == 8
+        third.is_ended = True
+        third.put(ABOUT)
         await made.settled()
-        assert opened(recorder.seen)[::2] == (False, b"")
+        is_whole, about, content = opened(recorder.seen)
+        assert (is_whole, about.begins_at, content) == (False, 8, b"9the end")
+        assert made._used_bytes == 0
 
     asyncio.run(main())
