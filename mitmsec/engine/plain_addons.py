@@ -33,7 +33,7 @@ HOOKS = ("requestheaders", "request", "responseheaders", "response")
 WHOLE = ("request", "response")  # of them: the body is there
 FRAMING = ("content-length", "transfer-encoding")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
-_TARGET = re.compile(rb"[\x21-\x7e\x80-\xff]+")
+_TARGET = re.compile(rb"/[\x21-\x7e\x80-\xff]*|\*")  # of no other form: one that names a host would lead there
 _STATUSES = range(200, 600)
 _BODILESS = (204, 304)
 _DATA = ("http_version", "content", "method", "path", "authority", "host", "port", "scheme", "status_code", "reason")
@@ -162,6 +162,8 @@ class _Kept:
         for message, state in ((flow.request, self._request_state), (flow.response, self._response_state)):
             if message is not None and state and not is_whole:
                 message.data.content = state["content"]
+        if not is_whole and flow.request.stream and self._response is None and flow.response is not None:
+            raise Unsound("a request whose body goes by is not to be answered before it has")
         changed = _state(flow.request) != self._request_state
         if changed:
             _check(flow.request, self._request_state)
@@ -211,6 +213,8 @@ def _check(message: http.Message, before: dict[str, Any], is_head: bool = False)
 
 def _frame(message: http.Message, before: dict[str, Any], *, is_head: bool) -> None:
     """One body, as long as its head says."""
+    if not before and message.data.content is None:
+        message.data.content = b""
     content = message.data.content
     is_bodiless = isinstance(message, http.Response) and message.status_code in _BODILESS
     if is_head:

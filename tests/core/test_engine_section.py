@@ -15,6 +15,7 @@ FILES = {
     "addons/b.py": "x = 1\n",
     "broken.py": "x = (\n",
     "zero.py": "x = '\0'\n",
+    "deep.py": "-" * 100_000 + "1",
     "long.py": "#" * (FILE_LIMIT_CHARACTERS + 1),
     **{f"{number}.py": "" for number in range(17)},
 }
@@ -46,6 +47,7 @@ def test_files_are_taken_in_their_order_with_their_text() -> None:
         (["none.py"], "cannot read none.py: No such file or directory"),
         (["broken.py"], "broken.py is no Python: line 1: '(' was never closed"),
         (["zero.py"], "zero.py is no Python"),
+        (["deep.py"], "deep.py is no Python"),
         (["long.py"], "long.py is longer than 262144 characters"),
         (["a.py", "@a.py"], "a.py is named twice"),
         ([f"{number}.py" for number in range(17)], "16 addons at most"),

@@ -166,6 +166,7 @@ BROKEN = {
         "flow.request.path = '/ HTTP/1.1\\r\\n\\r\\nGET /other'",
         "request: Unsound, a method or path",
     ),
+    "absolute": ("request", "flow.request.path = 'http://elsewhere.test/'", "request: Unsound, a method or path"),
     "field": ("request", "flow.request.headers['x'] = 'a\\r\\nb: c'", "request: Unsound, a field that cannot be sent"),
     "framing": ("requestheaders", "flow.request.headers['transfer-encoding'] = 'chunked'", "Unsound, the length"),
     "length": ("requestheaders", "flow.request.headers['content-length'] = '1'", "Unsound, the length"),
@@ -265,6 +266,12 @@ def request(flow):
         flow.response = http.Response.make(418, b"a teapot", {"content-type": "text/plain"})
     elif flow.request.path == "/ended":
         flow.kill()
+    elif flow.request.path == "/bare":
+        flow.response = http.Response(b"HTTP/1.1", 200, b"OK", http.Headers(), None, None, 0, 0)
+
+def requestheaders(flow):
+    if flow.request.path == "/early":
+        flow.response = http.Response.make(418)
 """
 
     async def main() -> None:
@@ -273,8 +280,14 @@ def request(flow):
             head, body = await ask(made, "/answered", b"a word")
             assert (head.split(b"\r\n")[0], body) == (b"HTTP/1.1 418 I'm a teapot", b"a teapot")
             assert await ask(made, "/ended", b"a word") == (b"", b"")
+            assert (await ask(made, "/bare", b"a word"))[0].endswith(b"content-length: 0")
+            assert (await ask(made, "/early", b"a word"))[0].startswith(b"HTTP/1.1 418 ")
             assert echo.heads == []
-            first, second = made.recorder.requests
+            assert made.recorder.faults == []
+            assert (await ask(made, "/early", b"x" * (1 << 21)))[0].startswith(b"HTTP/1.1 200 ")  # it goes by
+            (fault,) = made.recorder.faults
+            assert "is not to be answered before it has" in fault.detail
+            first, second = made.recorder.requests[:2]
             assert (first.status, first.answered_by, first.modified_by) == (418, "addon one.py", ("one.py",))
             assert (second.status, second.modified_by) == (None, ("one.py",))
 
