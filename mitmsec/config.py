@@ -67,6 +67,7 @@ KNOWN_INSPECTORS = (
     "national_id",
     "payment_card",
     "secrets",
+    "yara",
 )
 BYTE_ORDER_MARK = "\ufeff"  # some editors write one; it is no part of the policy
 STDIN = Path("-")
@@ -85,11 +86,16 @@ PIPE_DEADLINE_S = 10.0  # for the first byte of a named pipe or of another progr
 
 type Unusable = Callable[[str, tuple[str, ...]], str | None]
 type NoRoots = Callable[[str, str], str | None]
+type RuleFile = Callable[[str, str], None]
 
 
 def nothing_unusable(name: str, words: tuple[str, ...]) -> str | None:
     """For callers that know no inspectors."""
     return None
+
+
+def rules_forgotten(name: str, text: str) -> None:
+    """For callers that compile no rules."""
 
 
 def no_certificate(name: str, pem: str) -> str | None:
@@ -117,6 +123,7 @@ def load_policy_and_text(
     unusable: Unusable = nothing_unusable,
     no_roots: NoRoots = no_certificate,
     pair: ReadPair = unread_pair,
+    rule_file: RuleFile = rules_forgotten,
 ) -> tuple[Policy, str]:
     """As load_policy, with exactly the text that the policy was made of (for its hash).
 
@@ -131,6 +138,7 @@ def load_policy_and_text(
         unusable=unusable,
         no_roots=no_roots,
         pair=pair,
+        rule_file=rule_file,
         user_name=named_user,
         zone=zone_data,
     )
@@ -219,6 +227,7 @@ def parse_policy(
     unusable: Unusable = nothing_unusable,
     no_roots: NoRoots = no_certificate,
     pair: ReadPair = unread_pair,
+    rule_file: RuleFile = rules_forgotten,
     user_name: Callable[[str], str] = str,
     zone: Callable[[str], bytes] = no_zone,
 ) -> Policy:
@@ -228,7 +237,8 @@ def parse_policy(
     (relative to the policy file); what it raises as OSError or ValueError becomes an error of the policy.
     `unusable` says why an inspector (name, words) cannot be made, or None: who knows the inspectors hands it in.
     `no_roots` says why a file (name, text) is none for `upstream_roots`, or None: who knows certificates hands it in,
-    and with it `pair`, which reads the files of an `[[inbound]]`. `user_name` turns a user's number into the name.
+    and with it `pair`, which reads the files of an `[[inbound]]`. `rule_file` is told the name and text of each file of
+    rules: whether they compile is for who compiles them. `user_name` turns a user's number into the name.
     `zone` gives a time zone's data (mitmsec.core.hours), or raises ValueError with why not.
     """
     text = text.removeprefix(BYTE_ORDER_MARK)
@@ -239,6 +249,7 @@ def parse_policy(
         read_list=read_list,
         inspectors=inspectors,
         unusable=unusable,
+        rule_file=rule_file,
         user_name=user_name,
         categories=lists.shipped(),
         zone=zone,

@@ -68,6 +68,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/joining.py": "a front-end's way to the supervisor; tests/end_to_end",
     "mitmsec/service/run.py": "front-end's connection to the supervisor; tests/end_to_end",
     "mitmsec/service/run_command.py": "front-end; tests/end_to_end",
+    "mitmsec/service/scanner_messages.py": "types only; tests/service/test_scanner.py sends them",
     "mitmsec/service/session.py": "composition root; tests/end_to_end",
     "mitmsec/service/seal_keeper.py": "types only; tests/service/test_sealing.py and test_dpapi.py use them",
     "mitmsec/service/udp_flows.py": "joins datagrams.py to the kernel; tests/end_to_end/test_udp.py",
@@ -265,7 +266,7 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
 
 
 READERS = (
-    "core/policyfile", "core/policytest_section", "core/inbound_section", "core/engine_section",
+    "core/policyfile", "core/yara_section", "core/policytest_section", "core/inbound_section", "core/engine_section",
     "core/quarantine_section", "config",
 )  # fmt: skip
 

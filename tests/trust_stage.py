@@ -1,7 +1,8 @@
 """Trees with stores in them for the tests of truststore: roots, a Debian tree of its own, and a copy of the machine.
 
 `in_copy(story)` runs `story` in a child with a mount namespace of its own, in which /etc, /usr, /var and the homes are
-overlays whose upper layer is in memory: the real tools change what looks like the machine, and that keeps nothing.
+overlays whose upper layer is in memory: the real tools change what looks like the machine, and that keeps nothing. Few
+of Debian's authorities are trusted there.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from mitmsec_certs.truststore.root import root_of
 
 COPIED = ("/etc", "/usr", "/var", "/home", "/root", "/opt")
 NO_COPY = 77
+FEW = 5
 NOW = "2026-01-02T03:04:05Z"
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 0x40000
 
@@ -139,6 +141,23 @@ def _copy() -> None:
         shutil.copystat(folder, upper)
         options = f"lowerdir={folder},upperdir={upper},workdir={work}".encode()
         _succeeded(libc.mount(b"overlay", folder.encode(), b"overlay", 0, options))
+    _with_few_authorities()
+
+
+def _with_few_authorities() -> None:
+    """As a machine on which an administrator trusts few of Debian's: its tools take seconds for all of them."""
+    conf, certs, listed = Path("/etc/ca-certificates.conf"), Path("/etc/ssl/certs"), "/usr/share/ca-certificates/"
+    if not conf.exists():
+        return
+    names = [line for line in conf.read_text().split("\n") if line and line[0] not in "#!"]
+    kept = [name for name in names if os.path.exists(listed + name)][:FEW]
+    conf.write_text("".join(f"{name}\n" for name in kept))
+    targets = {listed + name for name in names} - {listed + name for name in kept}
+    links = [path for path in certs.iterdir() if path.is_symlink() and os.path.realpath(path) in targets]
+    for path in links:
+        path.unlink()
+    bundle = certs / "ca-certificates.crt"
+    bundle.write_text("".join(Path(listed + name).read_text().rstrip() + "\n" for name in kept))
 
 
 def _succeeded(status: int) -> None:

@@ -19,6 +19,7 @@ _CLASSES = {
     "national_id": "NationalId",
     "payment_card": "PaymentCard",
     "secrets": "Secrets",
+    "yara": "Yara",
 }
 """In a module of this package that has the inspector's name."""
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from msgspec.structs import replace
 
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, InspectorFault
-from mitmsec.core.inspection import Inspection, Inspector, Part, PartKind, Unread, place
+from mitmsec.core.inspection import SCANS, Inspection, Inspector, Part, PartKind, Unread, place
 from mitmsec.core.model import Finding
 from mitmsec_addons.containers import Entry, Event, Mark, Passed, Reader, Unreadable
 from mitmsec_addons.unpack_budget import Budget, Spent
@@ -194,7 +194,9 @@ class Unpacking:
         inspectors = [
             one
             for one in self._others
-            if not isinstance(one, UnpackingInspector) and (one.name not in _OF_NUMBERS or _NUMBER.search(text))
+            if not isinstance(one, UnpackingInspector)
+            and one.name != SCANS  # its rules are about files
+            and (one.name not in _OF_NUMBERS or _NUMBER.search(text))
         ]
         if not inspectors:
             return []

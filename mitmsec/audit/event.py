@@ -225,6 +225,7 @@ PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.BROKER: (),
     Role.DIVERTER: (),
     Role.RECORDER: (),
+    Role.SCANNER: (),
 }
 
 __all__ = ["PERMITTED", "Confidence", "Kind", "Outcome", "Seen"]

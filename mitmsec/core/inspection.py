@@ -22,6 +22,8 @@ from mitmsec.core.model import Finding, Value
 
 ASKS_SERVER = frozenset({"icap", "malware"})
 """Inspectors that ask a server: their only word says which, the policy's `socket`."""
+SCANS = "yara"
+"""The inspector whose words are its files of rules, and that has a process of its own do its work."""
 
 
 def server_address(word: str) -> str:
@@ -51,6 +53,8 @@ class Part(Value, frozen=True):
     name: str = ""  # of a content among several in one body: a file's, a field's, "message 3"
     file_name: str = ""
     """What it calls itself, where that is known. It is never a path to write to."""
+    is_endless: bool = False
+    """No `close` ever tells that it is complete: its end is that of a connection."""
     path: str = ""
     """Where it lies in the archive or document that is the part: `a.zip!letter.txt`, printable."""
 
@@ -105,6 +109,9 @@ def place(part: Part, offset: int | None = None) -> str:
 
 class AwaitedInspection(Protocol):
     """One part being read by somebody who has to be waited for. One call at a time, in order; never after `abandon`.
+
+    It may have a `within`, an `Inspector`: where unpackers are in the same rule, that one is shown what they unpack,
+    always before the call about the bytes that it came from. It must not find out by computing, but keep.
 
     What is raised, and what takes longer than the inspector's `limit_s`, ends the inspection: the policy's
     `on_failure` says what becomes of the part, and the failure is recorded (its type alone).

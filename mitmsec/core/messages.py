@@ -10,6 +10,7 @@
     gate ⇄ worker          HandOver, UpstreamAnswer → · ← Taken, UpstreamQuestion, Upgrading, FlowEnded
     worker ⇄ signer        MintQuestion → · ← MintAnswer
     worker ⇄ broker        mitmsec.service.broker_messages
+    worker ⇄ scanner       mitmsec.service.scanner_messages
     producers → recorder   mitmsec.audit.event; ← Committed
 
 Whoever reads a channel accepts only the kinds listed for it: a worker is what an attacker gets.
@@ -38,6 +39,7 @@ class Role(StrEnum):
     DIVERTER = "diverter"
     GATE = "gate"
     RECORDER = "recorder"
+    SCANNER = "scanner"
     SIGNER = "signer"
     SUPERVISOR = "supervisor"
     WORKER = "worker"
@@ -322,7 +324,8 @@ class WorkerSettings(Message, frozen=True):
     capture: bool
     inspectors: tuple[tuple[str, tuple[str, ...]], ...] = ()  # name, its words (e.g. keyword lists)
     own_pem: str = ""  # certificates of our own CA: no origin proves itself by them
-    broker: bool = False  # there is one more fd, the last: the channel to the broker
+    broker: bool = False  # there is one more fd: the channel to the broker
+    scanner: bool = False  # and one more, the last: the channel to the scanner
     quic: bool = False  # it is decrypted, too
 
 

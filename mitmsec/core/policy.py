@@ -26,7 +26,7 @@ from mitmsec.core.dns_offers import Offers
 from mitmsec.core.host_lists import HostList, Listed
 from mitmsec.core.hours import Zones
 from mitmsec.core.identity import Identity
-from mitmsec.core.inspection import ASKS_SERVER, server_address
+from mitmsec.core.inspection import ASKS_SERVER, SCANS, server_address
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
@@ -143,6 +143,11 @@ class Policy(Value, frozen=True, dict=True):
     def clamds(self) -> tuple[str, ...]:
         """Those of `servers` that speak clamd's protocol."""
         return tuple(word for name, words in self.inspectors if name == "malware" for word in words)
+
+    @property
+    def scans(self) -> bool:
+        """Whether workers must have a scanner to ask."""
+        return any(name == SCANS for name, _ in self.inspectors)
 
     @property
     def trusts(self) -> frozenset[UpstreamTrust]:

@@ -12,7 +12,7 @@ import msgspec
 
 from mitmsec.core.host_lists import HostList
 from mitmsec.core.hours import LOCAL, Clocks, Week
-from mitmsec.core.inspection import ASKS_SERVER
+from mitmsec.core.inspection import ASKS_SERVER, SCANS
 from mitmsec.core.learning_section import read_learned_bypass, read_on_request
 from mitmsec.core.model import (
     Action,
@@ -32,8 +32,9 @@ from mitmsec.core.selector import is_path
 from mitmsec.core.sniff import Protocol
 from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
+from mitmsec.core.yara_section import read_rules
 
-NEEDS_WORDS = frozenset({"keywords"}) | ASKS_SERVER
+NEEDS_WORDS = frozenset({"keywords", SCANS}) | ASKS_SERVER
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
 PID_MAX = 0xFFFF_FFFF  # of Windows; Linux has no pid beyond 4194304
@@ -49,6 +50,7 @@ class Context(msgspec.Struct):
     read_list: Callable[[str], str]
     inspectors: Collection[str]
     unusable: Callable[[str, tuple[str, ...]], str | None] = lambda name, words: None  # why an inspector refuses these
+    rule_file: Callable[[str, str], None] = lambda name, text: None  # is told each file of rules, for who compiles them
     user_name: Callable[[str], str] = lambda user: user  # of a number, the name where there is one
     zone: Callable[[str], bytes] = lambda name: b""  # a time zone's data; raises ValueError
     zones: dict[str, bytes] = msgspec.field(default_factory=dict)  # those that are asked for
@@ -104,6 +106,8 @@ def read_inspectors(table: Table, context: Context) -> None:
             continue
         if name in ASKS_SERVER:
             key, words = "socket", [socket] if (socket := inner.text("socket", required=True)) else []
+        elif name == SCANS:
+            key, words = "rules", read_rules(inner, context)
         else:
             key, words = "words", _words(inner, context)
         inner.close()
@@ -129,7 +133,7 @@ def read_inspect(table: Table, context: Context) -> tuple[str, ...] | None:
             known = ", ".join(sorted(context.inspectors))
             table.note(f'no inspector is called "{name}"; there are: {known}', "inspect", place)
         elif name in NEEDS_WORDS and not context.words.get(name):
-            needs = "socket" if name in ASKS_SERVER else "words or lists"
+            needs = "socket" if name in ASKS_SERVER else "rules" if name == SCANS else "words or lists"
             table.note(f"{name} has nothing to look for; add [inspector.{name}] with {needs}", "inspect", place)
         else:
             context.words.setdefault(name, ())  # it is to be made

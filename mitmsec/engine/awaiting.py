@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from mitmsec.core.inspecting import FaultKind, Inspected, InspectorFault, broken, checked, unread
-from mitmsec.core.inspection import AwaitedInspection, AwaitedInspector, Part, PartKind, Unread
+from mitmsec.core.inspection import AwaitedInspection, AwaitedInspector, Inspector, Part, PartKind, Unread
 from mitmsec.core.model import Finding
 
 KINDS = frozenset({PartKind.BODY, PartKind.STREAM})
@@ -56,6 +56,12 @@ class Awaited:
     def idle(self) -> bool:
         """There is nothing to tell and nobody to ask."""
         return not self._live and not self._early
+
+    @property
+    def within(self) -> list[Inspector]:
+        """Those that are to be shown what unpackers of the same rule unpack of the part."""
+        found = (getattr(live.inspection, "within", None) for live in self._live)
+        return [inspector for inspector in found if inspector is not None]
 
     async def feed(self, data: bytes) -> Inspected:
         """`data` goes to every inspection that still works."""

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from msgspec.structs import replace
+
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver
 from mitmsec.engine import websocket
@@ -28,7 +30,8 @@ class Stream:
     def __init__(self, watch: Watch, sent: Part, received: Part, *, is_told: bool = False) -> None:
         """`is_told`: it has been recorded that inspectors do not hear its end."""
         self._watch = watch
-        self._readings: dict[bool, Reading | None] = {True: watch.open(sent), False: watch.open(received)}
+        parts = {way: replace(part, is_endless=True) for way, part in ((True, sent), (False, received))}
+        self._readings: dict[bool, Reading | None] = {way: watch.open(part) for way, part in parts.items()}
         if not is_told and any(reading is not None and reading.waits for reading in self._readings.values()):
             try:
                 watch.failed(NOT_INSPECTED, UNHEARD)

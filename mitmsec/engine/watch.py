@@ -149,8 +149,9 @@ class Watch:
 
     def open(self, part: Part, codings: str = "") -> Reading | None:
         """A reading of `part`, or None where no inspector has business. Raises Blocked."""
-        guarded = Guarded(self._inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         awaited = Awaited(self._awaited, part)
+        inspectors = [*self._inspectors, *awaited.within] if self.unpacks else self._inspectors
+        guarded = Guarded(inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         if guarded.idle and awaited.idle:
             return None
         kept = None if self._quarantine is None or not self._quarantines else self._quarantine.kept()

@@ -1,42 +1,55 @@
-"""A broker, which is started when a worker first asks something, and not before.
+"""A broker, or a scanner, which is started when a worker first asks something, and not before.
 
     worker ◄── its end ── channel ── our end, watched ──► readable: a broker is begun, and gets every end
                                         └─ kept too: if that broker dies, the next question begins another
 
 Most runs meet no certificate that names anybody to ask, or only such as staple: they never pay for the process. What a
-worker asks is never read here.
+worker asks is never looked at here. Where it has to know that nobody answers any more (`gone`), it is told so, and what
+the one that died has left unread is thrown away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import time
 from collections.abc import Callable
 
-from mitmsec.channel import close_all, pair
-from mitmsec.core.messages import ProducerUp, Ready, Role
+from mitmsec.channel import PACKET_LIMIT_BYTES, close_all, pair
+from mitmsec.core.messages import Message, ProducerUp, Ready, Role, encode
 from mitmsec.service.background import Background
 from mitmsec.service.broker_messages import BrokerSettings
 from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.pulse import HANGS_S, Pulse
 
 PAUSE_S = 5.0  # after one that died or could not be started
+UNREAD_LIMIT = 256  # packets of one worker that are thrown away at once
 
 
 class Brokerage:
-    """`begin` makes a process in the session's network; `roots_fd` is closed with the brokerage."""
+    """`begin` makes the process, `fd` is what goes with its settings, and is closed with the brokerage.
+
+    `gone` is told to workers where one has died (True: the next question begins another) or could not be begun.
+    """
 
     def __init__(
         self,
         begin: Callable[[], ChildProcess],
-        roots_fd: int,
+        fd: int,
         fault: Callable[[str, str], None],
         *,
-        settings: BrokerSettings | None = None,
+        settings: Message | None = None,
         pause_s: float = PAUSE_S,
+        role: Role = Role.BROKER,
+        hangs_s: float = HANGS_S,
+        gone: Callable[[bool], Message] | None = None,
     ) -> None:
         self._begin, self._fault, self._pause_s = begin, fault, pause_s
-        self._fds = [roots_fd]
+        self._role, self._gone = role, gone
+        self._fds = [fd]
         self._settings = settings or BrokerSettings()
+        self._hangs_s, self._pulse = hangs_s, Pulse(hangs_s)
         self._ends: list[socket.socket] = []
         self._background = Background()
         self._closed = False
@@ -94,16 +107,17 @@ class Brokerage:
             broker = self.broker = self._begin()
             answer = await broker.start(self._settings, *self._fds)
             if not isinstance(answer, Ready):
-                raise ChildFailed(f"the broker answered {answer!r}")
+                raise ChildFailed(f"the {self._role} answered {answer!r}")
         except (ChildFailed, OSError) as error:
             if self.broker is broker:  # else its time is over anyway
-                self._fault("broker_not_started", str(error))
+                self._fault(f"{self._role}_not_started", str(error))
+                self._tell_gone(another_comes=False)
                 await self._later(broker)
             return
         if self.broker is not broker:
             return
         broker.watch(lambda status: self._exited(broker, status))
-        self._is_ready = True
+        self._is_ready, self._pulse = True, Pulse(self._hangs_s)
         for end in self._ends:
             self._introduce(broker, end)
 
@@ -112,8 +126,31 @@ class Brokerage:
 
     def _exited(self, broker: ChildProcess, status: int) -> None:
         if not self._closed:
-            self._fault("broker_died", f"status {status}")
+            self._fault(f"{self._role}_died", f"status {status}")
+            self._tell_gone(another_comes=True)
             self._background.begin(self._later(broker))
+
+    def _tell_gone(self, *, another_comes: bool) -> None:
+        if self._gone is None:
+            return
+        told = encode(self._gone(another_comes))
+        for end in self._ends:
+            with contextlib.suppress(OSError):  # the worker has gone, too
+                for _ in range(UNREAD_LIMIT):
+                    if not end.recv(PACKET_LIMIT_BYTES, socket.MSG_DONTWAIT):
+                        break
+            with contextlib.suppress(OSError):
+                end.send(told, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def feel_pulse(self) -> None:
+        """End one that hangs: its exit is told like any other. To be called ten times a second."""
+        broker = self.broker
+        if broker is None or not self._is_ready or not broker.ask_for_beat():
+            return
+        if self._pulse.hangs(broker.beats, time.monotonic()):
+            self._pulse = Pulse(self._hangs_s)
+            self._fault(f"{self._role}_hangs", f"no answer for {self._hangs_s:.0f} s")
+            broker.kill()
 
     async def _later(self, broker: ChildProcess | None) -> None:
         """After a pause, unless another has been begun since, the next question begins one."""

@@ -26,6 +26,7 @@ class Terms(Protocol):
     """The session, with the policy that is in force when a worker starts."""
 
     policy: Policy
+    policy_fd: int
     roots_fd: int
 
     def fault(self, what: str, detail: str = "") -> None: ...
@@ -35,7 +36,8 @@ class Brokerages:
     """`begin` makes a process in the session's network that is shown these folders."""
 
     def __init__(self, terms: Terms, begin: Callable[[tuple[str, ...]], ChildProcess]) -> None:
-        self._terms, self._begin = terms, begin
+        self._terms = terms
+        self._begin = begin
         self._current: Brokerage | None = None  # until a worker begins
         self._serving: list[Brokerage] = []
         self._ending: list[Brokerage] = []
@@ -95,6 +97,11 @@ class Brokerages:
         """End as with a killed supervisor."""
         for one in self._all:
             one.abandon()
+
+    def feel_pulse(self) -> None:
+        """End those that hang. To be called ten times a second."""
+        for one in self._all:
+            one.feel_pulse()
 
     async def stop(self) -> None:
         """End them; workers hear that they have gone."""

@@ -48,13 +48,13 @@ from mitmsec.core.model import Quic, UnprovenName
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import taking_in_s
 from mitmsec.service.accounts import account_of
+from mitmsec.service.aides import Aides
 from mitmsec.service.answers import DEADLINE_S, Answers
 from mitmsec.service.background import Background
-from mitmsec.service.brokerages import Brokerages
 from mitmsec.service.children import ChildFailed, ChildProcess
 from mitmsec.service.children_ground import Ground, Jails
 from mitmsec.service.gate_end import GateEnd
-from mitmsec.service.jail import Jail, spawn
+from mitmsec.service.jail import NETWORKED, Jail, spawn
 from mitmsec.service.pulse import HANGS_S, Pulse
 from mitmsec_redirect.connect_hook import ConnectHook
 
@@ -66,7 +66,7 @@ HEARD = (Ready, Fault, Whose, WorkerHangs, Draining, Drained, Governed, Switched
 
 
 def begun(shared: Jails, role: Role, network: int | None = None, shows: tuple[str, ...] = ()) -> ChildProcess:
-    """A gate, a worker or a broker that waits for its settings. Raises OSError."""
+    """A gate, a worker, a broker or a scanner that waits for its settings. Raises OSError."""
     mountpoint = str(shared.state.jail)
     jail = Jail(role=role, account=account_of(role), mountpoint=mountpoint, network=network, shows=shows)
     return ChildProcess(role, partial(spawn, jail), shared.log, HEARD)
@@ -90,16 +90,16 @@ class GateAndWorkers:
         self._restarts: list[float] = []
         self._background = Background()
         self._closing = False
-        self._brokerages = Brokerages(ground, partial(begun, ground.shared, Role.BROKER, ground.network))
+        self._aides = Aides(ground, self._begun_aide)
 
     @property
     def all(self) -> list[ChildProcess]:
         return [*([self.gate] if self.gate else []), *self.workers.values()]
 
     @property
-    def brokers(self) -> list[ChildProcess]:
+    def aides(self) -> list[ChildProcess]:
         """Those that a worker's first question has begun."""
-        return self._brokerages.brokers
+        return self._aides.all
 
     # -- begin ---------------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -169,6 +169,9 @@ class GateAndWorkers:
     def _new_numbers(self) -> tuple[int, ...]:
         return tuple(itertools.islice(self._numbers, self._ground.worker_count))
 
+    def _begun_aide(self, role: Role, shows: tuple[str, ...] = ()) -> ChildProcess:
+        return begun(self._ground.shared, role, self._ground.network if role in NETWORKED else None, shows)
+
     def _begin_worker(self, number: int) -> None:
         self.workers[number] = self._ground.shared.begun_worker()
 
@@ -180,14 +183,15 @@ class GateAndWorkers:
         signer = shared.signer_channel(Role.WORKER, ground.name, number)
         settings = WorkerSettings(
             session=ground.name, worker=number, on_failure=ground.policy.on_failure, own_pem=shared.own_pem,
-            broker=True, capture=ground.capture_fd is not None, quic=ground.policy.quic is Quic.DECRYPT,
+            broker=True, scanner=ground.policy.scans, capture=ground.capture_fd is not None,
+            quic=ground.policy.quic is Quic.DECRYPT,
         )  # fmt: skip
-        with gate_end, worker_end, recorder, signer, self._brokerages.channel(number) as broker:
+        with gate_end, worker_end, recorder, signer, self._aides.channels(number) as aides:
             fds = [worker_end.fileno(), signer.fileno(), recorder.fileno(), ground.roots_fd, ground.policy_fd]
             if ground.keys_fd is not None:
                 fds.append(ground.keys_fd)
             try:
-                await worker.start(settings, *fds, broker.fileno())
+                await worker.start(settings, *fds, *aides)
             except ChildFailed:
                 worker.kill()
                 raise
@@ -225,7 +229,8 @@ class GateAndWorkers:
         return True
 
     def feel_pulse(self) -> None:
-        """End a gate that hangs: its exit is told and mended like any other. To be called ten times a second."""
+        """End a gate or scanner that hangs: its exit is told and mended as ever. To be called ten times a second."""
+        self._aides.feel_pulse()
         hook = self._ground.hook
         if hook is None or self.gate is None or self._pulse is None:
             return
@@ -255,7 +260,7 @@ class GateAndWorkers:
     def _forget(self, *numbers: int) -> None:
         for number in numbers:
             self.workers.pop(number, None)
-        self._brokerages.forget(*numbers)
+        self._aides.forget(*numbers)
 
     async def _replace(self, number: int) -> None:
         now = time.monotonic()
@@ -282,7 +287,7 @@ class GateAndWorkers:
         After the block they are the ones that new flows go to. `building` is to be held. Raises ChildFailed, OSError.
         """
         before, numbers = self._active, self._new_numbers()
-        elder = self._brokerages.succeed()
+        elder = self._aides.succeed()
         self._active = before + numbers  # whoever of them dies is replaced
         try:
             for number in numbers:
@@ -291,7 +296,7 @@ class GateAndWorkers:
             yield numbers
         except BaseException:
             self._active = before
-            self._brokerages.go_back(elder)
+            self._aides.go_back(elder)
             dismissed = [self.workers[number] for number in numbers if number in self.workers]
             self._forget(*numbers)
             await asyncio.gather(*(worker.stop() for worker in dismissed))
@@ -366,7 +371,7 @@ class GateAndWorkers:
         """End as with a killed supervisor: nobody is told, nothing is drained."""
         self._closing = True
         self.silence()
-        self._brokerages.abandon()
+        self._aides.abandon()
         for child in self.workers.values():
             child.unwatch()
             child.kill()
@@ -390,4 +395,4 @@ class GateAndWorkers:
             self._ground.fault("gate_not_drained", why)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(child.stop() for child in self.all), self._brokerages.stop())
+        await asyncio.gather(*(child.stop() for child in self.all), self._aides.stop())

@@ -19,11 +19,14 @@ import msgspec
 from mitmsec.core.inspecting import Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKind
 from mitmsec.core.policyfile import NEEDS_WORDS
+from mitmsec.core.rule_hits import Hits
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option
-from mitmsec.service.policy_loading import load
+from mitmsec.service.policy_loading import flaws_told, load
 from mitmsec.service.terminal import console, shown
 from mitmsec_addons.registry import KNOWN, Names, build
+from mitmsec_addons.yara import Scan, Yara
+from mitmsec_addons.yara_rules import RuleFile, RuleSet, compiled
 
 if TYPE_CHECKING:
     from mitmsec_addons.installed import Make
@@ -88,12 +91,27 @@ def _inspectors(named: Sequence[str], policy_file: Path | None, *, as_json: bool
         ours |= found
         names += found or [name]
     words: Mapping[str, tuple[str, ...]] = {}
+    rules: Sequence[RuleFile] = ()
     if policy_file is not None:
         loaded = load(policy_file, as_json=as_json, others=ours)
         loaded.forget_keys()
-        words = dict(loaded.policy.inspectors)
+        words, rules = dict(loaded.policy.inspectors), loaded.rules
     names = names or [*words] or sorted(KNOWN - NEEDS_WORDS)
-    return [_made(ours.get(name), name, words.get(name, ())) for name in dict.fromkeys(names)]
+    made = [_made(ours.get(name), name, words.get(name, ())) for name in dict.fromkeys(names)]
+    for inspector in made:
+        if isinstance(inspector, Yara) and policy_file is not None:
+            with flaws_told(policy_file, as_json=as_json):
+                inspector.scan = _scanning_here(RuleSet(compiled(rules)))
+    return made
+
+
+def _scanning_here(rules: RuleSet) -> Scan:
+    """Nobody else is served meanwhile."""
+
+    async def scan(flow: str, content: bytes) -> Hits:
+        return rules.scan(content)
+
+    return scan
 
 
 def _defined(path: Path) -> dict[str, Make]:
@@ -125,22 +143,18 @@ def _read(file: Path, inspectors: Sequence[AnyInspector], told: Told) -> Iterato
     """Whatever is found and whatever fails. Raises OSError."""
     name = "" if str(file) == STDIN else file.name
     part = Part(flow="dry-run", kind=PartKind.BODY, sent=True, host="", file_name=name)  # as an upload
-    guarded = Guarded(
-        [one for one in inspectors if not isinstance(one, AwaitedInspector)],
-        part,
-        clock=time.process_time,
-        budget_s=PART_LIMIT_S,
-    )
     awaited = Awaited([one for one in inspectors if isinstance(one, AwaitedInspector)], part)
+    others = [one for one in inspectors if not isinstance(one, AwaitedInspector)]
+    guarded = Guarded([*others, *awaited.within], part, clock=time.process_time, budget_s=PART_LIMIT_S)
     with _opened(file) as source, asyncio.Runner() as runner:
         while data := source.read(SLICE_BYTES):
             told(len(data))
             yield from _anything(guarded.feed(data))
             if not awaited.idle:
                 yield from _anything(runner.run(awaited.feed(data)))
+        yield from _anything(guarded.close())
         if not awaited.idle:
             yield from _anything(runner.run(awaited.close()))
-    yield from _anything(guarded.close())
 
 
 @contextmanager

@@ -56,9 +56,11 @@ MEMORY_BYTES = {  # of address space; several times what the busiest was seen to
     Role.BROKER: 2 * GIB,  # the C library reserves some for each thread
     Role.GATE: 4 * GIB,
     Role.RECORDER: 4 * GIB,
+    Role.SCANNER: 2 * GIB,
     Role.SIGNER: 1 * GIB,
     Role.WORKER: 4 * GIB,
 }
+FILES = {Role.SCANNER: 256}  # descriptors, of who writes no file; the others have as many as there may be
 SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -166,6 +168,9 @@ def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: 
     arguments = [python, "-P", "-s", *_program(jail.role), str(control)]
     os.closerange(3, control)
     os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    if (files := FILES.get(jail.role)) is not None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     os.execve(python, arguments, _environment())
 
 

@@ -32,7 +32,7 @@ from mitmsec.service.explained import explained
 from mitmsec.service.groups import Group
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_USAGE, debug_option, fail, json_option, state_option
 from mitmsec.service.policy_lists_command import show_lists
-from mitmsec.service.policy_loading import load
+from mitmsec.service.policy_loading import flaws_told, load
 from mitmsec.service.policy_question import (
     CONTAINER,
     MOMENT,
@@ -50,6 +50,7 @@ from mitmsec.service.replay_command import replay
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
 from mitmsec.service.unmatched import unmatched
+from mitmsec_addons.yara_rules import compiled
 from mitmsec_certs.ca_facts import limits
 from mitmsec_certs.ca_folder import KeystoreRefused
 from mitmsec_certs.constraints import Constraints
@@ -103,7 +104,7 @@ def check(file: Path, as_json: bool, state_folder: Path) -> None:
     Errors come with file, line and key, and exit status 2. F may be -, for standard input. What F decrypts and the CA
     of this state may not speak for is told, too.
     """
-    loaded = _loaded(file, as_json=as_json)
+    loaded = _loaded(file, as_json=as_json, compiles=True)
     doubts = [*_doubts(loaded), *_beyond_ca(loaded, State(state_folder))]
     if as_json:
         warnings = [*unmatched(loaded), *doubts]
@@ -229,10 +230,15 @@ def run_policy_tests(file: Path, as_json: bool) -> None:
         sys.exit(EXIT_NOT_SO)
 
 
-def _loaded(file: Path, *, as_json: bool) -> Policy:
-    """The policy, or the end of the command with every error."""
+def _loaded(file: Path, *, as_json: bool, compiles: bool = False) -> Policy:
+    """The policy, or the end of the command with every error. `compiles`: also with those in the rules that it names,
+    which may take seconds to find.
+    """
     loaded = load(file, as_json=as_json)
     loaded.forget_keys()
+    if compiles and loaded.rules:
+        with flaws_told(file, as_json=as_json):
+            compiled(loaded.rules)
     return loaded.policy
 
 

@@ -6,6 +6,8 @@ import hashlib
 import os
 import shlex
 import sys
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,16 +17,18 @@ from msgspec.structs import replace
 
 from mitmsec.config import ConfigError, PolicyErrors, load_policy_and_text
 from mitmsec.core.inbound_section import Pair
+from mitmsec.core.inspection import SCANS
 from mitmsec.core.policy import Policy
 from mitmsec.service.called import program
 from mitmsec.service.caller import as_ourselves
 from mitmsec.service.options import EXIT_USAGE
 from mitmsec.service.terminal import shown
 from mitmsec_addons.registry import Names, build
+from mitmsec_addons.yara_rules import MISSING, RuleFile, RulesRefused
 from mitmsec_certs.bundle import BadBundle, all_certificates
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from mitmsec.service.known_keys import KnownKeys
     from mitmsec_addons.installed import Make
@@ -39,6 +43,8 @@ class Loaded(NamedTuple):
     text: str
     roots: tuple[bytes, ...] = ()
     """The certificates (DER) of its `upstream_roots`."""
+    rules: tuple[RuleFile, ...] = ()
+    """The files of rules that it names, not compiled yet."""
     keys: int | None = None
     """A descriptor, the keys of its services behind it; None: the policy needs none."""
 
@@ -54,6 +60,7 @@ def load(file: Path, *, as_json: bool = False, others: Mapping[str, Make] = NO_O
     `others` are inspectors that it may name, too.
     """
     roots: list[bytes] = []
+    rules: dict[str, str] = {}
     keys: KnownKeys | None = None
 
     def no_roots(name: str, pem: str) -> str | None:
@@ -79,11 +86,12 @@ def load(file: Path, *, as_json: bool = False, others: Mapping[str, Make] = NO_O
             unusable=lambda name, words: _unusable(others.get(name), name, words),
             no_roots=no_roots,
             pair=pair,
+            rule_file=rules.__setitem__,
         )
         if roots:
             policy = replace(policy, root_sha256s=tuple(hashlib.sha256(root).hexdigest() for root in roots))
         kept = keys.detach(policy.key_bytes) if keys is not None and policy.needs_keys else None
-        return Loaded(policy, text, tuple(roots), kept)
+        return Loaded(policy, text, tuple(roots), tuple(RuleFile(name=one, text=rules[one]) for one in rules), kept)
     except PolicyErrors as errors:
         _tell_errors(file, errors.errors, as_json=as_json)
         sys.exit(EXIT_USAGE)
@@ -92,7 +100,20 @@ def load(file: Path, *, as_json: bool = False, others: Mapping[str, Make] = NO_O
             keys.close()
 
 
+@contextmanager
+def flaws_told(file: Path, *, as_json: bool = False) -> Iterator[None]:
+    """Around whatever compiles the rules that the policy `file` names: what is wrong in them ends the command."""
+    try:
+        yield
+    except RulesRefused as refused:
+        errors = [ConfigError(file=one.file, line=one.line, key="", message=one.message) for one in refused.flaws]
+        _tell_errors(file, tuple(errors), as_json=as_json)
+        sys.exit(EXIT_USAGE)
+
+
 def _unusable(make: Make | None, name: str, words: tuple[str, ...]) -> str | None:
+    if name == SCANS and find_spec("yara_x") is None:
+        return MISSING
     try:
         with as_ourselves():
             build(name, words) if make is None else make(words)

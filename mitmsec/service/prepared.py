@@ -1,6 +1,7 @@
 """What inspectors look for, compiled before workers start, and kept for the next time: STATE/compiled/NAME-KEY.
 
     policy names `secrets` ──► kept for these rules, this Hyperscan, this processor? ── yes ─► read: some milliseconds
+    or `yara`                  (of `yara`: for the operator's rules, this yara-x; handed to scanners, not to workers)
                                        no ── compile: a second ─► keep it ──┐
                                                                             └─► behind the packed policy ─► workers
 
@@ -18,30 +19,40 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata, resources
 from pathlib import Path
 
+import msgspec
+
+from mitmsec.core.inspection import SCANS
 from mitmsec.core.policy import Policy
 from mitmsec.service.joining import made
 from mitmsec.service.state import State
 from mitmsec_addons.registry import PREPARED, prepare
+from mitmsec_addons.yara_rules import RuleFile, compiled
 
 KEPT_LIMIT = 4  # of each inspector: rules of versions before this one are nobody's
+YARA_SOURCE = "yara_rules.py"  # how they are compiled
 HASH_BYTES = 32
 WRITING = "writing"  # the beginning of a name
 KILLED_S = 3600.0  # what is older is of one that was killed while it wrote
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def prepared_for(policy: Policy, state: State) -> dict[str, bytes]:
-    """For the inspectors that `policy` names, by name. Raises CannotRun where `state` cannot be used."""
-    names = [name for name, _ in policy.inspectors if name in PREPARED]
-    if not names:
+def prepared_for(policy: Policy, state: State, rules: Sequence[RuleFile] = ()) -> dict[str, bytes]:
+    """For the inspectors that `policy` names, by name; `rules` are the files that it names for `yara`.
+
+    Raises CannotRun where `state` cannot be used, RulesRefused where they do not compile.
+    """
+    makers = {name: (_key(name), partial(prepare, name)) for name, _ in policy.inspectors if name in PREPARED}
+    if policy.scans:
+        makers[SCANS] = (_key_of(rules), partial(compiled, rules))
+    if not makers:
         return {}
     made(state)
-    return {name: kept_or_made(state.compiled, name, _key(name), partial(prepare, name)) for name in names}
+    return {name: kept_or_made(state.compiled, name, key, make) for name, (key, make) in makers.items()}
 
 
 def kept_or_made(folder: Path, name: str, key: str, make: Callable[[], bytes]) -> bytes:
@@ -59,11 +70,22 @@ def kept_or_made(folder: Path, name: str, key: str, make: Callable[[], bytes]) -
 
 def _key(name: str) -> str:
     """Changes with whatever changes what is prepared."""
-    hashed = hashlib.sha256()
-    for file in PREPARED[name]:
-        hashed.update(resources.files("mitmsec_addons").joinpath(file).read_bytes())
-    hashed.update("\n".join([_version("hyperscan"), platform.machine(), platform.processor(), *_features()]).encode())
-    return hashed.hexdigest()
+    return _hash(b"".join(map(_source, PREPARED[name])), "hyperscan")
+
+
+def _key_of(rules: Sequence[RuleFile]) -> str:
+    """Likewise, of the operator's rules."""
+    return _hash(_source(YARA_SOURCE) + msgspec.json.encode(rules), "yara-x")
+
+
+def _source(file: str) -> bytes:
+    return resources.files("mitmsec_addons").joinpath(file).read_bytes()
+
+
+def _hash(sources: bytes, package: str) -> str:
+    """Of `sources`, as `package` compiles them on this machine."""
+    machine = "\n".join([_version(package), platform.machine(), platform.processor(), *_features()])
+    return hashlib.sha256(sources + machine.encode()).hexdigest()
 
 
 def _version(package: str) -> str:

@@ -14,9 +14,10 @@ AWAKE_STEP_S = 0.5  # between two looks at most; the supervisor looks ten times 
 
 
 class Pulse:
-    """One process's, from the moment that it serves."""
+    """One process's, from the moment that it serves. `hangs_s`: without a beat for so long it hangs."""
 
-    def __init__(self) -> None:
+    def __init__(self, hangs_s: float = HANGS_S) -> None:
+        self._hangs_s = hangs_s
         self._beat_ns: int | None = None
         self._looked_s: float | None = None
         self._silent_s = 0.0
@@ -29,4 +30,4 @@ class Pulse:
             self._beat_ns, self._silent_s = beat_ns, 0.0
         else:
             self._silent_s += step_s
-        return self._silent_s > HANGS_S
+        return self._silent_s > self._hangs_s

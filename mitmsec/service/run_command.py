@@ -25,7 +25,7 @@ from mitmsec.service import control, refusals
 from mitmsec.service.caller import Caller, acting_as, open_result, who_calls
 from mitmsec.service.options import EXIT_PRIVILEGE, EXIT_USAGE, debug_option, fail, need_root, state_option
 from mitmsec.service.origin_roots import origin_roots
-from mitmsec.service.policy_loading import Loaded, load
+from mitmsec.service.policy_loading import Loaded, flaws_told, load
 from mitmsec.service.prepared import prepared_for
 from mitmsec.service.refusals import CannotRun
 from mitmsec.service.run import WORKERS_LIMIT, Plan, Report, Run, find_executable, memory_file, plan_policy
@@ -191,12 +191,14 @@ def _plan(
 ) -> Plan:
     caller = _caller(environ, user)
     loaded = _policy(policy_file, caller)
+    with flaws_told(Path(policy_file or "")):
+        prepared = prepared_for(loaded.policy, state, loaded.rules)
     return Plan(
         command=command,
         executable=find_executable(command[0], environ, caller),
         caller=caller,
         policy=loaded.policy.without_names,
-        packed_policy=memory_file("policy", packed(loaded.policy, prepared_for(loaded.policy, state))),
+        packed_policy=memory_file("policy", packed(loaded.policy, prepared)),
         policy_file=_whole_path(policy_file) if policy_file else "(built in: decrypt everything)",
         policy_sha256=plan_policy(loaded.text if policy_file else None),
         upstream_roots=loaded.roots,

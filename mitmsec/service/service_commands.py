@@ -32,7 +32,7 @@ from mitmsec.service.options import (
     state_option,
 )
 from mitmsec.service.origin_roots import origin_roots
-from mitmsec.service.policy_loading import Loaded, load
+from mitmsec.service.policy_loading import Loaded, flaws_told, load
 from mitmsec.service.prepared import prepared_for
 from mitmsec.service.refusals import CannotRun
 from mitmsec.service.run import SI_KERNEL, WORKERS_LIMIT, memory_file, plan_policy
@@ -99,7 +99,9 @@ def start(state_folder: Path, policy_file: Path, workers: int | None, backend: s
     )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, HEARD) if foreground else set()
     network = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    answer = _answer(channel, order, network, *_memory_files(loaded, State(state_folder)), deadline_s=START_DEADLINE_S)
+    answer = _answer(
+        channel, order, network, *_memory_files(loaded, policy_file, State(state_folder)), deadline_s=START_DEADLINE_S
+    )
     if not isinstance(answer, control.ServiceStarted):
         _refused(answer)
     click.echo(f"mitmsec: the service is at work under {shown(policy_file)}", err=True)
@@ -186,7 +188,7 @@ def _reload(channel: Channel, loaded: Loaded, policy_file: Path, state: State) -
         policy_sha256=plan_policy(loaded.text),
         keys=loaded.keys is not None,
     )
-    answer = _answer(channel, order, *_memory_files(loaded, state), deadline_s=ORDER_DEADLINE_S)
+    answer = _answer(channel, order, *_memory_files(loaded, policy_file, state), deadline_s=ORDER_DEADLINE_S)
     if not isinstance(answer, control.ServiceReloaded):
         _refused(answer)
     click.echo(f"mitmsec: new connections are decided under {shown(policy_file)}", err=True)
@@ -285,11 +287,12 @@ def _warn_of_selection(policy: Policy, policy_file: Path) -> None:
         click.echo(f"mitmsec: {sentence}", err=True)
 
 
-def _memory_files(loaded: Loaded, state: State) -> tuple[int, ...]:
+def _memory_files(loaded: Loaded, policy_file: Path, state: State) -> tuple[int, ...]:
     """Policy, roots and the keys of services, for the supervisor. Roots are the system's, and those that it names."""
     try:
         roots = origin_roots(roots_as_used({}), loaded.policy, loaded.roots)
-        policy = packed(loaded.policy, prepared_for(loaded.policy, state))
+        with flaws_told(policy_file):
+            policy = packed(loaded.policy, prepared_for(loaded.policy, state, loaded.rules))
     except CannotRun as error:
         fail(error.error, error.remedy, error.status)
     keys = () if loaded.keys is None else (loaded.keys,)

@@ -240,7 +240,7 @@ class Supervisor:
     def _children(self) -> list[tuple[ChildProcess, str]]:
         rows: list[tuple[ChildProcess, str]] = [(child, "") for child in self.backbone.children]
         for session in self.sessions.values():
-            rows += [(child, session.name) for child in (*session.children.all, *session.children.brokers)]
+            rows += [(child, session.name) for child in (*session.children.all, *session.children.aides)]
             if isinstance(session.hook, DivertBackend):
                 rows += [(child, session.name) for child in session.hook.children]
         return rows

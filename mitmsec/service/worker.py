@@ -1,6 +1,7 @@
 """The worker's composition root: plaintext lives here, and nothing else does. No network, no disk, no CA key.
 
-    supervisor ── WorkerSettings + channels (gate, signer, recorder[, broker]), roots, policy[, keys] ─► engine ── Ready
+    supervisor ── WorkerSettings + channels, roots, policy[, keys] ──► engine ── Ready     (channels: gate, signer,
+                                                                                           recorder, broker[, scanner])
     gate ── HandOver + both sockets ──► engine ──► FlowEnded ──► gate
 
 It ends when the supervisor's or the gate's end of the channel closes: what lives is cut and recorded.
@@ -28,9 +29,11 @@ from mitmsec.engine.links import GateLink, SignerLink, read_all
 from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings, Sealing
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
+from mitmsec.service.scan_line import ScanLine
 from mitmsec_addons import registry
 from mitmsec_addons.icap import Icap
 from mitmsec_addons.malware import Malware
+from mitmsec_addons.yara import Yara
 from mitmsec_certs.public_roots import marks_in, named_in
 from mitmsec_certs.upstream import Terms, Verifier
 
@@ -47,11 +50,13 @@ class Worker:
         self._gate: GateLink | None = None
         self._signer: SignerLink | None = None
         self._issuers: Issuers | None = None
+        self._scan_line: ScanLine | None = None
         self._recorder: Producer | None = None
         self._leaving: asyncio.Task[None] | None = None
 
     async def start(self, settings: WorkerSettings, fds: list[int]) -> Message | None:
         """Take up the channels and serve."""
+        to_scanner = socket.socket(fileno=fds.pop()) if settings.scanner and fds else None
         to_broker = socket.socket(fileno=fds.pop()) if settings.broker and fds else None
         if len(fds) not in (4, 5, 6):
             close_all(fds)
@@ -63,6 +68,7 @@ class Worker:
             prepared = prepared_in(content, policy)
         roots_pem = read_all(fds[3])
         loop = asyncio.get_running_loop()
+        self._scan_line = None if to_scanner is None else ScanLine(to_scanner, loop)
         gate, signer, recorder = (socket.socket(fileno=fd) for fd in fds[:3])
         self._recorder = Producer(recorder, loop)
         self._gate = GateLink(gate, loop)
@@ -116,13 +122,15 @@ class Worker:
         made = []
         for name, words in named:
             try:
-                inspector = registry.build(name, words, prepared.get(name))
+                inspector = registry.build(name, words, prepared.get(name) if name in registry.PREPARED else None)
             except Exception as error:  # whatever is wrong with one, the others and all flows go on
                 detail = f"{name}: {type(error).__name__}"  # only the type: a message may quote the policy's words
                 recorder.record(FaultSeen(what="inspector_unusable", detail=detail, session=session))
                 continue
             if isinstance(inspector, Icap | Malware) and self._issuers is not None:
                 inspector.connect = self._issuers.servers.connect
+            if isinstance(inspector, Yara) and self._scan_line is not None:
+                inspector.scan = self._scan_line.scan
             made.append(inspector)
         return made
 
@@ -145,7 +153,7 @@ class Worker:
         """Cut what lives; let the recorder have what there is to say about it."""
         if self._engine is not None:
             await self._engine.stop()
-        for link in (self._gate, self._signer, self._issuers):
+        for link in (self._gate, self._signer, self._issuers, self._scan_line):
             if link is not None:
                 link.close()
         if self._recorder is not None:

@@ -15,6 +15,7 @@ def test_every_known_inspector_is_built_under_its_name(prepared_secrets: bytes) 
             "keywords": ("falcon",),
             "malware": ("/run/clamav/clamd.ctl",),
             "icap": ("icap://127.0.0.1:1344/x",),
+            "yara": ("own.yar",),
         }.get(name, ())
         inspector: AnyInspector = build(name, words, prepared_secrets if name in PREPARED else None)
         assert inspector.name == name

@@ -22,6 +22,7 @@ import machine
 import pytest
 from click.testing import CliRunner
 from conftest import V4, Mitmsec, Network, here, status_of
+from yara_stage import EVIL
 
 from mitmsec.cli import cli
 
@@ -278,6 +279,40 @@ def test_a_program_that_pins_passes_after_three_refusals_until_a_reload(service:
     service.call("reload", "--policy", policy)
     assert service.status()["learned"] == []
     assert service.fetch().returncode == 60
+
+
+SCANNED = """
+[inspector.yara]
+rules = ["@{}"]
+[[rule]]
+name = "scanned"
+action = "decrypt"
+inspect = ["yara"]
+on_finding = "block"
+"""
+
+
+def test_reload_brings_the_rules_of_yara_that_are_in_the_files_by_then(service: Service) -> None:
+    rules = service.folder / "own.yar"
+    rules.write_text(EVIL)
+    policy = service.policy(more=SCANNED.format(rules))
+
+    def answers() -> list[str]:
+        said = ("-k", "-o", "/dev/null", "-w", "%{http_code}", "--data")
+        return [service.fetch("", *said, content).stdout for content in ("evil-bytes", "other-bytes")]
+
+    service.call("start", "--workers", "1", "--policy", policy)
+    assert answers() == ["403", "200"]
+    rules.write_text("rule")
+    wrong = service.call("reload", "--policy", policy, check=False)
+    assert (wrong.returncode, f"{rules}:1: syntax error" in wrong.stderr) == (2, True), wrong
+    assert answers() == ["403", "200"]
+    rules.write_text(EVIL.replace("evil-bytes", "other-bytes"))
+    service.call("reload", "--policy", policy)
+    assert answers() == ["200", "403"]
+    assert len({one["policy"] for one in service.mitmsec.of_kind("policy")}) == 2
+    faults = [one["what"] for one in service.mitmsec.of_kind("fault")]
+    assert [what for what in faults if what.startswith(("scanner", "inspector", "not_inspected"))] == []
 
 
 def test_a_policy_with_errors_changes_nothing(service: Service) -> None:

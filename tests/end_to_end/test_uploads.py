@@ -70,7 +70,8 @@ def test_a_secret_neither_leaves_nor_arrives_and_an_addon_leads_nowhere_else(ori
     assert loaded["detail"] == f"marks.py, sha256 {hashlib.sha256(ADDON.encode()).hexdigest()}"
     (fault,) = mitmsec.of_kind("fault")
     assert (fault["what"], fault["failed"]) == ("misdirected_request", "closed")
-    assert [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()] == ["secrets"]
+    kept = [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()]
+    assert kept.count("secrets") == 1  # beside what others that joined have had compiled
 
 
 def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, mitmsec: Mitmsec) -> None:

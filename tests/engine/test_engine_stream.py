@@ -204,8 +204,10 @@ class Far(Word):
     def __init__(self, *, wants: bool) -> None:
         super().__init__()
         self.wants, self.abandoned = wants, 0
+        self.asked: list[Part] = []
 
     def begin(self, part: Part) -> Any:
+        self.asked.append(part)
         return self if self.wants else None
 
     def abandon(self) -> None:
@@ -227,6 +229,7 @@ def test_where_no_verdict_can_be_awaited_that_is_said_as_the_stream_opens(wants:
         else:
             Stream(watch, sent, received)
         assert [(seen.what, seen.detail) for seen in recorder.faults] == [("not_inspected", UNHEARD)] * wants
+        assert [part.is_endless for part in far.asked] == [True, True]
 
     asyncio.run(main())
 

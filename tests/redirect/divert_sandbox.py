@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 from redirect_sandbox import ip
 
 from mitmsec.core.model import Endpoint, OnFailure, Process, Quic
+from mitmsec_redirect import clsact
 from mitmsec_redirect.bystanders import Bystanders
 from mitmsec_redirect.divert_seams import Call, Callbacks, SocketTold, Statistics
 from mitmsec_redirect.divert_signals import Choice, Report
@@ -27,6 +30,7 @@ from mitmsec_redirect.windivert import Windivert
 GATE_PORT, UPSTREAM = 8085, Ports(first=61000, last=62999)  # where no program's port is chosen from
 OWN = Own(gate_port=GATE_PORT, upstream=UPSTREAM)
 ORIGIN_V4, ORIGIN_V6, ORIGIN_PORT = "10.78.0.2", "fd78::2", 7001
+GET = b"GET /%d HTTP/1.0\r\n\r\n"
 RELAY = Path(__file__).with_name("divert_relay.py")
 ORIGIN = """
 import os, re, socket, subprocess, sys, threading
@@ -135,6 +139,7 @@ class Divert:
         self.expected: list[ExpectedFlow] = []
         self.faults: list[Report] = []
         self.backend: Windivert | None = None
+        self.on_failure = OnFailure.OPEN
         self._is_closed = False
 
     def open(
@@ -146,14 +151,26 @@ class Divert:
         calls: Callable[[int], Call | None] | None = None,
     ) -> Windivert:
         callbacks = Callbacks(
-            decide=self.decide,
+            decide=lambda *asked: self.decide(*asked),
             expect=self.expect,
             report=self.faults.append,
             concerns=lambda told: self.concerns(told),
         )
+        self.on_failure = on_failure
         self.backend = Windivert.open(
             OWN, callbacks, on_failure=on_failure, quic=quic, netns_fd=netns_fd, bystanders=bystanders, calls=calls
         )
+        return self.backend
+
+    def begin_anew(self, choices: dict[str, Choice]) -> None:
+        """As it was made, but as open or closed as it is."""
+        self.choices, self.tells, self.concerns = choices, self.relay.expect, lambda told: True
+        for told in (self.asked, self.expected, self.faults):
+            told.clear()
+
+    def at_work(self) -> Windivert:
+        """The backend, which is open."""
+        assert self.backend is not None
         return self.backend
 
     def decide(self, process: Process, remote: Endpoint, told: SocketTold) -> Choice:
@@ -186,6 +203,27 @@ def seen_port(answer: str) -> int:
     return int(found[1])
 
 
+def fetched(host: str = ORIGIN_V4, size: int = 0, source: tuple[str, int] | None = None) -> bytes:
+    """What the origin says to this process, which nobody diverts unless a test says so."""
+    with socket.create_connection((host, ORIGIN_PORT), timeout=20, source_address=source) as sock:
+        sock.sendall(GET % size)
+        data = b""
+        while more := sock.recv(1 << 20):
+            data += more
+    return data.partition(b"\r\n\r\n")[2]
+
+
+def from_port(answer: bytes) -> int:
+    return seen_port(answer.decode("latin-1"))
+
+
+def forged_syn(port: int) -> None:
+    """A SYN that no socket has sent."""
+    header = struct.pack("!HHIIBBHHH", port, ORIGIN_PORT, 1, 0, 5 << 4, 2, 8192, 0, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(header, (ORIGIN_V4, 0))
+
+
 def was_diverted(answer: str) -> bool:
     return seen_port(answer) in UPSTREAM
 
@@ -198,3 +236,9 @@ def at_rest(backend: Windivert, patience_s: float = 10, pause_s: float = 0.05) -
         before = now
         time.sleep(pause_s)
     return now
+
+
+def nothing_is_left() -> bool:
+    """No interface of this namespace has a program of a backend's."""
+    with contextlib.closing(clsact.TrafficControl()) as control:
+        return control.clsact() == frozenset()

@@ -11,12 +11,12 @@ import pytest
 from mitmsec.core.messages import Role
 from mitmsec.service import accounts
 
-ROLES = [Role.GATE, Role.SIGNER, Role.WORKER, Role.RECORDER, Role.BROKER]
+ROLES = [Role.GATE, Role.SIGNER, Role.WORKER, Role.RECORDER, Role.BROKER, Role.SCANNER]
 
 
 def test_without_system_users_each_role_has_its_own_number() -> None:
     numbers = [accounts.account_of(role).uid for role in ROLES]
-    assert numbers == [64980, 64981, 64982, 64983, 64984]
+    assert numbers == [64980, 64981, 64982, 64983, 64984, 64985]
 
 
 def test_a_system_user_is_preferred(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ class Stage:
         self.faults: list[str] = []
         self.shown: list[tuple[str, ...]] = []
         self.workers: dict[int, Issuers] = {}
-        self.roots_fd = -1
+        self.roots_fd = self.policy_fd = -1
         self.name(self.old)
         self.brokerages = Brokerages(self, self._begin)
 

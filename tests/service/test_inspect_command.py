@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from yara_stage import EVIL
 
 from mitmsec.service.inspect_command import inspect
 
@@ -137,3 +139,22 @@ def test_hostile_names_of_files_cannot_move_the_cursor(tmp_path: Path) -> None:
     file = tmp_path / "a\x1b[2J.txt"
     file.write_bytes(CARD)
     assert "a\\x1b[2J.txt: payment_card" in run(*CARDS, file).stdout
+
+
+def test_rules_of_yara_are_asked_in_the_command_itself(letter: Path, tmp_path: Path) -> None:
+    """Whose errors are told as those of the policy are."""
+    policy = tmp_path / "p.toml"
+    policy.write_text(POLICY.replace("inspector.keywords", "inspector.yara").replace("words", "rules"))
+    named = policy.read_text().replace("project falcon", "@own.yar").replace('"keyrules"', '"yara", "archives"')
+    policy.write_text(named)
+    (tmp_path / "own.yar").write_text(EVIL)
+    (tmp_path / "evil").write_bytes(b"some evil-bytes")
+    (tmp_path / "evil.gz").write_bytes(gzip.compress(b"some evil-bytes"))
+    done = run("--policy", policy, letter, tmp_path / "evil", tmp_path / "evil.gz")
+    assert done.exit_code == 1
+    evil = "yara (high, 0.8): YARA rule Evil: bytes that are evil [$evil, 10 bytes], file+5"
+    inside = evil.replace("file+5", "file!evil+5")
+    assert done.stdout.splitlines() == [f"{tmp_path / 'evil'}: {evil}", f"{tmp_path / 'evil.gz'}: {inside}"]
+    (tmp_path / "own.yar").write_text("rule")
+    done = run("--policy", policy, letter)
+    assert (done.exit_code, done.stderr.partition(":")[0]) == (2, "own.yar")

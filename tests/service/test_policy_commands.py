@@ -449,6 +449,21 @@ def test_explain_says_with_whose_key_what_comes_in_is_decrypted(shop: Path) -> N
     assert "no [[inbound]] is for other.example on port 443, so it is" in unread
 
 
+def test_check_compiles_the_rules_of_yara_and_tells_all_that_is_wrong_in_them(tmp_path: Path) -> None:
+    """With file and line; what only asks about decisions does not wait for that."""
+    policy = tmp_path / "p.toml"
+    policy.write_text('version = 1\n[inspector.yara]\nrules = ["@a.yar", "@b.yar"]\n[defaults]\ninspect = ["yara"]\n')
+    for name in ("a.yar", "b.yar"):
+        (tmp_path / name).write_text("rule x {\n  condition: nowhere\n}\n")
+    done = run("check", policy)
+    assert done.exit_code == 2
+    wrong = "unknown identifier `nowhere`: this identifier has not been declared"
+    assert done.stderr.splitlines()[:3] == [f"a.yar:2: {wrong}", f"b.yar:2: {wrong}", "mitmsec: 2 errors in the policy"]
+    as_json = [json.loads(line) for line in run("check", "--json", policy).stdout.splitlines()]
+    assert [(one["valid"], one["file"], one["line"]) for one in as_json] == [(False, "a.yar", 2), (False, "b.yar", 2)]
+    assert run("explain", policy, "--app", "/usr/bin/curl", "--host", "a.test").exit_code == 0
+
+
 def test_check_tells_what_is_decrypted_and_the_ca_may_not_speak_for(tmp_path: Path) -> None:
     """Of the state's own CA, which anybody may look at; without one there is nothing to tell."""
     file = tmp_path / "p.toml"

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from mitmsec.service import policy_loading
 from mitmsec.service.policy_loading import load
+from mitmsec_addons.yara_rules import RuleFile
 from mitmsec_certs.bundle import certificates_in
 from mitmsec_certs.origin_pki import origin_pki
 
@@ -119,3 +121,30 @@ def test_keys_of_clients_stand_in_front_of_those_of_services_which_are_there_onl
         assert loaded.keys is not None
         assert os.pread(loaded.keys, 1 << 20, 0) == expected
         loaded.forget_keys()
+
+
+SCANNING = """version = 1
+[inspector.yara]
+rules = ["@own.yar"]
+[[rule]]
+name = "r"
+action = "decrypt"
+inspect = ["yara"]
+"""
+
+
+def test_rules_come_with_the_policy_and_are_not_compiled_yet(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text(SCANNING)
+    (tmp_path / "own.yar").write_text("no rules")
+    assert load(tmp_path / "p.toml").rules == (RuleFile(name="own.yar", text="no rules"),)
+
+
+def test_where_there_is_no_yara_x_a_policy_that_names_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(policy_loading, "find_spec", lambda name: None)
+    (tmp_path / "p.toml").write_text(SCANNING)
+    (tmp_path / "own.yar").write_text("rule a { condition: filesize > 3 }")
+    with pytest.raises(SystemExit):
+        load(tmp_path / "p.toml")
+    assert f"{tmp_path}/p.toml:3: inspector.yara.rules: yara-x is not installed" in capsys.readouterr().err

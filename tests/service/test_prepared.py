@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yara_stage import EVIL
 
 from mitmsec.core.policy import DEFAULT_POLICY, Policy
 from mitmsec.service import prepared
 from mitmsec.service.prepared import KEPT_LIMIT, kept_or_made, prepared_for
 from mitmsec.service.state import State
+from mitmsec_addons.yara_rules import RuleFile, RuleSet, RulesRefused
 
 COMPILED = b"compiled" * 1000
 
@@ -140,7 +142,7 @@ def test_old_ones_go(folder: Path) -> None:
 def test_a_policy_without_such_an_inspector_costs_nothing(tmp_path: Path) -> None:
     assert prepared_for(DEFAULT_POLICY, State(tmp_path / "state")) == {}
     assert list(tmp_path.iterdir()) == []
-    loads = "import sys, mitmsec.service.prepared; print('hyperscan' in sys.modules)"
+    loads = "import sys, mitmsec.service.prepared; print(not {'hyperscan', 'yara_x'}.isdisjoint(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", loads], text=True) == "False\n"
 
 
@@ -164,6 +166,21 @@ def test_another_processor_another_hyperscan_and_other_rules_compile_anew(
     monkeypatch.setattr(prepared, "PREPARED", {"secrets": ("secrets.py",)})
     prepared_for(policy, state)
     assert next(keys) == 4
+
+
+@pytest.mark.root
+def test_rules_of_yara_are_compiled_once_and_anew_when_one_is_changed(tmp_path: Path) -> None:
+    state, policy = State(tmp_path / "state"), Policy(inspectors=(("yara", ("own.yar",)),))
+    keys, rules = _keys(state), [RuleFile(name="own.yar", text=EVIL)]
+    first = prepared_for(policy, state, rules)
+    assert prepared_for(policy, state, rules) == first
+    assert next(keys) == 1
+    assert len(RuleSet(first["yara"]).scan(b"evil-bytes").hits) == 1
+    prepared_for(policy, state, [RuleFile(name="own.yar", text=EVIL + "// changed")])
+    assert next(keys) == 2
+    with pytest.raises(RulesRefused):
+        prepared_for(policy, state, [RuleFile(name="own.yar", text="rule")])
+    assert next(keys) == 2
 
 
 def _keys(state: State) -> Iterator[int]:
