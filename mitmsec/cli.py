@@ -31,6 +31,7 @@ COMMANDS = {
     "off": "mitmsec.service.service_commands:off",
     "on": "mitmsec.service.service_commands:on",
     "policy": "mitmsec.service.policy_commands:policy",
+    "quarantine": "mitmsec.service.quarantine_command:quarantine",
     "reload": "mitmsec.service.service_commands:reload_policy",
     "run": "mitmsec.service.run_command:run",
     "start": "mitmsec.service.service_commands:start",

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from mitmsec import lists
 from mitmsec.core.contradiction import impossible_defaults, impossible_pairs, never_matching, without_key
+from mitmsec.core.engine_section import read_addons
 from mitmsec.core.hours import LOCAL
 from mitmsec.core.identity_section import read_identity
 from mitmsec.core.inbound_section import ReadPair, read_inbound, unread_pair
@@ -47,6 +48,7 @@ from mitmsec.core.policyfile import (
     read_rule,
 )
 from mitmsec.core.policytest_section import read_test
+from mitmsec.core.quarantine_section import read_recipients
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint, endless_key
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
@@ -264,6 +266,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
     _version(root)
     read_inspectors(root.table("inspector"), context)
     defaults = root.table("defaults")
+    addons = read_addons(root.table("engine"), context)
     applications = tuple([read_application(table, context) for table in root.tables("application")])
     identities = tuple([read_identity(table, context, pair) for table in root.tables("client_certificate")])
     rules, sound = _rules(root, context)
@@ -289,6 +292,8 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         tests=tuple([read_test(table, context) for table in root.tables("test")]),
         inspectors=tuple(sorted(context.words.items())),
         identities=identities,
+        mitmproxy_addons=addons,
+        recipients=read_recipients(root.table("quarantine")),
         zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
         lists=tuple(context.lists.values()),

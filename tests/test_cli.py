@@ -177,7 +177,7 @@ def test_shell_completion_names_the_commands() -> None:
         ("docter", "did you mean 'doctor'?"),
         (
             "xyzzy",
-            "there are apps, audit, ca, clean, demo, doctor, inspect, off, on, policy, reload, run, start, status",
+            "there are apps, audit, ca, clean, demo, doctor, inspect, off, on, policy, quarantine, reload, run, start",
         ),
     ],
 )

@@ -34,13 +34,17 @@ TESTED_ELSEWHERE = {
     "addons/mitmsec_addons/containers.py": "types only; tests/addons/container_stage.py reads them",
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/core/learning_section.py": "tests/core/test_learning.py reads policies by it",
+    "mitmsec/core/mitmproxy_addon.py": "tests/core/test_engine_section.py reads them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
+    "mitmsec/core/quarantine_section.py": "tests/core/test_quarantine.py reads policies by it",
     "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_packets.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_xmpp.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/engine/client_handshake.py": "tests/engine/test_engine_conversation.py and test_engine_notice.py",
     "mitmsec/engine/relay.py": "tests/engine/test_engine_mail.py has ends wait, test_engine_dialogue.py has them pass",
+    "mitmsec/engine/further.py": "tests/engine/test_engine_dialogue.py asks for further connections",
+    "mitmsec/engine/heads.py": "tests/engine/test_engine_exchange.py begins with them",
     "mitmsec/engine/quic/http3.py": "tests/engine/quic/test_engine_quic_dialogue.py speaks it, and breaks it",
     "mitmsec/engine/seams.py": "types only; tests/engine uses them",
     "mitmsec/gate/colleagues.py": "tests/gate/test_gate_loop.py and tests/end_to_end take them away",
@@ -262,7 +266,10 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
     assert_none("commands", flaws)
 
 
-READERS = ("core/policyfile", "core/yara_section", "core/policytest_section", "core/inbound_section", "config")
+READERS = (
+    "core/policyfile", "core/yara_section", "core/policytest_section", "core/inbound_section", "core/engine_section",
+    "core/quarantine_section", "config",
+)  # fmt: skip
 
 
 def policy_keys() -> set[str]:

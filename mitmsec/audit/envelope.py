@@ -22,6 +22,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    ReviewSeen,
     Seen,
     ServiceSeen,
 )
@@ -32,6 +33,7 @@ CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in c
 
 Fields = dict[str, Any]
 SYSTEMS_FACTS = frozenset({"package", "services", "signer", "uid", "unread"})
+ADDONS = frozenset({"modified_by", "seen_by"})  # which are said where there are any
 COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
@@ -105,10 +107,13 @@ def fields_of(
         case ConnectionSeen():
             return Kind.CONNECTION, _connection(seen)
         case RequestSeen():
-            request = _without_none(_renamed(_plain(seen)), "outcome", "answered_by")
+            plain = {key: item for key, item in _plain(seen).items() if item or key not in ADDONS}
+            request = _without_none(_renamed(plain), "outcome", "answered_by")
             return Kind.REQUEST, _directed(_owned(request, owner, host), direction)
         case FindingSeen():
             return Kind.FINDING, _directed(_owned(_finding(seen), owner, host), direction)
+        case ReviewSeen():
+            return Kind.REVIEW, _plain(seen)
         case CertificateSeen():
             return Kind.CERTIFICATE, _without_none(_renamed(_plain(seen)), "flaw")
         case PolicySeen():
@@ -186,7 +191,8 @@ def _finding(seen: FindingSeen) -> Fields:
     for place in ("offset", "size_bytes"):  # for masking; `location` says it to people
         finding.pop(place, None)
     finding["confidence"] = hundredths(seen.finding.confidence)
-    return {**finding, "connection": seen.flow, "verdict": seen.verdict.value}
+    named = {"item": seen.item} if seen.item else {}
+    return {**finding, "connection": seen.flow, "verdict": seen.verdict.value, **named}
 
 
 def _fault(seen: FaultSeen, owner: Process | None, host: str | None) -> Fields:

@@ -129,12 +129,26 @@ class RequestSeen(Seen, frozen=True):
     content_type: str | None = None
     outcome: Outcome | None = None
     answered_by: str | None = None
+    seen_by: tuple[str, ...] = ()  # plain addons of mitmproxy's, by their files
+    modified_by: tuple[str, ...] = ()
 
 
 class FindingSeen(Seen, frozen=True):
     flow: str
     finding: Finding
     verdict: OnFinding
+    item: str = ""  # the name under which its content is to lie in STATE/quarantine
+
+
+class SealedSeen(Seen, frozen=True):
+    """A piece of a file for STATE/quarantine, sealed already (mitmsec.core.quarantine). It is no event."""
+
+    flow: str
+    item: str
+    at: int  # bytes of it came before
+    data: bytes
+    is_last: bool = False
+    is_whole: bool = False  # nothing of the content is missing
 
 
 class SecretsSeen(Seen, frozen=True):
@@ -182,6 +196,15 @@ class ServiceSeen(Seen, frozen=True):
     status: int | None = None
 
 
+class ReviewSeen(Seen, frozen=True):
+    """Somebody looked at what lies under quarantine. It is on record before they see it."""
+
+    operation: str  # quarantine_released
+    item: str
+    user: str
+    people: tuple[str, ...]  # whose keys opened it
+
+
 class FaultSeen(Seen, frozen=True):
     """Anything that went wrong, and which way it failed."""
 
@@ -196,9 +219,9 @@ class FaultSeen(Seen, frozen=True):
 
 PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.GATE: (FlowHanded, ConnectionSeen, BytesSeen, FaultSeen),
-    Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SecretsSeen, FaultSeen),
+    Role.WORKER: (RequestSeen, FindingSeen, BytesSeen, SealedSeen, SecretsSeen, FaultSeen),
     Role.SIGNER: (CertificateSeen, FaultSeen),
-    Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, FaultSeen, ConnectionSeen),
+    Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, ReviewSeen, FaultSeen, ConnectionSeen),
     Role.BROKER: (),
     Role.DIVERTER: (),
     Role.RECORDER: (),

@@ -23,6 +23,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    SealedSeen,
     SecretsSeen,
     Seen,
     ServiceSeen,
@@ -30,6 +31,7 @@ from mitmsec.audit.event import (
 from mitmsec.audit.flows import Flow, Flows
 from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
+from mitmsec.core.mitmproxy_addon import FILES_LIMIT
 from mitmsec.core.model import Value
 
 FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
@@ -103,6 +105,9 @@ def _worker_held(seen: Seen) -> Seen:
                 request_bytes=_within(seen.request_bytes, 0, BYTES_LIMIT),
                 response_bytes=_within(seen.response_bytes, 0, BYTES_LIMIT),
                 content_type=None if seen.content_type is None else _cut(seen.content_type, TEXT_CHARACTERS),
+                answered_by=None if seen.answered_by is None else _cut(seen.answered_by, TEXT_CHARACTERS),
+                seen_by=tuple(_cut(name, TEXT_CHARACTERS) for name in seen.seen_by[:FILES_LIMIT]),
+                modified_by=tuple(_cut(name, TEXT_CHARACTERS) for name in seen.modified_by[:FILES_LIMIT]),
             )
         case FindingSeen(finding=finding):
             shorter = replace(
@@ -112,7 +117,7 @@ def _worker_held(seen: Seen) -> Seen:
                 evidence=_cut(finding.evidence, TEXT_CHARACTERS),
                 location=_cut(finding.location, TEXT_CHARACTERS),
             )
-            return replace(seen, finding=shorter)
+            return replace(seen, finding=shorter, item=_cut(seen.item, WORD_CHARACTERS))
         case _:
             return seen
 
@@ -157,7 +162,7 @@ class Intake(msgspec.Struct):
             del self._faults[source]
 
     def _of_worker(self, source: Source, seen: Seen, now_s: float) -> Judgement:
-        assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SecretsSeen | FaultSeen)
+        assert isinstance(seen, RequestSeen | FindingSeen | BytesSeen | SealedSeen | SecretsSeen | FaultSeen)
         if isinstance(seen, FaultSeen):
             seen = replace(seen, pid=None, session="")
         if seen.flow is None:
@@ -172,7 +177,7 @@ class Intake(msgspec.Struct):
             return Refused(f"{type(seen).__name__} of a flow that it was not handed")
         if isinstance(seen, BytesSeen):
             return Aside(flow) if seen.process is None else Refused("BytesSeen that names a process")
-        if isinstance(seen, SecretsSeen):
+        if isinstance(seen, SealedSeen | SecretsSeen):
             return Aside(flow)
         return Admitted(*fields_of(seen, flow.process, flow.host, flow.direction), session=source.session)
 

@@ -19,7 +19,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable
 
-from mitmsec.audit.event import BytesSeen, FaultSeen, RequestSeen, SecretsSeen, Seen
+from mitmsec.audit.event import BytesSeen, FaultSeen, RequestSeen, SealedSeen, SecretsSeen, Seen
 from mitmsec.channel import Channel
 from mitmsec.core.messages import Committed
 
@@ -171,7 +171,7 @@ class Producer:
 
 def _payload_bytes(seen: Seen) -> int:
     match seen:
-        case BytesSeen():
+        case BytesSeen() | SealedSeen():
             return len(seen.data)
         case SecretsSeen():
             return len(seen.lines)

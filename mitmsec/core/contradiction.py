@@ -57,6 +57,9 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is not OnFinding.ALERT and not policy.decided_by(rule).inspect:
             why = f'"{rule.on_finding.value}" without any inspector: nothing can be found'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        elif rule.on_finding is OnFinding.QUARANTINE and not policy.recipients:
+            why = '"quarantine" needs people who can open it: add [quarantine] with recipients, two or more'
+            yield Contradiction(rule=number, key="on_finding", message=why)
         if rule.delivery is not Delivery.HOLD and not policy.decided_by(rule).inspect:
             why = f'"{rule.delivery.value}" without any inspector: nothing waits'
             yield Contradiction(rule=number, key="delivery", message=why)

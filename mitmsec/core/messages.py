@@ -75,9 +75,10 @@ class Fault(Message, frozen=True):
 
 # --- supervisor ⇄ recorder --------------------------------------------------------------------------------------------
 class RecorderSettings(Message, frozen=True):
-    """fds: none. `folder` holds the log and is the recorder's own."""
+    """fds: none. `folder` holds the log, `quarantine` what is sealed to people; both are the recorder's own."""
 
     folder: str
+    quarantine: str = ""
 
 
 class ProducerUp(Message, frozen=True):

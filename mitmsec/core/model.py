@@ -48,6 +48,7 @@ class OnFinding(StrEnum):
 
     ALERT = "alert"
     BLOCK = "block"
+    QUARANTINE = "quarantine"  # as block; and it is kept, sealed to people who can open it together
     REDACT = "redact"  # it is masked and goes on; what cannot be masked is as with block
 
 

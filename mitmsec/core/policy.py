@@ -30,6 +30,7 @@ from mitmsec.core.inspection import ASKS_SERVER, SCANS, server_address
 from mitmsec.core.known_service import KnownService, service_for
 from mitmsec.core.learning import learning
 from mitmsec.core.matcher import Matcher
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import (
     LEARNED_HOURS,
     NOTHING_LEARNED,
@@ -51,6 +52,7 @@ from mitmsec.core.model import (
     UpstreamTrust,
     Value,
 )
+from mitmsec.core.quarantine import Recipient
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.sniff import Shown
 
@@ -104,6 +106,12 @@ class Policy(Value, frozen=True, dict=True):
 
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
+
+    recipients: tuple[Recipient, ...] = ()
+    """Who can open what is put under quarantine, any two of them together."""
+
+    mitmproxy_addons: tuple[MitmproxyAddon, ...] = ()
+    """Asked about every decrypted HTTP exchange, in this order."""
 
     @property
     def without_names(self) -> Policy:

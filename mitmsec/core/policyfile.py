@@ -34,7 +34,6 @@ from mitmsec.core.toml_table import Notes, Table, kind_of, meant
 from mitmsec.core.units import container_pattern, container_pattern_mistake, is_glob, service_mistake
 from mitmsec.core.yara_section import read_rules
 
-LATER_ON_FINDING = ("quarantine",)
 NEEDS_WORDS = frozenset({"keywords", SCANS}) | ASKS_SERVER
 CRITERIA = ("path", "process_name", "user", "sha256", "service", "signer", "container", "pid")
 PORT_MAX = 0xFFFF
@@ -290,7 +289,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         owner=table.text("owner") or "",
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
-        on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT, LATER_ON_FINDING) or OnFinding.ALERT,
+        on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT) or OnFinding.ALERT,
         delivery=table.choice("delivery", Delivery, Delivery.HOLD) or Delivery.HOLD,
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),

@@ -256,6 +256,8 @@ class Conversation:
                 self._engine.collaborators.inspectors,
                 self._engine.settings.on_failure,
                 self._recorder,
+                self._engine.addons,
+                self._engine.quarantine,
             )
         except Blocked as blocked:
             raise Ended(Outcome.BLOCKED, str(blocked), reset=True) from None

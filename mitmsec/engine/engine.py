@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.identities import Identities
 from mitmsec.engine.notice import Notice
+from mitmsec.engine.plain_addons import PlainAddons
 from mitmsec.engine.prelude import Prelude
+from mitmsec.engine.quarantine import Quarantine
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.engine.services import Services
@@ -48,6 +51,10 @@ class Engine:
         self.identities = Identities(collaborators.identities, keys_pem, collaborators.roots_pem)
         self.services = Services(collaborators.services, keys_pem[self.identities.size_bytes :], on_key_log)
         self.resumptions = Resumptions()
+        self.quarantine = (
+            None if collaborators.sealing is None else Quarantine(collaborators.sealing, collaborators.recorder)
+        )
+        self.addons = PlainAddons(collaborators.addons) if collaborators.addons else None
         self._flows: dict[str, asyncio.Task[None]] = {}
         self._kinds: dict[Plaintext, Begins] = {
             Plaintext.DIALOGUE: Prelude,
@@ -122,6 +129,9 @@ class Engine:
         tasks = self.cut()
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_S)
+        if self.quarantine is not None:
+            with contextlib.suppress(TimeoutError):  # the recorder says what of it has not come
+                await asyncio.wait_for(self.quarantine.settled(), STOP_S)
 
 
 def _of_quic() -> Begins:

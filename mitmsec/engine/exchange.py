@@ -15,39 +15,42 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING
 
 from mitmsec.audit.event import OURS, FaultSeen, Outcome, RequestSeen
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.messages import HandOver, Plaintext
 from mitmsec.core.model import Action, Delivery
-from mitmsec.engine import authority, pages
+from mitmsec.engine import authority, heads, pages
 from mitmsec.engine.content import is_coded
+from mitmsec.engine.heads import Fields
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Records
 from mitmsec.engine.split import SplitReading, open_body
-from mitmsec.engine.watch import Blocked, Reading, Watch
+from mitmsec.engine.watch import ADDON_FAILED, Blocked, Improper, Reading, Watch, stopped_by
 from mitmsec.engine.withheld import HOLD_BYTES, Withheld, withheld
 
-LENGTH_LIMIT_DIGITS = 18  # more would not fit everybody's 64 bits, and be another number to them
+if TYPE_CHECKING:
+    from mitmsec.engine.plain_addons import PlainAddons
+
+WHOLE_BYTES = 1 << 20  # where addons are asked: a body that says it is longer, or not how long, goes by as a stream
 METHOD_LIMIT_CHARS = 64
 CONTENT_TYPE_LIMIT_CHARS = 256
 TARGET_LIMIT_CHARS = 8192  # of the record, not of the request
-
-VERSIONS = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2.0", "HTTP/3"})
-
-Fields = Iterable[tuple[bytes, bytes]]
 
 
 class Exchange:
     """`hand_over` says what was decided for the connection that this exchange runs on."""
 
     __slots__ = (
+        "_answered_by",
         "_content_type",
         "_finished",
         "_hand_over",
         "_host",
         "_is_stopped",
         "_method",
+        "_modified_by",
         "_on_finished",
         "_port",
         "_raw_target",
@@ -57,10 +60,13 @@ class Exchange:
         "_request_bytes",
         "_response_bytes",
         "_scheme",
+        "_seen_by",
         "_status",
         "_version",
         "_watch",
         "_withheld",
+        "answer_has_body",
+        "answer_held",
         "blocked",
         "held",
         "refused",
@@ -87,7 +93,12 @@ class Exchange:
         self._finished = False
         self._withheld: dict[bool, Withheld] = {}  # by whether it is sent
         self.held = False  # the request's body is kept back until it has been inspected as a whole
+        self.answer_has_body = True  # for all that is known
+        self.answer_held = False  # likewise the answer, with its head
         self._is_stopped = False  # by a finding
+        self._seen_by: dict[str, None] = {}  # addons
+        self._modified_by: dict[str, None] = {}
+        self._answered_by: str | None = None
         self.blocked: Blocked | None = None  # by what a hook of mitmproxy's brought to light, until that is acted upon
         self.refused: Page | None = None
 
@@ -112,39 +123,77 @@ class Exchange:
         self._version = "HTTP/2" if version == "HTTP/2.0" else version
         if led_to and self._hand_over.kind is Plaintext.HTTP:
             self._port = authority.port_of(led_to, self._scheme) or self._port
-        self.refused = self._admission(method, version, authorities, fields) or self._forbidden()
-        if self.refused is None and self._watch:
+        self.refused = heads.refusal(self._hand_over, method, version, authorities, fields) or self._forbidden()
+        if self.refused is not None:
+            return self._refuse(self.refused, self._asked_for(authorities))
+        self.held = has_body and self._holds(fields)
+        if self._watch:
             try:
                 self._look_at_request(fields, has_body=has_body)
             except Blocked as blocked:
                 self.refused = self.page_for(blocked)
-        if self.refused is not None:
-            self.refused = pages.told(self.refused, self._hand_over.direction)
-            self._status = self.refused.status
-            self._response_bytes = len(self.refused.body)
-            if self.refused.fault is not None:
-                asked = b", ".join(authorities)[:253].decode("utf-8", "backslashreplace") or "nobody"
-                detail = f"{self._method} for {asked}, decided for {self._host}"
-                self._recorder.record(
-                    FaultSeen(what=self.refused.fault, detail=detail, failed="closed", flow=self._hand_over.flow)
-                )
         return self.refused
 
-    def _admission(self, method: bytes, version: str, authorities: list[bytes], fields: Fields) -> Page | None:
-        flow = self._hand_over.flow
-        if method == b"CONNECT":
-            return pages.misdirected(flow)
-        if version not in VERSIONS:
-            return pages.malformed(flow, "This version of HTTP is not known here")
-        if any(_is_broken(value) for _, value in fields):
-            return pages.malformed(flow, "A header field has a line break or a NUL in it")
-        if any(name.lower() == b"content-length" and len(value) > LENGTH_LIMIT_DIGITS for name, value in fields):
-            return pages.malformed(flow, "Nothing is as long as that Content-Length says")
-        if not authorities:  # RFC 9112 §3.2: HTTP/1.0 may name nobody
-            return None if version == "HTTP/1.0" else pages.malformed(flow, "The request names no host")
-        if not authority.agrees(self._host, authorities):
-            return pages.misdirected(flow)
-        return None
+    def _refuse(self, page: Page, detail: str) -> Page:
+        """By what it is, not by what it carries."""
+        self.refused = pages.told(page, self._hand_over.direction)
+        self._status, self._response_bytes = page.status, len(self.refused.body)
+        if page.fault is not None:
+            flow = self._hand_over.flow
+            self._recorder.record(FaultSeen(what=page.fault, detail=detail, failed="closed", flow=flow))
+        return self.refused
+
+    def _asked_for(self, authorities: list[bytes]) -> str:
+        asked = b", ".join(authorities)[:253].decode("utf-8", "backslashreplace") or "nobody"
+        return f"{self._method} for {asked}, decided for {self._host}"
+
+    # -- mitmproxy's plain addons (engine.plain_addons) ----------------------------------------------------------------
+    def visited(self, seen: Iterable[str], changed: Iterable[str], faults: Iterable[str]) -> None:
+        """Addons have been asked about a message of it. Raises Blocked, where one failed and failures close."""
+        self._seen_by.update(dict.fromkeys(seen))
+        self._modified_by.update(dict.fromkeys(changed))
+        for detail in faults:
+            self._watch.failed(ADDON_FAILED, detail)
+
+    def admit_again(
+        self,
+        method: bytes,
+        target: bytes,
+        authorities: list[bytes],
+        fields: Fields,
+        *,
+        is_led: bool,
+        content: bytes,
+        changed_by: Iterable[str],
+    ) -> None:
+        """The request is another one now. Raises Blocked. `is_led`: to another origin. `content`: of all that is there.
+
+        Nothing of it has gone on. What stands in the record is what the origin gets.
+        """
+        self._method = method[:METHOD_LIMIT_CHARS].decode("ascii", "replace")
+        self._raw_target = target.decode("utf-8", "replace")
+        version = "HTTP/2.0" if self._version == "HTTP/2" else self._version
+        page = heads.refusal(self._hand_over, method, version, authorities, fields)
+        if is_led:
+            page = pages.misdirected(self._hand_over.flow)
+        if page is not None:
+            raise Improper(page, f"{self._asked_for(authorities)}, by {', '.join(changed_by)}")
+        if self._watch:
+            if self._reading_request is not None:  # nothing has been fed to it
+                self._reading_request.abandon()
+            self.held = self.held or bool(content)
+            self._look_at_request(fields, has_body=bool(content) or self._reading_request is not None)
+
+    def answered(self, name: str, size_bytes: int) -> None:
+        """An addon has answered it."""
+        self._answered_by, self._response_bytes = f"addon {name}", size_bytes
+
+    def response_again(self, status: int, fields: Fields, content: bytes) -> None:
+        """The answer, all of which is there, is another one now. Raises Blocked."""
+        if self._reading_response is not None:
+            self._reading_response.abandon()
+        self.response_begin(status, fields, has_body=bool(content))
+        self.answer_held = True
 
     def _forbidden(self) -> Page | None:
         decision = self._hand_over.decision
@@ -152,35 +201,46 @@ class Exchange:
 
     def _look_at_request(self, fields: Fields, *, has_body: bool) -> None:
         self._watch.look(self._part(PartKind.URL, sent=True), self._full_url().encode())
-        self._watch.look(self._part(PartKind.HEADERS, sent=True), _as_text(fields))
+        self._watch.look(self._part(PartKind.HEADERS, sent=True), heads.as_text(fields))
         if not has_body:
             return
-        holds = self._watch.acts and self._watch.delivery is Delivery.HOLD
-        size_bytes = _length(fields)
-        self.held = holds and size_bytes is not None and size_bytes <= HOLD_BYTES
-        part = self._part(PartKind.BODY, sent=True, content_type=_field(fields, b"content-type"))
+        part = self._part(PartKind.BODY, sent=True, content_type=heads.field(fields, b"content-type"))
         self._reading_request = self._body(part, fields)
         self._withhold(self._reading_request, fields, sent=True)
 
+    def _holds(self, fields: Fields) -> bool:
+        limit_bytes = HOLD_BYTES if self._watch.acts and self._watch.delivery is Delivery.HOLD else -1
+        if self._watch.addons is not None:
+            limit_bytes = WHOLE_BYTES
+        size_bytes = heads.length(fields)
+        return size_bytes is not None and size_bytes <= limit_bytes
+
     def _body(self, part: Part, fields: Fields) -> Reading | SplitReading | None:
-        return open_body(self._watch, part, _field(fields, b"content-encoding"), _field(fields, b"grpc-encoding"))
+        return open_body(
+            self._watch, part, heads.field(fields, b"content-encoding"), heads.field(fields, b"grpc-encoding")
+        )
 
     def _withhold(self, reading: Reading | SplitReading | None, fields: Fields, *, sent: bool) -> None:
         if reading is None or not (self._watch.prompt or reading.waits or reading.unfolds):
             return
-        if self.held and sent:
+        if self.held if sent else self.answer_held:
             made = Withheld(HOLD_BYTES)
         elif not self._watch.prompt:
             made = Withheld(0)
         else:
-            made = withheld(self._watch.delivery, _length(fields), masks=self._watch.masks)
+            made = withheld(self._watch.delivery, heads.length(fields), masks=self._watch.masks)
         self._withheld[sent] = made
-        if self._watch.masks and not is_coded(_field(fields, b"content-encoding")):
+        if self._watch.masks and not is_coded(heads.field(fields, b"content-encoding")):
             reading.mask = made.mask
 
     def withheld(self, *, sent: bool) -> Withheld:
         """What of the body in this direction has not gone on; for a direction that `asks`."""
         return self._withheld[sent]
+
+    @property
+    def addons(self) -> PlainAddons | None:
+        """Plain ones of mitmproxy's."""
+        return self._watch.addons
 
     @property
     def wants_plain(self) -> bool:
@@ -210,12 +270,14 @@ class Exchange:
         reading = self._reading_request if sent else self._reading_response
         if reading is None:
             return None
+        if ends:
+            reading.has_all()
         if reading.waits:
-            return _answer(reading, data, ends=ends)
+            return stopped_by(reading.read(data, ends=ends))
         try:
             reading.feed(data)
             if reading.is_behind:
-                return _answer(reading, b"", ends=ends)
+                return stopped_by(reading.read(b"", ends=ends))
             if ends:
                 reading.close()
             elif self._watch.prompt:
@@ -236,11 +298,12 @@ class Exchange:
         if self.refused is not None:
             return
         self._status = status
-        self._content_type = _field(fields, b"content-type")[:CONTENT_TYPE_LIMIT_CHARS] or None
+        self._content_type = heads.field(fields, b"content-type")[:CONTENT_TYPE_LIMIT_CHARS] or None
+        self.answer_held = has_body and self._holds(fields)
         if not self._watch:
             return
         content_type = self._content_type or ""
-        self._watch.look(self._part(PartKind.HEADERS, sent=False, content_type=content_type), _as_text(fields))
+        self._watch.look(self._part(PartKind.HEADERS, sent=False, content_type=content_type), heads.as_text(fields))
         if has_body:
             part = self._part(PartKind.BODY, sent=False, content_type=content_type)
             self._reading_response = self._body(part, fields)
@@ -255,7 +318,7 @@ class Exchange:
     def trailers(self, fields: Fields, *, sent: bool) -> None:
         """What follows a body (RFC 9110 §6.5), read as headers are. Raises Blocked."""
         if self._watch and self.refused is None:
-            self._watch.look(self._part(PartKind.HEADERS, sent=sent), _as_text(fields))
+            self._watch.look(self._part(PartKind.HEADERS, sent=sent), heads.as_text(fields))
 
     # -- the end -------------------------------------------------------------------------------------------------------
     def finish(self) -> None:
@@ -279,7 +342,9 @@ class Exchange:
                 response_bytes=self._response_bytes,
                 content_type=self._content_type,
                 outcome=Outcome.BLOCKED if self._is_stopped else None,
-                answered_by=None if self.refused is None else OURS,
+                answered_by=self._answered_by if self.refused is None else OURS,
+                seen_by=tuple(self._seen_by),
+                modified_by=tuple(self._modified_by),
             )
         )
         if self._on_finished is not None:
@@ -289,12 +354,15 @@ class Exchange:
         """A finding, or a failure, breaks it off."""
         self._is_stopped = True
 
-    def page_for(self, blocked: Blocked) -> Page:
-        """What tells the client of `blocked`; from now on the exchange is refused."""
+    def page_for(self, blocked: Blocked, *, sent: bool = True) -> Page:
+        """What tells the client of `blocked`; from now on the exchange is refused. `sent`: its request carried it."""
+        if isinstance(blocked, Improper):
+            return self._refuse(blocked.page, str(blocked))
         self.stop()
-        page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked))
+        what = "this request" if sent else "the answer to this request"
+        page = pages.blocked(self._hand_over.flow, self._hand_over.decision.rule, str(blocked), what)
         self.refused = pages.told(page, self._hand_over.direction)
-        self._status = self.refused.status
+        self._status, self._content_type = self.refused.status, None
         self._response_bytes = len(self.refused.body)
         return self.refused
 
@@ -323,37 +391,9 @@ class Exchange:
         )
 
 
-async def _answer(reading: Reading | SplitReading, data: bytes, *, ends: bool) -> Blocked | None:
-    try:
-        await reading.read(data, ends=ends)
-    except Blocked as blocked:
-        return blocked
-    return None
-
-
 def _read(reading: Reading | SplitReading | None, data: bytes) -> None:
     if reading is not None:
         if data:
             reading.feed(data)
         else:
             reading.close()
-
-
-def _field(fields: Fields, name: bytes) -> str:
-    """All values of field `name`, joined (RFC 9110 §5.3)."""
-    return ", ".join([value.decode("latin-1") for key, value in fields if key.lower() == name])
-
-
-def _is_broken(value: bytes) -> bool:
-    """What RFC 9110 §5.5 calls dangerous: some read it as the end of the field."""
-    return b"\r" in value or b"\n" in value or b"\0" in value
-
-
-def _as_text(fields: Fields) -> bytes:
-    return b"".join([b"%b: %b\r\n" % field for field in fields])
-
-
-def _length(fields: Fields) -> int | None:
-    """Of a body, where that is told."""
-    said = next((value for name, value in fields if name.lower() == b"content-length"), b"")
-    return int(said) if said.isdigit() and len(said) <= LENGTH_LIMIT_DIGITS else None

@@ -40,3 +40,23 @@ def quicken(headers: http.Headers) -> None:
 @lru_cache(NAMES_LIMIT)
 def _lower(name: str | bytes) -> bytes:
     return (name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")).lower()
+
+
+def authorities(request: http.Request) -> list[bytes]:
+    """Every name that `request` carries for whom it is for."""
+    found = [value for name, value in request.headers.fields if name.lower() == b"host"]
+    if request.data.authority:
+        found.append(request.data.authority)
+    return found
+
+
+def asks_for_h2c(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """An upgrade to HTTP/2 in the clear."""
+    return any(name.lower() == b"upgrade" and b"h2c" in value.lower() for name, value in fields)
+
+
+def without_h2c(request: http.Request) -> None:
+    """An upgrade to HTTP/2 in the clear would take the rest of the connection out of sight (RFC 9113 §3.1)."""
+    request.headers.pop("upgrade", None)
+    request.headers.pop("http2-settings", None)
+    request.headers.pop("connection", None)

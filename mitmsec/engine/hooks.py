@@ -6,13 +6,14 @@ Called in line by `dialogue`. Whatever is raised here ends the flow.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers import tcp
 from mitmproxy.proxy.layers.http._hooks import (
     HttpErrorHook,
+    HttpRequestHeadersHook,
     HttpResponseHeadersHook,
     HttpResponseHook,
 )
@@ -27,9 +28,10 @@ from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.http import EXCHANGE
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Pauses, Stopped, Wait, Work, answer
+from mitmsec.engine.plain_addons import PlainAddons, visit
 from mitmsec.engine.seams import Recorder, Records
 from mitmsec.engine.side import Ended
-from mitmsec.engine.watch import Blocked, Watch
+from mitmsec.engine.watch import Blocked, Watch, stopped_by
 
 Told = commands.StartHook | commands.RequestWakeup | Breath | Wait | Stopped
 
@@ -134,7 +136,30 @@ class Hooks:
         return None
 
     # -- HTTP ----------------------------------------------------------------------------------------------------------
-    def _on_response_head(self, hook: Any) -> None:
+    def _on_request_head(self, hook: Any) -> Work | None:
+        addons = self._watch.addons
+        return self._visit(addons, hook.flow) if addons is not None and addons.wants("requestheaders") else None
+
+    async def _visit(self, addons: PlainAddons, flow: Any) -> Blocked | None:
+        exchange: Exchange = flow.metadata[EXCHANGE]
+        exchange.blocked = await visit(addons, "requestheaders", flow, exchange)
+        return None  # what blocks it ends it alone
+
+    def _on_response_head(self, hook: Any) -> Work | None:
+        addons = self._watch.addons
+        if addons is not None and addons.wants("responseheaders"):
+            return self._visit_response(addons, hook)
+        self._read_response_head(hook)
+        return None
+
+    async def _visit_response(self, addons: PlainAddons, hook: Any) -> Blocked | None:
+        exchange: Exchange = hook.flow.metadata[EXCHANGE]
+        exchange.blocked = await visit(addons, "responseheaders", hook.flow, exchange)
+        if exchange.blocked is None:
+            self._read_response_head(hook)
+        return None
+
+    def _read_response_head(self, hook: Any) -> None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
         try:
             self._response_head(exchange, hook.flow.response)
@@ -145,8 +170,8 @@ class Hooks:
         if not self._hand_over.http3 or self._hand_over.http3_led:
             but_led = self._hand_over.http3
             response.headers.fields = without_http3(response.headers.fields, but_led=but_led)
-        exchange.response_begin(response.status_code, response.headers.fields, has_body=True)
-        if exchange.refused is None:
+        exchange.response_begin(response.status_code, response.headers.fields, has_body=exchange.answer_has_body)
+        if exchange.refused is None and not exchange.answer_held:
             response.stream = True if exchange.asks(sent=False) else exchange.response_body
         if response.status_code == 101 and self._watch:
             self._upgrade(exchange, response)
@@ -185,9 +210,9 @@ class Hooks:
         if self._stream is None:
             return None
         if self._stream.waits:
-            return _answer(self._read(self._stream, message))
+            return stopped_by(self._read(self._stream, message))
         self._stream.feed(message.content, sent=message.from_client)
-        return _answer(self._stream.catch_up()) if self._stream.is_behind else None
+        return stopped_by(self._stream.catch_up()) if self._stream.is_behind else None
 
     async def _read(self, reading: stream.Stream, message: Any) -> None:
         message.content = await reading.read(message.content, sent=message.from_client)
@@ -196,7 +221,7 @@ class Hooks:
         """One side of what is not HTTP says nothing more: what is to be awaited before that goes on."""
         if self._stream is None or not (self._stream.waits or self._watch.prompt):
             return None
-        return _answer(self._stream.end(sent=by_client))
+        return stopped_by(self._stream.end(sent=by_client))
 
     def _finish_line(self, data: bytes) -> None:
         """Names were not compared, so what is HTTP after all must not go on."""
@@ -212,15 +237,8 @@ class Hooks:
         self._recorder.record(FaultSeen(what=what, detail=detail, failed="closed", flow=self._hand_over.flow))
 
 
-async def _answer(reading: Awaitable[None]) -> Blocked | None:
-    try:
-        await reading
-    except Blocked as blocked:
-        return blocked
-    return None
-
-
 _KNOWN: dict[type[commands.StartHook], Callable[[Hooks, Any], Work | None]] = {
+    HttpRequestHeadersHook: Hooks._on_request_head,
     HttpResponseHeadersHook: Hooks._on_response_head,
     HttpResponseHook: Hooks._on_response,
     HttpErrorHook: Hooks._on_error,

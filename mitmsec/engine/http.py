@@ -23,7 +23,6 @@ from mitmproxy.proxy.layers.http import (
     HttpLayer,
     HTTPMode,
     HttpStream,
-    RegisterHttpConnection,
     SendHttp,
 )
 from mitmproxy.proxy.layers.http._events import (
@@ -43,10 +42,12 @@ from mitmproxy.proxy.utils import ReceiveBuffer
 
 from mitmsec.engine import http1, http2
 from mitmsec.engine.exchange import Exchange
-from mitmsec.engine.fields import quicken
+from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
+from mitmsec.engine.further import Further
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Stopped, Wait
+from mitmsec.engine.plain_addons import visit
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
@@ -149,7 +150,7 @@ class Http(HttpLayer):
         context = self.context.fork()
         context.server = Server(address=event.address)
         context.server.tls = event.tls
-        further = _Further(context, self)
+        further = Further(context, self.make_back)
         self.connections[context.server] = further
         self.waiting_for_establishment[context.server].append(event)
         yield from self.event_to_child(further, events.Start())
@@ -159,25 +160,6 @@ class Http(HttpLayer):
         yield from self.event_to_child(stream, GetHttpConnectionCompleted(event, (connection, None)))
 
 
-class _Further(Layer):
-    """A connection to the origin beside the one that was handed over."""
-
-    def __init__(self, context: Context, parent: Http) -> None:
-        super().__init__(context)
-        self._parent = parent
-        self._child: Layer | None = None
-
-    def _handle_event(self, event: events.Event) -> CommandGenerator[None]:
-        if self._child is not None:
-            yield from self._child.handle_event(event)
-        elif isinstance(event, events.Start):
-            error = yield commands.OpenConnection(self.context.server)
-            if not error:
-                self._child = self._parent.make_back(self.context)
-                yield from self._child.handle_event(event)
-            yield RegisterHttpConnection(self.context.server, error)
-
-
 class Stream(HttpStream):
     """One exchange."""
 
@@ -185,6 +167,7 @@ class Stream(HttpStream):
         super().__init__(context, stream_id)
         self.exchange = exchange
         self._wakes = self._is_fresh = False
+        self._has_begun = False  # some of the answer has gone on
 
     def state_wait_for_request_headers(self, event: RequestHeaders) -> CommandGenerator[None]:
         request = event.request
@@ -194,7 +177,7 @@ class Stream(HttpStream):
             request.data.method,
             request.data.path,
             request.http_version,
-            _authorities(request),
+            authorities(request),
             fields,
             has_body=not event.end_stream,
             led_to=b"" if request.is_http2 else request.data.authority,
@@ -202,8 +185,8 @@ class Stream(HttpStream):
         if refusal is not None:
             yield from self._refuse(refusal, is_head=request.data.method == b"HEAD")
             return
-        if _asks_for_h2c(fields):
-            _without_h2c(request)
+        if asks_for_h2c(fields):
+            without_h2c(request)
         if self.exchange.wants_plain:
             request.headers["accept-encoding"] = "identity"
         flow = http.HTTPFlow(self.context.client, self.context.server)
@@ -229,7 +212,16 @@ class Stream(HttpStream):
 
     def state_wait_for_response_headers(self, event: ResponseHeaders) -> CommandGenerator[None]:
         quicken(event.response.headers)
+        self.exchange.answer_has_body = not event.end_stream
         yield from super().state_wait_for_response_headers(event)
+
+    def start_response_stream(self) -> CommandGenerator[None]:
+        self._has_begun = True
+        yield from super().start_response_stream()
+
+    def send_response(self, already_streamed: bool = False) -> CommandGenerator[None]:
+        yield from super().send_response(already_streamed)
+        self._has_begun = True
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
         """Asked by mitmproxy behind each hook."""
@@ -237,16 +229,18 @@ class Stream(HttpStream):
         if blocked is None:
             return (yield from super().check_killed(emit_error_hook))
         self.exchange.blocked = None
-        yield from self._stop(blocked)
+        yield from self._stop(blocked, sent=self.flow.response is None)
         return True
 
     # -- bodies --------------------------------------------------------------------------------------------------------
     def state_consume_request_body(self, event: events.Event) -> CommandGenerator[None]:
         if isinstance(event, RequestData) and not self.exchange.held:
             return  # a body after a head that announced none
-        if isinstance(event, RequestEndOfMessage) and self.exchange.held:
-            if not (yield from self._held_passes()):
+        if isinstance(event, RequestEndOfMessage) and self._is_waited_for(sent=True):
+            passed = yield from self._whole(bytes(self.request_body_buf), sent=True)
+            if passed is None:
                 return
+            self.request_body_buf = passed
         elif isinstance(event, RequestTrailers) and (yield from self._are_bad(event)):
             return
         yield from super().state_consume_request_body(event)
@@ -259,6 +253,14 @@ class Stream(HttpStream):
             yield from self._stream(event, super().state_stream_request_body, sent=True)
             return
         yield from super().state_stream_request_body(event)
+
+    def state_consume_response_body(self, event: events.Event) -> CommandGenerator[None]:
+        if isinstance(event, ResponseEndOfMessage) and self._is_waited_for(sent=False):
+            passed = yield from self._whole(bytes(self.response_body_buf), sent=False)
+            if passed is None:
+                return
+            self.response_body_buf = passed
+        yield from super().state_consume_response_body(event)
 
     def state_stream_response_body(self, event: events.Event) -> CommandGenerator[None]:
         if self.exchange.asks(sent=False) and not isinstance(event, ResponseTrailers):
@@ -306,19 +308,45 @@ class Stream(HttpStream):
     def _idle_bytes(self, *, sent: bool) -> bytes:
         return self.exchange.withheld(sent=sent).idle() if self.exchange.asks(sent=sent) else b""
 
-    def _held_passes(self) -> CommandGenerator[bool]:
-        """The whole of a request's body is there; whether it may go on, masked where it has to be."""
-        content = bytes(self.request_body_buf)
-        if not self.exchange.asks(sent=True):
-            self.exchange.look(content, sent=True, ends=True)
-            return True
-        kept = self.exchange.withheld(sent=True)
-        kept.add(content)
-        if (yield from self._is_stopped_by(content, sent=True, ends=True)):
-            return False
-        self.request_body_buf = ReceiveBuffer()  # type: ignore[no-untyped-call]
-        self.request_body_buf += kept.rest()
-        return True
+    def _is_waited_for(self, *, sent: bool) -> bool:
+        """Somebody looks at a message that is there as a whole."""
+        addons, is_held = self.exchange.addons, self.exchange.held if sent else self.exchange.answer_held
+        return is_held or (addons is not None and addons.wants("request" if sent else "response"))
+
+    def _whole(self, content: bytes, *, sent: bool) -> CommandGenerator[ReceiveBuffer | None]:
+        """Addons and then inspectors look at a message, whose body is `content`: what of that goes on, or None."""
+        addons, hook = self.exchange.addons, "request" if sent else "response"
+        if addons is not None and addons.wants(hook):
+            self._message(sent=sent).data.content = content
+            blocked = yield Wait(visit(addons, hook, self.flow, self.exchange))
+            self.exchange.blocked = self.exchange.blocked or blocked
+            if (yield from self.check_killed(True)):
+                return None
+            content = self._message(sent=sent).data.content or b""
+        if self.exchange.held if sent else self.exchange.answer_held:
+            return (yield from self._passed(content, sent=sent))
+        passed = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        passed += content
+        return passed
+
+    def _message(self, *, sent: bool) -> http.Message:
+        message = self.flow.request if sent else self.flow.response
+        assert message is not None
+        return message
+
+    def _passed(self, content: bytes, *, sent: bool) -> CommandGenerator[ReceiveBuffer | None]:
+        """`content` is all of a held body: what of it goes on, masked where it has to be; None, if nothing may."""
+        passed = ReceiveBuffer()  # type: ignore[no-untyped-call]
+        if self.exchange.asks(sent=sent):
+            kept = self.exchange.withheld(sent=sent)
+            kept.add(content)
+            if (yield from self._is_stopped_by(content, sent=sent, ends=True)):
+                return None
+            content = kept.rest()
+        else:
+            self.exchange.look(content, sent=sent, ends=True)
+        passed += content
+        return passed
 
     def _joined(self, event: BodyEvent) -> CommandGenerator[tuple[bytes, BodyEvent | None]]:
         """The body as far as it has come, and its end if that has: of many small pieces inspectors are asked once."""
@@ -339,7 +367,7 @@ class Stream(HttpStream):
         try:
             self.exchange.trailers(event.trailers.fields, sent=True)
         except Blocked as blocked:
-            yield from self._stop(blocked)
+            yield from self._stop(blocked, sent=True)
             return True
         return False
 
@@ -348,16 +376,19 @@ class Stream(HttpStream):
         answer = self.exchange.look(data, sent=sent, ends=ends)
         blocked = answer if answer is None or isinstance(answer, Blocked) else (yield Wait(answer))
         if blocked is not None:
-            yield from self._stop(blocked)
+            yield from self._stop(blocked, sent=sent)
         return blocked is not None
 
-    def _stop(self, blocked: Blocked) -> CommandGenerator[None]:
-        """The origin never has a complete request. Nor has the client a complete answer, unless all of it is a page."""
+    def _stop(self, blocked: Blocked, *, sent: bool) -> CommandGenerator[None]:
+        """The origin never has a complete request. Nor has the client a complete answer, unless all of it is a page.
+
+        `sent`: it is the request that must not go on.
+        """
         if self.client_state == self.state_stream_request_body or self.flow.response is not None:
             cancel = RequestProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL)
             yield SendHttp(cancel, self.context.server)
-        if self.flow.response is None:
-            page = self.exchange.page_for(blocked)
+        if not self._has_begun:
+            page = self.exchange.page_for(blocked, sent=sent)
             yield from self._refuse(page, is_head=self.flow.request.data.method == b"HEAD")
             return
         self.exchange.stop()
@@ -366,21 +397,3 @@ class Stream(HttpStream):
         self.client_state = self.server_state = self.state_errored
         yield SendHttp(ResponseProtocolError(self.stream_id, BROKEN_OFF, ErrorCode.CANCEL), self.context.client)
         yield DropStream(self.stream_id)
-
-
-def _authorities(request: http.Request) -> list[bytes]:
-    found = [value for name, value in request.headers.fields if name.lower() == b"host"]
-    if request.data.authority:
-        found.append(request.data.authority)
-    return found
-
-
-def _asks_for_h2c(fields: tuple[tuple[bytes, bytes], ...]) -> bool:
-    return any(name.lower() == b"upgrade" and b"h2c" in value.lower() for name, value in fields)
-
-
-def _without_h2c(request: http.Request) -> None:
-    """An upgrade to HTTP/2 in the clear would take the rest of the connection out of sight (RFC 9113 §3.1)."""
-    request.headers.pop("upgrade", None)
-    request.headers.pop("http2-settings", None)
-    request.headers.pop("connection", None)

@@ -65,11 +65,12 @@ def forbidden(flow: str, decision: Decision) -> Page:
     return Page(status=FORBIDDEN, text=block_text(decision.rule, decision.reason, flow))
 
 
-def blocked(flow: str, rule: str, reason: str) -> Page:
+def blocked(flow: str, rule: str, reason: str, what: str = "this request") -> Page:
+    """`what`: the request, or the answer to it."""
     return Page(
         status=FORBIDDEN,
         text=(
-            "403 Forbidden\n\nmitmsec blocked this request because of what it carries.\n"
+            f"403 Forbidden\n\nmitmsec blocked {what} because of what it carries.\n"
             f"Finding: {reason}\nRule: {rule}\nConnection: {flow}\n"
         ),
     )

@@ -94,7 +94,9 @@ class Prelude:
         """Raises Blocked."""
         order, on_failure = self._hand_over, self._engine.settings.on_failure
         inspectors = self._engine.collaborators.inspectors
-        self._watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
+        self._watch = Watch(
+            order.flow, order.decision, inspectors, on_failure, self._recorder, quarantine=self._engine.quarantine
+        )
         self._stream = plain(self._watch, order) if self._watch else None
         self._front.chunk_bytes = self._recogniser.reads_bytes or FIRST_CHUNK_BYTES
         for leg in (self._front, self._back):

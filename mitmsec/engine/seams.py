@@ -12,6 +12,7 @@ from mitmsec.core.inspection import AnyInspector
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.leaf_choice import LeafKeyKind
 from mitmsec.core.messages import Flaw, FlowEnded, Upgrading
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import Decision, OnFailure, Value
 from mitmsec.core.origin_proof import Proof
 
@@ -78,6 +79,22 @@ class Encapsulation(Protocol):
         """The secret in an answer. Raises ValueError."""
 
 
+class SealedContent(Protocol):
+    """One item for the quarantine. `preamble` goes first."""
+
+    @property
+    def preamble(self) -> bytes: ...
+
+    def sealed(self, piece: bytes, *, is_last: bool) -> bytes:
+        """The next piece (mitmsec.core.quarantine.in_pieces)."""
+
+
+class Sealing(Protocol):
+    """Seals content to people; nobody here can open it again."""
+
+    def begin(self, item: str, content_bytes: int, *, is_whole: bool) -> SealedContent: ...
+
+
 class Gate(Protocol):
     """Where flows come from, where further connections to a decided origin come from, and where flows end."""
 
@@ -121,6 +138,7 @@ class Collaborators:
     """Who answers. `inspectors` are by the name that stands in a decision's `inspect`."""
 
     __slots__ = (
+        "addons",
         "certifier",
         "encapsulation",
         "gate",
@@ -130,6 +148,7 @@ class Collaborators:
         "keys_pem",
         "recorder",
         "roots_pem",
+        "sealing",
         "services",
     )
 
@@ -145,17 +164,21 @@ class Collaborators:
         services: Sequence[KnownService] = (),
         identities: Sequence[Identity] = (),
         keys_pem: bytes = b"",
+        addons: Sequence[MitmproxyAddon] = (),
+        sealing: Sealing | None = None,
         encapsulation: Callable[[], Encapsulation | None] = lambda: None,
     ) -> None:
         """`keys_pem`: those of `identities`, then of `services`, one after the other; empty where none are needed.
 
         `encapsulation` makes a key for each handshake over QUIC, where it can.
         """
+        self.addons = addons
         self.certifier = certifier
         self.encapsulation = encapsulation
         self.gate = gate
         self.judge = judge
         self.recorder = recorder
         self.roots_pem = roots_pem
+        self.sealing = sealing
         self.inspectors = {inspector.name: inspector for inspector in inspectors}
         self.identities, self.services, self.keys_pem = identities, services, keys_pem

@@ -68,6 +68,9 @@ class SplitReading(Paced):
                     self._aside(piece)
             yield
 
+    def has_all(self) -> None:
+        """As of Reading; where one of several contents ends, only what follows it tells."""
+
     def settle(self) -> None:
         """Ask about what was fed."""
         if self._current is not None:

@@ -23,9 +23,10 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import Enum, auto
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -33,16 +34,25 @@ from mitmsec.audit.event import FaultSeen, FindingSeen
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, TooLong
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
+from mitmsec.core.quarantine import About
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
+from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.turns import STEP_BYTES, Paced
+
+if TYPE_CHECKING:
+    from mitmsec.engine.plain_addons import PlainAddons
+    from mitmsec.engine.quarantine import Kept, Quarantine
 
 CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
 JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
 INSPECTOR_FAILED = "inspector_failed"
+ADDON_FAILED = "addon_failed"
+
+_STOPS = (OnFinding.BLOCK, OnFinding.QUARANTINE)
 
 Mask = Callable[[int, int], bool]
 """Offset and size, in the content as it travels; whether that was possible."""
@@ -67,6 +77,14 @@ class Asks(Enum):
     AWAITED = auto()
 
 
+class Improper(Blocked):
+    """A request that is not admitted: an addon has made another one of it. `page`: what its client is told."""
+
+    def __init__(self, page: Page, reason: str) -> None:
+        super().__init__(reason)
+        self.page = page
+
+
 class Watch:
     """The inspectors of one flow's decision. Raises Blocked when made, where one is missing and that closes."""
 
@@ -77,7 +95,12 @@ class Watch:
         inspectors: Mapping[str, AnyInspector],
         on_failure: OnFailure,
         recorder: Recorder,
+        addons: PlainAddons | None = None,
+        quarantine: Quarantine | None = None,
     ) -> None:
+        self.addons = addons
+        """Plain ones of mitmproxy's, which may change what they see. Nothing here asks them."""
+        self._quarantine = quarantine
         self._flow, self._decision, self._on_failure, self._recorder = flow, decision, on_failure, recorder
         self.unread: dict[Reading, None] = {}
         """Readings that hold content which no inspector has been asked about."""
@@ -88,6 +111,8 @@ class Watch:
                 self._awaited.append(inspector)
             else:
                 self._inspectors.append(inspector)
+        for detail in () if addons is None else addons.unusable:
+            self.failed(ADDON_FAILED, detail)
         for name in decision.inspect:
             if name not in inspectors:
                 self.failed(NOT_INSPECTED, f"no inspector is called {name!r}")
@@ -116,6 +141,10 @@ class Watch:
         return self._decision.on_finding is OnFinding.REDACT
 
     @property
+    def _quarantines(self) -> bool:
+        return self._decision.on_finding is OnFinding.QUARANTINE
+
+    @property
     def delivery(self) -> Delivery:
         """What of a body waits for an answer."""
         return self._decision.delivery
@@ -139,7 +168,8 @@ class Watch:
         guarded = Guarded(inspectors, part, clock=time.process_time, budget_s=PART_LIMIT_S, limited=limited)
         if guarded.idle and awaited.idle:
             return None
-        reading = Reading(self, guarded, None if awaited.idle else awaited, part.name)
+        kept = None if self._quarantine is None or not self._quarantines else self._quarantine.kept()
+        reading = Reading(self, guarded, None if awaited.idle else awaited, part, kept)
         if codings:
             reading.decode(codings)
         return reading
@@ -148,24 +178,47 @@ class Watch:
         """A reading of a part that is there as a whole. Raises Blocked."""
         reading = self.open(part)
         if reading is not None:
-            reading.feed(data)
-            reading.close()
+            try:
+                reading.has_all()
+                reading.feed(data)
+                reading.close()
+            finally:
+                reading.abandon()
 
-    def told(self, inspected: Inspected, mask: Mask | None, name: str) -> None:
-        """Record, and mask by `mask` what is to be; raises Blocked when the decision says so. `name`: of the part."""
+    def told(self, inspected: Inspected, mask: Mask | None, part: Part, codings: str, kept: Kept | None) -> None:
+        """Record, mask by `mask` what is to be, and put `kept` under quarantine; raises Blocked when the decision says
+        so. `codings`: under which the part travels.
+        """
         stops: Finding | None = None
         for finding in inspected.findings:
             verdict = self._verdict(finding, mask)
-            if verdict is OnFinding.BLOCK and stops is None:
+            if verdict in _STOPS and stops is None:
                 stops = finding
-            if name:
-                finding = replace(finding, location=f"{finding.location} in {name}")
-            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict))
+            if part.name:
+                finding = replace(finding, location=f"{finding.location} in {part.name}")
+            item = "" if kept is None else kept.put(self._about(finding, part, codings))
+            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict, item=item))
         if stops is not None:
             raise Blocked(f"{stops.detector}: {stops.summary}", stops)
         for fault in inspected.faults:
             what = NOT_INSPECTED if fault.kind is FaultKind.UNREAD else INSPECTOR_FAILED
             self.failed(what, f"{fault.inspector}: {fault.kind}, {fault.detail}")
+
+    def _about(self, finding: Finding, part: Part, codings: str) -> About:
+        return About(
+            flow=self._flow,
+            rule=self._decision.rule,
+            detector=finding.detector,
+            summary=finding.summary,
+            location=finding.location,
+            host=part.host,
+            method=part.method,
+            url=part.url,
+            content_type=part.content_type,
+            codings=codings,
+            name=part.name or part.file_name,
+            sent=part.sent,
+        )
 
     def _verdict(self, finding: Finding, mask: Mask | None) -> OnFinding:
         """What becomes of it: where it cannot be masked, it does not go on at all."""
@@ -184,9 +237,12 @@ class Watch:
 class Reading(Paced):
     """One part being read by all inspectors that want it. Methods raise Blocked."""
 
-    def __init__(self, watch: Watch, guarded: Guarded, awaited: Awaited | None = None, name: str = "") -> None:
+    def __init__(
+        self, watch: Watch, guarded: Guarded, awaited: Awaited | None, part: Part, kept: Kept | None = None
+    ) -> None:
         super().__init__()
-        self._watch, self._awaited, self._name = watch, awaited, name
+        self._watch, self._awaited, self._part, self._kept = watch, awaited, part, kept
+        self._codings = ""
         self.unfolds = False
         """What travels may be less than what is read: somebody must be able to wait until it has caught up."""
         self._guarded: Guarded | None = guarded
@@ -203,7 +259,7 @@ class Reading(Paced):
 
     def decode(self, codings: str) -> None:
         """What is fed from now on travels under these content codings."""
-        self.unfolds = self.unfolds or is_coded(codings)
+        self.unfolds, self._codings = self.unfolds or is_coded(codings), codings
         try:
             self._decoder = decoder(codings)
         except Undecodable as error:
@@ -216,7 +272,14 @@ class Reading(Paced):
         for _ in self.steps(data):
             pass
 
+    def has_all(self) -> None:
+        """What is fed next is the last of the part."""
+        if self._kept is not None:
+            self._kept.is_ended = True
+
     def steps(self, data: bytes) -> Iterator[None]:
+        if self._kept is not None:
+            self._kept.add(data)
         try:
             for piece in self._decoder.feed(data):
                 if self._guarded is None:
@@ -239,10 +302,14 @@ class Reading(Paced):
     def close(self) -> None:
         """The part is complete, or broke off."""
         self.leave()
-        self.settle()
-        if self._guarded is not None:
-            guarded, self._guarded = self._guarded, None
-            self._ask(guarded.close)
+        try:
+            self.settle()
+            if self._guarded is not None:
+                guarded, self._guarded = self._guarded, None
+                self._ask(guarded.close)
+        finally:
+            if self._awaited is None:
+                self._forget()
 
     async def read(self, data: bytes, *, ends: bool) -> None:
         """The next bytes, as they travel, and whether the part is complete with them. Returns when all have looked."""
@@ -251,6 +318,8 @@ class Reading(Paced):
                 self.feed(data)
             await self.catch_up()
         elif data:
+            if self._kept is not None:
+                self._kept.add(data)
             try:
                 for piece in self._decoder.feed(data):
                     self._add(piece)
@@ -264,12 +333,18 @@ class Reading(Paced):
             if self._awaited is not None:
                 self._hear(await self._awaited.close())
                 self._awaited = None
+                self._forget()
 
     def abandon(self) -> None:
         """Nobody is awaited any longer: the part broke off, or the flow is over."""
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
             awaited.abandon()
+        self._forget()
+
+    def _forget(self) -> None:
+        if self._kept is not None:
+            self._kept.leave()
 
     async def _settled(self) -> None:
         data = self._take()
@@ -298,13 +373,22 @@ class Reading(Paced):
 
     def _hear(self, inspected: Inspected) -> None:
         if inspected.findings or inspected.faults:
-            self._watch.told(inspected, self.mask, self._name)
+            self._watch.told(inspected, self.mask, self._part, self._codings, self._kept)
 
     def _give_up(self, error: Exception) -> None:
         self.settle()  # what could be decoded counts
         self._guarded = None
         self.abandon()
         self._watch.failed(NOT_INSPECTED, str(error))
+
+
+async def stopped_by(reading: Awaitable[None]) -> Blocked | None:
+    """What it raises as Blocked."""
+    try:
+        await reading
+    except Blocked as blocked:
+        return blocked
+    return None
 
 
 def limited[T](call: Callable[[], T]) -> T:

@@ -250,7 +250,7 @@ def _by_kind(event: Event) -> tuple[Text, Text, dict[str, Any]]:
         case "finding":
             what = f"{event.get('detector', '')}: {event.get('summary', '')}"
             verdict = Text(shown(event.get("verdict", "")), style="magenta")
-            detail = " · ".join(shown(event[key]) for key in ("severity", "location") if event.get(key))
+            detail = " · ".join(shown(event[key]) for key in ("severity", "location", "item") if event.get(key))
             more = {"detail": detail, "outcome": verdict}
             return Text("  finding", style="bold magenta"), Text(shown(what), "magenta"), more
         case kind:
@@ -279,9 +279,10 @@ def _answer(event: Event) -> Text:
 
 
 def _request(event: Event) -> tuple[Text, Text, dict[str, Any]]:
+    modified = f"modified by {', '.join(event['modified_by'])}" if event.get("modified_by") else ""
     more = {
         "protocol": shown(event.get("http_version", "")),
-        "detail": shown(event.get("content_type") or ""),
+        "detail": shown(" · ".join(part for part in (event.get("content_type"), modified) if part)),
         "outcome": _answer(event),
         "sent_bytes": event.get("request_bytes", 0),
         "received_bytes": event.get("response_bytes", 0),
@@ -314,6 +315,10 @@ def _sentence(event: Event) -> str:
         case "ca":
             detail = f" · {event['detail']}" if event.get("detail") else ""
             return f"{event.get('operation')}: {event.get('subject')}{detail}"
+        case "review":
+            keys = f"keys of {', '.join(event.get('people') or ())}" if event.get("people") else ""
+            by = f"by {event['user']}" if event.get("user") else ""
+            return " · ".join(str(part) for part in (event.get("operation"), event.get("item"), by, keys) if part)
         case "service":
             status = "" if event.get("status") is None else f"status {event['status']}"
             parts = (event.get("operation"), " ".join(event.get("command") or ()), event.get("detail"), status)

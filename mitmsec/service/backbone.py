@@ -101,8 +101,9 @@ class Backbone:
 
     def _start_recorder(self) -> Awaitable[None]:
         """Spawned and told its settings now, so that producers may be introduced; ready when awaited."""
-        recorder = self._recorder = self._spawn(Role.RECORDER, self.state.log)
-        ready = recorder.start(RecorderSettings(folder=str(self.state.log)))
+        folder, quarantine = str(self.state.log), str(self.state.quarantine)
+        recorder = self._recorder = self._spawn(Role.RECORDER, self.state.log, further=quarantine)
+        ready = recorder.start(RecorderSettings(folder=folder, quarantine=quarantine))
         self._producer = Producer(self.recorder_channel(Role.SUPERVISOR, ""), asyncio.get_running_loop())
 
         async def finish() -> None:
@@ -181,9 +182,17 @@ class Backbone:
                 await self._producer.flushed()
             ca_journal.forget(self.state, len(done))
 
-    def _spawn(self, role: Role, folder: Path, shows: tuple[str, ...] = ()) -> ChildProcess:
-        mountpoint = str(self.state.jail)
-        jail = Jail(role=role, account=account_of(role), mountpoint=mountpoint, folder=str(folder), shows=shows)
+    def _spawn(
+        self, role: Role, folder: Path, shows: tuple[str, ...] = (), *, further: str | None = None
+    ) -> ChildProcess:
+        jail = Jail(
+            role=role,
+            account=account_of(role),
+            mountpoint=str(self.state.jail),
+            folder=str(folder),
+            further=further,
+            shows=shows,
+        )
         return ChildProcess(role, partial(spawn, jail), self.log, [Ready, SignerReady, SessionFlushed, Fault])
 
     def is_nobodys(self, label: str) -> bool:
@@ -231,6 +240,19 @@ class Backbone:
     def record(self, seen: Seen) -> None:
         if self._producer is not None:
             self._producer.record(seen)
+
+    async def recorded(self, seen: Seen) -> bool:
+        """Record it; whether it is on disk now."""
+        if self._producer is None:
+            return False
+        before = self._producer.lost
+        self._producer.record(seen)
+        try:
+            async with asyncio.timeout(FLUSH_DEADLINE_S):
+                await self._producer.flushed()
+        except TimeoutError:
+            return False
+        return not self._producer.gone and self._producer.lost == before
 
     def open_capture(self, session: Session) -> None:
         """Tell the recorder, and after its death the next one, where the session's packets go."""

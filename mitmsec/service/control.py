@@ -8,6 +8,7 @@
         ◄── ServiceStarted, ServiceReloaded, ServiceSwitched, RunClosed | Refused
     ca init, import, rotate ── CaChanged ──►
         ◄── CaAdopted | Refused
+    quarantine release ── Review ──► ◄── ReviewRecorded | Refused
 
 The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log. Whoever else may open
 the socket is in the group that may read, and may ask for READING.
@@ -131,6 +132,18 @@ class CaAdopted(Message, frozen=True):
     """The signer signs with what the files hold, and what was done is on record."""
 
 
+class Review(Message, frozen=True):
+    """Somebody is about to see what lies under quarantine, opened with these people's keys."""
+
+    item: str
+    user: str
+    people: tuple[str, ...]
+
+
+class ReviewRecorded(Message, frozen=True):
+    """That is on disk."""
+
+
 class Refused(Message, frozen=True):
     """Why there is no run; `status` is the exit status that says whose fault it is."""
 
@@ -225,6 +238,7 @@ FROM_RUN: tuple[type[Message], ...] = (
     ReloadService,
     SwitchService,
     CaChanged,
+    Review,
 )
 FROM_SUPERVISOR: tuple[type[Message], ...] = (
     RunOpened,
@@ -232,6 +246,7 @@ FROM_SUPERVISOR: tuple[type[Message], ...] = (
     ServiceReloaded,
     ServiceSwitched,
     CaAdopted,
+    ReviewRecorded,
     Refused,
     RunClosed,
     StatusAnswer,

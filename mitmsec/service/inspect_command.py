@@ -57,7 +57,7 @@ type Told = Callable[[int], None]
 @json_option
 @debug_option
 def inspect(files: tuple[Path, ...], named: tuple[str, ...], policy_file: Path | None, as_json: bool) -> None:
-    """Run the inspectors over files, as a dry run: what would they find?
+    """Run the inspectors over files, as a dry run.
 
     FILE may be -, for standard input. Without --inspector these are the ones that the policy names; without either, all
     that need no words. Evidence is redacted, as it is in the log. Exit status: 0 nothing found, 1 something found or

@@ -73,7 +73,8 @@ class Jail(Value, frozen=True):
     account: Account
     mountpoint: str  # an existing empty folder; the mount is private to the child
     network: int | None = None
-    folder: str | None = None  # the only writable place
+    folder: str | None = None  # the only writable place, but for
+    further: str | None = None  # another one
     shows: tuple[str, ...] = ()  # what else there is to read
 
 
@@ -153,8 +154,9 @@ def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: 
         _bind(path, jail.mountpoint, writable=False)
     for path in RESOLVER if jail.role is Role.BROKER else ():
         _bind_content(path, jail.mountpoint)
-    if jail.folder is not None:
-        _bind(jail.folder, jail.mountpoint, writable=True)
+    for folder in (jail.folder, jail.further):
+        if folder is not None:
+            _bind(folder, jail.mountpoint, writable=True)
     for path in outermost(jail.shows):
         _bind(path, jail.mountpoint, writable=False)
     _enter(jail.mountpoint)

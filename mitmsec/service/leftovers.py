@@ -67,6 +67,7 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False, user: str = "roo
     removed += _trusting(_withdrawn(state, user))
     for folder, what, goes in (
         (state.log, "log", purge),
+        (state.quarantine, "quarantine", purge),
         (state.policies, "policies", purge),
         (state.compiled, "compiled", purge),
         (state.ca, "keys", purge or purge_ca),

@@ -5,6 +5,7 @@ ReloadService ─► ServiceReloaded       a policy that cannot be taken up chan
 SwitchService ─► ServiceSwitched       holds for every session, and for those that are opened later
 StopService ───► RunClosed
 CaChanged ─────► CaAdopted             the signer reads the CA again; what was done to it goes on record
+Review ────────► ReviewRecorded        who opens what lies under quarantine goes on record before
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Protocol, assert_never
 
-from mitmsec.audit.event import ServiceSeen
+from mitmsec.audit.event import ReviewSeen, ServiceSeen
 from mitmsec.channel import close_all
 from mitmsec.core.messages import Message
 from mitmsec.service import control
@@ -25,7 +26,12 @@ from mitmsec.service.session import Session
 from mitmsec_redirect.backend import BackendUnavailable
 
 type Order = (
-    control.StartService | control.StopService | control.ReloadService | control.SwitchService | control.CaChanged
+    control.StartService
+    | control.StopService
+    | control.ReloadService
+    | control.SwitchService
+    | control.CaChanged
+    | control.Review
 )
 _FDS = {
     control.StartService: 3,
@@ -33,6 +39,7 @@ _FDS = {
     control.StopService: 0,
     control.SwitchService: 0,
     control.CaChanged: 0,
+    control.Review: 0,
 }
 _NO_SERVICE = control.Refused(
     error="no service runs on this state", remedy="start one: mitmsec start --policy FILE", status=1
@@ -83,6 +90,8 @@ class ServiceOrders:
             case control.CaChanged():
                 await self._supervisor.backbone.adopt_ca()
                 return control.CaAdopted()
+            case control.Review():
+                return await self._review(order)
             case _:
                 assert_never(order)
 
@@ -120,6 +129,16 @@ class ServiceOrders:
             close_all(fds)
             raise
         return control.ServiceReloaded()
+
+    async def _review(self, order: control.Review) -> Message:
+        seen = ReviewSeen(operation="quarantine_released", item=order.item, user=order.user, people=order.people)
+        if await self._supervisor.backbone.recorded(seen):
+            return control.ReviewRecorded()
+        return control.Refused(
+            error="the audit log does not take the event",
+            remedy="nothing was opened; make room, and try again",
+            status=3,
+        )
 
     async def _switch(self, *, off: bool) -> Message:
         """First the word for whoever comes, then those who are there; none of them can keep it from the others."""

@@ -26,7 +26,19 @@ from typing import Any, assert_never
 
 from mitmsec.audit.committer import Committer
 from mitmsec.audit.envelope import Draft, fields_of, is_open
-from mitmsec.audit.event import BytesSeen, ConnectionSeen, FaultSeen, FlowHanded, Kind, Outcome, SecretsSeen, Seen
+from mitmsec.audit.event import (
+    BytesSeen,
+    ConnectionSeen,
+    FaultSeen,
+    FindingSeen,
+    FlowHanded,
+    Kind,
+    Outcome,
+    SealedSeen,
+    SecretsSeen,
+    Seen,
+    ServiceSeen,
+)
 from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Judgement, Refused, Source, held
@@ -45,6 +57,7 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service import child
 from mitmsec.service.captures import Captures
+from mitmsec.service.quarantine_folder import QuarantineFolder
 
 TICK_S = 0.25
 AWAITED_S = 1.0  # how long a worker's word on an unknown flow waits for the gate's
@@ -85,6 +98,7 @@ class Recorder:
             lambda session, why: self._fault("capture_failed", why, session=session),
             lambda session, flow, why: self._fault("capture_incomplete", f"flow {flow}: {why}", session=session),
         )
+        self._quarantine: QuarantineFolder | None = None
         self._is_open = False
         self._changed = asyncio.Event()
         self._committer: Committer
@@ -105,6 +119,8 @@ class Recorder:
         self._committer = Committer(store, self._settled, self._on_committed, self._tell_inlets, self._on_recovered)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._is_open = True
+        if settings.quarantine:
+            self._quarantine = QuarantineFolder(Path(settings.quarantine), self._on_quarantined, self._not_quarantined)
         return None
 
     def told(self, message: Any, fds: list[int]) -> None:
@@ -200,10 +216,14 @@ class Recorder:
                 self._captures.piece(session, seen, time.time_ns(), flow)
             case SecretsSeen():
                 self._captures.secrets(session, seen.lines)
+            case SealedSeen() if self._quarantine is not None:
+                self._quarantine.piece(inlet.source, seen)
 
     def _follow(self, inlet: Inlet, seen: Seen) -> None:
-        """What an event means for the capture file."""
+        """What an event means for the capture file, or the quarantine."""
         match seen:
+            case FindingSeen() if seen.item and self._quarantine is not None:
+                self._quarantine.expect(inlet.source, seen.flow, seen.item)
             case ConnectionSeen() if seen.outcome is not Outcome.OPEN:
                 self._captures.ended(inlet.source.session, seen, time.time_ns())
             case FaultSeen() if seen.what == CAPTURE_LOST:
@@ -223,6 +243,8 @@ class Recorder:
 
     def _on_end(self, inlet: Inlet) -> None:
         self._inlets.remove(inlet)
+        if self._quarantine is not None:
+            self._quarantine.ended(inlet.source)
         self._report_refusals()
         self._changed.set()
         self._committer.poke()
@@ -277,6 +299,19 @@ class Recorder:
 
     def _fault(self, what: str, detail: str, session: str = "", count: int = 1) -> None:
         kind, fields = fields_of(FaultSeen(what=what, detail=detail, count=count))
+        self._admit(Admitted(kind, fields, session), Role.RECORDER.value)
+
+    def _on_quarantined(self, source: Source, seen: SealedSeen, size_bytes: int, sha256: str) -> None:
+        missing = "" if seen.is_whole else ", not all of what was found"
+        detail = f"{seen.item}, {size_bytes} bytes, sha256 {sha256}{missing}"
+        kind, fields = fields_of(ServiceSeen(operation="quarantined", detail=detail))
+        named = {"connection": seen.flow, "item": seen.item}
+        self._admit(Admitted(kind, {**fields, **named}, source.session), Role.RECORDER.value)
+
+    def _not_quarantined(self, source: Source | None, flow: str, why: str) -> None:
+        """What was found has been stopped all the same."""
+        session = "" if source is None else source.session
+        kind, fields = fields_of(FaultSeen(what="quarantine_failed", detail=why, failed="closed", flow=flow))
         self._admit(Admitted(kind, fields, session), Role.RECORDER.value)
 
     def _settled(self) -> Sequence[tuple[Inlet, int]]:

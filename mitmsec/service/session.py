@@ -78,15 +78,13 @@ class Session:
         self.folder = shared.state.session_folder(name)
         self.scope: Scope | None = None
         self.hook: Backend | None = None
-        self.listeners: list[socket.socket] = []
-        self.quic_relays: list[socket.socket] = []
-        self.faults = 0
+        self.listeners, self.quic_relays = list[socket.socket](), list[socket.socket]()
+        self.faults, self._closing = 0, False
         self.children = GateAndWorkers(self)
         self.observers = Observers(self, self._owners)
         self._background = Background()
         self._reloading = Reloading(self)
         self._expiries = Expiries(self.shared.record, self.name)
-        self._closing = False
 
     # -- begin ---------------------------------------------------------------------------------------------------------
     async def open(self, user: str) -> None:
@@ -129,6 +127,8 @@ class Session:
                 certificates=self.policy.certificates,
             )
         )
+        for addon in self.policy.mitmproxy_addons:
+            self.shared.record(ServiceSeen(operation="mitmproxy_addon", session=self.name, detail=addon.told))
 
     def _started(self, user: str, kind: BackendKind) -> ServiceSeen:
         order = self.order

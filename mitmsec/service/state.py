@@ -3,6 +3,7 @@
 STATE/            root 0711
   ca/             signer   0711   issuing key, the signer's alone; certificates, which anybody may read
   log/            recorder 0750   the audit log; group `mitmsec` may read
+  quarantine/     recorder 0700   what findings have put there, sealed to people
   policies/       root 0750       every policy that was loaded, by its fingerprint; group `mitmsec` may read
   compiled/       root 0700       what inspectors look for, compiled: workers run it as code
   trust/          root 0755       what `ca trust` has done, and what lay in those stores before (0700)
@@ -50,6 +51,7 @@ class State:
         self.ca = self.folder / "ca"
         self.log = self.folder / "log"
         self.log_file = self.log / "audit.db"
+        self.quarantine = self.folder / "quarantine"
         self.policies = self.folder / "policies"
         self.compiled = self.folder / "compiled"
         self.run = self.folder / "run"
@@ -69,6 +71,7 @@ class State:
             (self.jail, 0, 0, 0o755),
             (self.ca, signer.uid, signer.gid, 0o711),
             (self.log, recorder.uid, readers_gid() or recorder.gid, 0o2750),
+            (self.quarantine, recorder.uid, recorder.gid, 0o700),
             (self.policies, 0, readers_gid() or 0, 0o2750),
             (self.compiled, 0, 0, 0o700),
         )
@@ -85,7 +88,8 @@ class State:
         """A folder that holds other things is somebody's mistake, unless it has been a state already."""
         names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
         others = names - {
-            folder.name for folder in (self.run, self.log, self.policies, self.compiled, self.ca, self.trust)
+            folder.name
+            for folder in (self.run, self.log, self.quarantine, self.policies, self.compiled, self.ca, self.trust)
         }
         if others and not (self.run / "identity").is_file():
             raise _refused(self.folder, f"is not a state directory: it holds {min(others)}")

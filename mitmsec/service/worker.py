@@ -26,7 +26,7 @@ from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import prepared_in, without_names
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.links import GateLink, SignerLink, read_all
-from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings
+from mitmsec.engine.seams import Collaborators, Encapsulation, EngineSettings, Sealing
 from mitmsec.service import child
 from mitmsec.service.issuers import Issuers
 from mitmsec.service.scan_line import ScanLine
@@ -84,6 +84,8 @@ class Worker:
                 inspectors=self._inspectors(settings.session, policy.inspectors, prepared, self._recorder),
                 identities=policy.identities,
                 services=policy.services,
+                addons=policy.mitmproxy_addons,
+                sealing=_sealing(policy),
                 keys_pem=read_all(fds[5]) if len(fds) == 6 else b"",
                 encapsulation=_encapsulation(settings),
             ),
@@ -161,6 +163,15 @@ class Worker:
             except TimeoutError:
                 pass
             self._recorder.close()
+
+
+def _sealing(policy: Policy) -> Sealing | None:
+    """What seals content under quarantine, where the policy names people for it."""
+    if not policy.recipients:
+        return None
+    from mitmsec_certs.quarantine_box import Sealing
+
+    return Sealing(policy.recipients)
 
 
 def _encapsulation(settings: WorkerSettings) -> Callable[[], Encapsulation | None]:

@@ -31,6 +31,7 @@ from mitmsec.audit.event import (
     NamedBy,
     Outcome,
     PolicySeen,
+    ReviewSeen,
     Seen,
     ServiceSeen,
 )
@@ -114,6 +115,12 @@ def test_a_connection_that_went_through_a_proxy_says_by_which_kind_of_tunnel() -
     assert "through" not in event_of(connection())
 
 
+def test_who_opened_what_lies_under_quarantine_is_a_review() -> None:
+    seen = ReviewSeen(operation="quarantine_released", item="f-1", user="joe", people=("alice", "bob"))
+    fields = {"operation": "quarantine_released", "item": "f-1", "user": "joe", "people": ("alice", "bob")}
+    assert fields_of(seen) == (Kind.REVIEW, fields)
+
+
 def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:
     still = connection(outcome=Outcome.OPEN)
     assert event_id(still) == "flow-1.open"
@@ -127,6 +134,10 @@ def test_a_request_and_a_finding_carry_their_flows_process() -> None:
     assert (event["method"], event["url"], event["status"]) == ("GET", "https://api.example.com/v1/items", 200)
     assert (event["http_version"], event["request_bytes"], event["response_bytes"]) == ("HTTP/2", 90, 4000)
     assert event["content_type"] == "application/json"
+    assert "seen_by" not in event
+    assert "item" not in event_of(finding())
+    assert event_of(replace(finding(), item="flow-1-0123abcd"))["item"] == "flow-1-0123abcd"
+    assert event_of(replace(request(), seen_by=("a.py",), modified_by=("a.py",)))["modified_by"] == ["a.py"]
     event = event_of(finding())
     assert event["process"]["pid"] == CURL.pid
     assert event["connection"] == "flow-1"

@@ -14,6 +14,8 @@ OWNERS = {
     event.BytesSeen: {Role.GATE, Role.WORKER},
     event.RequestSeen: {Role.WORKER},
     event.FindingSeen: {Role.WORKER},
+    event.SealedSeen: {Role.WORKER},
+    event.ReviewSeen: {Role.SUPERVISOR},
     event.SecretsSeen: {Role.WORKER},
     event.CertificateSeen: {Role.SIGNER},
     event.PolicySeen: {Role.SUPERVISOR},

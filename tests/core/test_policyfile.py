@@ -174,7 +174,6 @@ def test_a_rule_may_expire_at_a_moment_of_a_zone() -> None:
         ('address = ["a.example"]', 'address[0]: "a.example" is a name, not an address; names stand under host'),
         ('address = ["fe80::1%eth0"]', 'address[0]: "fe80::1%eth0" names an interface'),
         ('address = ["::ffff:10.0.0.0/104"]', "address[0]: IPv4-mapped addresses are seen as IPv4"),
-        ('on_finding = "quarantine"', 'on_finding: "quarantine" is not supported by this version'),
         ('delivery = "windows"', 'delivery: "windows" is not one of hold, tail, window; did you mean "window"?'),
         ('inspect = ["secrets"]', 'inspect[0]: no inspector is called "secrets"; there are: keywords, other'),
         (

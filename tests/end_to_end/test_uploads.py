@@ -1,39 +1,111 @@
-"""What a policy keeps in does not get out, and stands in the log without being told there."""
+"""What a policy keeps in or out does not get through, and stands in the log without being told there."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import string
 
 import pytest
-from conftest import Mitmsec, Network
+from conftest import Mitmsec, Network, here
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
 RULE = """
+[engine]
+mitmproxy_addons = ["marks.py"]
+
 [[rule]]
 name = "no secrets leave"
 action = "decrypt"
 inspect = ["secrets"]
 on_finding = "block"
 """
+ADDON = """
+class Marks:
+    def request(self, flow):
+        if flow.request.path == "/led":
+            flow.request.host = "bank.test"
+
+    def responseheaders(self, flow):
+        if flow.request.path.startswith("/hello"):
+            flow.response.headers["x-addon"] = "was-here"
+
+addons = [Marks()]
+"""
 
 
-def test_an_upload_of_a_secret_is_refused_and_another_passes(origin: Network, mitmsec: Mitmsec) -> None:
+def test_a_secret_neither_leaves_nor_arrives_and_an_addon_leads_nowhere_else(origin: Network, mitmsec: Mitmsec) -> None:
     secret = "".join(random.choices(string.ascii_letters + string.digits, k=36))
-    curl = "curl -sS -o /dev/null -w '%{http_code} '"
+    (origin.folder / "www" / "leaked.txt").write_text(f"a note ghp_{secret}\n")
+    (mitmsec.state.parent / "marks.py").write_text(ADDON)
+    curl = "curl -sS -o /dev/null -w '%{http_code}%header{x-addon} '"
     url = "https://origin.test/hello"
-    script = f"{curl} -d 'note ghp_{secret}' {url}; {curl} -d 'note' {url}"
+    script = f"{curl} -d 'note ghp_{secret}' {url}; {curl} -d 'note' {url}; {curl} https://origin.test/led; "
+    script += "curl -sS --http1.1 https://origin.test/leaked.txt; curl -sS --http2 https://origin.test/leaked.txt"
     done = mitmsec.run("--policy", mitmsec.policy(RULE), "--", "sh", "-c", script)
-    refused, passed = done.stdout.split()
-    assert (refused, passed != "403") == ("403", True)
-    (finding,) = mitmsec.of_kind("finding")
-    assert (finding["detector"], finding["summary"], finding["verdict"]) == ("secrets", "secret, github-pat", "block")
-    assert (finding["evidence"], finding["location"]) == ("ghp_… (40 characters)", "request.body+5")
-    outcomes = [(one["status"], one.get("outcome"), one.get("answered_by")) for one in mitmsec.of_kind("request")]
-    assert outcomes[0] == (403, "blocked", "mitmsec")
-    assert outcomes[1][1:] == (None, None), "the origin has answered that one, and heard of no other"
+    refused, passed, led, pages = done.stdout.split(" ", 3)
+    assert (refused, passed, led) == ("403", "200was-here", "421"), done
+    assert pages.count("403 Forbidden\n\nmitmsec blocked the answer to this request because of what it carries.\n") == 2
+    assert pages.count("Finding: secrets: secret, github-pat\nRule: no secrets leave\nConnection: ") == 2
+    sent, *received = mitmsec.of_kind("finding")
+    for finding, location in ((sent, "request.body+5"), *((one, "response.body+7") for one in received)):
+        assert (finding["detector"], finding["summary"], finding["verdict"]) == (
+            "secrets", "secret, github-pat", "block",
+        )  # fmt: skip
+        assert (finding["evidence"], finding["location"]) == ("ghp_… (40 characters)", location)
+    asked = [
+        (one["status"], one.get("outcome"), one.get("answered_by"), one.get("modified_by"))
+        for one in mitmsec.of_kind("request")
+    ]
+    assert asked == [
+        (403, "blocked", "mitmsec", None),
+        (200, None, None, ["marks.py"]),  # the origin has answered that one, and heard of no other upload
+        (421, None, "mitmsec", ["marks.py"]),
+        *[(403, "blocked", "mitmsec", None)] * 2,
+    ]
     assert secret not in str(mitmsec.events())
-    assert mitmsec.of_kind("fault") == []
+    (loaded,) = [one for one in mitmsec.of_kind("service") if one["operation"] == "mitmproxy_addon"]
+    assert loaded["detail"] == f"marks.py, sha256 {hashlib.sha256(ADDON.encode()).hexdigest()}"
+    (fault,) = mitmsec.of_kind("fault")
+    assert (fault["what"], fault["failed"]) == ("misdirected_request", "closed")
     kept = [entry.name.partition("-")[0] for entry in (mitmsec.state / "compiled").iterdir()]
     assert kept.count("secrets") == 1  # beside what others that joined have had compiled
+
+
+def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, mitmsec: Mitmsec) -> None:
+    folder, state = mitmsec.state.parent, str(mitmsec.state)
+    files = [folder / f"{name}.pem" for name in ("alice", "bob", "carol")]
+    people = [
+        json.loads(here("quarantine", "keys", file.stem, "-o", str(file), "--json"))["recipient"] for file in files
+    ]
+    secret = "".join(random.choices(string.ascii_letters + string.digits, k=36))
+    upload = folder / "upload"
+    upload.write_text(f"note ghp_{secret}\n" + "\n".join(f"line {number}" for number in range(4000)))
+    policy = f"[quarantine]\nrecipients = {people!r}\n"
+    policy += RULE.partition("\n\n")[2].replace('"block"', '"quarantine"')
+    sent = f"curl -sS --data-binary @{upload} https://origin.test/hello"
+    done = mitmsec.run("--policy", mitmsec.policy(policy), "--", "sh", "-c", sent)
+    assert "403 Forbidden" in done.stdout, done
+    (finding,) = mitmsec.of_kind("finding")
+    (kept,) = [one for one in mitmsec.of_kind("service") if one["operation"] == "quarantined"]
+    item = finding["item"]
+    assert (finding["verdict"], kept["item"], kept["connection"]) == ("quarantine", item, finding["connection"])
+    assert mitmsec.of_kind("fault") == []
+    file = mitmsec.state / "quarantine" / item
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert secret.encode() not in file.read_bytes()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in kept["detail"]
+    (listed,) = map(json.loads, here("quarantine", "list", "--json", "--state", state).splitlines())
+    assert (listed["item"], listed["content_bytes"], listed["is_whole"]) == (item, upload.stat().st_size, True)
+    assert listed["sealed_for"] == ["alice", "bob", "carol"]
+    words = ["quarantine", "release", item, "--key", str(files[2]), "--key", str(files[0]), "--state", state, "--json"]
+    about = json.loads(here(*words, "-o", str(folder / "released")))
+    assert (folder / "released").read_bytes() == upload.read_bytes()
+    assert (about["location"], about["detector"], about["people"]) == ("request.body+5", "secrets", ["alice", "carol"])
+    (review,) = mitmsec.of_kind("review")
+    assert (review["operation"], review["item"], review["people"]) == (
+        "quarantine_released", item, ["alice", "carol"],
+    )  # fmt: skip
+    assert review["user"]

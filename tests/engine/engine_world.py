@@ -21,10 +21,11 @@ from mitmsec.core.identity import Identity
 from mitmsec.core.inspection import AnyInspector, Part
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext, Upgrading
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
 from mitmsec.core.sniff import Protocol
 from mitmsec.engine.engine import Engine
-from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused
+from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused, Sealing
 from mitmsec_certs.keystore import open_keystore
 from mitmsec_certs.leaf_keys import LeafKeys
 from mitmsec_certs.profile import Name
@@ -265,6 +266,8 @@ async def world(
     services: Sequence[KnownService] = (),
     keys_pem: bytes = b"",
     roots_pem: bytes = b"",
+    addons: Sequence[MitmproxyAddon] = (),
+    sealing: Sealing | None = None,
     terms: Terms = Terms(),  # noqa: B008 -- frozen
 ) -> AsyncIterator[World]:
     recorder, mint, gate = Recorder(), RealMint(tmp_path / "ca"), _LateGate()
@@ -281,6 +284,8 @@ async def world(
             identities=identities,
             services=services,
             keys_pem=keys_pem,
+            addons=addons,
+            sealing=sealing,
         ),
     )
     made = gate.world = World(engine, recorder, mint, Endpoint(address="127.0.0.1", port=origin_port))

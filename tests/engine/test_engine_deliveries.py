@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import trustme
 from engine_h2 import Client, Origin, get
-from engine_world import NAME, World, connected, origin, server_context, trusting, world
+from engine_world import NAME, Word, World, connected, origin, server_context, trusting, world
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import Inspection, Part, PartKind
@@ -148,6 +148,113 @@ def test_a_download_whose_end_gives_it_away_is_reset_over_http1(tmp_path: Path) 
                 await all_of(reader, got)
             assert WORD not in got
             assert (await made.end()).outcome == Outcome.BLOCKED
+
+    asyncio.run(main())
+
+
+ANSWERS: dict[str, tuple[str, dict[str, str], bytes]] = {
+    "/clean": ("200", {"content-length": "5"}, b"clean"),
+    "/small": ("200", {"content-length": "30000"}, b"SECRET".rjust(30_000, b"x")),
+    "/part": ("206", {"content-length": "8", "content-range": "bytes 0-7/100"}, b"a SECRET"),
+    "/head": ("200", {"content-length": "70000", "x-note": "a SECRET"}, b"x" * 70_000),
+    "/same": ("304", {"content-length": "70000", "x-note": "a SECRET"}, b""),
+    "/none": ("204", {"x-note": "a SECRET"}, b""),
+    "/same-clean": ("304", {"content-length": "70"}, b""),
+    "/trailed": ("200", {"content-length": "5"}, b"clean"),  # over HTTP/2, which has trailers after such a body
+}
+
+
+class Answering(Origin):
+    def _answer(self, connection: Any, stream: int, path: str, left: dict[int, int]) -> None:
+        status, fields, body = ANSWERS[path]
+        is_empty = not body or self.requests[-1][0][":method"] == "HEAD"
+        connection.send_headers(stream, [(":status", status), *fields.items()], end_stream=is_empty)
+        for at in () if is_empty else range(0, len(body), 16_000):
+            is_last = path != "/trailed" and at + 16_000 >= len(body)
+            connection.send_data(stream, body[at : at + 16_000], end_stream=is_last)
+        if path == "/trailed":
+            connection.send_headers(stream, [("x-note", "a SECRET")], end_stream=True)
+
+
+async def answer_plainly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while line := await reader.readline():
+        method, path, _ = line.decode().split()
+        await reader.readuntil(b"\r\n\r\n")
+        status, fields, body = ANSWERS[path]
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        writer.write(f"HTTP/1.1 {status} So\r\n{head}\r\n".encode() + (b"" if method == "HEAD" else body))
+
+
+PASSED = {("GET", "/clean"): "200", ("GET", "/same-clean"): "304", ("HEAD", "/clean"): "200", ("HEAD", "/small"): "200"}
+STOPPED = [("GET", path) for path in ("/small", "/part", "/head", "/same", "/none")] + [("HEAD", "/head")]
+
+
+def check_page(method: str, got: tuple[str, bytes], number: int) -> None:
+    status, body = got
+    assert status == "403"
+    text = (
+        "403 Forbidden\n\nmitmsec blocked the answer to this request because of what it carries.\nFinding: word: the "
+    )
+    assert body == (b"" if method == "HEAD" else f"{text}word\nRule: the rule\nConnection: flow-{number}\n".encode())
+
+
+def check_record(made: World, count: int) -> None:
+    blocked = [seen for seen in made.recorder.requests if seen.outcome is Outcome.BLOCKED]
+    assert len(blocked) == count
+    assert {(seen.status, seen.answered_by, seen.content_type) for seen in blocked} == {(403, "mitmsec", None)}
+    assert made.recorder.faults == []
+
+
+def test_a_small_answer_that_must_not_arrive_is_a_page_over_http1(tmp_path: Path) -> None:
+    """Nothing of it has gone on, its head not either. What may arrive does, and its connection stays."""
+
+    async def ask(made: World, method: str, path: str) -> tuple[str, bytes]:
+        reader, writer = await connected(made, None)
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode() * 2)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        status = head.split()[1].decode()
+        if status == "403":  # which ends the connection, in order
+            return status, await asyncio.wait_for(reader.read(), 10)
+        size_bytes = len(ANSWERS[path][2]) if method == "GET" else 0
+        body = await reader.readexactly(size_bytes)
+        assert head + body == (await reader.readuntil(b"\r\n\r\n")) + await reader.readexactly(size_bytes)
+        return status, body
+
+    async def main() -> None:
+        async with (
+            origin(answer_plainly, None) as port,
+            world(tmp_path, port, inspectors=[Word()], on_finding=OnFinding.BLOCK, kind=Plaintext.HTTP) as made,
+        ):
+            for (method, path), status in PASSED.items():
+                assert await ask(made, method, path) == (status, ANSWERS[path][2] if method == "GET" else b"")
+            for number, (method, path) in enumerate(STOPPED, start=len(PASSED) + 1):
+                check_page(method, await ask(made, method, path), number)
+            check_record(made, len(STOPPED))
+
+    asyncio.run(main())
+
+
+def test_a_small_answer_that_must_not_arrive_is_a_page_over_http2(tmp_path: Path) -> None:
+    """The other streams of its connection go on."""
+
+    async def main() -> None:
+        ca = trustme.CA()
+        async with (
+            origin(Answering(), server_context(ca, alpn=("h2",))) as port,
+            world(tmp_path, port, [ca], inspectors=[Word()], on_finding=OnFinding.BLOCK) as made,
+        ):
+            client = Client(*await connected(made, trusting(tmp_path, alpn=("h2",))))
+            asked = [*STOPPED, ("GET", "/trailed"), *PASSED]
+            streams = [client.request([(":method", method), *get(path, NAME)[1:]]) for method, path in asked]
+            await client.until_ended(*streams)
+            for stream, (method, path) in zip(streams, asked, strict=True):
+                got = client.headers[stream][":status"], bytes(client.bodies[stream])
+                if (method, path) in PASSED:
+                    assert got == (PASSED[method, path], ANSWERS[path][2] if method == "GET" else b"")
+                else:
+                    check_page(method, got, 1)
+            assert not client.resets
+            check_record(made, len(STOPPED) + 1)
 
     asyncio.run(main())
 

@@ -7,11 +7,12 @@ import time
 
 import pytest
 from audit_events import connection, draft, finding, request
+from msgspec.structs import replace
 from rich.cells import cell_len
 from rich.console import Console
 
 from mitmsec.audit.envelope import Fields, sealed
-from mitmsec.audit.event import CaSeen, CertificateSeen, FaultSeen, Outcome, PolicySeen, Seen, ServiceSeen
+from mitmsec.audit.event import CaSeen, CertificateSeen, FaultSeen, Outcome, PolicySeen, ReviewSeen, Seen, ServiceSeen
 from mitmsec.core.model import Process
 from mitmsec.service.audit_table import FIRST_KEYS, size, table_of, tree_of
 
@@ -64,6 +65,11 @@ def test_a_peer_can_neither_move_the_cursor_nor_write_markup_nor_reverse_the_lin
         ),
         (CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036"), "created: CN=x"),
         (ServiceSeen(operation="run_ended", command=("curl", "x"), status=0), "run_ended · curl x · status 0"),
+        (
+            ReviewSeen(operation="quarantine_released", item="f-1", user="joe", people=("alice", "bob")),
+            "quarantine_released · f-1 · by joe · keys of alice, bob",
+        ),
+        (replace(request(), modified_by=("a.py",)), "modified by a.py"),
         (FaultSeen(what="events_lost", count=7, failed="open"), "events_lost · failed open × 7"),
         (
             CertificateSeen(flow="f", serial="1", names=("a.example",), not_after="2026-12-01", flaw="expired"),

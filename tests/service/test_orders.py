@@ -73,6 +73,10 @@ class Supervisor:
         session = self.sessions["s"] = Session("s", order)
         return session
 
+    async def recorded(self, seen: Any) -> bool:
+        self.events.append(seen)
+        return self.fails is None
+
     async def adopt_ca(self) -> None:
         if self.fails is not None:
             raise self.fails
@@ -242,3 +246,16 @@ def test_a_changed_ca_is_adopted_or_refused_with_the_signers_words() -> None:
         assert "mode 0644" in refused.error
 
     asyncio.run(story())
+
+
+def test_who_opens_what_lies_under_quarantine_goes_on_record_before(supervisor: Supervisor, client: Client) -> None:
+    order = control.Review(item="f-1", user="joe", people=("alice", "bob"))
+    assert client(order) == control.ReviewRecorded()
+    (seen,) = supervisor.events
+    assert msgspec.structs.asdict(seen) == {
+        "operation": "quarantine_released", "item": "f-1", "user": "joe", "people": ("alice", "bob"),
+    }  # fmt: skip
+    supervisor.fails = OSError()
+    answer = client(order)
+    assert isinstance(answer, control.Refused)
+    assert (answer.status, answer.remedy) == (3, "nothing was opened; make room, and try again")

@@ -22,7 +22,16 @@ def test_folders_belong_to_whom_they_should_whatever_they_were(tmp_path: Path) -
     state.make()
     found = {
         path.name: (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode))
-        for path in (state.folder, state.run, state.jail, state.ca, state.log, state.policies, state.compiled)
+        for path in (
+            state.folder,
+            state.run,
+            state.jail,
+            state.ca,
+            state.log,
+            state.policies,
+            state.compiled,
+            state.quarantine,
+        )
     }
     assert found == {
         "state": (0, 0o711),
@@ -31,6 +40,7 @@ def test_folders_belong_to_whom_they_should_whatever_they_were(tmp_path: Path) -
         "ca": (account_of(Role.SIGNER).uid, 0o711),
         "log": (account_of(Role.RECORDER).uid, 0o2750),
         "policies": (0, 0o2750),
+        "quarantine": (account_of(Role.RECORDER).uid, 0o700),
         "compiled": (0, 0o700),
     }
 

@@ -209,7 +209,15 @@ class QuicConversation:
             connection.sni, connection.timestamp_tls_setup = order.name, time.time()
         inspectors, on_failure = self._engine.collaborators.inspectors, self._engine.settings.on_failure
         try:
-            watch = Watch(order.flow, order.decision, inspectors, on_failure, self._recorder)
+            watch = Watch(
+                order.flow,
+                order.decision,
+                inspectors,
+                on_failure,
+                self._recorder,
+                self._engine.addons,
+                self._engine.quarantine,
+            )
         except Blocked as blocked:
             raise Ended(Outcome.BLOCKED, str(blocked), reset=True) from None
         dialogue = self._dialogue = QuicDialogue(

@@ -89,7 +89,7 @@ async def test_a_finding_stops_a_request_before_its_origin_sees_it_and_an_answer
 
     def remember(origin: Origin, stream_id: int, head: dict[str, str], body: bytes) -> None:
         asked.append(body)
-        origin.say(stream_id, b"a SECRET")
+        origin.say(stream_id, b"a SECRET", [(b"content-length", b"8")] if head[":path"] == "/told" else [])
 
     blocks = OnFinding.BLOCK
     async with origin(ca, remember) as port:
@@ -102,10 +102,12 @@ async def test_a_finding_stops_a_request_before_its_origin_sees_it_and_an_answer
                     answer = await client.got("/down")
                     assert answer.failed
                     assert b"SECRET" not in answer.body
+                held = await client.got("/told")  # nothing of it has gone on
+                assert (held.status, held.body.partition(b"\n")[0]) == ("403", b"403 Forbidden")
             ended = await the.end()
-            assert (ended.outcome, asked) == (Outcome.COMPLETED, [b"", b""])
-            assert [seen.outcome for seen in the.recorder.requests] == [Outcome.BLOCKED] * 3
-            assert len(the.recorder.findings) == 3
+            assert (ended.outcome, asked) == (Outcome.COMPLETED, [b"", b"", b""])
+            assert [seen.outcome for seen in the.recorder.requests] == [Outcome.BLOCKED] * 4
+            assert len(the.recorder.findings) == 4
 
 
 @story

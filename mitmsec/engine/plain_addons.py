@@ -1,0 +1,260 @@
+"""Plain addons of mitmproxy's, as a policy names them: asked about whole messages, and never believed.
+
+    exchange ── requestheaders ─► request ─► inspectors ─► origin ─► responseheaders ─► response ─► inspectors ─► client
+                      each addon in turn │ raises, or leaves what is no HTTP ─► as it was before; AddonFailed
+                                         └ changed something ─► on record, and admission is asked once more
+
+There is no Master (engine.embedded says why), so there are no options, commands, events of other kinds, and no other
+addons to find. They run in the worker, which has no network and no disk. An addon can change what is said to the origin
+that was decided, and what the program hears; where that goes is not its to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from mitmproxy import ctx, http
+
+from mitmsec.core.inspecting import TooLong
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
+from mitmsec.engine.exchange import Exchange
+from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
+from mitmsec.engine.watch import Blocked, limited
+
+LIMIT_S = 10.0  # on the clock, for one that waits
+HOOKS = ("requestheaders", "request", "responseheaders", "response")
+WHOLE = ("request", "response")  # of them: the body is there
+FRAMING = ("content-length", "transfer-encoding")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
+_TARGET = re.compile(rb"/[\x21-\x7e\x80-\xff]*|\*")  # of no other form: one that names a host would lead there
+_STATUSES = range(200, 600)
+_BODILESS = (204, 304)
+_DATA = ("http_version", "content", "method", "path", "authority", "host", "port", "scheme", "status_code", "reason")
+
+
+class Unsound(Exception):
+    """What an addon made of a message is no HTTP that could be sent; the text says what."""
+
+
+class Visit:
+    """What came of asking all addons about one message."""
+
+    __slots__ = ("changed", "faults", "seen")
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.changed: list[str] = []
+        self.faults: list[str] = []
+        """Name, hook and the kind of error: never its message, which may quote content."""
+
+
+class PlainAddons:
+    """Those of one worker. `unusable` tells of those that could not be loaded: name, and the kind of error."""
+
+    def __init__(self, addons: Sequence[MitmproxyAddon]) -> None:
+        self.unusable: list[str] = []
+        self._hooks: dict[str, list[tuple[str, list[Callable[..., Any]]]]] = {hook: [] for hook in HOOKS}
+        for addon in addons:
+            try:
+                parts = limited(partial(_loaded, addon))
+            except (Exception, SystemExit, TooLong) as error:
+                self.unusable.append(f"{addon.name}: {type(error).__name__}")
+                continue
+            for hook in HOOKS:
+                methods = [method for part in parts if callable(method := getattr(part, hook, None))]
+                if methods:
+                    self._hooks[hook].append((addon.name, methods))
+
+    def wants(self, hook: str) -> bool:
+        """Some are to be asked."""
+        return bool(self._hooks[hook])
+
+    async def ask(self, hook: str, flow: http.HTTPFlow) -> Visit:
+        """Each addon that wants it. `flow` is then what they made of it, or what it was before one that failed."""
+        visit = Visit()
+        for name, methods in self._hooks[hook]:
+            before = _Kept(flow)
+            visit.seen.append(name)
+            try:
+                for method in methods:
+                    answer = limited(partial(method, flow))
+                    if inspect.isawaitable(answer):
+                        await asyncio.wait_for(answer, LIMIT_S)
+                changed = before.check(flow, is_whole=hook in WHOLE)
+            except (Exception, SystemExit, TooLong) as error:
+                before.restore(flow)
+                why = f", {error}" if isinstance(error, Unsound) else ""
+                visit.faults.append(f"{name}: {hook}: {type(error).__name__}{why}")
+                continue
+            if changed:
+                visit.changed.append(name)
+        return visit
+
+
+async def visit(addons: PlainAddons, hook: str, flow: http.HTTPFlow, exchange: Exchange) -> Blocked | None:
+    """Ask them about one message of `exchange`; what stops it, be it what they made of it."""
+    had_answer, steering = flow.response is not None, _steering(flow.request)
+    came = await addons.ask(hook, flow)
+    request = flow.request
+    quicken(request.headers)
+    if asks_for_h2c(request.headers.fields):
+        without_h2c(request)
+    try:
+        exchange.visited(came.seen, came.changed, came.faults)
+        if came.changed and hook in ("requestheaders", "request"):
+            exchange.admit_again(
+                request.data.method,
+                request.data.path,
+                authorities(request),
+                request.headers.fields,
+                is_led=_steering(request) != steering,
+                content=request.data.content or b"",
+                changed_by=came.changed,
+            )
+            if request.stream:  # its inspectors may have to be asked now, or no longer
+                request.stream = True if exchange.asks(sent=True) else exchange.request_body
+        if flow.response is not None and not had_answer:
+            exchange.answered(came.changed[-1], len(flow.response.data.content or b""))
+        elif came.changed and hook == "response" and flow.response is not None:
+            response = flow.response
+            exchange.response_again(response.status_code, response.headers.fields, response.data.content or b"")
+    except Blocked as blocked:
+        return blocked
+    return None
+
+
+def _steering(request: http.Request) -> tuple[str, int, bytes]:
+    """What leads mitmproxy to an origin."""
+    return request.data.host, request.data.port, request.data.scheme
+
+
+class _Kept:
+    """A flow as it was."""
+
+    def __init__(self, flow: http.HTTPFlow) -> None:
+        self._request, self._response = flow.request, flow.response
+        self._request_state, self._response_state = _state(flow.request), _state(flow.response)
+        self._streams = [None if one is None else one.stream for one in (flow.request, flow.response)]
+        self._error = flow.error
+
+    def restore(self, flow: http.HTTPFlow) -> None:
+        flow.request, flow.response, flow.error = self._request, self._response, self._error
+        _set(self._request, self._request_state)
+        _set(self._response, self._response_state)
+        self._restore_streams(flow)
+
+    def _restore_streams(self, flow: http.HTTPFlow) -> None:
+        """How bodies go by is ours: an addon that had its way would have them pass unread."""
+        for message, stream in zip((flow.request, flow.response), self._streams, strict=True):
+            if message is not None and stream is not None:
+                message.stream = stream
+
+    def check(self, flow: http.HTTPFlow, *, is_whole: bool) -> bool:
+        """Whether anything has changed. Raises Unsound. `is_whole`: the body is there, to be changed."""
+        self._restore_streams(flow)
+        for message, state in ((flow.request, self._request_state), (flow.response, self._response_state)):
+            if message is not None and state and not is_whole:
+                message.data.content = state["content"]
+        if not is_whole and flow.request.stream and self._response is None and flow.response is not None:
+            raise Unsound("a request whose body goes by is not to be answered before it has")
+        changed = _state(flow.request) != self._request_state
+        if changed:
+            _check(flow.request, self._request_state)
+        if _state(flow.response) == self._response_state:
+            return changed or flow.error is not self._error
+        if flow.response is None:
+            raise Unsound("an answer that has come cannot be taken back")
+        _check(flow.response, self._response_state, flow.request.method == "HEAD")
+        return True
+
+
+def _state(message: http.Message | None) -> dict[str, Any]:
+    if message is None:
+        return {}
+    data = message.data
+    state = {name: getattr(data, name) for name in _DATA if hasattr(data, name)}
+    return {**state, "headers": data.headers.fields, "trailers": data.trailers and data.trailers.fields}
+
+
+def _set(message: http.Message | None, state: dict[str, Any]) -> None:
+    if message is None:
+        return
+    data = message.data
+    for name in _DATA:
+        if name in state:
+            setattr(data, name, state[name])
+    data.headers = http.Headers(state["headers"])
+    data.trailers = None if state["trailers"] is None else http.Headers(state["trailers"])
+
+
+def _check(message: http.Message, before: dict[str, Any], is_head: bool = False) -> None:
+    """Raises Unsound for what a peer would read as something else than one message."""
+    if before and message.data.http_version != before["http_version"]:
+        raise Unsound("the version of HTTP is not to be changed")
+    if isinstance(message, http.Request):
+        if not _NAME.fullmatch(message.data.method) or not _TARGET.fullmatch(message.data.path):
+            raise Unsound("a method or path that cannot be sent")
+    elif not isinstance(message, http.Response) or message.status_code not in _STATUSES:
+        raise Unsound("no answer that can be sent")
+    elif not all(char >= 0x20 for char in message.data.reason):
+        raise Unsound("a reason that cannot be sent")
+    for name, value in (*message.headers.fields, *(message.trailers.fields if message.trailers else ())):
+        if not _NAME.fullmatch(name) or any(char in value for char in b"\r\n\0"):
+            raise Unsound("a field that cannot be sent")
+    _frame(message, before, is_head=is_head)
+
+
+def _frame(message: http.Message, before: dict[str, Any], *, is_head: bool) -> None:
+    """One body, as long as its head says."""
+    if not before and message.data.content is None:
+        message.data.content = b""
+    content = message.data.content
+    is_bodiless = isinstance(message, http.Response) and message.status_code in _BODILESS
+    if is_head:
+        message.data.content = None if content is None else b""
+    elif content is None:  # it goes by
+        was_bodiless = before.get("status_code") in _BODILESS
+        if was_bodiless != is_bodiless or _framing(message.headers.fields) != _framing(before["headers"]):
+            raise Unsound("the length of a body that goes by is not to be changed")
+    elif is_bodiless and content:
+        raise Unsound("a body where there can be none")
+    else:
+        message.headers.pop("transfer-encoding", None)
+        is_told = isinstance(message, http.Response) or bool(content) or "content-length" in message.headers
+        if is_told and not is_bodiless:
+            message.headers["content-length"] = str(len(content))
+
+
+def _framing(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return sorted((name.lower(), value) for name, value in fields if name.lower().decode("latin-1") in FRAMING)
+
+
+def _loaded(addon: MitmproxyAddon) -> list[object]:
+    """The module, which may have hooks itself, and what it calls its `addons`."""
+    module = ModuleType(f"mitmsec_plain_addon_{addon.sha256}")
+    module.__file__ = addon.name
+    sys.modules[module.__name__] = module  # where classes look for what they are of
+    if not hasattr(ctx, "log"):
+        vars(ctx)["log"] = _Silence()
+    exec(compile(addon.text, addon.name, "exec"), vars(module))  # noqa: S102 -- the policy says so
+    return [module, *_flat(getattr(module, "addons", ()))]
+
+
+def _flat(addons: Any) -> Iterator[object]:
+    for one in addons:
+        yield one
+        yield from _flat(getattr(one, "addons", ()))
+
+
+class _Silence:
+    """`ctx.log`: there is nowhere to write to."""
+
+    def __getattr__(self, _level: str) -> Callable[..., None]:
+        return lambda *_, **__: None

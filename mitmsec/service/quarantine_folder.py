@@ -1,0 +1,151 @@
+"""STATE/quarantine, as the recorder writes it: one file for each item, whole or not there, sealed before it came.
+
+    SealedSeen 0, 1, … ──► ITEM.part ── the last one ──► on disk ──► ITEM ──► `on_kept`
+                              └─ a gap, too much, a full disk, its producer ends ──► removed, `on_failed`
+
+What a worker that was taken over sends may be anything: it is bounded, never read, and lies under its flow's name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from mitmsec.audit.event import SealedSeen
+from mitmsec.audit.intake import Source
+from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
+
+FOLDER_LIMIT_BYTES = 4 << 30
+OPEN_LIMIT = 256  # of one producer
+PART = ".part"
+_NAME = re.compile(r"[0-9A-Za-z]{1,64}-[0-9a-f]{8}")
+
+
+class _Open:
+    """An item that is not complete. Without a `file` it has failed, and what still comes of it is dropped."""
+
+    def __init__(self, file: BinaryIO | None) -> None:
+        self.file, self.size_bytes, self.digest = file, 0, hashlib.sha256()
+
+
+class QuarantineFolder:
+    """`on_kept(source, seen, size_bytes, sha256)` for an item that is on disk; `on_failed(source, flow, why)` for one
+    that is not going to be.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        on_kept: Callable[[Source, SealedSeen, int, str], None],
+        on_failed: Callable[[Source | None, str, str], None],
+        limit_bytes: int = FOLDER_LIMIT_BYTES,
+    ) -> None:
+        """What another recorder has left incomplete is removed, and told."""
+        self._folder, self._on_kept, self._on_failed, self._limit_bytes = folder, on_kept, on_failed, limit_bytes
+        self._open: dict[tuple[Source, str], _Open] = {}
+        self._expected: dict[tuple[Source, str], str] = {}  # flows of items that were announced
+        self._used_bytes = 0
+        for entry in os.scandir(folder):
+            if entry.name.endswith(PART):
+                os.unlink(entry)
+                item = entry.name.removesuffix(PART)
+                on_failed(None, item.rpartition("-")[0], f"{item}: the recorder ended before all of it had come")
+            else:
+                self._used_bytes += entry.stat(follow_symlinks=False).st_size
+
+    def expect(self, source: Source, flow: str, item: str) -> None:
+        """A finding says that its content is to come under this name."""
+        key = (source, item)
+        if key not in self._open and sum(owner == source for owner, _ in self._expected) < OPEN_LIMIT:
+            self._expected[key] = flow
+
+    def piece(self, source: Source, seen: SealedSeen) -> None:
+        """The next piece of an item; where it is the last, the item is on disk when this returns, or has failed."""
+        key = (source, seen.item)
+        self._expected.pop(key, None)
+        one = self._open.get(key)
+        if one is None:
+            is_crowded = self._is_crowded(source)
+            one = self._begun(source, seen, is_crowded=is_crowded)
+            if not is_crowded:
+                self._open[key] = one
+        if one.file is not None:
+            self._add(key, one, seen)
+        if seen.is_last:
+            self._open.pop(key, None)
+
+    def ended(self, source: Source) -> None:
+        """Nothing more comes of this producer."""
+        for key, one in list(self._open.items()):
+            if key[0] == source:
+                self._fail(key, one, key[1].rpartition("-")[0], "its worker ended before all of it had come")
+                del self._open[key]
+        for key, flow in list(self._expected.items()):
+            if key[0] == source:
+                del self._expected[key]
+                self._on_failed(source, flow, f"{key[1]}: its worker ended before any of it had come")
+
+    def _is_crowded(self, source: Source) -> bool:
+        return sum(owner == source for owner, _ in self._open) >= OPEN_LIMIT
+
+    def _begun(self, source: Source, seen: SealedSeen, *, is_crowded: bool) -> _Open:
+        why = ""
+        if not _NAME.fullmatch(seen.item) or seen.item.rpartition("-")[0] != seen.flow:
+            why = "a name that is none"
+        elif seen.at:
+            why = "its beginning has not come"
+        elif is_crowded:
+            why = "too many at once"
+        else:
+            with contextlib.suppress(OSError):
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                return _Open(open(os.open(self._folder / f"{seen.item}{PART}", flags, 0o600), "wb", buffering=0))
+            why = "it cannot be written"
+        self._on_failed(source, seen.flow, f"{seen.item[:80]}: {why}")
+        return _Open(None)
+
+    def _add(self, key: tuple[Source, str], one: _Open, seen: SealedSeen) -> None:
+        assert one.file is not None
+        if seen.at != one.size_bytes:
+            return self._fail(key, one, seen.flow, "some of it has been lost on its way")
+        size_bytes = one.size_bytes + len(seen.data)
+        if size_bytes > ITEM_LIMIT_BYTES or self._used_bytes + size_bytes > self._limit_bytes:
+            return self._fail(key, one, seen.flow, "there is no more room for it: release or remove others")
+        try:
+            if one.file.write(seen.data) != len(seen.data):
+                return self._fail(key, one, seen.flow, "the disk is full")
+            one.size_bytes = size_bytes
+            one.digest.update(seen.data)
+            if seen.is_last:
+                self._complete(one, seen.item)
+        except OSError as error:
+            return self._fail(key, one, seen.flow, f"{error.strerror}")
+        if seen.is_last:
+            self._on_kept(key[0], seen, one.size_bytes, one.digest.hexdigest())
+
+    def _complete(self, one: _Open, item: str) -> None:
+        assert one.file is not None
+        os.fsync(one.file.fileno())
+        one.file.close()
+        os.rename(self._folder / f"{item}{PART}", self._folder / item)
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._used_bytes += one.size_bytes
+
+    def _fail(self, key: tuple[Source, str], one: _Open, flow: str, why: str) -> None:
+        if one.file is None:
+            return
+        with contextlib.suppress(OSError):
+            one.file.close()
+        one.file = None
+        with contextlib.suppress(OSError):
+            os.unlink(self._folder / f"{key[1]}{PART}")
+        self._on_failed(key[0], flow, f"{key[1]}: {why}")

@@ -1,0 +1,139 @@
+"""What the recorder writes of sealed content: whole or not there, bounded, and never silently gone."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mitmsec.audit.event import SealedSeen
+from mitmsec.audit.intake import Source
+from mitmsec.core.messages import Role
+from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
+from mitmsec.service import quarantine_folder
+from mitmsec.service.quarantine_folder import OPEN_LIMIT, QuarantineFolder
+
+WORKER, OTHER = Source(Role.WORKER, "s", 0), Source(Role.WORKER, "s", 1)
+ITEM = "flow1-0123abcd"
+
+
+def piece(at: int, data: bytes, *, is_last: bool = False, item: str = ITEM, flow: str = "flow1") -> SealedSeen:
+    return SealedSeen(flow=flow, item=item, at=at, data=data, is_last=is_last, is_whole=True)
+
+
+class House:
+    """A folder, and what was told of it."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.path = folder
+        self.kept: list[tuple[str, int, str]] = []
+        self.failed: list[tuple[Source | None, str, str]] = []
+        self.folder = QuarantineFolder(
+            folder,
+            lambda _, seen, size_bytes, sha256: self.kept.append((seen.item, size_bytes, sha256)),
+            lambda *words: self.failed.append(words),
+            **more,
+        )
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.path.iterdir())
+
+    def take(self, *pieces: SealedSeen, source: Source = WORKER) -> None:
+        for one in pieces:
+            self.folder.piece(source, one)
+
+
+def test_pieces_become_a_file_that_is_its_owners_alone(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.take(piece(0, b"one "))
+    assert house.names == [f"{ITEM}.part"]
+    house.take(piece(4, b"two", is_last=True))
+    assert house.kept == [(ITEM, 7, hashlib.sha256(b"one two").hexdigest())]
+    assert (house.names, (tmp_path / ITEM).read_bytes()) == ([ITEM], b"one two")
+    assert (tmp_path / ITEM).stat().st_mode & 0o777 == 0o600
+    house.folder.ended(WORKER)
+    assert (house.names, house.failed) == ([ITEM], [])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "why"),
+    [
+        ([piece(0, b"one"), piece(5, b"two", is_last=True)], "some of it has been lost on its way"),
+        ([piece(5, b"two"), piece(8, b"", is_last=True)], "its beginning has not come"),
+        ([piece(0, b"x", item="../flow1-0123abcd")], "a name that is none"),
+        ([piece(0, b"x", item="flow2-0123abcd")], "a name that is none"),
+        ([piece(0, b"x", item=f"{ITEM}.part")], "a name that is none"),
+        ([piece(0, b"x" * (ITEM_LIMIT_BYTES + 1))], "there is no more room for it"),
+    ],
+)
+def test_what_does_not_come_as_it_should_is_told_once_and_leaves_nothing(
+    tmp_path: Path, pieces: list[SealedSeen], why: str
+) -> None:
+    house = House(tmp_path)
+    house.take(*pieces)
+    house.folder.ended(WORKER)
+    ((source, flow, told),) = house.failed
+    assert (source, flow) == (WORKER, "flow1")
+    assert why in told
+    assert (house.names, house.kept) == ([], [])
+
+
+def test_a_worker_that_ends_takes_its_own_halves_with_it(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.take(piece(0, b"x"))
+    house.take(piece(0, b"x", item="flow1-00000000"), source=OTHER)
+    house.folder.ended(WORKER)
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: its worker ended before all of it had come")]
+    assert house.names == ["flow1-00000000.part"]
+
+
+def test_what_was_announced_and_never_came_is_told(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for item in (ITEM, "flow1-00000000", "flow1-00000001"):
+        house.folder.expect(WORKER, "flow1", item)
+    house.take(piece(0, b"x", is_last=True), piece(0, b"y", item="flow1-00000000"))
+    house.folder.ended(OTHER)
+    assert house.failed == []
+    house.folder.ended(WORKER)
+    house.folder.ended(WORKER)
+    assert [told for _, _, told in house.failed] == [
+        "flow1-00000000: its worker ended before all of it had come",
+        "flow1-00000001: its worker ended before any of it had come",
+    ]
+
+
+def test_what_a_recorder_that_died_has_left_is_removed_and_told(tmp_path: Path) -> None:
+    House(tmp_path).take(piece(0, b"x"))
+    (tmp_path / "flow1-00000000").write_bytes(b"whole")
+    house = House(tmp_path)
+    assert house.failed == [(None, "flow1", f"{ITEM}: the recorder ended before all of it had come")]
+    assert house.names == ["flow1-00000000"]
+
+
+def test_the_folder_and_what_one_worker_begins_are_bounded(tmp_path: Path) -> None:
+    house = House(tmp_path, limit_bytes=10)
+    house.take(piece(0, b"x" * 8, is_last=True))
+    house.take(piece(0, b"x" * 3, is_last=True, item="flow1-00000000"))
+    assert house.failed[0][2] == "flow1-00000000: there is no more room for it: release or remove others"
+    assert House(tmp_path, limit_bytes=10).folder._used_bytes == 8
+    for number in range(OPEN_LIMIT + 1):
+        house.take(piece(0, b"", item=f"flow1-{number + 16:08x}"))
+    assert house.failed[1:] == [(WORKER, "flow1", f"flow1-{OPEN_LIMIT + 16:08x}: too many at once")]
+
+
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(quarantine_folder.os, "fsync", full)
+    house.take(piece(0, b"x"), piece(1, b"y", is_last=True))
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: No space left on device")]
+    (tmp_path / f"{ITEM}.part").touch()  # somebody else's, in its place
+    house.take(piece(0, b"x"))
+    assert house.failed[1:] == [(WORKER, "flow1", f"{ITEM}: it cannot be written")]
+    assert house.kept == []
