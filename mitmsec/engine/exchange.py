@@ -212,6 +212,8 @@ class Exchange:
         limit_bytes = HOLD_BYTES if self._watch.acts and self._watch.delivery is Delivery.HOLD else -1
         if self._watch.addons is not None:
             limit_bytes = WHOLE_BYTES
+        if limit_bytes < 0:
+            return False
         size_bytes = heads.length(fields)
         return size_bytes is not None and size_bytes <= limit_bytes
 
