@@ -7,6 +7,7 @@ import contextlib
 import gc
 import socket
 from collections.abc import Callable
+from importlib import import_module
 from typing import Protocol
 
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading
@@ -64,6 +65,8 @@ class Engine:
         self.root_certificates = openssl.certificates_of_pem(collaborators.roots_pem) if settings.quic else []
         if settings.quic:
             self._kinds[Plaintext.QUIC] = _of_quic()
+        if collaborators.inspectors:
+            import_module("mitmsec.engine.mail")  # before a flow waits for it
 
     def settle(self) -> None:
         """What is loaded by now stays for good: the collector need not look at it again."""

@@ -209,13 +209,11 @@ class Exchange:
         self._withhold(self._reading_request, fields, sent=True)
 
     def _holds(self, fields: Fields) -> bool:
-        limit_bytes = HOLD_BYTES if self._watch.acts and self._watch.delivery is Delivery.HOLD else -1
-        if self._watch.addons is not None:
-            limit_bytes = WHOLE_BYTES
-        if limit_bytes < 0:
+        has_addons = self._watch.addons is not None
+        if not has_addons and not (self._watch.acts and self._watch.delivery is Delivery.HOLD):
             return False
         size_bytes = heads.length(fields)
-        return size_bytes is not None and size_bytes <= limit_bytes
+        return size_bytes is not None and size_bytes <= (WHOLE_BYTES if has_addons else HOLD_BYTES)
 
     def _body(self, part: Part, fields: Fields) -> Reading | SplitReading | None:
         return open_body(

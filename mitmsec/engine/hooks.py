@@ -21,7 +21,7 @@ from mitmproxy.proxy.layers.http._hooks import (
 from mitmsec.audit.event import FaultSeen, Outcome, Seen
 from mitmsec.core.messages import HandOver
 from mitmsec.core.model import Action
-from mitmsec.engine import mail, pages, stream
+from mitmsec.engine import pages, stream
 from mitmsec.engine.alt_svc import without_http3
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.firstline import looks_like_http
@@ -84,7 +84,7 @@ class Hooks:
         if self._hand_over.decision.action is Action.BLOCK and not is_http:
             raise Blocked("what it speaks has no place for a page")
         if self._watch and not is_http:
-            self._stream = mail.plain(self._watch, self._hand_over)
+            self._stream = stream.plain(self._watch, self._hand_over)
 
     def new_exchange(self) -> Exchange:
         """One more request."""

@@ -22,9 +22,8 @@ from mitmsec.core.messages import FlowEnded, HandOver, Upgrading
 from mitmsec.core.upgrade import Malformed, Step, recogniser
 from mitmsec.engine.dialogue import READ_S, TURN_S
 from mitmsec.engine.leg import CHUNK_BYTES, FIRST_CHUNK_BYTES, Leg, part
-from mitmsec.engine.mail import plain
 from mitmsec.engine.side import Ended, ending
-from mitmsec.engine.stream import Stream
+from mitmsec.engine.stream import Stream, plain
 from mitmsec.engine.watch import Watch
 from mitmsec.engine.wire import Wire
 
