@@ -51,12 +51,14 @@ class QuarantineFolder:
         self._expected: dict[tuple[Source, str], str] = {}  # flows of items that were announced
         self._used_bytes = 0
         for entry in os.scandir(folder):
-            if entry.name.endswith(PART):
-                os.unlink(entry)
-                item = entry.name.removesuffix(PART)
-                on_failed(None, item.rpartition("-")[0], f"{item}: the recorder ended before all of it had come")
-            else:
+            if not entry.name.endswith(PART):
                 self._used_bytes += entry.stat(follow_symlinks=False).st_size
+                continue
+            item = entry.name.removesuffix(PART)
+            has_two_names = entry.stat(follow_symlinks=False).st_nlink > 1
+            os.unlink(entry)
+            if not has_two_names:  # else all of it is there
+                on_failed(None, item.rpartition("-")[0], f"{item}: the recorder ended before all of it had come")
 
     def expect(self, source: Source, flow: str, item: str) -> None:
         """A finding says that its content is to come under this name."""
@@ -123,22 +125,35 @@ class QuarantineFolder:
             one.digest.update(seen.data)
             if seen.is_last:
                 self._complete(one, seen.item)
+        except FileExistsError:
+            return self._fail(key, one, seen.flow, "one of that name is there already")
         except OSError as error:
             return self._fail(key, one, seen.flow, f"{error.strerror}")
         if seen.is_last:
             self._on_kept(key[0], seen, one.size_bytes, one.digest.hexdigest())
 
     def _complete(self, one: _Open, item: str) -> None:
+        """On disk under its name, which no other item has: else OSError is raised, and it is nowhere."""
         assert one.file is not None
+        part, whole = self._folder / f"{item}{PART}", self._folder / item
         os.fsync(one.file.fileno())
+        os.link(part, whole)  # where rename would replace one that is there
+        try:
+            os.unlink(part)
+            self._sync()
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(whole)
+            raise
         one.file.close()
-        os.rename(self._folder / f"{item}{PART}", self._folder / item)
+        self._used_bytes += one.size_bytes
+
+    def _sync(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        self._used_bytes += one.size_bytes
 
     def _fail(self, key: tuple[Source, str], one: _Open, flow: str, why: str) -> None:
         if one.file is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from mitmsec.audit.intake import Source
 from mitmsec.core.messages import Role
 from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
 from mitmsec.service import quarantine_folder
-from mitmsec.service.quarantine_folder import OPEN_LIMIT, QuarantineFolder
+from mitmsec.service.quarantine_folder import OPEN_LIMIT, PART, QuarantineFolder
 
 WORKER, OTHER = Source(Role.WORKER, "s", 0), Source(Role.WORKER, "s", 1)
 ITEM = "flow1-0123abcd"
@@ -111,6 +113,34 @@ def test_what_a_recorder_that_died_has_left_is_removed_and_told(tmp_path: Path) 
     house = House(tmp_path)
     assert house.failed == [(None, "flow1", f"{ITEM}: the recorder ended before all of it had come")]
     assert house.names == ["flow1-00000000"]
+
+
+def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
+    """A worker that is taken over by what it has just put there cannot destroy it."""
+    house = House(tmp_path)
+    house.take(piece(0, b"EVIDENCE", is_last=True))
+    house.take(piece(0, b"junk", is_last=True))
+    assert (house.names, (tmp_path / ITEM).read_bytes()) == ([ITEM], b"EVIDENCE")
+    assert [item for item, _, _ in house.kept] == [ITEM]
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: one of that name is there already")]
+    (tmp_path / f"{ITEM}{PART}").hardlink_to(tmp_path / ITEM)  # a recorder that was killed between its two names
+    again = House(tmp_path)
+    assert (again.names, again.failed) == ([ITEM], [])
+
+
+def test_what_may_not_last_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path)
+    sync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(quarantine_folder.os, "fsync", broken)
+    house.take(piece(0, b"x", is_last=True))
+    assert (house.names, house.kept) == ([], [])
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: Input/output error")]
 
 
 def test_the_folder_and_what_one_worker_begins_are_bounded(tmp_path: Path) -> None:
