@@ -19,10 +19,12 @@ from typing import BinaryIO
 from mitmsec.audit.event import SealedSeen
 from mitmsec.audit.intake import Source
 from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
+from mitmsec.service.quarantine_room import Room
 
-FOLDER_LIMIT_BYTES = 4 << 30
 OPEN_LIMIT = 256  # of one producer
+LOOK_AGAIN_S = 60.0  # so often a full folder is looked through for files that somebody has removed
 PART = ".part"
+FULL = "there is no more room for it: remove others, once they have been released"
 _NAME = re.compile(r"[0-9A-Za-z]{1,64}-[0-9a-f]{8}")
 
 
@@ -43,16 +45,17 @@ class QuarantineFolder:
         folder: Path,
         on_kept: Callable[[Source, SealedSeen, int, str], None],
         on_failed: Callable[[Source | None, str, str], None],
-        limit_bytes: int = FOLDER_LIMIT_BYTES,
+        room: Room | None = None,
     ) -> None:
         """What another recorder has left incomplete is removed, and told."""
-        self._folder, self._on_kept, self._on_failed, self._limit_bytes = folder, on_kept, on_failed, limit_bytes
+        self._folder, self._on_kept, self._on_failed = folder, on_kept, on_failed
+        self._room = Room() if room is None else room
+        self._look_again_s = -LOOK_AGAIN_S
         self._open: dict[tuple[Source, str], _Open] = {}
         self._expected: dict[tuple[Source, str], str] = {}  # flows of items that were announced
-        self._used_bytes = 0
         for entry in os.scandir(folder):
             if not entry.name.endswith(PART):
-                self._used_bytes += entry.stat(follow_symlinks=False).st_size
+                self._room.found(entry.name, entry.stat(follow_symlinks=False).st_size)
                 continue
             item = entry.name.removesuffix(PART)
             has_two_names = entry.stat(follow_symlinks=False).st_nlink > 1
@@ -66,18 +69,21 @@ class QuarantineFolder:
         if key not in self._open and sum(owner == source for owner, _ in self._expected) < OPEN_LIMIT:
             self._expected[key] = flow
 
-    def piece(self, source: Source, seen: SealedSeen) -> None:
-        """The next piece of an item; where it is the last, the item is on disk when this returns, or has failed."""
+    def piece(self, source: Source, seen: SealedSeen, now_s: float) -> None:
+        """The next piece of an item; where it is the last, the item is on disk when this returns, or has failed.
+
+        `now_s` is of a clock that never goes back.
+        """
         key = (source, seen.item)
         self._expected.pop(key, None)
         one = self._open.get(key)
         if one is None:
             is_crowded = self._is_crowded(source)
-            one = self._begun(source, seen, is_crowded=is_crowded)
+            one = self._begun(source, seen, now_s, is_crowded=is_crowded)
             if not is_crowded:
                 self._open[key] = one
         if one.file is not None:
-            self._add(key, one, seen)
+            self._add(key, one, seen, now_s)
         if seen.is_last:
             self._open.pop(key, None)
 
@@ -95,7 +101,17 @@ class QuarantineFolder:
     def _is_crowded(self, source: Source) -> bool:
         return sum(owner == source for owner, _ in self._open) >= OPEN_LIMIT
 
-    def _begun(self, source: Source, seen: SealedSeen, *, is_crowded: bool) -> _Open:
+    def _has_room(self, source: Source, item: str, size_bytes: int, now_s: float) -> bool:
+        """Whether it may have so many bytes; where there is no room, after a look at what has been removed."""
+        if self._room.take(item, source.session, size_bytes):
+            return True
+        if now_s < self._look_again_s:
+            return False
+        self._look_again_s = now_s + LOOK_AGAIN_S
+        self._room.keep({name.removesuffix(PART) for name in os.listdir(self._folder)})
+        return self._room.take(item, source.session, size_bytes)
+
+    def _begun(self, source: Source, seen: SealedSeen, now_s: float, *, is_crowded: bool) -> _Open:
         why = ""
         if not _NAME.fullmatch(seen.item) or seen.item.rpartition("-")[0] != seen.flow:
             why = "a name that is none"
@@ -103,21 +119,26 @@ class QuarantineFolder:
             why = "its beginning has not come"
         elif is_crowded:
             why = "too many at once"
+        elif seen.item in self._room:
+            why = "one of that name is there already"
+        elif not self._has_room(source, seen.item, 0, now_s):
+            why = FULL
         else:
             with contextlib.suppress(OSError):
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 return _Open(open(os.open(self._folder / f"{seen.item}{PART}", flags, 0o600), "wb", buffering=0))
+            self._room.free(seen.item)
             why = "it cannot be written"
         self._on_failed(source, seen.flow, f"{seen.item[:80]}: {why}")
         return _Open(None)
 
-    def _add(self, key: tuple[Source, str], one: _Open, seen: SealedSeen) -> None:
+    def _add(self, key: tuple[Source, str], one: _Open, seen: SealedSeen, now_s: float) -> None:
         assert one.file is not None
         if seen.at != one.size_bytes:
             return self._fail(key, one, seen.flow, "some of it has been lost on its way")
         size_bytes = one.size_bytes + len(seen.data)
-        if size_bytes > ITEM_LIMIT_BYTES or self._used_bytes + size_bytes > self._limit_bytes:
-            return self._fail(key, one, seen.flow, "there is no more room for it: release or remove others")
+        if size_bytes > ITEM_LIMIT_BYTES or not self._has_room(*key, size_bytes, now_s):
+            return self._fail(key, one, seen.flow, FULL)
         try:
             if one.file.write(seen.data) != len(seen.data):
                 return self._fail(key, one, seen.flow, "the disk is full")
@@ -146,7 +167,6 @@ class QuarantineFolder:
                 os.unlink(whole)
             raise
         one.file.close()
-        self._used_bytes += one.size_bytes
 
     def _sync(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -161,6 +181,7 @@ class QuarantineFolder:
         with contextlib.suppress(OSError):
             one.file.close()
         one.file = None
+        self._room.free(key[1])
         with contextlib.suppress(OSError):
             os.unlink(self._folder / f"{key[1]}{PART}")
         self._on_failed(key[0], flow, f"{key[1]}: {why}")

@@ -217,7 +217,7 @@ class Recorder:
             case SecretsSeen():
                 self._captures.secrets(session, seen.lines)
             case SealedSeen() if self._quarantine is not None:
-                self._quarantine.piece(inlet.source, seen)
+                self._quarantine.piece(inlet.source, seen, time.monotonic())
 
     def _follow(self, inlet: Inlet, seen: Seen) -> None:
         """What an event means for the capture file, or the quarantine."""
