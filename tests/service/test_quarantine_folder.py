@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mitmsec.audit.event import SealedSeen
 from mitmsec.audit.intake import Source
 from mitmsec.core.messages import Role
 from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
-from mitmsec.service.quarantine_folder import FULL, LOOK_AGAIN_S, OPEN_LIMIT, PART, QuarantineFolder
+from mitmsec.service.quarantine_folder import FULL, ITEMS_BURST, LOOK_AGAIN_S, OPEN_LIMIT, PART, QuarantineFolder
 from mitmsec.service.quarantine_room import Room
 
 WORKER, OTHER = Source(Role.WORKER, "s", 0), Source(Role.WORKER, "s", 1)
@@ -32,12 +33,24 @@ class House:
         self.path = folder
         self.kept: list[tuple[str, int, str]] = []
         self.failed: list[tuple[Source | None, str, str]] = []
+        self.syncing: list[Callable[[], None]] | None = None  # a disk that takes its time has them wait
         self.folder = QuarantineFolder(
             folder,
+            self.on_disk,
             lambda _, seen, size_bytes, sha256: self.kept.append((seen.item, size_bytes, sha256)),
             lambda *words: self.failed.append(words),
             room,
         )
+
+    def on_disk(self, work: Callable[[], None], done: Callable[[OSError | None], None]) -> None:
+        def now() -> None:
+            try:
+                work()
+            except OSError as error:
+                return done(error)
+            done(None)
+
+        now() if self.syncing is None else self.syncing.append(now)
 
     @property
     def names(self) -> list[str]:
@@ -168,11 +181,37 @@ def test_what_comes_counts_as_what_is_there_and_what_is_removed_does_not_any_mor
     assert again.used_bytes == 60
 
 
-def test_what_one_worker_begins_is_bounded(tmp_path: Path) -> None:
+def test_how_many_one_worker_begins_in_a_second_is_bounded_however_small_they_are(tmp_path: Path) -> None:
+    house, count = House(tmp_path), int(ITEMS_BURST)
+    for number in range(count + 1):
+        house.take(piece(0, b"", item=f"flow1-{number:08x}"), piece(0, b"", item=f"flow1-{number:08x}", is_last=True))
+    assert len(house.kept) == count
+    assert house.failed == [
+        (WORKER, "flow1", f"flow1-{count:08x}: more than its worker may put there in so short a time")
+    ]
+    house.take(piece(0, b"", is_last=True), source=OTHER)
+    house.now_s += 1.0
+    for number in range(3):
+        house.take(piece(0, b"", item=f"flow1-000001{number:02x}", is_last=True))
+    assert (len(house.kept), len(house.failed)) == (count + 3, 2)
+
+
+def test_what_is_on_its_way_to_the_disk_is_waited_for_and_nobody_waits_with_it(tmp_path: Path) -> None:
     house = House(tmp_path)
+    house.syncing = []
+    house.take(piece(0, b"one", is_last=True))
+    assert (house.names, house.kept, house.folder.holds("s")) == ([f"{ITEM}.part"], [], True)
+    house.take(piece(0, b"two", is_last=True), source=OTHER)
+    assert house.failed.pop() == (OTHER, "flow1", f"{ITEM}: one of that name is there already")
+    house.folder.ended(WORKER)
+    (sync,) = house.syncing
+    sync()
+    assert (house.names, house.folder.holds("s"), house.failed) == ([ITEM], False, [])
+    assert [item for item, _, _ in house.kept] == [ITEM]
     for number in range(OPEN_LIMIT + 1):
-        house.take(piece(0, b"", item=f"flow1-{number:08x}"))
-    assert house.failed == [(WORKER, "flow1", f"flow1-{OPEN_LIMIT:08x}: too many at once")]
+        house.now_s += 1.0
+        house.take(piece(0, b"", item=f"flow1-{number:08x}", is_last=True))
+    assert [told for _, _, told in house.failed] == [f"flow1-{OPEN_LIMIT:08x}: too many at once"]
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
