@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -154,7 +154,7 @@ def parse_about(line: bytes) -> About:
         raise Malformed(f"what it says of itself is damaged: {error}") from None
 
 
-def in_pieces(chunks: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
+def in_pieces(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Runs of exactly PIECE_BYTES, at the end of what is left, perhaps nothing; and whether it is the last one."""
     waiting = b""
     for chunk in chunks:

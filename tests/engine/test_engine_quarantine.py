@@ -167,11 +167,9 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         recorder.may.set()
         monkeypatch.setattr(quarantine, "CONTENT_LIMIT_BYTES", 10)
         made = Quarantine(SEALING, recorder, limit_bytes=15)
-        first, second, third = made.kept(), made.kept(), made.kept()
-        for one in (first, second):
-            one.add(b"12345678")
-            one.is_ended = True
-        assert (second.size_bytes, second.begins_at, second.is_whole) == (0, 8, False)  # of all
+        first, third = made.kept(), made.kept()
+        first.add(b"12345678")
+        first.is_ended = True
         first.add(b"9a")
         first.add(b"b")  # of one part: its beginning makes room
         assert (b"".join(first.chunks), first.begins_at, first.is_whole) == (b"9ab", 8, False)
@@ -190,5 +188,55 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         is_whole, about, content = opened(recorder.seen)
         assert (is_whole, about.begins_at, content) == (False, 8, b"9the end")
         assert made._used_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_whoever_has_most_gives_way_so_two_uploads_that_never_end_keep_nobody_elses_from_being_kept() -> None:
+    async def main() -> None:
+        recorder = Slow()
+        made = Quarantine(SEALING, recorder, limit_bytes=100)
+        large, larger, later, last = (made.kept() for _ in range(4))
+        for _ in range(4):
+            large.add(b"0123456789")
+        for _ in range(6):
+            larger.add(b"0123456789")
+        later.add(b"a secret of 23 bytes...")
+        assert (later.begins_at, large.begins_at, larger.begins_at) == (0, 0, 30)
+        larger.put(ABOUT)  # from here on it loses nothing
+        for _ in range(4):
+            later.add(b"x")
+        last.add(b"x" * 20)
+        assert (large.begins_at, larger.size_bytes, larger.begins_at, last.begins_at) == (20, 30, 30, 0)
+        last.add(b"y" * 180)  # of a piece for which there is not enough, its end
+        assert (b"".join(last.chunks), later.begins_at) == (b"y" * 22, 0)
+        assert made._used_bytes == sum(one.size_bytes for one in (large, larger, later, last)) <= 100
+        recorder.congested = False
+        await made.settled()
+        is_whole, about, content = opened(recorder.seen)
+        assert (is_whole, about.begins_at, content) == (False, 30, b"0123456789" * 3)
+        for one in (large, later, last):
+            one.leave()
+        assert (made._used_bytes, made._reading) == (0, set())
+
+    asyncio.run(main())
+
+
+def test_what_has_been_sent_makes_room_before_the_rest_has_gone() -> None:
+    async def main() -> None:
+        recorder = Slow()
+        made = Quarantine(SEALING, recorder)
+        kept = made.kept()
+        for _ in range(10):
+            kept.add(b"x" * 100_000)
+        kept.put(ABOUT)
+        while len(recorder.seen) < 2:
+            recorder.may.set()
+            await asyncio.sleep(0)
+        assert made._used_bytes <= 800_000
+        recorder.congested = False
+        recorder.may.set()
+        await made.settled()
+        assert opened(recorder.seen)[2] == b"x" * 1_000_000
 
     asyncio.run(main())
