@@ -25,6 +25,8 @@ from mitmsec.engine.seams import Recorder, Sealing
 
 LIMIT_BYTES = 64 << 20  # of a worker
 MESSAGE_BYTES = 128 << 10
+JOIN_BYTES = 16 << 10  # small pieces are kept joined up to this: each would cost 50 bytes more than it counts
+SMALL_BYTES = 4 << 10
 
 
 class Quarantine:
@@ -105,7 +107,7 @@ class Kept:
 
     def __init__(self, quarantine: Quarantine) -> None:
         self._quarantine = quarantine
-        self.chunks = deque[bytes]()
+        self.chunks = deque[bytes | bytearray]()
         self.size_bytes = 0
         self.begins_at = 0
         """So many bytes of the part came before, for which there is no more room."""
@@ -131,8 +133,15 @@ class Kept:
                 half = (len(data) + 1) // 2
                 self.begins_at, data = self.begins_at + half, data[half:]
         if data:
-            self.chunks.append(data)
+            self._join(data)
             self.size_bytes += len(data)
+
+    def _join(self, data: bytes) -> None:
+        last = self.chunks[-1] if self.chunks else b""
+        if isinstance(last, bytearray) and len(last) + len(data) <= JOIN_BYTES:
+            last += data
+        else:
+            self.chunks.append(bytearray(data) if len(data) < SMALL_BYTES else data)
 
     def _has_room(self, size_bytes: int) -> bool:
         return self.size_bytes + size_bytes <= CONTENT_LIMIT_BYTES and self._quarantine.room(self, size_bytes)
@@ -144,9 +153,9 @@ class Kept:
     def taken(self) -> Iterator[bytes]:
         """All that is kept, in order. There is room for other things as it is taken."""
         while self.chunks:
-            yield self._take()
+            yield bytes(self._take())
 
-    def _take(self) -> bytes:
+    def _take(self) -> bytes | bytearray:
         data = self.chunks.popleft()
         self._quarantine.free(len(data))
         self.size_bytes -= len(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,29 @@ def opened(seen: Sequence[SealedSeen]) -> tuple[bool, About, bytes]:
 
 
 class Answering:
-    """An origin that answers /small and /chunked with a secret, and remembers whole requests."""
+    """An origin that answers /small and /chunked with a secret, and remembers what has come after heads."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.connections = 0
+        self._all_over = asyncio.Event()
+
+    async def over(self) -> None:
+        """All that comes has come."""
+        await asyncio.wait_for(self._all_over.wait(), 10)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._all_over.clear()
+        body = bytearray()
+        try:
+            await self._serve(reader, writer, body)
+        finally:
+            self.bodies.append(bytes(body))
+            if len(self.bodies) == self.connections:
+                self._all_over.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, came: bytearray) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if b"/chunked" in head:
             body = b"x" * 90_000 + b"SECRET"
@@ -57,7 +75,8 @@ class Answering:
         else:
             body = gzip.compress(b"a SECRET")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        self.bodies.append(await reader.read())
+        while data := await reader.read(65536):
+            came += data
 
 
 async def items(made: World, count: int) -> list[tuple[bool, About, bytes]]:
@@ -113,6 +132,7 @@ def test_what_is_stopped_is_kept_as_it_travelled(tmp_path: Path) -> None:
             assert (third[1].name, third[1].location, third[2]) == ("a.txt", "request.body in a.txt", b"SECRET")
             assert (fourth[0], fourth[1].codings, gzip.decompress(fourth[2])) == (True, "gzip", b"a SECRET")
             assert b"SECRET" in fifth[2]
+            await answering.over()
             assert not any(answering.bodies), "no upload was complete, so none came"
             assert made.engine.quarantine is not None
             assert made.engine.quarantine._used_bytes == 0
@@ -166,6 +186,7 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         recorder = Slow()
         recorder.may.set()
         monkeypatch.setattr(quarantine, "CONTENT_LIMIT_BYTES", 10)
+        monkeypatch.setattr(quarantine, "JOIN_BYTES", 8)
         made = Quarantine(SEALING, recorder, limit_bytes=15)
         first, third = made.kept(), made.kept()
         first.add(b"12345678")
@@ -192,10 +213,13 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
-def test_whoever_has_most_gives_way_so_two_uploads_that_never_end_keep_nobody_elses_from_being_kept() -> None:
+def test_whoever_has_most_gives_way_so_two_uploads_that_never_end_keep_nobody_elses_from_being_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def main() -> None:
         recorder = Slow()
         made = Quarantine(SEALING, recorder, limit_bytes=100)
+        monkeypatch.setattr(quarantine, "JOIN_BYTES", 10)
         large, larger, later, last = (made.kept() for _ in range(4))
         for _ in range(4):
             large.add(b"0123456789")
@@ -238,5 +262,25 @@ def test_what_has_been_sent_makes_room_before_the_rest_has_gone() -> None:
         recorder.may.set()
         await made.settled()
         assert opened(recorder.seen)[2] == b"x" * 1_000_000
+
+    asyncio.run(main())
+
+
+def test_pieces_of_two_bytes_take_no_more_than_they_count() -> None:
+    async def main() -> None:
+        recorder = Slow()
+        recorder.congested = False
+        made = Quarantine(SEALING, recorder)
+        kept = made.kept()
+        for _ in range(20_000):
+            kept.add(b"xy")
+        kept.add(b"z" * 100_000)
+        kept.add(b"xy")
+        taken_bytes = sum(map(sys.getsizeof, kept.chunks))
+        assert made._used_bytes == kept.size_bytes == 140_002
+        assert taken_bytes < 1.1 * kept.size_bytes
+        kept.put(ABOUT)
+        await made.settled()
+        assert opened(recorder.seen)[2] == b"xy" * 20_000 + b"z" * 100_000 + b"xy"
 
     asyncio.run(main())
