@@ -35,7 +35,7 @@ class Quarantine:
     def __init__(self, sealing: Sealing, recorder: Recorder, limit_bytes: int = LIMIT_BYTES) -> None:
         self._sealing, self._recorder, self._limit_bytes = sealing, recorder, limit_bytes
         self._used_bytes = 0
-        self._reading: set[Kept] = set()  # those that hold something, and may still lose it
+        self._reading: dict[Kept, None] = {}  # those that hold something, and may still lose it
         self._sending: set[asyncio.Task[None]] = set()
 
     def kept(self) -> Kept:
@@ -43,14 +43,14 @@ class Quarantine:
         return Kept(self)
 
     def room(self, kept: Kept, size_bytes: int) -> bool:
-        """Whether `kept` may have so much more; it is counted then. Larger ones give way to it."""
+        """Whether `kept` may have so much more; it is counted then. Larger ones give way, or older equals."""
         while self._used_bytes + size_bytes > self._limit_bytes:
             largest = max(self._reading, key=lambda one: one.size_bytes, default=kept)
             if largest is kept or largest.size_bytes < kept.size_bytes + size_bytes:
                 return False
             largest.lose_first()
         self._used_bytes += size_bytes
-        self._reading.add(kept)
+        self._reading[kept] = None
         return True
 
     def free(self, size_bytes: int) -> None:
@@ -59,7 +59,7 @@ class Quarantine:
 
     def settle(self, kept: Kept) -> None:
         """It loses nothing to others any more: it is on its way, or over."""
-        self._reading.discard(kept)
+        self._reading.pop(kept, None)
 
     def put(self, about: About, kept: Kept) -> str:
         """Have it sealed and written; under which name. What becomes of that is on record."""
