@@ -33,7 +33,7 @@ ANSWERS: Sequence[type[Message]] = (Ready, SessionFlushed, ModulesAnswer, Fault)
 class RecorderChild:
     """The child and the supervisor's end of its channel."""
 
-    def __init__(self, folder: Path, code: str = "") -> None:
+    def __init__(self, folder: Path, code: str = "", quarantine: str = "") -> None:
         program = ["-c", code] if code else ["-m", "mitmsec.service", "recorder"]
         ours, theirs = pair()
         self.process = subprocess.Popen(
@@ -49,7 +49,7 @@ class RecorderChild:
             lambda message, fds: self.inbox.put_nowait(message),
             lambda: self.inbox.put_nowait(None),
         )
-        self.control.send(RecorderSettings(folder=str(folder)))
+        self.control.send(RecorderSettings(folder=str(folder), quarantine=quarantine))
 
     def socket(self, role: Role, worker: int = -1, session: str = SESSION) -> Any:
         """A producer's end of a new channel."""
@@ -83,10 +83,10 @@ class RecorderChild:
 
 
 @asynccontextmanager
-async def recorder(folder: Path, code: str = "") -> AsyncIterator[RecorderChild]:
+async def recorder(folder: Path, code: str = "", quarantine: str = "") -> AsyncIterator[RecorderChild]:
     """A recorder that is ready, on the log in `folder`; `code` replaces its module."""
     os.makedirs(folder, exist_ok=True)
-    child = RecorderChild(folder, code)
+    child = RecorderChild(folder, code, quarantine)
     try:
         assert isinstance(await child.inbox.get(), Ready)
         yield child

@@ -75,18 +75,20 @@ class SealedItem:
         return self._cipher.encrypt(_nonce(number, is_last=is_last), piece, self._bound)
 
 
-def opened_key(header: Header, privates: Sequence[bytes]) -> tuple[bytes, tuple[str, str]]:
-    """The content's key, by two people's private keys (32 bytes each), and whose they are. Raises NotOpened."""
+def opened_key(header: Header, privates: Sequence[bytes]) -> tuple[bytes, tuple[Recipient, Recipient]]:
+    """The content's key, by two people's private keys (32 bytes each), and whose they are. Raises NotOpened.
+
+    How they are called says the header, which the worker wrote; their keys are those that opened it.
+    """
     by_public = {X25519PrivateKey.from_private_bytes(one).public_key().public_bytes_raw(): one for one in privates}
     held = {number: by_public[one.public] for number, one in enumerate(header.recipients) if one.public in by_public}
     for share in header.shares:
-        if share.first in held and share.second in held and share.first != share.second:
+        if share.first in held and share.second in held and held[share.first] != held[share.second]:
             halves = (
                 _unwrapped(header, share, held[share.first], share.for_first),
                 _unwrapped(header, share, held[share.second], share.for_second),
             )
-            names = (header.recipients[share.first].name, header.recipients[share.second].name)
-            return _xor(*halves), names
+            return _xor(*halves), (header.recipients[share.first], header.recipients[share.second])
     have = ", ".join(header.recipients[number].name for number in held) or "nobody"
     wanted = ", ".join(one.name for one in header.recipients)
     raise NotOpened(f"the keys of two of {wanted} are wanted; these are those of {have}")

@@ -202,7 +202,8 @@ class ReviewSeen(Seen, frozen=True):
     operation: str  # quarantine_released
     item: str
     user: str
-    people: tuple[str, ...]  # whose keys opened it
+    people: tuple[str, ...]  # whose keys opened it, as the item calls them
+    keys: tuple[str, ...]  # the public ones, in the same order, in base64: as the policy has them
 
 
 class FaultSeen(Seen, frozen=True):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -37,9 +37,14 @@ class Recipient(Value, frozen=True):
     public: bytes
 
     @property
+    def key(self) -> str:
+        """`public` as a policy has it: in base64."""
+        return base64.b64encode(self.public).decode()
+
+    @property
     def written(self) -> str:
         """As a policy has it."""
-        return f"{self.name}:{base64.b64encode(self.public).decode()}"
+        return f"{self.name}:{self.key}"
 
 
 class Share(Value, frozen=True):
@@ -121,7 +126,19 @@ def parse_preamble(content: bytes) -> tuple[Header, int]:
     count = len(header.recipients)
     if any(not 0 <= number < count for share in header.shares for number in (share.first, share.second)):
         raise Malformed("its header is damaged: a share of nobody's")
+    _check_people(header.recipients)
     return header, end + 1
+
+
+def _check_people(recipients: Sequence[Recipient]) -> None:
+    """As many people as it says: by one key under two names one person would be two. Raises Malformed."""
+    for one in recipients:
+        parse_recipient(one.written)
+    count = len(recipients)
+    if any(
+        len(set(those)) != count for those in ([one.name for one in recipients], [one.public for one in recipients])
+    ):
+        raise Malformed("its header is damaged: somebody is in it twice")
 
 
 def about_line(about: About) -> bytes:
@@ -137,7 +154,7 @@ def parse_about(line: bytes) -> About:
         raise Malformed(f"what it says of itself is damaged: {error}") from None
 
 
-def in_pieces(chunks: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
+def in_pieces(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
     """Runs of exactly PIECE_BYTES, at the end of what is left, perhaps nothing; and whether it is the last one."""
     waiting = b""
     for chunk in chunks:

@@ -138,6 +138,7 @@ class Review(Message, frozen=True):
     item: str
     user: str
     people: tuple[str, ...]
+    keys: tuple[str, ...]
 
 
 class ReviewRecorded(Message, frozen=True):

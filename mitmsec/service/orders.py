@@ -131,7 +131,9 @@ class ServiceOrders:
         return control.ServiceReloaded()
 
     async def _review(self, order: control.Review) -> Message:
-        seen = ReviewSeen(operation="quarantine_released", item=order.item, user=order.user, people=order.people)
+        seen = ReviewSeen(
+            operation="quarantine_released", item=order.item, user=order.user, people=order.people, keys=order.keys
+        )
         if await self._supervisor.backbone.recorded(seen):
             return control.ReviewRecorded()
         return control.Refused(

@@ -1,11 +1,12 @@
 """`mitmsec quarantine`: keys for the people who may open content that findings have stopped, and opening it.
 
-release:  keys of two people ──► the content's key ──► on record who they are ──► the content, into a new file
+release:  keys of two people ──► the content's key ──► its first piece ──► on record who ──► all, into a new file
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -179,15 +180,20 @@ def release(*, item: str, key_files: tuple[Path, ...], output: Path, as_json: bo
         with open(path, "rb") as file:
             began = file.read(len(MAGIC) + HEADER_LIMIT_BYTES)
             header, at = parse_preamble(began)
+            if header.item != item:
+                raise Malformed(_another(header))
             key, people = opened_key(header, privates)
-            _record(state, item, people)
             file.seek(at)
+            pieces = opened_pieces(key, began[:at], file)
+            about, first = _begun(item, pieces)
+            _record(state, item, people)
             with _new_file(output) as target:
-                about = _write(header, opened_pieces(key, began[:at], file), target)
+                _write(header, itertools.chain([first], pieces), target)
     except (Malformed, NotOpened) as error:
         fail(f"{shown(item)}: {error}", "", EXIT_NOT_SO)
     if as_json:
-        click.echo(msgspec.json.encode({"item": item, "people": people, **msgspec.to_builtins(about)}))
+        whose = {"people": [one.name for one in people], "keys": [one.key for one in people]}
+        click.echo(msgspec.json.encode({"item": item, **whose, **msgspec.to_builtins(about)}))
         return
     for name, value in msgspec.to_builtins(about).items():
         if value not in ("", None):
@@ -196,8 +202,11 @@ def release(*, item: str, key_files: tuple[Path, ...], output: Path, as_json: bo
         click.echo("mitmsec: this may not be all of what was found", err=True)
 
 
-def _write(header: Header, pieces: Iterator[bytes], target: BinaryIO) -> About:
-    """The content, and what precedes it. Raises Malformed, and what `pieces` raise."""
+def _begun(item: str, pieces: Iterator[bytes]) -> tuple[About, bytes]:
+    """What precedes the content, and what has come of that: the header, too, is then what was sealed with it.
+
+    Raises Malformed, and what `pieces` raise.
+    """
     waiting = b""
     for piece in pieces:
         waiting += piece
@@ -207,24 +216,32 @@ def _write(header: Header, pieces: Iterator[bytes], target: BinaryIO) -> About:
             raise Malformed("what it says of itself is damaged")
     line, _, rest = waiting.partition(b"\n")
     about = parse_about(line)
-    written = target.write(rest)
-    for piece in pieces:
-        written += target.write(piece)
+    if about.flow != item.rpartition("-")[0]:
+        raise Malformed("it says that it is of another connection")
+    return about, rest
+
+
+def _write(header: Header, pieces: Iterator[bytes], target: BinaryIO) -> None:
+    """The content. Raises Malformed, and what `pieces` raise."""
+    written = sum(target.write(piece) for piece in pieces)
     if written != header.content_bytes:
         raise Malformed(f"{written} bytes where {header.content_bytes} were told")
-    return about
 
 
-def _record(state: State, item: str, people: tuple[str, ...]) -> None:
+def _another(header: Header) -> str:
+    return f"it says that it is {header.item}"
+
+
+def _record(state: State, item: str, people: tuple[Recipient, ...]) -> None:
     """Or the end of the command."""
     caller = os.environ.get("SUDO_UID", "")
     user = user_name(int(caller) if caller.isdigit() else os.getuid())
+    names, keys = tuple(one.name for one in people), tuple(one.key for one in people)
+    order = control.Review(item=item, user=user, people=names, keys=keys)
     try:
         channel = join(state, worker=False)
         try:
-            received = channel.exchange(
-                control.Review(item=item, user=user, people=people), timeout_s=RECORDED_DEADLINE_S
-            )
+            received = channel.exchange(order, timeout_s=RECORDED_DEADLINE_S)
         finally:
             channel.close()
     except CannotRun as error:
@@ -271,7 +288,7 @@ def _item(path: Path) -> Item:
     except OSError as error:
         fail(f"{shown(path)} cannot be read: {error.strerror}", f"try: {as_root()}", EXIT_PRIVILEGE)
     if header.item != path.name:
-        return msgspec.structs.replace(one, why=f"it says that it is {header.item}")
+        return msgspec.structs.replace(one, why=_another(header))
     names = tuple(one.name for one in header.recipients)
     return msgspec.structs.replace(one, content_bytes=header.content_bytes, is_whole=header.is_whole, sealed_for=names)
 

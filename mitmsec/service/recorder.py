@@ -57,6 +57,7 @@ from mitmsec.core.messages import (
 )
 from mitmsec.service import child
 from mitmsec.service.captures import Captures
+from mitmsec.service.disk_thread import DiskThread
 from mitmsec.service.quarantine_folder import QuarantineFolder
 
 TICK_S = 0.25
@@ -99,6 +100,7 @@ class Recorder:
             lambda session, flow, why: self._fault("capture_incomplete", f"flow {flow}: {why}", session=session),
         )
         self._quarantine: QuarantineFolder | None = None
+        self._disk: DiskThread | None = None
         self._is_open = False
         self._changed = asyncio.Event()
         self._committer: Committer
@@ -120,7 +122,10 @@ class Recorder:
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._is_open = True
         if settings.quarantine:
-            self._quarantine = QuarantineFolder(Path(settings.quarantine), self._on_quarantined, self._not_quarantined)
+            self._disk = DiskThread("quarantine")
+            self._quarantine = QuarantineFolder(
+                Path(settings.quarantine), self._disk, self._on_quarantined, self._not_quarantined
+            )
         return None
 
     def told(self, message: Any, fds: list[int]) -> None:
@@ -149,6 +154,9 @@ class Recorder:
             inlet.read(AHEAD)
             inlet.close()
         self._judge_awaited(until_s=None)
+        if self._disk is not None:
+            await self._disk.idle(COMMIT_S)
+            self._disk.close()
         self._report_refusals()
         self._captures.close_all()
         self._committer.poke()
@@ -217,7 +225,7 @@ class Recorder:
             case SecretsSeen():
                 self._captures.secrets(session, seen.lines)
             case SealedSeen() if self._quarantine is not None:
-                self._quarantine.piece(inlet.source, seen)
+                self._quarantine.piece(inlet.source, seen, time.monotonic())
 
     def _follow(self, inlet: Inlet, seen: Seen) -> None:
         """What an event means for the capture file, or the quarantine."""
@@ -336,7 +344,8 @@ class Recorder:
     def _session_over(self, session: str) -> bool:
         alive = any(inlet.source.session == session for inlet in self._inlets)
         waiting = any(inlet.source.session == session for items in self._awaited.values() for _, inlet, _, _ in items)
-        if alive or waiting or not self._captures.is_complete(session):
+        unsynced = self._quarantine is not None and self._quarantine.holds(session)
+        if alive or waiting or unsynced or not self._captures.is_complete(session):
             return False
         return not self._committer.holds(session)  # which may be the fault of a capture that failed just now
 

@@ -116,8 +116,9 @@ def test_a_connection_that_went_through_a_proxy_says_by_which_kind_of_tunnel() -
 
 
 def test_who_opened_what_lies_under_quarantine_is_a_review() -> None:
-    seen = ReviewSeen(operation="quarantine_released", item="f-1", user="joe", people=("alice", "bob"))
-    fields = {"operation": "quarantine_released", "item": "f-1", "user": "joe", "people": ("alice", "bob")}
+    people, keys = ("alice", "bob"), ("k", "l")
+    seen = ReviewSeen(operation="quarantine_released", item="f-1", user="joe", people=people, keys=keys)
+    fields = {"operation": "quarantine_released", "item": "f-1", "user": "joe", "people": people, "keys": keys}
     assert fields_of(seen) == (Kind.REVIEW, fields)
 
 

@@ -8,10 +8,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
-from mitmsec.core.quarantine import PIECE_BYTES, SEALED_BYTES, Recipient, in_pieces, parse_preamble
+from mitmsec.core.quarantine import MAGIC, PIECE_BYTES, SEALED_BYTES, Header, Recipient, in_pieces, parse_preamble
 from mitmsec_certs.quarantine_box import NotOpened, Sealing, new_key, opened_key, opened_pieces, private_in
 
 PEOPLE = {name: new_key() for name in ("alice", "bob", "carol")}
@@ -46,7 +47,15 @@ def test_any_two_open_it_and_one_does_not(size_bytes: int) -> None:
 
 def test_who_opened_it_is_told() -> None:
     header, _ = parse_preamble(sealed(b"x"))
-    assert opened_key(header, [PRIVATES["carol"], PRIVATES["alice"]])[1] == ("alice", "carol")
+    assert opened_key(header, [PRIVATES["carol"], PRIVATES["alice"]])[1] == (RECIPIENTS[0], RECIPIENTS[2])
+
+
+def test_one_key_under_two_names_is_one_persons() -> None:
+    twice = (RECIPIENTS[0], Recipient(name="bob", public=RECIPIENTS[0].public))
+    began = Sealing(twice).begin("f-1", 1, is_whole=True).preamble
+    header = msgspec.json.decode(began.removeprefix(MAGIC), type=Header)
+    with pytest.raises(NotOpened, match="two of alice, bob are wanted"):
+        opened_key(header, [PRIVATES["alice"]])
 
 
 def test_nothing_of_the_content_is_readable() -> None:

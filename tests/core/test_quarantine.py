@@ -7,6 +7,7 @@ import base64
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mitmsec.config import PolicyErrors, parse_policy
 from mitmsec.core import quarantine
@@ -78,6 +79,13 @@ def test_the_readable_part_is_read_again_and_says_where_the_rest_begins() -> Non
         (MAGIC + b"{}\n", "its header is damaged"),
         (preamble(HEADER).replace(b'"second":1', b'"second":2'), "a share of nobody's"),
         (preamble(HEADER).replace(b'"first":0', b'"first":-1'), "a share of nobody's"),
+        (preamble(replace(HEADER, recipients=(ALICE, replace(BOB, name="alice")))), "somebody is in it twice"),
+        (preamble(replace(HEADER, recipients=(ALICE, replace(BOB, public=ALICE.public)))), "somebody is in it twice"),
+        (preamble(replace(HEADER, recipients=(ALICE, replace(BOB, public=b"b")))), "the key of bob is not 32 bytes"),
+        (
+            preamble(replace(HEADER, recipients=(ALICE, replace(BOB, name="b\nb")))),
+            "a name and a public key are wanted",
+        ),
     ],
 )
 def test_what_is_no_such_file_is_told(content: bytes, told: str) -> None:

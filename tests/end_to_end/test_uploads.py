@@ -108,4 +108,5 @@ def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, m
     assert (review["operation"], review["item"], review["people"]) == (
         "quarantine_released", item, ["alice", "carol"],
     )  # fmt: skip
+    assert [f"{name}:{key}" for name, key in zip(review["people"], review["keys"], strict=True)] == people[::2]
     assert review["user"]

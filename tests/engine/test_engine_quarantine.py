@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,29 @@ def opened(seen: Sequence[SealedSeen]) -> tuple[bool, About, bytes]:
 
 
 class Answering:
-    """An origin that answers /small and /chunked with a secret, and remembers whole requests."""
+    """An origin that answers /small and /chunked with a secret, and remembers what has come after heads."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
+        self.connections = 0
+        self._all_over = asyncio.Event()
+
+    async def over(self) -> None:
+        """All that comes has come."""
+        await asyncio.wait_for(self._all_over.wait(), 10)
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._all_over.clear()
+        body = bytearray()
+        try:
+            await self._serve(reader, writer, body)
+        finally:
+            self.bodies.append(bytes(body))
+            if len(self.bodies) == self.connections:
+                self._all_over.set()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, came: bytearray) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         if b"/chunked" in head:
             body = b"x" * 90_000 + b"SECRET"
@@ -57,7 +75,8 @@ class Answering:
         else:
             body = gzip.compress(b"a SECRET")
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        self.bodies.append(await reader.read())
+        while data := await reader.read(65536):
+            came += data
 
 
 async def items(made: World, count: int) -> list[tuple[bool, About, bytes]]:
@@ -113,6 +132,7 @@ def test_what_is_stopped_is_kept_as_it_travelled(tmp_path: Path) -> None:
             assert (third[1].name, third[1].location, third[2]) == ("a.txt", "request.body in a.txt", b"SECRET")
             assert (fourth[0], fourth[1].codings, gzip.decompress(fourth[2])) == (True, "gzip", b"a SECRET")
             assert b"SECRET" in fifth[2]
+            await answering.over()
             assert not any(answering.bodies), "no upload was complete, so none came"
             assert made.engine.quarantine is not None
             assert made.engine.quarantine._used_bytes == 0
@@ -166,12 +186,11 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         recorder = Slow()
         recorder.may.set()
         monkeypatch.setattr(quarantine, "CONTENT_LIMIT_BYTES", 10)
+        monkeypatch.setattr(quarantine, "JOIN_BYTES", 8)
         made = Quarantine(SEALING, recorder, limit_bytes=15)
-        first, second, third = made.kept(), made.kept(), made.kept()
-        for one in (first, second):
-            one.add(b"12345678")
-            one.is_ended = True
-        assert (second.size_bytes, second.begins_at, second.is_whole) == (0, 8, False)  # of all
+        first, third = made.kept(), made.kept()
+        first.add(b"12345678")
+        first.is_ended = True
         first.add(b"9a")
         first.add(b"b")  # of one part: its beginning makes room
         assert (b"".join(first.chunks), first.begins_at, first.is_whole) == (b"9ab", 8, False)
@@ -190,5 +209,78 @@ def test_what_is_kept_is_bounded_for_a_part_and_for_all(monkeypatch: pytest.Monk
         is_whole, about, content = opened(recorder.seen)
         assert (is_whole, about.begins_at, content) == (False, 8, b"9the end")
         assert made._used_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_whoever_has_most_gives_way_so_two_uploads_that_never_end_keep_nobody_elses_from_being_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        recorder = Slow()
+        made = Quarantine(SEALING, recorder, limit_bytes=100)
+        monkeypatch.setattr(quarantine, "JOIN_BYTES", 10)
+        large, larger, later, last = (made.kept() for _ in range(4))
+        for _ in range(4):
+            large.add(b"0123456789")
+        for _ in range(6):
+            larger.add(b"0123456789")
+        later.add(b"a 13 B secret")
+        assert (later.begins_at, large.begins_at, larger.begins_at) == (0, 0, 20)
+        larger.put(ABOUT)  # from here on it loses nothing
+        for _ in range(4):
+            later.add(b"x")
+        last.add(b"x" * 20)
+        assert (large.begins_at, larger.size_bytes, larger.begins_at, last.begins_at) == (20, 40, 20, 0)
+        last.add(b"y" * 180)  # of a piece for which there is not enough, its end
+        assert (b"".join(last.chunks), later.begins_at) == (b"y" * 22, 0)
+        assert made._used_bytes == sum(one.size_bytes for one in (large, larger, later, last)) <= 100
+        recorder.congested = False
+        await made.settled()
+        is_whole, about, content = opened(recorder.seen)
+        assert (is_whole, about.begins_at, content) == (False, 20, b"0123456789" * 4)
+        for one in (large, later, last):
+            one.leave()
+        assert (made._used_bytes, made._reading) == (0, {})
+
+    asyncio.run(main())
+
+
+def test_what_has_been_sent_makes_room_before_the_rest_has_gone() -> None:
+    async def main() -> None:
+        recorder = Slow()
+        made = Quarantine(SEALING, recorder)
+        kept = made.kept()
+        for _ in range(10):
+            kept.add(b"x" * 100_000)
+        kept.put(ABOUT)
+        while len(recorder.seen) < 2:
+            recorder.may.set()
+            await asyncio.sleep(0)
+        assert made._used_bytes <= 800_000
+        recorder.congested = False
+        recorder.may.set()
+        await made.settled()
+        assert opened(recorder.seen)[2] == b"x" * 1_000_000
+
+    asyncio.run(main())
+
+
+def test_pieces_of_two_bytes_take_no_more_than_they_count() -> None:
+    async def main() -> None:
+        recorder = Slow()
+        recorder.congested = False
+        made = Quarantine(SEALING, recorder)
+        kept = made.kept()
+        for _ in range(20_000):
+            kept.add(b"xy")
+        kept.add(b"z" * 100_000)
+        kept.add(b"xy")
+        taken_bytes = sum(map(sys.getsizeof, kept.chunks))
+        assert made._used_bytes == kept.size_bytes == 140_002
+        assert taken_bytes < 1.1 * kept.size_bytes
+        kept.put(ABOUT)
+        await made.settled()
+        assert opened(recorder.seen)[2] == b"xy" * 20_000 + b"z" * 100_000 + b"xy"
 
     asyncio.run(main())

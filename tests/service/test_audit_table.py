@@ -66,7 +66,9 @@ def test_a_peer_can_neither_move_the_cursor_nor_write_markup_nor_reverse_the_lin
         (CaSeen(operation="created", subject="CN=x", sha256="0", not_after="2036"), "created: CN=x"),
         (ServiceSeen(operation="run_ended", command=("curl", "x"), status=0), "run_ended · curl x · status 0"),
         (
-            ReviewSeen(operation="quarantine_released", item="f-1", user="joe", people=("alice", "bob")),
+            ReviewSeen(
+                operation="quarantine_released", item="f-1", user="joe", people=("alice", "bob"), keys=("k", "l")
+            ),
             "quarantine_released · f-1 · by joe · keys of alice, bob",
         ),
         (replace(request(), modified_by=("a.py",)), "modified by a.py"),

@@ -249,11 +249,12 @@ def test_a_changed_ca_is_adopted_or_refused_with_the_signers_words() -> None:
 
 
 def test_who_opens_what_lies_under_quarantine_goes_on_record_before(supervisor: Supervisor, client: Client) -> None:
-    order = control.Review(item="f-1", user="joe", people=("alice", "bob"))
+    order = control.Review(item="f-1", user="joe", people=("alice", "bob"), keys=("k", "l"))
     assert client(order) == control.ReviewRecorded()
     (seen,) = supervisor.events
     assert msgspec.structs.asdict(seen) == {
         "operation": "quarantine_released", "item": "f-1", "user": "joe", "people": ("alice", "bob"),
+        "keys": ("k", "l"),
     }  # fmt: skip
     supervisor.fails = OSError()
     answer = client(order)

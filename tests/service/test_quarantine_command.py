@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from mitmsec.cli import cli
-from mitmsec.core.quarantine import About, about_line, in_pieces, parse_recipient
+from mitmsec.core.quarantine import About, Recipient, about_line, in_pieces, parse_recipient
 from mitmsec.service import quarantine_command
 from mitmsec.service.state import State
 from mitmsec_certs.quarantine_box import Sealing
@@ -32,20 +34,23 @@ class House:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, State(folder / "state")
-        self.recorded: list[tuple[str, tuple[str, ...]]] = []
+        self.recorded: list[tuple[str, tuple[Recipient, ...]]] = []
         self.state.quarantine.mkdir(parents=True)
         people = []
         for name in ("alice", "bob", "carol"):
             done = told("keys", name, "-o", str(folder / f"{name}.pem"))
             assert done.exit_code == 0, done.output
             people.append(parse_recipient(done.stdout.strip()))
-        one = Sealing(people[:2]).begin(ITEM, len(CONTENT), is_whole=False)
-        pieces = in_pieces([about_line(ABOUT), CONTENT])
-        sealed = b"".join(one.sealed(piece, is_last=is_last) for piece, is_last in pieces)
+        self.people = people
         self.file = self.state.quarantine / ITEM
-        self.file.write_bytes(one.preamble + sealed)
+        self.file.write_bytes(self.sealed(people[:2]))
 
-    def record(self, _: State, item: str, people: tuple[str, ...]) -> None:
+    def sealed(self, people: Sequence[Recipient], about: About = ABOUT) -> bytes:
+        one = Sealing(people).begin(ITEM, len(CONTENT), is_whole=False)
+        pieces = in_pieces([about_line(about), CONTENT])
+        return one.preamble + b"".join(one.sealed(piece, is_last=is_last) for piece, is_last in pieces)
+
+    def record(self, _: State, item: str, people: tuple[Recipient, ...]) -> None:
         self.recorded.append((item, people))
 
     def release(self, *names: str, item: str = ITEM, words: tuple[str, ...] = ()) -> Result:
@@ -99,7 +104,7 @@ def test_two_people_open_it_and_that_is_on_record_before(house: House) -> None:
     assert done.exit_code == 0, done.output
     assert (house.folder / "out").read_bytes() == CONTENT
     assert (house.folder / "out").stat().st_mode & 0o777 == 0o600
-    assert house.recorded == [(ITEM, ("alice", "bob"))]
+    assert house.recorded == [(ITEM, tuple(house.people[:2]))]
     assert "request.body+5" in done.stdout
     assert "this may not be all of what was found" in done.stderr
     assert house.file.exists()
@@ -143,4 +148,26 @@ def test_what_was_changed_is_not_written(house: House) -> None:
     house.file.write_bytes(content)
     house.file.rename(house.file.with_name("flow1-ffffffff"))
     assert "it says that it is" in house.asked("list").stdout
+    house.recorded.clear()
+    done = house.release("alice.pem", "bob.pem", item="flow1-ffffffff")
+    assert (done.exit_code, f"it says that it is {ITEM}" in done.stderr, house.recorded) == (1, True, [])
     assert house.release("alice.pem", "bob.pem", item="../x").exit_code == 1
+
+
+@pytest.mark.root
+def test_what_a_worker_that_was_taken_over_says_of_people_and_item_is_not_put_on_record(house: House) -> None:
+    alice, bob, _ = house.people
+    for twice in ((alice, replace(alice, name="bob")), (alice, replace(bob, name="alice"))):
+        house.file.write_bytes(house.sealed(twice))
+        done = house.release("alice.pem", "bob.pem")
+        assert (done.exit_code, "somebody is in it twice" in done.stderr) == (1, True)
+    house.file.write_bytes(house.sealed([alice, bob], replace(ABOUT, flow="flow2")))
+    done = house.release("alice.pem", "bob.pem")
+    assert (done.exit_code, "it says that it is of another connection" in done.stderr) == (1, True)
+    honest = house.sealed([alice, bob])
+    for header, false in ((b'"name":"bob"', b'"name":"eve"'), (b'"content_bytes":240000', b'"content_bytes":240001')):
+        house.file.write_bytes(honest.replace(header, false))
+        done = house.release("alice.pem", "bob.pem")
+        assert (done.exit_code, "not what was sealed" in done.stderr) == (1, True)
+    assert house.recorded == []
+    assert not (house.folder / "out").exists()

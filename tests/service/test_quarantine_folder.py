@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,8 +14,8 @@ from mitmsec.audit.event import SealedSeen
 from mitmsec.audit.intake import Source
 from mitmsec.core.messages import Role
 from mitmsec.core.quarantine import ITEM_LIMIT_BYTES
-from mitmsec.service import quarantine_folder
-from mitmsec.service.quarantine_folder import OPEN_LIMIT, QuarantineFolder
+from mitmsec.service.quarantine_folder import FULL, ITEMS_BURST, LOOK_AGAIN_S, OPEN_LIMIT, PART, QuarantineFolder
+from mitmsec.service.quarantine_room import Room
 
 WORKER, OTHER = Source(Role.WORKER, "s", 0), Source(Role.WORKER, "s", 1)
 ITEM = "flow1-0123abcd"
@@ -26,16 +28,29 @@ def piece(at: int, data: bytes, *, is_last: bool = False, item: str = ITEM, flow
 class House:
     """A folder, and what was told of it."""
 
-    def __init__(self, folder: Path, **more: Any) -> None:
+    def __init__(self, folder: Path, room: Room | None = None) -> None:
+        self.now_s = 1000.0
         self.path = folder
         self.kept: list[tuple[str, int, str]] = []
         self.failed: list[tuple[Source | None, str, str]] = []
+        self.syncing: list[Callable[[], None]] | None = None  # a disk that takes its time has them wait
         self.folder = QuarantineFolder(
             folder,
+            self.on_disk,
             lambda _, seen, size_bytes, sha256: self.kept.append((seen.item, size_bytes, sha256)),
             lambda *words: self.failed.append(words),
-            **more,
+            room,
         )
+
+    def on_disk(self, work: Callable[[], None], done: Callable[[OSError | None], None]) -> None:
+        def now() -> None:
+            try:
+                work()
+            except OSError as error:
+                return done(error)
+            done(None)
+
+        now() if self.syncing is None else self.syncing.append(now)
 
     @property
     def names(self) -> list[str]:
@@ -43,7 +58,7 @@ class House:
 
     def take(self, *pieces: SealedSeen, source: Source = WORKER) -> None:
         for one in pieces:
-            self.folder.piece(source, one)
+            self.folder.piece(source, one, self.now_s)
 
 
 def test_pieces_become_a_file_that_is_its_owners_alone(tmp_path: Path) -> None:
@@ -113,15 +128,90 @@ def test_what_a_recorder_that_died_has_left_is_removed_and_told(tmp_path: Path) 
     assert house.names == ["flow1-00000000"]
 
 
-def test_the_folder_and_what_one_worker_begins_are_bounded(tmp_path: Path) -> None:
-    house = House(tmp_path, limit_bytes=10)
-    house.take(piece(0, b"x" * 8, is_last=True))
-    house.take(piece(0, b"x" * 3, is_last=True, item="flow1-00000000"))
-    assert house.failed[0][2] == "flow1-00000000: there is no more room for it: release or remove others"
-    assert House(tmp_path, limit_bytes=10).folder._used_bytes == 8
+def test_what_is_there_is_never_replaced(tmp_path: Path) -> None:
+    """A worker that is taken over by what it has just put there cannot destroy it."""
+    house = House(tmp_path)
+    house.take(piece(0, b"EVIDENCE", is_last=True))
+    house.take(piece(0, b"junk", is_last=True))
+    assert (house.names, (tmp_path / ITEM).read_bytes()) == ([ITEM], b"EVIDENCE")
+    assert [item for item, _, _ in house.kept] == [ITEM]
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: one of that name is there already")]
+    (tmp_path / "flow1-00000000").write_bytes(b"what nobody told")
+    house.take(piece(0, b"junk", item="flow1-00000000", is_last=True))
+    assert house.failed[1:] == [(WORKER, "flow1", "flow1-00000000: one of that name is there already")]
+    assert (house.names, (tmp_path / "flow1-00000000").read_bytes()) == (["flow1-00000000", ITEM], b"what nobody told")
+    (tmp_path / f"{ITEM}{PART}").hardlink_to(tmp_path / ITEM)  # a recorder that was killed between its two names
+    again = House(tmp_path)
+    assert (again.names, again.failed) == (["flow1-00000000", ITEM], [])
+
+
+def test_what_may_not_last_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path)
+    sync = os.fsync
+
+    def broken(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    house.take(piece(0, b"x", is_last=True))
+    assert (house.names, house.kept) == ([], [])
+    assert house.failed == [(WORKER, "flow1", f"{ITEM}: Input/output error")]
+
+
+def test_what_comes_counts_as_what_is_there_and_what_is_removed_does_not_any_more(tmp_path: Path) -> None:
+    house = House(tmp_path, Room(limit_bytes=160, least_bytes=1))
+    first, second, third = (f"flow1-{number:08x}" for number in range(3))
+    house.take(piece(0, b"x" * 60, item=first), piece(0, b"x" * 60, item=second))
+    house.take(piece(0, b"x", item=third, is_last=True))
+    assert house.failed.pop()[2] == f"{third}: {FULL}"
+    house.take(piece(60, b"", item=first, is_last=True), piece(60, b"x", item=second))
+    assert house.failed.pop()[2] == f"{second}: {FULL}"
+    assert house.names == [first]
+    house.take(piece(0, b"x" * 60, item=third, is_last=True))
+    (tmp_path / first).unlink()  # by whoever may
+    house.take(piece(0, b"x" * 60, item="flow1-000000ff"))
+    assert house.failed.pop()[2] == f"flow1-000000ff: {FULL}", "the folder was looked through just now"
+    house.now_s += LOOK_AGAIN_S
+    house.take(piece(0, b"x" * 50, item="flow1-000000fe"))
+    assert house.failed == []
+    again = Room(limit_bytes=160, least_bytes=1)
+    assert House(tmp_path, again).names == [third]
+    assert again.used_bytes == 60
+
+
+def test_how_many_one_worker_begins_in_a_second_is_bounded_however_small_they_are(tmp_path: Path) -> None:
+    house, count = House(tmp_path), int(ITEMS_BURST)
+    for number in range(count + 1):
+        house.take(piece(0, b"", item=f"flow1-{number:08x}"), piece(0, b"", item=f"flow1-{number:08x}", is_last=True))
+    assert len(house.kept) == count
+    assert house.failed == [
+        (WORKER, "flow1", f"flow1-{count:08x}: more than its worker may put there in so short a time")
+    ]
+    house.take(piece(0, b"", is_last=True), source=OTHER)
+    house.now_s += 1.0
+    for number in range(3):
+        house.take(piece(0, b"", item=f"flow1-000001{number:02x}", is_last=True))
+    assert (len(house.kept), len(house.failed)) == (count + 3, 2)
+
+
+def test_what_is_on_its_way_to_the_disk_is_waited_for_and_nobody_waits_with_it(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.syncing = []
+    house.take(piece(0, b"one", is_last=True))
+    assert (house.names, house.kept, house.folder.holds("s")) == ([f"{ITEM}.part"], [], True)
+    house.take(piece(0, b"two", is_last=True), source=OTHER)
+    assert house.failed.pop() == (OTHER, "flow1", f"{ITEM}: one of that name is there already")
+    house.folder.ended(WORKER)
+    (sync,) = house.syncing
+    sync()
+    assert (house.names, house.folder.holds("s"), house.failed) == ([ITEM], False, [])
+    assert [item for item, _, _ in house.kept] == [ITEM]
     for number in range(OPEN_LIMIT + 1):
-        house.take(piece(0, b"", item=f"flow1-{number + 16:08x}"))
-    assert house.failed[1:] == [(WORKER, "flow1", f"flow1-{OPEN_LIMIT + 16:08x}: too many at once")]
+        house.now_s += 1.0
+        house.take(piece(0, b"", item=f"flow1-{number:08x}", is_last=True))
+    assert [told for _, _, told in house.failed] == [f"flow1-{OPEN_LIMIT:08x}: too many at once"]
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +220,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: py
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(quarantine_folder.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     house.take(piece(0, b"x"), piece(1, b"y", is_last=True))
     assert house.failed == [(WORKER, "flow1", f"{ITEM}: No space left on device")]
     (tmp_path / f"{ITEM}.part").touch()  # somebody else's, in its place

@@ -19,7 +19,7 @@ from audit_events import CURL, connection, finding, handed, request
 from recorder_child import SESSION, RecorderChild, recorder
 
 from mitmsec.audit.chain import Verified
-from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SecretsSeen, ServiceSeen
+from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SealedSeen, SecretsSeen, ServiceSeen
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
@@ -413,6 +413,46 @@ def test_the_recorder_holds_neither_keys_nor_traffic_engines(tmp_path: Path) -> 
             assert "mitmsec.gate" not in answer.modules
 
     run(scenario)
+
+
+SLOW = """
+import os, time, types
+import mitmsec.service.quarantine_folder as q, mitmsec.service.recorder as r
+def fsync(descriptor):
+    while not os.path.exists({go!r}):
+        time.sleep(0.01)
+    os.fsync(descriptor)
+q.os = types.SimpleNamespace(**{{**vars(os), "fsync": fsync}})
+r.child.main(r.ACCEPTS, r.Recorder)
+"""
+
+
+def test_events_do_not_wait_for_what_goes_under_quarantine_and_the_runs_end_does(tmp_path: Path) -> None:
+    go, folder = tmp_path / "go", tmp_path / "quarantine"
+    folder.mkdir()
+
+    async def scenario() -> None:
+        async with recorder(tmp_path / "log", SLOW.format(go=str(go)), str(folder)) as child:
+            gate, worker = child.producer(Role.GATE), child.producer(Role.WORKER, 0)
+            gate.record(handed("flow1"))
+            await gate.flushed()
+            for number in range(2):
+                worker.record(SealedSeen(flow="flow1", item=f"flow1-0000000{number}", at=0, data=b"x", is_last=True))
+                worker.record(finding("flow1"))
+            async with asyncio.timeout(5):
+                await worker.flushed()
+            worker.close()
+            gate.close()
+            child.control.send(SessionFlush(session=SESSION))
+            await asyncio.sleep(0.3)
+            assert child.inbox.empty()
+            go.touch()
+            assert (await child.inbox.get()).findings == 2
+            found = [event for event in events(tmp_path / "log") if event["kind"] != "finding"]
+            assert [(event["kind"], event["operation"]) for event in found] == [("service", "quarantined")] * 2
+
+    run(scenario)
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_descriptors_that_no_message_asks_for_are_closed(tmp_path: Path) -> None:
