@@ -117,6 +117,7 @@ def list_items(*, as_json: bool, state_folder: Path) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("item", "since", "bytes", "sealed for"):
         table.add_column(heading)
+    table.columns[0].min_width = max((len(item.item) for item in items), default=0)  # it is what is named next
     for item in items:
         size = (
             "?" if item.content_bytes is None else f"{item.content_bytes}{'' if item.is_whole else ', not all of it'}"
@@ -165,18 +166,19 @@ def show(*, item: str, as_json: bool, state_folder: Path) -> None:
 def release(*, item: str, key_files: tuple[Path, ...], output: Path, as_json: bool, state_folder: Path) -> None:
     """Open ITEM with the keys of two people, into a new file.
 
-    Who opens what is on record before anything of it is written. The item stays under quarantine. Exit status 1: these
-    keys do not open it, or it is not what was sealed.
+    ITEM may be cut short where no other begins so. Who opens what is on record before anything of it is written. The
+    item stays under quarantine. Exit status 1: these keys do not open it, or it is not what was sealed.
     """
     if len(key_files) < 2:
         fail("two people's keys are wanted", "name each with --key", EXIT_USAGE)
     need_root("opening what lies under quarantine")
     state = State(state_folder)
     path = _file(state, item)
-    from mitmsec_certs.quarantine_box import NotOpened, opened_key, opened_pieces, private_in
+    item = path.name
+    privates = [_private(file) for file in key_files]
+    from mitmsec_certs.quarantine_box import NotOpened, opened_key, opened_pieces
 
     try:
-        privates = [private_in(_key_text(file)) for file in key_files]
         with open(path, "rb") as file:
             began = file.read(len(MAGIC) + HEADER_LIMIT_BYTES)
             header, at = parse_preamble(began)
@@ -184,11 +186,12 @@ def release(*, item: str, key_files: tuple[Path, ...], output: Path, as_json: bo
                 raise Malformed(_another(header))
             key, people = opened_key(header, privates)
             file.seek(at)
-            pieces = opened_pieces(key, began[:at], file)
-            about, first = _begun(item, pieces)
-            _record(state, item, people)
-            with _new_file(output) as target:
-                _write(header, itertools.chain([first], pieces), target)
+            about = _opens(header, opened_pieces(key, began[:at], file))
+            with _new_file(output) as target:  # before it is on record: what cannot be written was not released
+                _record(state, item, people)
+                file.seek(at)
+                pieces = opened_pieces(key, began[:at], file)
+                target.writelines(itertools.chain([_begun(item, pieces)[1]], pieces))
     except (Malformed, NotOpened) as error:
         fail(f"{shown(item)}: {error}", "", EXIT_NOT_SO)
     if as_json:
@@ -198,6 +201,8 @@ def release(*, item: str, key_files: tuple[Path, ...], output: Path, as_json: bo
     for name, value in msgspec.to_builtins(about).items():
         if value not in ("", None):
             click.echo(f"{name.replace('_', ' '):14}{shown(value)}")
+    click.echo(f"{'opened by':14}{shown(' and '.join(one.name for one in people))}")
+    click.echo(f"{'written to':14}{shown(output)}")
     if not header.is_whole:
         click.echo("mitmsec: this may not be all of what was found", err=True)
 
@@ -221,11 +226,13 @@ def _begun(item: str, pieces: Iterator[bytes]) -> tuple[About, bytes]:
     return about, rest
 
 
-def _write(header: Header, pieces: Iterator[bytes], target: BinaryIO) -> None:
-    """The content. Raises Malformed, and what `pieces` raise."""
-    written = sum(target.write(piece) for piece in pieces)
-    if written != header.content_bytes:
-        raise Malformed(f"{written} bytes where {header.content_bytes} were told")
+def _opens(header: Header, pieces: Iterator[bytes]) -> About:
+    """What the content is about, all of which opens. Raises Malformed, and what `pieces` raise."""
+    about, first = _begun(header.item, pieces)
+    size_bytes = len(first) + sum(map(len, pieces))
+    if size_bytes != header.content_bytes:
+        raise Malformed(f"{size_bytes} bytes where {header.content_bytes} were told")
+    return about
 
 
 def _another(header: Header) -> str:
@@ -269,9 +276,12 @@ def _files(state: State) -> list[Path]:
 
 
 def _file(state: State, item: str) -> Path:
-    for path in _files(state):
-        if path.name == item:
-            return path
+    """The item, or the only one whose name begins so."""
+    meant = [path for path in _files(state) if item and path.name.startswith(item)]
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        fail(f"{len(meant)} items begin with {shown(item)}", "name more of the one that you mean", EXIT_USAGE)
     again = f"{program()} quarantine list{with_state(state)}"
     fail(f"there is no item {shown(item)}", f"`{again}` says which there are", EXIT_NOT_SO)
 
@@ -291,6 +301,15 @@ def _item(path: Path) -> Item:
         return msgspec.structs.replace(one, why=_another(header))
     names = tuple(one.name for one in header.recipients)
     return msgspec.structs.replace(one, content_bytes=header.content_bytes, is_whole=header.is_whole, sealed_for=names)
+
+
+def _private(path: Path) -> bytes:
+    from mitmsec_certs.quarantine_box import NotOpened, private_in
+
+    try:
+        return private_in(_key_text(path))
+    except NotOpened as error:
+        fail(f"--key: {shown(path)}: {error}", "name the file that `quarantine keys` wrote for that person", EXIT_USAGE)
 
 
 def _key_text(path: Path) -> bytes:

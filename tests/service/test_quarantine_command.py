@@ -110,6 +110,21 @@ def test_two_people_open_it_and_that_is_on_record_before(house: House) -> None:
     assert house.file.exists()
     again = house.release("bob.pem", "alice.pem")
     assert (again.exit_code, "is there already" in again.stderr) == (2, True)
+    assert len(house.recorded) == 1, "what is not written is not on record as released"
+    assert "opened by     alice and bob" in done.stdout
+    assert f"written to    {house.folder / 'out'}" in done.stdout
+
+
+def test_an_item_is_known_by_how_its_name_begins_where_no_other_does(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    assert ITEM in house.asked("list").stdout
+    assert json.loads(house.asked("show", "flow", "--json").stdout)["item"] == ITEM
+    house.file.with_name("flow1-ffffffff").write_bytes(b"")
+    both = house.asked("show", "flow1")
+    assert (both.exit_code, "2 items begin with flow1" in both.stderr) == (2, True)
+    assert "there is no item" in house.asked("show", "").stderr
 
 
 @pytest.mark.root
@@ -121,7 +136,7 @@ def test_two_people_open_it_and_that_is_on_record_before(house: House) -> None:
         (("alice.pem", "carol.pem"), 1, "the keys of two of alice, bob are wanted; these are those of alice"),
         (("alice.pem", "none.pem"), 2, "none.pem cannot be read"),
         (("alice.pem", "state"), 2, "state cannot be read"),
-        (("alice.pem", "text"), 1, "no private key"),
+        (("alice.pem", "text"), 2, "text: no private key"),
         (("alice.pem", os.devnull), 2, "is no file"),
     ],
 )
@@ -140,6 +155,7 @@ def test_what_was_changed_is_not_written(house: House) -> None:
     done = house.release("alice.pem", "bob.pem")
     assert (done.exit_code, "not what was sealed" in done.stderr) == (1, True)
     assert not (house.folder / "out").exists()
+    assert house.recorded == []
     house.file.write_bytes(b"x" + content)
     assert house.release("alice.pem", "bob.pem").exit_code == 1
     (shown,) = map(json.loads, house.asked("list", "--json").stdout.splitlines())
