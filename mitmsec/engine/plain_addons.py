@@ -219,6 +219,8 @@ def _frame(message: http.Message, before: dict[str, Any], *, is_head: bool) -> N
     is_bodiless = isinstance(message, http.Response) and message.status_code in _BODILESS
     if is_head:
         message.data.content = None if content is None else b""
+    elif content is None and before["content"] is not None:  # the head would announce what never comes
+        raise Unsound("a body that is not there")
     elif content is None:  # it goes by
         was_bodiless = before.get("status_code") in _BODILESS
         if was_bodiless != is_bodiless or _framing(message.headers.fields) != _framing(before["headers"]):

@@ -170,6 +170,13 @@ BROKEN = {
     "field": ("request", "flow.request.headers['x'] = 'a\\r\\nb: c'", "request: Unsound, a field that cannot be sent"),
     "framing": ("requestheaders", "flow.request.headers['transfer-encoding'] = 'chunked'", "Unsound, the length"),
     "length": ("requestheaders", "flow.request.headers['content-length'] = '1'", "Unsound, the length"),
+    "takes body": ("request", "flow.request.content = None", "request: Unsound, a body that is not there"),
+    "takes answer": ("response", "flow.response.content = None", "response: Unsound, a body that is not there"),
+    "no sender": (
+        "request",
+        "flow.request = http.Request.make('POST', 'http://x/'); flow.request.content = None",
+        "request: Unsound, a body that is not there",
+    ),
     "status": ("response", "flow.response.status_code = 101", "response: Unsound, no answer"),
     "no body": ("response", "flow.response.status_code = 204", "response: Unsound, a body where there can be none"),
     "version": ("response", "flow.response.http_version = 'HTTP/7'", "response: Unsound, the version of HTTP"),
