@@ -201,6 +201,10 @@ def _check(message: http.Message, before: dict[str, Any], is_head: bool = False)
     if isinstance(message, http.Request):
         if not _NAME.fullmatch(message.data.method) or not _TARGET.fullmatch(message.data.path):
             raise Unsound("a method or path that cannot be sent")
+        if (message.data.method.upper() == b"HEAD") != (before["method"].upper() == b"HEAD"):
+            raise Unsound(
+                "a HEAD made of another method, or another of it: whether a body follows is not to be changed"
+            )
     elif not isinstance(message, http.Response) or message.status_code not in _STATUSES:
         raise Unsound("no answer that can be sent")
     elif not all(char >= 0x20 for char in message.data.reason):

@@ -177,6 +177,8 @@ BROKEN = {
         "flow.request = http.Request.make('POST', 'http://x/'); flow.request.content = None",
         "request: Unsound, a body that is not there",
     ),
+    "to head": ("request", "flow.request.method = 'HEAD'", "request: Unsound, a HEAD"),
+    "to head early": ("requestheaders", "flow.request.method = 'head'", "requestheaders: Unsound, a HEAD"),
     "status": ("response", "flow.response.status_code = 101", "response: Unsound, no answer"),
     "no body": ("response", "flow.response.status_code = 204", "response: Unsound, a body where there can be none"),
     "version": ("response", "flow.response.http_version = 'HTTP/7'", "response: Unsound, the version of HTTP"),
