@@ -183,6 +183,7 @@ BROKEN = {
     "no body": ("response", "flow.response.status_code = 204", "response: Unsound, a body where there can be none"),
     "version": ("response", "flow.response.http_version = 'HTTP/7'", "response: Unsound, the version of HTTP"),
     "reason": ("response", "flow.response.reason = 'a\\r\\nb: c'", "response: Unsound, a reason"),
+    "not bytes": ("request", "flow.request.data.content = bytearray(b'new')", "request: TypeError"),
     "taken": ("response", "flow.response = None", "response: Unsound, an answer that has come"),
 }
 
@@ -299,5 +300,46 @@ def requestheaders(flow):
             first, second = made.recorder.requests[:2]
             assert (first.status, first.answered_by, first.modified_by) == (418, "addon one.py", ("one.py",))
             assert (second.status, second.modified_by) == (None, ("one.py",))
+
+    asyncio.run(main())
+
+
+def test_what_an_addon_changes_after_its_turn_goes_nowhere(tmp_path: Path) -> None:
+    text = """
+import asyncio
+tasks = []
+
+def request(flow):
+    flow.metadata["first"] = flow
+    flow.request.headers["x-mark"] = "in time"
+    tasks.append(asyncio.create_task(later(flow)))
+
+async def later(flow):
+    for _ in range(200):
+        flow.request.data.path = b"/smuggled HTTP/1.1\\r\\nX: y"
+        flow.request.headers["x-late"] = "late"
+        if flow.response:
+            flow.response.data.reason = b"a\\r\\nb: c"
+        await asyncio.sleep(0)
+
+def response(flow):
+    flow.response.headers["x-same"] = str(flow.metadata["first"] is flow and flow.request.path == "/a")
+    flow.request.method = "CONNECT"
+"""
+
+    async def main() -> None:
+        echo = Echo()
+        async with origin(echo, None) as port, plain_world(tmp_path, port, addon(text)) as made:
+            head, body = await ask(made, "/a", b"a word")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"x-same: True" in head
+            assert body == b"you said: a word"
+            (sent,) = echo.heads
+            assert sent.startswith(b"POST /a HTTP/1.1\r\n")
+            assert b"x-mark: in time" in sent
+            assert b"late" not in sent
+            assert made.recorder.faults == []
+            (request,) = made.recorder.requests
+            assert (request.method, request.modified_by) == ("POST", ("one.py",))
 
     asyncio.run(main())
