@@ -12,7 +12,6 @@ later goes nowhere: that is a copy, and what has been checked is another.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 import sys
@@ -27,6 +26,7 @@ from mitmsec.core.inspecting import TooLong
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
+from mitmsec.engine.stepped import within
 from mitmsec.engine.watch import Blocked, limited
 
 LIMIT_S = 10.0  # on the clock, for one that waits
@@ -89,7 +89,7 @@ class PlainAddons:
                 for method in methods:
                     answer = limited(partial(method, shown))
                     if inspect.isawaitable(answer):
-                        await asyncio.wait_for(answer, LIMIT_S)
+                        await within(answer, LIMIT_S)
                 changed = _take(flow, shown, hook)
             except (Exception, SystemExit, TooLong) as error:
                 why = f", {error}" if isinstance(error, Unsound) else ""
@@ -173,14 +173,15 @@ def _take(flow: http.HTTPFlow, shown: http.HTTPFlow, hook: str) -> bool:
         if response is None:
             raise Unsound("an answer that has come cannot be taken back")
         _check(response, had, request.method == "HEAD")
-    changed = is_other_request or is_other_response or shown.error is not flow.error
+    is_ended = shown.error is not None and shown.error is not flow.error
     _set(flow.request, request if is_other_request else None)
     if is_other_response and flow.response is None:
         flow.response = response
     elif is_other_response:
         _set(flow.response, response)
-    flow.error = shown.error
-    return changed
+    if is_ended:
+        flow.error = shown.error
+    return is_other_request or is_other_response or is_ended
 
 
 def _state(message: http.Message | None) -> dict[str, Any]:

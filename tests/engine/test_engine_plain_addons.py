@@ -16,6 +16,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import OnFailure, OnFinding
+from mitmsec.engine import watch
 
 MARKS = MitmproxyAddon(
     name="marks.py",
@@ -161,6 +162,7 @@ BROKEN = {
     "raises": ("request", "raise ValueError(flow.request.text)", "request: ValueError"),
     "leaves": ("request", "raise SystemExit", "request: SystemExit"),
     "computes": ("request", "\n    while True: pass", "request: TooLong"),
+    "computes later": ("request", "return hold()", "request: TooLong"),
     "splits": (
         "request",
         "flow.request.path = '/ HTTP/1.1\\r\\n\\r\\nGET /other'",
@@ -189,8 +191,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("hook", "what", "told"), BROKEN.values(), ids=BROKEN)
-def test_an_addon_that_fails_leaves_things_as_they_were(tmp_path: Path, hook: str, what: str, told: str) -> None:
-    text = f"def {hook}(flow):\n    flow.request.headers['x-half'] = 'done'\n    {what}\n"
+def test_an_addon_that_fails_leaves_things_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str, what: str, told: str
+) -> None:
+    monkeypatch.setattr(watch, "CALL_LIMIT_S", 0.3)
+    text = f"""
+async def hold():
+    for _ in range(10**8): pass
+
+def {hook}(flow):
+    flow.request.headers['x-half'] = 'done'
+    {what}
+"""
 
     async def main() -> None:
         echo = Echo()
