@@ -24,6 +24,7 @@ from mitmproxy import ctx, http
 
 from mitmsec.core.inspecting import TooLong
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
+from mitmsec.engine import bounded_decoding
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
 from mitmsec.engine.stepped import within
@@ -62,6 +63,7 @@ class PlainAddons:
     """Those of one worker. `unusable` tells of those that could not be loaded: name, and the kind of error."""
 
     def __init__(self, addons: Sequence[MitmproxyAddon]) -> None:
+        bounded_decoding.bound()
         self.unusable: list[str] = []
         self._hooks: dict[str, list[tuple[str, list[Callable[..., Any]]]]] = {hook: [] for hook in HOOKS}
         for addon in addons:
@@ -95,6 +97,8 @@ class PlainAddons:
                 why = f", {error}" if isinstance(error, Unsound) else ""
                 visit.faults.append(f"{name}: {hook}: {type(error).__name__}{why}")
                 continue
+            finally:
+                bounded_decoding.forget()
             if changed:
                 visit.changed.append(name)
         return visit

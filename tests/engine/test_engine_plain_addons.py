@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pytest
 import trustme
 from engine_h2 import Client, get
@@ -353,5 +354,21 @@ def response(flow):
             assert made.recorder.faults == []
             (request,) = made.recorder.requests
             assert (request.method, request.modified_by) == ("POST", ("one.py",))
+
+    asyncio.run(main())
+
+
+def test_an_addon_reads_no_decompression_bomb(tmp_path: Path) -> None:
+    bomb = brotli.compress(bytes(1 << 21), quality=1)
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb)
+
+        reads = addon("def response(flow): flow.response.text")
+        async with origin(answer, None) as port, plain_world(tmp_path, port, reads) as made:
+            assert (await ask(made, "/", method="GET"))[1] == bomb
+            assert [fault.detail for fault in made.recorder.faults] == ["one.py: response: TooLarge"]
 
     asyncio.run(main())
