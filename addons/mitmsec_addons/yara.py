@@ -69,7 +69,7 @@ class Kept:
 
     def __init__(self, yara: Yara, part: Part) -> None:
         self._yara, self.part = yara, part
-        self._content: list[bytes] | None = []
+        self._content: bytearray | None = bytearray()  # in one piece: many small ones would take many times their size
         self._lost: Unread | None = None
         self.size_bytes = 0
 
@@ -85,7 +85,7 @@ class Kept:
         self._yara.make_room(self, len(data))
         if self._content is None:
             return self._what_is_lost()
-        self._content.append(data)
+        self._content += data
         self.size_bytes += len(data)
         self._yara.held_bytes += len(data)
         self._yara.unfinished[self] = None
@@ -104,7 +104,7 @@ class Kept:
         """What the rules say; nothing of what is not kept, but that, once. Raises OSError."""
         if not self._content:
             return self._what_is_lost()
-        content, self._content = b"".join(self._content), None
+        content, self._content = bytes(self._content), None
         self._yara.unfinished.pop(self, None)
         try:
             return told(await self._yara.scan(self.part.flow, content), self.part)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Sequence
 
@@ -170,6 +171,19 @@ def test_what_is_being_scanned_does_not_make_room(monkeypatch: pytest.MonkeyPatc
         answer.set()
         assert await scanning == []
         assert yara.held_bytes == 0
+
+    asyncio.run(story())
+
+
+def test_pieces_of_single_bytes_take_no_more_memory_than_what_they_come_to() -> None:
+    async def story() -> None:
+        inspection = Yara(("own.yar",), Scanner()).begin(PART)
+        tracemalloc.start()
+        for number in range(1 << 12):
+            inspection._whole.add(b"%d" % (number % 100 + 100))
+        size_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert size_bytes < (1 << 12) * 3 * 1.2 + 4000
 
     asyncio.run(story())
 
