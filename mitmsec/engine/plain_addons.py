@@ -146,9 +146,9 @@ def _shown(flow: http.HTTPFlow, name: str) -> http.HTTPFlow:
     known: dict[str, http.HTTPFlow] = flow.metadata.setdefault(SHOWN, {})
     shown = known.get(name)
     if shown is None:
-        shown = http.HTTPFlow(flow.client_conn, flow.server_conn)
+        shown = known[name] = http.HTTPFlow(flow.client_conn, flow.server_conn)
         shown.id, shown.metadata = flow.id, flow.metadata.setdefault(THEIRS, {})
-        known[name] = shown
+    shown.server_conn = flow.server_conn  # which is known once there is one
     shown.live, shown.error = flow.live, flow.error
     shown.request = flow.request.copy()
     shown.response = flow.response and flow.response.copy()
@@ -209,9 +209,10 @@ def _check(message: http.Message, before: dict[str, Any], is_head: bool = False)
     if before and message.data.http_version != before["http_version"]:
         raise Unsound("the version of HTTP is not to be changed")
     if isinstance(message, http.Request):
-        if not _NAME.fullmatch(message.data.method) or not _TARGET.fullmatch(message.data.path):
+        method, had = message.data.method, before["method"].upper()
+        if not _NAME.fullmatch(method) or not _TARGET.fullmatch(message.data.path) or method.upper() == b"CONNECT":
             raise Unsound("a method or path that cannot be sent")
-        if (message.data.method.upper() == b"HEAD") != (before["method"].upper() == b"HEAD"):
+        if (method.upper() == b"HEAD") != (had == b"HEAD"):
             raise Unsound(
                 "a HEAD made of another method, or another of it: whether a body follows is not to be changed"
             )

@@ -169,6 +169,7 @@ BROKEN = {
         "flow.request.path = '/ HTTP/1.1\\r\\n\\r\\nGET /other'",
         "request: Unsound, a method or path",
     ),
+    "tunnel": ("request", "flow.request.data.method = b'connect'", "request: Unsound, a method or path"),
     "absolute": ("request", "flow.request.path = 'http://elsewhere.test/'", "request: Unsound, a method or path"),
     "field": ("request", "flow.request.headers['x'] = 'a\\r\\nb: c'", "request: Unsound, a field that cannot be sent"),
     "framing": ("requestheaders", "flow.request.headers['transfer-encoding'] = 'chunked'", "Unsound, the length"),
