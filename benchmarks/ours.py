@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.host import ORIGIN_NAME
@@ -30,6 +31,18 @@ def decrypt(folder: Path, origin_ca: Path, workers: int | None) -> Variant:
 def bypass(folder: Path, origin_ca: Path, origin_issuer: str, workers: int | None) -> Variant:
     """Bypassed by name: the gate must read the hello before it lets the connection go."""
     return _variant("mitmsec bypass", origin_issuer, _BYPASS, folder, origin_ca, workers)
+
+
+def inspecting(name: str, inspectors: Sequence[str], folder: Path, origin_ca: Path) -> Variant:
+    """Decrypted by one worker, and read by these inspectors, which stop nothing."""
+    rule = f"""
+[[rule]]
+name = "all is read"
+action = "decrypt"
+inspect = [{", ".join(f'"{one}"' for one in inspectors)}]
+on_finding = "alert"
+"""
+    return _variant(name, "", _DECRYPT + (rule if inspectors else ""), folder, origin_ca, 1)
 
 
 def _variant(name: str, issuer: str, policy: str, folder: Path, origin_ca: Path, workers: int | None) -> Variant:

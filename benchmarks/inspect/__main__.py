@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +16,15 @@ from pathlib import Path
 from benchmarks.inspect.corpus import Text, corpus
 from benchmarks.inspect.others import others
 from benchmarks.inspect.scoring import Score, scores, splits, tells
+from benchmarks.inspect.source import CODE, source_code
 from benchmarks.inspect.speed import PART_BYTES, floods, held, reload_ms
+from benchmarks.inspect.streamed import streamed
 from mitmsec.core.inspection import Inspector
 from mitmsec_addons.registry import build, prepare
 
 NAMES = ("secrets", "payment_card", "iban", "national_id")
 BEGIN, END = "<!-- bench-inspect: begin -->", "<!-- bench-inspect: end -->"
-SOURCE_BYTES, SPLIT_TEXTS = 32 << 20, 100
-CODE = (Path(sysconfig.get_paths()["purelib"]), Path("/usr/lib/node_modules"), Path("/usr/share/nodejs"))
+SPLIT_TEXTS = 100
 
 
 def main() -> None:
@@ -32,7 +32,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--report", type=Path)
     parser.add_argument("--tuning", action="store_true")
+    parser.add_argument("--streamed", action="store_true", help="only what goes from end to end (root)")
     told = parser.parse_args()
+    if told.streamed:
+        print("\n".join(streamed(source_code())))
+        return
     prepared = prepare("secrets")
     inspectors = {name: build(name, (), prepared if name == "secrets" else None) for name in NAMES}
     texts = corpus(others(), [folder for folder in CODE if folder.is_dir()])
@@ -63,7 +67,7 @@ def _tables(inspectors: Mapping[str, Inspector], texts: list[Text], prepared: by
         yield f"| `{name}` | {score.found} | {score.missed} | {score.wrong} | {_two(score)} | {_two(tuned[name])} |"
     yield "\n| on source code | MB/s a core | slice of 16 KiB, p50 | p99 |"
     yield "|---|---|---|---|"
-    source = _source()
+    source = source_code()
     for name, inspector in inspectors.items():
         one = held(inspector, source)
         yield f"| `{name}` | {one.mb_a_s:.0f} | {one.p50_ms:.2f} ms | {one.p99_ms:.2f} ms |"
@@ -77,6 +81,7 @@ def _tables(inspectors: Mapping[str, Inspector], texts: list[Text], prepared: by
     prepare("secrets")
     compiled_s = time.process_time() - begun
     yield f"\nRules of `secrets`: compiled in {compiled_s:.1f} s, there again in {reload_ms(prepared):.0f} ms."
+    yield from streamed(source)
 
 
 def _splits(inspectors: Mapping[str, Inspector], texts: list[Text]) -> str:
@@ -90,17 +95,6 @@ def _splits(inspectors: Mapping[str, Inspector], texts: list[Text]) -> str:
 
 def _two(score: Score) -> str:
     return f"{score.precision:.3f} | {score.recall:.3f}"
-
-
-def _source() -> bytes:
-    files = sorted(file for folder in CODE if folder.is_dir() for file in folder.rglob("*.[jp][sy]") if file.is_file())
-    random.Random(5).shuffle(files)
-    data = bytearray()
-    for file in files:
-        data += file.read_bytes()
-        if len(data) >= SOURCE_BYTES:
-            break
-    return bytes(data[:SOURCE_BYTES])
 
 
 if __name__ == "__main__":

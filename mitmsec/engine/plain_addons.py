@@ -27,8 +27,9 @@ from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.engine import bounded_decoding
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
+from mitmsec.engine.limited import limited
 from mitmsec.engine.stepped import within
-from mitmsec.engine.watch import Blocked, limited
+from mitmsec.engine.watch import Blocked
 
 LIMIT_S = 10.0  # on the clock, for one that waits
 HOOKS = ("requestheaders", "request", "responseheaders", "response")

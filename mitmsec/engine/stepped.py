@@ -16,7 +16,7 @@ from types import coroutine
 from typing import Any
 
 from mitmsec.core.inspecting import TooLong
-from mitmsec.engine.watch import limited
+from mitmsec.engine.limited import limited
 
 
 async def within(answer: Awaitable[object], limit_s: float) -> None:

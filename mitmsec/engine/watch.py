@@ -20,23 +20,21 @@ tells those that the part broke off.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from enum import Enum, auto
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from mitmsec.audit.event import FaultSeen, FindingSeen
-from mitmsec.core.inspecting import FaultKind, Guarded, Inspected, TooLong
+from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
 from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.core.quarantine import About
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
+from mitmsec.engine.limited import limited
 from mitmsec.engine.pages import Page
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.turns import STEP_BYTES, Paced
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from mitmsec.engine.plain_addons import PlainAddons
     from mitmsec.engine.quarantine import Kept, Quarantine
 
-CALL_LIMIT_S = 1.0
 PART_LIMIT_S = 60.0
 JOIN_BYTES = 1 << 16
 NOT_INSPECTED = "not_inspected"
@@ -389,26 +386,3 @@ async def stopped_by(reading: Awaitable[None]) -> Blocked | None:
     except Blocked as blocked:
         return blocked
     return None
-
-
-def limited[T](call: Callable[[], T]) -> T:
-    """Call, interrupted with TooLong once this process has computed for CALL_LIMIT_S. Unlimited off the main thread."""
-    if not _limits():
-        return call()
-    signal.setitimer(signal.ITIMER_VIRTUAL, CALL_LIMIT_S, CALL_LIMIT_S)
-    try:
-        return call()
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-
-
-def _limits() -> bool:
-    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        return False
-    if signal.getsignal(signal.SIGVTALRM) is not _interrupt:
-        signal.signal(signal.SIGVTALRM, _interrupt)
-    return True
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise TooLong(f"interrupted after {CALL_LIMIT_S} s")

@@ -17,7 +17,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import OnFailure, OnFinding
-from mitmsec.engine import watch
+from mitmsec.engine import limited
 
 MARKS = MitmproxyAddon(
     name="marks.py",
@@ -196,7 +196,7 @@ BROKEN = {
 def test_an_addon_that_fails_leaves_things_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str, what: str, told: str
 ) -> None:
-    monkeypatch.setattr(watch, "CALL_LIMIT_S", 0.3)
+    monkeypatch.setattr(limited, "CALL_LIMIT_S", 0.3)
     text = f"""
 async def hold():
     for _ in range(10**8): pass

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from mitmsec.core.inspecting import TooLong
-from mitmsec.engine import watch
+from mitmsec.engine import limited
 from mitmsec.engine.stepped import within
 
 
@@ -66,7 +66,7 @@ Made = Callable[[list[str]], Awaitable[object]]
 def test_it_ends_in_time_whatever_it_does(
     monkeypatch: pytest.MonkeyPatch, made: Made, error: type[BaseException] | None, told: list[str]
 ) -> None:
-    monkeypatch.setattr(watch, "CALL_LIMIT_S", 0.05)
+    monkeypatch.setattr(limited, "CALL_LIMIT_S", 0.05)
     said: list[str] = []
 
     async def main() -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from engine_world import DECISION, Recorder, Word
 
-from mitmsec.core.inspecting import TooLong
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Decision, OnFailure, OnFinding
+from mitmsec.engine import limited as limiting
 from mitmsec.engine import watch as watching
-from mitmsec.engine.watch import Blocked, Watch, limited
+from mitmsec.engine.watch import Blocked, Watch
 from mitmsec_addons.registry import build
 
 PART = Part(flow="flow-1", kind=PartKind.BODY, sent=True, host="a.test")
@@ -130,22 +130,6 @@ def test_an_inspector_that_is_not_there(on_failure: OnFailure) -> None:
     assert [(fault.what, fault.failed) for fault in recorder.faults] == [("not_inspected", on_failure)]
 
 
-def test_a_call_that_does_not_end_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "CALL_LIMIT_S", 0.05)
-
-    def endless() -> None:
-        while True:
-            try:
-                while True:
-                    pass
-            except Exception:
-                continue
-
-    with pytest.raises(TooLong):
-        limited(endless)
-    assert limited(lambda: "after that") == "after that"
-
-
 def test_what_lies_in_an_archive_ends_a_flow_and_what_cannot_be_read_there_ends_it_where_failures_close() -> None:
     recorder = recorder_of()
     decision = Decision(
@@ -184,7 +168,7 @@ class Slow(Word):
 
 
 def test_an_inspector_that_takes_too_long_switches_off_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "CALL_LIMIT_S", 0.02)
+    monkeypatch.setattr(limiting, "CALL_LIMIT_S", 0.02)
     recorder = recorder_of()
     decision = Decision(action=DECISION.action, rule="r", reason="r", inspect=("slow", "word"))
     reading = Watch("flow-1", decision, {"slow": Slow("slow"), "word": Word()}, OnFailure.OPEN, recorder).open(PART)
