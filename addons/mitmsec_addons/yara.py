@@ -45,10 +45,23 @@ class Yara:
         self.scan = scan
         self.held_bytes = 0
         """In all its inspections together."""
+        self.unfinished: dict[Kept, None] = {}
+        """What is kept and not being scanned yet, the oldest first."""
 
     def begin(self, part: Part) -> YaraInspection:
         """Every body and every message is scanned."""
         return YaraInspection(self, part)
+
+    def make_room(self, kept: Kept, more_bytes: int) -> None:
+        """For more of `kept`: what is largest is lost, itself perhaps; else a few that stall would keep out all others.
+
+        What is being scanned makes room by itself.
+        """
+        while kept.is_kept and self.held_bytes + more_bytes > HELD_LIMIT_BYTES:
+            largest = max(self.unfinished, default=kept, key=lambda one: one.size_bytes)
+            if largest.size_bytes < kept.size_bytes + more_bytes:
+                largest = kept
+            largest.lose(f"{HELD_LIMIT_BYTES >> 20} MiB of other content wait to be scanned")
 
 
 class Kept:
@@ -56,32 +69,43 @@ class Kept:
 
     def __init__(self, yara: Yara, part: Part) -> None:
         self._yara, self.part = yara, part
-        self._pieces: list[bytes] | None = []
-        self._size_bytes = 0
+        self._content: bytearray | None = bytearray()  # in one piece: many small ones would take many times their size
+        self._lost: Unread | None = None
+        self.size_bytes = 0
+
+    @property
+    def is_kept(self) -> bool:
+        """It has been, until now."""
+        return self._content is not None
 
     def add(self, data: bytes) -> Sequence[Unread]:
         """Once, that it is not kept any more."""
-        if self._pieces is None:
-            return ()
-        if self._size_bytes + len(data) > PART_LIMIT_BYTES:
-            return self._too_much(f"longer than {PART_LIMIT_BYTES} bytes, which is all that is scanned")
-        if self._yara.held_bytes + len(data) > HELD_LIMIT_BYTES:
-            return self._too_much(f"{HELD_LIMIT_BYTES >> 20} MiB of other content wait to be scanned")
-        self._pieces.append(data)
-        self._size_bytes += len(data)
+        if self._content is not None and self.size_bytes + len(data) > PART_LIMIT_BYTES:
+            self.lose(f"longer than {PART_LIMIT_BYTES} bytes, which is all that is scanned")
+        self._yara.make_room(self, len(data))
+        if self._content is None:
+            return self._what_is_lost()
+        self._content += data
+        self.size_bytes += len(data)
         self._yara.held_bytes += len(data)
+        self._yara.unfinished[self] = None
         return ()
 
-    def _too_much(self, why: str) -> Sequence[Unread]:
+    def lose(self, why: str) -> None:
+        """Keep nothing more, and say so when asked next."""
         self.drop()
-        return (Unread(why=why, location=place(self.part)),)
+        self._lost = Unread(why=why, location=place(self.part))
+
+    def _what_is_lost(self) -> Sequence[Unread]:
+        lost, self._lost = self._lost, None
+        return () if lost is None else (lost,)
 
     async def scanned(self) -> Sequence[Finding | Unread]:
-        """What the rules say; nothing of what is not kept. Raises OSError."""
-        if not self._pieces:
-            return ()
-        content = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces = [content]
+        """What the rules say; nothing of what is not kept, but that, once. Raises OSError."""
+        if not self._content:
+            return self._what_is_lost()
+        content, self._content = bytes(self._content), None
+        self._yara.unfinished.pop(self, None)
         try:
             return told(await self._yara.scan(self.part.flow, content), self.part)
         finally:
@@ -89,8 +113,9 @@ class Kept:
 
     def drop(self) -> None:
         """Keep nothing more."""
-        self._yara.held_bytes -= self._size_bytes
-        self._pieces, self._size_bytes = None, 0
+        self._yara.unfinished.pop(self, None)
+        self._yara.held_bytes -= self.size_bytes
+        self._content, self.size_bytes = None, 0
 
 
 class YaraInspection:

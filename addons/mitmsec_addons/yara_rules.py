@@ -98,6 +98,7 @@ class RuleSet:
         self._engine = yara_x()
         self._scanner = self._engine.Scanner(self._engine.Rules.deserialize_from(io.BytesIO(content)))
         self._scanner.set_timeout(limit_s)
+        self._scanner.fast_scan(True)  # else content that repeats a pattern takes so long that it is not scanned
         self._limit_s = limit_s
 
     def scan(self, content: bytes) -> Hits:

@@ -22,6 +22,10 @@ class Undecodable(Exception):
     """The content cannot be looked at; the text says why."""
 
 
+class Expands(Undecodable):
+    """There is too much behind little."""
+
+
 class Decoder(Protocol):
     """Turns what travels into what is meant."""
 
@@ -76,7 +80,7 @@ class _Bounded:
         for piece in self._step.feed(data):
             self._out_bytes += len(piece)
             if self._out_bytes > FREE_BYTES + RATIO_LIMIT * self._in_bytes:
-                raise Undecodable(f"expands more than {RATIO_LIMIT} times")
+                raise Expands(f"expands more than {RATIO_LIMIT} times")
             yield piece
 
 

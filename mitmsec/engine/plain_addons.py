@@ -1,17 +1,17 @@
 """Plain addons of mitmproxy's, as a policy names them: asked about whole messages, and never believed.
 
     exchange ── requestheaders ─► request ─► inspectors ─► origin ─► responseheaders ─► response ─► inspectors ─► client
-                      each addon in turn │ raises, or leaves what is no HTTP ─► as it was before; AddonFailed
-                                         └ changed something ─► on record, and admission is asked once more
+       each addon in turn, with a copy │ raises, or leaves what is no HTTP ─► as it was before; AddonFailed
+                                       └ changed something ─► taken, on record, and admission is asked once more
 
 There is no Master (engine.embedded says why), so there are no options, commands, events of other kinds, and no other
 addons to find. They run in the worker, which has no network and no disk. An addon can change what is said to the origin
-that was decided, and what the program hears; where that goes is not its to say.
+that was decided, and what the program hears; where that goes is not its to say. What it keeps of a flow and changes
+later goes nowhere: that is a copy, and what has been checked is another.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 import sys
@@ -24,14 +24,18 @@ from mitmproxy import ctx, http
 
 from mitmsec.core.inspecting import TooLong
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
+from mitmsec.engine import bounded_decoding
 from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2c
 from mitmsec.engine.limited import limited
+from mitmsec.engine.stepped import within
 from mitmsec.engine.watch import Blocked
 
 LIMIT_S = 10.0  # on the clock, for one that waits
 HOOKS = ("requestheaders", "request", "responseheaders", "response")
 WHOLE = ("request", "response")  # of them: the body is there
+OF_REQUEST = ("requestheaders", "request")
+SHOWN, THEIRS = "mitmsec.shown", "mitmsec.metadata"
 FRAMING = ("content-length", "transfer-encoding")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _TARGET = re.compile(rb"/[\x21-\x7e\x80-\xff]*|\*")  # of no other form: one that names a host would lead there
@@ -60,6 +64,7 @@ class PlainAddons:
     """Those of one worker. `unusable` tells of those that could not be loaded: name, and the kind of error."""
 
     def __init__(self, addons: Sequence[MitmproxyAddon]) -> None:
+        bounded_decoding.bound()
         self.unusable: list[str] = []
         self._hooks: dict[str, list[tuple[str, list[Callable[..., Any]]]]] = {hook: [] for hook in HOOKS}
         for addon in addons:
@@ -81,19 +86,20 @@ class PlainAddons:
         """Each addon that wants it. `flow` is then what they made of it, or what it was before one that failed."""
         visit = Visit()
         for name, methods in self._hooks[hook]:
-            before = _Kept(flow)
             visit.seen.append(name)
             try:
+                shown = _shown(flow, name)
                 for method in methods:
-                    answer = limited(partial(method, flow))
+                    answer = limited(partial(method, shown))
                     if inspect.isawaitable(answer):
-                        await asyncio.wait_for(answer, LIMIT_S)
-                changed = before.check(flow, is_whole=hook in WHOLE)
+                        await within(answer, LIMIT_S)
+                changed = _take(flow, shown, hook)
             except (Exception, SystemExit, TooLong) as error:
-                before.restore(flow)
                 why = f", {error}" if isinstance(error, Unsound) else ""
                 visit.faults.append(f"{name}: {hook}: {type(error).__name__}{why}")
                 continue
+            finally:
+                bounded_decoding.forget()
             if changed:
                 visit.changed.append(name)
         return visit
@@ -136,44 +142,51 @@ def _steering(request: http.Request) -> tuple[str, int, bytes]:
     return request.data.host, request.data.port, request.data.scheme
 
 
-class _Kept:
-    """A flow as it was."""
+def _shown(flow: http.HTTPFlow, name: str) -> http.HTTPFlow:
+    """What addon `name` is given of `flow` as it is now: each has one of its own, and all of them one `metadata`."""
+    known: dict[str, http.HTTPFlow] = flow.metadata.setdefault(SHOWN, {})
+    shown = known.get(name)
+    if shown is None:
+        shown = known[name] = http.HTTPFlow(flow.client_conn, flow.server_conn)
+        shown.id, shown.metadata = flow.id, flow.metadata.setdefault(THEIRS, {})
+    shown.server_conn = flow.server_conn  # which is known once there is one
+    shown.live, shown.error = flow.live, flow.error
+    shown.request = flow.request.copy()
+    shown.response = flow.response and flow.response.copy()
+    return shown
 
-    def __init__(self, flow: http.HTTPFlow) -> None:
-        self._request, self._response = flow.request, flow.response
-        self._request_state, self._response_state = _state(flow.request), _state(flow.response)
-        self._streams = [None if one is None else one.stream for one in (flow.request, flow.response)]
-        self._error = flow.error
 
-    def restore(self, flow: http.HTTPFlow) -> None:
-        flow.request, flow.response, flow.error = self._request, self._response, self._error
-        _set(self._request, self._request_state)
-        _set(self._response, self._response_state)
-        self._restore_streams(flow)
+def _take(flow: http.HTTPFlow, shown: http.HTTPFlow, hook: str) -> bool:
+    """Make `flow` what an addon has made of `shown`; whether that is another. Raises Unsound, and takes nothing then.
 
-    def _restore_streams(self, flow: http.HTTPFlow) -> None:
-        """How bodies go by is ours: an addon that had its way would have them pass unread."""
-        for message, stream in zip((flow.request, flow.response), self._streams, strict=True):
-            if message is not None and stream is not None:
-                message.stream = stream
-
-    def check(self, flow: http.HTTPFlow, *, is_whole: bool) -> bool:
-        """Whether anything has changed. Raises Unsound. `is_whole`: the body is there, to be changed."""
-        self._restore_streams(flow)
-        for message, state in ((flow.request, self._request_state), (flow.response, self._response_state)):
-            if message is not None and state and not is_whole:
-                message.data.content = state["content"]
-        if not is_whole and flow.request.stream and self._response is None and flow.response is not None:
+    A request that has gone on stays what it is.
+    """
+    is_request = hook in OF_REQUEST
+    request = shown.request.copy() if is_request else flow.request  # a TypeError, where something is not bytes
+    response = shown.response and shown.response.copy()
+    if hook not in WHOLE:
+        request.data.content = flow.request.data.content
+        if response is not None and flow.response is not None:
+            response.data.content = flow.response.data.content
+        if is_request and flow.request.stream and flow.response is None and response is not None:
             raise Unsound("a request whose body goes by is not to be answered before it has")
-        changed = _state(flow.request) != self._request_state
-        if changed:
-            _check(flow.request, self._request_state)
-        if _state(flow.response) == self._response_state:
-            return changed or flow.error is not self._error
-        if flow.response is None:
+    before, had = _state(flow.request), _state(flow.response)
+    is_other_request, is_other_response = _state(request) != before, _state(response) != had
+    if is_other_request:
+        _check(request, before)
+    if is_other_response:
+        if response is None:
             raise Unsound("an answer that has come cannot be taken back")
-        _check(flow.response, self._response_state, flow.request.method == "HEAD")
-        return True
+        _check(response, had, request.method == "HEAD")
+    is_ended = shown.error is not None and shown.error is not flow.error
+    _set(flow.request, request if is_other_request else None)
+    if is_other_response and flow.response is None:
+        flow.response = response
+    elif is_other_response:
+        _set(flow.response, response)
+    if is_ended:
+        flow.error = shown.error
+    return is_other_request or is_other_response or is_ended
 
 
 def _state(message: http.Message | None) -> dict[str, Any]:
@@ -184,15 +197,12 @@ def _state(message: http.Message | None) -> dict[str, Any]:
     return {**state, "headers": data.headers.fields, "trailers": data.trailers and data.trailers.fields}
 
 
-def _set(message: http.Message | None, state: dict[str, Any]) -> None:
-    if message is None:
-        return
-    data = message.data
-    for name in _DATA:
-        if name in state:
-            setattr(data, name, state[name])
-    data.headers = http.Headers(state["headers"])
-    data.trailers = None if state["trailers"] is None else http.Headers(state["trailers"])
+def _set(message: http.Message | None, made: http.Message | None) -> None:
+    """`message`, which others hold too, becomes what has been made of it, if anything has."""
+    if message is not None and made is not None:
+        for name in (*_DATA, "headers", "trailers"):
+            if hasattr(made.data, name):
+                setattr(message.data, name, getattr(made.data, name))
 
 
 def _check(message: http.Message, before: dict[str, Any], is_head: bool = False) -> None:
@@ -200,8 +210,13 @@ def _check(message: http.Message, before: dict[str, Any], is_head: bool = False)
     if before and message.data.http_version != before["http_version"]:
         raise Unsound("the version of HTTP is not to be changed")
     if isinstance(message, http.Request):
-        if not _NAME.fullmatch(message.data.method) or not _TARGET.fullmatch(message.data.path):
+        method, had = message.data.method, before["method"].upper()
+        if not _NAME.fullmatch(method) or not _TARGET.fullmatch(message.data.path) or method.upper() == b"CONNECT":
             raise Unsound("a method or path that cannot be sent")
+        if (method.upper() == b"HEAD") != (had == b"HEAD"):
+            raise Unsound(
+                "a HEAD made of another method, or another of it: whether a body follows is not to be changed"
+            )
     elif not isinstance(message, http.Response) or message.status_code not in _STATUSES:
         raise Unsound("no answer that can be sent")
     elif not all(char >= 0x20 for char in message.data.reason):
@@ -220,6 +235,8 @@ def _frame(message: http.Message, before: dict[str, Any], *, is_head: bool) -> N
     is_bodiless = isinstance(message, http.Response) and message.status_code in _BODILESS
     if is_head:
         message.data.content = None if content is None else b""
+    elif content is None and before["content"] is not None:  # the head would announce what never comes
+        raise Unsound("a body that is not there")
     elif content is None:  # it goes by
         was_bodiless = before.get("status_code") in _BODILESS
         if was_bodiless != is_bodiless or _framing(message.headers.fields) != _framing(before["headers"]):

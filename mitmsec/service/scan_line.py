@@ -4,7 +4,8 @@
                                                         │                 └─ ScannerGone: ScannerDied, of this one
                                                         └─ ScannerGone: sent again, to the next scanner
 
-So whoever sends much that takes long holds up only himself, and a content that ends the scanner fails alone.
+So whoever sends much that takes long holds up only himself, and a content that ends the scanner fails alone. An answer
+that gets lost, or word that the scanner has gone, holds up the others only while somebody waits for it, or OVERDUE_S.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from mitmsec.service.scanner_messages import ScanAnswer, ScanBegun, ScanContent,
 PIECE_BYTES = 128 << 10
 RETRY_S = 0.001
 WAITING_LIMIT = 1024
+OVERDUE_S = 30.0  # a scanner that does not answer anybody for so long is ended
 
 
 class ScannerDied(OSError):
@@ -37,6 +39,7 @@ class Scanning(msgspec.Struct, eq=False):
     answer: asyncio.Future[Hits]
     number: int = 0
     sent_bytes: int = 0
+    sent_s: float = 0.0
     begun: bool = False
 
     @property
@@ -68,6 +71,13 @@ class ScanLine:
             return await one.answer
         finally:
             self._waiting.discard(flow, one)  # where nobody waits for it any more
+            if one is self._under_way:
+                self._loop.call_at(one.sent_s + OVERDUE_S, self._pass_over, one, one.number)
+
+    def _pass_over(self, one: Scanning, number: int) -> None:
+        """Nobody waits for it, and by now there would be an answer; one that comes later is nobody's."""
+        if self._under_way is one and one.number == number and one.is_sent:
+            self._next()
 
     def _go_on(self) -> None:
         while self._under_way is None and len(self._waiting):
@@ -78,6 +88,7 @@ class ScanLine:
     def _send(self, one: Scanning) -> None:
         self._under_way = one
         one.number, one.sent_bytes, one.begun = next(self._numbers), 0, False
+        one.sent_s = self._loop.time()
         self._push(one, one.number)
 
     def _push(self, one: Scanning, number: int) -> None:

@@ -4,7 +4,9 @@
                                                                             └─► ScanBegun, scan, ScanAnswer ──► worker
 
 yara-x holds the interpreter while it scans, so nothing is read meanwhile; a scan is ended after SCAN_LIMIT_S, and a
-scanner that hangs by the supervisor. A worker has one content under way, so workers take turns. Content is hostile and
+scanner that hangs by the supervisor. A worker has one content under way, so workers take turns. Where some are still
+sending, they are read between two scans for as long as the last one took, up to READ_S: else much that is cheap to scan
+would never arrive beside little that takes long. Content is hostile and
 what reads it is large: no key is here, no network, no file, and no program or process can be started.
 """
 
@@ -26,6 +28,7 @@ from mitmsec_addons.yara_rules import RuleSet
 
 PANICKED = 101  # the status, as Rust has it
 BURST = 4  # pieces of one worker before others have their turn
+READ_S = 0.02
 
 
 class Gathering:
@@ -36,6 +39,11 @@ class Gathering:
         self._number: int | None = None
         self._pieces: list[bytes] = []
         self._size_bytes = 0
+
+    @property
+    def is_open(self) -> bool:
+        """It has begun, and is not complete."""
+        return self._number is not None
 
     def take(self, piece: ScanContent) -> tuple[int, bytes] | None:
         """Number and content, where it is complete. One that is too long is forgotten."""
@@ -65,9 +73,10 @@ class Scanner:
     def __init__(self, control: Channel, load: Callable[[bytes], RuleSet] = RuleSet) -> None:
         self._load = load
         self._rules: RuleSet | None = None
-        self._workers: set[Channel] = set()
+        self._workers: dict[Channel, Gathering] = {}
         self._ready: dict[Channel, tuple[int, bytes]] = {}
         self._turn: asyncio.Handle | None = None
+        self._reads_until_s = 0.0  # on the loop's clock
 
     async def start(self, settings: ScannerSettings, fds: list[int]) -> Message | None:
         """Load the rules, and start yara-x's own thread now."""
@@ -87,7 +96,7 @@ class Scanner:
         if message.role is not Role.WORKER or len(fds) != 1:
             return close_all(fds)
         channel, gathering = Channel(socket.socket(fileno=fds[0]), [ScanContent]), Gathering()
-        self._workers.add(channel)
+        self._workers[channel] = gathering
         channel.attach(
             asyncio.get_running_loop(),
             lambda piece, more: self._sent(channel, gathering, piece, more),
@@ -103,9 +112,13 @@ class Scanner:
             self._go_on()
 
     def _go_on(self) -> None:
-        """After what else there is to read."""
-        if self._turn is None and self._ready:
-            self._turn = asyncio.get_running_loop().call_soon(self._scan)
+        """After what else there is to read; again, where there is no more."""
+        if not self._ready:
+            return
+        if self._turn is not None:
+            self._turn.cancel()
+        loop, is_read = asyncio.get_running_loop(), any(one.is_open for one in self._workers.values())
+        self._turn = loop.call_at(self._reads_until_s, self._scan) if is_read else loop.call_soon(self._scan)
 
     def _scan(self) -> None:
         """The one that has waited for longest."""
@@ -114,8 +127,12 @@ class Scanner:
         if channel is None or self._rules is None:
             return
         number, content = self._ready.pop(channel)
+        clock = asyncio.get_running_loop().time
+        begun_s = clock()
         self._say(channel, ScanBegun(number=number))
         self._say(channel, ScanAnswer(number=number, hits=self._hits(self._rules, content)))
+        ended_s = clock()
+        self._reads_until_s = ended_s + min(READ_S, ended_s - begun_s)
         self._go_on()
 
     def _hits(self, rules: RuleSet, content: bytes) -> Hits:
@@ -134,7 +151,7 @@ class Scanner:
 
     def _let_go(self, channel: Channel) -> None:
         channel.close()
-        self._workers.discard(channel)
+        self._workers.pop(channel, None)
         self._ready.pop(channel, None)
 
     async def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import random
+import tracemalloc
 import zipfile
 from collections.abc import Sequence
 
@@ -100,26 +101,89 @@ def test_nothing_is_scanned_where_there_is_nothing() -> None:
 def test_bodies_that_wait_are_bounded_each_and_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART_LIMIT_BYTES", 2 << 20)
     monkeypatch.setattr(module, "HELD_LIMIT_BYTES", 3 << 20)
+    too_much = [Unread(why="3 MiB of other content wait to be scanned", location="request.body")]
 
     async def story() -> None:
         scanner = Scanner()
         yara = Yara(("own.yar",), scanner)
-        first, second, third = (yara.begin(PART) for _ in range(3))
-        assert not await first.feed(bytes(2 << 20))
-        assert not await second.feed(b"x")
-        assert await second.feed(bytes(1 << 20)) == [
-            Unread(why="3 MiB of other content wait to be scanned", location="request.body")
-        ]
-        assert not await second.feed(b"y")
-        assert not await second.close()
-        assert await third.feed(bytes((2 << 20) + 1)) == [
+        stalled, honest, small, long = (yara.begin(PART) for _ in range(4))
+        assert not await stalled.feed(bytes(2 << 20))
+        assert not await small.feed(b"s")
+        assert not await honest.feed(b"x")
+        assert not await honest.feed(bytes(1 << 20))  # the largest makes room
+        assert yara.held_bytes == (1 << 20) + 2
+        assert await stalled.feed(b"goes on") == too_much
+        assert not await stalled.feed(b"and on")
+        assert not await stalled.close()
+        assert not await long.feed(bytes(1 << 20))
+        assert await long.feed(bytes((1 << 20) + 1)) == [
             Unread(why="longer than 2097152 bytes, which is all that is scanned", location="request.body")
         ]
-        assert yara.held_bytes == 2 << 20
-        first.abandon()
-        first.abandon()
+        assert not await small.close()
+        assert not await honest.close()
+        assert [len(content) for _, content in scanner.asked] == [1, (1 << 20) + 1]
         assert yara.held_bytes == 0
-        assert scanner.asked == []
+
+    asyncio.run(story())
+
+
+def test_what_grows_too_large_is_the_one_to_go_and_one_that_is_complete_hears_of_it_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HELD_LIMIT_BYTES", 1 << 20)
+    too_much = [Unread(why="1 MiB of other content wait to be scanned", location="request.body")]
+
+    async def story() -> None:
+        yara = Yara(("own.yar",), Scanner())
+        first, second, third = (yara.begin(PART) for _ in range(3))
+        assert not await first.feed(bytes(1 << 18))
+        assert not await second.feed(bytes(1 << 19))
+        assert await third.feed(bytes((1 << 19) + 1)) == too_much
+        assert not await first.feed(bytes(1 << 18))
+        fourth = yara.begin(PART)
+        assert not await fourth.feed(b"x")
+        assert await first.close() == too_much  # as large, and older
+        assert not await second.close()
+        fourth.abandon()
+        fourth.abandon()
+        assert (yara.held_bytes, yara.unfinished) == (0, {})
+
+    asyncio.run(story())
+
+
+def test_what_is_being_scanned_does_not_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HELD_LIMIT_BYTES", 1 << 20)
+
+    async def story() -> None:
+        asked, answer = asyncio.Event(), asyncio.Event()
+
+        async def scan(_flow: str, _content: bytes) -> Hits:
+            asked.set()
+            await answer.wait()
+            return Hits()
+
+        yara = Yara(("own.yar",), scan)
+        complete, late = yara.begin(PART), yara.begin(PART)
+        await complete.feed(bytes(1 << 20))
+        scanning = asyncio.create_task(complete.close())
+        await asked.wait()
+        assert [type(one) for one in await late.feed(b"x")] == [Unread]
+        answer.set()
+        assert await scanning == []
+        assert yara.held_bytes == 0
+
+    asyncio.run(story())
+
+
+def test_pieces_of_single_bytes_take_no_more_memory_than_what_they_come_to() -> None:
+    async def story() -> None:
+        inspection = Yara(("own.yar",), Scanner()).begin(PART)
+        tracemalloc.start()
+        for number in range(1 << 12):
+            inspection._whole.add(b"%d" % (number % 100 + 100))
+        size_bytes, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert size_bytes < (1 << 12) * 3 * 1.2 + 4000
 
     asyncio.run(story())
 

@@ -93,3 +93,27 @@ def test_where_there_is_no_yara_x_that_is_said(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "yara_x", None)
     with pytest.raises(NoYara, match="no wheel of it for Windows on Arm"):
         compiled([])
+
+
+def test_a_place_is_remembered_where_a_condition_asks_for_no_more() -> None:
+    (rule,) = rule_set("rule r { strings: $a = {00 00} condition: $a }")._scanner.scan(bytes(1000)).matching_rules
+    assert [len(pattern.matches) for pattern in rule.patterns] == [1]
+
+
+CONDITIONS = (
+    "#a == 21",
+    "#a in (60..300) == 17",
+    "$a at 210",
+    "$a in (205..300)",
+    "any of them at 210",
+    "any of them in (205..300)",
+    "for any of ($a) : (# == 21 and @[21] == 210)",
+    "for all i in (1..#a) : (@a[i] >= 50 and !a[i] == 3)",
+    "not $a at 211",
+)
+
+
+def test_what_conditions_ask_of_more_places_is_answered() -> None:
+    texts = [f'rule r{at} {{ strings: $a = "abc" condition: {one} }}' for at, one in enumerate(CONDITIONS)]
+    hits = rule_set("\n".join(texts)).scan(b"x" * 50 + b"abc" * 20 + b"y" * 100 + b"abc")
+    assert len(hits.hits) == len(CONDITIONS)

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pytest
 import trustme
 from engine_h2 import Client, get
@@ -16,6 +17,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import OnFailure, OnFinding
+from mitmsec.engine import limited
 
 MARKS = MitmproxyAddon(
     name="marks.py",
@@ -161,26 +163,48 @@ BROKEN = {
     "raises": ("request", "raise ValueError(flow.request.text)", "request: ValueError"),
     "leaves": ("request", "raise SystemExit", "request: SystemExit"),
     "computes": ("request", "\n    while True: pass", "request: TooLong"),
+    "computes later": ("request", "return hold()", "request: TooLong"),
     "splits": (
         "request",
         "flow.request.path = '/ HTTP/1.1\\r\\n\\r\\nGET /other'",
         "request: Unsound, a method or path",
     ),
+    "tunnel": ("request", "flow.request.data.method = b'connect'", "request: Unsound, a method or path"),
     "absolute": ("request", "flow.request.path = 'http://elsewhere.test/'", "request: Unsound, a method or path"),
     "field": ("request", "flow.request.headers['x'] = 'a\\r\\nb: c'", "request: Unsound, a field that cannot be sent"),
     "framing": ("requestheaders", "flow.request.headers['transfer-encoding'] = 'chunked'", "Unsound, the length"),
     "length": ("requestheaders", "flow.request.headers['content-length'] = '1'", "Unsound, the length"),
+    "takes body": ("request", "flow.request.content = None", "request: Unsound, a body that is not there"),
+    "takes answer": ("response", "flow.response.content = None", "response: Unsound, a body that is not there"),
+    "no sender": (
+        "request",
+        "flow.request = http.Request.make('POST', 'http://x/'); flow.request.content = None",
+        "request: Unsound, a body that is not there",
+    ),
+    "to head": ("request", "flow.request.method = 'HEAD'", "request: Unsound, a HEAD"),
+    "to head early": ("requestheaders", "flow.request.method = 'head'", "requestheaders: Unsound, a HEAD"),
     "status": ("response", "flow.response.status_code = 101", "response: Unsound, no answer"),
     "no body": ("response", "flow.response.status_code = 204", "response: Unsound, a body where there can be none"),
     "version": ("response", "flow.response.http_version = 'HTTP/7'", "response: Unsound, the version of HTTP"),
     "reason": ("response", "flow.response.reason = 'a\\r\\nb: c'", "response: Unsound, a reason"),
+    "not bytes": ("request", "flow.request.data.content = bytearray(b'new')", "request: TypeError"),
     "taken": ("response", "flow.response = None", "response: Unsound, an answer that has come"),
 }
 
 
 @pytest.mark.parametrize(("hook", "what", "told"), BROKEN.values(), ids=BROKEN)
-def test_an_addon_that_fails_leaves_things_as_they_were(tmp_path: Path, hook: str, what: str, told: str) -> None:
-    text = f"def {hook}(flow):\n    flow.request.headers['x-half'] = 'done'\n    {what}\n"
+def test_an_addon_that_fails_leaves_things_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str, what: str, told: str
+) -> None:
+    monkeypatch.setattr(limited, "CALL_LIMIT_S", 0.3)
+    text = f"""
+async def hold():
+    for _ in range(10**8): pass
+
+def {hook}(flow):
+    flow.request.headers['x-half'] = 'done'
+    {what}
+"""
 
     async def main() -> None:
         echo = Echo()
@@ -290,5 +314,62 @@ def requestheaders(flow):
             first, second = made.recorder.requests[:2]
             assert (first.status, first.answered_by, first.modified_by) == (418, "addon one.py", ("one.py",))
             assert (second.status, second.modified_by) == (None, ("one.py",))
+
+    asyncio.run(main())
+
+
+def test_what_an_addon_changes_after_its_turn_goes_nowhere(tmp_path: Path) -> None:
+    text = """
+import asyncio
+tasks = []
+
+def request(flow):
+    flow.metadata["first"] = flow
+    flow.request.headers["x-mark"] = "in time"
+    tasks.append(asyncio.create_task(later(flow)))
+
+async def later(flow):
+    for _ in range(200):
+        flow.request.data.path = b"/smuggled HTTP/1.1\\r\\nX: y"
+        flow.request.headers["x-late"] = "late"
+        if flow.response:
+            flow.response.data.reason = b"a\\r\\nb: c"
+        await asyncio.sleep(0)
+
+def response(flow):
+    flow.response.headers["x-same"] = str(flow.metadata["first"] is flow and flow.request.path == "/a")
+    flow.request.method = "CONNECT"
+"""
+
+    async def main() -> None:
+        echo = Echo()
+        async with origin(echo, None) as port, plain_world(tmp_path, port, addon(text)) as made:
+            head, body = await ask(made, "/a", b"a word")
+            assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"x-same: True" in head
+            assert body == b"you said: a word"
+            (sent,) = echo.heads
+            assert sent.startswith(b"POST /a HTTP/1.1\r\n")
+            assert b"x-mark: in time" in sent
+            assert b"late" not in sent
+            assert made.recorder.faults == []
+            (request,) = made.recorder.requests
+            assert (request.method, request.modified_by) == ("POST", ("one.py",))
+
+    asyncio.run(main())
+
+
+def test_an_addon_reads_no_decompression_bomb(tmp_path: Path) -> None:
+    bomb = brotli.compress(bytes(1 << 21), quality=1)
+
+    async def main() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: %d\r\n\r\n" % len(bomb) + bomb)
+
+        reads = addon("def response(flow): flow.response.text")
+        async with origin(answer, None) as port, plain_world(tmp_path, port, reads) as made:
+            assert (await ask(made, "/", method="GET"))[1] == bomb
+            assert [fault.detail for fault in made.recorder.faults] == ["one.py: response: TooLarge"]
 
     asyncio.run(main())

@@ -180,6 +180,24 @@ def test_an_answer_to_who_waits_no_longer_lets_the_next_go() -> None:
     played(story)
 
 
+@pytest.mark.parametrize("overdue_s", [0.0, 0.05])
+def test_one_whose_answer_is_lost_holds_up_nobody_once_it_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, overdue_s: float
+) -> None:
+    monkeypatch.setattr(module, "OVERDUE_S", overdue_s)
+
+    async def story(stage: Stage) -> None:
+        lost, last = (stage.asks(name, name.encode()) for name in ("lost", "last"))
+        assert await stage.sent(1) == [b"lost"]
+        lost.cancel()
+        assert await stage.sent(2) == [b"lost", b"last"]
+        stage.channel.send(ScanAnswer(number=stage.pieces[0].number, hits=Hits(error="of the lost")))
+        stage.answers("Evil")
+        assert (await last).hits == (Hit(rule="Evil"),)
+
+    played(story)
+
+
 def test_when_the_supervisor_has_gone_nobody_waits() -> None:
     async def story(stage: Stage) -> None:
         tasks = [stage.asks(name, b"x") for name in "ab"]

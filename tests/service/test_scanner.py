@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from yara_stage import EVIL
@@ -15,6 +17,7 @@ from mitmsec.core.messages import Fault, Message, ProducerUp, Role
 from mitmsec.core.policy import DEFAULT_POLICY
 from mitmsec.core.policy_packing import packed
 from mitmsec.core.rule_hits import Hits
+from mitmsec.service import scanner
 from mitmsec.service.scanner import Gathering, Scanner
 from mitmsec.service.scanner_messages import ScanAnswer, ScanBegun, ScanContent, ScannerSettings
 from mitmsec_addons.yara_rules import RuleFile, RuleSet, compiled
@@ -112,6 +115,38 @@ def test_a_worker_whose_content_is_not_complete_holds_up_nobody() -> None:
         async with asyncio.timeout(10):
             while len(stage.scanner._workers) > 1:
                 await asyncio.sleep(0.01)
+
+    played(story)
+
+
+def test_much_that_is_sent_beside_little_that_takes_long_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scanner, "READ_S", 0.1)
+    slow = 0
+
+    class Slow(Breaking):
+        def scan(self, content: bytes) -> Hits:
+            nonlocal slow
+            if content == b"slow":
+                slow += 1
+                time.sleep(0.1)
+            return super().scan(content)
+
+    async def story(stage: Stage) -> None:
+        stage.scanner._rules = Slow(compiled([RuleFile(name="own.yar", text=EVIL)]))
+        again = ScanContent(number=1, data=b"slow", begins=True, ends=True)
+        for _ in range(3):
+            busy = stage.worker("busy")
+            busy.attach(
+                asyncio.get_running_loop(),
+                lambda one, _, busy=busy: busy.send(again) if isinstance(one, ScanAnswer) else None,
+                lambda: None,
+            )
+            busy.send(again)
+        honest = stage.worker("honest")
+        for at in range(64):
+            honest.send(ScanContent(number=1, data=bytes(1 << 17), begins=at == 0, ends=at == 63))
+        assert await stage.answers(1) == [("honest", 1, 0)]
+        assert slow <= 8  # 16 MiB in a turn or two, and those whose turn it was before
 
     played(story)
 
