@@ -242,6 +242,8 @@ class SmtpReader:
         if code == b"220" and self._owed and self._owed[0] in _GREETS:
             return None  # the greeting, which the client did not await
         verb = self._owed.popleft() if self._owed else ""
+        if code.startswith(b"3") and (code != b"334" or verb == "DATA"):  # clients may go by its first digit: §4.2.1
+            return self._lose("the server asks for what is neither a message nor a password")
         self._goes_on = self._goes_on or (verb == "AUTH" and code == b"334")
         self._recipients += verb == "RCPT" and code.startswith(b"2")
         return None
