@@ -131,6 +131,18 @@ def test_quoted_printable_and_base64_come_out_whole_at_any_length() -> None:
     assert contents(lines, 777)["part 1"] == b"ABCDEF" * 5000 + b"AA"
 
 
+def test_base64_that_programs_read_in_different_ways_is_told_and_shown_as_it_travels() -> None:
+    head = b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Transfer-Encoding: base64\n\n"
+    mail = head + b"aGVsbG8h\ncard 4111 1111\n--b\n\nplain\n--b--\n"
+    assert why(mail) == ["base64 that not all programs read in the same way"]
+    assert contents(mail)["part 1"].startswith(b"hello!")
+    assert contents(mail)["undecoded"] == b"card 4111 1111\n"
+    assert contents(mail)["part 2"] == b"plain\n"
+    assert [event.is_aside for event in told(mail) if isinstance(event, Opened)] == [True, False, True, False]
+    assert contents(b"Content-Transfer-Encoding: base64\n\naGVsbG8hA=\nIQ==\n")["part 1"] == b"hello!!"
+    assert heads(b"Subject: =?u?b?QUJDA?=\n\n") == b"Subject: =?u?b?QUJDA?=\nSubject: ABC\n"
+
+
 PIECES = [
     b"Content-Type: multipart/mixed; boundary=b\n", b"Content-Transfer-Encoding: base64\n", b"\n", b"--b\n", b"--b--\n",
     b"Content-Disposition: attachment; filename*=utf-8''%ff\n", b"aGVsbG8=", b"=3D=\r\n", b"\xff\0", b"--", b"b",
