@@ -19,15 +19,17 @@ from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, PARTS_LIMIT
 from mitmsec.core.mime_base64 import LenientBase64, from_base64
 
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
+HEAD_LIMIT_LINES = 2000  # a line of them takes as long as some 30 bytes
 LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
 BOUNDARIES_LIMIT = 16
-PARAMETERS_LIMIT = 256  # of a field: the library takes time with the square of them
+FIELD_LIMIT_BYTES = 1 << 14  # of those that say what a part is; the library takes long for them
+PARAMETERS_LIMIT = 64  # of a field: likewise, with the square of them
 ENCODINGS = frozenset({"", "7bit", "8bit", "binary", "base64", "quoted-printable"})
 PREAMBLE = "preamble"
 UNDECODED = "undecoded"
 _AS_THEY_ARE = ENCODINGS - {"base64", "quoted-printable"}
-_WITH_PARAMETERS = ("content-type", "content-disposition")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:|[ \t]|>?From ")
+_ABOUT = re.compile(rb"(content-(?:type|disposition|transfer-encoding))[ \t]*:", re.IGNORECASE)
 _COMMENT = re.compile(r"\([^()]*\)")
 _BETWEEN_WORDS = re.compile(rb"\?=[ \t\r\n]{1,80}=\?")
 _ENCODED_WORD = re.compile(rb"=\?[^?\s]{1,40}\?([bBqQ])\?([^?\s]{0,1024})\?=")
@@ -40,6 +42,7 @@ class MimeParts:
         self._nested = nested
         self._held = b""
         self._head: bytearray | None = bytearray()  # fields being read
+        self._head_lines = 0
         self._boundaries: list[bytes] = []
         self._decode: Callable[[bytes], bytes] | None = None  # for the part that is read; None: nothing but an aside
         self._is_open = False  # the aside, or what there is instead of a part, has been told
@@ -96,7 +99,7 @@ class MimeParts:
                 self._boundaries.pop()
                 self._head = None
             else:
-                self._head = bytearray()
+                self._head, self._head_lines = bytearray(), 0
         elif self._head is not None:
             yield from self._field(line)
         elif self._decode is not None:
@@ -127,26 +130,26 @@ class MimeParts:
             self._head = None
             yield from self._begin_part(b"")
             yield from self._line(line)
-        elif len(head) + len(line) > HEAD_LIMIT_BYTES:
+        elif len(head) + len(line) > HEAD_LIMIT_BYTES or self._head_lines >= HEAD_LIMIT_LINES:
             self._head = None
-            yield Unreadable(f"more than {HEAD_LIMIT_BYTES} bytes of header fields")
+            yield Unreadable(f"more than {HEAD_LIMIT_BYTES} bytes or {HEAD_LIMIT_LINES} lines of header fields")
             yield from self._aside(bytes(head) + line, PREAMBLE)
         else:
             head += line
+            self._head_lines += 1
 
     def _begin_part(self, head: bytes) -> Iterator[Event]:
-        """A line among its fields that is none is passed over, as many programs do."""
         self._count += 1
         if self._count > PARTS_LIMIT:
             yield from self._give_up(head)
             return
-        fields = BytesHeaderParser().parsebytes(
-            b"".join(line for line in head.splitlines(keepends=True) if _FIELD.match(line))
-        )
+        about = _about(head)
         self._is_open = True
-        if any(str(fields.get(name, "")).count(";") > PARAMETERS_LIMIT for name in _WITH_PARAMETERS):
-            yield from self._undecoded(head, f"more than {PARAMETERS_LIMIT} parameters of a header field")
+        if any(len(field) > FIELD_LIMIT_BYTES or field.count(b";") > PARAMETERS_LIMIT for field in about):
+            why = f"a header field of more than {PARAMETERS_LIMIT} parameters or {FIELD_LIMIT_BYTES} bytes"
+            yield from self._undecoded(head, why)
             return
+        fields = BytesHeaderParser().parsebytes(b"".join(about))
         encoding = _COMMENT.sub(" ", str(fields.get("content-transfer-encoding", ""))).strip('"; \t\r\n').lower()
         boundary = _text(fields.get_boundary)
         if fields.get_content_maintype() == "multipart" and boundary:
@@ -158,7 +161,7 @@ class MimeParts:
             return
         if self._nested and fields.get_content_type() == "message/rfc822" and encoding in _AS_THEY_ARE:
             yield _opened(PREAMBLE, head, fields, is_aside=True)
-            self._head = bytearray()
+            self._head, self._head_lines = bytearray(), 0
             return
         self._number += 1
         self._decode = self._decoding(encoding)
@@ -198,6 +201,20 @@ class MimeParts:
                 yield Opened(name=UNDECODED, at=0, content_type="text/plain", is_aside=True)
                 yield base64.strange
         self._is_open = False
+
+
+def _about(head: bytes) -> list[bytes]:
+    """The fields that say what a part is, the first of each. What is no field is passed over, as by many programs."""
+    found, goes_on = dict[bytes, bytearray](), bytearray()
+    for line in head.splitlines(keepends=True):
+        if line[0] in b" \t":
+            goes_on += line
+        elif (begin := _ABOUT.match(line)) is not None:
+            goes_on = bytearray(begin[1] + b":" + line[begin.end() :])
+            found.setdefault(begin[1].lower(), goes_on)
+        elif _FIELD.match(line):
+            goes_on = bytearray()
+    return [*map(bytes, found.values())]
 
 
 def _opened(name: str, head: bytes, fields: Message, *, is_aside: bool = False) -> Opened:
