@@ -80,7 +80,8 @@ class PdfFonts:
 
     def properties(self) -> Iterator[bytes]:
         """Those of the document, as text."""
-        return properties(b"".join(self._objects))
+        if (yield from properties(b"".join(self._objects))):
+            self.has_more = True
 
     def text(self) -> Iterator[bytes]:
         """All that was shown in such fonts, UTF-8. Nothing where there are none."""

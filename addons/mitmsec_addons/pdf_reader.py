@@ -81,13 +81,10 @@ class PdfReader:
         else:
             yield from self._encrypted(self._held)
             self._fonts.objects(self._held)
-        for name, told in (("properties", self._fonts.properties()), ("text", self._fonts.text())):
-            if text := [*filter(None, told)]:
-                yield Entry(name)
-                yield from text
-                yield Mark.ENDED
+        yield from _entry("text", self._fonts.text())
+        yield from _entry("properties", self._fonts.properties())
         if self._fonts.has_more:
-            yield from self._once("it is too long for its fonts to be read")
+            yield from self._once("it is too long for all of its fonts or properties to be read")
 
     def _encrypted(self, objects: bytes) -> Iterator[Event]:
         if not self._is_told and _ENCRYPT.search(_unescaped(objects)):
@@ -157,6 +154,18 @@ class _Stream:
             fonts.object_stream(self._dictionary, content)
         elif b"begincmap" in content[:4096]:
             fonts.explained(self._number, content)
+
+
+def _entry(name: str, pieces: Iterator[bytes]) -> Iterator[Event]:
+    """Where there is anything in it."""
+    is_open = False
+    for piece in pieces:
+        if piece and not is_open:
+            is_open = True
+            yield Entry(name)
+        yield piece
+    if is_open:
+        yield Mark.ENDED
 
 
 def _opened(before: bytes, fonts: PdfFonts) -> _Stream:

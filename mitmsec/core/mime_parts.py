@@ -3,8 +3,8 @@
 header fields, empty line ──► multipart: its parts, each with such a head    ──► …
                           └─► anything else: base64 or quoted-printable undone ──► Opened, bytes*, ENDED
 
-What stands around parts is told as well, as an aside, so nothing of a mail is left out but boundaries. Words of fields
-that are encoded (RFC 2047) stand decoded behind their head.
+What stands around parts is told as well, as an aside, so nothing of a mail is left out but boundaries; so is base64
+that not all programs read in the same way. Words of fields that are encoded (RFC 2047) stand decoded behind their head.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from email.message import Message
 from email.parser import BytesHeaderParser
 
 from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, PARTS_LIMIT, Event, Mark, Opened, Unreadable
+from mitmsec.core.mime_base64 import LenientBase64, from_base64
 
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
+HEAD_LIMIT_LINES = 2000  # a line of them takes as long as some 30 bytes
 LINE_LIMIT_BYTES = 1 << 16  # what is longer is read in pieces
 BOUNDARIES_LIMIT = 16
-PARAMETERS_LIMIT = 256  # of a field: the library takes time with the square of them
+FIELD_LIMIT_BYTES = 1 << 14  # of those that say what a part is; the library takes long for them
+PARAMETERS_LIMIT = 64  # of a field: likewise, with the square of them
 ENCODINGS = frozenset({"", "7bit", "8bit", "binary", "base64", "quoted-printable"})
 PREAMBLE = "preamble"
+UNDECODED = "undecoded"
 _AS_THEY_ARE = ENCODINGS - {"base64", "quoted-printable"}
-_WITH_PARAMETERS = ("content-type", "content-disposition")
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:|[ \t]|>?From ")
+_ABOUT = re.compile(rb"(content-(?:type|disposition|transfer-encoding))[ \t]*:", re.IGNORECASE)
 _COMMENT = re.compile(r"\([^()]*\)")
-_NO_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
 _BETWEEN_WORDS = re.compile(rb"\?=[ \t\r\n]{1,80}=\?")
 _ENCODED_WORD = re.compile(rb"=\?[^?\s]{1,40}\?([bBqQ])\?([^?\s]{0,1024})\?=")
 
@@ -39,10 +42,11 @@ class MimeParts:
         self._nested = nested
         self._held = b""
         self._head: bytearray | None = bytearray()  # fields being read
+        self._head_lines = 0
         self._boundaries: list[bytes] = []
         self._decode: Callable[[bytes], bytes] | None = None  # for the part that is read; None: nothing but an aside
         self._is_open = False  # the aside, or what there is instead of a part, has been told
-        self._quantum = b""  # base64 that is no whole group yet
+        self._base64: LenientBase64 | None = None  # by which that is decoded
         self._line_goes_on = False
         self._number = self._count = 0
 
@@ -95,7 +99,7 @@ class MimeParts:
                 self._boundaries.pop()
                 self._head = None
             else:
-                self._head = bytearray()
+                self._head, self._head_lines = bytearray(), 0
         elif self._head is not None:
             yield from self._field(line)
         elif self._decode is not None:
@@ -126,26 +130,26 @@ class MimeParts:
             self._head = None
             yield from self._begin_part(b"")
             yield from self._line(line)
-        elif len(head) + len(line) > HEAD_LIMIT_BYTES:
+        elif len(head) + len(line) > HEAD_LIMIT_BYTES or self._head_lines >= HEAD_LIMIT_LINES:
             self._head = None
-            yield Unreadable(f"more than {HEAD_LIMIT_BYTES} bytes of header fields")
+            yield Unreadable(f"more than {HEAD_LIMIT_BYTES} bytes or {HEAD_LIMIT_LINES} lines of header fields")
             yield from self._aside(bytes(head) + line, PREAMBLE)
         else:
             head += line
+            self._head_lines += 1
 
     def _begin_part(self, head: bytes) -> Iterator[Event]:
-        """A line among its fields that is none is passed over, as many programs do."""
         self._count += 1
         if self._count > PARTS_LIMIT:
             yield from self._give_up(head)
             return
-        fields = BytesHeaderParser().parsebytes(
-            b"".join(line for line in head.splitlines(keepends=True) if _FIELD.match(line))
-        )
+        about = _about(head)
         self._is_open = True
-        if any(str(fields.get(name, "")).count(";") > PARAMETERS_LIMIT for name in _WITH_PARAMETERS):
-            yield from self._undecoded(head, f"more than {PARAMETERS_LIMIT} parameters of a header field")
+        if any(len(field) > FIELD_LIMIT_BYTES or field.count(b";") > PARAMETERS_LIMIT for field in about):
+            why = f"a header field of more than {PARAMETERS_LIMIT} parameters or {FIELD_LIMIT_BYTES} bytes"
+            yield from self._undecoded(head, why)
             return
+        fields = BytesHeaderParser().parsebytes(b"".join(about))
         encoding = _COMMENT.sub(" ", str(fields.get("content-transfer-encoding", ""))).strip('"; \t\r\n').lower()
         boundary = _text(fields.get_boundary)
         if fields.get_content_maintype() == "multipart" and boundary:
@@ -157,10 +161,9 @@ class MimeParts:
             return
         if self._nested and fields.get_content_type() == "message/rfc822" and encoding in _AS_THEY_ARE:
             yield _opened(PREAMBLE, head, fields, is_aside=True)
-            self._head = bytearray()
+            self._head, self._head_lines = bytearray(), 0
             return
         self._number += 1
-        self._quantum = b""
         self._decode = self._decoding(encoding)
         yield _opened(f"part {self._number}", head, fields)
         if encoding not in ENCODINGS:
@@ -182,30 +185,36 @@ class MimeParts:
 
     def _decoding(self, encoding: str) -> Callable[[bytes], bytes]:
         if encoding == "base64":
-            return self._base64
+            self._base64 = LenientBase64()
+            return self._base64.feed
         return binascii.a2b_qp if encoding == "quoted-printable" else bytes
-
-    def _base64(self, lines: bytes) -> bytes:
-        """As mail programs do: what is no base64 is passed over, and what follows padding is read on."""
-        if b"=" not in lines:
-            return self._line_of_base64(lines)
-        return b"".join(map(self._line_of_base64, lines.split(b"\n")))
-
-    def _line_of_base64(self, line: bytes) -> bytes:
-        self._quantum += _NO_BASE64.sub(b"", line)
-        whole = len(self._quantum) // 4 * 4
-        data, self._quantum = self._quantum[:whole], self._quantum[whole:]
-        if b"=" in line and self._quantum:
-            data, self._quantum = data + self._quantum + b"=" * (-len(self._quantum) % 4), b""
-        return _from_base64(data)
 
     def _end_part(self) -> Iterator[Event]:
         if self._decode is not None:
-            if self._quantum:
-                yield self._base64(b"=")
-            self._decode = None
+            base64, self._decode, self._base64 = self._base64, None, None
+            if base64 is not None:
+                yield base64.close()
+            if base64 is not None and base64.is_strange:
+                yield Unreadable("base64 that not all programs read in the same way")
             yield Mark.ENDED
+            if base64 is not None and base64.strange:
+                yield Opened(name=UNDECODED, at=0, content_type="text/plain", is_aside=True)
+                yield base64.strange
         self._is_open = False
+
+
+def _about(head: bytes) -> list[bytes]:
+    """The fields that say what a part is, the first of each. What is no field is passed over, as by many programs."""
+    found, goes_on = dict[bytes, bytearray](), bytearray()
+    for line in head.splitlines(keepends=True):
+        if line[0] in b" \t":
+            goes_on += line
+        elif (begin := _ABOUT.match(line)) is not None:
+            goes_on = bytearray(begin[1] + b":" + line[begin.end() :])
+            found.setdefault(begin[1].lower(), goes_on)
+        elif _FIELD.match(line):
+            goes_on = bytearray()
+    return [*map(bytes, found.values())]
 
 
 def _opened(name: str, head: bytes, fields: Message, *, is_aside: bool = False) -> Opened:
@@ -229,15 +238,8 @@ def _decoded(text: bytes) -> bytes:
 
 def _word(found: re.Match[bytes]) -> bytes:
     if found[1] in b"bB":
-        return _from_base64(found[2] + b"=" * (-len(found[2]) % 4))
+        return from_base64(found[2])
     return binascii.a2b_qp(found[2], header=True)
-
-
-def _from_base64(data: bytes) -> bytes:
-    try:
-        return binascii.a2b_base64(data)
-    except binascii.Error:
-        return b""
 
 
 def _text(ask: Callable[[], str | None]) -> str:

@@ -22,13 +22,14 @@ from mitmsec.core.model import Value
 LINE_LIMIT_BYTES = 1 << 14  # RFC 4954 §4 wants 12,288 for AUTH
 FREE_CHUNKS = 1000  # of a message; of more, each has LEAST_CHUNK_BYTES on average
 LEAST_CHUNK_BYTES = 512
+CHUNK_LIMIT_BYTES = (1 << 31) - 1  # of a larger one some servers take the last 32 bits
 OWED_LIMIT = 10_000  # replies that the server has not given: one for each recipient in a pipeline
 _KEPT_BYTES = 512  # of a reply's line
 _REPLY = re.compile(rb"([0-9]{3})(?:([ -])(.*))?\Z", re.DOTALL)
 _MAY_REPLY = re.compile(rb"[0-9]{3}|[0-9]{0,2}\Z")
 _CHUNKING = re.compile(rb"CHUNKING[ \t]*\Z", re.IGNORECASE)
 _DOT = re.compile(rb"[\r\n]\.")
-_BDAT = re.compile(rb"[ \t]*([0-9]{1,19})(?:[ \t]+(LAST))?[ \t]*\Z", re.IGNORECASE)
+_BDAT = re.compile(rb"[ \t]*([0-9]{1,10})(?:[ \t]+(LAST))?[ \t]*\Z", re.IGNORECASE)
 _GREETS = frozenset({"EHLO", "HELO", "LHLO"})
 _ENDS_MESSAGE = _GREETS | {"DATA", "MAIL", "QUIT", "RSET"}  # one that was to come in more chunks
 _FORGETS = _GREETS | {"MAIL", "RSET"}
@@ -67,6 +68,7 @@ class SmtpReader:
         self._in_message = False
         self._goes_on = False  # the client's next line answers a question, and is no command
         self._reply = b""  # of the server's, unfinished
+        self._is_first_reply = True
         self._offers_chunks = self._is_lmtp = False
         self._recipients = 0  # of the message, as far as the server took them
         self.is_sure = False
@@ -153,8 +155,8 @@ class SmtpReader:
     # -- messages ------------------------------------------------------------------------------------------------------
     def _begin_chunk(self, words: bytes) -> Iterator[Event]:
         match = _BDAT.match(words)
-        if match is None or not self._offers_chunks:
-            yield self._lose("a chunk that nobody offered to take, or of no size")
+        if match is None or int(match[1]) > CHUNK_LIMIT_BYTES or not self._offers_chunks:
+            yield self._lose("a chunk that nobody offered to take, or of no size that all servers know")
             return
         self._chunk_bytes, self._is_last = int(match[1]), match[2] is not None
         if not self._in_message:
@@ -239,12 +241,23 @@ class SmtpReader:
                 pass
             self._is_data, self._held, self._before_bytes = True, b"\r\n", 2
             return None
-        if code == b"220" and self._owed and self._owed[0] in _GREETS:
+        is_first, self._is_first_reply = self._is_first_reply, False
+        if not self._owed:
+            return None if self._comes_unasked(code, is_first) else self._lose("an answer to what nobody asked")
+        if code == b"220" and (self._owed[0] in _GREETS or (is_first and self._owed[0] != "STARTTLS")):
             return None  # the greeting, which the client did not await
-        verb = self._owed.popleft() if self._owed else ""
+        verb = self._owed.popleft()
+        if code.startswith(b"3") and (code != b"334" or verb == "DATA"):  # clients may go by its first digit: §4.2.1
+            return self._lose("the server asks for what is neither a message nor a password")
         self._goes_on = self._goes_on or (verb == "AUTH" and code == b"334")
         self._recipients += verb == "RCPT" and code.startswith(b"2")
         return None
+
+    def _comes_unasked(self, code: bytes, is_first: bool) -> bool:
+        """A greeting (§3.1, §4.2.3), a farewell (§3.8), or the refusal of a message that has not ended."""
+        is_inside = self._is_data or self._chunk_bytes is not None
+        refuses = code.startswith((b"4", b"5")) and (is_first or is_inside)
+        return refuses or code == b"421" or (is_first and code == b"220")
 
 
 def _line_end(buffer: bytes) -> int:

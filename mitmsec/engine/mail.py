@@ -7,7 +7,8 @@ The end of a message goes on when all inspectors have had it. What is refused is
 the client is told so, for a mail program that only sees a reset comes again.
 
 Whether it is mail that is spoken inside TLS, only what is said there can tell. Until it is known not to be, all goes
-through here.
+through here. Inspectors that are awaited read mails; what is said around them they read only where that is no longer
+mail, or so much that it could be a file.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mitmsec.engine.turns import TURN_S
 from mitmsec.engine.watch import NOT_INSPECTED, Asks, Blocked, Watch
 
 CONTENT_TYPE = "message/rfc822"
+AROUND_LIMIT_BYTES = 1 << 16  # said around one mail, in one direction: some 500 recipients
 _GREETING = b"220"
 _VERBS = frozenset({b"AUTH", b"EHLO", b"HELO", b"HELP", b"LHLO", b"MAIL", b"NOOP", b"QUIT", b"RSET", b"VRFY"})
 
@@ -42,6 +44,8 @@ class MailStream(Stream):
         super().__init__(watch, *self._parts, asks=Asks.AT_ONCE)
         self._reader: SmtpReader | None = SmtpReader()
         self._others: Stream | None = None  # for inspectors that are awaited: of what is no mail
+        self._around = {True: b"", False: b""}  # what they have not been shown: said since the last mail began
+        self._passes_for_mail = True
         self._undecided = set() if is_known else {True, False}  # directions whose first bytes are to tell
         self._number = 0
         self._message: SplitReading | None = None
@@ -61,9 +65,22 @@ class MailStream(Stream):
         if self._refused is not None:
             return b"" if sent else data
         await super().read(said, sent=sent)
-        if self._others is not None:
-            await self._others.read(said, sent=sent)
+        await self._show_others(said, sent=sent)
         return data
+
+    async def _show_others(self, said: bytes, *, sent: bool) -> None:
+        """From its beginning, once they read it."""
+        if not self._watch.waits:
+            return
+        self._around[sent] += said
+        if self._others is None and len(self._around[sent]) > AROUND_LIMIT_BYTES:
+            self._open_others()
+        if self._others is None:
+            return
+        for way, shown in self._around.items():
+            self._around[way] = b""
+            if shown:
+                await self._others.read(shown, sent=way)
 
     async def _sent(self, reader: SmtpReader, data: bytes) -> bytes:
         """Messages are read; what is none comes of it. A few bytes may be a chunk, so others get their turn."""
@@ -106,16 +123,23 @@ class MailStream(Stream):
         words = data[:5].upper().split()
         if not (words and words[0] in _VERBS if sent else data.startswith(_GREETING)):
             self._undecided.clear()
-            self._others = Stream(self._watch, *self._parts, asks=Asks.AWAITED)
+            self._passes_for_mail = False
+            self._open_others()
+
+    def _open_others(self) -> None:
+        """Raises Blocked where it is a failure that they only hear of it."""
+        self._others = Stream(self._watch, *self._parts, asks=Asks.AWAITED)
 
     def _lose(self, reason: str) -> None:
-        """Messages are told apart no longer."""
+        """Messages are told apart no longer. What never passed for mail is no failure."""
         if self._refused is not None:
             raise self._refused
         reader, self._reader = self._reader, None
         self._give_up_message()
-        if reader is not None and reader.is_sure:
+        if reader is not None and (reader.is_sure or self._passes_for_mail):
             self._watch.failed(NOT_INSPECTED, f"SMTP: {reason}")
+        if self._others is None:
+            self._open_others()
 
     def _give_up_message(self) -> None:
         message, self._message = self._message, None
@@ -141,6 +165,7 @@ class MailStream(Stream):
 
     def _begin(self) -> None:
         self._number += 1
+        self._around = {True: b"", False: b""}
         part = replace(self._parts[0], kind=PartKind.BODY, content_type=CONTENT_TYPE, name=f" of mail {self._number}")
         self._message = SplitReading(self._watch, part, MimeParts(nested=True), "")
 

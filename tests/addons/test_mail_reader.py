@@ -11,7 +11,7 @@ from container_stage import CARD, contents, events, unread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.core.mime_parts import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES
+from mitmsec.core.mime_parts import HEAD_LIMIT_BYTES, HEAD_LIMIT_LINES, LINE_LIMIT_BYTES
 from mitmsec_addons.inflating import gzipped
 from mitmsec_addons.mail_reader import LateMailReader, MailReader, begins_mail, may_begin_mail
 from mitmsec_addons.packed_reader import PackedReader
@@ -73,7 +73,7 @@ def test_lines_without_end_are_read_in_pieces() -> None:
 
 def test_what_is_too_much_or_cut_off_says_so() -> None:
     assert unread(MailReader(), b"A: b\n" + (b"x: " + b"y" * 900 + b"\n") * 80) == [
-        f"more than {HEAD_LIMIT_BYTES} bytes of header fields"
+        f"more than {HEAD_LIMIT_BYTES} bytes or {HEAD_LIMIT_LINES} lines of header fields"
     ]
     cut = mail()[:-40]
     assert unread(MailReader(), cut) == ["cut off: its last part has no end"]
@@ -84,7 +84,7 @@ def test_what_is_too_much_or_cut_off_says_so() -> None:
 def test_a_field_with_too_many_parameters_is_told_soon() -> None:
     mail = b"From: a\nTo: b\nContent-Type: multipart/mixed" + b";" * 60_000 + b"\n\n" + CARD
     began_s = time.process_time()
-    assert unread(MailReader(), mail, 1 << 16) == ["more than 256 parameters of a header field"]
+    assert unread(MailReader(), mail, 1 << 16) == ["a header field of more than 64 parameters or 16384 bytes"]
     assert contents(MailReader(), mail, 1 << 16) == {"part 1": CARD}
     assert time.process_time() - began_s < 0.5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from email.message import EmailMessage
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.core.body_parts import Event, Mark, Opened, Unreadable
-from mitmsec.core.mime_parts import HEAD_LIMIT_BYTES, LINE_LIMIT_BYTES, MimeParts
+from mitmsec.core.mime_parts import LINE_LIMIT_BYTES, MimeParts
 
 
 def told(mail: bytes, step: int = 1 << 20, *, nested: bool = True) -> list[Event]:
@@ -99,14 +100,41 @@ def test_a_line_among_fields_that_is_none_hides_no_encoding() -> None:
     mail = b"Subject: a\nno field at all\nContent-Transfer-Encoding: base64\n\naGVsbG8=\n"
     assert contents(mail) == {"part 1": b"hello"}
     assert b"no field at all" in heads(mail)
+    for odd in (b"X :\n", b"From me\n", b"X: \n\t\nContent-Transfer-Encoding\n"):
+        assert contents(odd + b"Content-Transfer-Encoding :\nx\n base64\n\naGVsbG8=\n") == {"part 1": b"hello"}
+    assert contents(b"Content-Type: a/b\nX: a\n; boundary=b\nContent-Type: multipart/x; boundary=b\n\n--b\n") == {
+        "part 1": b"--b\n"
+    }
 
 
 def test_fields_that_are_too_long_are_content() -> None:
     mail = (b"x: " + b"y" * 900 + b"\n") * 80 + b"\nbody"
-    assert why(mail) == [f"more than {HEAD_LIMIT_BYTES} bytes of header fields"]
-    assert contents(mail) == {"preamble": mail}
-    assert why(b"Content-Type: a/b" + b";" * 300 + b"\n\nx") == ["more than 256 parameters of a header field"]
+    many = b"x:y\n" * 2001 + b"\nbody"
+    for one in (mail, many):
+        assert why(one) == ["more than 65536 bytes or 2000 lines of header fields"]
+        assert contents(one) == {"preamble": one}
+    assert why(b"Content-Type: message/rfc822\n" + b"x:y\n" * 1500 + b"\n" + b"x:y\n" * 1500 + b"\nbody") == []
+    for much in (b";" * 65, b"y" * (1 << 14)):
+        much = b"Content-Type: a/b" + much + b"\n\nx"
+        assert why(much) == ["a header field of more than 64 parameters or 16384 bytes"]
+        assert contents(much) == {"part 1": b"x"}
     assert why(b"Content-Transfer-Encoding: x-uu\n\nx") == ["its transfer encoding is not known here"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"a:\n" * 21_000, b"a:\n" + b" \n" * 32_000, b"a:\n" + b"x\n" * 32_000, b"Content-Type:\n" * 4_000,
+        b"Content-Type: a/b" + b'; x="%s"' % (b"y" * 240) * 250 + b"\n",
+        b"Content-Type: multipart/x" + b"; x*0*=%s" % (b"%41" * 80) * 63 + b"\n",
+    ],
+)  # fmt: skip
+def test_a_long_head_takes_little_time(head: bytes) -> None:
+    """A mail has a thousand of them."""
+    reader = MimeParts()
+    begun_s = time.process_time()
+    next(reader.feed(head + b"\n"))
+    assert time.process_time() - begun_s < 0.04
 
 
 def test_depth_is_bounded_and_what_is_cut_off_says_so() -> None:
@@ -129,6 +157,18 @@ def test_quoted_printable_and_base64_come_out_whole_at_any_length() -> None:
     assert contents(quoted, 1000) == contents(quoted)
     lines = b"Content-Transfer-Encoding: base64\n\n" + b"QUJD\nREVG\n" * 5000 + b"QQ==\nQQ==\n"
     assert contents(lines, 777)["part 1"] == b"ABCDEF" * 5000 + b"AA"
+
+
+def test_base64_that_programs_read_in_different_ways_is_told_and_shown_as_it_travels() -> None:
+    head = b"Content-Type: multipart/mixed; boundary=b\n\n--b\nContent-Transfer-Encoding: base64\n\n"
+    mail = head + b"aGVsbG8h\ncard 4111 1111\n--b\n\nplain\n--b--\n"
+    assert why(mail) == ["base64 that not all programs read in the same way"]
+    assert contents(mail)["part 1"].startswith(b"hello!")
+    assert contents(mail)["undecoded"] == b"card 4111 1111\n"
+    assert contents(mail)["part 2"] == b"plain\n"
+    assert [event.is_aside for event in told(mail) if isinstance(event, Opened)] == [True, False, True, False]
+    assert contents(b"Content-Transfer-Encoding: base64\n\naGVsbG8hA=\nIQ==\n")["part 1"] == b"hello!!"
+    assert heads(b"Subject: =?u?b?QUJDA?=\n\n") == b"Subject: =?u?b?QUJDA?=\nSubject: ABC\n"
 
 
 PIECES = [

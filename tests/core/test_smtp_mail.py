@@ -130,6 +130,16 @@ def test_a_greeting_that_somebody_else_read_or_that_was_not_awaited_disturbs_not
     assert early.owed == 0
 
 
+@pytest.mark.parametrize("turns", [
+    [b"<554-no\r\n554 not you\r\n"], [b"<421 busy\r\n"], [b"<450 later\r\n"], [b"<220 mx\r\n", b"<421 time is up\r\n"],
+    [b">NOOP\r\n", b"<220 mx\r\n250 ok\r\n"], [*DATA[1:3], b">STARTTLS\r\n", b"<220 go\r\n"],
+    [b">STARTTLS\r\n", b"<220 go\r\n421 no\r\n"], [*HELLO, b">BDAT 2147483647\r\n", b"<552 no\r\n"],
+    [*DATA, b">x", b"<552 no\r\n"],
+])  # fmt: skip
+def test_what_servers_say_unasked_is_a_greeting_a_farewell_or_a_refusal(turns: list[bytes]) -> None:
+    assert why(turns) == []
+
+
 @pytest.mark.parametrize("end", [b"\n.\n", b"\n.\r\n", b"\r\n.\n", b"\r.\r", b"\r.\r\n", b"\r\n.\rX", b"\n.\rX"])
 def test_an_end_that_only_some_servers_see_is_malformed(end: bytes) -> None:
     """SMTP smuggling (CVE-2023-51764 and others)."""
@@ -144,9 +154,26 @@ def test_an_end_that_only_some_servers_see_is_malformed(end: bytes) -> None:
         ([*DATA[:-1], b">early\r\n"], "the client goes on before its question was answered"),
         ([*HELLO, b">AUTH PLAIN\r\nNOOP\r\n"], "the client goes on before its question was answered"),
         ([*HELLO, b">NOOP\rDATA\r\n", b"<250 ok\r\n354 go\r\n"], "the server asks for a message that nobody announced"),
-        ([*HELLO[:2], b"<250 mx\r\n", b">BDAT 1 LAST\r\nx"], "a chunk that nobody offered to take, or of no size"),
-        ([*HELLO, b">BDAT x\r\n"], "a chunk that nobody offered to take, or of no size"),
-        ([*HELLO, b">BDAT\r\n"], "a chunk that nobody offered to take, or of no size"),
+        ([*DATA[:-1], b"<350 go\r\n"], "the server asks for what is neither a message nor a password"),
+        ([*DATA[:-1], b"<334 go\r\n"], "the server asks for what is neither a message nor a password"),
+        ([*HELLO, b">AUTH X\r\n", b"<335\r\n"], "the server asks for what is neither a message nor a password"),
+        (
+            [*HELLO[:2], b"<250 mx\r\n", b">BDAT 1 LAST\r\nx"],
+            "a chunk that nobody offered to take, or of no size that all servers know",
+        ),
+        ([*HELLO, b">BDAT x\r\n"], "a chunk that nobody offered to take, or of no size that all servers know"),
+        (
+            [*HELLO, b">BDAT 9999999999999999999\r\n"],
+            "a chunk that nobody offered to take, or of no size that all servers know",
+        ),
+        ([*HELLO, b">BDAT 4294967301\r\n"], "a chunk that nobody offered to take, or of no size that all servers know"),
+        ([*HELLO, b">BDAT 2147483648\r\n"], "a chunk that nobody offered to take, or of no size that all servers know"),
+        ([*HELLO, b"<250 ok\r\n"], "an answer to what nobody asked"),
+        ([*HELLO, b"<220 again\r\n"], "an answer to what nobody asked"),
+        ([*HELLO, b"<550-no\r\n550 no\r\n"], "an answer to what nobody asked"),
+        ([b"<250 ok\r\n"], "an answer to what nobody asked"),
+        ([*HELLO, b">STARTTLS\r\n", b"<220 go\r\n220 go\r\n"], "an answer to what nobody asked"),
+        ([*HELLO, b">BDAT\r\n"], "a chunk that nobody offered to take, or of no size that all servers know"),
         ([*HELLO, b">" + b"BDAT 1\r\nx" * (FREE_CHUNKS + 1)], "more chunks than there is content for"),
         ([*HELLO, b">" + b"x" * (LINE_LIMIT_BYTES + 1)], "a command without end"),
         ([*HELLO, b">" + b"\r\n" * (OWED_LIMIT + 1)], "more commands than anybody answers"),

@@ -380,6 +380,92 @@ def test_a_message_in_many_small_chunks_holds_nobody_up(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
+@both
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_what_passes_for_mail_and_is_none_is_read_by_who_has_to_be_awaited(
+    tmp_path: Path, tls: bool, on_failure: OnFailure
+) -> None:
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"NOOP\r\n")
+        writer.write(b"\0")
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(65536):
+                pass
+
+    async def main() -> None:
+        far = Far()
+        more = {"inspectors": [far], "on_finding": OnFinding.BLOCK, "on_failure": on_failure}
+        async with by_hand(tmp_path, answers, tls=tls, **more) as (made, reader, writer):
+            writer.write(b"NOOP\r\n")
+            if on_failure is OnFailure.OPEN:
+                assert await reader.readexactly(1) == b"\0"
+                writer.write(b"SECRET")
+                writer.close()
+                assert b"".join(far.content("stream", sent=False)) == b"\0"
+            assert (await made.end()).outcome == Outcome.BLOCKED
+            told = ["SMTP: an answer that is none", UNHEARD]
+            assert [fault.detail for fault in made.recorder.faults] == told[
+                : 1 if on_failure is OnFailure.CLOSED else 2
+            ]
+            assert len(made.recorder.findings) == (on_failure is OnFailure.OPEN)
+            if on_failure is OnFailure.OPEN:
+                assert b"".join(far.content("stream", sent=True)) == b"NOOP\r\nSECRET"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("sent", [True, False])
+@pytest.mark.parametrize("on_failure", OnFailure)
+def test_more_than_anybody_says_around_a_mail_is_read_by_who_has_to_be_awaited(
+    tmp_path: Path, sent: bool, on_failure: OnFailure
+) -> None:
+    much = (b"NOOP " if sent else b"250-") + b"x" * 16000 + b"\r\n"
+
+    async def answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 by hand\r\n")
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"EHLO me\r\n")
+            writer.write(b"" if sent else much * 5)
+            writer.write(b"250 hand\r\n")
+            await reader.read()
+
+    async def main() -> None:
+        far = Far()
+        more = {"inspectors": [far], "on_finding": OnFinding.BLOCK, "on_failure": on_failure}
+        async with by_hand(tmp_path, answers, **more) as (made, reader, writer):
+            said = b"EHLO me\r\n" + (much * 5 if sent else b"")
+            writer.write(said)
+            writer.write_eof()
+            heard = b""
+            with contextlib.suppress(ConnectionResetError):
+                heard = await reader.read()
+            is_open = on_failure is OnFailure.OPEN
+            assert (await made.end()).outcome == (Outcome.COMPLETED if is_open else Outcome.BLOCKED)
+            assert [fault.detail for fault in made.recorder.faults] == [UNHEARD]
+            seen = b"".join(far.content("stream", sent=sent))
+            assert seen == ((said if sent else heard) if is_open else b"")
+            assert len(seen) > 65536 or not is_open
+
+    asyncio.run(main())
+
+
+def test_many_mails_are_not_much_said_around_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        far = Far()
+        more = {"inspectors": [far], "on_failure": OnFailure.CLOSED}
+        async with by_hand(tmp_path, Scripted(), **more) as (made, reader, writer):
+            writer.write(b"EHLO me\r\n")
+            await reader.readuntil(b"CHUNKING\r\n")
+            for _ in range(3):
+                writer.write(b"NOOP " + b"x" * 15000 + b"\r\n" + OPENING * 500 + b"BDAT 2 LAST\r\nok")
+                for _ in range(1001):
+                    assert await reader.readline() == b"250 ok\r\n"
+            assert made.recorder.faults == []
+            assert far.ends == 3
+
+    asyncio.run(main())
+
+
 # --- what is no mail --------------------------------------------------------------------------------------------------
 class Sink:
     """Keeps what it is told, and how that ended."""
