@@ -45,7 +45,7 @@ class MailStream(Stream):
         self._reader: SmtpReader | None = SmtpReader()
         self._others: Stream | None = None  # for inspectors that are awaited: of what is no mail
         self._around = {True: b"", False: b""}  # what they have not been shown: said since the last mail began
-        self._passes_for_mail = True
+        self._is_known = is_known
         self._undecided = set() if is_known else {True, False}  # directions whose first bytes are to tell
         self._number = 0
         self._message: SplitReading | None = None
@@ -123,7 +123,6 @@ class MailStream(Stream):
         words = data[:5].upper().split()
         if not (words and words[0] in _VERBS if sent else data.startswith(_GREETING)):
             self._undecided.clear()
-            self._passes_for_mail = False
             self._open_others()
 
     def _open_others(self) -> None:
@@ -131,12 +130,12 @@ class MailStream(Stream):
         self._others = Stream(self._watch, *self._parts, asks=Asks.AWAITED)
 
     def _lose(self, reason: str) -> None:
-        """Messages are told apart no longer. What never passed for mail is no failure."""
+        """Messages are told apart no longer. What only passed for mail (POP3: `QUIT`) is another stream."""
         if self._refused is not None:
             raise self._refused
         reader, self._reader = self._reader, None
         self._give_up_message()
-        if reader is not None and (reader.is_sure or self._passes_for_mail):
+        if reader is not None and (reader.is_sure or self._is_known):
             self._watch.failed(NOT_INSPECTED, f"SMTP: {reason}")
         if self._others is None:
             self._open_others()

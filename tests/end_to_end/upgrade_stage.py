@@ -204,7 +204,7 @@ def issuer(sock):
 def smtp(host=HOST):
     with smtplib.SMTP(host, 25, timeout=20) as client:
         client.starttls(context=ssl.create_default_context())
-        packed = base64.b64encode(b"a STARTTLS in a letter, and more").decode()
+        packed = base64.b64encode(b"a STARTTLS in a letter, and more!").decode()
         head = "Subject: greetings\r\nContent-Transfer-Encoding: base64\r\n\r\n"
         client.sendmail("me@a.test", ["you@a.test"], head + packed + "\r\nSTARTTLS\r\n")
         return issuer(client.sock)
