@@ -12,12 +12,20 @@ import trustme
 from engine_h2 import Client, get
 from engine_h2 import Origin as H2Origin
 from engine_world import NAME, Word, World, connected, origin, server_context, trusting, world
+from mitmproxy.net import encoding
 
 from mitmsec.audit.event import Outcome
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import OnFailure, OnFinding
 from mitmsec.engine import limited
+
+
+@pytest.fixture(autouse=True)
+def mitmproxys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker with addons puts in its place is put back: others ask what mitmproxy does as it comes."""
+    monkeypatch.setattr(encoding, "decode", encoding.decode)
+
 
 MARKS = MitmproxyAddon(
     name="marks.py",
