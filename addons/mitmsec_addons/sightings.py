@@ -27,7 +27,7 @@ SHAPE_BYTES = 128  # of what is looked for, where a shape says nothing else
 BEFORE_BYTES = SHAPE_BYTES + CONTEXT_BYTES
 AFTER_BYTES = SHAPE_BYTES + CONTEXT_BYTES
 RANGE_BYTES = 8192
-STEP_BYTES = 8192  # looked at before the next so many are scanned, so that where there is enough little was in vain
+STEP_BYTES = 16384  # looked at before the next so many are scanned, so that where there is enough little was in vain
 _MORE = b"\0"  # stands for what is behind a window, so that no expression takes its end for the stream's
 
 type Check = Callable[[bytes, bytes], float]
@@ -138,6 +138,9 @@ class Sightings:
         one.ripe = end + after
 
     def _looked(self, known: int, *, is_over: bool) -> list[Sighting]:
+        if not self._open and not self._closed:
+            self._let_go()
+            return []
         ripe_to = known if not is_over else known + self._shapes.before_bytes
         ripe = [one for one in (*self._closed, *self._open.values()) if one.ripe <= ripe_to]
         if ripe:
