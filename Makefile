@@ -61,7 +61,7 @@ bench-attribution: $(BIN)/.dev ## make 20,000 flows whose owner is known and sco
 bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate costs (root; about fifteen minutes)
 	@$(BIN)/python -m benchmarks.redirect --report docs/redirect-performance.md --json benchmarks/results/redirect.json
 
-bench-inspect: $(BIN)/.dev ## how right inspectors are, how fast, and how long they hold the loop (some minutes)
+bench-inspect: $(BIN)/.dev ## how right inspectors are, how fast, and how long they hold the loop (root; some minutes)
 	@$(BIN)/python -m benchmarks.inspect --report docs/inspectors.md
 
 checklist: $(BIN)/.tests ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
