@@ -306,6 +306,7 @@ MISTAKEN = ["0a0594b7fcf0 4e33a727585b", "ea3bf7b54ad4 4a095885bc41", "1ac20b3ea
 @pytest.mark.usefixtures("own_netns")
 def test_what_is_not_ip_goes_its_way_whatever_its_addresses(cgroup: SessionCgroup) -> None:
     """ARP that came back changed, or did not, would cut the machine off its network."""
+    Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1")  # a new link's multicast reports are IP
     everything = everything_filter(OWN).text
     with (
         contextlib.closing(open_handle(everything, Layer.NETWORK, priority=5)) as handle,
