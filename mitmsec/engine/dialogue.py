@@ -28,7 +28,7 @@ from mitmsec.engine.hooks import Hooks, Told
 from mitmsec.engine.http import Http
 from mitmsec.engine.leg import CHUNK_BYTES
 from mitmsec.engine.openssl import TlsFailed
-from mitmsec.engine.pauses import Pauses
+from mitmsec.engine.pauses import Pauses, Whole
 from mitmsec.engine.relay import Relay
 from mitmsec.engine.seams import Recorder
 from mitmsec.engine.side import Ended, Side, ending
@@ -275,6 +275,9 @@ class Dialogue:
             answer = self._hooks.answer(command)
             if answer is not None:
                 self._events.append(answer)
+        elif isinstance(command, Whole):
+            if not (self._watch.prompt and self._watch.unread):  # else inspectors come first
+                self._front.flush()
         elif isinstance(command, commands.OpenConnection):
             task = self._loop.create_task(self._further(command))
             self._tasks.add(task)

@@ -46,7 +46,7 @@ from mitmsec.engine.fields import asks_for_h2c, authorities, quicken, without_h2
 from mitmsec.engine.further import Further
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
-from mitmsec.engine.pauses import Breath, Stopped, Wait
+from mitmsec.engine.pauses import Breath, Stopped, Wait, Whole
 from mitmsec.engine.plain_addons import visit
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
@@ -220,8 +220,15 @@ class Stream(HttpStream):
         yield from super().start_response_stream()
 
     def send_response(self, already_streamed: bool = False) -> CommandGenerator[None]:
+        if already_streamed and self._ends_unmarked():
+            yield Whole()
         yield from super().send_response(already_streamed)
         self._has_begun = True
+
+    def _ends_unmarked(self) -> bool:
+        """Nothing follows a body of this answer: its length, or the connection's end, says where it ends."""
+        is_http1 = self.context.client.alpn not in (b"h2", b"h3")
+        return is_http1 and "transfer-encoding" not in self._message(sent=False).headers
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
         """Asked by mitmproxy behind each hook."""

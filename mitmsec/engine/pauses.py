@@ -3,6 +3,7 @@
     Stream ── Breath ──► the driver, which answers once all that came in this turn has reached the stream
     Stream ── Wait ────► the driver ──► Pauses, which answers when the inspectors have: what stops it is the answer
     Stream ── Stopped ─► the driver: an exchange broke off in the middle of its answer
+    Stream ── Whole ───► the driver: all of an answer has been said, and what is left to do of this turn can wait for it
 
 A layer that has begun one gets no more events until it is answered: they queue. Whoever reads the peer must therefore
 stop (HTTP/1) or give no more credit (HTTP/2, HTTP/3) as long as it is `paused`.
@@ -44,6 +45,10 @@ class Stopped(commands.Command):
 
     def __init__(self, blocked: Blocked, *, is_alone: bool) -> None:
         self.blocked, self.is_alone = blocked, is_alone
+
+
+class Whole(commands.Command):
+    """Nothing more of an answer is to be said."""
 
 
 def answer(command: commands.Command, reply: Blocked | None = None) -> events.HookCompleted:

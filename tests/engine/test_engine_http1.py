@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Endpoint, OnFinding
 from mitmsec.engine import http1, pages
 from mitmsec.engine.embedded import Embedded
+from mitmsec.engine.exchange import Exchange
 from mitmsec.engine.http1 import HEAD_LIMIT_BYTES
 
 
@@ -122,6 +124,44 @@ def test_an_answer_that_ends_with_its_connection(tmp_path: Path) -> None:
             assert (await made.end()).outcome == Outcome.COMPLETED
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_there"),
+    [
+        (b"content-length: 4\r\n\r\nbody", True),
+        (b"connection: close\r\n\r\nbody", True),
+        (b"transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n", False),  # its end goes out with it
+    ],
+    ids=["length", "end", "chunked"],
+)
+def test_an_answer_that_is_whole_does_not_wait_for_the_books(
+    answer: bytes, is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: list[bytes] = []
+    finish = Exchange.finish
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + answer)
+
+    async def main() -> None:
+        async with origin(serve, None) as port, world(tmp_path, port, kind=Plaintext.HTTP) as made:
+            with socket.create_connection(("127.0.0.1", made.port)) as client:
+
+                def finished(self: Exchange) -> None:
+                    with contextlib.suppress(BlockingIOError):
+                        there.append(client.recv(1000, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+                    finish(self)
+
+                monkeypatch.setattr(Exchange, "finish", finished)
+                client.sendall(f"GET / HTTP/1.1\r\nHost: {NAME}\r\n\r\n".encode())
+                client.shutdown(socket.SHUT_WR)
+                await made.end()
+                assert b"body" in client.recv(1000)
+
+    asyncio.run(main())
+    assert [data.endswith(b"body") for data in there[:1]] == [True] * is_there
 
 
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "DELETE"])
