@@ -276,7 +276,7 @@ class Dialogue:
             if answer is not None:
                 self._events.append(answer)
         elif isinstance(command, Whole):
-            if not (self._watch.prompt and self._watch.unread):  # else inspectors come first
+            if not (self._watch.prompt and self._watch.unread):  # else inspectors are first
                 self._front.flush()
         elif isinstance(command, commands.OpenConnection):
             task = self._loop.create_task(self._further(command))
@@ -287,8 +287,7 @@ class Dialogue:
             self._close(command.connection, half=half)
 
     async def _further(self, command: commands.OpenConnection) -> None:
-        connection = command.connection
-        origin = self._hand_over.origin
+        connection, origin = command.connection, self._hand_over.origin
         error: str | None = None
         try:
             if connection.address != (origin.address, origin.port):
@@ -390,14 +389,10 @@ class Dialogue:
             side.say_goodbye()
         except TlsFailed:
             side.leg.abort()
-        side.leg.on_data, side.leg.on_end = _ignore, None
+        side.leg.on_data, side.leg.on_end = lambda _data: None, None
         side.leg.close()
 
     def _closed(self) -> None:
         self._layer = None
         if not self.ended.done() and self._ending is not None:
             self.ended.set_result(self._ending)
-
-
-def _ignore(_data: bytes) -> None:
-    return

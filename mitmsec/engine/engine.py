@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mitmsec.core.messages import FlowEnded, HandOver, Plaintext, Upgrading
+from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.core.model import Action
 from mitmsec.engine import openssl
 from mitmsec.engine.contexts import Leaves, OriginContext, log_keys
@@ -18,13 +19,15 @@ from mitmsec.engine.conversation import Conversation
 from mitmsec.engine.embedded import Embedded
 from mitmsec.engine.identities import Identities
 from mitmsec.engine.notice import Notice
-from mitmsec.engine.plain_addons import PlainAddons
 from mitmsec.engine.prelude import Prelude
 from mitmsec.engine.quarantine import Quarantine
 from mitmsec.engine.resumption import Resumptions
 from mitmsec.engine.seams import Collaborators, EngineSettings
 from mitmsec.engine.services import Services
 from mitmsec.engine.side import faulty
+
+if TYPE_CHECKING:
+    from mitmsec.engine.plain_addons import PlainAddons
 
 STOP_S = 5.0
 
@@ -55,7 +58,7 @@ class Engine:
         self.quarantine = (
             None if collaborators.sealing is None else Quarantine(collaborators.sealing, collaborators.recorder)
         )
-        self.addons = PlainAddons(collaborators.addons) if collaborators.addons else None
+        self.addons = _plain(collaborators.addons) if collaborators.addons else None
         self._flows: dict[str, asyncio.Task[None]] = {}
         self._kinds: dict[Plaintext, Begins] = {
             Plaintext.DIALOGUE: Prelude,
@@ -135,6 +138,13 @@ class Engine:
         if self.quarantine is not None:
             with contextlib.suppress(TimeoutError):  # the recorder says what of it has not come
                 await asyncio.wait_for(self.quarantine.settled(), STOP_S)
+
+
+def _plain(addons: Sequence[MitmproxyAddon]) -> PlainAddons:
+    """Loaded where a policy names some."""
+    from mitmsec.engine.plain_addons import PlainAddons
+
+    return PlainAddons(addons)
 
 
 def _of_quic() -> Begins:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.layers import tcp
@@ -28,10 +28,12 @@ from mitmsec.engine.firstline import looks_like_http
 from mitmsec.engine.http import EXCHANGE
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Pauses, Stopped, Wait, Work, answer
-from mitmsec.engine.plain_addons import PlainAddons, visit
 from mitmsec.engine.seams import Recorder, Records
 from mitmsec.engine.side import Ended
 from mitmsec.engine.watch import Blocked, Watch, stopped_by
+
+if TYPE_CHECKING:
+    from mitmsec.engine.plain_addons import PlainAddons
 
 Told = commands.StartHook | commands.RequestWakeup | Breath | Wait | Stopped
 
@@ -142,7 +144,7 @@ class Hooks:
 
     async def _visit(self, addons: PlainAddons, flow: Any) -> Blocked | None:
         exchange: Exchange = flow.metadata[EXCHANGE]
-        exchange.blocked = await visit(addons, "requestheaders", flow, exchange)
+        exchange.blocked = await addons.visit("requestheaders", flow, exchange)
         return None  # what blocks it ends it alone
 
     def _on_response_head(self, hook: Any) -> Work | None:
@@ -154,7 +156,7 @@ class Hooks:
 
     async def _visit_response(self, addons: PlainAddons, hook: Any) -> Blocked | None:
         exchange: Exchange = hook.flow.metadata[EXCHANGE]
-        exchange.blocked = await visit(addons, "responseheaders", hook.flow, exchange)
+        exchange.blocked = await addons.visit("responseheaders", hook.flow, exchange)
         if exchange.blocked is None:
             self._read_response_head(hook)
         return None

@@ -47,7 +47,6 @@ from mitmsec.engine.further import Further
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Stopped, Wait, Whole
-from mitmsec.engine.plain_addons import visit
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
@@ -220,15 +219,10 @@ class Stream(HttpStream):
         yield from super().start_response_stream()
 
     def send_response(self, already_streamed: bool = False) -> CommandGenerator[None]:
-        if already_streamed and self._ends_unmarked():
+        if already_streamed and http1.ends_unmarked(self.context.client, self._message(sent=False)):
             yield Whole()
         yield from super().send_response(already_streamed)
         self._has_begun = True
-
-    def _ends_unmarked(self) -> bool:
-        """Nothing follows a body of this answer: its length, or the connection's end, says where it ends."""
-        is_http1 = self.context.client.alpn not in (b"h2", b"h3")
-        return is_http1 and "transfer-encoding" not in self._message(sent=False).headers
 
     def check_killed(self, emit_error_hook: bool) -> CommandGenerator[bool]:
         """Asked by mitmproxy behind each hook."""
@@ -325,7 +319,7 @@ class Stream(HttpStream):
         addons, hook = self.exchange.addons, "request" if sent else "response"
         if addons is not None and addons.wants(hook):
             self._message(sent=sent).data.content = content
-            blocked = yield Wait(visit(addons, hook, self.flow, self.exchange))
+            blocked = yield Wait(addons.visit(hook, self.flow, self.exchange))
             self.exchange.blocked = self.exchange.blocked or blocked
             if (yield from self.check_killed(True)):
                 return None

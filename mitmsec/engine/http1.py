@@ -13,7 +13,7 @@ from typing import Any
 
 import h11
 from mitmproxy import http
-from mitmproxy.connection import ConnectionState
+from mitmproxy.connection import Client, ConnectionState
 from mitmproxy.net.http.http1 import assemble_response
 from mitmproxy.proxy import commands, events
 from mitmproxy.proxy.context import Context
@@ -55,6 +55,11 @@ def answer(page: Page) -> http.Response:
         page.body,
         {"content-type": "text/plain; charset=utf-8", "cache-control": "no-store", "connection": "close"},
     )
+
+
+def ends_unmarked(client: Client, response: http.Message) -> bool:
+    """Nothing follows the body of this answer: its length, or the connection's end, says where it ends."""
+    return client.alpn not in (b"h2", b"h3") and "transfer-encoding" not in response.headers
 
 
 class _Trailers:

@@ -104,37 +104,36 @@ class PlainAddons:
                 visit.changed.append(name)
         return visit
 
-
-async def visit(addons: PlainAddons, hook: str, flow: http.HTTPFlow, exchange: Exchange) -> Blocked | None:
-    """Ask them about one message of `exchange`; what stops it, be it what they made of it."""
-    had_answer, steering = flow.response is not None, _steering(flow.request)
-    came = await addons.ask(hook, flow)
-    request = flow.request
-    quicken(request.headers)
-    if asks_for_h2c(request.headers.fields):
-        without_h2c(request)
-    try:
-        exchange.visited(came.seen, came.changed, came.faults)
-        if came.changed and hook in ("requestheaders", "request"):
-            exchange.admit_again(
-                request.data.method,
-                request.data.path,
-                authorities(request),
-                request.headers.fields,
-                is_led=_steering(request) != steering,
-                content=request.data.content or b"",
-                changed_by=came.changed,
-            )
-            if request.stream:  # its inspectors may have to be asked now, or no longer
-                request.stream = True if exchange.asks(sent=True) else exchange.request_body
-        if flow.response is not None and not had_answer:
-            exchange.answered(came.changed[-1], len(flow.response.data.content or b""))
-        elif came.changed and hook == "response" and flow.response is not None:
-            response = flow.response
-            exchange.response_again(response.status_code, response.headers.fields, response.data.content or b"")
-    except Blocked as blocked:
-        return blocked
-    return None
+    async def visit(self, hook: str, flow: http.HTTPFlow, exchange: Exchange) -> Blocked | None:
+        """Ask them about one message of `exchange`; what stops it, be it what they made of it."""
+        had_answer, steering = flow.response is not None, _steering(flow.request)
+        came = await self.ask(hook, flow)
+        request = flow.request
+        quicken(request.headers)
+        if asks_for_h2c(request.headers.fields):
+            without_h2c(request)
+        try:
+            exchange.visited(came.seen, came.changed, came.faults)
+            if came.changed and hook in ("requestheaders", "request"):
+                exchange.admit_again(
+                    request.data.method,
+                    request.data.path,
+                    authorities(request),
+                    request.headers.fields,
+                    is_led=_steering(request) != steering,
+                    content=request.data.content or b"",
+                    changed_by=came.changed,
+                )
+                if request.stream:  # its inspectors may have to be asked now, or no longer
+                    request.stream = True if exchange.asks(sent=True) else exchange.request_body
+            if flow.response is not None and not had_answer:
+                exchange.answered(came.changed[-1], len(flow.response.data.content or b""))
+            elif came.changed and hook == "response" and flow.response is not None:
+                response = flow.response
+                exchange.response_again(response.status_code, response.headers.fields, response.data.content or b"")
+        except Blocked as blocked:
+            return blocked
+        return None
 
 
 def _steering(request: http.Request) -> tuple[str, int, bytes]:
