@@ -10,25 +10,38 @@ from functools import lru_cache
 
 from mitmproxy import http
 
+_NONE: list[bytes] = []
 NAMES_LIMIT = 256  # that are asked for: they stand in code, not in traffic
 
 
 class Fields(http.Headers):
-    """As its base, sooner."""
+    """As its base, sooner: who changes fields sets others, so those that were looked through stay what they were."""
+
+    _known: tuple[object, dict[bytes, list[bytes]]] = ((), {})
+
+    def _values(self, name: str | bytes) -> list[bytes]:
+        fields, by_name = self._known
+        if fields is not self.fields or type(fields) is not tuple:
+            by_name = {}
+            for key, value in self.fields:
+                by_name.setdefault(key.lower(), []).append(value)
+            self._known = self.fields, by_name
+        return by_name.get(_lower(name), _NONE)
 
     def get_all(self, name: str | bytes) -> list[str]:
-        wanted = _lower(name)
-        size_bytes = len(wanted)
-        return [
-            value.decode("utf-8", "surrogateescape")
-            for key, value in self.fields
-            if len(key) == size_bytes and key.lower() == wanted
-        ]
+        return [value.decode("utf-8", "surrogateescape") for value in self._values(name)]
 
     def get[T](self, key: str | bytes, default: T | None = None) -> str | T | None:
         """All values, joined (RFC 9110 §5.3)."""
-        values = self.get_all(key)
-        return ", ".join(values) if values else default
+        return ", ".join(values) if (values := self.get_all(key)) else default
+
+    def __getitem__(self, key: str | bytes) -> str:
+        if not (values := self.get_all(key)):
+            raise KeyError(key)
+        return ", ".join(values)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str | bytes) and bool(self._values(key))
 
 
 def quicken(headers: http.Headers) -> None:

@@ -28,6 +28,7 @@ from mitmproxy.proxy.layers.http._events import (
 from mitmproxy.proxy.layers.http._http1 import Http1Client, Http1Connection, Http1Server
 
 from mitmsec.engine import pages
+from mitmsec.engine.fields import quicken
 from mitmsec.engine.pages import Page
 
 HEAD_LIMIT_BYTES = 1 << 18
@@ -88,7 +89,31 @@ class _Side(Http1Connection):
     """What both sides share: trailers pass (RFC 9112 §7.1.2), and what announces a chunk is bounded."""
 
     _trailers: http.Headers | None = None  # to be sent with the end of the message
+    _request: http.Request | None = None
+    _response: http.Response | None = None
     _receive_trailers: type[RequestTrailers | ResponseTrailers]
+
+    @property
+    def request(self) -> http.Request | None:
+        """Whose fields are asked for as soon as it is set."""
+        return self._request
+
+    @request.setter
+    def request(self, request: http.Request | None) -> None:
+        self._request = request
+        if request is not None:
+            quicken(request.headers)
+
+    @property
+    def response(self) -> http.Response | None:
+        """Likewise."""
+        return self._response
+
+    @response.setter
+    def response(self, response: http.Response | None) -> None:
+        self._response = response
+        if response is not None:
+            quicken(response.headers)
 
     def read_body(self, event: events.Event) -> CommandGenerator[None]:
         if type(self.body_reader).__name__ == "ChunkedReader":
