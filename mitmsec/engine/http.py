@@ -20,7 +20,6 @@ from mitmproxy.proxy.layers.http import (
     DropStream,
     GetHttpConnection,
     GetHttpConnectionCompleted,
-    HttpLayer,
     HTTPMode,
     HttpStream,
     SendHttp,
@@ -37,7 +36,7 @@ from mitmproxy.proxy.layers.http._events import (
     ResponseHeaders,
     ResponseProtocolError,
     ResponseTrailers,
-)
+)  # fmt: skip
 from mitmproxy.proxy.utils import ReceiveBuffer
 
 from mitmsec.engine import http1, http2
@@ -47,6 +46,7 @@ from mitmsec.engine.further import Further
 from mitmsec.engine.http1 import OnBroken, answer
 from mitmsec.engine.pages import Page
 from mitmsec.engine.pauses import Breath, Stopped, Wait, Whole
+from mitmsec.engine.routed import Routed
 from mitmsec.engine.watch import JOIN_BYTES, Blocked
 
 BROKEN_OFF = "broken off"
@@ -59,7 +59,7 @@ Onward = Callable[[BodyEvent], CommandGenerator[None]]
 _ENDS: dict[type, type] = {RequestData: RequestEndOfMessage, ResponseData: ResponseEndOfMessage}
 
 
-class Http(HttpLayer):
+class Http(Routed):
     """`context.server` is connected already; what it agreed to by ALPN is what the client agreed to as well."""
 
     def __init__(
