@@ -24,13 +24,17 @@ _ASSIGNED = r"(?:[ \t\w.-]{0,20})[\s'\"]{0,3}(?:=|>|:{1,3}=|\|\||:|=>|\?=|,)"
 
 
 class Adjustment(Value, frozen=True):
-    """`was` in an expression becomes `becomes`; or its reach, or the words that it needs, are others."""
+    """`was` in an expression becomes `becomes`; or its reach, or the words that it needs, are others.
+
+    `begins`: with one of these words, in any case, whatever it matches begins.
+    """
 
     why: str
     was: str = ""
     becomes: str = ""
     reach_bytes: int | None = None
     words: tuple[str, ...] = ()
+    begins: tuple[str, ...] = ()
 
 
 ADJUSTED: Mapping[str, Adjustment] = {
@@ -54,7 +58,10 @@ ADJUSTED: Mapping[str, Adjustment] = {
     "curl-auth-user": Adjustment(
         "likewise", was=r"(?:.*|.*(?:[\r\n]{1,2}.*){1,5})", becomes=r"[^|;&]{0,300}", reach_bytes=512
     ),
-    "generic-api-key": Adjustment("a name, what stands between, and 150 characters", reach_bytes=256),
+    "generic-api-key": Adjustment(
+        "a name, what stands between, and 150 characters", reach_bytes=256,
+        begins=("access", "auth", "api", "credential", "creds", "key", "passw", "secret", "token"),
+    ),
     "airtable-personnal-access-token": Adjustment("in a file its name may stand anywhere", words=("pat",)),
     "facebook-access-token": Adjustment("likewise", words=("|", "%")),
     "codecov-access-token": Adjustment("they are UUIDs as well", was="([a-z0-9]{32})", becomes="([a-z0-9-]{32,36})"),
@@ -89,6 +96,8 @@ class Rule(Value, frozen=True):
     """It is known by the name that it is given, not by its own form."""
     allowed: tuple[AllowList, ...] = ()
     stop_words: tuple[str, ...] = ()
+    begins: tuple[str, ...] = ()
+    """What it matches begins with one of these, in any case; or it is not known with what."""
 
 
 def rules(text: str) -> tuple[Rule, ...]:
@@ -101,12 +110,18 @@ def rules(text: str) -> tuple[Rule, ...]:
     return tuple(_rule(one, everywhere) for one in known)
 
 
+_TERMS = (0.0, *(count * math.log2(count) for count in range(1, 257)))
+
+
 def entropy_bits(secret: bytes) -> float:
     """Shannon's, of a byte."""
     if not secret:
         return 0.0
-    counts = [secret.count(one) for one in set(secret)]
-    return math.log2(len(secret)) - sum(count * math.log2(count) for count in counts if count > 1) / len(secret)
+    repeated = 0.0
+    for one in set(secret):
+        if (count := secret.count(one)) > 1:
+            repeated += _TERMS[count] if count < len(_TERMS) else count * math.log2(count)
+    return math.log2(len(secret)) - repeated / len(secret)
 
 
 def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
@@ -126,6 +141,7 @@ def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
         is_assigned=NAME_BEGINS in given["regex"],
         allowed=tuple(_allowed(lists)),
         stop_words=tuple(word.lower() for one in lists for word in one.get("stopwords", ())),
+        begins=adjusted.begins,
     )
 
 

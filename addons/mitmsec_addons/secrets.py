@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import resources
 
 import msgspec
@@ -117,37 +118,38 @@ def _shape(rule: Rule, is_anothers: Callable[[bytes], bool] | None = None) -> Sh
         reach_bytes=rule.reach_bytes,
         is_whole=True,
         tries=TRIES if rule.id == GENERIC_RULE else None,
+        begins=tuple(word.encode() for word in rule.begins),
     )
 
 
 def _admits(rule: Rule) -> Callable[[re.Match[bytes]], bool]:
     words = tuple(word.encode() for word in rule.words)
-    by_match = _any([one for target in rule.allowed if target.target == "match" for one in target.expressions])
-    by_line = _any([one for target in rule.allowed if target.target == "line" for one in target.expressions])
+    by_match, by_line = _any(rule, "match"), _any(rule, "line")
 
     def admits(match: re.Match[bytes]) -> bool:
         whole = match[0].lower()
         if not any(word in whole for word in words):
             return False
-        return not re.search(by_match, _named(match)) and not re.search(by_line, _line(match))
+        return not by_match().search(_named(match)) and not by_line().search(_line(match))
 
     return admits
 
 
-def _any(expressions: Sequence[str]) -> bytes:
-    """One that matches where any of them does."""
-    return "|".join(f"(?:{one})" for one in expressions or [r"(?!)"]).encode()
+def _any(rule: Rule, target: str) -> Callable[[], re.Pattern[bytes]]:
+    """What matches where any of the rule's allow-lists for `target` does; compiled when it is first asked for."""
+    expressions = [one for allowed in rule.allowed if allowed.target == target for one in allowed.expressions]
+    return cache(partial(re.compile, "|".join(f"(?:{one})" for one in expressions or [r"(?!)"]).encode()))
 
 
 def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
-    by_secret = _any([one for target in rule.allowed if target.target == "secret" for one in target.expressions])
+    by_secret = _any(rule, "secret")
     stop_words = WordIndex((word.encode(), True) for word in rule.stop_words)
     sure = GENERIC if rule.id == GENERIC_RULE else BY_NAME if rule.is_assigned else BY_FORM
 
     def check(secret: bytes, context: bytes) -> float:
         if entropy_bits(secret) <= rule.min_entropy_bits and rule.min_entropy_bits > 0:
             return 0.0
-        if re.search(by_secret, secret):
+        if by_secret().search(secret):
             return 0.0
         if any(stop_words.within(secret.lower())):
             return 0.0

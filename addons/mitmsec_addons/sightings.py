@@ -52,6 +52,8 @@ class Shape(Value, frozen=True):
     """So long is what is found, with what its expression asks for around it, at most."""
     is_whole: bool = False
     """Where the trigger ends, it ends, too."""
+    begins: tuple[bytes, ...] = ()
+    """With one of these, in any case (here the lower), each match begins: sooner looked for than the expression."""
 
 
 class Sighting(Value, frozen=True):
@@ -74,6 +76,14 @@ class Shapes:
             CONTEXT_BYTES + (0 if shape.is_whole and self.engine.tells_ends else shape.reach_bytes)
             for shape in self.shapes
         ]
+        self._expressions: dict[int, re.Pattern[bytes]] = {}
+
+    def expression(self, number: int) -> re.Pattern[bytes]:
+        """What finds that shape."""
+        found = self._expressions.get(number)
+        if found is None:
+            found = self._expressions[number] = re.compile(self.shapes[number].found)
+        return found
 
 
 class _Range:
@@ -173,7 +183,7 @@ class Sightings:
 
     def _seen(self, one: _Range, known: int, *, is_over: bool) -> Iterator[Sighting]:
         shape = self._shapes.shapes[one.number]
-        found = re.compile(shape.found)
+        found = self._shapes.expression(one.number)
         first = max(one.begin - shape.reach_bytes - CONTEXT_BYTES, self._offset)
         last = min(one.ripe, known)
         window = bytes(self._buffer[first - self._offset : last - self._offset])
@@ -182,8 +192,8 @@ class Sightings:
         at = max(one.begin - shape.reach_bytes, self._past.get(one.number, 0), first) - first
         if (near := _near(shape, window)) is None:
             return
-        tries = shape.tries
-        while (match := found.search(window, at)) and first + match.start() < one.end:  # else the next range's
+        tries, spots = shape.tries, _spots(shape.begins, window)
+        while (match := _next(found, window, at, spots)) and first + match.start() < one.end:  # else the next range's
             begin, end = match.span(group_of(match))
             confidence = 0.0
             if first + match.end() <= last and near(begin, end):
@@ -197,6 +207,27 @@ class Sightings:
             at = max(match.end(), match.start() + 1)
             self._past[one.number] = first + at
             yield Sighting(shape.name, first + begin, window[begin:end], confidence)
+
+
+def _spots(words: Sequence[bytes], window: bytes) -> list[int] | None:
+    """Where one of these words stands in it, in any case, in order; None: there are none to look for."""
+    if not words:
+        return None
+    lowered, spots = window.lower(), []
+    for word in words:
+        at = lowered.find(word)
+        while at >= 0:
+            spots.append(at)
+            at = lowered.find(word, at + 1)
+    return sorted(spots)
+
+
+def _next(found: re.Pattern[bytes], window: bytes, at: int, spots: list[int] | None) -> re.Match[bytes] | None:
+    """The first match from `at` on; where `spots` are known, matches begin at them and nowhere else."""
+    if spots is None:
+        return found.search(window, at)
+    tried = (found.match(window, spot) for spot in spots[bisect_left(spots, at) :])
+    return next(filter(None, tried), None)
 
 
 def _near(shape: Shape, window: bytes) -> Callable[[int, int], bool] | None:
@@ -216,4 +247,6 @@ def _near(shape: Shape, window: bytes) -> Callable[[int, int], bool] | None:
 
 def group_of(match: re.Match[bytes]) -> int:
     """The first that took part, or all of it."""
+    if match.lastindex in (None, 1):  # as most: none, or no other
+        return match.lastindex or 0
     return next((number for number in range(1, match.re.groups + 1) if match.start(number) >= 0), 0)

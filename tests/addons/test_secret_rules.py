@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mitmsec_addons.go_expressions import for_re
 from mitmsec_addons.secret_rules import ADJUSTED, AllowList, entropy_bits, rules
@@ -87,3 +89,20 @@ def test_entropy() -> None:
     assert entropy_bits(b"aaaa") == 0
     assert entropy_bits(b"abcd") == 2
     assert entropy_bits(bytes(range(256))) == 8
+    assert entropy_bits(b"a" * 300 + b"b" * 300) == 1
+
+
+WORDS = ["access", "API", "Api", "aPi", "auth", "credential", "creds", "KEY", "password", "passwd", "secret", "token"]
+
+
+@given(
+    st.lists(st.sampled_from([*WORDS, "_", " ", "=", ": ", ":=", '"', "x1y2z3a4b5", "a-b.c_d", ";", "\n"]), max_size=20)
+)
+def test_what_matches_begins_as_its_rule_says(words: list[str]) -> None:
+    text = "".join([*words, ' = "x1y2z3a4b5c6";']).encode()
+    told = [rule for rule in RULES.values() if rule.begins]
+    assert [rule.id for rule in told] == ["generic-api-key"]
+    for rule in told:
+        found, begins = re.compile(for_re(rule.expression).encode()), tuple(word.encode() for word in rule.begins)
+        matches = [at for at in range(len(text)) if found.match(text, at)]
+        assert [at for at in matches if not text[at:].lower().startswith(begins)] == []

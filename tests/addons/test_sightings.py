@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mitmsec_addons.sightings import (
     AFTER_BYTES,
@@ -67,6 +68,15 @@ def test_any_cut_gives_the_same(shapes: Shapes, words: list[str], cuts: list[int
     whole = seen(BY_HYPERSCAN, data)
     ends = sorted({0, *(cut for cut in cuts if cut < len(data)), len(data)})
     assert seen(shapes, *(data[begin:end] for begin, end in itertools.pairwise(ends))) == whole
+
+
+@given(st.lists(st.sampled_from(["id", "ID", "iD 12", "idid", "321", "1234 ", " ", "x" * 90, "." * 300])))
+def test_where_it_is_known_how_they_begin_the_same_are_found(words: list[str]) -> None:
+    found = re.compile(rb"(?i:id)\D{0,4}?(\d{3})(?!\d)")
+    shape = Shape("named", Trigger("id", caseless=True), found, lambda what, context: 0.8)
+    sooner = replace(shape, begins=(b"id",))
+    data = "".join(words).encode()
+    assert seen(Shapes([sooner], ByRe), data) == seen(Shapes([shape], ByRe), data)
 
 
 def test_every_single_cut_and_single_bytes_give_the_same() -> None:
