@@ -26,7 +26,8 @@ _ASSIGNED = r"(?:[ \t\w.-]{0,20})[\s'\"]{0,3}(?:=|>|:{1,3}=|\|\||:|=>|\?=|,)"
 class Adjustment(Value, frozen=True):
     """`was` in an expression becomes `becomes`; or its reach, or the words that it needs, are others.
 
-    `begins`: with one of these words, in any case, whatever it matches begins.
+    `begins`: with one of these words, in any case, whatever it matches begins. `fires`: stands for what follows `upto`
+    in an expression that need not be looked for where this is not.
     """
 
     why: str
@@ -35,6 +36,8 @@ class Adjustment(Value, frozen=True):
     reach_bytes: int | None = None
     words: tuple[str, ...] = ()
     begins: tuple[str, ...] = ()
+    upto: str = ""
+    fires: str = ""
 
 
 ADJUSTED: Mapping[str, Adjustment] = {
@@ -61,6 +64,8 @@ ADJUSTED: Mapping[str, Adjustment] = {
     "generic-api-key": Adjustment(
         "a name, what stands between, and 150 characters", reach_bytes=256,
         begins=("access", "auth", "api", "credential", "creds", "key", "passw", "secret", "token"),
+        # What is nothing but letters and [_.-] is on its list of what is none, as most of what stands in programs.
+        upto=r"""[\x60'"\s=]{0,5}""", fires=r"(?:[0-9+/]|[a-z_.-]{1,149}[0-9+/=]|=[\w.=-]{9}))",
     ),
     "airtable-personnal-access-token": Adjustment("in a file its name may stand anywhere", words=("pat",)),
     "facebook-access-token": Adjustment("likewise", words=("|", "%")),
@@ -98,6 +103,8 @@ class Rule(Value, frozen=True):
     stop_words: tuple[str, ...] = ()
     begins: tuple[str, ...] = ()
     """What it matches begins with one of these, in any case; or it is not known with what."""
+    trigger: str = ""
+    """Matches a beginning of all that the expression matches and that is one; "": there is none but the expression."""
 
 
 def rules(text: str) -> tuple[Rule, ...]:
@@ -142,7 +149,17 @@ def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
         allowed=tuple(_allowed(lists)),
         stop_words=tuple(word.lower() for one in lists for word in one.get("stopwords", ())),
         begins=adjusted.begins,
+        trigger=_trigger(expression, adjusted),
     )
+
+
+def _trigger(expression: str, adjusted: Adjustment) -> str:
+    if not adjusted.fires:
+        return ""
+    before, upto, _ = expression.partition(adjusted.upto)
+    if not upto:
+        raise ValueError(f"an expression does not say {adjusted.upto} any more")
+    return before + upto + adjusted.fires
 
 
 def _allowed(lists: list[Mapping[str, Any]]) -> Iterator[AllowList]:

@@ -99,15 +99,17 @@ class Sightings:
     """One stream being read. What is less sure than `sure` is not told; `enough` of the others end it."""
 
     __slots__ = (
-        "_buffer", "_closed", "_enough", "_offset", "_open", "_past", "_scan", "_shapes", "_sure", "_told", "ended",
+        "_closed", "_enough", "_fresh", "_kept", "_offset", "_open", "_past", "_scan", "_shapes", "_sure", "_told",
+        "ended",
     )  # fmt: skip
 
     def __init__(self, shapes: Shapes, *, sure: float = 0.0, enough: int | None = None) -> None:
         self._shapes = shapes
         self._scan = shapes.engine.open()
         self._sure, self._enough, self._told = sure, enough, 0
-        self._buffer = bytearray()
-        self._offset = 0  # of the buffer's first byte in the stream
+        self._kept = b""
+        self._fresh = b""  # what is being fed, behind it: the most is scanned, and never copied
+        self._offset = 0  # of the first byte kept in the stream
         self._open: dict[int, _Range] = {}
         self._closed: list[_Range] = []
         self._past: dict[int, int] = {}  # where in the stream the last one found of each shape ends
@@ -117,14 +119,16 @@ class Sightings:
     def feed(self, data: bytes) -> Sequence[Sighting]:
         """What these bytes make certain."""
         found: list[Sighting] = []
+        known, self._fresh = self._offset + len(self._kept), data
         for at in range(0, len(data), STEP_BYTES):
             if self.ended is not None:
                 break
             step = data[at : at + STEP_BYTES]
-            self._buffer += step
+            known += len(step)
             for number, end in self._scan.feed(step):
                 self._hit(number, end)
-            found += self._looked(self._offset + len(self._buffer), is_over=False)
+            found += self._looked(known, is_over=False)
+        self._let_go(known)
         return found
 
     def close(self) -> Sequence[Sighting]:
@@ -134,7 +138,7 @@ class Sightings:
             return ()
         for number, end in last:
             self._hit(number, end)
-        return self._looked(self._offset + len(self._buffer), is_over=True)
+        return self._looked(self._offset + len(self._kept), is_over=True)
 
     def _hit(self, number: int, end: int) -> None:
         after = self._shapes.after_bytes[number]
@@ -149,7 +153,6 @@ class Sightings:
 
     def _looked(self, known: int, *, is_over: bool) -> list[Sighting]:
         if not self._open and not self._closed:
-            self._let_go()
             return []
         ripe_to = known if not is_over else known + self._shapes.before_bytes
         ripe = [one for one in (*self._closed, *self._open.values()) if one.ripe <= ripe_to]
@@ -165,28 +168,33 @@ class Sightings:
                 if self._told == self._enough:
                     self._end(seen.offset + len(seen.what))
                     return found
-        self._let_go()
         return found
 
     def _end(self, offset: int) -> None:
         self.ended = offset
         self._closed.clear()
         self._open.clear()
-        self._buffer.clear()
 
-    def _let_go(self) -> None:
+    def _let_go(self, known: int) -> None:
         waiting = [one.begin for one in self._closed] + [one.begin for one in self._open.values()]
-        keep = min(waiting, default=self._offset + len(self._buffer)) - self._shapes.before_bytes - 1
-        if (passed := keep - self._offset) > 0:
-            del self._buffer[:passed]
-            self._offset += passed
+        first = max(min(waiting, default=known) - self._shapes.before_bytes - 1, self._offset)
+        self._kept = self._window(first, known) if self.ended is None else b""
+        self._offset, self._fresh = first, b""
+
+    def _window(self, first: int, last: int) -> bytes:
+        """What stands there, of what is kept and fresh."""
+        begin, end = first - self._offset, last - self._offset
+        fresh_at = len(self._kept)
+        if begin >= fresh_at:
+            return self._fresh[begin - fresh_at : end - fresh_at]
+        return self._kept[begin:end] + self._fresh[: max(end - fresh_at, 0)]
 
     def _seen(self, one: _Range, known: int, *, is_over: bool) -> Iterator[Sighting]:
         shape = self._shapes.shapes[one.number]
         found = self._shapes.expression(one.number)
         first = max(one.begin - shape.reach_bytes - CONTEXT_BYTES, self._offset)
         last = min(one.ripe, known)
-        window = bytes(self._buffer[first - self._offset : last - self._offset])
+        window = self._window(first, last)
         if not is_over or last < known:
             window += _MORE
         at = max(one.begin - shape.reach_bytes, self._past.get(one.number, 0), first) - first

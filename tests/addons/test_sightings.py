@@ -107,7 +107,7 @@ def test_little_is_kept_of_a_stream_with_nothing_and_of_one_with_nothing_else() 
         reading = Sightings(BY_HYPERSCAN)
         for _ in range(5):
             list(reading.feed(piece))
-            assert len(reading._buffer) <= RANGE_BYTES + BEFORE_BYTES + 2 * AFTER_BYTES
+            assert len(reading._kept + reading._fresh) <= RANGE_BYTES + BEFORE_BYTES + 2 * AFTER_BYTES
         reading.close()
 
 
