@@ -1,0 +1,63 @@
+"""A log's key is made once, is nobody else's, and signs what anybody can check."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from mitmsec.audit.checkpoint import Checkpoint, LogKey, opened
+from mitmsec_certs.log_key import FILE_NAME, LogKeyRefused, checks, open_log_signer
+
+
+def test_it_is_made_once_and_signs(tmp_path: Path) -> None:
+    signer, again = open_log_signer(tmp_path), open_log_signer(tmp_path)
+    assert signer.key == again.key == LogKey.parse(str(signer.key))
+    assert signer.key.name.startswith("mitmsec.log/")
+    assert stat.S_IMODE((tmp_path / FILE_NAME).stat().st_mode) == 0o600
+    assert [file.name for file in tmp_path.iterdir()] == [FILE_NAME]
+    checkpoint = Checkpoint(signer.key.name, 7, bytes(32))
+    note = checkpoint.signed(signer.key, again.sign)
+    assert opened(note, signer.key, checks) == checkpoint
+
+
+def test_each_log_has_its_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    a, b = open_log_signer(tmp_path / "a"), open_log_signer(tmp_path / "b")
+    assert a.key.name != b.key.name
+    assert not checks(a.key.public, b"message", b.sign(b"message"))
+    assert not checks(b"short", b"message", b.sign(b"message"))
+    assert checks(b.key.public, b"message", b.sign(b"message"))
+
+
+@pytest.mark.parametrize("spoil", ["empty", "text", "hint", "short", "binary", "name"])
+def test_what_is_no_key_is_refused_with_what_to_do(tmp_path: Path, spoil: str) -> None:
+    open_log_signer(tmp_path)
+    path = tmp_path / FILE_NAME
+    good = path.read_text()
+    changed = {
+        "empty": "",
+        "text": "something else",
+        "hint": good.replace(good.split("+")[3], "00000000"),
+        "short": good[:-8] + "\n",
+        "binary": good[:-5] + "\xff\n",
+        "name": good.replace("mitmsec.log/", "a b/"),
+    }[spoil]
+    path.write_text(changed, encoding="latin-1")
+    with pytest.raises(LogKeyRefused, match="no key of a log. Move it out of the way"):
+        open_log_signer(tmp_path)
+
+
+def test_one_that_others_can_read_or_that_is_a_link_is_none(tmp_path: Path) -> None:
+    open_log_signer(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.chmod(0o640)
+    with pytest.raises(LogKeyRefused, match="others can read the key.*Move it"):
+        open_log_signer(tmp_path)
+    path.chmod(0o600)
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(LogKeyRefused, match="Move it out of the way"):
+        open_log_signer(tmp_path)
