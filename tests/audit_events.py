@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from mitmsec.audit.envelope import Draft, event_id, fields_of
 from mitmsec.audit.event import ConnectionSeen, FindingSeen, FlowHanded, Outcome, RequestSeen, Seen
+from mitmsec.audit.merkle import Tree, leaf_hash
 from mitmsec.audit.store import Store
 from mitmsec.core.messages import TlsClientFacts, TlsFacts
 from mitmsec.core.model import (
@@ -20,6 +23,7 @@ from mitmsec.core.model import (
     Process,
     Severity,
 )
+from mitmsec.seal import LogSigner
 
 CURL = Process(
     pid=4711,
@@ -100,9 +104,29 @@ def draft(seen: Seen, time: str = "2026-11-03T10:00:00.000000Z", session: str = 
     return Draft(kind, number, time, "gate", session, fields)
 
 
+SIGNER = LogSigner("mitmsec.log/test", bytes(range(32)))
+
+
+def store_in(folder: Path) -> Store:
+    """The log there, open, with a key that tests know."""
+    return Store(folder, SIGNER)
+
+
+def rehashed(path: Path) -> None:
+    """As whoever can write the file, and has no key, makes it fit again: another tree, and no checkpoint."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        envelopes = [str(row[0]).encode() for row in conn.execute("SELECT envelope FROM events ORDER BY seq")]
+        _, tiles = Tree().grown([leaf_hash(envelope) for envelope in envelopes])
+        conn.execute("DELETE FROM tiles")
+        conn.execute("DELETE FROM checkpoints")
+        conn.executemany(
+            "INSERT INTO tiles VALUES (?, ?, ?)", [(tile.level, tile.number, tile.hashes) for tile in tiles]
+        )
+
+
 def log_of(folder: Path, seen: Sequence[Seen]) -> Path:
     """A closed log in `folder` that holds `seen`, one second apart. Returns the database's path."""
-    store = Store(folder)
+    store = store_in(folder)
     store.append([draft(one, f"2026-11-03T10:00:{index:02d}.000000Z") for index, one in enumerate(seen)])
     store.close()
     return store.path

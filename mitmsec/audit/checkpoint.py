@@ -1,4 +1,4 @@
-"""Signed tree heads: which events a log had, in a form that any transparency-log tool reads (C2SP signed-note, tlog-checkpoint).
+"""Signed tree heads: which events a log had, as tools of transparency logs read it (C2SP signed-note, tlog-checkpoint).
 
     mitmsec.log/5f0c9a…                                  the origin: which log
     70000                                                its size

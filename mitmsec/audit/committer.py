@@ -4,7 +4,8 @@
                                               ▲               │ LogUnwritable: every producer is told, once
                                               └── RETRY_S ────┘  (the same batch, until the disk takes it)
 
-Producers are acknowledged only for what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
+About once a second a batch takes a signed checkpoint along, and so does the end. Producers are acknowledged only for
+what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
 events, but for a share of each producer (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
 A gate does not wait for that: from the first refusal on it lets nothing pass that its policy wants on record.
 """
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from mitmsec.audit.envelope import Draft
 from mitmsec.audit.inlet import Inlet
@@ -25,6 +28,7 @@ from mitmsec.audit.store import LogUnwritable, Store
 
 LINGER_S = 0.05  # events that come close together share a sync and their index pages; `drained` does not wait for it
 RETRY_S = 0.5
+SIGN_S = 1.0  # between two checkpoints, while there is something new
 GATHERED_LIMIT = 4096
 
 
@@ -48,6 +52,7 @@ class Committer:
         self._settled, self._on_committed = settled, on_committed
         self._on_refused, self._on_recovered = on_refused, on_recovered
         self._gathered: list[Draft] = []
+        self._signed_s = -math.inf
         self._work, self._hurry, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, "log")
@@ -83,6 +88,9 @@ class Committer:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
+        if self._store.signed_size < self._store.tree.size:
+            with contextlib.suppress(LogUnwritable):
+                self._store.append([], signs=True)
         self._store.close()
         return len(self._gathered)
 
@@ -111,12 +119,16 @@ class Committer:
         self._hurry.clear()
 
     async def _append(self, batch: Sequence[Draft]) -> None:
-        tries, why = 0, ""
-        while batch:
+        tries, why, loop = 0, "", asyncio.get_running_loop()
+        signs = self._is_signing_due(len(batch), loop.time())
+        while batch or signs:
             try:
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._store.append, batch)
+                await loop.run_in_executor(self._thread, partial(self._store.append, batch, signs=signs))
+                self._signed_s = loop.time() if signs else self._signed_s
                 break
             except LogUnwritable as error:
+                if not batch:
+                    return  # who has the next events says so
                 tries, why = tries + 1, str(error)
                 if tries == 1:
                     print(f"mitmsec recorder: the log takes no events ({why}); trying again", file=sys.stderr)
@@ -126,6 +138,9 @@ class Committer:
         if tries:
             self.failing = False
             self._on_recovered(tries, why)
+
+    def _is_signing_due(self, events: int, now_s: float) -> bool:
+        return self._store.signed_size < self._store.tree.size + events and now_s - self._signed_s >= SIGN_S
 
 
 def _die_of_bugs(task: asyncio.Task[None]) -> None:

@@ -20,11 +20,14 @@ from urllib.parse import quote
 import msgspec
 import sqlite_utils
 
-from mitmsec.audit import chain
-from mitmsec.audit.chain import Broken, Entry, Head, Other, Verified
+from mitmsec.audit import verifying
+from mitmsec.audit.checkpoint import Checkpoint, Checks, LogKey, Untrue, parsed
+from mitmsec.audit.checkpoint import opened as opened_note
 from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.store import FILE_NAME
+from mitmsec.audit.merkle import consistency, inclusion
+from mitmsec.audit.store import FILE_NAME, tiles_of
+from mitmsec.audit.verifying import Broken, Entry, Other, Root, Verified
 from mitmsec.core.model import Action, Endpoint, Value
 
 TOLD_EVERY = 2048  # events
@@ -73,6 +76,13 @@ def parse_time(text: str, now: datetime) -> datetime:
         except OverflowError as error:
             raise ValueError(f"{text} ago is before all dates") from error
     return datetime.fromisoformat(text).astimezone(UTC)
+
+
+class SignedBy(Value, frozen=True):
+    """Whose signatures checkpoints must have: one of these keys'."""
+
+    keys: tuple[LogKey, ...]
+    checks: Checks
 
 
 class Review:
@@ -145,15 +155,31 @@ class Review:
             )
         )
 
+    # -- what it proves ------------------------------------------------------------------------------------------------
     def verify(
-        self, kept: Head | None = None, told: Callable[[int], None] = lambda seq: None
+        self,
+        kept: Root | None = None,
+        told: Callable[[int], None] = lambda seq: None,
+        signed_by: SignedBy | None = None,
     ) -> Verified | Broken | Other:
-        """Recompute the whole chain, and compare every search column with the envelope it was made from.
+        """Hash every event again, and compare tree, checkpoints and search columns with what comes of it.
 
-        `kept` is a head that the log must have had. `told(seq)` is called now and then, for a progress bar.
+        `kept` is a root that the log must have had; `signed_by` has every checkpoint's signature checked. `told(seq)`
+        is called now and then, for a progress bar.
         """
         try:
-            return chain.verify(self._entries(told), kept)
+            signed: dict[int, bytes] = {}
+            for size, note in self._db.conn.execute("SELECT size, note FROM checkpoints ORDER BY size"):
+                try:
+                    checkpoint = _checkpoint(str(note), signed_by)
+                except Untrue as error:
+                    return Broken(max(signed, default=0), f"the checkpoint of {size} events is none: {error}")
+                if checkpoint.size != size:
+                    return Broken(
+                        max(signed, default=0), f"the checkpoint of {size} events is one of {checkpoint.size}"
+                    )
+                signed[size] = checkpoint.root
+            return verifying.verify(self._entries(told), tiles_of(self._db.conn), signed, kept)
         except sqlite3.Error as error:
             return Broken(0, f"unreadable: {error}")
 
@@ -161,16 +187,42 @@ class Review:
         conn = self._db.conn
         conn.text_factory = bytes  # a changed row need not be text
         try:
-            sql = f"SELECT seq, envelope, head, {', '.join(COLUMNS)} FROM events ORDER BY seq"  # noqa: S608
-            for count, (seq, envelope, head, *columns) in enumerate(conn.execute(sql)):
+            sql = f"SELECT seq, envelope, {', '.join(COLUMNS)} FROM events ORDER BY seq"  # noqa: S608
+            for count, (seq, envelope, *columns) in enumerate(conn.execute(sql)):
                 if count % TOLD_EVERY == 0:
                     told(count)
-                if isinstance(envelope, bytes) and isinstance(head, bytes):
-                    yield Entry(seq, envelope, head, _flaw(seq, envelope, columns))
-                else:
-                    yield Entry(seq, b"", b"")
+                is_text = isinstance(envelope, bytes)
+                yield Entry(seq, envelope, _flaw(seq, envelope, columns)) if is_text else Entry(seq, b"")
         finally:
             conn.text_factory = str
+
+    def signers(self) -> list[tuple[int, LogKey]]:
+        """Who signs this log's checkpoints, and from which size on, as the log itself says. Raises Unreadable."""
+        try:
+            return [
+                (row["size"], LogKey.parse(row["key"])) for row in self._rows("SELECT * FROM signers ORDER BY size")
+            ]
+        except ValueError as error:
+            raise Unreadable(f"the log cannot be read: {error}") from error
+
+    def note(self, least: int = 0) -> str | None:
+        """The newest checkpoint, if it stands for so many events. Raises Unreadable."""
+        sql = "SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1"
+        return next((str(row["note"]) for row in self._rows(sql, [str(least)])), None)
+
+    def shown_to_include(self, seq: int, size: int) -> list[bytes]:
+        """That event `seq` is among the first `size`: hashes, from the leaf up. Raises Unreadable."""
+        return self._path(lambda: inclusion(seq, size, tiles_of(self._db.conn)))
+
+    def shown_to_begin_with(self, old: int, new: int) -> list[bytes]:
+        """That the first `new` events begin with the first `old`. Raises Unreadable."""
+        return self._path(lambda: consistency(old, new, tiles_of(self._db.conn)))
+
+    def _path(self, proved: Callable[[], list[bytes]]) -> list[bytes]:
+        try:
+            return proved()
+        except (LookupError, sqlite3.Error) as error:
+            raise Unreadable(f"the tree over the log cannot be read: {error}") from error
 
 
 @contextmanager
@@ -296,6 +348,17 @@ def _says(value: object, text: str) -> bool:
             return False
         case _:
             return text in str(value).casefold()
+
+
+def _checkpoint(note: str, signed_by: SignedBy | None) -> Checkpoint:
+    """Raises Untrue."""
+    said = parsed(note.partition("\n\n")[0] + "\n")
+    if signed_by is None:
+        return said
+    for key in signed_by.keys:
+        if key.name == said.origin:
+            return opened_note(note, key, signed_by.checks)
+    raise Untrue(f"it is one of {said.origin}, whose key is none of those that were given")
 
 
 def _flaw(seq: int, envelope: bytes, columns: list[object]) -> str:

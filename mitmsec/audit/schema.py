@@ -6,12 +6,17 @@ where the log is new, or older than `store.SCHEMA_VERSION`: the number of migrat
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 
 import sqlite_utils
 from sqlite_utils import Migrations
 
 from mitmsec.audit.envelope import COLUMNS
+from mitmsec.audit.merkle import Tree, leaf_hash
+from mitmsec.audit.store import KEEP_TILE
+
+BATCH = 4096  # events
 
 migrations = Migrations("mitmsec.audit")
 
@@ -29,6 +34,32 @@ def events(db: sqlite_utils.Database) -> None:
         table.create_index([column])
     for column in ("connection", "app", "host", "action"):
         db.execute(f"CREATE INDEX idx_events_{column} ON events ({column}) WHERE {column} IS NOT NULL")
+
+
+@migrations()
+def tiles(db: sqlite_utils.Database) -> None:
+    """A tree over all events in place of a chain; what was chained is looked through once more, and becomes its leaves.
+
+    Raises sqlite3.DatabaseError where the chain is broken: nobody should sign what has been changed.
+    """
+    conn = db.conn
+    conn.execute(
+        "CREATE TABLE tiles (level INTEGER, number INTEGER, hashes BLOB NOT NULL, PRIMARY KEY (level, number))"
+    )
+    conn.execute("CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note TEXT NOT NULL)")
+    conn.execute("CREATE TABLE signers (size INTEGER PRIMARY KEY, key TEXT NOT NULL)")
+    tree, head = Tree(), hashlib.sha256(b"").digest()
+    rows = conn.execute("SELECT seq, envelope, head FROM events ORDER BY seq")
+    while batch := rows.fetchmany(BATCH):
+        leaves = []
+        for seq, envelope, chained in batch:
+            leaves.append(leaf_hash(str(envelope).encode()))
+            head = hashlib.sha256(b"\x01" + head + leaves[-1]).digest()
+            if seq != tree.size + len(leaves) - 1 or chained != head:
+                raise sqlite3.DatabaseError(f"event {seq} does not follow from the events before it")
+        tree, grown = tree.grown(leaves)
+        conn.executemany(KEEP_TILE, [(tile.level, tile.number, tile.hashes) for tile in grown])
+    conn.execute("ALTER TABLE events DROP COLUMN head")
 
 
 def bring_up_to_date(conn: sqlite3.Connection) -> int:

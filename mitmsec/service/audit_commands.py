@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from textwrap import fill
 from typing import Any
 
 import click
 import msgspec
 from rich.console import RenderableType
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.audit.chain import Broken, Head, Other, Verified
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.review import Filter, Review, Unreadable
+from mitmsec.audit.review import Filter
 from mitmsec.core.model import Action
 from mitmsec.service.audit_explain_command import explain
+from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.groups import Group
 from mitmsec.service.log_reading import instant_option, opened_log
@@ -37,24 +32,6 @@ SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
 ENUMS = {"kind": Kind, "action": Action, "outcome": Outcome}
 KINDS_HELP = f"Only events of this kind: {', '.join(Kind)}."
 OUTCOMES_HELP = f"How the connection ended, or that a finding stopped the request: {', '.join(Outcome)}."
-
-UNPROVEN = (
-    "Without a head that was kept elsewhere, this cannot exclude that events were cut off at the end, or that the log "
-    "was written anew by someone who could write this file. Keep the head above on another machine, and verify with "
-    "--head later."
-)
-PROVEN = (
-    "The first {size} events are those that the kept head stands for. What came after it is only known to be whole."
-)
-OTHER = "any of its events may differ from those that the head stands for; nothing in this log can be relied on"
-COPY = "keep a copy of STATE/log as it is now"
-
-
-def _head(ctx: click.Context, param: click.Parameter, value: str | None) -> Head | None:
-    try:
-        return None if value is None else Head.parse(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is not SIZE:HASH, as `audit verify` prints it after head:") from error
 
 
 def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -145,40 +122,8 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
 
 audit.add_command(explain)
-
-
-@audit.command()
-@click.option("--head", "kept", callback=_head, metavar="SIZE:HASH", help="A head that was kept elsewhere.")
-@json_option
-@state_option
-@debug_option
-def verify(kept: Head | None, as_json: bool, state_folder: Path) -> None:
-    """Say whether the log is what was written.
-
-    Recomputes its hash chain. Exit status 1 if it is not whole.
-    """
-    try:
-        with opened_log(state_folder, verifies=True) as log, _progress(log, quiet=as_json) as told:
-            result = log.verify(kept, told)
-    except Unreadable as error:
-        if as_json:
-            _print_json({"verified": False, "seq": None, "why": str(error), "kept_head": None})
-        fail(str(error), f"nothing in it can be verified; {COPY}", EXIT_NOT_SO)
-    if as_json:
-        _print_json(_verification(result, kept))
-        sys.exit(0 if isinstance(result, Verified) else EXIT_NOT_SO)
-    match result:
-        case Verified():
-            _tell_verified(result, kept)
-        case Broken():
-            fail(
-                f"the log is NOT whole, from event {result.seq} on: {result.why}",
-                f"{COPY}; {_before(result, kept)}",
-                EXIT_NOT_SO,
-            )
-        case Other():
-            what = f"this is NOT the log that the kept head was taken from: {result.why}"
-            fail(what, f"{COPY}; {OTHER}", EXIT_NOT_SO)
+for command in (verify, prove, checkpoint, key):
+    audit.add_command(command)
 
 
 @audit.command()
@@ -202,55 +147,6 @@ def stats(as_json: bool, state_folder: Path) -> None:
         cells = (row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"]))
         table.add_row(*(Text(shown(cell)) for cell in cells))
     tell(console(), table)
-
-
-@contextmanager
-def _progress(log: Review, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr, for people who wait."""
-    out = console(stderr=True)
-    with Progress(console=out, transient=True, disable=quiet or not out.is_terminal) as progress:
-        task = progress.add_task("verifying", total=log.size())
-        told: Callable[[int], None] = lambda seq: progress.update(task, completed=seq)  # noqa: E731
-        yield told
-
-
-def _tell_verified(result: Verified, kept: Head | None) -> None:
-    out = console()
-    limits = fill(UNPROVEN if kept is None else PROVEN.format(size=kept.size), out.width)
-    whole = Text.assemble(("whole", "bold green"), f": {result.head.size} events, each follows from the one before")
-    tell(out, whole)
-    click.echo(f"head: {result.head}")  # one word to copy, however narrow it is here
-    tell(out, Text(limits, style="dim"))
-
-
-def _before(broken: Broken, kept: Head | None) -> str:
-    """What can still be said of the events before the one from which on the log is not whole."""
-    if broken.seq == 0:
-        return "nothing stands before that event"
-    proven = kept.size if kept is not None and kept.size <= broken.seq else 0
-    known = f"the first {proven} events are those that the kept head stands for" if proven else ""
-    if proven == broken.seq:
-        return known
-    chained = "what stands before that event is still what was written, as far as the chain shows"
-    return f"{known}, and {chained}" if known else chained
-
-
-def _verification(result: Verified | Broken | Other, kept: Head | None) -> dict[str, object]:
-    """`kept_head`: whether the log had the kept head; None where there is none, or the chain breaks before it."""
-    match result:
-        case Broken(seq=seq, why=why):
-            had_it = True if kept is not None and kept.size <= seq else None
-            return {"verified": False, "seq": seq, "why": why, "kept_head": had_it}
-        case Other(why=why):
-            return {"verified": False, "seq": None, "why": why, "kept_head": False}
-        case Verified(head=head):
-            return {
-                "verified": True,
-                "size": head.size,
-                "head": str(head),
-                "kept": None if kept is None else str(kept),
-                "cannot_exclude": ["truncation", "rewriting"] if kept is None else [],
-            }
 
 
 def _print_json(value: object) -> None:

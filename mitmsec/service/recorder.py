@@ -43,7 +43,7 @@ from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Judgement, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
-from mitmsec.audit.store import LogDamaged, LogUnwritable, Store
+from mitmsec.audit.store import FILE_NAME, LogDamaged, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
 from mitmsec.core.messages import (
     CaptureOpen,
@@ -55,6 +55,7 @@ from mitmsec.core.messages import (
     SessionFlush,
     SessionFlushed,
 )
+from mitmsec.seal import LogKeyRefused, open_log_signer
 from mitmsec.service import child
 from mitmsec.service.captures import Captures
 from mitmsec.service.disk_thread import DiskThread
@@ -113,7 +114,11 @@ class Recorder:
         assert isinstance(settings, RecorderSettings)
         await _alone(Path(settings.folder))
         try:
-            store = Store(Path(settings.folder))
+            folder = Path(settings.folder)
+            is_new = not (folder / FILE_NAME).exists()  # a log of its own has a key of its own
+            store = Store(folder, open_log_signer(folder, makes_another=is_new))
+        except LogKeyRefused as error:
+            return Fault(what="log_key_refused", detail=str(error))
         except LogDamaged as error:
             return Fault(what="log_damaged", detail=str(error))
         except LogUnwritable as error:

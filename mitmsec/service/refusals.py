@@ -76,6 +76,7 @@ _NEW_LOG = (
 )
 _WORDS = {
     "log_damaged": ("the audit log is broken", _NEW_LOG),
+    "log_key_refused": ("the key of the audit log cannot be used", "put that right; nothing runs unsigned"),
     "log_unwritable": ("the audit log cannot be written", "put that right; nothing runs unrecorded"),
     "ca_refused": (
         "the CA cannot be used",

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from audit_events import connection, draft, finding, log_of, request
+from audit_events import connection, draft, finding, log_of, rehashed, request, store_in
 
-from mitmsec.audit.chain import Broken, Head, Other, Verified
+from mitmsec.audit.envelope import canonical
 from mitmsec.audit.event import OURS, FaultSeen, Kind, Outcome
+from mitmsec.audit.merkle import Tree, is_consistent, leaf_hash, root_from
 from mitmsec.audit.review import Filter, NoLog, Review, Unreadable, opened, parse_time
-from mitmsec.audit.store import FILE_NAME, Store
+from mitmsec.audit.store import FILE_NAME
+from mitmsec.audit.verifying import Broken, Other, Root, Verified
 from mitmsec.core.model import Action, Process
 
 PYTHON = Process(pid=12, exe="/usr/bin/python3.13", name="python3")
@@ -164,7 +166,7 @@ def tampered(folder: Path, *scripts: str) -> None:
             conn.executescript(script)
 
 
-def verified(folder: Path, kept: Head | None = None) -> Verified | Broken | Other:
+def verified(folder: Path, kept: Root | None = None) -> Verified | Broken | Other:
     with opened(folder) as log:
         return log.verify(kept)
 
@@ -173,7 +175,7 @@ def test_an_untouched_log_verifies_and_tells_of_its_progress(log: Review) -> Non
     told: list[int] = []
     result = log.verify(told=told.append)
     assert isinstance(result, Verified)
-    assert result.head.size == len(SEEN)
+    assert result.root.size == len(SEEN)
     assert told == [0]
 
 
@@ -188,8 +190,11 @@ SWAP = """
         ("UPDATE events SET envelope = replace(envelope, 'curl', 'wget') WHERE seq = 1", 1),
         ("UPDATE events SET envelope = x'00ff' WHERE seq = 4", 4),
         ("UPDATE events SET envelope = NULL WHERE seq = 4", 4),
-        ("UPDATE events SET head = 'text' WHERE seq = 4", 4),
-        ("UPDATE events SET head = zeroblob(32) WHERE seq = 6", 6),
+        ("UPDATE tiles SET hashes = CAST(substr(hashes, 1, 128) || zeroblob(32) || substr(hashes, 161) AS BLOB)", 4),
+        ("UPDATE tiles SET hashes = 'text'", 0),
+        ("UPDATE tiles SET hashes = CAST(hashes || zeroblob(32) AS BLOB)", 7),
+        ("DELETE FROM events WHERE seq >= 5", 5),
+        ("INSERT INTO checkpoints VALUES (6, 'none')", 0),
         ("UPDATE events SET kind = 'service' WHERE seq = 2", 2),
         ("UPDATE events SET host = 'harmless.example' WHERE seq = 5", 5),
         ("UPDATE events SET action = NULL WHERE seq = 3", 3),
@@ -221,7 +226,7 @@ def _without_not_null(folder: Path) -> str:
 def test_a_row_added_by_somebody_else_is_found(folder: Path) -> None:
     tampered(
         folder,
-        "INSERT INTO events (seq, id, time, kind, envelope, head) VALUES (7, 'x', 't', 'fault', '{}', zeroblob(32))",
+        "INSERT INTO events (seq, id, time, kind, envelope) VALUES (7, 'x', 't', 'fault', '{}')",
     )
     result = verified(folder)
     assert isinstance(result, Broken)
@@ -229,28 +234,27 @@ def test_a_row_added_by_somebody_else_is_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("envelope", [b"[]", b"no json", b'{"seq":7}', b'{"seq": 8}', b'{"names":5,"seq":7}'])
-def test_a_row_that_was_chained_properly_but_is_no_event_is_found(folder: Path, envelope: bytes) -> None:
-    result = verified(folder)
-    assert isinstance(result, Verified)
-    head = result.head.after(envelope)
+def test_a_row_that_is_in_the_tree_but_is_no_event_is_found(folder: Path, envelope: bytes) -> None:
     tampered(
         folder,
-        "INSERT INTO events (seq, id, time, kind, envelope, head) "
-        f"VALUES (7, 'x', 't', 'fault', '{envelope.decode()}', x'{head.hash.hex()}')",
+        f"INSERT INTO events (seq, id, time, kind, envelope) VALUES (7, 'x', 't', 'fault', '{envelope.decode()}')",
     )
+    rehashed(folder / FILE_NAME)
     broken = verified(folder)
     assert isinstance(broken, Broken)
     assert (broken.seq, broken.why[:7]) == (7, "changed")
 
 
-def test_a_log_cut_at_its_end_is_only_found_with_a_kept_head(folder: Path) -> None:
+def test_a_log_cut_at_its_end_tree_and_all_is_only_found_with_what_was_kept(folder: Path) -> None:
     result = verified(folder)
     assert isinstance(result, Verified)
     tampered(folder, "DELETE FROM events WHERE seq >= 5")
+    assert isinstance(verified(folder), Broken)
+    rehashed(folder / FILE_NAME)
     assert isinstance(verified(folder), Verified)
-    other = verified(folder, result.head)
+    other = verified(folder, result.root)
     assert isinstance(other, Other)
-    assert other.why == "it ends after 5 events, and had 7 when the head was kept"
+    assert other.why == "it ends after 5 events, and had 7 when that was kept"
 
 
 def test_a_damaged_page_is_reported_and_not_raised(tmp_path: Path) -> None:
@@ -268,6 +272,25 @@ def test_a_row_that_sqlite_cannot_read_is_reported_and_not_raised(log: Review) -
     assert log.verify() == Broken(0, "unreadable: interrupted")
 
 
+# --- proofs -----------------------------------------------------------------------------------------------------------
+def test_an_event_and_what_was_signed_before_are_shown_to_be_in_the_log(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for number in range(3):
+        store.append([draft(connection(f"flow-{number}-{one}")) for one in range(100)], signs=True)
+    roots = {}
+    with opened(tmp_path) as log:
+        for size in (100, 200, 300):
+            leaves = [leaf_hash(canonical(event)) for event in list(log.events(Filter()))[:size]]
+            roots[size] = Tree().grown(leaves)[0].root()
+        assert root_from(leaves[170], 170, 300, log.shown_to_include(170, 300)) == roots[300]
+        assert is_consistent(100, roots[100], 300, roots[300], log.shown_to_begin_with(100, 300))
+        assert is_consistent(200, roots[200], 300, roots[300], log.shown_to_begin_with(200, 300))
+        tampered(tmp_path, "DELETE FROM tiles")
+        with pytest.raises(Unreadable, match="the tree over the log cannot be read"):
+            log.shown_to_include(170, 300)
+    store.close()
+
+
 # --- opening ----------------------------------------------------------------------------------------------------------
 def test_a_log_that_is_not_there_is_said_so_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(NoLog, match="no log"), opened(tmp_path):
@@ -282,13 +305,13 @@ def test_a_file_that_is_no_log_is_said_so(tmp_path: Path) -> None:
 
 
 def test_a_live_log_is_read_up_to_its_last_batch(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = store_in(tmp_path)
     store.append([draft(connection("flow-0"))])
     with opened(tmp_path) as log:
         assert log.size() == 1
         store.append([draft(connection("flow-1"))])
         assert log.size() == 2
-        assert isinstance(log.verify(store.head), Verified)
+        assert isinstance(log.verify(Root(store.tree.size, store.tree.root())), Verified)
     store.append([draft(connection("flow-2"))])
     store.close()
 
@@ -337,11 +360,10 @@ def _writer(folder: Path, uid: int) -> subprocess.Popen[bytes]:
 import os, sys
 sys.path[:0] = [entry for entry in sys.argv[3:]]
 from pathlib import Path
-from audit_events import connection, draft
+from audit_events import connection, draft, store_in
 import mitmsec.audit.schema  # as long as it may be read
-from mitmsec.audit.store import Store
 os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
-store = Store(Path(sys.argv[1]))
+store = store_in(Path(sys.argv[1]))
 while True:
     print(store.append([draft(connection())]).size, flush=True)
     if not sys.stdin.readline():
@@ -366,7 +388,7 @@ def test_a_log_in_a_folder_that_may_only_be_read_is_read_where_it_lies(common_fo
     )
     done = subprocess.run([sys.executable, "-c", code, str(common_folder)], capture_output=True, check=True)
     assert done.stdout == f"{len(SEEN)}\n".encode()
-    store = Store(common_folder)  # not ended: what is in the write-ahead log cannot be left out silently
+    store = store_in(common_folder)  # not ended: what is in the write-ahead log cannot be left out silently
     store.append([draft(connection())])
     (common_folder / f"{FILE_NAME}-shm").unlink()
     done = subprocess.run([sys.executable, "-c", code, str(common_folder)], capture_output=True)

@@ -7,12 +7,16 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from audit_events import connection, draft, log_of, request
+from audit_events import SIGNER, connection, draft, log_of, request, store_in
 
-from mitmsec.audit.chain import EMPTY, Head
-from mitmsec.audit.envelope import sealed
-from mitmsec.audit.review import opened
+from mitmsec.audit.checkpoint import Checkpoint
+from mitmsec.audit.checkpoint import opened as opened_note
+from mitmsec.audit.envelope import canonical, sealed
+from mitmsec.audit.merkle import Tree, leaf_hash
+from mitmsec.audit.review import Filter, Review, SignedBy, opened
 from mitmsec.audit.store import FILE_NAME, LogDamaged, LogUnwritable, Store
+from mitmsec.audit.verifying import Broken, Root, Verified
+from mitmsec.seal import LogSigner, checks
 
 
 def test_what_was_appended_is_there_in_order_and_numbered_from_zero(tmp_path: Path) -> None:
@@ -22,30 +26,28 @@ def test_what_was_appended_is_there_in_order_and_numbered_from_zero(tmp_path: Pa
     assert rows == [(number, f"flow-{number}") for number in range(5)]
 
 
-def test_the_head_is_that_of_the_sealed_events(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    assert store.head == EMPTY
+def test_the_tree_is_that_of_the_sealed_events(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    assert store.tree == Tree()
     drafts = [draft(connection()), draft(request())]
-    expected = EMPTY
-    for seq, one in enumerate(drafts):
-        expected = expected.after(sealed(one, seq)[1])
-    assert store.append(drafts) == store.head == expected
+    leaves = [leaf_hash(sealed(one, seq)[1]) for seq, one in enumerate(drafts)]
+    assert store.append(drafts) == store.tree == Tree().grown(leaves)[0]
     store.close()
 
 
 def test_a_log_is_gone_on_with(tmp_path: Path) -> None:
     log_of(tmp_path, [connection()])
-    store = Store(tmp_path)
-    first = store.head
-    assert first.size == 1
+    store = store_in(tmp_path)
+    assert store.tree.size == 1
+    first = Root(1, store.tree.root())
     store.append([draft(request())])
     store.close()
     with opened(tmp_path) as log:
-        assert log.verify(first).head.size == 2  # type: ignore[union-attr]
+        assert log.verify(first).root.size == 2  # type: ignore[union-attr]
 
 
 def test_every_commit_waits_for_the_disk(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = store_in(tmp_path)
     conn = store._conn
     assert conn.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert conn.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
@@ -54,52 +56,100 @@ def test_every_commit_waits_for_the_disk(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_the_disk_refuses_leaves_nothing_and_can_be_tried_again(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = store_in(tmp_path)
     store.append([draft(connection())])
-    before = store.head
+    before = store.tree
     pages = store._conn.execute("PRAGMA page_count").fetchone()[0]
     store._conn.execute(f"PRAGMA max_page_count = {pages}")
     batch = [draft(request(url="https://a.example/" + "x" * 3000)) for _ in range(50)]
     with pytest.raises(LogUnwritable, match="full"):
         store.append(batch)
-    assert store.head == before
+    assert store.tree == before
     store._conn.execute("PRAGMA max_page_count = 1000000")
     store.append(batch)
     store.close()
     with opened(tmp_path) as log:
-        assert log.verify(before).head.size == 51  # type: ignore[union-attr]
+        assert log.verify(Root(before.size, before.root())).root.size == 51  # type: ignore[union-attr]
 
 
 def test_a_folder_that_is_not_there_is_unwritable(tmp_path: Path) -> None:
     with pytest.raises(LogUnwritable, match="nowhere"):
-        Store(tmp_path / "nowhere")
+        store_in(tmp_path / "nowhere")
 
 
 def test_a_file_that_is_no_log_is_unwritable(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
     with pytest.raises(LogDamaged, match="not a database"):
-        Store(tmp_path)
+        store_in(tmp_path)
 
 
 @pytest.mark.parametrize(
     "change",
     [
         "UPDATE events SET envelope = replace(envelope, 'curl', 'wget') WHERE seq = 2",
-        "UPDATE events SET head = zeroblob(32) WHERE seq = 1",
+        "UPDATE tiles SET hashes = zeroblob(96)",
+        "UPDATE tiles SET hashes = zeroblob(64)",
+        "UPDATE tiles SET hashes = 'text'",
+        "UPDATE tiles SET number = 1",
+        "DELETE FROM tiles",
+        "DELETE FROM events",
+        "UPDATE checkpoints SET size = 2",
+        "UPDATE checkpoints SET note = replace(note, 'mitmsec', 'mitmsec ')",
+        "UPDATE checkpoints SET size = 4, note = replace(note, x'0a330a', x'0a340a')",
         "DELETE FROM events WHERE seq = 1",
     ],
 )
 def test_nothing_is_appended_to_a_log_whose_end_was_changed(tmp_path: Path, change: str) -> None:
     path = log_of(tmp_path, [connection(f"flow-{number}") for number in range(3)])
+    store = store_in(tmp_path)
+    store.append([], signs=True)
+    store.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         conn.execute(change)
     with pytest.raises(LogDamaged):
-        Store(tmp_path)
+        store_in(tmp_path)
 
 
-def test_a_log_of_one_event_is_checked_against_the_empty_head(tmp_path: Path) -> None:
+def test_a_log_of_one_event_is_gone_on_with(tmp_path: Path) -> None:
     log_of(tmp_path, [connection()])
-    store = Store(tmp_path)
-    assert isinstance(store.head, Head)
-    assert store.head.size == 1
+    store = store_in(tmp_path)
+    assert store.tree.size == 1
     store.close()
+
+
+def test_checkpoints_are_signed_with_what_they_stand_for(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    store.append([draft(connection())])
+    assert store.signed_size == 0
+    store.append([draft(request()), draft(request())], signs=True)
+    assert store.signed_size == 3
+    store.append([draft(connection())])
+    store.close()
+    with opened(tmp_path) as log:
+        note = log.note()
+        assert note is not None
+        assert opened_note(note, SIGNER.key, checks) == Checkpoint(
+            "mitmsec.log/test", 3, Tree().grown(_leaves(log))[0].root()
+        )
+        assert log.note(4) is None
+    again = store_in(tmp_path)
+    assert (again.signed_size, again.tree.size) == (3, 4)
+    again.close()
+
+
+def _leaves(log: Review) -> list[bytes]:
+    return [leaf_hash(canonical(event)) for event in log.events(Filter())][:3]
+
+
+def test_the_log_says_who_signs_it_and_from_where_on(tmp_path: Path) -> None:
+    other = LogSigner("mitmsec.log/other", bytes(32))
+    for signer in (SIGNER, SIGNER, other):
+        store = Store(tmp_path, signer)
+        store.append([draft(connection())], signs=True)
+        store.close()
+    with opened(tmp_path) as log:
+        assert log.signers() == [(0, SIGNER.key), (2, other.key)]
+        assert isinstance(log.verify(signed_by=SignedBy((SIGNER.key, other.key), checks)), Verified)
+        broken = log.verify(signed_by=SignedBy((SIGNER.key,), checks))
+        assert isinstance(broken, Broken)
+        assert "mitmsec.log/other, whose key is none of those" in broken.why

@@ -142,7 +142,7 @@ ELSEWHERE = {
     "signer": "mitmproxy OpenSSL sqlite3 mitmsec.gate mitmsec.engine mitmsec.capture mitmsec_addons mitmsec_redirect"
     " psutil pydivert",
     "worker": "mitmsec_certs.signer mitmsec_certs.keystore mitmsec.gate mitmsec_redirect sqlite_utils psutil pydivert",
-    "recorder": "mitmproxy OpenSSL cryptography mitmsec.gate mitmsec.engine mitmsec_addons mitmsec_certs"
+    "recorder": "mitmproxy OpenSSL mitmsec.gate mitmsec.engine mitmsec_addons mitmsec_certs"
     " mitmsec_redirect psutil pydivert",
 }
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
+from audit_cli import lines, mitmsec, tamper
 from audit_events import connection, finding, log_of, request
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mitmsec.audit.event import FaultSeen, Kind, Outcome, ServiceSeen
 from mitmsec.audit.store import FILE_NAME
@@ -36,15 +33,6 @@ def state(tmp_path: Path) -> Path:
     (tmp_path / "log").mkdir()
     log_of(tmp_path / "log", SEEN)
     return tmp_path
-
-
-def mitmsec(state: Path, *words: str, columns: int = 160) -> Result:
-    return CliRunner().invoke(audit, [*words, "--state", str(state)], env={"COLUMNS": str(columns)})
-
-
-def lines(result: Result) -> list[dict[str, Any]]:
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_json_is_one_event_a_line_and_nothing_else(state: Path) -> None:
@@ -128,6 +116,10 @@ def test_a_table_that_was_cut_says_so(tmp_path: Path) -> None:
         ["list", "--host", ""],
         ["list", "--app", " "],
         ["verify", "--head", "5:zz"],
+        ["verify", "--key", "a+b+c"],
+        ["verify", "--checkpoint", "nowhere"],
+        ["prove"],
+        ["prove", "1", "--since", __file__],
         ["show"],
     ],
 )
@@ -162,98 +154,6 @@ def test_show_of_an_unknown_event_is_status_1(state: Path) -> None:
     assert "no event nobody" in result.stderr
 
 
-def test_verify_prints_the_head_and_what_it_cannot_exclude(state: Path) -> None:
-    result = mitmsec(state, "verify")
-    assert result.exit_code == 0
-    assert "6 events" in result.stdout
-    assert "cannot exclude" in result.stdout
-    (told,) = lines(mitmsec(state, "verify", "--json"))
-    assert told["verified"] is True
-    assert told["cannot_exclude"] == ["truncation", "rewriting"]
-    assert f"head: {told['head']}" in result.stdout
-
-
-def test_verify_against_a_kept_head_finds_a_log_that_was_cut(state: Path) -> None:
-    (told,) = lines(mitmsec(state, "verify", "--json"))
-    kept = mitmsec(state, "verify", "--head", told["head"])
-    assert kept.exit_code == 0
-    assert "The first 6 events" in kept.stdout
-    tamper(state, "DELETE FROM events WHERE seq = 5")
-    assert mitmsec(state, "verify").exit_code == 0
-    cut = mitmsec(state, "verify", "--head", told["head"])
-    assert cut.exit_code == 1
-    assert "NOT the log that the kept head was taken from: it ends after 5 events, and had 6" in cut.stderr
-    assert NO_RELIANCE in cut.stderr
-
-
-NO_RELIANCE = "any of its events may differ from those that the head stands for; nothing in this log can be relied on"
-
-
-def test_a_head_of_another_log_says_nothing_for_any_event_of_this_one(state: Path, tmp_path: Path) -> None:
-    """However alike their sizes: no event is shared, so none is called what was written."""
-    other = tmp_path / "other"
-    (other / "log").mkdir(parents=True)
-    log_of(other / "log", [connection(f"other-{number}") for number in range(9)])
-    (told,) = lines(mitmsec(other, "verify", "--json"))
-    head_of_5 = _head_of(other, 5)
-    for head in (told["head"], head_of_5):
-        result = mitmsec(state, "verify", "--head", head)
-        assert (result.exit_code, result.stdout) == (1, "")
-        assert "this is NOT the log that the kept head was taken from" in result.stderr
-        assert NO_RELIANCE in result.stderr
-        assert "still what was written" not in result.stderr
-        result = mitmsec(state, "verify", "--json", "--head", head)
-        assert result.exit_code == 1
-        assert json.loads(result.stdout) | {"why": ""} == {
-            "verified": False,
-            "seq": None,
-            "why": "",
-            "kept_head": False,
-        }
-
-
-def _head_of(state: Path, size: int) -> str:
-    head = hashlib.sha256(b"").digest()
-    for line in mitmsec(state, "list", "--json").stdout_bytes.splitlines()[:size]:
-        head = hashlib.sha256(b"\x01" + head + hashlib.sha256(b"\x00" + line).digest()).digest()
-    return f"{size}:{head.hex()}"
-
-
-@pytest.mark.parametrize(
-    ("size", "says", "kept"),
-    [
-        (None, "now; what stands before that event is still what was written, as far as the chain shows\n", None),
-        (2, "now; the first 2 events are those that the kept head stands for, and what stands before", True),
-        (4, "now; the first 4 events are those that the kept head stands for\n", True),
-        (6, "now; what stands before that event is still what was written, as far as the chain shows\n", None),
-    ],
-)
-def test_a_broken_chain_says_no_more_of_what_stands_before_than_it_shows(
-    state: Path, size: int | None, says: str, kept: bool | None
-) -> None:
-    head = [] if size is None else ["--head", _head_of(state, size)]
-    tamper(state, "UPDATE events SET envelope = replace(envelope, 'bank', 'cafe') WHERE seq = 4")
-    result = mitmsec(state, "verify", *head)
-    assert result.exit_code == 1
-    assert "NOT whole, from event 4 on" in result.stderr
-    assert says in result.stderr
-    assert json.loads(mitmsec(state, "verify", "--json", *head).stdout)["kept_head"] is kept
-
-
-def test_where_the_first_event_is_broken_nothing_stands_before(state: Path) -> None:
-    tamper(state, "DELETE FROM events WHERE seq = 0")
-    assert "nothing stands before that event" in mitmsec(state, "verify").stderr
-
-
-@pytest.mark.parametrize("columns", [40, 60, 80, 160])
-def test_verify_wraps_its_words_and_never_its_head(state: Path, columns: int) -> None:
-    told = mitmsec(state, "verify", columns=columns).stdout.splitlines()
-    assert [line for line in told if line != line.rstrip()] == []
-    (head,) = [line for line in told if line.startswith("head:")]
-    assert re.fullmatch(r"head: 6:[0-9a-f]{64}", head)
-    assert max(len(line) for line in told if line != head) <= columns
-
-
 @pytest.mark.parametrize("gid", [0, 77])
 def test_who_may_not_read_is_told_who_may(state: Path, monkeypatch: pytest.MonkeyPatch, gid: int) -> None:
     def denied(path: Path, mode: str) -> None:
@@ -278,11 +178,6 @@ def test_verify_names_the_first_event_that_was_changed(state: Path) -> None:
     assert json.loads(result.stdout)["seq"] == 4
 
 
-def tamper(state: Path, sql: str) -> None:
-    with closing(sqlite3.connect(state / "log" / FILE_NAME, isolation_level=None)) as conn:
-        conn.execute(sql)
-
-
 def test_stats_sum_up_connections(state: Path) -> None:
     rows = lines(mitmsec(state, "stats", "--json"))
     assert [(row["app"], row["action"], row["connections"]) for row in rows] == [
@@ -295,14 +190,6 @@ def test_stats_sum_up_connections(state: Path) -> None:
 def test_the_state_directory_can_come_from_the_environment(state: Path) -> None:
     result = CliRunner().invoke(audit, ["list", "--json"], env={"MITMSEC_STATE": str(state)})
     assert len(lines(result)) == 6
-
-
-def test_the_lines_of_json_are_what_the_head_stands_for(state: Path) -> None:
-    """The recipe in docs/audit.md, for people without mitmsec."""
-    head = hashlib.sha256(b"").digest()
-    for line in mitmsec(state, "list", "--json").stdout_bytes.splitlines():
-        head = hashlib.sha256(b"\x01" + head + hashlib.sha256(b"\x00" + line).digest()).digest()
-    assert lines(mitmsec(state, "verify", "--json"))[0]["head"] == f"6:{head.hex()}"
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", "flow-1"], ["list", "--session", "run-1"]])

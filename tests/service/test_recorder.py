@@ -18,11 +18,11 @@ import pytest
 from audit_events import CURL, connection, finding, handed, request
 from recorder_child import SESSION, RecorderChild, recorder
 
-from mitmsec.audit.chain import Verified
 from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SealedSeen, SecretsSeen, ServiceSeen
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
 from mitmsec.audit.review import Filter, opened
 from mitmsec.audit.store import FILE_NAME
+from mitmsec.audit.verifying import Verified
 from mitmsec.core.messages import (
     CaptureOpen,
     Fault,
@@ -34,6 +34,7 @@ from mitmsec.core.messages import (
     encode,
 )
 from mitmsec.core.model import Endpoint
+from mitmsec.seal import FILE_NAME as KEY_NAME
 from mitmsec.service.caller import Caller, open_result
 
 SETTINGS = "import mitmsec.service.recorder as r; r.{} = {}; r.child.main(r.ACCEPTS, r.Recorder)"
@@ -228,7 +229,7 @@ def test_the_supervisors_end_makes_the_recorder_finish_what_was_sent(tmp_path: P
             assert await child.end() == 0
 
     run(scenario)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, KEY_NAME, "lock"]
     found = events(tmp_path)
     assert [event["kind"] for event in found] == ["connection"] * 500 + ["fault"]
 
@@ -401,14 +402,14 @@ def test_a_capture_that_fails_is_recorded_and_the_log_goes_on(tmp_path: Path) ->
     assert sorted(whats) == ["capture_failed", CAPTURE_LOST]
 
 
-def test_the_recorder_holds_neither_keys_nor_traffic_engines(tmp_path: Path) -> None:
+def test_the_recorder_holds_no_keys_but_the_logs_own_and_no_traffic_engines(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with recorder(tmp_path) as child:
             child.control.send(ModulesQuestion())
             answer = await child.inbox.get()
             assert isinstance(answer, ModulesAnswer)
             loaded = {module.partition(".")[0] for module in answer.modules}
-            assert not loaded & {"mitmproxy", "cryptography", "OpenSSL", "pydivert", "psutil"}
+            assert not loaded & {"mitmproxy", "OpenSSL", "pydivert", "psutil"}
             assert not loaded & {"mitmsec_certs", "mitmsec_redirect", "mitmsec_addons"}
             assert "mitmsec.gate" not in answer.modules
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mitmsec.audit.checkpoint import Checkpoint, LogKey, opened
-from mitmsec_certs.log_key import FILE_NAME, LogKeyRefused, checks, open_log_signer
+from mitmsec.seal import FILE_NAME, LogKeyRefused, checks, open_log_signer
 
 
 def test_it_is_made_once_and_signs(tmp_path: Path) -> None:
@@ -20,6 +20,13 @@ def test_it_is_made_once_and_signs(tmp_path: Path) -> None:
     checkpoint = Checkpoint(signer.key.name, 7, bytes(32))
     note = checkpoint.signed(signer.key, again.sign)
     assert opened(note, signer.key, checks) == checkpoint
+
+
+def test_a_log_that_begins_anew_has_another(tmp_path: Path) -> None:
+    before = open_log_signer(tmp_path).key
+    after = open_log_signer(tmp_path, makes_another=True).key
+    assert before.name != after.name
+    assert open_log_signer(tmp_path).key == after
 
 
 def test_each_log_has_its_own(tmp_path: Path) -> None:
@@ -46,7 +53,7 @@ def test_what_is_no_key_is_refused_with_what_to_do(tmp_path: Path, spoil: str) -
         "name": good.replace("mitmsec.log/", "a b/"),
     }[spoil]
     path.write_text(changed, encoding="latin-1")
-    with pytest.raises(LogKeyRefused, match="no key of a log. Move it out of the way"):
+    with pytest.raises(LogKeyRefused, match=r"no key of a log. Move it out of the way"):
         open_log_signer(tmp_path)
 
 
@@ -54,7 +61,7 @@ def test_one_that_others_can_read_or_that_is_a_link_is_none(tmp_path: Path) -> N
     open_log_signer(tmp_path)
     path = tmp_path / FILE_NAME
     path.chmod(0o640)
-    with pytest.raises(LogKeyRefused, match="others can read the key.*Move it"):
+    with pytest.raises(LogKeyRefused, match=r"mode 0640.*a secret no more. Move it"):
         open_log_signer(tmp_path)
     path.chmod(0o600)
     path.rename(tmp_path / "elsewhere")

@@ -4,24 +4,24 @@
 
 It proves nothing against whoever is root here, who can read it: what it proves, it proves to somebody who keeps
 checkpoints and the public half elsewhere. A key that is lost is replaced by another one, which says so itself: nobody
-takes its checkpoints for the old one's.
+takes its checkpoints for the old one's. So it is with a log that begins anew.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from mitmsec.audit.checkpoint import ED25519, KEY_BYTES, LogKey
-from mitmsec_certs import ca_folder
-from mitmsec_certs.ca_folder import KeystoreRefused
 
 FILE_NAME = "checkpoint.key"
 ORIGIN = "mitmsec.log"
+FILE_LIMIT_BYTES = 4096
 _PREFIX = "PRIVATE+KEY+"
 
 
@@ -41,15 +41,12 @@ class LogSigner:
         return self._private.sign(message)
 
 
-def open_log_signer(folder: Path) -> LogSigner:
-    """That of the log in `folder`; a new one where it has none. Raises LogKeyRefused, OSError."""
+def open_log_signer(folder: Path, *, makes_another: bool = False) -> LogSigner:
+    """That of the log in `folder`; a new one where it has none, or another is wanted. Raises LogKeyRefused, OSError."""
     path = folder / FILE_NAME
-    if not os.path.lexists(path):
+    if makes_another or not os.path.lexists(path):
         _make(path)
-    try:
-        text = ca_folder.content(path, private=True).decode("ascii", "replace").strip()
-    except KeystoreRefused as error:
-        raise LogKeyRefused(str(error).partition(". ")[0] + _REMEDY) from None
+    text = _private_text(path)
     name, _, rest = text.removeprefix(_PREFIX).partition("+")
     hint, _, encoded = rest.partition("+")
     try:
@@ -73,11 +70,32 @@ def checks(public: bytes, message: bytes, signature: bytes) -> bool:
     return True
 
 
+def _private_text(path: Path) -> str:
+    """Raises LogKeyRefused for what others could have read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise LogKeyRefused(f"{path}: {os.strerror(error.errno or 0)}{_REMEDY}") from None
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            found = f"owned by uid {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}"
+            raise LogKeyRefused(f"{path}: {found}: it is not the recorder's alone, so it is a secret no more{_REMEDY}")
+        return file.read(FILE_LIMIT_BYTES).decode("ascii", "replace").strip()
+
+
 def _make(path: Path) -> None:
+    """All of it or nothing, on disk when this returns. Raises OSError."""
     seed, name = os.urandom(KEY_BYTES), f"{ORIGIN}/{os.urandom(8).hex()}"
     hint = LogSigner(name, seed).key.hint.hex()
-    text = f"{_PREFIX}{name}+{hint}+{base64.b64encode(ED25519 + seed).decode()}\n"
-    ca_folder.write(path, text.encode(), 0o600)
+    temporary = path.with_name(path.name + ".new")
+    temporary.unlink(missing_ok=True)  # of somebody who was killed
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(f"{_PREFIX}{name}+{hint}+{base64.b64encode(ED25519 + seed).decode()}\n".encode())
+        file.flush()
+        os.fsync(descriptor)
+    temporary.rename(path)
 
 
 _REMEDY = (

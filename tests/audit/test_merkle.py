@@ -95,7 +95,10 @@ def test_however_it_grows_it_is_the_same_tree(steps: list[int]) -> None:
         before = dict(grown.tiles)
         changed = grown.grow(LEAVES[at : at + step])
         at += step
-        assert all(before.get((tile.level, tile.number), b"") == tile.hashes[: len(before.get((tile.level, tile.number), b""))] for tile in changed)
+        assert all(
+            before.get((tile.level, tile.number), b"") == tile.hashes[: len(before.get((tile.level, tile.number), b""))]
+            for tile in changed
+        )
         assert not [key for key, hashes in before.items() if len(hashes) == TILE_BYTES and grown.tiles[key] != hashes]
     whole.grow(LEAVES[:at])
     assert (grown.tree, grown.tiles) == (whole.tree, whole.tiles)
@@ -111,13 +114,17 @@ def test_an_event_is_shown_to_be_among_the_others_and_no_other_is(kept: Kept, co
     assert (root_from(LEAVES[number], elsewhere, count, path) == root) == (elsewhere == number)
     if path:
         spoilt = data.draw(st.integers(0, len(path) - 1))
-        assert root_from(LEAVES[number], number, count, [*path[:spoilt], b"\0" * HASH_BYTES, *path[spoilt + 1 :]]) != root
+        assert (
+            root_from(LEAVES[number], number, count, [*path[:spoilt], b"\0" * HASH_BYTES, *path[spoilt + 1 :]]) != root
+        )
         assert root_from(LEAVES[number], number, count, path[:-1]) is None
     assert root_from(LEAVES[number], number, count, [*path, root]) is None
 
 
 @given(size, size, st.data())
-def test_a_log_is_shown_to_begin_with_another_and_with_no_other(kept: Kept, a: int, b: int, data: st.DataObject) -> None:
+def test_a_log_is_shown_to_begin_with_another_and_with_no_other(
+    kept: Kept, a: int, b: int, data: st.DataObject
+) -> None:
     old, new = min(a, b), max(a, b)
     path, roots = consistency(old, new, kept.tile), [naive_root(LEAVES[:count]) for count in (old, new)]
     assert is_consistent(old, roots[0], new, roots[1], path)
@@ -127,7 +134,9 @@ def test_a_log_is_shown_to_begin_with_another_and_with_no_other(kept: Kept, a: i
     assert not is_consistent(old, roots[0], new, roots[1], [*path, roots[0]])
     if path:
         spoilt = data.draw(st.integers(0, len(path) - 1))
-        assert not is_consistent(old, roots[0], new, roots[1], [*path[:spoilt], b"\0" * HASH_BYTES, *path[spoilt + 1 :]])
+        assert not is_consistent(
+            old, roots[0], new, roots[1], [*path[:spoilt], b"\0" * HASH_BYTES, *path[spoilt + 1 :]]
+        )
         assert not is_consistent(old, roots[0], new, roots[1], path[:-1])
 
 

@@ -1,0 +1,28 @@
+"""`mitmsec audit` on a log of a test's, as people and scripts use it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from mitmsec.audit.store import FILE_NAME
+from mitmsec.service.audit_commands import audit
+
+
+def mitmsec(state: Path, *words: str, columns: int = 160) -> Result:
+    return CliRunner().invoke(audit, [*words, "--state", str(state)], env={"COLUMNS": str(columns)})
+
+
+def lines(result: Result) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def tamper(state: Path, sql: str) -> None:
+    with closing(sqlite3.connect(state / "log" / FILE_NAME, isolation_level=None)) as conn:
+        conn.execute(sql)
