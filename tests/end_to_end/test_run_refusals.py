@@ -47,10 +47,10 @@ def a_log_that_is_none_or_was_changed_or_emptied_is_not_appended_to(mitmsec: Mit
     log, seen = mitmsec.state / "log" / FILE_NAME, len(mitmsec.events())
     good = log.read_bytes()
     with closing(sqlite3.connect(log, isolation_level=None)) as conn:
-        conn.execute("UPDATE events SET head = x'00' WHERE seq = (SELECT max(seq) FROM events)")
+        conn.execute("UPDATE tiles SET hashes = zeroblob(length(hashes)) WHERE level = 0")
     changed = log.read_bytes()
     for content, why in (
-        (changed, "does not follow from the events before it"),
+        (changed, "is not what the tree over it ends with"),
         (b"garbage" * 999, "file is not a database"),
         (b"", "is empty, but events have been recorded in it"),
     ):
