@@ -88,6 +88,8 @@ def opened_key(header: Header, privates: Sequence[bytes]) -> tuple[bytes, tuple[
                 _unwrapped(header, share, held[share.first], share.for_first),
                 _unwrapped(header, share, held[share.second], share.for_second),
             )
+            if len(halves[0]) != KEY_BYTES or len(halves[1]) != KEY_BYTES:
+                raise NotOpened("it is not what was sealed: its key's halves are damaged")
             return _xor(*halves), (header.recipients[share.first], header.recipients[share.second])
     have = ", ".join(header.recipients[number].name for number in held) or "nobody"
     wanted = ", ".join(one.name for one in header.recipients)

@@ -153,7 +153,7 @@ def _opened(inspector: Inspector, part: Part, all_of_them: Sequence[Inspector]) 
     return inspector.open(part)
 
 
-def broken(name: str, error: Exception | TooLong) -> InspectorFault:
+def broken(name: str, error: BaseException) -> InspectorFault:
     """What an inspector raised, or was interrupted by."""
     if isinstance(error, TooLong):
         return InspectorFault(inspector=name, kind=FaultKind.TIMEOUT, detail=str(error))

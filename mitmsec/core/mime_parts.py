@@ -17,6 +17,7 @@ from email.parser import BytesHeaderParser
 
 from mitmsec.core.body_parts import EPILOGUE, NAME_LIMIT_CHARACTERS, PARTS_LIMIT, Event, Mark, Opened, Unreadable
 from mitmsec.core.mime_base64 import LenientBase64, from_base64
+from mitmsec.core.mime_quoted import QuotedPrintable
 
 HEAD_LIMIT_BYTES = 1 << 16  # header fields of one part
 HEAD_LIMIT_LINES = 2000  # a line of them takes as long as some 30 bytes
@@ -30,6 +31,12 @@ UNDECODED = "undecoded"
 _AS_THEY_ARE = ENCODINGS - {"base64", "quoted-printable"}
 _FIELD = re.compile(rb"[!-9;-~]+[ \t]*:|[ \t]|>?From ")
 _ABOUT = re.compile(rb"(content-(?:type|disposition|transfer-encoding))[ \t]*:", re.IGNORECASE)
+_MAILS = frozenset({"message/rfc822", "message/global", "message/news"})
+_DIGEST = "multipart/digest"  # whose parts are mails where they say nothing else (RFC 2046 §5.1.5)
+_BARE_CR = re.compile(rb"\r(?!\n)")
+_MULTIPART = re.compile(rb"[^;]*multipart", re.IGNORECASE)
+_TYPE = re.compile(rb"\s*multipart/[\w.+-]+\s*", re.IGNORECASE)
+_PARAMETER = re.compile(rb';\s*([\w.+-]+(?:\*\d*\*?)?)\s*=\s*("[^"\\]*"|[^\s;()"\\,]+)\s*')
 _COMMENT = re.compile(r"\([^()]*\)")
 _BETWEEN_WORDS = re.compile(rb"\?=[ \t\r\n]{1,80}=\?")
 _ENCODED_WORD = re.compile(rb"=\?[^?\s]{1,40}\?([bBqQ])\?([^?\s]{0,1024})\?=")
@@ -44,9 +51,11 @@ class MimeParts:
         self._head: bytearray | None = bytearray()  # fields being read
         self._head_lines = 0
         self._boundaries: list[bytes] = []
+        self._digests: list[bool] = []  # for each of them
+        self._is_in_digest = False  # the part whose head is being read
         self._decode: Callable[[bytes], bytes] | None = None  # for the part that is read; None: nothing but an aside
         self._is_open = False  # the aside, or what there is instead of a part, has been told
-        self._base64: LenientBase64 | None = None  # by which that is decoded
+        self._decoder: LenientBase64 | QuotedPrintable | None = None  # by which that is decoded
         self._line_goes_on = False
         self._number = self._count = 0
 
@@ -94,12 +103,13 @@ class MimeParts:
         begins, self._line_goes_on = not self._line_goes_on, not line.endswith(b"\n")
         if begins and line.startswith(b"--") and (found := self._boundary(line)) is not None:
             yield from self._end_part()
-            del self._boundaries[found + 1 :]
+            del self._boundaries[found + 1 :], self._digests[found + 1 :]
             if line[2 + len(self._boundaries[found]) :].startswith(b"--"):
-                self._boundaries.pop()
+                del self._boundaries[found:], self._digests[found:]
                 self._head = None
             else:
                 self._head, self._head_lines = bytearray(), 0
+                self._is_in_digest = self._digests[found]
         elif self._head is not None:
             yield from self._field(line)
         elif self._decode is not None:
@@ -150,28 +160,40 @@ class MimeParts:
             yield from self._undecoded(head, why)
             return
         fields = BytesHeaderParser().parsebytes(b"".join(about))
+        if self._is_in_digest:
+            fields.set_default_type("message/rfc822")
+            self._is_in_digest = False
         encoding = _COMMENT.sub(" ", str(fields.get("content-transfer-encoding", ""))).strip('"; \t\r\n').lower()
-        boundary = _text(fields.get_boundary)
+        boundary, doubt = _text(fields.get_boundary), _doubt(head, fields, encoding)
         if fields.get_content_maintype() == "multipart" and boundary:
             yield _opened(PREAMBLE, head, fields, is_aside=True)
+            if doubt:
+                yield Unreadable(doubt)
             if len(self._boundaries) < BOUNDARIES_LIMIT:
                 self._boundaries.append(boundary.encode("latin-1", "replace"))
+                self._digests.append(fields.get_content_type() == _DIGEST)
             else:
                 yield Unreadable(f"multipart in multipart, more than {BOUNDARIES_LIMIT} times")
             return
-        if self._nested and fields.get_content_type() == "message/rfc822" and encoding in _AS_THEY_ARE:
+        is_mail = self._nested and fields.get_content_type() in _MAILS
+        if is_mail and encoding in _AS_THEY_ARE:
             yield _opened(PREAMBLE, head, fields, is_aside=True)
+            if doubt:
+                yield Unreadable(doubt)
             self._head, self._head_lines = bytearray(), 0
             return
         self._number += 1
         self._decode = self._decoding(encoding)
         yield _opened(f"part {self._number}", head, fields)
+        if is_mail or doubt:
+            yield Unreadable(doubt or "a mail that is encoded as a whole")
         if encoding not in ENCODINGS:
             yield Unreadable("its transfer encoding is not known here")
 
     def _give_up(self, head: bytes) -> Iterator[Event]:
         """All that follows is shown as it is."""
         self._boundaries.clear()
+        self._digests.clear()
         self._decode = bytes
         yield Opened(name=EPILOGUE, at=0, head=head, is_aside=True)
         yield Unreadable(f"more than {PARTS_LIMIT} parts")
@@ -184,23 +206,57 @@ class MimeParts:
         yield Unreadable(why)
 
     def _decoding(self, encoding: str) -> Callable[[bytes], bytes]:
-        if encoding == "base64":
-            self._base64 = LenientBase64()
-            return self._base64.feed
-        return binascii.a2b_qp if encoding == "quoted-printable" else bytes
+        match encoding:
+            case "base64":
+                self._decoder = LenientBase64()
+            case "quoted-printable":
+                self._decoder = QuotedPrintable()
+            case _:
+                return bytes
+        return self._decoder.feed
 
     def _end_part(self) -> Iterator[Event]:
         if self._decode is not None:
-            base64, self._decode, self._base64 = self._base64, None, None
-            if base64 is not None:
-                yield base64.close()
-            if base64 is not None and base64.is_strange:
-                yield Unreadable("base64 that not all programs read in the same way")
+            decoder, self._decode, self._decoder = self._decoder, None, None
+            if decoder is not None:
+                yield decoder.close()
+            if decoder is not None and decoder.is_strange:
+                what = "base64" if isinstance(decoder, LenientBase64) else "quoted-printable"
+                yield Unreadable(f"{what} that not all programs read in the same way")
             yield Mark.ENDED
-            if base64 is not None and base64.strange:
+            if decoder is not None and decoder.strange:
                 yield Opened(name=UNDECODED, at=0, content_type="text/plain", is_aside=True)
-                yield base64.strange
+                yield decoder.strange
         self._is_open = False
+
+
+def _doubt(head: bytes, fields: Message, encoding: str) -> str:
+    """Why some programs may take a part for something else; "": there is no reason."""
+    told = [line[: line.find(b":")].strip().lower() for line in head.split(b"\n") if _ABOUT.match(line)]
+    if len(set(told)) < len(told):
+        return "a field that says twice what it is"
+    if _BARE_CR.search(head):
+        return "a CR within its header fields that ends no line"
+    said = str(fields.get("content-type", "")).encode("utf-8", "surrogateescape")
+    if _MULTIPART.match(said) is None:
+        return ""
+    if not _is_plain(said):
+        return "a multipart whose boundary not all programs read in the same way"
+    return "" if encoding in _AS_THEY_ARE else "a multipart that is encoded as a whole"
+
+
+def _is_plain(said: bytes) -> bool:
+    """All programs find the same boundary in this type."""
+    begin = _TYPE.match(said)
+    at, boundaries = 0 if begin is None else begin.end(), list[tuple[bytes, bytes]]()
+    while (parameter := _PARAMETER.match(said, at)) is not None:
+        at = parameter.end()
+        if parameter[1].lower().startswith(b"boundary"):
+            boundaries.append((parameter[1].lower(), parameter[2].strip(b'"')))
+    if begin is None or said[at:].strip(b"; \t\r\n") or len(boundaries) != 1:
+        return False
+    ((name, boundary),) = boundaries
+    return name == b"boundary" and boundary.isascii() and boundary == boundary.strip() != b""
 
 
 def _about(head: bytes) -> list[bytes]:

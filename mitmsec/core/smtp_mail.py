@@ -136,12 +136,18 @@ class SmtpReader:
             self._goes_on = False
             self._owed.append("AUTH")
             return
+        if b"\0" in line or b"\r" in line.removesuffix(b"\r"):
+            yield self._lose("a command with a CR or a NUL in it")
+            return
         words = line.strip().split(None, 1) or [b""]
         verb = words[0].decode("latin-1").upper()
         self.is_sure = self.is_sure or verb in _GREETS or verb == "MAIL"
         self._is_lmtp = self._is_lmtp or verb == "LHLO"
         if verb == "BDAT":
             yield from self._begin_chunk(words[-1])
+            return
+        if verb == "BURL":
+            yield self._lose("a message that comes from elsewhere")
             return
         if self._in_message and verb in _ENDS_MESSAGE:
             self._in_message = False
@@ -193,6 +199,10 @@ class SmtpReader:
             if after in (b"", b"\r"):  # more must come
                 break
             is_line = buffer[max(0, dot - 2) : dot] == b"\r\n"
+            if after[0] not in b"\r\n" and not is_line and buffer[dot - 1 : dot] == b"\n":
+                yield self._content(b"".join(pieces) + buffer[at:dot])
+                yield self._lose("a dot behind a bare LF, which some servers take off, and others leave")
+                return buffer[dot:]
             if after[0] not in b"\r\n":
                 pieces.append(buffer[at : dot if is_line else dot + 1])
                 at = dot + 1

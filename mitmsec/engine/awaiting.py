@@ -46,7 +46,7 @@ class Awaited:
         for inspector in inspectors if part.kind in KINDS else ():
             try:
                 inspection = inspector.begin(part)
-            except Exception as error:
+            except BaseException as error:
                 self._early.append(broken(inspector.name, error))
             else:
                 if inspection is not None:
@@ -113,9 +113,7 @@ class Awaited:
             return _fault(live, FaultKind.TIMEOUT, f"took longer than {live.inspector.limit_s:.3f} s")
         try:
             return checked(task.result())
-        except asyncio.CancelledError:  # its own doing: ours comes out of the wait
-            return _fault(live, FaultKind.ERROR, "CancelledError")
-        except Exception as error:
+        except BaseException as error:  # a cancellation is its own doing: ours comes out of the wait
             return broken(live.inspector.name, error)
 
     def _drop(self, live: _Live) -> None:
@@ -125,7 +123,10 @@ class Awaited:
 
 
 async def _asked(inspection: AwaitedInspection, question: Question) -> Sequence[Finding | Unread]:
-    return await question(inspection)
+    try:
+        return await question(inspection)
+    except (SystemExit, KeyboardInterrupt) as error:  # which would end the loop
+        raise RuntimeError(type(error).__name__) from None
 
 
 def _fault(live: _Live, kind: FaultKind, detail: str) -> InspectorFault:
@@ -133,7 +134,7 @@ def _fault(live: _Live, kind: FaultKind, detail: str) -> InspectorFault:
 
 
 def _abandon(live: _Live) -> None:
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(BaseException):
         live.inspection.abandon()
 
 

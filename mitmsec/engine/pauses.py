@@ -77,6 +77,7 @@ class Pauses:
         self._loop, self._go_on, self._fail = loop, go_on, fail
         self._tasks: set[asyncio.Task[Blocked | None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
+        self._is_over = False
 
     def begin(self, command: Wait | commands.StartHook, work: Work) -> None:
         """Answer `command` when `work` is done."""
@@ -96,6 +97,7 @@ class Pauses:
 
     def cancel(self) -> None:
         """The flow is over."""
+        self._is_over = True
         for task in self._tasks:
             task.cancel()
         for timer in self._timers:
@@ -103,12 +105,12 @@ class Pauses:
 
     def _done(self, command: Wait | commands.StartHook, task: asyncio.Task[Blocked | None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():
+        if self._is_over:
             return
-        error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         blocked = None if error is not None else task.result()
-        if isinstance(error, Exception):
-            self._fail(error)
+        if error is not None:  # whatever it is, nobody has said that it may go on
+            self._fail(error if isinstance(error, Exception) else RuntimeError(type(error).__name__))
         elif blocked is not None and not isinstance(command, Wait):
             self._fail(blocked)
         else:

@@ -12,6 +12,7 @@ later goes nowhere: that is a copy, and what has been checked is another.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import re
 import sys
@@ -22,7 +23,6 @@ from typing import Any
 
 from mitmproxy import ctx, http
 
-from mitmsec.core.inspecting import TooLong
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
 from mitmsec.engine import bounded_decoding
 from mitmsec.engine.exchange import Exchange
@@ -70,7 +70,7 @@ class PlainAddons:
         for addon in addons:
             try:
                 parts = limited(partial(_loaded, addon))
-            except (Exception, SystemExit, TooLong) as error:
+            except BaseException as error:
                 self.unusable.append(f"{addon.name}: {type(error).__name__}")
                 continue
             for hook in HOOKS:
@@ -93,8 +93,12 @@ class PlainAddons:
                     answer = limited(partial(method, shown))
                     if inspect.isawaitable(answer):
                         await within(answer, LIMIT_S)
-                changed = _take(flow, shown, hook)
-            except (Exception, SystemExit, TooLong) as error:
+                    elif inspect.isgenerator(answer) or inspect.isasyncgen(answer):
+                        raise Unsound("a hook that is a generator never runs")
+                changed = limited(partial(_take, flow, shown, hook))
+            except BaseException as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise  # it is the flow that is over
                 why = f", {error}" if isinstance(error, Unsound) else ""
                 visit.faults.append(f"{name}: {hook}: {type(error).__name__}{why}")
                 continue

@@ -15,7 +15,6 @@ from functools import partial
 from types import coroutine
 from typing import Any
 
-from mitmsec.core.inspecting import TooLong
 from mitmsec.engine.limited import limited
 
 
@@ -40,7 +39,7 @@ async def _outcome(answer: Awaitable[object]) -> BaseException | None:
         await _stepped(answer)
     except asyncio.CancelledError:  # by itself, where anybody still asks
         return RuntimeError("it cancelled itself")
-    except (Exception, SystemExit, TooLong) as error:
+    except BaseException as error:
         return error
     return None
 

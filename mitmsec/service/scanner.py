@@ -37,8 +37,7 @@ class Gathering:
     def __init__(self, limit_bytes: int = PART_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
         self._number: int | None = None
-        self._pieces: list[bytes] = []
-        self._size_bytes = 0
+        self._content = bytearray()
 
     @property
     def is_open(self) -> bool:
@@ -52,19 +51,18 @@ class Gathering:
             self._number = piece.number
         if piece.number != self._number:
             return None  # of one whose beginning another scanner has had
-        self._size_bytes += len(piece.data)
-        if self._size_bytes > self._limit_bytes:
+        self._content += piece.data
+        if len(self._content) > self._limit_bytes:
             self._forget()
             return None
-        self._pieces.append(piece.data)
         if not piece.ends:
             return None
-        content = b"".join(self._pieces)
+        content = bytes(self._content)
         self._forget()
         return piece.number, content
 
     def _forget(self) -> None:
-        self._number, self._pieces, self._size_bytes = None, [], 0
+        self._number, self._content = None, bytearray()
 
 
 class Scanner:

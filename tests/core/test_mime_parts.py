@@ -183,3 +183,58 @@ PIECES = [
 def test_hostile_mail_is_told_the_same_however_it_is_cut(pieces: list[bytes], step: int, nested: bool) -> None:
     data = b"".join(pieces)
     assert told(data, step, nested=nested) == told(data, nested=nested)
+
+
+SECRET = b"dGhlIHNlY3JldA=="  # the secret
+DOUBTFUL = {
+    "a comment before its type": b"Content-Type: (c) multipart/mixed; boundary=x\n",
+    "a comment in its type": b"Content-Type: multipart(c)/mixed; boundary=x\n",
+    "blanks in its type": b"Content-Type: multipart / mixed; boundary=x\n",
+    "a comment behind its type": b"Content-Type: multipart/mixed; (c) boundary=x\n",
+    "two slashes": b"Content-Type: multipart/mixed/x\n",
+    "no subtype": b"Content-Type: multipart; boundary=x\n",
+    "no semicolon": b"Content-Type: multipart/mixed boundary=x\n",
+    "a comma": b"Content-Type: multipart/mixed, boundary=x\n",
+    "no boundary": b"Content-Type: multipart/mixed\n",
+    "an empty boundary": b'Content-Type: multipart/mixed; boundary=""\n',
+    "two boundaries": b"Content-Type: multipart/mixed; boundary=x; boundary=y\n",
+    "one in two ways": b"Content-Type: multipart/mixed; boundary=y; boundary*=us-ascii''x\n",
+    "one in pieces": b"Content-Type: multipart/mixed; boundary*0=x; boundary*1=y\n",
+    "a comment behind it": b"Content-Type: multipart/mixed; boundary=x (c)\n",
+    "eight bits": b"Content-Type: multipart/mixed; boundary=x\xe4\n",
+    "a blank at its end": b'Content-Type: multipart/mixed; boundary="x "\n',
+    "quoted letters": b'Content-Type: multipart/mixed; boundary="\\x"\n',
+    "encoded as a whole": b"Content-Type: multipart/mixed; boundary=x\nContent-Transfer-Encoding: base64\n",
+    "two types": b"Content-Type: multipart/mixed; boundary=x\nContent-Type: text/plain\n",
+    "two encodings": b"Content-Transfer-Encoding: 7bit\nContent-Transfer-Encoding: base64\n",
+    "a bare CR": b"X: a\rContent-Transfer-Encoding: 7bit\nContent-Transfer-Encoding: base64\n",
+    "a mail that is encoded": b"Content-Type: message/rfc822\nContent-Transfer-Encoding: base64\n",
+}
+
+
+@pytest.mark.parametrize("head", DOUBTFUL.values(), ids=DOUBTFUL)
+def test_what_programs_may_take_for_something_else_is_told(head: bytes) -> None:
+    assert len(why(head + b"\n--x\n\ntext\n--x--\n")) >= 1
+
+
+PLAIN = {
+    "quoted": b'Content-Type: multipart/mixed; charset="utf-8"; boundary="=_ a:b?c"; x=y\n',
+    "folded": b'Content-Type: multipart/signed; micalg=x;\n\tprotocol="a/b";\n boundary="=_ a:b?c"\n',
+    "its end": b'Content-Type: MULTIPART/Report ; report-type=delivery-status ; BOUNDARY = "=_ a:b?c" ;\n',
+    "seven bits": b'Content-Transfer-Encoding: 7bit\nContent-Type: multipart/related; t="x/y"; boundary="=_ a:b?c"\n',
+}
+
+
+@pytest.mark.parametrize("head", PLAIN.values(), ids=PLAIN)
+def test_what_all_programs_take_for_the_same_is_not(head: bytes) -> None:
+    mail = head + b"\n--=_ a:b?c\nContent-Transfer-Encoding: base64\n\n" + SECRET + b"\n--=_ a:b?c--\n"
+    assert (why(mail), contents(mail)["part 1"]) == ([], b"the secret")
+
+
+@pytest.mark.parametrize("kind", ["message/rfc822", "message/global", "message/news", None])
+def test_mails_of_all_kinds_within_a_mail_are_taken_apart(kind: str | None) -> None:
+    """Of a digest, a part that says nothing is one."""
+    inner = b"Subject: inner\nContent-Transfer-Encoding: base64\n\n" + SECRET + b"\n"
+    said = f"Content-Type: {kind}\n".encode() if kind else b""
+    outer = b"Content-Type: multipart/digest; boundary=x\n\n--x\n" + said + b"\n" + inner + b"--x--\n"
+    assert (why(outer), contents(outer)["part 1"]) == ([], b"the secret")

@@ -153,7 +153,14 @@ def test_an_end_that_only_some_servers_see_is_malformed(end: bytes) -> None:
     [
         ([*DATA[:-1], b">early\r\n"], "the client goes on before its question was answered"),
         ([*HELLO, b">AUTH PLAIN\r\nNOOP\r\n"], "the client goes on before its question was answered"),
-        ([*HELLO, b">NOOP\rDATA\r\n", b"<250 ok\r\n354 go\r\n"], "the server asks for a message that nobody announced"),
+        ([*HELLO, b">NOOP\r\n", b"<250 ok\r\n354 go\r\n"], "the server asks for a message that nobody announced"),
+        ([*HELLO, b">NOOP\rBDAT 5 LAST\r\n"], "a command with a CR or a NUL in it"),
+        ([*HELLO, b">\0BDAT 5 LAST\r\n"], "a command with a CR or a NUL in it"),
+        ([*HELLO, *MAIL, b">BURL imap://a/b;uid=1 LAST\r\n"], "a message that comes from elsewhere"),
+        (
+            [*DATA, b">Subject: a\n.Content-X: b\r\n"],
+            "a dot behind a bare LF, which some servers take off, and others leave",
+        ),
         ([*DATA[:-1], b"<350 go\r\n"], "the server asks for what is neither a message nor a password"),
         ([*DATA[:-1], b"<334 go\r\n"], "the server asks for what is neither a message nor a password"),
         ([*HELLO, b">AUTH X\r\n", b"<335\r\n"], "the server asks for what is neither a message nor a password"),

@@ -16,6 +16,7 @@ from mitmsec.audit.event import Outcome
 from mitmsec.core.inspection import AwaitedInspection, Part
 from mitmsec.core.messages import Plaintext
 from mitmsec.core.model import Finding, OnFailure, OnFinding, Severity
+from mitmsec.engine.pauses import Pauses, Wait
 
 MIB = 1 << 20
 
@@ -204,6 +205,72 @@ def test_an_inspector_that_hangs_is_the_policys_on_failure(tmp_path: Path, on_fa
             assert far.abandons
 
     asyncio.run(main())
+
+
+ERRORS = [ValueError(), GeneratorExit(), SystemExit(), KeyboardInterrupt(), asyncio.CancelledError()]
+
+
+class _Raising(_FarReading):
+    error: BaseException
+
+    async def close(self) -> Sequence[Finding]:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [*ERRORS, BaseExceptionGroup("a group", [GeneratorExit()])], ids=repr)
+def test_an_inspector_that_raises_whatever_there_is_is_the_policys_on_failure(
+    tmp_path: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = Far()
+    far.may_speak.set()
+    reading = _Raising(far)
+    reading.error = error
+    monkeypatch.setattr(far, "begin", lambda part: reading)
+
+    async def main() -> None:
+        pages = Pages()
+        async with (
+            origin(pages, None) as port,
+            world(tmp_path, port, inspectors=[far], on_failure=OnFailure.CLOSED, kind=Plaintext.HTTP) as made,
+        ):
+            reader, writer = await connected(made, None)
+            writer.write(f"POST / HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: 4\r\n\r\nbody".encode())
+            assert (await asyncio.wait_for(reader.readline(), 10)).split()[1] == b"403"
+            assert pages.requests == []
+            assert [seen.what for seen in made.recorder.faults] == ["inspector_failed"]
+
+    asyncio.run(main())
+
+
+class _Bare:
+    """A layer's command, and what becomes of it."""
+
+    def __init__(self) -> None:
+        self.went_on: list[object] = []
+        self.failed: list[Exception] = []
+
+    async def after(self, error: BaseException | None, *, is_over: bool = False) -> None:
+        async def work() -> None:
+            if error is not None:
+                raise error
+
+        pauses = Pauses(asyncio.get_running_loop(), self.went_on.append, self.failed.append)
+        pauses.begin(Wait(None), work())  # type: ignore[arg-type]
+        if is_over:
+            pauses.cancel()
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [ValueError(), GeneratorExit(), asyncio.CancelledError()], ids=repr)
+def test_what_is_waited_for_goes_on_only_if_it_comes_to_something(error: BaseException) -> None:
+    """Whatever it raises, a cancellation too, is no leave to go on."""
+    failing, going, over = _Bare(), _Bare(), _Bare()
+    asyncio.run(failing.after(error))
+    asyncio.run(going.after(None))
+    asyncio.run(over.after(error, is_over=True))
+    assert (failing.went_on, len(failing.failed)) == ([], 1)
+    assert (len(going.went_on), going.failed) == (1, [])
+    assert (over.went_on, over.failed) == ([], [])
 
 
 def test_a_client_that_leaves_lets_go_of_the_inspection(tmp_path: Path) -> None:

@@ -170,6 +170,14 @@ def test_an_addon_leads_no_request_to_another_origin(tmp_path: Path, how: str, h
 BROKEN = {
     "raises": ("request", "raise ValueError(flow.request.text)", "request: ValueError"),
     "leaves": ("request", "raise SystemExit", "request: SystemExit"),
+    "exits": ("request", "raise GeneratorExit", "request: GeneratorExit"),
+    "interrupts": ("request", "raise KeyboardInterrupt", "request: KeyboardInterrupt"),
+    "interrupts later": ("request", "return interrupts()", "request: KeyboardInterrupt"),
+    "cancels": ("request", "raise asyncio.CancelledError", "request: CancelledError"),
+    "fails as a group": ("request", "raise BaseExceptionGroup('g', [GeneratorExit()])", "request: BaseExceptionGroup"),
+    "computes in a group": ("request", "return grouped()", "request: BaseExceptionGroup"),
+    "computes when it is copied": ("request", "flow.request = Endless()", "request: TooLong"),
+    "never runs": ("request", "yield", "request: Unsound, a hook that is a generator"),
     "computes": ("request", "\n    while True: pass", "request: TooLong"),
     "computes later": ("request", "return hold()", "request: TooLong"),
     "splits": (
@@ -206,8 +214,21 @@ def test_an_addon_that_fails_leaves_things_as_they_were(
 ) -> None:
     monkeypatch.setattr(limited, "CALL_LIMIT_S", 0.3)
     text = f"""
+import asyncio
+
 async def hold():
     for _ in range(10**8): pass
+
+async def grouped():
+    async with asyncio.TaskGroup():
+        await hold()
+
+async def interrupts():
+    raise KeyboardInterrupt
+
+class Endless:
+    def copy(self):
+        while True: pass
 
 def {hook}(flow):
     flow.request.headers['x-half'] = 'done'
