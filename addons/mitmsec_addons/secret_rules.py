@@ -26,8 +26,7 @@ _ASSIGNED = r"(?:[ \t\w.-]{0,20})[\s'\"]{0,3}(?:=|>|:{1,3}=|\|\||:|=>|\?=|,)"
 class Adjustment(Value, frozen=True):
     """`was` in an expression becomes `becomes`; or its reach, or the words that it needs, are others.
 
-    `begins`: with one of these words, in any case, whatever it matches begins. `fires`: stands for what follows `upto`
-    in an expression that need not be looked for where this is not.
+    `begins`: with one of these words, in any case, whatever it matches begins.
     """
 
     why: str
@@ -36,8 +35,6 @@ class Adjustment(Value, frozen=True):
     reach_bytes: int | None = None
     words: tuple[str, ...] = ()
     begins: tuple[str, ...] = ()
-    upto: str = ""
-    fires: str = ""
 
 
 ADJUSTED: Mapping[str, Adjustment] = {
@@ -64,8 +61,6 @@ ADJUSTED: Mapping[str, Adjustment] = {
     "generic-api-key": Adjustment(
         "a name, what stands between, and 150 characters", reach_bytes=256,
         begins=("access", "auth", "api", "credential", "creds", "key", "passw", "secret", "token"),
-        # What is nothing but letters and [_.-] is on its list of what is none, as most of what stands in programs.
-        upto=r"""[\x60'"\s=]{0,5}""", fires=r"(?:[0-9+/]|[a-z_.-]{1,149}[0-9+/=]|=[\w.=-]{9}))",
     ),
     "airtable-personnal-access-token": Adjustment("in a file its name may stand anywhere", words=("pat",)),
     "facebook-access-token": Adjustment("likewise", words=("|", "%")),
@@ -103,8 +98,6 @@ class Rule(Value, frozen=True):
     stop_words: tuple[str, ...] = ()
     begins: tuple[str, ...] = ()
     """What it matches begins with one of these, in any case; or it is not known with what."""
-    trigger: str = ""
-    """Matches a beginning of all that the expression matches and that is one; "": there is none but the expression."""
 
 
 def rules(text: str) -> tuple[Rule, ...]:
@@ -124,11 +117,9 @@ def entropy_bits(secret: bytes) -> float:
     """Shannon's, of a byte."""
     if not secret:
         return 0.0
-    repeated = 0.0
-    for one in set(secret):
-        if (count := secret.count(one)) > 1:
-            repeated += _TERMS[count] if count < len(_TERMS) else count * math.log2(count)
-    return math.log2(len(secret)) - repeated / len(secret)
+    counts = [count for one in set(secret) if (count := secret.count(one)) > 1]
+    terms = [_TERMS[count] if count < len(_TERMS) else count * math.log2(count) for count in counts]
+    return math.log2(len(secret)) - math.fsum(terms) / len(secret)
 
 
 def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
@@ -149,17 +140,7 @@ def _rule(given: Mapping[str, Any], everywhere: Mapping[str, Any]) -> Rule:
         allowed=tuple(_allowed(lists)),
         stop_words=tuple(word.lower() for one in lists for word in one.get("stopwords", ())),
         begins=adjusted.begins,
-        trigger=_trigger(expression, adjusted),
     )
-
-
-def _trigger(expression: str, adjusted: Adjustment) -> str:
-    if not adjusted.fires:
-        return ""
-    before, upto, _ = expression.partition(adjusted.upto)
-    if not upto:
-        raise ValueError(f"an expression does not say {adjusted.upto} any more")
-    return before + upto + adjusted.fires
 
 
 def _allowed(lists: list[Mapping[str, Any]]) -> Iterator[AllowList]:

@@ -86,7 +86,7 @@ def prepared() -> bytes:
 
 
 def _trigger(rule: Rule) -> Trigger:
-    return Trigger(rule.trigger or rule.expression, words=rule.words)
+    return Trigger(rule.expression, words=rule.words)
 
 
 def _shapes(known: Sequence[Rule]) -> list[Shape]:
@@ -116,7 +116,7 @@ def _shape(rule: Rule, is_anothers: Callable[[bytes], bool] | None = None) -> Sh
         check=_check(rule, is_anothers),
         admits=_admits(rule),
         reach_bytes=rule.reach_bytes,
-        is_whole=not rule.trigger,
+        is_whole=True,
         tries=TRIES if rule.id == GENERIC_RULE else None,
         begins=tuple(word.encode() for word in rule.begins),
     )
@@ -137,10 +137,7 @@ def _admits(rule: Rule) -> Callable[[re.Match[bytes]], bool]:
 
 def _any(rule: Rule, target: str) -> Callable[[], re.Pattern[bytes]]:
     """What matches where any of the rule's allow-lists for `target` does; compiled when it is first asked for."""
-    return _any_of([one for allowed in rule.allowed if allowed.target == target for one in allowed.expressions])
-
-
-def _any_of(expressions: Sequence[str]) -> Callable[[], re.Pattern[bytes]]:
+    expressions = [one for allowed in rule.allowed if allowed.target == target for one in allowed.expressions]
     return cache(partial(re.compile, "|".join(f"(?:{one})" for one in expressions or [r"(?!)"]).encode()))
 
 
@@ -150,9 +147,9 @@ def _check(rule: Rule, is_anothers: Callable[[bytes], bool] | None) -> Check:
     sure = GENERIC if rule.id == GENERIC_RULE else BY_NAME if rule.is_assigned else BY_FORM
 
     def check(secret: bytes, context: bytes) -> float:
-        if entropy_bits(secret) <= rule.min_entropy_bits and rule.min_entropy_bits > 0:
+        if by_secret().search(secret):  # first: most of what stands in programs is nothing but letters
             return 0.0
-        if by_secret().search(secret):
+        if entropy_bits(secret) <= rule.min_entropy_bits and rule.min_entropy_bits > 0:
             return 0.0
         if any(stop_words.within(secret.lower())):
             return 0.0

@@ -73,6 +73,7 @@ def floods() -> dict[str, tuple[str, bytes]]:
         "numbers like them": ("national_id", lambda: f"{digits(3)}-{digits(2)}-{digits(4)}"),
         "tokens": ("secrets", lambda: f"ghp_{some(36)}"),
         "passwords": ("secrets", lambda: f'password="{some(20)}"'),
+        "names that are given nothing": ("secrets", lambda: "keykeykey======"),
         "values of keys": ("secrets", lambda: '"Key": "photos/index-of.text",'),
     }
     return {kind: (name, _filled(one)) for kind, (name, one) in make.items()}

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Finding, Severity
+from mitmsec.engine.withheld import WINDOW_BYTES
 from mitmsec_addons.secrets import Secrets
 from mitmsec_addons.shaped import FINDINGS_LIMIT
 from mitmsec_addons.triggers import ByWords
@@ -151,3 +152,23 @@ def test_it_has_no_words() -> None:
 def test_what_was_prepared_for_another_machine_is_refused(prepared_secrets: bytes) -> None:
     with pytest.raises(ValueError, match="not for this machine"):
         Secrets((), prepared_secrets[:-1000])
+
+
+PASSWORD = '{"password": "zX9qLk3Wv7Tb2Rm8Yp4Hs6"},\n'
+
+
+def test_it_is_told_while_it_can_be_stopped_though_many_numbers_have_a_name(prepared_secrets: bytes) -> None:
+    """Before what is withheld of a body in its window has gone on. Without Hyperscan it may be later."""
+    inspector = Secrets((), prepared_secrets)
+    body = (PASSWORD + f'"key": 7, "name": "{"x" * 120}", ' * 200).encode()
+    reading = inspector.open(Part(flow="f", kind=PartKind.BODY, sent=True, host="h"))
+    assert reading is not None
+    at = next(at for at in range(0, len(body), 1400) if reading.feed(body[at : at + 1400]))
+    assert at + 1400 - len(PASSWORD) <= WINDOW_BYTES
+
+
+def test_many_that_are_none_before_it_do_not_hide_it(prepared_secrets: bytes) -> None:
+    inspector = Secrets((), prepared_secrets)
+    record = '{"token_type": "refresh_token_2", "id": %d, "scope": "read:user,write:repo,admin:all", "state": "on"},\n'
+    body = "".join(record % number for number in range(72)) + PASSWORD + "".join(record % 9 for _ in range(20))
+    assert [finding.summary for finding in found(inspector, body.encode())] == ["secret, generic-api-key"]
