@@ -106,6 +106,7 @@ class Pauses:
     def _done(self, command: Wait | commands.StartHook, task: asyncio.Task[Blocked | None]) -> None:
         self._tasks.discard(task)
         if self._is_over:
+            _ = task.cancelled() or task.exception()  # which nobody waits for any more
             return
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         blocked = None if error is not None else task.result()

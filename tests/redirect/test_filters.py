@@ -333,6 +333,34 @@ def is_fragment_of(limits: Limits, packet: Packet, data: bytes, *protocols: int)
     return limits.fragments_and_loopback and packet.fragment is not None and packet.protocol in protocols
 
 
+def has_two_fragment_headers(data: bytes) -> bool:
+    """No stack sends it. Behind the second one the library does not look; our reader does, while both are atomic."""
+    if data[0] >> 4 != 6:
+        return False
+    kind, at, found = data[6], 40, 0
+    while kind in (0, 43, 44, 51, 60) and at + 8 <= len(data):
+        found += kind == 44
+        size_bytes = {44: 8, 51: 4 * (data[at + 1] + 2)}.get(kind, 8 * (data[at + 1] + 1))
+        kind, at = data[at], at + size_bytes
+    return found > 1
+
+
+TWICE_ATOMIC = bytes.fromhex(
+    "60000000002c0040fd770000000000000000000000000001fd770000000000000000000000000001"
+    "2c000104000000002c000000000000070600000000000007000100010000000100000002500000 09b4e50000".replace(" ", "")
+)
+
+
+@LIBRARY
+def test_behind_a_second_fragment_header_the_library_finds_nothing_and_we_do() -> None:
+    """Why such packets are left out below."""
+    packet = parse(TWICE_ATOMIC)
+    assert isinstance(packet, Packet)
+    assert has_two_fragment_headers(TWICE_ATOMIC)
+    assert packet.protocol == made.TCP
+    assert not matches("tcp", TWICE_ATOMIC, outbound=True, loopback=False)
+
+
 def has(made_for: FlowFilter, transport: Transport, port: int | None, remote: bytes) -> bool:
     return port is not None and made_for.covers(Term(local_port=port, remote=remote, transport=transport))
 
@@ -385,6 +413,8 @@ def test_the_library_matches_what_the_filter_says(
     for data in [*packets, *towards(found[:3])]:
         packet = parse(data)
         assert isinstance(packet, Packet)
+        if has_two_fragment_headers(data):
+            continue
         assert matches(diverted.text, data, outbound=outbound, loopback=loopback) == data_means(
             diverted, own, limits, packet, data, outbound=outbound
         )
