@@ -25,7 +25,8 @@ for line in sys.stdin:
             with context.wrap_socket(plain, server_hostname=host) as secure:
                 head = f"GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n"
                 secure.sendall(head.encode())
-                secure.recv(99)
+                if not secure.recv(99):
+                    raise ConnectionError("ended before its answer")  # and has no certificate any more to ask for
                 print(dict(x[0] for x in secure.getpeercert()["issuer"])["commonName"], flush=True)
     except OSError as error:
         print(type(error).__name__, error, flush=True)

@@ -106,8 +106,17 @@ def are_killed_and_replaced(program: Client, roles: tuple[str, ...], on_failure:
     assert {role for role, _, _ in program.status().processes} >= {"gate", "recorder", "signer", "worker"}
 
 
+def until_settled(program: Client) -> None:
+    """After many deaths at once what was begun before the last of them was known is begun anew once more."""
+    before: object = None
+    while (now := program.status().processes) != before:
+        before = now
+        time.sleep(1.0)
+
+
 def hanging_gate_counts_as_dead(program: Client, mitmsec: Mitmsec) -> None:
     """And it is replaced if it goes on hanging."""
+    until_settled(program)
     gate = program.pid_of("gate")
     os.kill(gate, signal.SIGSTOP)
     time.sleep(1.4)
