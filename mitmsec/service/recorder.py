@@ -121,7 +121,7 @@ class Recorder:
             return Fault(what="log_key_refused", detail=str(error))
         except LogDamaged as error:
             return Fault(what="log_damaged", detail=str(error))
-        except LogUnwritable as error:
+        except (LogUnwritable, OSError) as error:  # of the key's file, too
             return Fault(what="log_unwritable", detail=str(error))
         self._committer = Committer(store, self._settled, self._on_committed, self._tell_inlets, self._on_recovered)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())

@@ -343,6 +343,21 @@ def test_a_log_that_was_changed_is_not_gone_on_with(tmp_path: Path) -> None:
     run(scenario)
 
 
+def test_a_log_whose_key_cannot_be_written_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / f"{KEY_NAME}.new").mkdir()  # where it would be written to, as on a disk that takes nothing
+
+    async def scenario() -> None:
+        child = RecorderChild(tmp_path)
+        refused = await child.inbox.get()
+        assert isinstance(refused, Fault)
+        assert (refused.what, KEY_NAME in refused.detail) == ("log_unwritable", True)
+        assert await child.end() == 0
+        assert child.errors() == ""
+
+    run(scenario)
+    assert not (tmp_path / FILE_NAME).exists()
+
+
 # --- capture ----------------------------------------------------------------------------------------------------------
 def piece(data: bytes, *, sent: bool = True, first: bool = False) -> BytesSeen:
     if not first:
