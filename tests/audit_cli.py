@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from audit_events import forging
 from click.testing import CliRunner, Result
 
 from mitmsec.audit.store import FILE_NAME
@@ -24,5 +23,5 @@ def lines(result: Result) -> list[dict[str, Any]]:
 
 
 def tamper(state: Path, sql: str) -> None:
-    with closing(sqlite3.connect(state / "log" / FILE_NAME, isolation_level=None)) as conn:
+    with forging(state / "log" / FILE_NAME) as conn:
         conn.execute(sql)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from mitmsec.audit.envelope import Draft, event_id, fields_of
 from mitmsec.audit.event import ConnectionSeen, FindingSeen, FlowHanded, Outcome, RequestSeen, Seen
+from mitmsec.audit.following import Following
 from mitmsec.audit.merkle import Tree, leaf_hash
+from mitmsec.audit.packing import Packing
 from mitmsec.audit.store import Store
 from mitmsec.core.messages import TlsClientFacts, TlsFacts
 from mitmsec.core.model import (
@@ -112,16 +114,33 @@ def store_in(folder: Path) -> Store:
     return Store(folder, SIGNER)
 
 
+def forging(path: Path) -> closing[sqlite3.Connection]:
+    """The log's file, for whoever can write it: `pack(text)` and `edit(envelope, old, new)` make envelopes."""
+    conn, packing = sqlite3.connect(path, isolation_level=None), Packing()
+    conn.create_function("pack", 1, lambda text: packing.packed(str(text).encode()))
+    conn.create_function(
+        "edit", 3, lambda frame, old, new: packing.packed(packing.unpacked(frame).replace(old.encode(), new.encode()))
+    )
+    return closing(conn)
+
+
 def rehashed(path: Path) -> None:
     """As whoever can write the file, and has no key, makes it fit again: another tree, and no checkpoint."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
-        envelopes = [str(row[0]).encode() for row in conn.execute("SELECT envelope FROM events ORDER BY seq")]
+    packing = Packing()
+    with forging(path) as conn:
+        envelopes = [packing.unpacked(row[0]) for row in conn.execute("SELECT envelope FROM events ORDER BY seq")]
         _, tiles = Tree().grown([leaf_hash(envelope) for envelope in envelopes])
         conn.execute("DELETE FROM tiles")
         conn.execute("DELETE FROM checkpoints")
         conn.executemany(
             "INSERT INTO tiles VALUES (?, ?, ?)", [(tile.level, tile.number, tile.hashes) for tile in tiles]
         )
+
+
+def indexed(folder: Path) -> None:
+    """The log there gets its index, as its recorder would make it."""
+    following = Following(folder)
+    following.close()
 
 
 def log_of(folder: Path, seen: Sequence[Seen]) -> Path:

@@ -4,7 +4,8 @@
                                               ▲               │ LogUnwritable: every producer is told, once
                                               └── RETRY_S ────┘  (the same batch, until the disk takes it)
 
-About once a second a batch takes a signed checkpoint along, and so does the end. Producers are acknowledged only for
+About once a second a batch takes a signed checkpoint along, and so does the end. The index follows by itself
+(mitmsec.audit.following). Producers are acknowledged only for
 what is on disk. While the disk takes nothing, reading stops at GATHERED_LIMIT
 events, but for a share of each producer (mitmsec.audit.inlet); then the producers' own windows fill, and they say so.
 A gate does not wait for that: from the first refusal on it lets nothing pass that its policy wants on record.
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from mitmsec.audit.envelope import Draft
+from mitmsec.audit.following import Following
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.store import LogUnwritable, Store
 
@@ -57,6 +59,7 @@ class Committer:
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, "log")
         self._thread.submit(int).result()  # it runs now: later the process may start none
+        self._following = Following(store.path.parent)  # likewise
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_die_of_bugs)
 
@@ -91,6 +94,7 @@ class Committer:
         if self._store.signed_size < self._store.tree.size:
             with contextlib.suppress(LogUnwritable):
                 self._store.append([], signs=True)
+        self._following.close()
         self._store.close()
         return len(self._gathered)
 
@@ -125,6 +129,7 @@ class Committer:
             try:
                 await loop.run_in_executor(self._thread, partial(self._store.append, batch, signs=signs))
                 self._signed_s = loop.time() if signs else self._signed_s
+                self._following.wake()
                 break
             except LogUnwritable as error:
                 if not batch:

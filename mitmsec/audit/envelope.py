@@ -34,7 +34,6 @@ CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in c
 Fields = dict[str, Any]
 SYSTEMS_FACTS = frozenset({"package", "services", "signer", "uid", "unread"})
 ADDONS = frozenset({"modified_by", "seen_by"})  # which are said where there are any
-COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")
 
 
 class Draft(Value, frozen=True):
@@ -128,19 +127,11 @@ def fields_of(
             raise TypeError(f"{type(seen).__name__} is no event by itself")
 
 
-def columns_of(fields: Fields) -> tuple[Any, ...]:
-    """What the store's search columns (COLUMNS) hold for an event; always computed, so that they can be verified."""
-    process, remote = _mapping(fields.get("process")), _mapping(fields.get("remote"))
-    names = fields.get("names")
-    return (
-        fields.get("id"),
-        fields.get("time"),
-        fields.get("kind"),
-        fields.get("connection"),
-        process.get("exe") or process.get("name"),
-        remote.get("host") or remote.get("address") or fields.get("host") or (names[0] if names else None),
-        fields.get("action"),
-    )
+def host_of(fields: Fields) -> object:
+    """What an event is about: a name where there is one, else an address; None if it is about neither."""
+    remote, names = _mapping(fields.get("remote")), fields.get("names")
+    named = remote.get("host") or remote.get("address") or fields.get("host")
+    return named or (names[0] if names and isinstance(names, list | tuple) else None)
 
 
 def _mapping(value: Any) -> Fields:

@@ -1,39 +1,46 @@
 """Reading the log: which events, one event, and whether the log is whole. Never writes.
 
+    Filter ──► Questions (the index) ──► numbers ──┬─► envelopes, unpacked ──► `meets`? ──► events
+               events behind the index, all ───────┘
+
 A live log is read beside its recorder, in snapshots that do not hold it up. One whose recorder was killed is read as
 the recorder would recover it. SQLite may have to make its index of the write-ahead log for that; it gives such a file
-the log's own owner, so that reading as root leaves nothing behind that the recorder could not use.
+the log's own owner, so that reading as root leaves nothing behind that the recorder could not use. Without the index
+beside it, or with one that is not of this log, every event is looked through: slower, and the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from fnmatch import fnmatchcase
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
-import sqlite_utils
+from msgspec.structs import replace
 
 from mitmsec.audit import verifying
 from mitmsec.audit.checkpoint import Checkpoint, Checks, LogKey, Untrue, parsed
 from mitmsec.audit.checkpoint import opened as opened_note
-from mitmsec.audit.envelope import COLUMNS, Fields, canonical, columns_of
+from mitmsec.audit.criteria import Filter, facets_of, meets
+from mitmsec.audit.envelope import Fields, canonical
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.merkle import consistency, inclusion
+from mitmsec.audit.indexed import hour_of
+from mitmsec.audit.merkle import HASH_BYTES, WIDTH, consistency, inclusion
+from mitmsec.audit.packing import Packing, Unpackable
+from mitmsec.audit.questions import OVERVIEW, Counted, Questions
 from mitmsec.audit.store import FILE_NAME, tiles_of
 from mitmsec.audit.verifying import Broken, Entry, Other, Root, Verified
-from mitmsec.core.model import Action, Endpoint, Value
+from mitmsec.core.model import Value
 
 TOLD_EVERY = 2048  # events
-UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-GLOB_SIGNS = frozenset("*?[")
-ADDRESS = "json_extract(envelope, '$.remote.address')"
+NO_LIMIT = 1 << 62
 
 
 class NoLog(Exception):
@@ -48,36 +55,6 @@ class Unreadable(Exception):
     """A row, or the file, is no longer what a recorder writes; `verify` says from where on."""
 
 
-class Filter(Value, frozen=True):
-    """Which events: those that meet every criterion that is not None."""
-
-    kind: Kind | None = None
-    app: str | None = None  # part of the executable's path, or a glob over all of it; whatever its case
-    host: str | None = None  # a name and what is below it, an address, or a glob over either
-    action: Action | None = None
-    outcome: Outcome | None = None
-    rule: str | None = None  # a rule's name, or a glob over it
-    session: str | None = None  # the run
-    since: datetime | None = None
-    until: datetime | None = None
-    text: str | None = None  # anywhere in a value, whatever its case
-    limit: int | None = None  # the newest so many
-
-
-def parse_time(text: str, now: datetime) -> datetime:
-    """An instant: RFC 3339 (without an offset: local time), or a span before `now` such as 10m or 2h.
-
-    Raises ValueError.
-    """
-    number, unit = text[:-1], text[-1:]
-    if unit in UNITS_S and number.isascii() and number.isdecimal():
-        try:
-            return now - timedelta(seconds=int(number) * UNITS_S[unit])
-        except OverflowError as error:
-            raise ValueError(f"{text} ago is before all dates") from error
-    return datetime.fromisoformat(text).astimezone(UTC)
-
-
 class SignedBy(Value, frozen=True):
     """Whose signatures checkpoints must have: one of these keys'."""
 
@@ -88,43 +65,93 @@ class SignedBy(Value, frozen=True):
 class Review:
     """Questions to one log."""
 
-    def __init__(self, db: sqlite_utils.Database) -> None:
-        self._db = db
+    def __init__(self, conn: sqlite3.Connection, questions: Questions | None) -> None:
+        self._conn, self._questions = conn, questions
+        self._packing = Packing()
+
+    @property
+    def indexed_size(self) -> int:
+        """How many events searches find without looking through them one by one; the others are the newest."""
+        return 0 if self._questions is None else self._questions.size
 
     def events(self, wanted: Filter) -> Iterator[Fields]:
         """The events that meet `wanted`, oldest first; of more than `limit`, the newest."""
         if wanted.limit is None:
-            yield from self._matching(wanted, "ASC")
+            yield from self._matching(wanted, newest_first=False)
         else:
-            yield from list(islice(self._matching(wanted, "DESC"), wanted.limit))[::-1]
+            yield from list(islice(self._matching(wanted, newest_first=True), wanted.limit))[::-1]
 
-    def _matching(self, wanted: Filter, order: str) -> Iterator[Fields]:
-        where, values = _conditions(wanted)
-        text = None if wanted.text is None else wanted.text.casefold()
-        for row in self._rows(f"SELECT envelope FROM events WHERE {where} ORDER BY seq {order}", values):  # noqa: S608
-            event = _parsed(row["envelope"])
-            if _meets(event, wanted) and (text is None or _says(event, text)):
+    def _matching(self, wanted: Filter, *, newest_first: bool) -> Iterator[Fields]:
+        for event in self._candidates(wanted, newest_first=newest_first):
+            if meets(event, wanted):
                 yield event
 
-    def _rows(self, sql: str, values: Sequence[str] = ()) -> Iterator[Fields]:
+    def _candidates(self, wanted: Filter, *, newest_first: bool) -> Iterator[Fields]:
+        after = -1 if wanted.after is None else wanted.after
+        before = NO_LIMIT if wanted.before is None else wanted.before
+        if self._questions is None or wanted == Filter(after=wanted.after, before=wanted.before, limit=wanted.limit):
+            yield from self._between(after, before, newest_first=newest_first)
+            return
+        behind = self._between(max(after, self._questions.size - 1), before, newest_first=newest_first)
+        if newest_first:
+            yield from behind
+        yield from self._numbered(self._asked(lambda asks: asks.seqs(wanted, newest_first=newest_first)))
+        if not newest_first:
+            yield from behind
+
+    def _between(self, after: int, before: int, *, newest_first: bool) -> Iterator[Fields]:
+        order = "DESC" if newest_first else "ASC"
+        sql = f"SELECT seq, envelope FROM events WHERE seq > ? AND seq < ? ORDER BY seq {order}"  # noqa: S608
+        for seq, frame in self._rows(sql, (after, before)):
+            yield self._event(seq, frame)
+
+    def _numbered(self, seqs: Iterator[int]) -> Iterator[Fields]:
+        for seq in seqs:
+            for (frame,) in self._rows("SELECT envelope FROM events WHERE seq = ?", (seq,)):
+                yield self._event(seq, frame)
+
+    def _asked[Answer](self, question: Callable[[Questions], Iterator[Answer]]) -> Iterator[Answer]:
+        assert self._questions is not None
         try:
-            yield from self._db.query(sql, values)
+            yield from question(self._questions)
+        except sqlite3.Error as error:
+            raise Unreadable(
+                f"the index of the log cannot be read: {error}; without its file all is found, slower"
+            ) from error
+
+    def _event(self, seq: int, frame: object) -> Fields:
+        try:
+            event = msgspec.json.decode(self._packing.unpacked(frame))
+        except (Unpackable, msgspec.DecodeError) as error:
+            raise Unreadable(f"event {seq} is no longer what was written: {error}") from error
+        if not isinstance(event, dict):
+            raise Unreadable(f"event {seq} is no longer what was written: it is no object")
+        return event
+
+    def _rows(self, sql: str, values: Sequence[object] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._conn.execute(sql, values)
         except sqlite3.Error as error:
             raise Unreadable(f"the log cannot be read: {error}") from error
 
     def event(self, which: str) -> Fields | None:
         """The event of this id, or of this number; of several with one id, the newest."""
-        numeric = which.isascii() and which.isdecimal() and len(which) < 19
-        for column in ("seq", "id") if numeric else ("id",):
-            sql = f"SELECT envelope FROM events WHERE {column} = ? ORDER BY seq DESC LIMIT 1"  # noqa: S608
-            for row in self._rows(sql, [which]):
-                return _parsed(row["envelope"])
-        return None
+        if which.isascii() and which.isdecimal() and len(which) < 19:
+            for event in self._numbered(iter([int(which)])):
+                return event
+        of_id = [event for event in self._about(which) if event.get("id") == which]
+        return of_id[-1] if of_id else None
 
     def of_connection(self, connection: str) -> list[Fields]:
         """Everything that was recorded about one connection, oldest first."""
-        rows = self._rows("SELECT envelope FROM events WHERE connection = ? ORDER BY seq", [connection])
-        return [_parsed(row["envelope"]) for row in rows]
+        return [event for event in self._about(connection) if event.get("connection") == connection]
+
+    def _about(self, text: str) -> Iterator[Fields]:
+        """The events that may have this id, or be about this connection."""
+        size = self.indexed_size
+        if size:
+            yield from self._numbered(self._asked(lambda asks: iter(asks.of_id(text))))
+        yield from self._between(size - 1, NO_LIMIT, newest_first=False)
 
     def counts(self, session: str, since: datetime) -> dict[tuple[str, str], int]:
         """Connections of one run that have ended, by action and outcome. Looks at what was recorded from `since` on."""
@@ -139,21 +166,44 @@ class Review:
 
     def size(self) -> int:
         """How many events the log has. Raises Unreadable."""
-        return int(next(self._rows("SELECT count(*) AS size FROM events"))["size"])
+        ((top,),) = self._rows("SELECT max(seq) FROM events")
+        return 0 if top is None else int(top) + 1
+
+    def counted(self, wanted: Filter) -> Counted:
+        """How many events meet `wanted`, by hour and by what they are; a connection once, when it has ended.
+
+        Of what is indexed whole hours are counted. Raises Unreadable.
+        """
+        made = Counted()
+        if self._questions is not None:
+            (made,) = self._asked(lambda asks: iter([asks.counted(wanted)]))
+        after = max(self.indexed_size - 1, -1 if wanted.after is None else wanted.after)
+        for event in self._matching(replace(wanted, after=after), newest_first=False):
+            _count(made, event)
+        return made
 
     def stats(self) -> list[Fields]:
-        """Connections by program and action: how many, bytes each way, and the newest."""
-        return list(
-            self._rows(
-                """
-                SELECT app, action, count(*) AS connections, max(time) AS newest,
-                       coalesce(sum(json_extract(envelope, '$.bytes.sent')), 0) AS sent,
-                       coalesce(sum(json_extract(envelope, '$.bytes.received')), 0) AS received
-                FROM events WHERE kind = 'connection' AND id = connection
-                GROUP BY app, action ORDER BY connections DESC, app, action
-                """
-            )
-        )
+        """Connections by program and action: how many, and bytes each way. Raises Unreadable."""
+        volumes: Counter[tuple[str, str, str]] = Counter()
+        if self._questions is not None:
+            (volumes,) = self._asked(lambda asks: iter([asks.volumes()]))
+        for event in self._matching(Filter(kind=Kind.CONNECTION, after=self.indexed_size - 1), newest_first=False):
+            if event.get("outcome") != Outcome.OPEN:
+                key = facets_of(event).get("app", ""), facets_of(event).get("action", "")
+                moved = event.get("bytes") or {}
+                for what, number in (("", 1), ("sent", moved.get("sent", 0)), ("received", moved.get("received", 0))):
+                    volumes[*key, what] += number
+        rows = [
+            {
+                "app": app or None,
+                "action": action or None,
+                "connections": volumes[app, action, ""],
+                "sent": volumes[app, action, "sent"],
+                "received": volumes[app, action, "received"],
+            }
+            for app, action in {(app, action) for app, action, _ in volumes}
+        ]
+        return sorted(rows, key=lambda row: (-row["connections"], row["app"] or "", row["action"] or ""))
 
     # -- what it proves ------------------------------------------------------------------------------------------------
     def verify(
@@ -169,7 +219,7 @@ class Review:
         """
         try:
             signed: dict[int, bytes] = {}
-            for size, note in self._db.conn.execute("SELECT size, note FROM checkpoints ORDER BY size"):
+            for size, note in self._conn.execute("SELECT size, note FROM checkpoints ORDER BY size"):
                 try:
                     checkpoint = _checkpoint(str(note), signed_by)
                 except Untrue as error:
@@ -179,28 +229,26 @@ class Review:
                         max(signed, default=0), f"the checkpoint of {size} events is one of {checkpoint.size}"
                     )
                 signed[size] = checkpoint.root
-            return verifying.verify(self._entries(told), tiles_of(self._db.conn), signed, kept)
+            return verifying.verify(self._entries(told), tiles_of(self._conn), signed, kept)
         except sqlite3.Error as error:
             return Broken(0, f"unreadable: {error}")
 
     def _entries(self, told: Callable[[int], None]) -> Iterator[Entry]:
-        conn = self._db.conn
-        conn.text_factory = bytes  # a changed row need not be text
-        try:
-            sql = f"SELECT seq, envelope, {', '.join(COLUMNS)} FROM events ORDER BY seq"  # noqa: S608
-            for count, (seq, envelope, *columns) in enumerate(conn.execute(sql)):
-                if count % TOLD_EVERY == 0:
-                    told(count)
-                is_text = isinstance(envelope, bytes)
-                yield Entry(seq, envelope, _flaw(seq, envelope, columns)) if is_text else Entry(seq, b"")
-        finally:
-            conn.text_factory = str
+        for count, (seq, frame) in enumerate(self._conn.execute("SELECT seq, envelope FROM events ORDER BY seq")):
+            if count % TOLD_EVERY == 0:
+                told(count)
+            try:
+                envelope = self._packing.unpacked(frame)
+            except Unpackable:
+                yield Entry(seq, b"")
+            else:
+                yield Entry(seq, envelope, _flaw(seq, envelope))
 
     def signers(self) -> list[tuple[int, LogKey]]:
         """Who signs this log's checkpoints, and from which size on, as the log itself says. Raises Unreadable."""
         try:
             return [
-                (row["size"], LogKey.parse(row["key"])) for row in self._rows("SELECT * FROM signers ORDER BY size")
+                (size, LogKey.parse(key)) for size, key in self._rows("SELECT size, key FROM signers ORDER BY size")
             ]
         except ValueError as error:
             raise Unreadable(f"the log cannot be read: {error}") from error
@@ -208,15 +256,15 @@ class Review:
     def note(self, least: int = 0) -> str | None:
         """The newest checkpoint, if it stands for so many events. Raises Unreadable."""
         sql = "SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1"
-        return next((str(row["note"]) for row in self._rows(sql, [str(least)])), None)
+        return next((str(note) for (note,) in self._rows(sql, (least,))), None)
 
     def shown_to_include(self, seq: int, size: int) -> list[bytes]:
         """That event `seq` is among the first `size`: hashes, from the leaf up. Raises Unreadable."""
-        return self._path(lambda: inclusion(seq, size, tiles_of(self._db.conn)))
+        return self._path(lambda: inclusion(seq, size, tiles_of(self._conn)))
 
     def shown_to_begin_with(self, old: int, new: int) -> list[bytes]:
         """That the first `new` events begin with the first `old`. Raises Unreadable."""
-        return self._path(lambda: consistency(old, new, tiles_of(self._db.conn)))
+        return self._path(lambda: consistency(old, new, tiles_of(self._conn)))
 
     def _path(self, proved: Callable[[], list[bytes]]) -> list[bytes]:
         try:
@@ -237,11 +285,27 @@ def opened(folder: Path) -> Iterator[Review]:
         is_empty = path.is_file() and not path.stat().st_size
         why = "it is empty: no recorder leaves a log like that" if is_empty else str(error)
         raise Unreadable(f"the log {path} cannot be read: {why}") from error
-    db = sqlite_utils.Database(conn, execute_plugins=False)  # no code of other distributions in here
+    with contextlib.closing(conn), _questions(folder, conn) as questions:
+        yield Review(conn, questions)
+
+
+@contextmanager
+def _questions(folder: Path, log: sqlite3.Connection) -> Iterator[Questions | None]:
+    """To the index, if it is one of this log."""
     try:
-        yield Review(db)
-    finally:
-        db.close()
+        asked = Questions(folder)
+    except (sqlite3.Error, TypeError):
+        yield None
+        return
+    with contextlib.closing(asked):
+        yield asked if asked.size and asked.leaf == _leaf(log, asked.size - 1) else None
+
+
+def _leaf(log: sqlite3.Connection, seq: int) -> bytes | None:
+    try:
+        return tiles_of(log)(0, seq // WIDTH)[seq % WIDTH * HASH_BYTES :][:HASH_BYTES]
+    except (LookupError, sqlite3.Error):
+        return None
 
 
 def _connected(path: Path) -> sqlite3.Connection:
@@ -270,86 +334,6 @@ def _asked(path: Path, how: str) -> sqlite3.Connection:
     return conn
 
 
-def _conditions(wanted: Filter) -> tuple[str, list[str]]:
-    parts: list[tuple[str, str]] = []
-    if wanted.kind is not None:
-        parts.append(("kind = ?", wanted.kind.value))
-    elif wanted.rule is not None:
-        parts.append(("kind = ?", Kind.CONNECTION.value))  # only they have one
-    if wanted.action is not None:
-        parts.append(("action = ?", wanted.action.value))
-    if wanted.since is not None:
-        parts.append(("time >= ?", _stamp(wanted.since)))
-    if wanted.until is not None:
-        parts.append(("time < ?", _stamp(wanted.until)))
-    if wanted.app is not None:
-        how = "lower(app) GLOB lower(?)" if _is_glob(wanted.app) else "instr(lower(app), lower(?)) > 0"
-        parts.append((how, wanted.app))
-    if wanted.host is not None:
-        parts.append(_on_host(wanted.host.lower().lstrip(".")))
-    if not parts:
-        return "1", []
-    conditions, values = zip(*parts, strict=True)
-    return " AND ".join(conditions), list(values)
-
-
-def _on_host(host: str) -> tuple[str, str]:
-    """The search column holds the name where there is one; the address then stands in the envelope alone."""
-    if _is_glob(host):
-        return f"EXISTS (SELECT 1 FROM (SELECT host AS it UNION SELECT {ADDRESS}) WHERE it GLOB ?)", host  # noqa: S608
-    try:
-        address = Endpoint.of(host.strip("[]"), 0).address
-    except ValueError:
-        return "'.' || host LIKE ? ESCAPE '\\'", _below(host)
-    return f"? IN (host, {ADDRESS})", address
-
-
-def _is_glob(text: str) -> bool:
-    return not GLOB_SIGNS.isdisjoint(text)
-
-
-def _below(host: str) -> str:
-    escaped = host.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%.{escaped}"
-
-
-def _stamp(instant: datetime) -> str:
-    return instant.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _parsed(envelope: str) -> Fields:
-    try:
-        event: Fields = msgspec.json.decode(envelope)
-    except msgspec.DecodeError as error:
-        raise Unreadable(f"an event is no longer what was written: {error}") from error
-    return event
-
-
-def _meets(event: Fields, wanted: Filter) -> bool:
-    """The criteria for which the log has no search column."""
-    return (
-        (wanted.session is None or event.get("session") == wanted.session)
-        and (wanted.outcome is None or event.get("outcome") == wanted.outcome)
-        and (wanted.rule is None or _is_rule(event.get("rule"), wanted.rule))
-    )
-
-
-def _is_rule(rule: object, wanted: str) -> bool:
-    return isinstance(rule, str) and (rule == wanted or (_is_glob(wanted) and fnmatchcase(rule, wanted)))
-
-
-def _says(value: object, text: str) -> bool:
-    match value:
-        case dict():
-            return any(_says(item, text) for item in value.values())
-        case list():
-            return any(_says(item, text) for item in value)
-        case None:
-            return False
-        case _:
-            return text in str(value).casefold()
-
-
 def _checkpoint(note: str, signed_by: SignedBy | None) -> Checkpoint:
     """Raises Untrue."""
     said = parsed(note.partition("\n\n")[0] + "\n")
@@ -361,13 +345,24 @@ def _checkpoint(note: str, signed_by: SignedBy | None) -> Checkpoint:
     raise Untrue(f"it is one of {said.origin}, whose key is none of those that were given")
 
 
-def _flaw(seq: int, envelope: bytes, columns: list[object]) -> str:
-    """What is wrong with a row whose envelope is the one that was chained."""
+def _flaw(seq: int, envelope: bytes) -> str:
+    """What is wrong with a row whose envelope is the one in the tree."""
     try:
         fields = msgspec.json.decode(envelope)
-        expected = [item.encode() if isinstance(item, str) else item for item in columns_of(fields)]
         if fields.get("seq") != seq or canonical(fields) != envelope:
             return "changed: its envelope is not that of this number"
-    except (msgspec.MsgspecError, AttributeError, KeyError, TypeError):
+        Kind(fields.get("kind"))
+    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError):
         return "changed: its envelope is no event"
-    return "" if expected == columns else "changed: a search column differs from the envelope"
+    return ""
+
+
+def _count(made: Counted, event: Fields) -> None:
+    facets = facets_of(event)
+    if facets.get("outcome") == Outcome.OPEN:
+        return
+    made.total += 1
+    made.hours[hour_of(str(event.get("time"))[:13]), facets.get("kind", ""), facets.get("action", "")] += 1
+    for facet in OVERVIEW:
+        if facet in facets:
+            made.by[facet][facets[facet]] += 1

@@ -12,11 +12,12 @@ import sqlite3
 import sqlite_utils
 from sqlite_utils import Migrations
 
-from mitmsec.audit.envelope import COLUMNS
 from mitmsec.audit.merkle import Tree, leaf_hash
-from mitmsec.audit.store import KEEP_TILE
+from mitmsec.audit.packing import Packing
+from mitmsec.audit.store import INSERT, KEEP_TILE
 
 BATCH = 4096  # events
+COLUMNS = ("id", "time", "kind", "connection", "app", "host", "action")  # of versions 1 and 2
 
 migrations = Migrations("mitmsec.audit")
 
@@ -60,6 +61,18 @@ def tiles(db: sqlite_utils.Database) -> None:
         tree, grown = tree.grown(leaves)
         conn.executemany(KEEP_TILE, [(tile.level, tile.number, tile.hashes) for tile in grown])
     conn.execute("ALTER TABLE events DROP COLUMN head")
+
+
+@migrations()
+def packed(db: sqlite_utils.Database) -> None:
+    """Events are number and packed envelope; what they are found by is in the index, a file of its own."""
+    conn, packing = db.conn, Packing()
+    conn.execute("ALTER TABLE events RENAME TO unpacked")
+    conn.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY, envelope BLOB)")
+    rows = conn.execute("SELECT seq, envelope FROM unpacked ORDER BY seq")
+    while batch := rows.fetchmany(BATCH):
+        conn.executemany(INSERT, [(seq, packing.packed(str(envelope).encode())) for seq, envelope in batch])
+    conn.execute("DROP TABLE unpacked")
 
 
 def bring_up_to_date(conn: sqlite3.Connection) -> int:

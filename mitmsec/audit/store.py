@@ -3,10 +3,11 @@
     append([draft, …]) ── number, seal, hash ── one transaction (WAL, synchronous=FULL) ── fsync ──► Tree
                               events │ tiles that grew │ now and then a signed checkpoint
 
-A row of `events` is its number, its envelope, and search columns, which are computed from the envelope and so can be
-verified. `tiles` holds the tree over all envelopes (mitmsec.audit.merkle), `checkpoints` the signed notes that were
-made of it, `signers` who signs from which size on. A batch that fails leaves nothing behind and may be tried again.
-mitmsec.audit.schema makes the tables, through sqlite-utils; the append is plain executemany, several times faster.
+A row of `events` is its number and its packed envelope (mitmsec.audit.packing); what searches need is made of these,
+elsewhere (mitmsec.audit.index). `tiles` holds the tree over all envelopes (mitmsec.audit.merkle), `checkpoints` the
+signed notes that were made of it, `signers` who signs from which size on. A batch that fails leaves nothing behind and
+may be tried again. mitmsec.audit.schema makes the tables, through sqlite-utils; the append is plain executemany,
+several times faster.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from pathlib import Path
 from typing import Protocol
 
 from mitmsec.audit.checkpoint import Checkpoint, LogKey, Untrue, parsed
-from mitmsec.audit.envelope import COLUMNS, Draft, columns_of, sealed
+from mitmsec.audit.envelope import Draft, sealed
 from mitmsec.audit.merkle import HASH_BYTES, Tiles, Tree, leaf_hash, tree_of
+from mitmsec.audit.packing import Packing, Unpackable
 
 FILE_NAME = "audit.db"
 WAL_KEPT_BYTES = 16 << 20
-ROW = ("seq", *COLUMNS, "envelope")
-INSERT = f"INSERT INTO events ({', '.join(ROW)}) VALUES ({', '.join('?' * len(ROW))})"  # noqa: S608
+INSERT = "INSERT INTO events VALUES (?, ?)"
 KEEP_TILE = "INSERT INTO tiles VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET hashes = excluded.hashes"
 
-SCHEMA_VERSION = 2  # how many migrations mitmsec.audit.schema has
+SCHEMA_VERSION = 3  # how many migrations mitmsec.audit.schema has
 
 
 class LogDamaged(Exception):
@@ -55,11 +56,11 @@ class Store:
     """
 
     def __init__(self, folder: Path, signer: Signer) -> None:
-        self.path, self._signer = folder / FILE_NAME, signer
+        self.path, self._signer, self._packing = folder / FILE_NAME, signer, Packing()
         try:
             with contextlib.ExitStack() as unless_opened:
                 self._conn = _opened(self.path, unless_opened)
-                self.tree = _tree(self._conn)
+                self.tree = _tree(self._conn, self._packing)
                 self.signed_size = _signed_size(self._conn, self.tree)
                 _introduce(self._conn, signer.key, self.tree.size)
                 unless_opened.pop_all()
@@ -75,9 +76,9 @@ class Store:
         """
         rows, leaves = [], []
         for seq, draft in enumerate(drafts, self.tree.size):
-            fields, envelope = sealed(draft, seq)
+            envelope = sealed(draft, seq)[1]
             leaves.append(leaf_hash(envelope))
-            rows.append((seq, *columns_of(fields), envelope.decode()))
+            rows.append((seq, self._packing.packed(envelope)))
         tree, tiles = self.tree.grown(leaves)
         conn = self._conn
         try:
@@ -142,7 +143,7 @@ def _made(conn: sqlite3.Connection) -> None:
     bring_up_to_date(conn)
 
 
-def _tree(conn: sqlite3.Connection) -> Tree:
+def _tree(conn: sqlite3.Connection, packing: Packing) -> Tree:
     """The tree to go on from, once it is shown that its last leaf is the last row's."""
     count, top = conn.execute("SELECT count(*), max(seq) FROM events").fetchone()
     if count == 0 and conn.execute("SELECT count(*) FROM tiles").fetchone() != (0,):
@@ -151,14 +152,16 @@ def _tree(conn: sqlite3.Connection) -> Tree:
         return Tree()
     if top != count - 1:
         raise LogDamaged(f"it has {count} events, the last of which is number {top}")
-    (envelope,) = conn.execute("SELECT envelope FROM events WHERE seq = ?", (top,)).fetchone()
+    (frame,) = conn.execute("SELECT envelope FROM events WHERE seq = ?", (top,)).fetchone()
     tiles = tiles_of(conn)
     try:
         tree = tree_of(count, tiles)
         at = (top % 256) * HASH_BYTES
-        is_last = tiles(0, top // 256)[at:] == leaf_hash(str(envelope).encode())
+        is_last = tiles(0, top // 256)[at:] == leaf_hash(packing.unpacked(frame))
     except LookupError as error:
         raise LogDamaged(f"the tree over its events is not whole: {error}") from error
+    except Unpackable as error:
+        raise LogDamaged(f"its last event, number {top}, cannot be read: {error}") from error
     if not is_last:
         raise LogDamaged(f"its last event, number {top}, is not what the tree over it ends with")
     return tree

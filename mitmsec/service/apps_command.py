@@ -15,8 +15,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.live import Live
 from rich.text import Text
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import Kind
-from mitmsec.audit.review import Filter
 from mitmsec.core.model import Value
 from mitmsec.service.apps import App, Destination, gathered
 from mitmsec.service.audit_table import ACTION_STYLES, size

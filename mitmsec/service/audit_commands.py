@@ -11,8 +11,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import Kind, Outcome
-from mitmsec.audit.review import Filter
 from mitmsec.core.model import Action
 from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
@@ -67,7 +67,7 @@ def audit() -> None:
 )
 @instant_option("--since", "RFC 3339, or a span before now: 10m, 2h, 3d.")
 @instant_option("--until", "As --since.")
-@click.option("--text", callback=_words, metavar="TEXT", help="Anywhere in an event's values, whatever its case.")
+@click.option("--text", callback=_words, metavar="TEXT", help="In a value, from the beginning of a word on; whatever the case.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),

@@ -13,8 +13,9 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import Kind
-from mitmsec.audit.review import Filter, Review
+from mitmsec.audit.review import Review
 from mitmsec.service.audit_commands import SHOWN_EVENTS
 from mitmsec.service.ca_import_command import import_ca
 from mitmsec.service.ca_init_command import init

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mitmsec.audit import review
+from mitmsec.audit.criteria import parse_time
 from mitmsec.audit.review import Denied, NoLog, Review, Unreadable
 from mitmsec.service.accounts import READERS_GROUP, readers_gid
 from mitmsec.service.called import as_root, program, with_state
@@ -20,7 +21,7 @@ from mitmsec.service.state import State
 
 def _instant(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
     try:
-        return None if value is None else review.parse_time(value, datetime.now(UTC))
+        return None if value is None else parse_time(value, datetime.now(UTC))
     except ValueError as error:
         raise click.BadParameter(
             f"{value!r} is neither RFC 3339 (2026-11-03T10:00:00Z) nor a span before now (10m, 2h, 3d)"

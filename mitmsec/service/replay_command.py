@@ -16,8 +16,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import Kind
-from mitmsec.audit.review import Filter
 from mitmsec.core.model import Process
 from mitmsec.core.policytest import basename
 from mitmsec.core.replaying import Answer, Replay, Replayed, Row, Tally

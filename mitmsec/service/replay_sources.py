@@ -12,9 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.envelope import is_open
 from mitmsec.audit.past_flows import NoFlow, PastConnection, past_connection
-from mitmsec.audit.review import Filter, Review
+from mitmsec.audit.review import Review
 from mitmsec.core.model import Direction, Process
 from mitmsec.core.past_flow import PastFlow, Verdict, verdict
 from mitmsec.core.policy import Policy

@@ -153,9 +153,10 @@ def _counts(report: Report, state: State) -> tuple[dict[tuple[str, str], int], i
 def capture_doubt(report: Report, state: State) -> str:
     """What is missing in the run's capture file, as the log says; empty where nothing is."""
     from mitmsec.audit import review
+    from mitmsec.audit.criteria import Filter
 
     since = datetime.fromisoformat(report.started)
-    wanted = review.Filter(kind=Kind.FAULT, session=report.session, since=since)
+    wanted = Filter(kind=Kind.FAULT, session=report.session, since=since)
     with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
         counts: Counter[str] = Counter()
         for event in log.events(wanted):

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from mitmsec.audit.envelope import (
-    COLUMNS,
     ENVELOPE_LIMIT_BYTES,
     Draft,
     canonical,
-    columns_of,
     event_id,
     fields_of,
+    host_of,
     hundredths,
     sealed,
 )
@@ -215,20 +214,14 @@ def test_long_lists_are_clipped_too() -> None:
     assert 1 <= len(fields["names"]) < 5000
 
 
-def test_the_search_columns_come_from_the_event_alone() -> None:
-    fields, _ = sealed(draft(connection()), 0)
-    columns = dict(zip(COLUMNS, columns_of(fields), strict=True))
-    assert columns["app"] == "/usr/bin/curl"
-    assert columns["host"] == "api.example.com"
-    assert columns["action"] == "decrypt"
-    assert columns["connection"] == "flow-1"
-    nameless, _ = sealed(draft(connection(host=None)), 0)
-    assert dict(zip(COLUMNS, columns_of(nameless), strict=True))["host"] == "192.0.2.7"
-    leaf = CertificateSeen(flow="f", serial="1", names=("a.example",), not_after="2026-12-01T00:00:00Z")
-    assert dict(zip(COLUMNS, columns_of(sealed(draft(leaf), 0)[0]), strict=True))["host"] == "a.example"
-    fault, _ = sealed(draft(FaultSeen(what="x", flow="f")), 0)
-    assert columns_of({"kind": "fault", "process": "no mapping"})[4] is None
-    assert fault["process"]["exe"] == "/usr/bin/curl"
+def test_an_event_is_about_a_name_or_else_an_address() -> None:
+    leaf = CertificateSeen(
+        flow="flow-1", serial="0a", names=("a.example", "b.example"), not_after="2027-01-01T00:00:00Z"
+    )
+    assert host_of(sealed(draft(connection()), 0)[0]) == "api.example.com"
+    assert host_of(sealed(draft(connection(host=None)), 0)[0]) == "192.0.2.7"
+    assert host_of(sealed(draft(leaf), 0)[0]) == "a.example"
+    assert host_of({"kind": "fault", "remote": "no mapping", "names": 5}) is None
 
 
 def test_what_was_seen_on_a_flow_that_came_in_says_so() -> None:

@@ -14,7 +14,7 @@ import sqlite_utils
 from audit_events import connection, draft, store_in
 
 from mitmsec.audit import schema, store
-from mitmsec.audit.envelope import columns_of, sealed
+from mitmsec.audit.envelope import sealed
 from mitmsec.audit.merkle import Tree, leaf_hash
 from mitmsec.audit.review import opened
 from mitmsec.audit.store import FILE_NAME, LogDamaged
@@ -66,7 +66,7 @@ def of_version_1(folder: Path, events: int) -> list[bytes]:
     for seq in range(events):
         fields, envelope = sealed(draft(connection(f"flow-{seq}")), seq)
         head = hashlib.sha256(b"\x01" + head + leaf_hash(envelope)).digest()
-        row = (seq, *columns_of(fields), envelope.decode(), head)
+        row = (seq, fields["id"], fields["time"], fields["kind"], *[None] * 4, envelope.decode(), head)
         conn.execute(f"INSERT INTO events ({', '.join(columns)}) VALUES ({', '.join('?' * len(row))})", row)
         envelopes.append(envelope)
     conn.execute("PRAGMA user_version = 1")

@@ -169,7 +169,7 @@ def test_who_may_not_read_is_told_who_may(state: Path, monkeypatch: pytest.Monke
 
 
 def test_verify_names_the_first_event_that_was_changed(state: Path) -> None:
-    tamper(state, "UPDATE events SET envelope = replace(envelope, 'bank', 'cafe') WHERE seq = 4")
+    tamper(state, "UPDATE events SET envelope = edit(envelope, 'bank', 'cafe') WHERE seq = 4")
     result = mitmsec(state, "verify")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "NOT whole, from event 4" in result.stderr
@@ -194,7 +194,7 @@ def test_the_state_directory_can_come_from_the_environment(state: Path) -> None:
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["show", "flow-1"], ["list", "--session", "run-1"]])
 def test_a_log_that_was_spoilt_is_no_fault_of_ours(state: Path, words: list[str]) -> None:
-    tamper(state, "UPDATE events SET envelope = 'no event' WHERE seq = 4")
+    tamper(state, "UPDATE events SET envelope = pack('no event') WHERE seq = 4")
     result = mitmsec(state, *words)
     assert result.exit_code == 1
     assert "no longer what was written" in result.stderr
@@ -202,7 +202,7 @@ def test_a_log_that_was_spoilt_is_no_fault_of_ours(state: Path, words: list[str]
 
 
 def test_stats_of_a_log_that_was_spoilt_point_to_verify(state: Path) -> None:
-    tamper(state, "UPDATE events SET envelope = 'no event' WHERE seq = 4")
+    tamper(state, "UPDATE events SET envelope = pack('no event') WHERE seq = 4")
     result = mitmsec(state, "stats")
     assert result.exit_code == 1
     assert "audit verify" in result.stderr

@@ -106,7 +106,7 @@ def test_a_broken_log_says_no_more_of_what_stands_before_than_it_shows(
     state: Path, size: int | None, says: str, kept: bool | None
 ) -> None:
     head = [] if size is None else ["--head", _head_of(state, size)]
-    tamper(state, "UPDATE events SET envelope = replace(envelope, 'bank', 'cafe') WHERE seq = 4")
+    tamper(state, "UPDATE events SET envelope = edit(envelope, 'bank', 'cafe') WHERE seq = 4")
     result = mitmsec(state, "verify", *head)
     assert result.exit_code == 1
     assert "NOT whole, from event 4 on" in result.stderr

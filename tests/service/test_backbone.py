@@ -16,6 +16,7 @@ from cryptography import x509
 from softhsm import PIN, SoftHsm, needs_softhsm
 
 from mitmsec.audit import review
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import CaSeen, Kind
 from mitmsec.channel import Channel
 from mitmsec.core.messages import MintAnswer, MintDecision, MintQuestion, Role
@@ -115,7 +116,7 @@ def test_a_ca_that_a_command_has_made_is_taken_up_and_goes_on_record(tmp_path: P
         await backbone.record_ca_operations()
         await backbone.stop()
         with review.opened(backbone.state.log) as log:
-            events = [event["operation"] for event in log.events(review.Filter(kind=Kind.CA))]
+            events = [event["operation"] for event in log.events(Filter(kind=Kind.CA))]
         assert events == ["created", "initialised", "rotated"]
 
     asyncio.run(story())
@@ -183,8 +184,8 @@ def test_a_key_in_a_token_signs_from_the_jail_until_the_token_goes_and_again_whe
         assert minted(backbone, "f3", "mail.corp.example")
         await backbone.stop()
         with review.opened(backbone.state.log) as log:
-            faults = list(log.events(review.Filter(kind=Kind.FAULT)))
-            names = [event["names"] for event in log.events(review.Filter(kind=Kind.CERTIFICATE))]
+            faults = list(log.events(Filter(kind=Kind.FAULT)))
+            names = [event["names"] for event in log.events(Filter(kind=Kind.CERTIFICATE))]
         assert names == [["www.corp.example"], ["mail.corp.example"]]
         assert "token_lost" in [fault["what"] for fault in faults]
 

@@ -18,9 +18,11 @@ import pytest
 from audit_events import CURL, connection, finding, handed, request
 from recorder_child import SESSION, RecorderChild, recorder
 
+from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SealedSeen, SecretsSeen, ServiceSeen
+from mitmsec.audit.index import FILE_NAME as INDEX
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
-from mitmsec.audit.review import Filter, opened
+from mitmsec.audit.review import opened
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.audit.verifying import Verified
 from mitmsec.core.messages import (
@@ -229,7 +231,7 @@ def test_the_supervisors_end_makes_the_recorder_finish_what_was_sent(tmp_path: P
             assert await child.end() == 0
 
     run(scenario)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, KEY_NAME, "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, KEY_NAME, INDEX, "lock"]
     found = events(tmp_path)
     assert [event["kind"] for event in found] == ["connection"] * 500 + ["fault"]
 
@@ -471,14 +473,24 @@ def test_events_do_not_wait_for_what_goes_under_quarantine_and_the_runs_end_does
     assert len(list(folder.iterdir())) == 2
 
 
+def descriptors(child: Any) -> int:
+    return len(os.listdir(f"/proc/{child.process.pid}/fd"))
+
+
+async def descriptors_later(child: Any) -> int:
+    await asyncio.sleep(0.5)
+    return descriptors(child)
+
+
 def test_descriptors_that_no_message_asks_for_are_closed(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with recorder(tmp_path) as child:
-            before = len(os.listdir(f"/proc/{child.process.pid}/fd"))
+            while not list(tmp_path.glob("*-wal")) or (before := descriptors(child)) != await descriptors_later(child):
+                pass  # the index is opened in a thread of its own
             child.control.send(ProducerUp(role=Role.GATE), 0, 1)
             child.control.send(SessionFlush(session="run-9"), 0)
             assert (await child.inbox.get()).session == "run-9"
-            assert len(os.listdir(f"/proc/{child.process.pid}/fd")) == before
+            assert descriptors(child) == before
 
     run(scenario)
 

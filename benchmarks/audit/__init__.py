@@ -1,0 +1,1 @@
+"""How the audit log does at the size that a year of a busy machine has."""

@@ -1,0 +1,157 @@
+"""The index follows the log: at once, after any end, and only the log that it was made of."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from audit_events import connection, draft, forging, log_of, store_in
+
+from mitmsec.audit import following as module
+from mitmsec.audit.criteria import Filter
+from mitmsec.audit.event import Kind
+from mitmsec.audit.following import Following
+from mitmsec.audit.index import FILE_NAME as INDEX
+from mitmsec.audit.review import opened
+from mitmsec.audit.store import FILE_NAME
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from mitmsec.audit import following
+following.FOLLOW_S, following.CHUNK = 0.001, 7
+Path(sys.argv[2]).touch()
+following.Following(Path(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+def sizes(folder: Path) -> tuple[int, int]:
+    """What is indexed, and what is there."""
+    with opened(folder) as log:
+        return log.indexed_size, log.size()
+
+
+def until_indexed(folder: Path, size: int) -> None:
+    until_s = time.monotonic() + 30
+    while sizes(folder)[0] < size:
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def test_what_is_appended_is_indexed_soon(tmp_path: Path) -> None:
+    store, following = store_in(tmp_path), Following(tmp_path)
+    for number in range(3):
+        store.append([draft(connection(f"flow-{number}"))])
+        following.wake()
+        until_indexed(tmp_path, number + 1)
+    store.append([draft(connection("flow-3"))])
+    following.close()
+    following.close()
+    store.close()
+    assert sizes(tmp_path) == (4, 4)
+
+
+def test_an_index_that_is_behind_catches_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(10)])
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (10, 10)
+
+
+def test_what_takes_too_long_at_the_end_is_left_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    monkeypatch.setattr(module, "CLOSE_S", -1.0)
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(10)])
+    following = Following(tmp_path)
+    following.close()
+    following._thread.join()
+    assert sizes(tmp_path) == (4, 10)
+    monkeypatch.undo()
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (10, 10)
+
+
+def test_the_index_of_another_log_is_not_asked_and_thrown_away(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder, name in ((one, "a"), (other, "b")):
+        folder.mkdir()
+        log_of(folder, [connection(f"{name}-{number}") for number in range(3)])
+    Following(one).close()
+    (one / INDEX).rename(other / INDEX)
+    assert sizes(other) == (0, 3)
+    with opened(other) as log:
+        assert log.event("b-1") is not None
+    Following(other).close()
+    assert sizes(other) == (3, 3)
+    with opened(other) as log:
+        assert log.event("a-1") is None
+        assert log.event("b-1") is not None
+
+
+def test_the_index_of_a_log_that_was_cut_is_thrown_away(tmp_path: Path) -> None:
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(300)])
+    Following(tmp_path).close()
+    with forging(tmp_path / FILE_NAME) as conn:
+        conn.execute("DELETE FROM events WHERE seq >= 256")
+        conn.execute("DELETE FROM tiles WHERE number = 1")
+    assert sizes(tmp_path) == (0, 256)
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (256, 256)
+
+
+def test_an_event_that_cannot_be_read_is_found_by_nothing(tmp_path: Path) -> None:
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(3)])
+    with forging(tmp_path / FILE_NAME) as conn:
+        conn.execute("UPDATE events SET envelope = x'00' WHERE seq = 0")
+        conn.execute("UPDATE events SET envelope = pack('[]') WHERE seq = 1")
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (3, 3)
+    with opened(tmp_path) as log:
+        assert [event["seq"] for event in log.events(Filter(kind=Kind.CONNECTION))] == [2]
+
+
+def test_an_index_that_the_disk_does_not_take_is_said_once_and_made_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.05)
+    log_of(tmp_path, [connection()])
+    (tmp_path / INDEX).mkdir()
+    following = Following(tmp_path)
+    time.sleep(0.3)
+    (tmp_path / INDEX).rmdir()
+    until_indexed(tmp_path, 1)
+    following.close()
+    assert capfd.readouterr().err.count("searches are slow") == 1
+
+
+def test_without_its_index_a_log_is_closed_all_the_same(tmp_path: Path) -> None:
+    log_of(tmp_path, [connection()])
+    (tmp_path / INDEX).mkdir()
+    following = Following(tmp_path)
+    following.close()
+    assert not following._thread.is_alive()
+    assert sizes(tmp_path) == (0, 1)
+
+
+def test_a_recorder_that_is_killed_leaves_an_index_that_goes_on(tmp_path: Path) -> None:
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(400)])
+    for _ in range(4):
+        begun = tmp_path / "begun"
+        begun.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, begun])
+        while not begun.exists():
+            time.sleep(0.005)
+        time.sleep(0.03)
+        process.kill()
+        process.wait()
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (400, 400)
+    with opened(tmp_path) as log:
+        assert log.counted(Filter()).total == 400
+        assert len(list(log.events(Filter(text="api.example.com")))) == 400
