@@ -40,11 +40,17 @@ class LogSigner:
         """64 bytes."""
         return self._private.sign(message)
 
+    def checks(self, public: bytes, message: bytes, signature: bytes) -> bool:
+        """Whether another key, or this one, has made that signature."""
+        return checks(public, message, signature)
+
 
 def open_log_signer(folder: Path, *, makes_another: bool = False) -> LogSigner:
     """That of the log in `folder`; a new one where it has none, or another is wanted. Raises LogKeyRefused, OSError."""
     path = folder / FILE_NAME
-    if makes_another or not os.path.lexists(path):
+    if makes_another and os.path.lexists(path):
+        path.rename(path.with_name(f"{FILE_NAME}.{os.urandom(4).hex()}"))  # whose log may only have been moved away
+    if not os.path.lexists(path):
         _make(path)
     text = _private_text(path)
     name, _, rest = text.removeprefix(_PREFIX).partition("+")

@@ -23,7 +23,7 @@ from mitmsec.core.model import Value
 ED25519 = b"\x01"
 KEY_BYTES, SIGNATURE_BYTES, HINT_BYTES = 32, 64, 4
 NOTE_LIMIT_BYTES = 65_536
-_NAME = re.compile(r"[^\s+\x00-\x1f\x7f]{1,255}")
+_NAME = re.compile(r"[^\s+\x00-\x1f\x7f-\x9f]{1,255}")
 _SIZE = re.compile(r"0|[1-9][0-9]{0,18}")
 
 type Sign = Callable[[bytes], bytes]
@@ -92,6 +92,14 @@ def opened(note: str, key: LogKey, checks: Checks) -> Checkpoint:
     if not all(checks(key.public, checkpoint.body(), signature) for signature in signatures):
         raise Untrue(f"the signature of {key.name} is not of this text: it was changed, or made up")
     return checkpoint
+
+
+def said_by(note: str) -> Checkpoint:
+    """What a signed note says, whoever signed it. Raises Untrue, also for one that could not be one of ours."""
+    body, blank, lines = note.partition("\n\n")
+    if not blank or any(not line.isprintable() for line in lines.split("\n")):
+        raise Untrue("it is no signed note")
+    return parsed(body + "\n")
 
 
 def parsed(body: str) -> Checkpoint:

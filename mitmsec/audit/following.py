@@ -20,14 +20,15 @@ import msgspec
 
 from mitmsec.audit.envelope import Fields
 from mitmsec.audit.index import Index
-from mitmsec.audit.merkle import HASH_BYTES, WIDTH
 from mitmsec.audit.packing import Packing, Unpackable
-from mitmsec.audit.store import FILE_NAME, tiles_of
+from mitmsec.audit.recovery import leaf_of
+from mitmsec.audit.store import FILE_NAME
 
 FOLLOW_S = 0.3
 RETRY_S = 5.0
 CLOSE_S = 5.0  # what is not indexed then is at the next start
 CHUNK = 4096  # events a transaction
+COARSE_EVERY = 1 << 17  # events
 
 
 class Following:
@@ -66,7 +67,7 @@ class Following:
         """Until it is closed."""
         log, index = _read_only(self._folder / FILE_NAME), Index(self._folder)
         try:
-            if index.size and _leaf(log, index.size - 1) != index.leaf:
+            if index.size and leaf_of(log, index.size - 1) != index.leaf:
                 index.begin_anew()
             is_last = False
             while not is_last:
@@ -85,27 +86,21 @@ class Following:
         sql = "SELECT seq, envelope FROM events WHERE seq >= ? ORDER BY seq LIMIT ?"
         while rows := log.execute(sql, (index.size, CHUNK)).fetchall():
             size = rows[-1][0] + 1
-            index.add(_events(rows, packing), size, _leaf(log, size - 1))
+            index.add(numbered(rows, packing), size, leaf_of(log, size - 1))
+            if size - index.coarse_size >= COARSE_EVERY:
+                index.count_coarsely()
             if self._closing.is_set() and time.monotonic() > until_s:
                 return
 
 
-def _events(rows: Sequence[tuple[int, object]], packing: Packing) -> Iterator[tuple[int, Fields]]:
-    """One after the other: so many at once would have Python look through them for garbage."""
+def numbered(rows: Sequence[tuple[int, object]], packing: Packing) -> Iterator[tuple[int, Fields]]:
+    """The events in these rows, one after the other: many at once would have Python look through them for garbage."""
     for seq, frame in rows:
         try:
             event = msgspec.json.decode(packing.unpacked(frame))
-        except (Unpackable, msgspec.DecodeError):
+        except (Unpackable, msgspec.DecodeError, RecursionError):
             event = None  # `verify` says so
         yield seq, event if isinstance(event, dict) else {}
-
-
-def _leaf(log: sqlite3.Connection, seq: int) -> bytes:
-    try:
-        tile = tiles_of(log)(0, seq // WIDTH)
-    except LookupError:
-        return b""
-    return tile[seq % WIDTH * HASH_BYTES :][:HASH_BYTES]
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

@@ -17,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mitmsec.audit.criteria import FACETS
@@ -29,7 +30,6 @@ VERSION = 1
 NAMES_KEPT = 200_000  # in memory
 CACHE_BYTES = 32 << 20
 ALL = ""  # the facet that all events have alike
-COARSE_EVERY = 1 << 17  # events
 NEVER_H = 1 << 40
 WAL_KEPT_BYTES = 16 << 20
 
@@ -85,7 +85,7 @@ class Index:
         self._path = folder / FILE_NAME
         self._names: dict[tuple[str, str], int] = {}
         self._conn: sqlite3.Connection
-        self._coarse_size = self.size = 0
+        self.coarse_size = self.size = 0
         """How many events it has: the first so many."""
         self.leaf = b""
         """The hash of the last of them."""
@@ -109,23 +109,30 @@ class Index:
 
     def add(self, events: Iterable[tuple[int, Fields]], size: int, leaf: bytes) -> None:
         """Events behind those that it has, in order; then it has the first `size`. All of them or, raising, none."""
-        is_coarse_due = size - self._coarse_size >= COARSE_EVERY
-        conn = self._conn
-        conn.execute("BEGIN IMMEDIATE")
-        try:
+        with self._all_or_nothing() as conn:
             self._put(rows_of(events, self._name))
             conn.execute("UPDATE about SET size = ?, leaf = ?", (size, leaf))
-            if is_coarse_due:
-                self._count_coarsely(size)
-            conn.execute("COMMIT")
+        self.size, self.leaf = size, leaf
+
+    def count_coarsely(self) -> None:
+        """Have days and weeks counted up to here; for all behind it there are hours."""
+        with self._all_or_nothing() as conn:
+            for counting in KEEP_COARSE:
+                conn.execute(counting, (self.coarse_size,))
+            conn.execute("UPDATE about SET coarse_size = ?, coarse_until = ?", (self.size, NEVER_H))
+        self.coarse_size = self.size
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[sqlite3.Connection]:
+        self._conn.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._conn
+            self._conn.execute("COMMIT")
         except BaseException:
             self._names.clear()  # what they stood for may not be there
             with contextlib.suppress(sqlite3.Error):
-                conn.execute("ROLLBACK")
+                self._conn.execute("ROLLBACK")
             raise
-        self.size, self.leaf = size, leaf
-        if is_coarse_due:
-            self._coarse_size = size
 
     def _put(self, rows: Rows) -> None:
         conn, begin = self._conn, (self.size,)
@@ -136,11 +143,6 @@ class Index:
             conn.execute(counting, begin)
         first = min((row[1] for row in rows.found), default=NEVER_H)
         conn.execute("UPDATE about SET coarse_until = min(coarse_until, ?)", (first,))
-
-    def _count_coarsely(self, size: int) -> None:
-        for counting in KEEP_COARSE:
-            self._conn.execute(counting, (self._coarse_size,))
-        self._conn.execute("UPDATE about SET coarse_size = ?, coarse_until = ?", (size, NEVER_H))
 
     def _open(self) -> None:
         os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o640))
@@ -155,7 +157,7 @@ class Index:
         if about is None or about[0] != VERSION:
             raise sqlite3.DatabaseError("it is of another version")
         self._names.clear()
-        _, self.size, self.leaf, self._coarse_size = about
+        _, self.size, self.leaf, self.coarse_size = about
 
     def _name(self, facet: str, text: str) -> int:
         """The number of a text, the same one each time."""

@@ -20,54 +20,31 @@ from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 from msgspec.structs import replace
 
-from mitmsec.audit import verifying
-from mitmsec.audit.checkpoint import Checkpoint, Checks, LogKey, Untrue, parsed
-from mitmsec.audit.checkpoint import opened as opened_note
 from mitmsec.audit.criteria import Filter, facets_of, meets
-from mitmsec.audit.envelope import Fields, canonical
+from mitmsec.audit.envelope import Fields
 from mitmsec.audit.event import Kind, Outcome
+from mitmsec.audit.index_check import Compared, compared
 from mitmsec.audit.indexed import hour_of
-from mitmsec.audit.merkle import HASH_BYTES, WIDTH, consistency, inclusion
 from mitmsec.audit.packing import Packing, Unpackable
+from mitmsec.audit.proving import Proofs
 from mitmsec.audit.questions import OVERVIEW, Counted, Questions
-from mitmsec.audit.store import FILE_NAME, tiles_of
-from mitmsec.audit.verifying import Broken, Entry, Other, Root, Verified
-from mitmsec.core.model import Value
+from mitmsec.audit.reading import Unreadable, connected
+from mitmsec.audit.recovery import leaf_of
 
-TOLD_EVERY = 2048  # events
 NO_LIMIT = 1 << 62
-
-
-class NoLog(Exception):
-    """There is no log here that this user can read; the message says why."""
-
-
-class Denied(NoLog):
-    """The log is not for this user; nothing is known of it."""
-
-
-class Unreadable(Exception):
-    """A row, or the file, is no longer what a recorder writes; `verify` says from where on."""
-
-
-class SignedBy(Value, frozen=True):
-    """Whose signatures checkpoints must have: one of these keys'."""
-
-    keys: tuple[LogKey, ...]
-    checks: Checks
 
 
 class Review:
     """Questions to one log."""
 
-    def __init__(self, conn: sqlite3.Connection, questions: Questions | None) -> None:
-        self._conn, self._questions = conn, questions
+    def __init__(self, folder: Path, conn: sqlite3.Connection, questions: Questions | None) -> None:
+        self._folder, self._conn, self._questions = folder, conn, questions
         self._packing = Packing()
+        self.proofs = Proofs(conn, self._packing)
 
     @property
     def indexed_size(self) -> int:
@@ -122,7 +99,7 @@ class Review:
     def _event(self, seq: int, frame: object) -> Fields:
         try:
             event = msgspec.json.decode(self._packing.unpacked(frame))
-        except (Unpackable, msgspec.DecodeError) as error:
+        except (Unpackable, msgspec.DecodeError, RecursionError) as error:
             raise Unreadable(f"event {seq} is no longer what was written: {error}") from error
         if not isinstance(event, dict):
             raise Unreadable(f"event {seq} is no longer what was written: it is no object")
@@ -182,6 +159,10 @@ class Review:
             _count(made, event)
         return made
 
+    def compared_index(self, told: Callable[[int], None] = lambda seq: None) -> Compared | None:
+        """Whether the index is the one that the log makes; None, if searches ask none."""
+        return None if self._questions is None else compared(self._folder, self._conn, told)
+
     def stats(self) -> list[Fields]:
         """Connections by program and action: how many, and bytes each way. Raises Unreadable."""
         volumes: Counter[tuple[str, str, str]] = Counter()
@@ -205,88 +186,12 @@ class Review:
         ]
         return sorted(rows, key=lambda row: (-row["connections"], row["app"] or "", row["action"] or ""))
 
-    # -- what it proves ------------------------------------------------------------------------------------------------
-    def verify(
-        self,
-        kept: Root | None = None,
-        told: Callable[[int], None] = lambda seq: None,
-        signed_by: SignedBy | None = None,
-    ) -> Verified | Broken | Other:
-        """Hash every event again, and compare tree, checkpoints and search columns with what comes of it.
-
-        `kept` is a root that the log must have had; `signed_by` has every checkpoint's signature checked. `told(seq)`
-        is called now and then, for a progress bar.
-        """
-        try:
-            signed: dict[int, bytes] = {}
-            for size, note in self._conn.execute("SELECT size, note FROM checkpoints ORDER BY size"):
-                try:
-                    checkpoint = _checkpoint(str(note), signed_by)
-                except Untrue as error:
-                    return Broken(max(signed, default=0), f"the checkpoint of {size} events is none: {error}")
-                if checkpoint.size != size:
-                    return Broken(
-                        max(signed, default=0), f"the checkpoint of {size} events is one of {checkpoint.size}"
-                    )
-                signed[size] = checkpoint.root
-            return verifying.verify(self._entries(told), tiles_of(self._conn), signed, kept)
-        except sqlite3.Error as error:
-            return Broken(0, f"unreadable: {error}")
-
-    def _entries(self, told: Callable[[int], None]) -> Iterator[Entry]:
-        for count, (seq, frame) in enumerate(self._conn.execute("SELECT seq, envelope FROM events ORDER BY seq")):
-            if count % TOLD_EVERY == 0:
-                told(count)
-            try:
-                envelope = self._packing.unpacked(frame)
-            except Unpackable:
-                yield Entry(seq, b"")
-            else:
-                yield Entry(seq, envelope, _flaw(seq, envelope))
-
-    def signers(self) -> list[tuple[int, LogKey]]:
-        """Who signs this log's checkpoints, and from which size on, as the log itself says. Raises Unreadable."""
-        try:
-            return [
-                (size, LogKey.parse(key)) for size, key in self._rows("SELECT size, key FROM signers ORDER BY size")
-            ]
-        except ValueError as error:
-            raise Unreadable(f"the log cannot be read: {error}") from error
-
-    def note(self, least: int = 0) -> str | None:
-        """The newest checkpoint, if it stands for so many events. Raises Unreadable."""
-        sql = "SELECT note FROM checkpoints WHERE size >= ? ORDER BY size DESC LIMIT 1"
-        return next((str(note) for (note,) in self._rows(sql, (least,))), None)
-
-    def shown_to_include(self, seq: int, size: int) -> list[bytes]:
-        """That event `seq` is among the first `size`: hashes, from the leaf up. Raises Unreadable."""
-        return self._path(lambda: inclusion(seq, size, tiles_of(self._conn)))
-
-    def shown_to_begin_with(self, old: int, new: int) -> list[bytes]:
-        """That the first `new` events begin with the first `old`. Raises Unreadable."""
-        return self._path(lambda: consistency(old, new, tiles_of(self._conn)))
-
-    def _path(self, proved: Callable[[], list[bytes]]) -> list[bytes]:
-        try:
-            return proved()
-        except (LookupError, sqlite3.Error) as error:
-            raise Unreadable(f"the tree over the log cannot be read: {error}") from error
-
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Review]:
     """The log in `folder`, for reading. Raises NoLog, Denied, Unreadable."""
-    path = folder / FILE_NAME
-    try:
-        conn = _connected(path)
-    except (sqlite3.Error, OSError) as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:  # the file is, its folder is not ours
-            raise NoLog(f"the log {path} cannot be read: {error}") from error
-        is_empty = path.is_file() and not path.stat().st_size
-        why = "it is empty: no recorder leaves a log like that" if is_empty else str(error)
-        raise Unreadable(f"the log {path} cannot be read: {why}") from error
-    with contextlib.closing(conn), _questions(folder, conn) as questions:
-        yield Review(conn, questions)
+    with contextlib.closing(connected(folder)) as conn, _questions(folder, conn) as questions:
+        yield Review(folder, conn, questions)
 
 
 @contextmanager
@@ -298,63 +203,7 @@ def _questions(folder: Path, log: sqlite3.Connection) -> Iterator[Questions | No
         yield None
         return
     with contextlib.closing(asked):
-        yield asked if asked.size and asked.leaf == _leaf(log, asked.size - 1) else None
-
-
-def _leaf(log: sqlite3.Connection, seq: int) -> bytes | None:
-    try:
-        return tiles_of(log)(0, seq // WIDTH)[seq % WIDTH * HASH_BYTES :][:HASH_BYTES]
-    except (LookupError, sqlite3.Error):
-        return None
-
-
-def _connected(path: Path) -> sqlite3.Connection:
-    try:
-        path.open("rb").close()
-    except (FileNotFoundError, NotADirectoryError):
-        raise NoLog(f"there is no log at {path}: nothing has been recorded under this state directory yet") from None
-    except PermissionError:
-        raise Denied(f"the log {path} is not for you to read") from None
-    try:
-        return _asked(path, "mode=ro")
-    except sqlite3.OperationalError:
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
-            raise
-        return _asked(path, "immutable=1")  # nobody writes, and we may not make the index: the file is all there is
-
-
-def _asked(path: Path, how: str) -> sqlite3.Connection:
-    conn = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None, timeout=5.0)
-    try:
-        conn.execute("SELECT seq FROM events LIMIT 1").fetchone()
-    except sqlite3.Error:
-        conn.close()
-        raise
-    return conn
-
-
-def _checkpoint(note: str, signed_by: SignedBy | None) -> Checkpoint:
-    """Raises Untrue."""
-    said = parsed(note.partition("\n\n")[0] + "\n")
-    if signed_by is None:
-        return said
-    for key in signed_by.keys:
-        if key.name == said.origin:
-            return opened_note(note, key, signed_by.checks)
-    raise Untrue(f"it is one of {said.origin}, whose key is none of those that were given")
-
-
-def _flaw(seq: int, envelope: bytes) -> str:
-    """What is wrong with a row whose envelope is the one in the tree."""
-    try:
-        fields = msgspec.json.decode(envelope)
-        if fields.get("seq") != seq or canonical(fields) != envelope:
-            return "changed: its envelope is not that of this number"
-        Kind(fields.get("kind"))
-    except (msgspec.MsgspecError, AttributeError, TypeError, ValueError):
-        return "changed: its envelope is no event"
-    return ""
+        yield asked if asked.size and asked.leaf == leaf_of(log, asked.size - 1) else None
 
 
 def _count(made: Counted, event: Fields) -> None:

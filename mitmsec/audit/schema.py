@@ -73,6 +73,10 @@ def packed(db: sqlite_utils.Database) -> None:
     while batch := rows.fetchmany(BATCH):
         conn.executemany(INSERT, [(seq, packing.packed(str(envelope).encode())) for seq, envelope in batch])
     conn.execute("DROP TABLE unpacked")
+    conn.execute("ALTER TABLE signers RENAME TO before")
+    conn.execute("CREATE TABLE signers (size INTEGER, key TEXT NOT NULL, PRIMARY KEY (size, key))")
+    conn.execute("INSERT INTO signers SELECT size, key FROM before ORDER BY size")
+    conn.execute("DROP TABLE before")
 
 
 def bring_up_to_date(conn: sqlite3.Connection) -> int:

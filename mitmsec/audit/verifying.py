@@ -10,7 +10,7 @@ what was kept elsewhere tells a log from its forgery, and a whole one from one c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 from mitmsec.audit.merkle import HASH_BYTES, HEIGHT, WIDTH, Tiles, Tree, leaf_hash
 from mitmsec.core.model import Value
@@ -42,7 +42,6 @@ class Entry(Value, frozen=True):
 
     seq: int
     envelope: bytes
-    flaw: str = ""  # what is wrong with the row apart from the tree
 
 
 class Verified(Value, frozen=True):
@@ -67,15 +66,25 @@ class Other(Value, frozen=True):
     why: str
 
 
+class BadNote(Value, frozen=True):
+    """A checkpoint in the log that is none, or that nobody signed who should have."""
+
+    why: str
+
+
 def verify(
-    entries: Iterable[Entry], tiles: Tiles, signed: Mapping[int, bytes], kept: Root | None = None
+    entries: Iterable[Entry],
+    tiles: Tiles,
+    signed: Iterable[Root | BadNote] = (),
+    kept: Root | None = None,
+    flaw_of: Callable[[Entry], str] = lambda entry: "",
 ) -> Verified | Broken | Other:
-    """`entries` in order, from the first; `signed` has the roots of all checkpoints by their sizes; `kept` is one that
-    the log must have had.
+    """`entries` in order, from the first; `signed` is what all checkpoints say, the smallest first; `kept` is one that
+    the log must have had; `flaw_of` says what is wrong with an entry that is in the tree.
 
     A `Broken` that begins at `kept.size` or later says of the events before `kept.size` that they are the kept ones.
     """
-    looking = _Looking(tiles, signed, kept)
+    looking = _Looking(tiles, iter(signed), kept, flaw_of)
     for entry in entries:
         if (found := looking.at_size() or looking.at(entry)) is not None:
             return found
@@ -83,12 +92,16 @@ def verify(
 
 
 class _Looking:
-    def __init__(self, tiles: Tiles, signed: Mapping[int, bytes], kept: Root | None) -> None:
-        self._tiles, self._signed, self._kept = tiles, signed, kept
+    def __init__(
+        self, tiles: Tiles, signed: Iterator[Root | BadNote], kept: Root | None, flaw_of: Callable[[Entry], str]
+    ) -> None:
+        self._tiles, self._signed, self._kept, self._flaw_of = tiles, signed, kept, flaw_of
         self._tree, self._leaves = Tree(), list[bytes]()
         self._size = self._fits = 0  # events; of them, as many as a checkpoint that fits stands for
         self._tile = b""  # of the level below all, where `_size` is
-        self._at_marks = {*signed, *([] if kept is None else [kept.size])}
+        self._next = next(signed, None)
+        self._newest: Root | None = None
+        self._checkpoints = 0
 
     def at(self, entry: Entry) -> Broken | None:
         if entry.seq != self._size:
@@ -101,38 +114,43 @@ class _Looking:
         leaf = leaf_hash(entry.envelope)
         if self._tile[within * HASH_BYTES : (within + 1) * HASH_BYTES] != leaf:
             return Broken(entry.seq, "changed: its hash is not the one in the tree over the log")
-        if entry.flaw:
-            return Broken(entry.seq, entry.flaw)
+        if why := self._flaw_of(entry):
+            return Broken(entry.seq, why)
         self._leaves.append(leaf)
         self._size += 1
         return None
 
     def at_size(self) -> Broken | Other | None:
         """What checkpoints of this size say."""
-        if self._size not in self._at_marks:
+        if isinstance(self._next, BadNote):
+            return Broken(self._fits, self._next.why)
+        is_signed = self._next is not None and self._next.size <= self._size
+        if not is_signed and (self._kept is None or self._kept.size != self._size):
             return None
         if (flaw := self._grow()) is not None:
             return flaw
-        root, kept = self._tree.root(), self._kept
-        if kept is not None and kept.size == self._size and kept.root != root:
+        if self._kept is not None and self._kept.size == self._size and self._kept.root != self._tree.root():
             return Other(f"its first {self._size} events are not those that were kept")
-        if self._signed.get(self._size, root) != root:
+        return self._at_checkpoint(self._next) if is_signed and self._next is not None else None
+
+    def _at_checkpoint(self, signed: Root) -> Broken | Other | None:
+        if signed != Root(self._size, self._tree.root()):
             what = "changed: this event, or one behind it" if self._fits < self._size else "changed: all before"
-            return Broken(self._fits, f"{what}; the checkpoint of {self._size} events is of others")
-        self._fits = self._size
-        return None
+            return Broken(self._fits, f"{what}; the checkpoint of {signed.size} events is of others")
+        self._fits, self._newest, self._checkpoints = self._size, signed, self._checkpoints + 1
+        self._next = next(self._signed, None)
+        return self.at_size()
 
     def at_end(self) -> Verified | Broken | Other:
         kept, size = self._kept, self._size
         if kept is not None and kept.size > size:
             return Other(f"it ends after {size} events, and had {kept.size} when that was kept")
-        if (more := max(self._signed, default=0)) > size:
-            return Broken(size, f"missing: a checkpoint tells of {more} events")
+        if self._next is not None:
+            assert isinstance(self._next, Root)  # `at_size` has told of the others
+            return Broken(size, f"missing: a checkpoint tells of {self._next.size} events")
         if (flaw := self._grow() or self._edge_flaw()) is not None:
             return flaw
-        last = max(self._signed, default=None)
-        newest = None if last is None else Root(last, self._signed[last])
-        return Verified(Root(size, self._tree.root()), newest, len(self._signed))
+        return Verified(Root(size, self._tree.root()), self._newest, self._checkpoints)
 
     def _grow(self) -> Broken | None:
         """All leaves so far are in the tree, and the tiles in the log are its tiles."""

@@ -12,7 +12,8 @@ import click
 
 from mitmsec.audit import review
 from mitmsec.audit.criteria import parse_time
-from mitmsec.audit.review import Denied, NoLog, Review, Unreadable
+from mitmsec.audit.reading import Denied, NoLog, Unreadable
+from mitmsec.audit.review import Review
 from mitmsec.service.accounts import READERS_GROUP, readers_gid
 from mitmsec.service.called import as_root, program, with_state
 from mitmsec.service.options import EXIT_NOT_SO, EXIT_PRIVILEGE, fail

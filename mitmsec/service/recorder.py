@@ -43,7 +43,8 @@ from mitmsec.audit.flows import Flow
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Judgement, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
-from mitmsec.audit.store import FILE_NAME, LogDamaged, LogUnwritable, Store
+from mitmsec.audit.recovery import LogDamaged
+from mitmsec.audit.store import FILE_NAME, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
 from mitmsec.core.messages import (
     CaptureOpen,

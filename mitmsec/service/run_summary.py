@@ -142,22 +142,22 @@ WHY = {
 
 
 def _counts(report: Report, state: State) -> tuple[dict[tuple[str, str], int], int]:
-    from mitmsec.audit import review
+    from mitmsec.audit import reading, review
 
     since = datetime.fromisoformat(report.started)
-    with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
+    with contextlib.suppress(reading.NoLog, reading.Unreadable), review.opened(state.log) as log:
         return log.counts(report.session, since), log.stopped(report.session, since)
     return {}, 0
 
 
 def capture_doubt(report: Report, state: State) -> str:
     """What is missing in the run's capture file, as the log says; empty where nothing is."""
-    from mitmsec.audit import review
+    from mitmsec.audit import reading, review
     from mitmsec.audit.criteria import Filter
 
     since = datetime.fromisoformat(report.started)
     wanted = Filter(kind=Kind.FAULT, session=report.session, since=since)
-    with contextlib.suppress(review.NoLog, review.Unreadable), review.opened(state.log) as log:
+    with contextlib.suppress(reading.NoLog, reading.Unreadable), review.opened(state.log) as log:
         counts: Counter[str] = Counter()
         for event in log.events(wanted):
             if event.get("what") == CAPTURE_FAILED:

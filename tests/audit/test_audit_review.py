@@ -15,10 +15,9 @@ import pytest
 from audit_events import connection, draft, finding, forging, indexed, log_of, rehashed, request, store_in
 
 from mitmsec.audit.criteria import Filter, parse_time
-from mitmsec.audit.envelope import canonical
 from mitmsec.audit.event import OURS, FaultSeen, Kind, Outcome
-from mitmsec.audit.merkle import Tree, is_consistent, leaf_hash, root_from
-from mitmsec.audit.review import NoLog, Review, Unreadable, opened
+from mitmsec.audit.reading import NoLog, Unreadable
+from mitmsec.audit.review import Review, opened
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.audit.verifying import Broken, Other, Root, Verified
 from mitmsec.core.model import Action, Process
@@ -171,12 +170,12 @@ def tampered(folder: Path, *scripts: str) -> None:
 
 def verified(folder: Path, kept: Root | None = None) -> Verified | Broken | Other:
     with opened(folder) as log:
-        return log.verify(kept)
+        return log.proofs.verify(kept)
 
 
 def test_an_untouched_log_verifies_and_tells_of_its_progress(log: Review) -> None:
     told: list[int] = []
-    result = log.verify(told=told.append)
+    result = log.proofs.verify(told=told.append)
     assert isinstance(result, Verified)
     assert result.root.size == len(SEEN)
     assert told == [0]
@@ -252,28 +251,10 @@ def test_a_damaged_page_is_reported_and_not_raised(tmp_path: Path) -> None:
 
 def test_a_row_that_sqlite_cannot_read_is_reported_and_not_raised(log: Review) -> None:
     log._conn.set_progress_handler(lambda: 1, 1)  # sqlite3.OperationalError from within a query
-    assert log.verify() == Broken(0, "unreadable: interrupted")
+    assert log.proofs.verify() == Broken(0, "unreadable: interrupted")
 
 
 # --- proofs -----------------------------------------------------------------------------------------------------------
-def test_an_event_and_what_was_signed_before_are_shown_to_be_in_the_log(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    for number in range(3):
-        store.append([draft(connection(f"flow-{number}-{one}")) for one in range(100)], signs=True)
-    roots = {}
-    with opened(tmp_path) as log:
-        for size in (100, 200, 300):
-            leaves = [leaf_hash(canonical(event)) for event in list(log.events(Filter()))[:size]]
-            roots[size] = Tree().grown(leaves)[0].root()
-        assert root_from(leaves[170], 170, 300, log.shown_to_include(170, 300)) == roots[300]
-        assert is_consistent(100, roots[100], 300, roots[300], log.shown_to_begin_with(100, 300))
-        assert is_consistent(200, roots[200], 300, roots[300], log.shown_to_begin_with(200, 300))
-        tampered(tmp_path, "DELETE FROM tiles")
-        with pytest.raises(Unreadable, match="the tree over the log cannot be read"):
-            log.shown_to_include(170, 300)
-    store.close()
-
-
 # --- opening ----------------------------------------------------------------------------------------------------------
 def test_a_log_that_is_not_there_is_said_so_and_not_made(tmp_path: Path) -> None:
     with pytest.raises(NoLog, match="no log"), opened(tmp_path):
@@ -294,7 +275,7 @@ def test_a_live_log_is_read_up_to_its_last_batch(tmp_path: Path) -> None:
         assert log.size() == 1
         store.append([draft(connection("flow-1"))])
         assert log.size() == 2
-        assert isinstance(log.verify(Root(store.tree.size, store.tree.root())), Verified)
+        assert isinstance(log.proofs.verify(Root(store.tree.size, store.tree.root())), Verified)
     store.append([draft(connection("flow-2"))])
     store.close()
 
@@ -323,7 +304,7 @@ def test_reading_as_root_leaves_nothing_that_the_recorders_user_cannot_use(commo
     elif fate == "closed":
         writer.communicate(b"")
     with opened(folder) as log:
-        assert isinstance(log.verify(), Verified)
+        assert isinstance(log.proofs.verify(), Verified)
         assert log.size() == 1
     assert {path.stat().st_uid for path in folder.iterdir()} == {uid}
     if fate == "live":

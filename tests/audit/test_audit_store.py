@@ -17,8 +17,10 @@ from mitmsec.audit.criteria import Filter
 from mitmsec.audit.envelope import canonical, sealed
 from mitmsec.audit.merkle import Tree, leaf_hash
 from mitmsec.audit.packing import Packing
-from mitmsec.audit.review import Review, SignedBy, opened
-from mitmsec.audit.store import FILE_NAME, LogDamaged, LogUnwritable, Store
+from mitmsec.audit.proving import SignedBy
+from mitmsec.audit.recovery import LogDamaged
+from mitmsec.audit.review import Review, opened
+from mitmsec.audit.store import FILE_NAME, LogUnwritable, Store
 from mitmsec.audit.verifying import Broken, Root, Verified
 from mitmsec.seal import LogSigner, checks
 
@@ -48,7 +50,7 @@ def test_a_log_is_gone_on_with(tmp_path: Path) -> None:
     store.append([draft(request())])
     store.close()
     with opened(tmp_path) as log:
-        assert log.verify(first).root.size == 2  # type: ignore[union-attr]
+        assert log.proofs.verify(first).root.size == 2  # type: ignore[union-attr]
 
 
 def test_every_commit_waits_for_the_disk(tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_a_batch_that_the_disk_refuses_leaves_nothing_and_can_be_tried_again(tmp
     store.append(batch)
     store.close()
     with opened(tmp_path) as log:
-        assert log.verify(Root(before.size, before.root())).root.size == 51  # type: ignore[union-attr]
+        assert log.proofs.verify(Root(before.size, before.root())).root.size == 51  # type: ignore[union-attr]
 
 
 def test_a_folder_that_is_not_there_is_unwritable(tmp_path: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_folder_that_is_not_there_is_unwritable(tmp_path: Path) -> None:
         store_in(tmp_path / "nowhere")
 
 
-def test_a_file_that_is_no_log_is_unwritable(tmp_path: Path) -> None:
+def test_a_file_that_is_no_log_is_damaged(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"something else entirely" * 100)
     with pytest.raises(LogDamaged, match="not a database"):
         store_in(tmp_path)
@@ -131,12 +133,14 @@ def test_checkpoints_are_signed_with_what_they_stand_for(tmp_path: Path) -> None
     store.append([draft(connection())])
     store.close()
     with opened(tmp_path) as log:
-        note = log.note()
-        assert note is not None
-        assert opened_note(note, SIGNER.key, checks) == Checkpoint(
-            "mitmsec.log/test", 3, Tree().grown(_leaves(log))[0].root()
+        found = log.proofs.note()
+        assert found is not None
+        assert (
+            found[1]
+            == opened_note(found[0], SIGNER.key, checks)
+            == Checkpoint("mitmsec.log/test", 3, Tree().grown(_leaves(log))[0].root())
         )
-        assert log.note(4) is None
+        assert log.proofs.note(4) is None
     again = store_in(tmp_path)
     assert (again.signed_size, again.tree.size) == (3, 4)
     again.close()
@@ -153,8 +157,8 @@ def test_the_log_says_who_signs_it_and_from_where_on(tmp_path: Path) -> None:
         store.append([draft(connection())], signs=True)
         store.close()
     with opened(tmp_path) as log:
-        assert log.signers() == [(0, SIGNER.key), (2, other.key)]
-        assert isinstance(log.verify(signed_by=SignedBy((SIGNER.key, other.key), checks)), Verified)
-        broken = log.verify(signed_by=SignedBy((SIGNER.key,), checks))
+        assert log.proofs.signers() == [(0, SIGNER.key), (2, other.key)]
+        assert isinstance(log.proofs.verify(signed_by=SignedBy((SIGNER.key, other.key), checks)), Verified)
+        broken = log.proofs.verify(signed_by=SignedBy((SIGNER.key,), checks))
         assert isinstance(broken, Broken)
         assert "mitmsec.log/other, whose key is none of those" in broken.why

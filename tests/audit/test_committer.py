@@ -62,7 +62,7 @@ def test_events_that_come_together_are_one_round_and_all_are_on_disk_when_it_is_
 
     asyncio.run(scenario())
     with opened(tmp_path) as log:
-        assert isinstance(log.verify(), Verified)
+        assert isinstance(log.proofs.verify(), Verified)
 
 
 def test_a_round_can_be_had_without_events(tmp_path: Path) -> None:

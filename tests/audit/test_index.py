@@ -70,8 +70,7 @@ def test_a_chunk_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert asked(tmp_path, "SELECT count(*) FROM found") == [(3,)]
 
 
-def test_periods_are_counted_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COARSE_EVERY", 4)
+def test_periods_are_counted_when_asked(tmp_path: Path) -> None:
     index = Index(tmp_path)
     index.add(events(0, 3), 3, b"")
     index.close()
@@ -79,6 +78,7 @@ def test_periods_are_counted_now_and_then(tmp_path: Path, monkeypatch: pytest.Mo
     assert asked(tmp_path, "SELECT count(*) FROM counts WHERE level_h > 1") == [(0,)]
     again = Index(tmp_path)
     again.add(events(3, 3), 6, b"")
+    again.count_coarsely()
     again.add(events(6, 1), 7, b"")
     again.close()
     assert asked(tmp_path, "SELECT level_h, total FROM counts WHERE level_h > 1 AND facet = ''") == [(24, 6), (168, 6)]

@@ -14,7 +14,7 @@ import pytest
 from audit_events import connection, draft, indexed, store_in
 
 from benchmarks.audit.traffic import BEGINS, SPAN, Machine
-from mitmsec.audit import index, questions
+from mitmsec.audit import following, questions
 from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.index import FILE_NAME
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     """A month of a busy machine, indexed but for the newest; counted coarsely for most of it."""
     made = tmp_path_factory.mktemp("log")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(index, "COARSE_EVERY", 500)
+        patch.setattr(following, "COARSE_EVERY", 500)
         patch.setattr(questions, "RARE", 20 if request.param == "few are rare" else 100_000)
         patch.setattr(questions, "COMMON", 20)
         patch.setattr(questions, "AT_ONCE", 100)
@@ -55,7 +55,7 @@ def without_index(folder: Path) -> Any:
             self._log = opened(folder)
             log = self._log.__enter__()
             assert log.indexed_size == EVENTS + 1
-            return Review(log._conn, None)
+            return Review(folder, log._conn, None)
 
         def __exit__(self, *error: Any) -> None:
             self._log.__exit__(*error)

@@ -16,8 +16,9 @@ from audit_events import connection, draft, store_in
 from mitmsec.audit import schema, store
 from mitmsec.audit.envelope import sealed
 from mitmsec.audit.merkle import Tree, leaf_hash
+from mitmsec.audit.recovery import LogDamaged
 from mitmsec.audit.review import opened
-from mitmsec.audit.store import FILE_NAME, LogDamaged
+from mitmsec.audit.store import FILE_NAME
 from mitmsec.audit.verifying import Root, Verified
 
 BEGIN = """
@@ -83,7 +84,7 @@ def test_a_log_with_a_chain_gets_a_tree_over_the_same_events(tmp_path: Path, mon
     root = Root(made.tree.size, made.tree.root())
     made.close()
     with opened(tmp_path) as log:
-        assert log.verify(root) == Verified(root, None, 0)
+        assert log.proofs.verify(root) == Verified(root, None, 0)
 
 
 @pytest.mark.parametrize(

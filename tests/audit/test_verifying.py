@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mitmsec.audit.merkle import EMPTY_ROOT, HASH_BYTES, Tile, Tree, leaf_hash
-from mitmsec.audit.verifying import Broken, Entry, Other, Root, Verified, verify
+from mitmsec.audit.merkle import EMPTY_ROOT, HASH_BYTES, Tile, Tiles, Tree, leaf_hash
+from mitmsec.audit.verifying import BadNote, Broken, Entry, Other, Root, Verified, verify
 
 ENVELOPES = st.lists(st.binary(max_size=8), min_size=1, max_size=12)
 MANY = [b"event %d" % number for number in range(600)]
@@ -17,6 +17,8 @@ MANY = [b"event %d" % number for number in range(600)]
 
 class Log:
     """What a recorder keeps: events, the tree over them, checkpoints of these sizes."""
+
+    flawed: int | None = None
 
     def __init__(self, envelopes: Sequence[bytes], signed: Sequence[int] = ()) -> None:
         self.entries = [Entry(number, envelope) for number, envelope in enumerate(envelopes)]
@@ -29,7 +31,11 @@ class Log:
         return Root(len(entries), Tree().grown([leaf_hash(entry.envelope) for entry in entries])[0].root())
 
     def verify(self, kept: Root | None = None) -> Verified | Broken | Other:
-        return verify(self.entries, lambda level, number: self.tiles[level, number], self.signed, kept)
+        notes = [Root(size, root) for size, root in sorted(self.signed.items())]
+        return verify(self.entries, lambda level, number: self.tiles[level, number], notes, kept, self.flaw_of)
+
+    def flaw_of(self, entry: Entry) -> str:
+        return "flawed" if entry.seq == self.flawed else ""
 
 
 @given(ENVELOPES, st.sets(st.integers(1, 12)))
@@ -140,8 +146,25 @@ def test_a_break_behind_what_was_kept_leaves_that_as_it_was(envelopes: list[byte
     log = Log(envelopes)
     seq = data.draw(st.integers(0, len(envelopes) - 1))
     kept = log.root(data.draw(st.integers(0, len(envelopes))))
-    log.entries[seq] = Entry(seq, envelopes[seq], "flawed")
+    log.flawed = seq
     assert log.verify(kept) == Broken(seq, "flawed")  # whose caller compares seq with kept.size
+
+
+def test_a_checkpoint_that_is_none_is_told_where_the_ones_before_it_fit() -> None:
+    log = Log(MANY[:10])
+    tiles: Tiles = lambda level, number: log.tiles[level, number]  # noqa: E731
+    notes = [log.root(4), BadNote("the checkpoint of 7 events is none")]
+    assert verify(log.entries, tiles, notes) == Broken(4, "the checkpoint of 7 events is none")
+    assert verify(log.entries, tiles, notes[1:]) == Broken(0, "the checkpoint of 7 events is none")
+    assert verify([], tiles, notes[1:]) == Broken(0, "the checkpoint of 7 events is none")
+
+
+def test_two_checkpoints_of_one_size_are_one_too_many() -> None:
+    log = Log(MANY[:10])
+    tiles: Tiles = lambda level, number: log.tiles[level, number]  # noqa: E731
+    assert verify(log.entries, tiles, [log.root(4), log.root(4)]) == Verified(log.root(), log.root(4), 2)
+    assert isinstance(verify(log.entries, tiles, [log.root(4), Root(4, bytes(32))]), Broken)
+    assert isinstance(verify(log.entries, tiles, [log.root(4), log.root(2)]), Broken)
 
 
 @given(st.integers(0, 2**40), st.binary(min_size=32, max_size=32))

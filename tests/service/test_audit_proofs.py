@@ -6,15 +6,19 @@ import base64
 import hashlib
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from audit_cli import lines, mitmsec, tamper
-from audit_events import SIGNER, connection, draft, log_of, rehashed, request, store_in
+from audit_events import SIGNER, connection, draft, indexed, log_of, rehashed, request, store_in
 from test_audit_commands import SEEN
 
-from mitmsec.audit.checkpoint import LogKey, opened
+from mitmsec.audit.checkpoint import Checkpoint, LogKey, opened
+from mitmsec.audit.index import FILE_NAME as INDEX
 from mitmsec.audit.merkle import Tree, is_consistent, leaf_hash, root_from
+from mitmsec.audit.recovery import LAST_NAME
 from mitmsec.audit.store import FILE_NAME, Store
 from mitmsec.seal import LogSigner, checks
 
@@ -51,7 +55,7 @@ def test_verify_against_a_kept_head_finds_a_log_that_was_cut(state: Path) -> Non
     (told,) = lines(mitmsec(state, "verify", "--json"))
     kept = mitmsec(state, "verify", "--head", told["head"])
     assert kept.exit_code == 0
-    assert "The first 6 events" in kept.stdout
+    assert "All of its events are those that were kept." in kept.stdout
     tamper(state, "DELETE FROM events WHERE seq = 5")
     assert mitmsec(state, "verify").exit_code == 1
     rehashed(state / "log" / FILE_NAME)
@@ -172,12 +176,13 @@ def test_what_was_kept_is_found_again(signed: Path, by: str) -> None:
     (as_json,) = lines(mitmsec(signed, "verify", "--json", "--checkpoint", note, "--key", key))
     assert as_json["kept"].startswith("6:")
     assert (as_json["signed"], as_json["checkpoints"], as_json["signatures_checked"]) == (6, 1, True)
-    assert as_json["cannot_exclude"] == []
+    assert (as_json["proven"], as_json["cannot_exclude"]) == (6, ["truncation", "rewriting"])
 
 
 def test_whoever_writes_and_signs_the_log_anew_is_found_by_what_was_kept(signed: Path, tmp_path: Path) -> None:
     note, key = kept_files(signed)
     (signed / "log" / FILE_NAME).unlink()
+    (signed / "log" / LAST_NAME).unlink()
     forger = Store(signed / "log", LogSigner(SIGNER.key.name, bytes(32)))
     forger.append([draft(connection(f"forged-{number}")) for number in range(9)], signs=True)
     forger.close()
@@ -241,3 +246,70 @@ def test_a_log_without_any_checkpoint_says_so(state: Path) -> None:
     told = mitmsec(state, "checkpoint")
     assert (told.exit_code, told.stdout) == (1, "")
     assert "nothing has been signed yet" in told.stderr
+
+
+# --- what is not shown, and not passed over ---------------------------------------------------------------------------
+def test_behind_what_was_kept_a_log_may_have_been_written_anew(signed: Path, tmp_path: Path) -> None:
+    note = tmp_path / "kept.note"
+    note.write_text(mitmsec(signed, "checkpoint").stdout)
+    told = mitmsec(signed, "verify", "--checkpoint", str(note), "--key", str(SIGNER.key), columns=400).stdout
+    assert "The first 6 events are those that were kept. The 1 behind them may since have been cut short" in told
+    (said,) = lines(mitmsec(signed, "verify", "--checkpoint", str(note), "--json"))
+    assert (said["proven"], said["cannot_exclude"]) == (6, ["truncation", "rewriting"])
+    store = store_in(signed / "log")
+    store.append([], signs=True)
+    store.close()
+    note.write_text(mitmsec(signed, "checkpoint").stdout)
+    (said,) = lines(mitmsec(signed, "verify", "--checkpoint", str(note), "--json"))
+    assert (said["proven"], said["cannot_exclude"]) == (7, [])
+
+
+def test_a_file_of_keys_that_is_empty_checks_nothing_and_says_so(signed: Path, tmp_path: Path) -> None:
+    (tmp_path / "log.key").write_text("\n")
+    result = mitmsec(signed, "verify", "--key", str(tmp_path / "log.key"))
+    assert result.exit_code == 2
+    assert "it is empty" in result.stderr
+
+
+def test_of_a_fork_nothing_is_shown(signed: Path, tmp_path: Path) -> None:
+    """Signed by the log's own key, and of other events: someone has written it anew."""
+    fork = Checkpoint(SIGNER.key.name, 4, b"\x07" * 32)
+    for sign, why in ((SIGNER.sign, "its first 4 events are not those of that checkpoint"), (bytes, "no checkpoint")):
+        (tmp_path / "fork.note").write_text(fork.signed(SIGNER.key, lambda body, sign=sign: sign(body)[:64]))
+        result = mitmsec(signed, "prove", "--since", str(tmp_path / "fork.note"))
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert why in result.stderr
+
+
+def test_nothing_is_proven_by_a_tree_that_was_changed(signed: Path) -> None:
+    tamper(signed, "UPDATE tiles SET hashes = zeroblob(length(hashes))")
+    result = mitmsec(signed, "prove", "3")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "this cannot be shown" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["checkpoint"], ["prove", "3"]])
+def test_a_checkpoint_that_nobody_signed_is_not_handed_out(signed: Path, words: list[str]) -> None:
+    false = Checkpoint(SIGNER.key.name, 6, b"\x07" * 32).signed(SIGNER.key, lambda body: bytes(64))
+    tamper(signed, f"UPDATE checkpoints SET note = '{false}'")
+    result = mitmsec(signed, *words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "its newest checkpoint is none" in result.stderr
+    tamper(signed, "UPDATE checkpoints SET note = char(27) || ']0;pwn' || char(7)")
+    result = mitmsec(signed, *words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "\x1b" not in result.stderr
+
+
+def test_an_index_that_hides_an_event_is_found(signed: Path) -> None:
+    indexed(signed / "log")
+    (told,) = lines(mitmsec(signed, "verify", "--json"))
+    assert told["index"] == {"size": 7, "why": ""}
+    with closing(sqlite3.connect(signed / "log" / INDEX, isolation_level=None)) as conn:
+        conn.execute("DELETE FROM found WHERE seq = 3")
+    result = mitmsec(signed, "verify")
+    assert result.exit_code == 1
+    assert "whole: 7 events" in result.stdout
+    assert "its index is NOT what it should be: it is changed: found, seq 3" in result.stderr
+    assert mitmsec(signed, "verify", "--log-only").exit_code == 0
+    assert mitmsec(signed, "verify", "--json").exit_code == 1

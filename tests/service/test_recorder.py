@@ -22,6 +22,7 @@ from mitmsec.audit.criteria import Filter
 from mitmsec.audit.event import BytesSeen, CertificateSeen, FaultSeen, SealedSeen, SecretsSeen, ServiceSeen
 from mitmsec.audit.index import FILE_NAME as INDEX
 from mitmsec.audit.producer import CAPTURE_LOST, Producer
+from mitmsec.audit.recovery import LAST_NAME
 from mitmsec.audit.review import opened
 from mitmsec.audit.store import FILE_NAME
 from mitmsec.audit.verifying import Verified
@@ -54,7 +55,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def events(folder: Path) -> list[dict[str, Any]]:
     """Everything in the log, which must be whole."""
     with opened(folder) as log:
-        assert isinstance(log.verify(), Verified)
+        assert isinstance(log.proofs.verify(), Verified)
         return list(log.events(Filter()))
 
 
@@ -231,7 +232,7 @@ def test_the_supervisors_end_makes_the_recorder_finish_what_was_sent(tmp_path: P
             assert await child.end() == 0
 
     run(scenario)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, KEY_NAME, INDEX, "lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FILE_NAME, KEY_NAME, LAST_NAME, INDEX, "lock"]
     found = events(tmp_path)
     assert [event["kind"] for event in found] == ["connection"] * 500 + ["fault"]
 
