@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from functools import partial
 
 from mitmsec.audit.envelope import Fields
-from mitmsec.audit.export import cef, csv_rows, ecs, jsonl, ocsf, syslog_lines
+from mitmsec.audit.export import Format, cef, csv_rows, ecs, jsonl, ocsf, syslog_lines
 from mitmsec.audit.export.reading import Source
 
 type Writes = Callable[[Fields, Source], bytes]
-
-
-class Format(StrEnum):
-    """What an export is written in."""
-
-    CEF = "cef"
-    CSV = "csv"
-    ECS = "ecs"
-    JSONL = "jsonl"
-    OCSF = "ocsf"
-    SYSLOG = "syslog"
 
 
 LINES: dict[Format, Writes] = {

@@ -7,7 +7,8 @@ from export_events import HERE, REAL, events
 from hypothesis import given
 
 from mitmsec.audit.envelope import Fields
-from mitmsec.audit.export.formats import LINES, Format, ending, header, in_file, in_syslog
+from mitmsec.audit.export import Format
+from mitmsec.audit.export.formats import LINES, ending, header, in_file, in_syslog
 
 
 def test_every_format_can_be_written() -> None:
