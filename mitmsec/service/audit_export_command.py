@@ -37,7 +37,7 @@ _path = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--trust-tcp",
     is_flag=True,
-    help="With --to: what the server's machine has counts as delivered; for servers that never answer close_notify.",
+    help="With --to: an end of TCP without a reset is answer enough; for servers that do not answer close_notify.",
 )
 @click.option("--cursor", type=_path, metavar="FILE", help="Go on after what was delivered last; FILE remembers it.")
 @click.option("--follow", is_flag=True, help="Go on with what comes, for ever.")

@@ -98,10 +98,7 @@ class SyslogServer:
         if self._connection is None:
             return
         try:
-            if self._trusts_tcp:
-                self._connection.wait_until_acknowledged()
-            else:
-                self._connection.end()
+            self._connection.end(trusts_tcp=self._trusts_tcp)
         except OSError as error:
             raise Undelivered(f"{self._at}: {_told(error)}") from error
         finally:
@@ -135,8 +132,12 @@ class _Connection:
             left = left[self._tls.write(left[:PIECE_BYTES]) :]
             self._flush()
 
-    def end(self) -> None:
-        """The other side has read everything, and said so, when this returns."""
+    def end(self, *, trusts_tcp: bool) -> None:
+        """The other side has read everything when this returns.
+
+        It said so; with `trusts_tcp` that TCP ended in order, after our close_notify and without a reset, is enough.
+        """
+        self._wait_until_acknowledged()  # so that what it leaves unread is a reset in place of an end
         if self._has_ended():
             raise OSError(0, "it closed the connection; what it took is not known")
         self._close_notify()
@@ -146,18 +147,10 @@ class _Connection:
         except ssl.SSLZeroReturnError:
             return self._end_tcp()
         except (ssl.SSLEOFError, TimeoutError) as error:
+            if trusts_tcp and isinstance(error, ssl.SSLEOFError):
+                return self._end_tcp()
             raise OSError(0, "it did not answer close_notify (RFC 5425 §4.4); what it took is not known") from error
         raise OSError(0, "it talks instead of answering close_notify; what it took is not known")
-
-    def wait_until_acknowledged(self) -> None:
-        """The other machine has every byte when this returns. Its program may not have read them."""
-        deadline = time.monotonic() + SEND_S
-        while self._unacknowledged_bytes():
-            if time.monotonic() > deadline:
-                raise TimeoutError(0, "it does not acknowledge what was sent")
-            time.sleep(POLL_S)
-        with contextlib.suppress(OSError):  # who never answers is told nevertheless
-            self._close_notify()
 
     def close(self) -> None:
         self._plain.close()
@@ -183,10 +176,18 @@ class _Connection:
         self._flush()
 
     def _end_tcp(self) -> None:
-        """A reset in place of an end shows that something was left unread."""
+        """Raises ConnectionResetError where something was left unread."""
         self._plain.shutdown(socket.SHUT_WR)
         with contextlib.suppress(TimeoutError):  # it has said that it read everything, and is in no hurry
             self._plain.recv(PIECE_BYTES)
+
+    def _wait_until_acknowledged(self) -> None:
+        """The other machine has every byte."""
+        deadline = time.monotonic() + SEND_S
+        while self._unacknowledged_bytes():
+            if time.monotonic() > deadline:
+                raise TimeoutError(0, "it does not acknowledge what was sent")
+            time.sleep(POLL_S)
 
     def _unacknowledged_bytes(self) -> int:
         broke = self._plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

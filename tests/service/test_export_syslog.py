@@ -87,7 +87,7 @@ def test_an_end_that_is_not_in_order_settles_nothing(house: House, manner: Manne
         assert collector.messages[-len(MESSAGES) :] == MESSAGES
 
 
-def test_a_collector_that_never_answers_can_be_trusted_by_what_tcp_says(house: House) -> None:
+def test_a_collector_that_never_answers_can_be_trusted_by_how_its_tcp_ends(house: House) -> None:
     with house.collector(Manner.SILENT, Manner.SILENT) as collector:
         with pytest.raises(Undelivered, match="did not answer close_notify"):
             deliver(server(house, collector.port))
@@ -96,12 +96,15 @@ def test_a_collector_that_never_answers_can_be_trusted_by_what_tcp_says(house: H
     assert collector.messages == MESSAGES * 2
 
 
-def test_a_connection_that_broke_settles_nothing_by_tcp_either(house: House) -> None:
-    with house.collector(Manner.RESETS, after_bytes=100) as collector:
+@pytest.mark.parametrize(
+    ("manner", "why"), [(Manner.RESETS, "reset by peer"), (Manner.GOES_AWAY, "closed the connection")]
+)
+def test_an_end_before_ours_settles_nothing_by_tcp_either(house: House, manner: Manner, why: str) -> None:
+    with house.collector(manner, after_bytes=100) as collector:
         sink = server(house, collector.port, trusts_tcp=True)
         sink.take(RECORDS)
         assert collector.ended.wait(20)
-        with pytest.raises(Undelivered, match="reset by peer"):
+        with pytest.raises(Undelivered, match=why):
             sink.settle()
         assert collector.messages == []
 
