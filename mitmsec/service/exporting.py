@@ -132,7 +132,7 @@ def at_least_once(wanted: Wanted) -> None:
 
         def keep(at: Position) -> None:
             if file is not None:
-                file.keep(Cursor(to=wanted.target, log=reading.log, at=at))
+                _kept(file, Cursor(to=wanted.target, log=reading.log, at=at))
 
         keep(start.at)  # before the file: whoever is killed in between finds that it is the cursor's
         Delivery(reading.after, _going_on(wanted), keep, Clock(), _tell).run(start.at, follow=wanted.follows)
@@ -150,6 +150,14 @@ def _cursor_file(wanted: Wanted) -> Iterator[CursorFile | None]:
         fail(f"--cursor: {shown(wanted.cursor)} {error}", "name another file; a new one begins anew", EXIT_USAGE)
 
 
+def _kept(file: CursorFile, cursor: Cursor) -> None:
+    try:
+        file.keep(cursor)
+    except OSError as error:
+        what = f"--cursor: {shown(file.path)} cannot be written: {error.strerror}"
+        fail(what, "put that right, then order it once more; what it does not hold is delivered again", EXIT_PRIVILEGE)
+
+
 def _start(wanted: Wanted, file: CursorFile | None) -> Cursor:
     """Where this export goes on, or begins."""
     cursor = None if file is None else file.read()
@@ -165,7 +173,7 @@ def _start(wanted: Wanted, file: CursorFile | None) -> Cursor:
 
 
 def _has_content(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+    return os.path.exists(path) and os.path.getsize(path) > 0  # or it cannot be seen, and then not opened either
 
 
 def _going_on(wanted: Wanted) -> Sink:

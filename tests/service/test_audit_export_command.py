@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import subprocess
@@ -18,6 +19,8 @@ from syslog_stage import House, Manner
 
 from mitmsec.audit.event import Kind
 from mitmsec.audit.export import Format
+from mitmsec.audit.export.cursor import Cursor
+from mitmsec.service.export_cursor import CursorFile
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,22 @@ def test_what_is_no_cursor_is_not_overwritten(state: Path, tmp_path: Path) -> No
     mine.write_text("precious")
     result = export(state, "--output", tmp_path / "out", "--cursor", mine)
     assert (result.exit_code, "is no cursor" in result.stderr, mine.read_text()) == (2, True, "precious")
+
+
+def test_a_cursor_that_cannot_be_written_ends_it(state: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: CursorFile, cursor: Cursor) -> None:
+        if cursor.at.seq >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, cursor)
+
+    real = CursorFile.keep
+    words = ("--output", tmp_path / "out", "--cursor", tmp_path / "cursor")
+    with monkeypatch.context() as patched:
+        patched.setattr(CursorFile, "keep", full)
+        result = export(state, *words)
+    assert (result.exit_code, "cursor cannot be written: No space left" in result.stderr) == (3, True)
+    assert export(state, *words).exit_code == 0
+    assert seqs((tmp_path / "out").read_bytes()) == [*range(len(SEEN))] * 2
 
 
 @pytest.mark.parametrize(

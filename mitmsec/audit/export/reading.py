@@ -5,13 +5,12 @@ Whoever can write the log's file can put anything into it, and what stands in an
 
 from __future__ import annotations
 
-import ipaddress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from mitmsec.audit.envelope import Fields
-from mitmsec.core.model import Action, Direction, Value
+from mitmsec.core.model import Action, Direction, Endpoint, Value
 
 INTEGER_LIMIT = 2**53  # beyond it, readers of JSON round
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,7 +56,7 @@ def texts(event: Fields, *path: str) -> list[str]:
 def address(event: Fields, side: str) -> str | None:
     """The IP address of `local` or `remote`, as canonical text."""
     try:
-        return ipaddress.ip_address(text(event, side, "address") or "").compressed.partition("%")[0]
+        return Endpoint.of(text(event, side, "address") or "", 0).address
     except ValueError:
         return None
 
