@@ -47,7 +47,12 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     instant_option("--since", "RFC 3339, or a span before now: 10m, 2h, 3d."),
     instant_option("--until", "As --since."),
-    click.option("--text", callback=_words, metavar="TEXT", help="In a value, from the beginning of a word on; whatever the case."),
+    click.option(
+        "--text",
+        callback=_words,
+        metavar="TEXT",
+        help="In a value, from the beginning of a word on; whatever the case.",
+    ),
 )
 
 

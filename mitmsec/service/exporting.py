@@ -196,8 +196,7 @@ class _Reading:
             self._check(log, at, -1 if newest is None else int(newest["seq"]))
             if newest is None or newest["seq"] == at.seq:
                 return None
-            matching = log.events(replace(self._wanted.filter, after=at.seq))
-            events = list(islice(matching, BATCH_EVENTS))
+            events = list(islice(log.events(replace(self._wanted.filter, after=at.seq)), BATCH_EVENTS))
             record = _records(self._wanted, log)
         last = events[-1] if events else newest
         if len(events) < BATCH_EVENTS and newest["seq"] > last["seq"]:
