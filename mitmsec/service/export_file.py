@@ -116,8 +116,11 @@ class Appended:
         if self._descriptor is None:
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             self._descriptor = os.open(self._path, flags, 0o600)
-            if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            found = os.fstat(self._descriptor)
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError(0, "is no file")
+            if found.st_uid not in (0, os.geteuid()):
+                raise OSError(0, "is somebody else's, who could read what is written")
             if not _cut_torn_line(self._descriptor):
                 self._write(self._descriptor, self._header)
             sync_folder(self._path)

@@ -104,6 +104,15 @@ def test_what_is_no_file_or_refuses_is_undelivered(tmp_path: Path) -> None:
         Appended(tmp_path / "no" / "out", b"").take([b"x\n"])
 
 
+@pytest.mark.root
+def test_what_somebody_else_laid_there_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "out").touch(0o666)
+    os.chown(tmp_path / "out", 65534, 65534)
+    with pytest.raises(Undelivered, match="is somebody else's"):
+        Appended(tmp_path / "out", b"").take([b"x\n"])
+    assert (tmp_path / "out").read_bytes() == b""
+
+
 def test_after_a_failure_the_torn_line_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real, calls = tmp_path / "out", os.write, list[int]()
 

@@ -17,6 +17,7 @@ from audit_events import connection, draft, log_of, request, store_in
 from syslog_stage import House, Manner
 
 from mitmsec.audit.criteria import Filter
+from mitmsec.audit.event import Kind
 from mitmsec.audit.export import Format
 from mitmsec.service import exporting
 from mitmsec.service.exporting import Wanted, at_least_once, once
@@ -139,6 +140,29 @@ def test_killed_while_it_follows_a_log_that_grows_it_goes_on_after_what_was_sett
     seqs = [json.loads(message.partition(b"] ")[2])["seq"] for message in collector.messages]
     assert_each_at_least_once_and_in_order(seqs, 15)
     assert json.loads(cursor.read_text())["at"]["seq"] == 14
+
+
+def test_stdout_can_follow_a_log_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    class Growing(exporting.Clock):
+        """Whenever nothing is left something comes, twice; then Ctrl-C is pressed."""
+
+        pauses = 0
+
+        def pause(self, span_s: float) -> None:
+            super().pause(0)
+            self.pauses += 1
+            if self.pauses == 3:
+                raise KeyboardInterrupt
+            log_of(tmp_path / "log", [connection(f"flow-{self.pauses}")])
+
+    (tmp_path / "log").mkdir()
+    log_of(tmp_path / "log", [request(), connection("flow-0")])
+    monkeypatch.setattr(exporting, "Clock", Growing)
+    with pytest.raises(KeyboardInterrupt):
+        at_least_once(wanted(tmp_path, filter=Filter(kind=Kind.CONNECTION), follows=True))
+    assert [json.loads(line)["seq"] for line in capsysbinary.readouterr().out.splitlines()] == [1, 2, 3]
 
 
 def until(happens: object) -> None:
