@@ -179,7 +179,11 @@ def _has_content(path: Path) -> bool:
 def _going_on(wanted: Wanted) -> Sink:
     if wanted.to is not None:
         return _server(wanted)
-    return _printed(wanted) if wanted.output is None else Appended(wanted.output, header(wanted.form))
+    if wanted.output is None:
+        return _printed(wanted)
+    appended = Appended(wanted.output, header(wanted.form))
+    appended.take([])  # a torn line is cut off even if nothing comes
+    return appended
 
 
 class _Reading:
