@@ -54,6 +54,8 @@ TESTED_ELSEWHERE = {
     "mitmsec/gate/surroundings.py": "types; tests/gate_house.py makes them",
     "mitmsec/gate/descriptors.py": "tests/gate/test_gate_loop_limits.py runs out of them",
     "redirect/mitmsec_redirect/divert_seams.py": "types only; tests/redirect/test_windivert.py uses them",
+    "mitmsec/audit/export/ocsf_objects.py": "tests/audit/export/test_ocsf.py validates events made of them",
+    "mitmsec/service/audit_filters.py": "tests/service/test_audit_commands.py and test_audit_export_command.py filter",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
     "mitmsec/service/children_ground.py": "types only; tests/end_to_end",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",

@@ -11,14 +11,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.audit.criteria import Filter
-from mitmsec.audit.event import Kind, Outcome
-from mitmsec.core.model import Action
+from mitmsec.audit.event import Kind
 from mitmsec.service.audit_explain_command import explain
+from mitmsec.service.audit_export_command import export
+from mitmsec.service.audit_filters import filter_of, filter_options
 from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.groups import Group
-from mitmsec.service.log_reading import instant_option, opened_log
+from mitmsec.service.log_reading import opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     debug_option,
@@ -29,16 +29,6 @@ from mitmsec.service.options import (
 from mitmsec.service.terminal import console, shown, tell
 
 SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
-ENUMS = {"kind": Kind, "action": Action, "outcome": Outcome}
-KINDS_HELP = f"Only events of this kind: {', '.join(Kind)}."
-OUTCOMES_HELP = f"How the connection ended, or that a finding stopped the request: {', '.join(Outcome)}."
-
-
-def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Nothing is no criterion: a variable that is empty in a script must not show everything."""
-    if value is not None and not value.strip():
-        raise click.BadParameter("it is empty; leave the option out to see all")
-    return value
 
 
 @click.group(cls=Group)
@@ -47,29 +37,7 @@ def audit() -> None:
 
 
 @audit.command("list")
-@click.option("--kind", type=click.Choice([kind.value for kind in Kind]), metavar="KIND", help=KINDS_HELP)
-@click.option(
-    "--app",
-    callback=_words,
-    metavar="TEXT|GLOB",
-    help="Part of the executable's path, or a glob over all of it; whatever the case.",
-)
-@click.option(
-    "--host", callback=_words, metavar="NAME|GLOB", help="A host and what is below it, an address, or a glob."
-)
-@click.option(
-    "--action", type=click.Choice([action.value for action in Action]), help="What was done to the connection."
-)
-@click.option("--rule", callback=_words, metavar="NAME|GLOB", help="Connections that this rule of the policy decided.")
-@click.option("--outcome", type=click.Choice([end.value for end in Outcome]), metavar="OUTCOME", help=OUTCOMES_HELP)
-@click.option(
-    "--session", callback=_words, metavar="ID", help="One run, by the `session` that stands in each of its events."
-)
-@instant_option("--since", "RFC 3339, or a span before now: 10m, 2h, 3d.")
-@instant_option("--until", "As --since.")
-@click.option(
-    "--text", callback=_words, metavar="TEXT", help="In a value, from a word's beginning on; whatever the case."
-)
+@filter_options
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -81,8 +49,7 @@ def audit() -> None:
 @debug_option
 def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **criteria: Any) -> None:
     """Show events, the newest last. An event must meet every filter that is given."""
-    criteria |= {key: of(value) for key, of in ENUMS.items() if (value := criteria[key])}
-    wanted = Filter(**criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
+    wanted = filter_of(criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
     with opened_log(state_folder) as log:
         if as_json:
             for event in log.events(wanted):
@@ -123,8 +90,7 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
         tell(out, *parts)
 
 
-audit.add_command(explain)
-for command in (verify, prove, checkpoint, key):
+for command in (explain, export, verify, prove, checkpoint, key):
     audit.add_command(command)
 
 

@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mitmsec.core.printable import shown
+
 if TYPE_CHECKING:  # a run of a command mostly shows nothing
     from rich.console import Console, RenderableType
 
 WIDTH_WITHOUT_TERMINAL = 160
+
+__all__ = ["console", "shown", "tell"]
 
 
 def console(*, stderr: bool = False, width_in_pipe: int = WIDTH_WITHOUT_TERMINAL) -> Console:
@@ -38,14 +42,3 @@ def tell(out: Console, *parts: RenderableType) -> None:
             out.print(part)
     for line in captured.get().splitlines():
         click.echo(line.rstrip(), file=out.file)
-
-
-def shown(value: object) -> str:
-    """`value` with everything that is not printable escaped: it can neither move the cursor nor reverse a line."""
-    text = str(value)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )

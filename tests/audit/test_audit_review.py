@@ -60,6 +60,10 @@ def at(second: int) -> datetime:
     ("wanted", "expected"),
     [
         (Filter(), [0, 1, 2, 3, 4, 5, 6]),
+        (Filter(after=-1), [0, 1, 2, 3, 4, 5, 6]),
+        (Filter(after=3), [4, 5, 6]),
+        (Filter(after=2, kind=Kind.CONNECTION), [3, 4, 5]),
+        (Filter(after=6), []),
         (Filter(limit=2), [5, 6]),
         (Filter(outcome=Outcome.BLOCKED), [5]),
         (Filter(outcome=Outcome.OPEN), [0]),

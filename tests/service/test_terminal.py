@@ -5,19 +5,11 @@ from __future__ import annotations
 import io
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.service.terminal import console, shown, tell
-
-
-@given(st.text())
-def test_what_is_shown_is_printable(text: str) -> None:
-    assert shown(text).isprintable()
-    assert not text.isprintable() or shown(text) == text
+from mitmsec.service.terminal import console, tell
 
 
 def test_lines_are_long_where_there_is_no_terminal_and_as_told_by_the_environment(
