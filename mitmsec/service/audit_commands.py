@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
+from msgspec.structs import replace
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mitmsec.audit.criteria import Facet, Filter
+from mitmsec.audit.envelope import Fields
 from mitmsec.audit.event import Kind
+from mitmsec.audit.questions import OVERVIEW
+from mitmsec.audit.review import Review
 from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_export_command import export
 from mitmsec.service.audit_filters import filter_of, filter_options
@@ -29,6 +38,8 @@ from mitmsec.service.options import (
 from mitmsec.service.terminal import console, shown, tell
 
 SHOWN_EVENTS = 100  # of `list` for people, unless --limit says otherwise
+FOLLOWED_EVENTS = 10  # before what comes
+FOLLOW_S = 0.5
 
 
 @click.group(cls=Group)
@@ -44,13 +55,22 @@ def audit() -> None:
     metavar="N",
     help=f"The newest N that match. Default: {SHOWN_EVENTS}; with --json all.",
 )
+@click.option("--before", type=click.IntRange(min=0), metavar="NUMBER", help="Only events in front of this one.")
+@click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @json_option
 @state_option
 @debug_option
-def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **criteria: Any) -> None:
+def list_events(
+    *, as_json: bool, state_folder: Path, limit: int | None, before: int | None, follow: bool, **criteria: Any
+) -> None:
     """Show events, the newest last. An event must meet every filter that is given."""
-    wanted = filter_of(criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
+    if follow and before is not None:
+        raise click.UsageError("what comes is behind all events: --follow goes without --before")
+    limit = limit or (None if as_json and not follow else FOLLOWED_EVENTS if follow else SHOWN_EVENTS)
+    wanted = replace(filter_of(criteria, limit), before=before)
     with opened_log(state_folder) as log:
+        if follow:
+            return _follow(log, wanted, as_json=as_json)
         if as_json:
             for event in log.events(wanted):
                 _print_json(event)
@@ -61,8 +81,27 @@ def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **crite
             click.echo("no event matches", err=True)
         else:
             tell(out, table_of(events, out.width))
-        if limit is None and len(events) == SHOWN_EVENTS:
-            click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more", err=True)
+        if len(events) == SHOWN_EVENTS == limit:
+            older = f"--before {events[0]['seq']} shows older ones"
+            click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more, {older}", err=True)
+
+
+def _follow(log: Review, wanted: Filter, *, as_json: bool) -> None:
+    """The newest, and then what comes; ends with Ctrl-C, or when its reader goes away."""
+    out, is_first = console(), True
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            size = log.size()
+            events = list(log.events(replace(wanted, before=size)))
+            if as_json:
+                for event in events:
+                    _print_json(event)
+                sys.stdout.flush()
+            elif events:
+                tell(out, table_of(events, out.width, with_header=is_first))
+                is_first = False
+            wanted = replace(wanted, after=size - 1, limit=None)
+            time.sleep(FOLLOW_S)
 
 
 @audit.command()
@@ -95,25 +134,55 @@ for command in (explain, export, verify, prove, checkpoint, key):
 
 
 @audit.command()
+@click.option(
+    "--by",
+    type=click.Choice(OVERVIEW),
+    metavar="FACET",
+    help=f"Count all events that match by this instead: {', '.join(OVERVIEW)}.",
+)
+@filter_options
 @json_option
 @state_option
 @debug_option
-def stats(as_json: bool, state_folder: Path) -> None:
-    """Sum up the connections by program and action."""
+def stats(*, by: Facet | None, as_json: bool, state_folder: Path, **criteria: Any) -> None:
+    """Sum up the connections by program and action.
+
+    With --by, or with a filter, count events instead, whole hours of them; a connection once, when it has ended.
+    """
+    wanted = filter_of(criteria, None)
     with opened_log(state_folder) as log:
-        rows = log.stats()
+        if by is None and wanted == Filter():
+            return _tell_volumes(log.stats(), as_json=as_json)
+        counted = log.counted(wanted)
+    rows = [{by or "action": text, "events": number} for text, number in counted.by[by or "action"].most_common()]
     if as_json:
         for row in rows:
             _print_json(row)
         return
+    _tell_rows([by or "action"], ["events"], [list(row.values()) for row in rows])
+    click.echo(f"of {counted.total} events", err=True)
+
+
+def _tell_volumes(rows: Sequence[Fields], *, as_json: bool) -> None:
+    if as_json:
+        for row in rows:
+            _print_json(row)
+        return
+    cells = [
+        [row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"])]
+        for row in rows
+    ]
+    _tell_rows(["app", "action"], ["connections", "sent", "received"], cells)
+
+
+def _tell_rows(words: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for column in ("app", "action"):
+    for column in words:
         table.add_column(column)
-    for column in ("connections", "sent", "received"):
+    for column in numbers:
         table.add_column(column, justify="right")
     for row in rows:
-        cells = (row["app"] or "unknown", row["action"], row["connections"], size(row["sent"]), size(row["received"]))
-        table.add_row(*(Text(shown(cell)) for cell in cells))
+        table.add_row(*(Text(shown(cell)) for cell in row))
     tell(console(), table)
 
 

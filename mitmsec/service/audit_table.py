@@ -109,10 +109,11 @@ class Row(Value, frozen=True):
         return [part for part in (*first, pid, self.protocol, self.detail, volume) if part]
 
 
-def table_of(events: Iterable[Event], width: int) -> Text:
+def table_of(events: Iterable[Event], width: int, *, with_header: bool = True) -> Text:
     """The events as lines of at most `width` cells, without spaces at their ends."""
     rows = [_row(event) for event in events]
-    lines = _wide(rows, width) if width >= WIDE else _narrow(rows, width, is_slim=width < SLIM)
+    lines = list(_wide(rows, width) if width >= WIDE else _narrow(rows, width, is_slim=width < SLIM))
+    lines = lines if with_header else lines[1:]
     table = Text("\n", no_wrap=True, overflow="ignore").join(lines)
     table.no_wrap, table.overflow = True, "ignore"
     return table

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from audit_cli import lines, mitmsec, tamper
-from audit_events import connection, finding, log_of, request
+from audit_events import connection, draft, finding, log_of, request, store_in
 from click.testing import CliRunner
 
 from mitmsec.audit.event import FaultSeen, Kind, Outcome, ServiceSeen
@@ -232,3 +236,49 @@ def test_a_file_that_is_no_log_is_verified_as_such(tmp_path: Path, content: byte
     listed = mitmsec(tmp_path, "list")
     assert listed.exit_code == 1
     assert f"audit verify --state {tmp_path}` says" in listed.stderr
+
+
+# --- what comes, what was before, how many ----------------------------------------------------------------------------
+def test_what_comes_is_shown_as_it_comes(state: Path) -> None:
+    command = [sys.executable, "-m", "mitmsec", "audit", "list", "--follow", "--limit", "2", "--state", str(state)]
+    for as_json in (False, True):
+        words = [*command, *(["--json"] if as_json else [])]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "160"})
+        assert process.stdout is not None
+        first = [process.stdout.readline() for _ in range(2 if as_json else 3)]
+        store = store_in(state / "log")
+        store.append([draft(connection(f"later-{as_json}", host="later.example"))])
+        store.close()
+        came = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=30)
+        assert (rest, process.returncode) == ("", 0)
+        assert "later.example" in came
+        if as_json:
+            assert [json.loads(line)["seq"] for line in [*first, came]] == [5, 6, 7]
+        else:
+            assert first[0].split()[:2] == ["#", "time"]
+            assert [line.split()[0] for line in [*first[1:], came]] == ["4", "5", "6"]
+
+
+def test_what_comes_is_in_front_of_nothing(state: Path) -> None:
+    assert mitmsec(state, "list", "--follow", "--before", "3").exit_code == 2
+
+
+def test_older_events_are_a_page_further(state: Path) -> None:
+    assert [event["seq"] for event in lines(mitmsec(state, "list", "--before", "4", "--limit", "2", "--json"))] == [
+        2,
+        3,
+    ]
+
+
+def test_events_are_counted_by_what_is_asked(state: Path) -> None:
+    by_kind = {row["kind"]: row["events"] for row in lines(mitmsec(state, "stats", "--by", "kind", "--json"))}
+    events = lines(mitmsec(state, "list", "--json"))
+    ended = [event for event in events if event.get("outcome") != "open"]
+    assert by_kind == Counter(event["kind"] for event in ended)
+    told = mitmsec(state, "stats", "--by", "host", "--kind", "connection")
+    assert told.stdout.splitlines()[0].split() == ["host", "events"]
+    assert told.stderr == f"of {by_kind['connection']} events\n"
+    blocked = lines(mitmsec(state, "stats", "--action", "block", "--json"))
+    assert blocked in ([], [{"action": "block", "events": sum(event.get("action") == "block" for event in ended)}])
