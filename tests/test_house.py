@@ -37,6 +37,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/mitmproxy_addon.py": "tests/core/test_engine_section.py reads them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
     "mitmsec/core/quarantine_section.py": "tests/core/test_quarantine.py reads policies by it",
+    "mitmsec/core/retention.py": "a value; tests/core/test_retention_section.py reads it",
     "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_packets.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
@@ -270,7 +271,7 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
 
 READERS = (
     "core/policyfile", "core/yara_section", "core/policytest_section", "core/inbound_section", "core/engine_section",
-    "core/quarantine_section", "config",
+    "core/quarantine_section", "core/retention_section", "config",
 )  # fmt: skip
 
 

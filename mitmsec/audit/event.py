@@ -70,6 +70,7 @@ class FlowHanded(Seen, frozen=True):
     local: Endpoint | None = None  # with `remote`, where the flow is captured: the worker's pieces do not say
     remote: Endpoint | None = None
     direction: Direction = Direction.OUTBOUND
+    keep_evidence_s: int | None = None  # as the decision has it
 
 
 class ConnectionSeen(Seen, frozen=True):

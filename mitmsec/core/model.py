@@ -281,6 +281,7 @@ class Decision(Value, frozen=True):
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
     page: bool = False  # a blocked client is told why inside TLS, too, which has to be decrypted for that
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
+    keep_evidence_s: int | None = None  # evidence of findings is kept so long, 0: for ever; None: not at all
 
 
 class Severity(StrEnum):
