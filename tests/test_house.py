@@ -36,6 +36,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/learning_section.py": "tests/core/test_learning.py reads policies by it",
     "mitmsec/core/mitmproxy_addon.py": "tests/core/test_engine_section.py reads them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
+    "mitmsec/core/content_orders.py": "types only; tests/service/test_content_desk.py orders by them",
     "mitmsec/core/quarantine_section.py": "tests/core/test_quarantine.py reads policies by it",
     "mitmsec/core/retention.py": "a value; tests/core/test_retention_section.py reads it",
     "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
