@@ -60,6 +60,8 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/audit_filters.py": "tests/service/test_audit_commands.py and test_audit_export_command.py filter",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
     "mitmsec/service/children_ground.py": "types only; tests/end_to_end",
+    "mitmsec/service/content_ground.py": "tests/service/test_content_desk.py stands a recorder on it",
+    "mitmsec/service/log_lock.py": "tests/service/test_recorder.py begins a second recorder",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",

@@ -279,5 +279,7 @@ class Vault:
         """The message of an error of SQLite's holds no content."""
         try:
             yield
-        except sqlite3.Error as error:
+        except VaultUnwritable:
+            raise
+        except (sqlite3.Error, OSError) as error:
             raise VaultUnwritable(f"{self.path}: {error}") from None
