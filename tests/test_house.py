@@ -61,7 +61,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
     "mitmsec/service/children_ground.py": "types only; tests/end_to_end",
     "mitmsec/service/content_ground.py": "tests/service/test_content_desk.py stands a recorder on it",
-    "mitmsec/service/log_lock.py": "tests/service/test_recorder.py begins a second recorder",
+    "mitmsec/service/log_lock.py": "tests/service/test_content_desk.py takes a log over from one that was killed",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",

@@ -186,6 +186,8 @@ class ContentDesk:
         self._answer(replace(answer, number=order.number))
 
     async def _done(self, order: ContentOrder, fds: list[int]) -> ContentAnswer:
+        if isinstance(order, LimitContent) and not self._ground.is_there:
+            return ContentLimited()
         vault, by = await self._on_disk(self._ground.vault), order.by
         match order:
             case LimitContent(evidence_s=evidence_s):
@@ -303,7 +305,7 @@ class ContentDesk:
                     told = {
                         "operation": "evidence_expired",
                         "count": count,
-                        "detail": "its time by [retention] is over",
+                        "detail": f"{count}, by [retention]",
                     }
                     await self._record(Kind.SERVICE, told)
                     await self._erase(vault, number)

@@ -6,9 +6,14 @@ import hashlib
 import json
 import random
 import string
+import time
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from conftest import Mitmsec, Network, here
+
+from mitmsec.cli import cli
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
@@ -110,3 +115,62 @@ def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, m
     )  # fmt: skip
     assert [f"{name}:{key}" for name, key in zip(review["people"], review["keys"], strict=True)] == people[::2]
     assert review["user"]
+
+
+def as_caller(uid: int, *words: str) -> Result:
+    """`mitmsec audit …` of whoever has called sudo."""
+    return CliRunner().invoke(cli, ["audit", *words], env={"SUDO_UID": str(uid)})
+
+
+def proved(event: str, *state: str) -> dict[str, Any]:
+    """As `audit prove` says it, once a checkpoint stands for the event."""
+    words, deadline = ["audit", "prove", event, "--json", *state], time.monotonic() + 10
+    while (done := CliRunner().invoke(cli, words)).exit_code and time.monotonic() < deadline:
+        time.sleep(0.1)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def test_evidence_lies_beside_the_log_is_shown_to_two_and_erased_while_every_proof_stays_valid(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
+    secret = "ghp_" + "".join(random.choices(string.ascii_letters + string.digits, k=36))
+    rule = RULE.partition("\n\n")[2].replace('on_finding = "block"', "keep_evidence = true")
+    script = f"curl -sS -d 'note {secret}' https://origin.test/hello"
+    done = mitmsec.run("--policy", mitmsec.policy(f'[retention]\nevidence = "30d"\n{rule}'), "--", "sh", "-c", script)
+    assert done.stdout.startswith("hello over"), done
+    (finding,) = mitmsec.of_kind("finding")
+    assert finding["content"].keys() == {"id", "sha256", "size"}
+    state, event = ("--state", str(mitmsec.state)), finding["id"]
+    files = [file for file in (mitmsec.state / "log").iterdir() if file.is_file()]
+    assert [file for file in files if secret.encode() in file.read_bytes()] == []
+
+    asked = json.loads(as_caller(1, "unmask", event, "--reason", "ticket 7", "--json", *state).stdout)
+    alone = as_caller(1, "approve", asked["request"], *state)
+    assert (alone.exit_code, "another person has to agree" in alone.stderr) == (1, True)
+    assert as_caller(2, "approve", asked["request"], *state).exit_code == 0
+    seen = as_caller(1, "unmask", event, *state)
+    assert (seen.exit_code, seen.stdout) == (0, f"{secret}\n")
+    again = as_caller(1, "unmask", event, *state)
+    assert (again.exit_code, again.stdout, "it has been shown once" in again.stderr) == (1, "", True)
+    assert "ticket 7" in here("audit", "requests", *state)
+    reviews = mitmsec.of_kind("review")
+    assert [one["operation"] for one in reviews] == ["evidence_requested", "evidence_approved", "evidence_unmasked"]
+    assert (reviews[2]["event"], reviews[2]["uid"]) == (event, 1)
+
+    kept, key = mitmsec.state.parent / "kept.note", mitmsec.state.parent / "log.key"
+    before = proved(event, *state)
+    kept.write_text(before["checkpoint"])
+    key.write_text(here("audit", "key", *state))
+    erased = as_caller(2, "erase", "--connection", finding["connection"], "--reason", "asked for", "--json", *state)
+    assert json.loads(erased.stdout) == {"erased": 1}
+    gone = as_caller(1, "unmask", event, "--reason", "once more", *state)
+    assert (gone.exit_code, "was erased" in gone.stderr) == (1, True)
+    assert mitmsec.of_kind("finding") == [finding]
+    (review,) = [one for one in mitmsec.of_kind("review") if one["operation"] == "evidence_erased"]
+    assert (review["count"], review["reason"], review["uid"]) == (1, "asked for", 2)
+    told = json.loads(here("audit", "verify", "--checkpoint", str(kept), "--key", str(key), "--json", *state))
+    assert (told["verified"], told["signatures_checked"]) == (True, True)
+    after = proved(event, *state)
+    assert (after["event"], after["leaf"]) == (before["event"], before["leaf"])
+    assert secret not in str(mitmsec.events())
