@@ -68,7 +68,7 @@ def asked(state: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[R
         supervisor = Supervisor(*answers)
         monkeypatch.setattr(content_commands, "join", lambda state, worker: supervisor)
         monkeypatch.setattr(os, "geteuid", lambda: uid)
-        done = CliRunner().invoke(audit, [*words, "--state", str(state)], env={"SUDO_UID": "54321"})
+        done = CliRunner().invoke(audit, [*words, "--state", str(state)], env={"SUDO_UID": "54321", "COLUMNS": "200"})
         return done, supervisor.told
 
     return ask
