@@ -100,6 +100,15 @@ def about(origin: str, event: str) -> bytes:
     return f"{origin}\n{event}".encode()
 
 
+def _sync(folder: Path) -> None:
+    """The names of files there survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Vault:
     """The file in `folder`, made where there is none. What an earlier recorder left in the WAL is moved into it."""
 
@@ -112,8 +121,10 @@ class Vault:
                 self._conn.execute("PRAGMA journal_mode = WAL")
                 self._conn.execute("PRAGMA synchronous = FULL")
                 self._conn.execute("PRAGMA secure_delete = ON")
+                self._conn.execute("PRAGMA temp_store = MEMORY")  # nothing of it lies in a file that is only unlinked
                 self._conn.executescript(_TABLES)
                 self._empty_wal()
+                _sync(folder)
             except BaseException:
                 self._conn.close()
                 raise

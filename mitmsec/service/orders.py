@@ -16,9 +16,9 @@ import traceback
 from collections.abc import Iterable
 from typing import Protocol, assert_never
 
-from mitmsec.audit.event import ReviewSeen, ServiceSeen
+from mitmsec.audit.event import FaultSeen, ReviewSeen, ServiceSeen
 from mitmsec.channel import close_all
-from mitmsec.core.content_orders import ContentOrder, LimitContent
+from mitmsec.core.content_orders import ContentOrder, ContentRefused, LimitContent
 from mitmsec.core.messages import Message
 from mitmsec.core.unmasking import Person
 from mitmsec.service import control
@@ -141,8 +141,12 @@ class ServiceOrders:
     async def _limit_content(self, service: Session) -> None:
         """What lies there already is kept for no longer than the service's policy says."""
         evidence_s = service.policy.retention.evidence_s
-        if evidence_s is not None:
-            await self._supervisor.backbone.content.ask(LimitContent(evidence_s=evidence_s))
+        if evidence_s is None:
+            return
+        answer = await self._supervisor.backbone.content.ask(LimitContent(evidence_s=evidence_s))
+        if isinstance(answer, ContentRefused):
+            detail = f"[retention] does not hold for what lies there already: {answer.error}"
+            self._supervisor.backbone.record(FaultSeen(what="evidence_not_erased", detail=detail, session=service.name))
 
     async def _review(self, order: control.Review) -> Message:
         seen = ReviewSeen(

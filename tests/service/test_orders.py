@@ -11,7 +11,15 @@ import msgspec
 import pytest
 
 from mitmsec.audit.event import ServiceSeen
-from mitmsec.core.content_orders import ContentErased, ContentOrder, EraseContent, LimitContent
+from mitmsec.core.content_orders import (
+    ContentAnswer,
+    ContentErased,
+    ContentLimited,
+    ContentOrder,
+    ContentRefused,
+    EraseContent,
+    LimitContent,
+)
 from mitmsec.core.messages import Message
 from mitmsec.core.policy import Policy
 from mitmsec.core.retention import Retention
@@ -68,9 +76,11 @@ class Supervisor:
         self.ended: list[str] = []
         self.content = self
         self.ordered: list[Any] = []
+        self.limits: ContentAnswer = ContentLimited()
 
-    async def ask(self, order: ContentOrder) -> None:
+    async def ask(self, order: ContentOrder) -> ContentAnswer:
         self.ordered.append(order)
+        return self.limits
 
     async def order(self, order: ContentOrder, by: Person, fds: list[int]) -> ContentErased:
         self.ordered.append((order, by, fds))
@@ -285,3 +295,8 @@ def test_what_lies_beside_the_log_is_the_recorders_business_and_the_services_pol
     client(START)
     client(RELOAD)
     assert supervisor.ordered[1:] == [LimitContent(evidence_s=60)] * 2
+    assert supervisor.events == []
+    supervisor.limits = ContentRefused(error="the disk is full", remedy="", status=3)
+    assert client(RELOAD) == control.ServiceReloaded()
+    (fault,) = supervisor.events
+    assert "the disk is full" in fault.detail
