@@ -147,6 +147,13 @@ class Vault:
             row = self._conn.execute(sql, (event,)).fetchone()
         return None if row is None else Content(**dict(zip(Content.__struct_fields__, row, strict=True)))
 
+    def times(self, event: str) -> tuple[int, int | None, int | None] | None:
+        """Of that of this event, erased or not: since when, until when, and when it was erased; None: none was kept."""
+        sql = "SELECT created_s, expires_s, erased_s FROM content WHERE event = ?"
+        with self._told():
+            row: tuple[int, int | None, int | None] | None = self._conn.execute(sql, (event,)).fetchone()
+        return row
+
     def size(self) -> int:
         """How many contents there are that are not erased."""
         return int(self._one("SELECT count(*) FROM content WHERE erased_s IS NULL"))

@@ -55,6 +55,12 @@ class UnmaskingsQuestion(ContentOrder, frozen=True, kw_only=True):
     """Who has asked to see what?"""
 
 
+class EvidenceQuestion(ContentOrder, frozen=True, kw_only=True):
+    """Does anything lie beside this event, and who has asked to see it?"""
+
+    event: str  # its id
+
+
 class ContentAnswer(Message, frozen=True):
     """Base of the answers."""
 
@@ -90,6 +96,15 @@ class Unmaskings(ContentAnswer, frozen=True, kw_only=True):
     requests: tuple[Unmasking, ...]
 
 
+class EvidenceAnswer(ContentAnswer, frozen=True, kw_only=True):
+    """Times are Unix seconds. None of them: nothing was ever kept there."""
+
+    kept_s: int | None = None
+    expires_s: int | None = None  # None: it stays until somebody erases it
+    erased_s: int | None = None  # None: it is there
+    requests: tuple[Unmasking, ...] = ()  # the newest first
+
+
 class ContentRefused(ContentAnswer, frozen=True, kw_only=True):
     """Nothing was done, but what `error` says; `status` is the exit status that says whose fault it is."""
 
@@ -105,8 +120,15 @@ ORDERS: tuple[type[ContentOrder], ...] = (
     ApproveUnmasking,
     Unmask,
     UnmaskingsQuestion,
+    EvidenceQuestion,
 )
-FROM_READERS: tuple[type[ContentOrder], ...] = (RequestUnmasking, ApproveUnmasking, Unmask, UnmaskingsQuestion)
+FROM_READERS: tuple[type[ContentOrder], ...] = (
+    RequestUnmasking,
+    ApproveUnmasking,
+    Unmask,
+    UnmaskingsQuestion,
+    EvidenceQuestion,
+)
 """What the group that may read the log may order."""
 ANSWERS: tuple[type[ContentAnswer], ...] = (
     ContentErased,
@@ -115,5 +137,6 @@ ANSWERS: tuple[type[ContentAnswer], ...] = (
     UnmaskingApproved,
     Unmasked,
     Unmaskings,
+    EvidenceAnswer,
     ContentRefused,
 )

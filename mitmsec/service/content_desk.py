@@ -35,6 +35,8 @@ from mitmsec.core.content_orders import (
     ContentOrder,
     ContentRefused,
     EraseContent,
+    EvidenceAnswer,
+    EvidenceQuestion,
     LimitContent,
     RequestUnmasking,
     Unmask,
@@ -196,6 +198,10 @@ class ContentDesk:
                 return ContentLimited()
             case UnmaskingsQuestion():
                 return Unmaskings(requests=tuple(await self._on_disk(vault.unmaskings)))
+            case EvidenceQuestion(event=event):
+                requests = tuple(await self._on_disk(partial(vault.unmaskings_of, event)))
+                times = await self._on_disk(partial(vault.times, event)) or (None, None, None)
+                return EvidenceAnswer(kept_s=times[0], expires_s=times[1], erased_s=times[2], requests=requests)
             case _ if by is None:
                 return ContentRefused(error="it is not said who orders it", remedy="", status=FAULT)
             case EraseContent():

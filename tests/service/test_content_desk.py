@@ -27,6 +27,8 @@ from mitmsec.core.content_orders import (
     ContentOrder,
     ContentRefused,
     EraseContent,
+    EvidenceAnswer,
+    EvidenceQuestion,
     LimitContent,
     RequestUnmasking,
     Unmask,
@@ -194,7 +196,11 @@ def test_two_people_see_it_once_and_that_is_on_record_before(tmp_path: Path) -> 
             assert (again.error, nothing) == ("it has been shown once", b"")
             (known,) = (await order(child, UnmaskingsQuestion())).requests
             assert (known.by, known.approved_by, known.shown_s is not None) == (ALICE, BOB, True)
+            there = await order(child, EvidenceQuestion(event=event))
+            assert (there.requests, there.kept_s is not None, there.erased_s) == ((known,), True, None)
+            assert await order(child, EvidenceQuestion(event="another")) == EvidenceAnswer()
             await order(child, EraseContent(by=ALICE, event=event))
+            assert (await order(child, EvidenceQuestion(event=event))).erased_s is not None
             gone = await order(child, RequestUnmasking(by=ALICE, event=event, reason="once more"))
             assert gone.error.startswith("nothing is kept beside event")
             assert (await order(child, RequestUnmasking(event=event, reason="nobody"))).status == 125
