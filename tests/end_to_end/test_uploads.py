@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import random
 import string
 import time
@@ -17,7 +18,13 @@ from conftest import Mitmsec, Network, here
 
 from mitmsec.audit.checkpoint import parsed
 from mitmsec.audit.merkle import leaf_hash, root_from
+from mitmsec.channel import Channel, decoder
 from mitmsec.cli import cli
+from mitmsec.core.content_orders import ContentOrder, EraseContent, RequestUnmasking, UnmaskingRequested
+from mitmsec.core.messages import encode
+from mitmsec.core.unmasking import Person
+from mitmsec.service import control
+from mitmsec.service.state import State
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
@@ -126,6 +133,25 @@ def as_caller(uid: int, *words: str) -> Result:
     return CliRunner().invoke(cli, ["audit", *words], env={"SUDO_UID": str(uid)})
 
 
+def asked_by_uid(uid: int, state: State, order: ContentOrder) -> Any:
+    """The answer to a client that runs as `uid`, and as nobody's group but the control socket's."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(*[state.control.stat().st_gid] * 3)
+            os.setresuid(uid, uid, uid)
+            received = Channel(control.connect(state.control), control.FROM_SUPERVISOR).exchange(order, timeout_s=20)
+            os.write(writing, b"none" if received is None else encode(received[0]))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said if said in (b"", b"none") else decoder(control.FROM_SUPERVISOR)(said)
+
+
 def proved(event: str, state: Path, beyond: int = 0) -> dict[str, Any]:
     """As `audit prove` says it, once a checkpoint stands for the event, and for more than `beyond` in all."""
     words, deadline = ["audit", "prove", event, "--json", "--state", str(state)], time.monotonic() + 10
@@ -164,6 +190,12 @@ def test_evidence_lies_beside_the_log_is_shown_to_two_and_erased_while_every_pro
     reviews = mitmsec.of_kind("review")
     assert [one["operation"] for one in reviews] == ["evidence_requested", "evidence_approved", "evidence_unmasked"]
     assert (reviews[2]["event"], reviews[2]["uid"]) == (event, 1)
+
+    claims = RequestUnmasking(event=event, reason="mine", by=Person(name="alice", uid=1))
+    assert isinstance(asked_by_uid(64000, State(mitmsec.state), claims), UnmaskingRequested)
+    assert asked_by_uid(64000, State(mitmsec.state), EraseContent(event=event)) == b"none"  # it is not heard out
+    (review,) = [one for one in mitmsec.of_kind("review") if one["reason"] == "mine"]
+    assert (review["user"], review["uid"]) == ("64000", 64000)
 
     kept, key = mitmsec.state.parent / "kept.note", mitmsec.state.parent / "log.key"
     before = proved(event, mitmsec.state)
