@@ -83,12 +83,13 @@ def _without_orphans(vault: Vault, folder: Path) -> int:
     """How many there were. Raises VaultUnwritable."""
 
     def lost(events: Set[str], since_s: int) -> Set[str]:
-        from mitmsec.audit import review  # mostly there is nothing to ask about, and to import it takes long
+        from mitmsec.audit.reading import NoLog, Unreadable
+        from mitmsec.audit.review import opened  # mostly there is nothing to ask about, and to import it takes long
 
         try:
-            with review.opened(folder) as log:
+            with opened(folder) as log:
                 return _lost(log, events, since_s)
-        except (review.NoLog, review.Denied, review.Unreadable) as error:
+        except (NoLog, Unreadable) as error:
             raise VaultUnwritable(f"the log cannot be asked what is kept for it: {error}") from None
 
     return vault.remove_orphans(lost)

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from recorder_child import RecorderChild, recorder
 
 from mitmsec.audit.criteria import Filter
-from mitmsec.audit.review import SignedBy, opened
+from mitmsec.audit.proving import SignedBy
+from mitmsec.audit.review import opened
 from mitmsec.audit.vault import FILE_NAME, Vault, Wanted
 from mitmsec.audit.verifying import Verified
 from mitmsec.core.content_orders import (
@@ -59,7 +60,7 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def events(folder: Path, **wanted: Any) -> list[dict[str, Any]]:
     """Those in the log, which must be whole."""
     with opened(folder) as log:
-        assert isinstance(log.verify(), Verified)
+        assert isinstance(log.proofs.verify(), Verified)
     return said(folder, **wanted)
 
 
@@ -154,7 +155,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
             keys = [key for (key,) in vault.execute("SELECT key FROM keys ORDER BY number")]
             vault.close()
             with opened(tmp_path) as log:
-                before = log.verify()
+                before = log.proofs.verify()
             assert isinstance(before, Verified)
             nobody = await order(child, EraseContent(by=ALICE, user="nobody", reason="x", number=7))
             assert nobody == ContentErased(count=0, number=7)
@@ -169,7 +170,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
             assert (review["user"], review["uid"], review["count"]) == ("alice", 1000, 1)
             assert (review["reason"], review["selected"]) == ("request of 3 May", {"event": one["id"]})
             with opened(tmp_path) as log:
-                assert isinstance(log.verify(before.root), Verified)
+                assert isinstance(log.proofs.verify(before.root), Verified)
                 assert log.event(one["id"]) == one
             await order(child, EraseContent(by=ALICE, connection="flow-1", reason=""))
             assert await child.end() == 0
@@ -177,7 +178,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
 
     run(scenario)
     with opened(tmp_path) as log:
-        result = log.verify(signed_by=SignedBy(tuple(key for _, key in log.signers()), checks))
+        result = log.proofs.verify(signed_by=SignedBy(tuple(key for _, key in log.proofs.signers()), checks))
     assert isinstance(result, Verified)
     vault = Vault(tmp_path)
     assert vault.size() == 0
