@@ -49,6 +49,7 @@ from mitmsec.core.policyfile import (
 )
 from mitmsec.core.policytest_section import read_test
 from mitmsec.core.quarantine_section import read_recipients
+from mitmsec.core.retention_section import read_retention
 from mitmsec.core.toml_lines import index
 from mitmsec.core.toml_syntax import complaint, endless_key
 from mitmsec.core.toml_table import ConfigError, Notes, Table, kind_of
@@ -284,6 +285,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         upstream_revocation=defaults.choice("upstream_revocation", Revocation, Revocation.SOFT) or Revocation.SOFT,
         upstream_sct=defaults.choice("upstream_sct", Transparency, Transparency.REPORT) or Transparency.REPORT,
         inspect=read_inspect(defaults, context) or (),
+        keep_evidence=defaults.flag("keep_evidence"),
         learned_bypass=read_learned_bypass(defaults),
         learned_bypass_hours=read_hours(defaults),
         on_certificate_request=read_on_request(defaults),
@@ -294,6 +296,7 @@ def _policy(root: Table, context: Context, no_roots: NoRoots, pair: ReadPair) ->
         identities=identities,
         mitmproxy_addons=addons,
         recipients=read_recipients(root.table("quarantine")),
+        retention=read_retention(root.table("retention")),
         zones=tuple(sorted(context.zones.items())),
         services=tuple([read_inbound(table, context, taken, pair) for table in root.tables("inbound")]),
         lists=tuple(context.lists.values()),

@@ -17,6 +17,7 @@ from mitmsec.audit.store import Store
 from mitmsec.core.messages import TlsClientFacts, TlsFacts
 from mitmsec.core.model import (
     Action,
+    Clear,
     Confidence,
     Endpoint,
     Finding,
@@ -67,8 +68,8 @@ def connection(
     )
 
 
-def handed(flow: str = "flow-1", worker: int = 0) -> FlowHanded:
-    return FlowHanded(flow=flow, process=CURL, worker=worker, host="api.example.com")
+def handed(flow: str = "flow-1", worker: int = 0, keep_evidence_s: int | None = None) -> FlowHanded:
+    return FlowHanded(flow=flow, process=CURL, worker=worker, host="api.example.com", keep_evidence_s=keep_evidence_s)
 
 
 def request(flow: str = "flow-1", url: str = "https://api.example.com/v1/items") -> RequestSeen:
@@ -84,7 +85,7 @@ def request(flow: str = "flow-1", url: str = "https://api.example.com/v1/items")
     )
 
 
-def finding(flow: str = "flow-1", confidence: float = 0.9) -> FindingSeen:
+def finding(flow: str = "flow-1", confidence: float = 0.9, clear: bytes = b"") -> FindingSeen:
     return FindingSeen(
         flow=flow,
         finding=Finding(
@@ -96,6 +97,7 @@ def finding(flow: str = "flow-1", confidence: float = 0.9) -> FindingSeen:
             location="request.body+12",
         ),
         verdict=OnFinding.ALERT,
+        clear=Clear(value=clear),
     )
 
 

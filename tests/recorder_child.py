@@ -13,6 +13,7 @@ from typing import Any
 
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import Channel, pair
+from mitmsec.core.content_orders import ANSWERS as CONTENT_ANSWERS
 from mitmsec.core.messages import (
     CaptureOpen,
     Fault,
@@ -27,7 +28,7 @@ from mitmsec.core.messages import (
 )
 
 SESSION = "run-1"
-ANSWERS: Sequence[type[Message]] = (Ready, SessionFlushed, ModulesAnswer, Fault)
+ANSWERS: Sequence[type[Message]] = (Ready, SessionFlushed, ModulesAnswer, Fault, *CONTENT_ANSWERS)
 
 
 class RecorderChild:

@@ -36,7 +36,9 @@ TESTED_ELSEWHERE = {
     "mitmsec/core/learning_section.py": "tests/core/test_learning.py reads policies by it",
     "mitmsec/core/mitmproxy_addon.py": "tests/core/test_engine_section.py reads them",
     "mitmsec/core/origin_proof.py": "types only; tests/certs/test_upstream.py judges them",
+    "mitmsec/core/content_orders.py": "types only; tests/service/test_content_desk.py orders by them",
     "mitmsec/core/quarantine_section.py": "tests/core/test_quarantine.py reads policies by it",
+    "mitmsec/core/retention.py": "a value; tests/core/test_retention_section.py reads it",
     "mitmsec/core/upgrade_lines.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_packets.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
     "mitmsec/core/upgrade_step.py": "tests/core/test_upgrade.py plays dialogues of every protocol",
@@ -58,6 +60,8 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/audit_filters.py": "tests/service/test_audit_commands.py and test_audit_export_command.py filter",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
     "mitmsec/service/children_ground.py": "types only; tests/end_to_end",
+    "mitmsec/service/content_ground.py": "tests/service/test_content_desk.py stands a recorder on it",
+    "mitmsec/service/log_lock.py": "tests/service/test_content_desk.py takes a log over from one that was killed",
     "mitmsec/service/demo_command.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_origins.py": "tests/end_to_end runs the demo",
     "mitmsec/service/demo_tour.py": "tests/end_to_end runs the demo",
@@ -270,7 +274,7 @@ def test_every_command_and_option_has_help_and_every_command_is_documented() -> 
 
 READERS = (
     "core/policyfile", "core/yara_section", "core/policytest_section", "core/inbound_section", "core/engine_section",
-    "core/quarantine_section", "config",
+    "core/quarantine_section", "core/retention_section", "config",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mitmsec.core.inspection import Part, place
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import NOTHING_CLEAR, Clear, Finding, Severity
 from mitmsec_addons.spelling import BORDER_BYTES, Needle, Word, needles
 
 FINDINGS_LIMIT = 10  # told one by one in each part; the others are only counted
@@ -106,10 +106,17 @@ class KeywordInspection:
 
     def _hit(self, begin: int, end: int, word: str) -> Finding:
         confidence = 0.9 if len(word) >= SHORT_CHARACTERS else 0.6
-        return self._finding(f'keyword "{word}"', _redacted(word), confidence, self._offset + begin, end - begin)
+        clear = Clear.of(bytes(self._buffer[begin:end]))
+        return self._finding(f'keyword "{word}"', _redacted(word), confidence, self._offset + begin, end - begin, clear)
 
     def _finding(
-        self, summary: str, evidence: str, confidence: float, offset: int | None, size_bytes: int = 0
+        self,
+        summary: str,
+        evidence: str,
+        confidence: float,
+        offset: int | None,
+        size_bytes: int = 0,
+        clear: Clear = NOTHING_CLEAR,
     ) -> Finding:
         return Finding(
             detector=Keywords.name,
@@ -120,6 +127,7 @@ class KeywordInspection:
             location=place(self._part, offset),
             offset=offset,
             size_bytes=size_bytes,
+            clear=clear,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mitmsec.core.inspection import Part, place
-from mitmsec.core.model import Finding, Severity, Value
+from mitmsec.core.model import NOTHING_CLEAR, Clear, Finding, Severity, Value
 from mitmsec_addons.sightings import Shapes, Sighting, Sightings
 
 FINDINGS_LIMIT = 10  # told one by one in each part; then it has been looked at enough
@@ -56,7 +56,13 @@ class ShapeInspection:
         telling = self._telling
         severity = telling.severity_of(one) if telling.severity_of is not None else None
         return self._finding(
-            telling.summary(one), telling.evidence(one), one.confidence, one.offset, len(one.what), severity
+            telling.summary(one),
+            telling.evidence(one),
+            one.confidence,
+            one.offset,
+            len(one.what),
+            severity,
+            Clear.of(one.what),
         )
 
     def _finding(
@@ -67,6 +73,7 @@ class ShapeInspection:
         offset: int | None,
         size_bytes: int = 0,
         severity: Severity | None = None,
+        clear: Clear = NOTHING_CLEAR,
     ) -> Finding:
         return Finding(
             detector=self._telling.detector,
@@ -77,4 +84,5 @@ class ShapeInspection:
             location=place(self._part, offset),
             offset=offset,
             size_bytes=size_bytes,
+            clear=clear,
         )

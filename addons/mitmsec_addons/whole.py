@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mitmsec.core.inspection import Part, Unread, place
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import Clear, Finding, Severity
 
 LIMIT_BYTES = 4 << 20
 
@@ -48,10 +48,11 @@ class WholeInspector:
         severity: Severity = Severity.MEDIUM,
         confidence: float = 0.9,
         size_bytes: int = 0,
+        clear: bytes = b"",
     ) -> Finding:
         """A finding of this inspector's. `summary` and `evidence` are recorded: what is secret stands in neither.
 
-        Where `size_bytes` says how long it is, it can be masked.
+        Where `size_bytes` says how long it is, it can be masked. `clear` is what was found, as it is.
         """
         return Finding(
             detector=self.name,
@@ -62,6 +63,7 @@ class WholeInspector:
             location=place(part, offset),
             offset=offset if size_bytes else None,
             size_bytes=size_bytes,
+            clear=Clear.of(clear),
         )
 
     def open(self, part: Part) -> WholeInspection | None:

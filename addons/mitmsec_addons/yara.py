@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from mitmsec.core.inspection import Part, PartKind, Unread, place
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import NOTHING_CLEAR, Clear, Finding, Severity
 from mitmsec.core.rule_hits import CONFIDENCE, Hit, Hits
 
 PART_LIMIT_BYTES = 16 << 20
@@ -107,7 +107,7 @@ class Kept:
         content, self._content = bytes(self._content), None
         self._yara.unfinished.pop(self, None)
         try:
-            return told(await self._yara.scan(self.part.flow, content), self.part)
+            return told(await self._yara.scan(self.part.flow, content), self.part, content)
         finally:
             self.drop()
 
@@ -195,9 +195,9 @@ class WithinInspection:
         return ()
 
 
-def told(hits: Hits, part: Part) -> Sequence[Finding | Unread]:
-    """What was said about `part`, as findings."""
-    findings: list[Finding | Unread] = [_finding(hit, part) for hit in hits.hits]
+def told(hits: Hits, part: Part, content: bytes) -> Sequence[Finding | Unread]:
+    """What was said about `part`, all of whose content this is, as findings."""
+    findings: list[Finding | Unread] = [_finding(hit, part, content) for hit in hits.hits]
     if hits.more:
         findings.append(_of(part, f"{hits.more} more YARA rules match", None))
     if hits.error:
@@ -205,11 +205,13 @@ def told(hits: Hits, part: Part) -> Sequence[Finding | Unread]:
     return findings
 
 
-def _finding(hit: Hit, part: Part) -> Finding:
-    """Nothing of the content is in it. It has no offset to mask at: a rule is more than one of its patterns."""
+def _finding(hit: Hit, part: Part, content: bytes) -> Finding:
+    """It has no offset to mask at: a rule is more than one of its patterns. The first place of one is its `clear`."""
     summary = f"YARA rule {hit.rule}" + (f": {hit.description}" if hit.description else "")
     evidence = f"{hit.pattern}, {hit.size_bytes} bytes" if hit.pattern else ""
-    return _of(part, summary, hit.offset, evidence=evidence, severity=hit.severity, confidence=hit.confidence)
+    at = hit.offset
+    clear = NOTHING_CLEAR if at is None else Clear.of(content[at : at + hit.size_bytes])
+    return _of(part, summary, at, evidence=evidence, severity=hit.severity, confidence=hit.confidence, clear=clear)
 
 
 def _of(
@@ -220,6 +222,7 @@ def _of(
     evidence: str = "",
     severity: Severity = Severity.MEDIUM,
     confidence: float = CONFIDENCE,
+    clear: Clear = NOTHING_CLEAR,
 ) -> Finding:
     return Finding(
         detector=Yara.name,
@@ -228,4 +231,5 @@ def _of(
         summary=summary,
         evidence=evidence,
         location=place(part, offset),
+        clear=clear,
     )

@@ -179,7 +179,7 @@ def _connection(seen: ConnectionSeen) -> Fields:
 
 def _finding(seen: FindingSeen) -> Fields:
     finding = _plain(seen.finding)
-    for place in ("offset", "size_bytes"):  # for masking; `location` says it to people
+    for place in ("offset", "size_bytes", "clear"):  # for masking, which `location` says to people; and for the vault
         finding.pop(place, None)
     finding["confidence"] = hundredths(seen.finding.confidence)
     named = {"item": seen.item} if seen.item else {}

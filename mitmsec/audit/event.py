@@ -9,7 +9,17 @@ from __future__ import annotations
 from enum import StrEnum
 
 from mitmsec.core.messages import Message, Role, TlsFacts
-from mitmsec.core.model import Action, Confidence, Direction, Endpoint, Finding, OnFinding, Process
+from mitmsec.core.model import (
+    NOTHING_CLEAR,
+    Action,
+    Clear,
+    Confidence,
+    Direction,
+    Endpoint,
+    Finding,
+    OnFinding,
+    Process,
+)
 
 
 class Kind(StrEnum):
@@ -70,6 +80,7 @@ class FlowHanded(Seen, frozen=True):
     local: Endpoint | None = None  # with `remote`, where the flow is captured: the worker's pieces do not say
     remote: Endpoint | None = None
     direction: Direction = Direction.OUTBOUND
+    keep_evidence_s: int | None = None  # as the decision has it
 
 
 class ConnectionSeen(Seen, frozen=True):
@@ -138,6 +149,7 @@ class FindingSeen(Seen, frozen=True):
     finding: Finding
     verdict: OnFinding
     item: str = ""  # the name under which its content is to lie in STATE/quarantine
+    clear: Clear = NOTHING_CLEAR  # what was found, where the policy keeps it: for the vault, never for the log
 
 
 class SealedSeen(Seen, frozen=True):

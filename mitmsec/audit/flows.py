@@ -30,6 +30,8 @@ class Flow(Value, frozen=True):
     local: Endpoint | None = None
     remote: Endpoint | None = None
     direction: Direction = Direction.OUTBOUND
+    keep_evidence_s: int | None = None
+    """Evidence may be kept, so long (0: for ever); None: the policy wants none."""
     before: frozenset[int] = frozenset()
     """Workers that had it: what they have said of it may come late."""
 

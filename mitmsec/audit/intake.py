@@ -32,7 +32,7 @@ from mitmsec.audit.flows import Flow, Flows
 from mitmsec.core.allowance import Allowance
 from mitmsec.core.messages import Role
 from mitmsec.core.mitmproxy_addon import FILES_LIMIT
-from mitmsec.core.model import Value
+from mitmsec.core.model import NOTHING_CLEAR, Clear, Value
 
 FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
 COUNT_LIMIT = 2**31
@@ -59,6 +59,8 @@ class Admitted(Value, frozen=True):
     fields: Fields
     session: str
     id: str = ""
+    keep_evidence_s: int | None = None
+    """So long what it says in the clear is kept (0: for ever); None: it says nothing so."""
 
 
 class Aside(Value, frozen=True):
@@ -116,8 +118,10 @@ def _worker_held(seen: Seen) -> Seen:
                 summary=_cut(finding.summary, TEXT_CHARACTERS),
                 evidence=_cut(finding.evidence, TEXT_CHARACTERS),
                 location=_cut(finding.location, TEXT_CHARACTERS),
+                clear=NOTHING_CLEAR,
             )
-            return replace(seen, finding=shorter, item=_cut(seen.item, WORD_CHARACTERS))
+            item, clear = _cut(seen.item, WORD_CHARACTERS), Clear.of(seen.clear.value)
+            return replace(seen, finding=shorter, item=item, clear=clear)
         case _:
             return seen
 
@@ -179,13 +183,19 @@ class Intake(msgspec.Struct):
             return Aside(flow) if seen.process is None else Refused("BytesSeen that names a process")
         if isinstance(seen, SealedSeen | SecretsSeen):
             return Aside(flow)
-        return Admitted(*fields_of(seen, flow.process, flow.host, flow.direction), session=source.session)
+        kind, fields = fields_of(seen, flow.process, flow.host, flow.direction)
+        if not isinstance(seen, FindingSeen) or seen.clear == NOTHING_CLEAR:
+            return Admitted(kind, fields, session=source.session)
+        if flow.keep_evidence_s is None:
+            return Refused("FindingSeen with evidence that its policy does not keep")
+        return Admitted(kind, fields, session=source.session, keep_evidence_s=flow.keep_evidence_s)
 
     def _of_gate(self, source: Source, seen: Seen, now_s: float) -> Judgement:
         match seen:
             case FlowHanded():
                 ends = (seen.local, seen.remote, seen.direction)
-                flow = Flow(seen.flow, source.session, seen.worker, seen.process, seen.host, *ends)
+                kept_s = seen.keep_evidence_s
+                flow = Flow(seen.flow, source.session, seen.worker, seen.process, seen.host, *ends, kept_s)
                 return Aside(flow) if self.flows.handed(flow) else Refused("FlowHanded of another session's flow")
             case BytesSeen():
                 return Aside()

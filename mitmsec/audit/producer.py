@@ -19,7 +19,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Callable
 
-from mitmsec.audit.event import BytesSeen, FaultSeen, RequestSeen, SealedSeen, SecretsSeen, Seen
+from mitmsec.audit.event import BytesSeen, FaultSeen, FindingSeen, RequestSeen, SealedSeen, SecretsSeen, Seen
 from mitmsec.channel import Channel
 from mitmsec.core.messages import Committed
 
@@ -177,5 +177,7 @@ def _payload_bytes(seen: Seen) -> int:
             return len(seen.lines)
         case RequestSeen():
             return len(seen.url)
+        case FindingSeen():
+            return len(seen.clear.value)
         case _:
             return 0

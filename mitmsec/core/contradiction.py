@@ -40,6 +40,13 @@ def impossible_defaults(policy: Policy) -> Iterator[Contradiction]:
     )
     if policy.inspect and not inherits:
         yield Contradiction(rule=None, key="inspect", message="nothing is decrypted that this would inspect")
+    decisions = (
+        policy.decided_by(None),
+        policy.decided_by(None, Direction.INBOUND),
+        *map(policy.decided_by, policy.rules),
+    )
+    if policy.keep_evidence and not any(one.keep_evidence_s is not None and one.inspect for one in decisions):
+        yield Contradiction(rule=None, key="keep_evidence", message="nothing is inspected of which this could be kept")
 
 
 def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
@@ -60,6 +67,11 @@ def impossible_pairs(policy: Policy) -> Iterator[Contradiction]:
         elif rule.on_finding is OnFinding.QUARANTINE and not policy.recipients:
             why = '"quarantine" needs people who can open it: add [quarantine] with recipients, two or more'
             yield Contradiction(rule=number, key="on_finding", message=why)
+        if rule.keep_evidence and (rule.action is not Action.DECRYPT or not policy.decided_by(rule).inspect):
+            why = f'action "{rule.action.value}" shows no content; it needs "decrypt"'
+            if rule.action is Action.DECRYPT:
+                why = "without any inspector nothing can be found that could be kept"
+            yield Contradiction(rule=number, key="keep_evidence", message=why)
         if rule.delivery is not Delivery.HOLD and not policy.decided_by(rule).inspect:
             why = f'"{rule.delivery.value}" without any inspector: nothing waits'
             yield Contradiction(rule=number, key="delivery", message=why)

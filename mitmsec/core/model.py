@@ -281,6 +281,7 @@ class Decision(Value, frozen=True):
     identity: str = ""  # whom the program is to an origin that asks for a certificate; empty: nobody
     page: bool = False  # a blocked client is told why inside TLS, too, which has to be decrypted for that
     service: str = ""  # the [[inbound]] with whose key it is decrypted; empty: under a certificate of ours
+    keep_evidence_s: int | None = None  # evidence of findings is kept so long, 0: for ever; None: not at all
 
 
 class Severity(StrEnum):
@@ -290,6 +291,26 @@ class Severity(StrEnum):
     INFO = "info"
     LOW = "low"
     MEDIUM = "medium"
+
+
+CLEAR_LIMIT_BYTES = 4096
+
+
+class Clear(Value, frozen=True):
+    """Something as it is, not redacted: printed by accident, as a value or in an error, it shows nothing of itself."""
+
+    value: bytes = b""
+
+    @classmethod
+    def of(cls, what: bytes) -> Clear:
+        """As much of it as is ever kept."""
+        return cls(value=what[:CLEAR_LIMIT_BYTES])
+
+    def __repr__(self) -> str:
+        return f"Clear({len(self.value)} bytes)"
+
+
+NOTHING_CLEAR = Clear()
 
 
 class Finding(Value, frozen=True):
@@ -303,3 +324,4 @@ class Finding(Value, frozen=True):
     location: str  # e.g. "request.body+1032", "request.url"
     offset: int | None = None  # of what was found, in the decoded content of its part
     size_bytes: int = 0  # of it; where both are told, it can be masked
+    clear: Clear = NOTHING_CLEAR  # what was found; leaves a worker only where the policy keeps evidence

@@ -53,6 +53,7 @@ from mitmsec.core.model import (
     Value,
 )
 from mitmsec.core.quarantine import Recipient
+from mitmsec.core.retention import Retention
 from mitmsec.core.rules import DEFAULTS, Application, PolicyTest, Rule
 from mitmsec.core.sniff import Shown
 
@@ -91,6 +92,9 @@ class Policy(Value, frozen=True, dict=True):
     on_certificate_request: OnCertificateRequest | None = None
     inspect: tuple[str, ...] = ()
     """For every decrypting rule that names no inspectors of its own, and for decrypting defaults."""
+    keep_evidence: bool = False
+    """For every decrypting rule that does not say it itself."""
+    retention: Retention = Retention()
     applications: tuple[Application, ...] = ()
     rules: tuple[Rule, ...] = ()
     tests: tuple[PolicyTest, ...] = ()
@@ -100,16 +104,12 @@ class Policy(Value, frozen=True, dict=True):
     """All that rules name."""
     services: tuple[KnownService, ...] = ()
     """Those whose key is known, for connections that come in."""
-
     zones: Zones = ()
     """Those in whose time its rules think."""
-
     identities: tuple[Identity, ...] = ()
     """Those that programs can be to origins."""
-
     recipients: tuple[Recipient, ...] = ()
     """Who can open what is put under quarantine, any two of them together."""
-
     mitmproxy_addons: tuple[MitmproxyAddon, ...] = ()
     """Asked about every decrypted HTTP exchange, in this order."""
 
@@ -282,7 +282,11 @@ class Policy(Value, frozen=True, dict=True):
             learning=self._learning(rule),
             identity=rule.client_certificate or "",
             page=rule.page and rule.action is Action.BLOCK and rule.direction is Direction.OUTBOUND,
+            keep_evidence_s=self._kept_s(rule.keep_evidence) if rule.action is Action.DECRYPT else None,
         )
+
+    def _kept_s(self, keeps: bool | None = None) -> int | None:
+        return self.retention.evidence_s or 0 if (self.keep_evidence if keeps is None else keeps) else None
 
     def _learning(self, rule: Rule) -> Learning:
         """Of what comes in nothing is learned: its peers cannot be told apart."""
@@ -355,7 +359,9 @@ class Policy(Value, frozen=True, dict=True):
         reason = f'{decision.reason}; no DNS answer confirms the name, and unproven_name = "{self.unproven_name}"'
         if self.unproven_name is UnprovenName.BLOCK:
             return replace(decision, action=Action.BLOCK, reason=reason)
-        return replace(decision, action=Action.DECRYPT, reason=reason, inspect=self.inspect)
+        return replace(
+            decision, action=Action.DECRYPT, reason=reason, inspect=self.inspect, keep_evidence_s=self._kept_s()
+        )
 
 
 def subject(rule: Rule) -> str:

@@ -290,6 +290,7 @@ def read_rule(table: Table, context: Context) -> Rule:
         reason=table.text("reason") or "",
         inspect=read_inspect(table, context),
         on_finding=table.choice("on_finding", OnFinding, OnFinding.ALERT) or OnFinding.ALERT,
+        keep_evidence=table.flag("keep_evidence") if "keep_evidence" in table else None,
         delivery=table.choice("delivery", Delivery, Delivery.HOLD) or Delivery.HOLD,
         learned_bypass=read_learned_bypass(table),
         on_certificate_request=read_on_request(table),

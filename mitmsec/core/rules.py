@@ -83,6 +83,8 @@ class Rule(Value, frozen=True):
     inspect: tuple[str, ...] | None = None
     """Inspectors; None: those of the defaults."""
     on_finding: OnFinding = OnFinding.ALERT
+    keep_evidence: bool | None = None
+    """Whether what is found is kept in the clear, for two people to see; None: as in the defaults."""
     delivery: Delivery = Delivery.HOLD
     learned_bypass: int | None = None
     """None: as in the defaults; so below."""

@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from mitmsec.audit.event import FaultSeen, FindingSeen
 from mitmsec.core.inspecting import FaultKind, Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Inspector, Part
-from mitmsec.core.model import Decision, Delivery, Finding, OnFailure, OnFinding
+from mitmsec.core.model import NOTHING_CLEAR, Decision, Delivery, Finding, OnFailure, OnFinding
 from mitmsec.core.quarantine import About
 from mitmsec.engine.awaiting import Awaited
 from mitmsec.engine.content import Decoder, Identity, Undecodable, decoder, is_coded
@@ -188,13 +188,16 @@ class Watch:
         """
         stops: Finding | None = None
         for finding in inspected.findings:
+            clear = finding.clear if self._decision.keep_evidence_s is not None else NOTHING_CLEAR
+            finding = replace(finding, clear=NOTHING_CLEAR)
             verdict = self._verdict(finding, mask)
             if verdict in _STOPS and stops is None:
                 stops = finding
             if part.name:
                 finding = replace(finding, location=f"{finding.location} in {part.name}")
             item = "" if kept is None else kept.put(self._about(finding, part, codings))
-            self._recorder.record(FindingSeen(flow=self._flow, finding=finding, verdict=verdict, item=item))
+            said = FindingSeen(flow=self._flow, finding=finding, verdict=verdict, item=item, clear=clear)
+            self._recorder.record(said)
         if stops is not None:
             raise Blocked(f"{stops.detector}: {stops.summary}", stops)
         for fault in inspected.faults:

@@ -222,6 +222,7 @@ class Account:
             local=self.client,
             remote=self.remote,
             direction=self.direction,
+            keep_evidence_s=None if self.decision is None else self.decision.keep_evidence_s,
         )
 
     @property

@@ -74,6 +74,7 @@ class QuicAccount:
             host=self.hello.sni if self.hello is not None else None,
             local=self._local,
             remote=self.origin.remote,
+            keep_evidence_s=None if self.decision is None else self.decision.keep_evidence_s,
         )
 
     def hand_over(self, hello: ClientHello, name: str, decision: Decision) -> HandOver:

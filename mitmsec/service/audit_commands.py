@@ -26,6 +26,7 @@ from mitmsec.service.audit_export_command import export
 from mitmsec.service.audit_filters import filter_of, filter_options
 from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
+from mitmsec.service.content_commands import approve, erase, requests, unmask
 from mitmsec.service.groups import Group
 from mitmsec.service.log_reading import opened_log
 from mitmsec.service.options import (
@@ -129,7 +130,7 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
         tell(out, *parts)
 
 
-for command in (explain, export, verify, prove, checkpoint, key):
+for command in (explain, export, verify, prove, checkpoint, key, erase, unmask, approve, requests):
     audit.add_command(command)
 
 

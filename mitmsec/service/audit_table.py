@@ -319,7 +319,9 @@ def _sentence(event: Event) -> str:
         case "review":
             keys = f"keys of {', '.join(event.get('people') or ())}" if event.get("people") else ""
             by = f"by {event['user']}" if event.get("user") else ""
-            return " · ".join(str(part) for part in (event.get("operation"), event.get("item"), by, keys) if part)
+            count = f"{event['count']} erased" if "count" in event else ""
+            about = (event.get("item") or event.get("event"), count, by, keys, event.get("reason"))
+            return " · ".join(str(part) for part in (event.get("operation"), *about) if part)
         case "service":
             status = "" if event.get("status") is None else f"status {event['status']}"
             parts = (event.get("operation"), " ".join(event.get("command") or ()), event.get("detail"), status)

@@ -20,10 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mitmsec import channel
 from mitmsec.audit.event import CaSeen, FaultSeen, Seen
 from mitmsec.audit.producer import Producer
 from mitmsec.channel import close_all
+from mitmsec.core.content_orders import ANSWERS
 from mitmsec.core.messages import (
     CaptureOpen,
     CaReload,
@@ -41,7 +41,8 @@ from mitmsec.core.policy import Policy
 from mitmsec.service import ca_journal, sealing, token_ground
 from mitmsec.service.accounts import account_of
 from mitmsec.service.background import Background, for_ever
-from mitmsec.service.children import ChildFailed, ChildProcess
+from mitmsec.service.children import ChildFailed, ChildProcess, introduce
+from mitmsec.service.content_line import ContentLine
 from mitmsec.service.gate_and_workers import begun
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.policy_versions import PolicyVersions
@@ -74,6 +75,7 @@ class Backbone:
         self.switching = asyncio.Lock()
         self.root_pem = self.own_pem = ""
         self._created: CaSeen | None = None  # the CA that our signer has made, until that is on record
+        self.content = ContentLine(lambda: self._recorder)
         self._producer: Producer | None = None
         self._recorder: ChildProcess | None = None
         self._signer: ChildProcess | None = None
@@ -193,7 +195,7 @@ class Backbone:
             further=further,
             shows=shows,
         )
-        return ChildProcess(role, partial(spawn, jail), self.log, [Ready, SignerReady, SessionFlushed, Fault])
+        return ChildProcess(role, partial(spawn, jail), self.log, [Ready, SignerReady, SessionFlushed, Fault, *ANSWERS])
 
     def is_nobodys(self, label: str) -> bool:
         """No session of ours has it, and no command of an earlier supervisor lives under it."""
@@ -232,10 +234,10 @@ class Backbone:
 
     def recorder_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket:
         """The producer's end of a new channel to the recorder, which knows it as `role` of `session`."""
-        return _introduce(self._recorder, ProducerUp(role=role, session=session, worker=worker))
+        return introduce(self._recorder, ProducerUp(role=role, session=session, worker=worker))
 
     def signer_channel(self, role: Role, session: str, worker: int = -1) -> socket.socket:
-        return _introduce(self._signer, ProducerUp(role=role, session=session, worker=worker))
+        return introduce(self._signer, ProducerUp(role=role, session=session, worker=worker))
 
     def record(self, seen: Seen) -> None:
         if self._producer is not None:
@@ -285,6 +287,7 @@ class Backbone:
                 waiting.set_result(message)
         elif isinstance(message, Fault):
             print(f"recorder: {message.what}: {message.detail}", file=sys.stderr)
+        self.content.heard(message)
 
     # -- deaths --------------------------------------------------------------------------------------------------------
     async def _look(self) -> None:
@@ -387,12 +390,3 @@ def _heard_once(answer: asyncio.Future[Any], message: object, fds: list[int]) ->
 
 def _has_ended(child: ChildProcess | None) -> bool:
     return child is None or child.ended.done()
-
-
-def _introduce(to: ChildProcess | None, message: ProducerUp) -> socket.socket:
-    if to is None:
-        raise ChildFailed("the recorder or signer is not running")
-    ours, theirs = channel.pair()
-    with theirs:
-        to.channel.send(message, theirs.fileno())
-    return ours

@@ -6,12 +6,21 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mitmsec import channel
 from mitmsec.channel import Channel, ChannelFull
-from mitmsec.core.messages import Message, ModulesAnswer, ModulesQuestion, PulseAnswer, PulseQuestion, Role
+from mitmsec.core.messages import (
+    Message,
+    ModulesAnswer,
+    ModulesQuestion,
+    ProducerUp,
+    PulseAnswer,
+    PulseQuestion,
+    Role,
+)
 from mitmsec.service.childlog import ChildOutput
 
 START_DEADLINE_S = 20.0
@@ -157,3 +166,13 @@ def _unheard(status: int) -> None:
 
 def _ignore(message: object, fds: list[int]) -> None:
     channel.close_all(fds)
+
+
+def introduce(to: ChildProcess | None, message: ProducerUp) -> socket.socket:
+    """The producer's end of a new channel to a child, which is told of it by `message`. Raises ChildFailed."""
+    if to is None:
+        raise ChildFailed("the recorder or signer is not running")
+    ours, theirs = channel.pair()
+    with theirs:
+        to.channel.send(message, theirs.fileno())
+    return ours

@@ -9,6 +9,7 @@
     ca init, import, rotate ── CaChanged ──►
         ◄── CaAdopted | Refused
     quarantine release ── Review ──► ◄── ReviewRecorded | Refused
+    audit erase, unmask, … ── ContentOrder ──► ◄── ContentAnswer (mitmsec.core.content_orders) | Refused
 
 The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log. Whoever else may open
 the socket is in the group that may read, and may ask for READING.
@@ -26,6 +27,7 @@ from pathlib import Path
 
 import msgspec
 
+from mitmsec.core.content_orders import ANSWERS, FROM_READERS, EraseContent
 from mitmsec.core.messages import Message
 from mitmsec.core.model import LearnedBypass, OnFailure, Value
 
@@ -227,7 +229,7 @@ class Modules(Message, frozen=True):
     modules: tuple[str, ...]
 
 
-READING: tuple[type[Message], ...] = (StatusQuestion,)
+READING: tuple[type[Message], ...] = (StatusQuestion, *FROM_READERS)
 """What the group that may read may ask."""
 FROM_RUN: tuple[type[Message], ...] = (
     *READING,
@@ -240,6 +242,7 @@ FROM_RUN: tuple[type[Message], ...] = (
     SwitchService,
     CaChanged,
     Review,
+    EraseContent,
 )
 FROM_SUPERVISOR: tuple[type[Message], ...] = (
     RunOpened,
@@ -252,6 +255,7 @@ FROM_SUPERVISOR: tuple[type[Message], ...] = (
     RunClosed,
     StatusAnswer,
     Modules,
+    *ANSWERS,
 )
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from mitmsec.core.inspecting import Guarded, Inspected
 from mitmsec.core.inspection import AnyInspector, AwaitedInspector, Part, PartKind
+from mitmsec.core.model import NOTHING_CLEAR
 from mitmsec.core.policyfile import NEEDS_WORDS
 from mitmsec.core.rule_hits import Hits
 from mitmsec.engine.awaiting import Awaited
@@ -200,7 +201,8 @@ def _tell(file: Path, inspected: Inspected, *, as_json: bool) -> None:
 
 def _tell_json(file: str, inspected: Inspected) -> None:
     for finding in inspected.findings:
-        told = msgspec.to_builtins(finding)
+        told = msgspec.to_builtins(msgspec.structs.replace(finding, clear=NOTHING_CLEAR))
+        del told["clear"]
         _print_json({"kind": "finding", "file": file, **told, "location": _where(finding.location)})
     for fault in inspected.faults:
         told = {"inspector": fault.inspector, "what": fault.kind, "detail": _where(fault.detail)}

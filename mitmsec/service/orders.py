@@ -6,6 +6,7 @@ SwitchService ─► ServiceSwitched       holds for every session, and for thos
 StopService ───► RunClosed
 CaChanged ─────► CaAdopted             the signer reads the CA again; what was done to it goes on record
 Review ────────► ReviewRecorded        who opens what lies under quarantine goes on record before
+ContentOrder ──► ContentAnswer         the recorder's (mitmsec.core.content_orders)
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import traceback
 from collections.abc import Iterable
 from typing import Protocol, assert_never
 
-from mitmsec.audit.event import ReviewSeen, ServiceSeen
+from mitmsec.audit.event import FaultSeen, ReviewSeen, ServiceSeen
 from mitmsec.channel import close_all
+from mitmsec.core.content_orders import ContentOrder, ContentRefused, LimitContent
 from mitmsec.core.messages import Message
+from mitmsec.core.unmasking import Person
 from mitmsec.service import control
 from mitmsec.service.backbone import Backbone
 from mitmsec.service.children import ChildFailed
@@ -58,15 +61,18 @@ class Sessions(Protocol):
 class ServiceOrders:
     """One client's."""
 
-    def __init__(self, supervisor: Sessions, user: str) -> None:
-        self._supervisor, self._user = supervisor, user
+    def __init__(self, supervisor: Sessions, user: str, uid: int = 0) -> None:
+        self._supervisor, self._user, self._uid = supervisor, user, uid
         self._bound: Session | None = None
 
     def takes(self, message: object) -> bool:
-        return type(message) in _FDS
+        return type(message) in _FDS or isinstance(message, ContentOrder)
 
-    async def answer(self, order: Order, fds: list[int]) -> Message:
+    async def answer(self, order: Order | ContentOrder, fds: list[int]) -> Message:
         """What became of it; nothing of what fails is left."""
+        if isinstance(order, ContentOrder):
+            by = Person(name=self._user, uid=self._uid)
+            return await self._supervisor.backbone.content.order(order, by, fds)
         if len(fds) != _descriptors_of(order):
             close_all(fds)
             return control.Refused(error="descriptors are missing", remedy="", status=125)
@@ -115,6 +121,7 @@ class ServiceOrders:
                 status=1,
             )
         session = await self._supervisor.opened(order, fds, self._user)
+        await self._limit_content(session)
         self._bound = session if order.bound else None
         return control.ServiceStarted(session=session.name, root_pem=self._supervisor.backbone.root_pem)
 
@@ -128,7 +135,18 @@ class ServiceOrders:
         except BaseException:
             close_all(fds)
             raise
+        await self._limit_content(service)
         return control.ServiceReloaded()
+
+    async def _limit_content(self, service: Session) -> None:
+        """What lies there already is kept for no longer than the service's policy says."""
+        evidence_s = service.policy.retention.evidence_s
+        if evidence_s is None:
+            return
+        answer = await self._supervisor.backbone.content.ask(LimitContent(evidence_s=evidence_s))
+        if isinstance(answer, ContentRefused):
+            detail = f"[retention] does not hold for what lies there already: {answer.error}"
+            self._supervisor.backbone.record(FaultSeen(what="evidence_not_erased", detail=detail, session=service.name))
 
     async def _review(self, order: control.Review) -> Message:
         seen = ReviewSeen(

@@ -13,19 +13,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import socket
 import sys
 import time
+from bisect import insort
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
+from msgspec.structs import replace
+
 from mitmsec.audit.committer import Committer
-from mitmsec.audit.envelope import Draft, fields_of, is_open
+from mitmsec.audit.envelope import Draft, Fields, fields_of, is_open
 from mitmsec.audit.event import (
     BytesSeen,
     ConnectionSeen,
@@ -46,6 +49,7 @@ from mitmsec.audit.producer import CAPTURE_LOST
 from mitmsec.audit.recovery import LogDamaged
 from mitmsec.audit.store import FILE_NAME, LogUnwritable, Store
 from mitmsec.channel import Channel, close_all
+from mitmsec.core.content_orders import ORDERS, ContentOrder
 from mitmsec.core.messages import (
     CaptureOpen,
     Fault,
@@ -59,31 +63,20 @@ from mitmsec.core.messages import (
 from mitmsec.seal import LogKeyRefused, open_log_signer
 from mitmsec.service import child
 from mitmsec.service.captures import Captures
+from mitmsec.service.content_desk import ContentDesk, Keep
+from mitmsec.service.content_ground import opened_desk
 from mitmsec.service.disk_thread import DiskThread
+from mitmsec.service.log_lock import alone
 from mitmsec.service.quarantine_folder import QuarantineFolder
 
 TICK_S = 0.25
 AWAITED_S = 1.0  # how long a worker's word on an unknown flow waits for the gate's
 AWAITED_LIMIT = 64  # such messages of one producer; it is not read on while it has as many
 AHEAD = 8192  # messages of one producer read out of turn: more than an honest one has under way
-ALONE_S = 15.0  # for a dead supervisor's recorder to end
 DRAIN_S = 10.0  # for producers to end once the supervisor has
 COMMIT_S = 10.0  # for the disk to take the rest after that
 
-ACCEPTS: tuple[type[Message], ...] = (RecorderSettings, ProducerUp, CaptureOpen, SessionFlush)
-
-
-async def _alone(folder: Path) -> None:
-    """Hold the log's lock until this process ends: a killed supervisor's recorder may still be writing what it has."""
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until_s = time.monotonic() + ALONE_S
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until_s:
-                raise SystemExit("mitmsec recorder: another recorder is still writing this log") from None
-            await asyncio.sleep(0.05)
+ACCEPTS: tuple[type[Message], ...] = (RecorderSettings, ProducerUp, CaptureOpen, SessionFlush, *ORDERS)
 
 
 class Recorder:
@@ -103,6 +96,8 @@ class Recorder:
         )
         self._quarantine: QuarantineFolder | None = None
         self._disk: DiskThread | None = None
+        self._content: ContentDesk
+        self._unwritten: dict[str, asyncio.Future[None]] = {}  # by the ids of events of our own that somebody waits for
         self._is_open = False
         self._changed = asyncio.Event()
         self._committer: Committer
@@ -113,11 +108,11 @@ class Recorder:
         """Open or recover the log. The answer is a Fault if that cannot be, and nobody is listened to then."""
         close_all(fds)
         assert isinstance(settings, RecorderSettings)
-        await _alone(Path(settings.folder))
+        folder = Path(settings.folder)
+        await alone(folder)
         try:
-            folder = Path(settings.folder)
             is_new = not (folder / FILE_NAME).exists()  # a log of its own has a key of its own
-            store = Store(folder, open_log_signer(folder, makes_another=is_new))
+            store = Store(folder, signer := open_log_signer(folder, makes_another=is_new))
         except LogKeyRefused as error:
             return Fault(what="log_key_refused", detail=str(error))
         except LogDamaged as error:
@@ -126,6 +121,9 @@ class Recorder:
             return Fault(what="log_unwritable", detail=str(error))
         self._committer = Committer(store, self._settled, self._on_committed, self._tell_inlets, self._on_recovered)
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self._content = opened_desk(
+            folder, signer.key.name, self._recorded, self._fault, self._control.send, is_new=is_new
+        )
         self._is_open = True
         if settings.quarantine:
             self._disk = DiskThread("quarantine")
@@ -147,6 +145,8 @@ class Recorder:
                 close_all(fds)
                 self._flushes.add(message.session)
                 self._committer.poke()
+            case ContentOrder(), _:
+                self._content.ask(message, fds)
             case _:
                 close_all(fds)
 
@@ -163,6 +163,8 @@ class Recorder:
         if self._disk is not None:
             await self._disk.idle(COMMIT_S)
             self._disk.close()
+        await self._content.idle(COMMIT_S)
+        self._content.close()
         self._report_refusals()
         self._captures.close_all()
         self._committer.poke()
@@ -191,7 +193,7 @@ class Recorder:
         if inlet.source.role is Role.WORKER and isinstance(judged, Awaited | Refused):  # the gate's word may lie there
             self._read_gates(inlet.source.session)
             judged = self._judge(inlet, seen)
-        self._act(inlet, seen, judged)
+        self._act(inlet, number, seen, judged)
         if isinstance(judged, Awaited):
             inlet.awaiting.append(number)
             until_s = time.monotonic() + AWAITED_S
@@ -204,7 +206,7 @@ class Recorder:
     def _judge(self, inlet: Inlet, seen: Seen) -> Judgement:
         return self._intake.judge(inlet.source, seen, time.monotonic())
 
-    def _act(self, inlet: Inlet, seen: Seen, judged: Judgement) -> None:
+    def _act(self, inlet: Inlet, number: int, seen: Seen, judged: Judgement) -> None:
         match judged:
             case Awaited():
                 pass  # it has to wait
@@ -215,11 +217,23 @@ class Recorder:
                 self._follow(inlet, seen)
             case Aside():
                 self._aside(inlet, seen, judged.flow)
+            case Admitted(keep_evidence_s=int(kept_s)) if isinstance(seen, FindingSeen):
+                event = os.urandom(8).hex()
+                one = Keep(event=event, session=judged.session, fields=judged.fields, clear=seen.clear, keep_s=kept_s)
+                insort(inlet.awaiting, number)
+                self._content.keep(one, partial(self._kept, inlet, number, replace(judged, id=event)))
+                self._follow(inlet, seen)
             case Admitted():
                 self._admit(judged, str(inlet.source))
                 self._follow(inlet, seen)
             case _:
                 assert_never(judged)
+
+    def _kept(self, inlet: Inlet, number: int, judged: Admitted, content: Fields) -> None:
+        """What was found is on disk, or is not going to be: now the event that says so may follow."""
+        inlet.awaiting.remove(number)
+        self._admit(replace(judged, fields={**judged.fields, **content}), str(inlet.source))
+        self._resume()
 
     def _aside(self, inlet: Inlet, seen: Seen, flow: Flow | None) -> None:
         session = inlet.source.session
@@ -277,7 +291,7 @@ class Recorder:
     def _retry(self, flow: str) -> None:
         for _, inlet, number, seen in self._awaited.pop(flow, []):
             inlet.awaiting.remove(number)
-            self._act(inlet, seen, self._judge(inlet, seen))
+            self._act(inlet, number, seen, self._judge(inlet, seen))
 
     def _judge_awaited(self, until_s: float | None) -> None:
         """Refuse what has waited until `until_s`; with None, everything that waits."""
@@ -302,6 +316,7 @@ class Recorder:
             self._report_refusals()
             self._intake.flows.expire(now_s)
             self._captures.tick(time.time_ns())
+            self._content.tick(now_s)
             self._resume()
             self._committer.poke()
 
@@ -310,6 +325,13 @@ class Recorder:
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         number = event.id or os.urandom(8).hex()
         self._committer.add(Draft(event.kind, number, stamp, producer, event.session, event.fields))
+
+    def _recorded(self, kind: Kind, fields: Fields) -> Awaitable[None]:
+        """Returns once that is on disk."""
+        number = os.urandom(8).hex()
+        self._unwritten[number] = future = asyncio.get_running_loop().create_future()
+        self._admit(Admitted(kind, fields, "", number), Role.RECORDER.value)
+        return future
 
     def _fault(self, what: str, detail: str, session: str = "", count: int = 1) -> None:
         kind, fields = fields_of(FaultSeen(what=what, detail=detail, count=count))
@@ -333,6 +355,9 @@ class Recorder:
 
     def _on_committed(self, drafts: Sequence[Draft]) -> None:
         self._counts.update((draft.session, draft.kind) for draft in drafts if draft.session and not is_open(draft.id))
+        for draft in drafts:
+            if (future := self._unwritten.pop(draft.id, None)) is not None and not future.done():
+                future.set_result(None)
         self._resume()
         for session in list(self._flushes):
             if self._session_over(session):
@@ -351,7 +376,7 @@ class Recorder:
         alive = any(inlet.source.session == session for inlet in self._inlets)
         waiting = any(inlet.source.session == session for items in self._awaited.values() for _, inlet, _, _ in items)
         unsynced = self._quarantine is not None and self._quarantine.holds(session)
-        if alive or waiting or unsynced or not self._captures.is_complete(session):
+        if alive or waiting or unsynced or self._content.holds(session) or not self._captures.is_complete(session):
             return False
         return not self._committer.holds(session)  # which may be the fault of a capture that failed just now
 

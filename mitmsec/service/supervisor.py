@@ -108,7 +108,7 @@ class Supervisor:
         )
         home = home_of(pid)
         session: Session | None = None
-        orders = ServiceOrders(self, user_name(uid))
+        orders = ServiceOrders(self, user_name(uid), uid)
         try:
             while (item := await inbox.get()) is not None:
                 message, fds = item

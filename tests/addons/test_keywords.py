@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mitmsec.core.inspection import Part, PartKind
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import Clear, Finding, Severity
 from mitmsec_addons.keywords import FINDINGS_LIMIT, WORD_LIMIT_CHARACTERS, WORDS_LIMIT, Keywords
 
 
@@ -29,6 +29,7 @@ def test_a_keyword_is_told_with_its_place_and_without_what_stands_around_it() ->
         location="request.body+1032",
         offset=1032,
         size_bytes=14,
+        clear=Clear(value=b"PROJECT falcon"),
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stdnum import luhn
 
 from mitmsec.core.inspection import Part, PartKind
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import Clear, Finding, Severity
 from mitmsec_addons.payment_card import PaymentCard, issuer
 from mitmsec_addons.shaped import FINDINGS_LIMIT
 
@@ -34,6 +34,7 @@ def test_a_finding_names_the_issuer_and_shows_the_last_digits_only() -> None:
             location="request.body+9",
             offset=9,
             size_bytes=19,
+            clear=Clear(value=b"4539 1488 0343 6467"),
         )
     ]
 

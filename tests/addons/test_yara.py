@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mitmsec.core.inspecting import Guarded, Inspected
 from mitmsec.core.inspection import AwaitedInspector, Part, PartKind, Unread
-from mitmsec.core.model import Finding, Severity
+from mitmsec.core.model import Clear, Finding, Severity
 from mitmsec.core.rule_hits import Hit, Hits
 from mitmsec.engine.awaiting import Awaited
 from mitmsec_addons import yara as module
@@ -60,7 +60,7 @@ def test_however_a_body_is_sliced_the_whole_of_it_is_scanned_once(slices: list[b
     assert yara.held_bytes == 0
 
 
-def test_a_hit_is_a_finding_without_any_content() -> None:
+def test_a_hit_is_a_finding_and_its_first_place_is_the_only_content_beside_it() -> None:
     (finding,) = read(Yara(("own.yar",), Scanner(Hits(hits=(HIT,)))), [b"some evil-bytes"])
     assert finding == Finding(
         detector="yara",
@@ -69,6 +69,7 @@ def test_a_hit_is_a_finding_without_any_content() -> None:
         summary="YARA rule Evil: is evil",
         evidence="$a, 9 bytes",
         location="request.body+5",
+        clear=Clear(value=b"evil-byte"),
     )
 
 

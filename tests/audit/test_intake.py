@@ -12,6 +12,7 @@ from mitmsec.audit.event import (
     CaSeen,
     CertificateSeen,
     FaultSeen,
+    FindingSeen,
     Kind,
     Outcome,
     PolicySeen,
@@ -33,7 +34,7 @@ from mitmsec.audit.intake import (
     held,
 )
 from mitmsec.core.messages import Role, encode
-from mitmsec.core.model import Direction
+from mitmsec.core.model import CLEAR_LIMIT_BYTES, Clear, Direction
 
 GATE = Source(Role.GATE, "run-1")
 WORKER = Source(Role.WORKER, "run-1", 0)
@@ -67,6 +68,28 @@ def intake() -> Intake:
 def test_exactly_the_permitted_kinds_of_a_role_are_taken(role: Role, seen: Seen) -> None:
     judged = intake().judge(Source(role, "run-1", 0), seen, 0)
     assert isinstance(judged, Refused) is not isinstance(seen, PERMITTED[role])
+
+
+@pytest.mark.parametrize("kept_s", [0, 3600])
+def test_evidence_is_taken_of_a_flow_whose_policy_keeps_it_within_bounds_and_not_into_the_event(kept_s: int) -> None:
+    made = Intake()
+    made.judge(GATE, handed(keep_evidence_s=kept_s), 0)
+    seen = held(WORKER, finding(clear=b"hunter2" * CLEAR_LIMIT_BYTES))
+    assert isinstance(seen, FindingSeen)
+    assert len(seen.clear.value) == CLEAR_LIMIT_BYTES
+    judged = made.judge(WORKER, seen, 0)
+    assert isinstance(judged, Admitted)
+    assert judged.keep_evidence_s == kept_s
+    assert "clear" not in judged.fields
+    assert "hunter2" not in f"{judged} {seen}"
+
+
+def test_evidence_of_a_flow_whose_policy_keeps_none_is_refused_and_hidden_in_a_finding_it_is_gone() -> None:
+    refused = intake().judge(WORKER, finding(clear=b"hunter2"), 0)
+    assert refused == Refused("FindingSeen with evidence that its policy does not keep")
+    sly = finding()
+    hidden = held(WORKER, replace(sly, finding=replace(sly.finding, clear=Clear(value=b"hunter2"))))
+    assert hidden == sly
 
 
 def test_a_workers_request_and_finding_get_the_flows_process_and_host() -> None:

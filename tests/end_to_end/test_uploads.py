@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import random
 import string
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from conftest import Mitmsec, Network, here
+
+from mitmsec.audit.checkpoint import parsed
+from mitmsec.audit.merkle import leaf_hash, root_from
+from mitmsec.channel import Channel, decoder
+from mitmsec.cli import cli
+from mitmsec.core.content_orders import ContentOrder, EraseContent, RequestUnmasking, UnmaskingRequested
+from mitmsec.core.messages import encode
+from mitmsec.core.unmasking import Person
+from mitmsec.service import control
+from mitmsec.service.state import State
 
 pytestmark = [pytest.mark.root, pytest.mark.joined]
 
@@ -110,3 +126,95 @@ def test_what_is_put_under_quarantine_is_opened_by_two_people(origin: Network, m
     )  # fmt: skip
     assert [f"{name}:{key}" for name, key in zip(review["people"], review["keys"], strict=True)] == people[::2]
     assert review["user"]
+
+
+def as_caller(uid: int, *words: str) -> Result:
+    """`mitmsec audit …` of whoever has called sudo."""
+    return CliRunner().invoke(cli, ["audit", *words], env={"SUDO_UID": str(uid)})
+
+
+def asked_by_uid(uid: int, state: State, order: ContentOrder) -> Any:
+    """The answer to a client that runs as `uid`, and as nobody's group but the control socket's."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(*[state.control.stat().st_gid] * 3)
+            os.setresuid(uid, uid, uid)
+            received = Channel(control.connect(state.control), control.FROM_SUPERVISOR).exchange(order, timeout_s=20)
+            os.write(writing, b"none" if received is None else encode(received[0]))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = pipe.read()
+    os.waitpid(pid, 0)
+    return said if said in (b"", b"none") else decoder(control.FROM_SUPERVISOR)(said)
+
+
+def proved(event: str, state: Path, beyond: int = 0) -> dict[str, Any]:
+    """As `audit prove` says it, once a checkpoint stands for the event, and for more than `beyond` in all."""
+    words, deadline = ["audit", "prove", event, "--json", "--state", str(state)], time.monotonic() + 10
+    told: dict[str, Any] = {"size": 0}
+    while told["size"] <= beyond:
+        assert time.monotonic() < deadline
+        done = CliRunner().invoke(cli, words)
+        told = json.loads(done.stdout) if done.exit_code == 0 else told
+        time.sleep(0.1)
+    return told
+
+
+def test_evidence_lies_beside_the_log_is_shown_to_two_and_erased_while_every_proof_stays_valid(
+    origin: Network, mitmsec: Mitmsec
+) -> None:
+    secret = "ghp_" + "".join(random.choices(string.ascii_letters + string.digits, k=36))
+    rule = RULE.partition("\n\n")[2].replace('on_finding = "block"', "keep_evidence = true")
+    script = f"curl -sS -d 'note {secret}' https://origin.test/hello"
+    done = mitmsec.run("--policy", mitmsec.policy(f'[retention]\nevidence = "30d"\n{rule}'), "--", "sh", "-c", script)
+    assert done.stdout.startswith("hello over"), done
+    (finding,) = mitmsec.of_kind("finding")
+    assert finding["content"].keys() == {"id", "sha256", "size"}
+    state, event = ("--state", str(mitmsec.state)), finding["id"]
+    files = [file for file in (mitmsec.state / "log").iterdir() if file.is_file()]
+    assert [file for file in files if secret.encode() in file.read_bytes()] == []
+
+    asked = json.loads(as_caller(1, "unmask", event, "--reason", "ticket 7", "--json", *state).stdout)
+    alone = as_caller(1, "approve", asked["request"], *state)
+    assert (alone.exit_code, "another person has to agree" in alone.stderr) == (1, True)
+    assert as_caller(2, "approve", asked["request"], *state).exit_code == 0
+    seen = as_caller(1, "unmask", event, *state)
+    assert (seen.exit_code, seen.stdout) == (0, f"{secret}\n")
+    again = as_caller(1, "unmask", event, *state)
+    assert (again.exit_code, again.stdout, "it has been shown once" in again.stderr) == (1, "", True)
+    assert "ticket 7" in here("audit", "requests", *state)
+    reviews = mitmsec.of_kind("review")
+    assert [one["operation"] for one in reviews] == ["evidence_requested", "evidence_approved", "evidence_unmasked"]
+    assert (reviews[2]["event"], reviews[2]["uid"]) == (event, 1)
+
+    claims = RequestUnmasking(event=event, reason="mine", by=Person(name="alice", uid=1))
+    assert isinstance(asked_by_uid(64000, State(mitmsec.state), claims), UnmaskingRequested)
+    assert asked_by_uid(64000, State(mitmsec.state), EraseContent(event=event)) == b"none"  # it is not heard out
+    (review,) = [one for one in mitmsec.of_kind("review") if one["reason"] == "mine"]
+    assert (review["user"], review["uid"]) == ("64000", 64000)
+
+    kept, key = mitmsec.state.parent / "kept.note", mitmsec.state.parent / "log.key"
+    before = proved(event, mitmsec.state)
+    kept.write_text(before["checkpoint"])
+    key.write_text(here("audit", "key", *state))
+    erased = as_caller(2, "erase", "--connection", finding["connection"], "--reason", "asked for", "--json", *state)
+    assert json.loads(erased.stdout) == {"erased": 1}
+    gone = as_caller(1, "unmask", event, "--reason", "once more", *state)
+    assert (gone.exit_code, "was erased" in gone.stderr) == (1, True)
+    assert mitmsec.of_kind("finding") == [finding]
+    (review,) = [one for one in mitmsec.of_kind("review") if one["operation"] == "evidence_erased"]
+    assert (review["count"], review["reason"], review["uid"]) == (1, "asked for", 2)
+    told = json.loads(here("audit", "verify", "--checkpoint", str(kept), "--key", str(key), "--json", *state))
+    assert (told["verified"], told["signatures_checked"]) == (True, True)
+    after = proved(event, mitmsec.state, before["size"])
+    assert (after["event"], after["leaf"]) == (before["event"], before["leaf"])
+    for proof in (before, after):
+        leaf, *path = map(base64.b64decode, [proof["leaf"], *proof["path"]])
+        assert leaf == leaf_hash(proof["event"].encode())
+        signed = parsed(proof["checkpoint"].partition("\n\n")[0] + "\n")
+        assert root_from(leaf, proof["index"], proof["size"], path) == signed.root
+    assert secret not in str(mitmsec.events())

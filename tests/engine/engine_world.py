@@ -22,7 +22,18 @@ from mitmsec.core.inspection import AnyInspector, Part
 from mitmsec.core.known_service import KnownService
 from mitmsec.core.messages import FlowEnded, HandOver, MintQuestion, Plaintext, Upgrading
 from mitmsec.core.mitmproxy_addon import MitmproxyAddon
-from mitmsec.core.model import Action, Decision, Direction, Endpoint, Finding, OnFailure, OnFinding, Severity, Upstream
+from mitmsec.core.model import (
+    Action,
+    Clear,
+    Decision,
+    Direction,
+    Endpoint,
+    Finding,
+    OnFailure,
+    OnFinding,
+    Severity,
+    Upstream,
+)
 from mitmsec.core.sniff import Protocol
 from mitmsec.engine.engine import Engine
 from mitmsec.engine.seams import Collaborators, EngineSettings, Leaf, LeafQuestion, Refused, Sealing
@@ -135,6 +146,7 @@ class _WordReading:
                 summary="the word",
                 evidence="S…T",
                 location=f"{side}.{self._part.kind}",
+                clear=Clear.of(self._word.word),
             ),
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from engine_world import DECISION, Recorder, Word
+from msgspec.structs import replace
 
 from mitmsec.core.inspection import Part, PartKind
 from mitmsec.core.model import Decision, OnFailure, OnFinding
@@ -46,6 +47,22 @@ def test_a_finding_is_told_once_whatever_the_slices(codings: str) -> None:
     reading.feed(b"SECRET")
     (seen,) = recorder.findings
     assert (seen.flow, seen.verdict) == ("flow-1", OnFinding.ALERT)
+
+
+@pytest.mark.parametrize(("kept_s", "clear"), [(None, b""), (0, b"SECRET"), (60, b"SECRET")])
+def test_what_was_found_leaves_the_worker_only_where_the_policy_keeps_it_and_never_inside_the_finding(
+    kept_s: int | None, clear: bytes
+) -> None:
+    recorder = recorder_of()
+    decision = replace(DECISION, inspect=("word",), on_finding=OnFinding.BLOCK, keep_evidence_s=kept_s)
+    made = Watch("flow-1", decision, {"word": Word()}, OnFailure.OPEN, recorder)
+    with pytest.raises(Blocked) as blocked:
+        made.look(PART, b"the SECRET of it")
+    (seen,) = recorder.findings
+    assert seen.clear.value == clear
+    assert blocked.value.finding is not None
+    assert seen.finding.clear.value == blocked.value.finding.clear.value == b""
+    assert "SECRET" not in f"{seen} {blocked.value!r}"
 
 
 class Counts(Word):

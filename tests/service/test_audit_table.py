@@ -100,6 +100,13 @@ def test_an_event_that_misses_everything_is_shown_all_the_same() -> None:
         assert rendered({"kind": kind, "seq": 1, "time": "no time"}).strip()
 
 
+def test_a_review_says_about_what_by_whom_and_why() -> None:
+    told = {"kind": "review", "operation": "evidence_unmasked", "event": "e1", "user": "alice", "reason": "ticket 7"}
+    assert "evidence_unmasked · e1 · by alice · ticket 7" in rendered({**told, "seq": 1, "time": "no time"})
+    told = {"kind": "review", "operation": "evidence_erased", "count": 3, "user": "alice", "reason": ""}
+    assert "evidence_erased · 3 erased · by alice" in rendered({**told, "seq": 1, "time": "no time"})
+
+
 def test_a_request_that_was_not_answered_says_so() -> None:
     fields = event(request()) | {"status": None}
     assert "no answer" in rendered(fields)

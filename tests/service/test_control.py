@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mitmsec.channel import PACKET_LIMIT_BYTES, Channel
+from mitmsec.core.content_orders import ApproveUnmasking, EraseContent, LimitContent, RequestUnmasking, Unmask
 from mitmsec.core.messages import encode
 from mitmsec.service import control
 
@@ -26,6 +27,12 @@ def test_it_is_reached_below_a_path_longer_than_a_socket_address(tmp_path: Path)
     assert server.exchange(None, timeout_s=5) == (control.CommandEnded(status=3, wait=False), [])
     for end in (client, server, listener, replaced):
         end.close()
+
+
+def test_the_group_that_may_read_may_ask_to_see_evidence_and_agree_but_erases_and_limits_nothing() -> None:
+    assert {RequestUnmasking, ApproveUnmasking, Unmask} < set(control.READING) < set(control.FROM_RUN)
+    assert {EraseContent, LimitContent}.isdisjoint(control.READING)
+    assert LimitContent not in control.FROM_RUN  # the policy's to say
 
 
 def test_where_nobody_listens_connecting_fails(tmp_path: Path) -> None:

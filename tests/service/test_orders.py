@@ -11,7 +11,19 @@ import msgspec
 import pytest
 
 from mitmsec.audit.event import ServiceSeen
+from mitmsec.core.content_orders import (
+    ContentAnswer,
+    ContentErased,
+    ContentLimited,
+    ContentOrder,
+    ContentRefused,
+    EraseContent,
+    LimitContent,
+)
 from mitmsec.core.messages import Message
+from mitmsec.core.policy import Policy
+from mitmsec.core.retention import Retention
+from mitmsec.core.unmasking import Person
 from mitmsec.service import control
 from mitmsec.service.children import ChildFailed
 from mitmsec.service.orders import ServiceOrders, refusal
@@ -30,6 +42,7 @@ class Session:
         self.is_service = isinstance(order, control.StartService)
         self.fails: Exception | None = None
         self.off = False
+        self.policy = Policy(retention=Retention(evidence_s=60))
 
     async def reload(self, order: control.ReloadService, *fds: int) -> None:
         if self.fails is not None:
@@ -61,6 +74,17 @@ class Supervisor:
         self.adopted = 0
         self.switching = asyncio.Lock()
         self.ended: list[str] = []
+        self.content = self
+        self.ordered: list[Any] = []
+        self.limits: ContentAnswer = ContentLimited()
+
+    async def ask(self, order: ContentOrder) -> ContentAnswer:
+        self.ordered.append(order)
+        return self.limits
+
+    async def order(self, order: ContentOrder, by: Person, fds: list[int]) -> ContentErased:
+        self.ordered.append((order, by, fds))
+        return ContentErased(count=1)
 
     def record(self, seen: ServiceSeen) -> None:
         self.events.append(seen)
@@ -260,3 +284,19 @@ def test_who_opens_what_lies_under_quarantine_goes_on_record_before(supervisor: 
     answer = client(order)
     assert isinstance(answer, control.Refused)
     assert (answer.status, answer.remedy) == (3, "nothing was opened; make room, and try again")
+
+
+def test_what_lies_beside_the_log_is_the_recorders_business_and_the_services_policy_limits_it(
+    supervisor: Supervisor, client: Client
+) -> None:
+    assert client.orders.takes(EraseContent(user="joe"))
+    assert client(EraseContent(user="joe")) == ContentErased(count=1)
+    assert supervisor.ordered == [(EraseContent(user="joe"), Person(name="root", uid=0), [])]
+    client(START)
+    client(RELOAD)
+    assert supervisor.ordered[1:] == [LimitContent(evidence_s=60)] * 2
+    assert supervisor.events == []
+    supervisor.limits = ContentRefused(error="the disk is full", remedy="", status=3)
+    assert client(RELOAD) == control.ServiceReloaded()
+    (fault,) = supervisor.events
+    assert "the disk is full" in fault.detail
