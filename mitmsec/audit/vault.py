@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -165,18 +165,23 @@ class Vault:
         sql = f"SELECT count(*) FROM content WHERE erased_s IS NULL AND key_id NOT IN ({marks})"  # noqa: S608
         return int(self._one(sql, *known))
 
-    def remove_orphans(self, is_on_record: Callable[[str], bool]) -> int:
-        """Content of events that never came on record goes; how many. Each row is asked about at one start only."""
+    def remove_orphans(self, lost: Callable[[Set[str], int], Set[str]]) -> int:
+        """Content of events that never came on record goes; how many. Each is asked about at one start only.
+
+        `lost` says which of these events are not on record, the first of which may have come when it is told.
+        """
         checked = self._one("SELECT coalesce(max(number), 0) FROM checked")
         with self._told():
-            rows = self._conn.execute("SELECT number, event FROM content WHERE number > ?", (checked,)).fetchall()
+            sql = "SELECT number, event, created_s FROM content WHERE number > ?"
+            rows = self._conn.execute(sql, (checked,)).fetchall()
         if not rows:
             return 0
-        orphans = [(number,) for number, event in rows if not is_on_record(event)]
+        gone = lost({event for _, event, _ in rows}, min(created_s for _, _, created_s in rows))
+        orphans = [(number,) for number, event, _ in rows if event in gone]
         with self._transaction():
             self._overwrite(orphans)
             self._conn.executemany("DELETE FROM content WHERE number = ?", orphans)
-            self._conn.execute("INSERT OR REPLACE INTO checked VALUES (1, ?)", (max(number for number, _ in rows),))
+            self._conn.execute("INSERT OR REPLACE INTO checked VALUES (1, ?)", (max(number for number, *_ in rows),))
         if orphans:
             self._empty_wal()
         return len(orphans)

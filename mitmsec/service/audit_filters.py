@@ -47,7 +47,9 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option("--user", callback=_words, metavar="NAME", help="Of a program that ran as this user."),
     click.option("--detector", callback=_words, metavar="NAME", help="Findings of this inspector."),
-    click.option("--severity", type=click.Choice([one.value for one in Severity]), help="Findings that matter so much."),
+    click.option(
+        "--severity", type=click.Choice([one.value for one in Severity]), help="Findings that matter so much."
+    ),
     instant_option("--since", "RFC 3339, or a span before now: 10m, 2h, 3d."),
     instant_option("--until", "As --since."),
     click.option(

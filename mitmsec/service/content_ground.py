@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator, Set
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from mitmsec.service.disk_thread import DiskThread
 
 if TYPE_CHECKING:
     from mitmsec.audit.review import Review
+
+CLOCK_SLACK = timedelta(hours=1)
 
 
 class Ground:
@@ -79,26 +81,30 @@ class Ground:
 
 def _without_orphans(vault: Vault, folder: Path) -> int:
     """How many there were. Raises VaultUnwritable."""
-    with ExitStack() as opened:
-        return vault.remove_orphans(_Known(folder, opened))
 
-
-class _Known:
-    """Whether an event is on record. The log is opened when first asked, mostly never: to import that takes long."""
-
-    def __init__(self, folder: Path, opened: ExitStack) -> None:
-        self._folder, self._opened = folder, opened
-        self._log: Review | None = None
-
-    def __call__(self, event: str) -> bool:
-        from mitmsec.audit import review
+    def lost(events: Set[str], since_s: int) -> Set[str]:
+        from mitmsec.audit.reading import NoLog, Unreadable
+        from mitmsec.audit.review import opened  # mostly there is nothing to ask about, and to import it takes long
 
         try:
-            if self._log is None:
-                self._log = self._opened.enter_context(review.opened(self._folder))
-            return self._log.event(event) is not None
-        except (review.NoLog, review.Denied, review.Unreadable) as error:
+            with opened(folder) as log:
+                return _lost(log, events, since_s)
+        except (NoLog, Unreadable) as error:
             raise VaultUnwritable(f"the log cannot be asked what is kept for it: {error}") from None
+
+    return vault.remove_orphans(lost)
+
+
+def _lost(log: Review, events: Set[str], since_s: int) -> Set[str]:
+    """Those that are not in the log: it is read once, and asked about each that was not met, lest a clock was wrong."""
+    from mitmsec.audit.criteria import Filter
+
+    left = set(events)
+    for event in log.events(Filter(kind=Kind.FINDING, since=datetime.fromtimestamp(since_s, UTC) - CLOCK_SLACK)):
+        left.discard(str(event.get("id")))
+        if not left:
+            break
+    return {event for event in left if log.event(event) is None}
 
 
 def opened_desk(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -158,23 +158,23 @@ def test_what_has_its_time_behind_it_is_erased_and_a_shorter_time_holds_for_what
 def test_content_of_events_that_never_came_on_record_is_removed_and_the_others_are_asked_about_once(
     tmp_path: Path,
 ) -> None:
-    asked: list[str] = []
+    asked: list[tuple[list[str], int]] = []
 
-    def is_on_record(event: str) -> bool:
-        asked.append(event)
-        return event != "lost"
+    def gone(events: Set[str], since_s: int) -> Set[str]:
+        asked.append((sorted(events), since_s))
+        return events & {"lost"}
 
     before = Vault(tmp_path)
     lost = content("lost")
-    before.keep([content("e1"), lost, content("e2")])
+    before.keep([content("e1"), lost, content("e2", created_s=90)])
     before.close()
     after = Vault(tmp_path)
-    assert after.remove_orphans(is_on_record) == 1
+    assert after.remove_orphans(gone) == 1
     assert in_files(tmp_path, lost.key[:16], lost.key[-16:]) == []
-    assert after.remove_orphans(is_on_record) == 0
+    assert after.remove_orphans(gone) == 0
     after.keep([content("e3")])
-    assert after.remove_orphans(is_on_record) == 0
-    assert asked == ["e1", "lost", "e2", "e3"]
+    assert after.remove_orphans(gone) == 0
+    assert asked == [(["e1", "e2", "lost"], 90), (["e3"], 100)]
     assert after.size() == 3
     after.close()
 

@@ -17,7 +17,9 @@ from audit_events import CURL, finding, handed, request
 from msgspec.structs import replace
 from recorder_child import RecorderChild, recorder
 
-from mitmsec.audit.review import Filter, SignedBy, opened
+from mitmsec.audit.criteria import Filter
+from mitmsec.audit.proving import SignedBy
+from mitmsec.audit.review import opened
 from mitmsec.audit.vault import FILE_NAME, Vault, Wanted
 from mitmsec.audit.verifying import Verified
 from mitmsec.core.content_orders import (
@@ -57,7 +59,13 @@ def run(scenario: Callable[[], Coroutine[Any, Any, None]]) -> None:
 def events(folder: Path, **wanted: Any) -> list[dict[str, Any]]:
     """Those in the log, which must be whole."""
     with opened(folder) as log:
-        assert isinstance(log.verify(), Verified)
+        assert isinstance(log.proofs.verify(), Verified)
+    return said(folder, **wanted)
+
+
+def said(folder: Path, **wanted: Any) -> list[dict[str, Any]]:
+    """Those in the log, while it is written."""
+    with opened(folder) as log:
         return [event for event in log.events(Filter()) if all(event.get(key) == wanted[key] for key in wanted)]
 
 
@@ -145,7 +153,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
             keys = [key for (key,) in vault.execute("SELECT key FROM keys ORDER BY number")]
             vault.close()
             with opened(tmp_path) as log:
-                before = log.verify()
+                before = log.proofs.verify()
             assert isinstance(before, Verified)
             nobody = await order(child, EraseContent(by=ALICE, user="nobody", reason="x", number=7))
             assert nobody == ContentErased(count=0, number=7)
@@ -160,7 +168,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
             assert (review["user"], review["uid"], review["count"]) == ("alice", 1000, 1)
             assert (review["reason"], review["selected"]) == ("request of 3 May", {"event": one["id"]})
             with opened(tmp_path) as log:
-                assert isinstance(log.verify(before.root), Verified)
+                assert isinstance(log.proofs.verify(before.root), Verified)
                 assert log.event(one["id"]) == one
             await order(child, EraseContent(by=ALICE, connection="flow-1", reason=""))
             assert await child.end() == 0
@@ -168,7 +176,7 @@ def test_an_erasure_is_on_record_leaves_no_key_in_any_file_and_every_proof_valid
 
     run(scenario)
     with opened(tmp_path) as log:
-        result = log.verify(signed_by=SignedBy(tuple(key for _, key in log.signers()), checks))
+        result = log.proofs.verify(signed_by=SignedBy(tuple(key for _, key in log.proofs.signers()), checks))
     assert isinstance(result, Verified)
     vault = Vault(tmp_path)
     assert vault.size() == 0
@@ -220,7 +228,7 @@ def test_two_people_see_it_once_and_that_is_on_record_before(tmp_path: Path) -> 
 
 def test_what_has_its_time_behind_it_is_erased_and_counted_and_a_shorter_time_holds_at_once(tmp_path: Path) -> None:
     async def until_erased(count: int) -> None:
-        while sum(event["count"] for event in events(tmp_path, operation="evidence_expired")) < count:
+        while sum(event["count"] for event in said(tmp_path, operation="evidence_expired")) < count:
             await asyncio.sleep(0.05)
 
     async def scenario() -> None:
@@ -229,7 +237,7 @@ def test_what_has_its_time_behind_it_is_erased_and_counted_and_a_shorter_time_ho
             await keep(child, b"for ever")
             await until_erased(2)
             await asyncio.sleep(1.1)
-            assert len(events(tmp_path, kind="review")) == 0
+            assert said(tmp_path, kind="review") == []
             assert await order(child, LimitContent(evidence_s=1, number=3)) == ContentLimited(number=3)
             await until_erased(3)
 
@@ -253,7 +261,7 @@ def test_after_a_kill_each_content_has_its_event_and_a_begun_erasure_is_finished
 
     async def second() -> None:
         async with recorder(tmp_path) as child:
-            while not events(tmp_path, operation="evidence_erased"):
+            while not said(tmp_path, operation="evidence_erased"):
                 await asyncio.sleep(0.05)
             assert await child.end() == 0
 
