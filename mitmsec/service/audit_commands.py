@@ -14,6 +14,7 @@ from rich.text import Text
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.review import Filter
 from mitmsec.core.model import Action
+from mitmsec.service.account_commands import account
 from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
@@ -41,7 +42,21 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
-@click.group(cls=Group)
+class _Audit(Group):
+    """`console` is imported when it is asked for: the others need nothing of a server."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "console"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "console":
+            return super().get_command(ctx, cmd_name)
+        from mitmsec.service.console_command import console as served
+
+        return served
+
+
+@click.group(cls=_Audit)
 def audit() -> None:
     """Review what was recorded; verify that it is whole."""
 
@@ -122,7 +137,7 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
 
 audit.add_command(explain)
-for command in (verify, prove, checkpoint, key):
+for command in (verify, prove, checkpoint, key, account):
     audit.add_command(command)
 
 

@@ -19,6 +19,7 @@ from mitmsec.audit.envelope import Fields, canonical
 from mitmsec.audit.merkle import leaf_hash
 from mitmsec.audit.review import Review, SignedBy, Unreadable
 from mitmsec.audit.verifying import Broken, Other, Root, Verified
+from mitmsec.service.audit_bundle import verify_bundle
 from mitmsec.service.log_reading import opened_log
 from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, json_option, state_option
 from mitmsec.service.terminal import console, tell
@@ -80,14 +81,32 @@ checkpoint_option = click.option(
 @click.option(
     "--head", "kept", callback=_root, metavar="SIZE:HASH", help="In place of a checkpoint: what it stands for."
 )
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Verify what the console exported instead of a log; no log is needed for it.",
+)
 @json_option
 @state_option
 @debug_option
-def verify(*, note: str | None, keys: tuple[LogKey, ...], kept: Root | None, as_json: bool, state_folder: Path) -> None:
+def verify(
+    *,
+    note: str | None,
+    keys: tuple[LogKey, ...],
+    kept: Root | None,
+    bundle: Path | None,
+    as_json: bool,
+    state_folder: Path,
+) -> None:
     """Say whether the log is what was written.
 
     Hashes every event again and compares. Exit status 1 if the log is not whole, or not the one that was kept.
     """
+    if bundle is not None:
+        if kept is not None:
+            raise click.UsageError("--bundle is held against --checkpoint, not --head")
+        return verify_bundle(bundle, keys, note, as_json=as_json)
     signed_by = _signed_by(keys) if keys else None
     if note is not None:
         kept = _kept(note, signed_by)

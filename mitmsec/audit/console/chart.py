@@ -12,8 +12,8 @@ from mitmsec.audit.overview import Step
 from mitmsec.core.model import Value
 
 STACK = ("block", "decrypt", "capture", "bypass")  # from the bottom up
-WIDTH, HEIGHT, TOP, BOTTOM = 960, 148, 12, 22
-COLUMNS_WANTED = 60
+WIDTH, HEIGHT, TOP, BOTTOM = 960, 148, 4, 14
+COLUMNS_WANTED = 80
 SPANS = tuple(
     timedelta(seconds=seconds)
     for seconds in (1, 5, 15, 60, 300, 900, 3600, 3 * 3600, 6 * 3600, 86400, 7 * 86400, 30 * 86400)

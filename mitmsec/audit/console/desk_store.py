@@ -11,7 +11,8 @@ import hashlib
 import os
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def tables(db: sqlite_utils.Database) -> None:
     db.table("views").create({"number": int, "name": str, "title": str, "address": str}, pk="number")
 
 
+class DeskUnusable(Exception):
+    """The tables cannot be read or written; the text says why."""
+
+
 class Account(Value, frozen=True):
     name: str
     duty: Duty
@@ -87,25 +92,23 @@ class View(Value, frozen=True):
 
 
 class DeskStore:
-    """The tables in `folder`, made where they are not. Raises sqlite3.Error, OSError."""
+    """The tables in `folder`, made where they are not. All methods raise DeskUnusable."""
 
     def __init__(self, folder: Path) -> None:
-        path = folder / FILE_NAME
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-        conn = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)  # one at a time
-        conn.execute("PRAGMA synchronous = FULL")
-        self._db = sqlite_utils.Database(conn, execute_plugins=False)
-        migrations.apply(self._db)
+        with _told():
+            self._db = _opened(folder / FILE_NAME)
 
     def close(self) -> None:
         self._db.close()
 
     def _rows(self, sql: str, values: Iterable[Any] = ()) -> list[dict[str, Any]]:
-        return list(self._db.query(sql, list(values)))
+        with _told():
+            return list(self._db.query(sql, list(values)))
 
     def _do(self, sql: str, *values: Any) -> int:
         """How many rows it changed."""
-        return int(self._db.conn.execute(sql, values).rowcount)
+        with _told():
+            return int(self._db.conn.execute(sql, values).rowcount)
 
     # -- accounts ------------------------------------------------------------------------------------------------------
     def accounts(self) -> list[Account]:
@@ -209,7 +212,7 @@ class DeskStore:
         case = step.case
         row = (case.event, case.state.value, case.assignee, case.changed, msgspec.json.encode(case).decode())
         line = (case.event, _stamp(now), person.name, step.operation, step.detail)
-        with self._db.atomic():
+        with _told(), self._db.atomic():
             self._do("INSERT OR REPLACE INTO cases VALUES (?, ?, ?, ?, ?)", *row)
             self._do("INSERT INTO history (event, at, name, operation, detail) VALUES (?, ?, ?, ?, ?)", *line)
 
@@ -239,3 +242,20 @@ def _stamp(at: datetime) -> str:
 
 def _hashed(token: str) -> str:
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
+
+def _opened(path: Path) -> sqlite_utils.Database:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    conn = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)  # one at a time
+    conn.execute("PRAGMA synchronous = FULL")
+    db = sqlite_utils.Database(conn, execute_plugins=False)
+    migrations.apply(db)
+    return db
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise DeskUnusable(f"the reviewers' tables cannot be used: {error}") from error

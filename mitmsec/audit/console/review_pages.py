@@ -17,7 +17,7 @@ from mitmsec.audit.overview import findings
 
 SEARCHED_PAGES = 40  # for findings that nobody has dealt with, in one page of the queue
 TODO = "todo"
-STATES = (TODO, *State)
+STATES = (TODO, State.OPEN, State.IN_REVIEW, State.ESCALATED, State.DISMISSED)
 
 
 class Row:

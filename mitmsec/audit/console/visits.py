@@ -35,7 +35,8 @@ class NotFound(Exception):
 class Recorder(Protocol):
     """Remembers which looks are on record already."""
 
-    def is_new(self, session: str, what: str) -> bool: ...
+    def knows(self, look: tuple[str, str]) -> bool: ...
+    def note(self, look: tuple[str, str]) -> None: ...
 
 
 class Visit:
@@ -111,8 +112,11 @@ class Visit:
 
     async def record_look(self, operation: str, item: str) -> None:
         """That somebody sees something: once for a while. Raises Unrecorded."""
-        if self.session is not None and self._looks.is_new(self.session.token, f"{operation} {item}"):
+        assert self.session is not None
+        look = (self.session.token, f"{operation} {item}")
+        if not self._looks.knows(look):
             await self.record(operation, item)
+            self._looks.note(look)
 
     # -- answers -------------------------------------------------------------------------------------------------------
     def page(

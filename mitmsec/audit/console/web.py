@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from mitmsec.audit.console import export_pages, house_pages, look_pages, review_pages
 from mitmsec.audit.console.cookies import cookie_name
-from mitmsec.audit.console.desk_store import Account, Session
+from mitmsec.audit.console.desk_store import Account, DeskUnusable, Session
 from mitmsec.audit.console.duty import Deed, Person
 from mitmsec.audit.console.entry_pages import Entry
 from mitmsec.audit.console.ground import Ground
@@ -79,14 +79,13 @@ class Looks:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    def is_new(self, session: str, what: str) -> bool:
-        key = (session, what)
-        if key in self._known:
-            return False
-        self._known[key] = None
+    def knows(self, look: tuple[str, str]) -> bool:
+        return look in self._known
+
+    def note(self, look: tuple[str, str]) -> None:
+        self._known[look] = None
         while len(self._known) > LOOKS_LIMIT:
             self._known.popitem(last=False)
-        return True
 
 
 class Console:
@@ -117,6 +116,8 @@ class Console:
             except Unrecorded:
                 why = "The audit log does not take what would have to be recorded, so nothing was shown or done."
                 return _error(visit, 503, "Not recorded, so not done", why)
+            except DeskUnusable as error:
+                return PlainTextResponse(f"{error}\n", 503)
             except (NoLog, Unreadable) as error:
                 return _error(visit, 503, "The log cannot be read", str(error))
 
