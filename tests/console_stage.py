@@ -15,12 +15,13 @@ from typing import Any
 
 import httpx
 import uvicorn
+from argon2 import PasswordHasher
 from audit_events import CURL, SIGNER, store_in
 
+from mitmsec.audit.console import passwords
 from mitmsec.audit.console.desk_store import DeskStore
 from mitmsec.audit.console.duty import Duty
 from mitmsec.audit.console.ground import Ground
-from mitmsec.audit.console.passwords import hashed
 from mitmsec.audit.console.web import Console
 from mitmsec.audit.envelope import Draft, Fields, event_id, fields_of
 from mitmsec.audit.event import ConnectionSeen, Kind, ReviewSeen, Seen
@@ -28,6 +29,7 @@ from mitmsec.core.model import Process
 from mitmsec.seal import checks
 
 PASSWORD = "four plain words here"
+QUICK = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1)  # how strong they are, test_passwords.py says
 _HASH: list[str] = []
 NOW = datetime(2026, 11, 9, 10, 0, tzinfo=UTC)
 
@@ -89,7 +91,7 @@ class Browser:
     def get(self, address: str) -> httpx.Response:
         return self.client.get(address)
 
-    def send(self, address: str, **fields: str | list[str]) -> httpx.Response:
+    def send(self, address: str, /, **fields: str | list[str]) -> httpx.Response:
         """A form, with the session's token."""
         return self.client.post(address, data={"csrf": self.csrf, **fields})
 
@@ -130,8 +132,9 @@ class Stage:
         return self.takes
 
     def account(self, name: str, duty: Duty, *, must_change: bool = False) -> None:
+        passwords._HASHER = QUICK
         if not _HASH:
-            _HASH.append(hashed(PASSWORD))  # takes its time on purpose
+            _HASH.append(passwords.hashed(PASSWORD))
         self.desk.add_account(name, duty, _HASH[0], self.now)
         if not must_change:
             self.desk.change_password(name, _HASH[0], must_change=False)

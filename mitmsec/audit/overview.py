@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 
 from msgspec.structs import replace
 
@@ -139,8 +138,3 @@ def _filled(counts: Counter[tuple[datetime, str]], step: timedelta, limit: int =
 def findings(review: Review, wanted: Filter, before: int | None, limit: int, among: Among = ALL) -> Page:
     """As `page`, of findings alone."""
     return page(review, replace(wanted, kind=Kind.FINDING), before, limit, among)
-
-
-def newest(review: Review, kind: Kind) -> Fields | None:
-    """The newest event of a kind. Raises Unreadable."""
-    return next(islice(review.events(Filter(kind=kind, limit=1)), 1), None)

@@ -18,7 +18,7 @@ class Entry:
     """Counts failures: of an account, and of an address."""
 
     def __init__(self) -> None:
-        self._throttle = Throttle()
+        self.throttle = Throttle()
 
     async def front(self, visit: Visit) -> Response:
         return visit.go("/overview" if visit.account is not None else "/sign-in")
@@ -31,11 +31,11 @@ class Entry:
     async def signed_in(self, visit: Visit) -> Response:
         name, password = visit.form.get("name", "")[:64], visit.form.get("password", "")[: passwords.MOST_CHARACTERS]
         keys, now_s = (f"name {name}", f"address {visit.address}"), time.monotonic()
-        if wait_s := max(self._throttle.waits_s(key, now_s) for key in keys):
+        if wait_s := max(self.throttle.waits_s(key, now_s) for key in keys):
             why = f"There were too many tries. The next one is looked at in {wait_s:.0f} s."
             return visit.page("sign_in.html", 429, {"retry-after": f"{wait_s:.0f}"}, why=why)
         for key in keys:  # before it is looked at: tries side by side count as well
-            self._throttle.failed(key, now_s)
+            self.throttle.failed(key, now_s)
         desk = visit.ground.desk
         account = desk.account(name)
         kept = account.hash if account is not None else None
@@ -43,7 +43,7 @@ class Entry:
             await visit.record("sign_in_refused", name if account is not None else "unknown", f"from {visit.address}")
             return visit.page("sign_in.html", 403, why=NO)
         for key in keys:
-            self._throttle.succeeded(key)
+            self.throttle.succeeded(key)
         await visit.record("signed_in", name, f"from {visit.address}")
         desk.forget_sessions(visit.now)
         token = desk.begin_session(name, visit.address, visit.now)
@@ -68,10 +68,10 @@ class Entry:
             why = "the two are not the same"
         elif old == new:
             why = "that is the old one"
-        elif not why and self._throttle.waits_s(key, time.monotonic()):
+        elif not why and self.throttle.waits_s(key, time.monotonic()):
             why = "there were too many tries; wait a while"
         elif not why and not await visit.ground.worked(lambda: passwords.is_it(kept, old)):
-            self._throttle.failed(key, time.monotonic())
+            self.throttle.failed(key, time.monotonic())
             why = "the old password is not this"
         if why:
             return visit.page("password.html", 400, why=why, least=passwords.LEAST_CHARACTERS)

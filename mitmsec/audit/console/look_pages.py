@@ -77,10 +77,10 @@ def _step_address(asked: Query, start: datetime, step: timedelta) -> str:
 async def events(visit: Visit) -> Response:
     """A page of events, the newest first. A search for text goes on record."""
     asked, before = visit.query, visit.number("before")
-    if "text" in asked.given:
-        await visit.record_look("searched", asked.given["text"])
     wanted, among = asked.filter(visit.now), asked.among()
     found: Page = await visit.ground.asked(lambda review: page(review, wanted, before, ROWS, among))
+    if "text" in asked.given:  # after it was searched, else each search would find itself, and before it is shown
+        await visit.record_look("searched", asked.given["text"])
     return visit.page("events.html", asked=asked, found=found, before=before, choices=CHOICES, spans=SPANS)
 
 

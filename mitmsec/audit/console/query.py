@@ -39,7 +39,8 @@ class Query(Value, frozen=True):
     def address(self, path: str, **changed: str | None) -> str:
         """`path` with these filters, of which some are other ones, or (None) off."""
         given = {**self.given, **changed}
-        pairs = [(name, value) for name, value in given.items() if value]
+        known = [name for name in NAMES if name in given]
+        pairs = [(name, value) for name in (*known, *(sorted(given.keys() - set(NAMES)))) if (value := given[name])]
         return f"{path}?{urlencode(pairs)}" if pairs else path
 
     def chips(self, path: str) -> list[Chip]:

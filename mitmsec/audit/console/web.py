@@ -94,7 +94,8 @@ class Console:
     def __init__(self, ground: Ground) -> None:
         self._ground, self._templates, self._looks = ground, environment(), Looks()
         self._static = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix[1:] in TYPES}
-        self.places = places(Entry())
+        self.entry = Entry()
+        self.places = places(self.entry)
         routes = [
             Route(place.path, self._opened(place), methods=[place.method], name=f"{place.method} {place.path}")
             for place in self.places
