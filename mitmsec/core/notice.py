@@ -95,8 +95,9 @@ def _criteria(one: Application) -> str:
 
 
 def _rules(policy: Policy) -> Iterator[str]:
-    for rule in policy.rules:
-        yield _rule(rule)
+    if policy.rules:
+        yield "The first of these that fits a connection decides:"
+    yield from map(_rule, policy.rules)
     which = "All other connections" if policy.rules else "All of their connections"
     yield f"{which} that these programs make are {_DOES[policy.action]}."
     if policy.inbound is not Action.BYPASS:

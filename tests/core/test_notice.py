@@ -30,6 +30,7 @@ def test_rules_are_told_in_their_order_with_their_reasons() -> None:
         notice(Policy(rules=rules, action=Action.BYPASS, inbound=Action.BLOCK)), "What happens to their connections"
     )
     assert told.splitlines() == [
+        "The first of these that fits a connection decides:",
         "Connections to sites in the list finance are passed on unread. Why: money is nobody's business.",
         "Connections to paste.example, port 80, 8000-8999 are blocked until 2027-01-01.",
         "Connections that meet further technical conditions are copied as they are, still encrypted.",
@@ -80,8 +81,8 @@ def test_what_is_kept_and_what_happens_when_something_fails() -> None:
 def test_every_rule_of_any_policy_has_its_sentence(policy: Policy) -> None:
     made = notice(policy)
     told = lines(made, "What happens to their connections").splitlines()
-    assert len(told) == len(policy.rules) + 1 + (policy.inbound is not Action.BYPASS)
-    assert all(line.endswith((".", "…")) for line in told)
+    assert len(told) == len(policy.rules) + bool(policy.rules) + 1 + (policy.inbound is not Action.BYPASS)
+    assert all(line.endswith((".", "…", ":")) for line in told)
     assert made.policy == policy.fingerprint
     assert all(section.lines for section in made.sections)
 

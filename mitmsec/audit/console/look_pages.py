@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from mitmsec.audit.checkpoint import parsed
@@ -25,6 +26,7 @@ ROWS = 50
 NEWER_LIMIT = 200
 SPANS = (("1h", "hour"), ("1d", "day"), ("7d", "week"), ("30d", "30 days"))
 CHOICES = {"kind": tuple(Kind), "action": tuple(Action), "outcome": tuple(Outcome), "severity": tuple(Severity)}
+GRAVEST = (Severity.HIGH, Severity.MEDIUM, Severity.LOW, Severity.INFO)
 TITLES = {
     "app": "Applications",
     "host": "Hosts",
@@ -58,11 +60,16 @@ async def overview(visit: Visit) -> Response:
     if found.steps and len(found.steps) < 24:  # all within a corner of the chart: look closer
         step = chart.step_of(found.steps[0].start, found.steps[-1].start + step)
         found = await visit.ground.asked(lambda review: summed(review, wanted, step, among))
+    found = replace(found, by={**found.by, "severity": tuple(sorted(found.by["severity"], key=_gravest_first))})
     drawn = chart.chart_of(found.steps, step)
     links = [_step_address(asked, column.start, step) for column in drawn.columns]
     return visit.page(
         "overview.html", asked=asked, found=found, chart=drawn, links=links, titles=TITLES, spans=SPANS, choices=CHOICES
     )
+
+
+def _gravest_first(counted: tuple[str, int]) -> int:
+    return GRAVEST.index(counted[0]) if counted[0] in GRAVEST else len(GRAVEST)
 
 
 def _since(asked: Query, span: str) -> Query:

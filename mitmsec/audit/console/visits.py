@@ -130,7 +130,7 @@ class Visit:
             "now": self.now,
             "path": self.request.url.path,
             "waiting": waiting,
-            "said": self.asked("said"),
+            "said": self.asked("said") if self.request.method == "GET" else "",
             "Deed": Deed,
         }
         text = self._templates.get_template(template).render(common | values)
