@@ -35,7 +35,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/__main__.py": "one line; tests/end_to_end starts it",
     "mitmsec/audit/bundling.py": "tests/audit/test_audit_bundle.py makes bundles by it",
     "mitmsec/audit/console/cookies.py": "tests/audit/console/test_entry_pages.py looks at it",
-    "mitmsec/audit/console/duty.py": "tests/audit/console/test_desk.py reads its table, test_web.py holds pages against it",
+    "mitmsec/audit/console/duty.py": "tests/audit/console/test_desk.py and test_web.py hold its table",
     "mitmsec/audit/console/ground.py": "tests/console_stage.py stands on it",
     "mitmsec/audit/console/visits.py": "tests/audit/console/test_web.py sends what it reads",
     "mitmsec/core/learning_section.py": "tests/core/test_learning.py reads policies by it",

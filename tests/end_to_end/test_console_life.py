@@ -206,7 +206,8 @@ def test_what_the_console_cannot_be_given_is_told_and_nothing_is_begun(state: Pa
 
 def test_with_a_certificate_it_speaks_tls_and_says_that_it_has_no_account(state: Path, tmp_path: Path) -> None:
     key, pem = tmp_path / "k.pem", tmp_path / "c.pem"
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+                    "-days", "1",
                     "-subj", "/CN=console.test", "-addext", "subjectAltName=DNS:console.test,IP:127.0.0.1",
                     "-keyout", str(key), "-out", str(pem)], check=True, capture_output=True)  # fmt: skip
     console = Called(state, "--tls-cert", str(pem), "--tls-key", str(key), "--host", "console.test")

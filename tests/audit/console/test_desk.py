@@ -48,6 +48,7 @@ def after(*orders: tuple[Person, Order], case: Case = OPEN) -> Case:
 
 DISMISSED = after((ROSA, Dismiss(reason=Reason.EXPECTED)))
 ESCALATED = after((ROSA, Escalate(text="tell the owner")))
+HALF = after((ROSA, SignOff()), case=DISMISSED)
 CLOSED = after((ROSA, SignOff()), (AXEL, SignOff()), case=DISMISSED)
 ASKED = after((ROSA, Ask(why="is it a customer's?")))
 APPROVED = after((AXEL, Approve()), case=ASKED)
@@ -113,7 +114,7 @@ REFUSED = [
     (OPEN, Ask(why=""), ROSA, "say why in a few words"),
     (ASKED, Refuse(text=""), AXEL, "say why in a few words"),
     (OPEN, Assign(to="<b>"), ROSA, "that is no account's name"),
-    (after((ROSA, SignOff()), case=DISMISSED), SignOff(), ROSA, "you have signed it off; the second signature is somebody else's"),
+    (HALF, SignOff(), ROSA, "you have signed it off; the second signature is somebody else's"),
     (OPEN, Approve(), AXEL, "nobody has asked"),
     (OPEN, See(), ROSA, "nobody has asked"),
     (ASKED, See(), ROSA, "it is not approved"),
@@ -169,8 +170,8 @@ def test_a_refusal_is_on_record_with_its_reason_and_another_may_ask() -> None:
 PEOPLE = st.sampled_from([ROSA, RITA, AXEL, ADA, VERA, ANNA])
 ORDERS = st.sampled_from(
     [
-        Assign(to="rosa"), Assign(to=""), Note(text="n"), Dismiss(reason=Reason.TEST), Escalate(text="e"), Reopen(text="r"),
-        SignOff(), Ask(why="w"), Approve(), Refuse(text="n"), See(),
+        Assign(to="rosa"), Assign(to=""), Note(text="n"), Dismiss(reason=Reason.TEST), Escalate(text="e"),
+        Reopen(text="r"), SignOff(), Ask(why="w"), Approve(), Refuse(text="n"), See(),
     ]
 )  # fmt: skip
 

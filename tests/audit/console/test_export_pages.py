@@ -45,8 +45,8 @@ def test_a_bundle_of_what_the_filters_meet_verifies_offline(the: Stage, rosa: Br
     assert sound.kept is not None
     with zipfile.ZipFile(BytesIO(found.content)) as archive:
         assert sorted(archive.namelist()) == [
-            "README.txt", "checkpoint.note", "consistency.json", "events.jsonl", "log.key", "manifest.json", "numbers.txt",
-            "proofs.jsonl",
+            "README.txt", "checkpoint.note", "consistency.json", "events.jsonl", "log.key", "manifest.json",
+            "numbers.txt", "proofs.jsonl",
         ]  # fmt: skip
         assert archive.read("numbers.txt") == b"5 6 8"
         about = msgspec.json.decode(archive.read("manifest.json"))

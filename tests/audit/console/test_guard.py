@@ -1,4 +1,4 @@
-"""Who calls the console by another name, or sends a form from elsewhere, gets nothing; each answer says what it may do."""
+"""Who calls the console by another name, or sends a form from elsewhere, gets nothing; each answer has the headers."""
 
 from __future__ import annotations
 

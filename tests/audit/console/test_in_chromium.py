@@ -80,19 +80,21 @@ def as_person(chromium: Any, the: Stage) -> Iterator[Opened]:
 def hostile_events(the: Stage, text: str, number: int) -> None:
     """One of each kind, with the same words in every field that holds words, and more."""
     flow = f"hostile-{number}-{text[:200]}".replace("/", "_")
-    process = {"pid": 7, "exe": f"/opt/{text}", "name": text, "user": text, "unit": text, "container": text, "sha256": text,
-               "started": text, "parent": {"pid": 6, "exe": text, "parent": None}}  # fmt: skip
+    named = dict.fromkeys(("name", "user", "unit", "container", "sha256", "started", "source"), text)
+    process = {**named, "pid": 7, "exe": f"/opt/{text}", "parent": {"pid": 6, "exe": text, "parent": None}}
     leg = dict.fromkeys(("version", "cipher", "group", "alpn", "sni", "ja4", "error", "note", "refusal"), text)
     common = {"connection": flow, "process": process, "host": text}
     rows: dict[Kind, dict[str, Any]] = {
         Kind.CONNECTION: {
             **common, "id": flow, "direction": text, "protocol": text, "action": text, "rule": text, "reason": text,
-            "outcome": text, "policy": text, "error": text, "through": text, "duration_ms": 1, "bytes": {"sent": 1, "received": text},
-            "local": {"address": text, "port": 1}, "remote": {"address": text, "port": 2, "host": text, "named_by": text},
+            "outcome": text, "policy": text, "error": text, "through": text, "duration_ms": 1,
+            "bytes": {"sent": 1, "received": text}, "local": {"address": text, "port": 1},
+            "remote": {"address": text, "port": 2, "host": text, "named_by": text},
             "tls": {"client": {**leg, "offers": [text]}, "server": leg},
         },
         Kind.REQUEST: {**common, "method": text, "url": text, "status": 200, "content_type": text, "answered_by": text},
-        Kind.FINDING: {**common, "id": f"finding-{number}", "detector": text, "severity": text, "confidence": 1, "summary": text,
+        Kind.FINDING: {**common, "id": f"finding-{number}", "detector": text, "severity": text, "confidence": 1,
+                       "summary": text,
                        "evidence": text, "location": text, "verdict": text, "item": text},
         Kind.CERTIFICATE: {"connection": flow, "names": [text], "serial": text, "not_after": text, "flaw": text},
         Kind.FAULT: {"connection": flow, "what": text, "detail": text, "failed": text, "count": 1},
@@ -102,7 +104,7 @@ def hostile_events(the: Stage, text: str, number: int) -> None:
         Kind.REVIEW: {"operation": text, "item": text, "user": text, "detail": text, "people": [text]},
     }  # fmt: skip
     for kind, fields in rows.items():
-        the.log.append_fields(kind, {key: value for key, value in fields.items()}, NOW - later(number))
+        the.log.append_fields(kind, dict(fields), NOW - later(number))
 
 
 def test_words_of_attackers_are_shown_and_do_nothing(the: Stage, as_person: Opened) -> None:
@@ -126,7 +128,8 @@ def test_words_of_attackers_are_shown_and_do_nothing(the: Stage, as_person: Open
         page.locator("table.events tbody tr").nth(index).locator("a").first.click()
         look(page)
         shown += page.locator("main").inner_text()
-    for text in ("<script>document.title='pwned'</script>", "onerror=", "{{ 7*7 }}", "=HYPERLINK(", "ESC]0;pwnedU+0007ESC[2J",
+    for text in ("<script>document.title='pwned'</script>", "onerror=", "{{ 7*7 }}", "=HYPERLINK(",
+                 "ESC]0;pwnedU+0007ESC[2J",
                  "invoiceU+202Egpj.exeU+2066x", "aU+200BdminU+FEFFU+00AD", "oneU+000D⏎twoU+0000three"):  # fmt: skip
         assert text in shown, text
     page.goto("/overview")
@@ -240,14 +243,18 @@ CONTRAST = """() => {
   const light = ([r, g, b]) => { const f = v => (v /= 255) <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
     return .2126 * f(r) + .7152 * f(g) + .0722 * f(b); };
   const behind = node => { for (let at = node; at; at = at.parentElement) {
-    const c = rgb(getComputedStyle(at).backgroundColor); if (c.length < 4 || c[3] > 0) return c; } return [255, 255, 255]; };
+    const c = rgb(getComputedStyle(at).backgroundColor);
+    if (c.length < 4 || c[3] > 0) return c; }
+    return [255, 255, 255]; };
   const weak = [];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let text = walk.nextNode(); text; text = walk.nextNode()) {
     const node = text.parentElement;
-    if (!text.data.trim() || !node.checkVisibility({checkOpacity: true}) || node.closest(".skip, .unseen, option, :disabled")) continue;
+    if (!text.data.trim() || !node.checkVisibility({checkOpacity: true})) continue;
+    if (node.closest(".skip, .unseen, option, :disabled")) continue;
     const [a, b] = [light(rgb(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
-    if ((a + .05) / (b + .05) < 4.5) weak.push([text.data.trim().slice(0, 30), node.className, ((a + .05) / (b + .05)).toFixed(2)]);
+    const ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) weak.push([text.data.trim().slice(0, 30), node.className, ratio.toFixed(2)]);
   }
   return weak;
 }"""
