@@ -14,11 +14,11 @@ from rich.text import Text
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.review import Filter
 from mitmsec.core.model import Action
-from mitmsec.service.account_commands import account
 from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.groups import Group
+from mitmsec.service.importing import imported
 from mitmsec.service.log_reading import instant_option, opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
@@ -42,18 +42,22 @@ def _words(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return value
 
 
-class _Audit(Group):
-    """`console` is imported when it is asked for: the others need nothing of a server."""
+LATER = {  # imported when they are asked for: the others need nothing of a server
+    "account": "mitmsec.service.account_commands:account",
+    "console": "mitmsec.service.console_command:console",
+}
 
+
+class _Audit(Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "console"])
+        return sorted([*super().list_commands(ctx), *LATER])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "console":
+        if cmd_name not in LATER:
             return super().get_command(ctx, cmd_name)
-        from mitmsec.service.console_command import console as served
-
-        return served
+        module, _, name = LATER[cmd_name].partition(":")
+        command: click.Command = getattr(imported(module), name)
+        return command
 
 
 @click.group(cls=_Audit)
@@ -137,7 +141,7 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
 
 audit.add_command(explain)
-for command in (verify, prove, checkpoint, key, account):
+for command in (verify, prove, checkpoint, key):
     audit.add_command(command)
 
 

@@ -19,7 +19,6 @@ from mitmsec.audit.envelope import Fields, canonical
 from mitmsec.audit.merkle import leaf_hash
 from mitmsec.audit.review import Review, SignedBy, Unreadable
 from mitmsec.audit.verifying import Broken, Other, Root, Verified
-from mitmsec.service.audit_bundle import verify_bundle
 from mitmsec.service.log_reading import opened_log
 from mitmsec.service.options import EXIT_NOT_SO, debug_option, fail, json_option, state_option
 from mitmsec.service.terminal import console, tell
@@ -106,6 +105,8 @@ def verify(
     if bundle is not None:
         if kept is not None:
             raise click.UsageError("--bundle is held against --checkpoint, not --head")
+        from mitmsec.service.audit_bundle import verify_bundle
+
         return verify_bundle(bundle, keys, note, as_json=as_json)
     signed_by = _signed_by(keys) if keys else None
     if note is not None:
