@@ -247,9 +247,13 @@ def _hashed(token: str) -> str:
 def _opened(path: Path) -> sqlite_utils.Database:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     conn = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)  # one at a time
-    conn.execute("PRAGMA synchronous = FULL")
-    db = sqlite_utils.Database(conn, execute_plugins=False)
-    migrations.apply(db)
+    try:
+        conn.execute("PRAGMA synchronous = FULL")
+        db = sqlite_utils.Database(conn, execute_plugins=False)
+        migrations.apply(db)
+    except BaseException:
+        conn.close()
+        raise
     return db
 
 

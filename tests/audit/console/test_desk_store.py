@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,8 +19,10 @@ ROSA = Person(name="rosa", duty=Duty.REVIEWER)
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> DeskStore:
-    return DeskStore(tmp_path)
+def desk(tmp_path: Path) -> Iterator[DeskStore]:
+    made = DeskStore(tmp_path)
+    yield made
+    made.close()
 
 
 def test_cases_and_their_history_are_there_when_it_is_opened_again(desk: DeskStore, tmp_path: Path) -> None:

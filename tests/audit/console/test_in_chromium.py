@@ -34,17 +34,19 @@ HOSTILE = {
     "bidi": "invoice\u202egpj.exe\u2066x\u2069",
     "unseen": "a\u200bdmin\ufeff\u00ad",
     "formula": "=HYPERLINK(\"http://evil.example\",\"x\")",
-    "long": "A" * 5000 + "/" + "é" * 300,
     "lines": "one\r\ntwo\x00three",
+    "long": "A" * 5000 + "/" + "é" * 300,
 }  # fmt: skip
-TEXTS = (" ".join(text for name, text in HOSTILE.items() if name != "long"), HOSTILE["long"])  # pages take their time
+TEXT = " ".join(HOSTILE.values())  # all in each field: pages take their time
 PAGES = ("/overview", "/events", "/queue", "/export", "/views")
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])  # the suite is root
+        browser = running.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )  # the suite is root
         yield browser
         browser.close()
 
@@ -108,8 +110,7 @@ def hostile_events(the: Stage, text: str, number: int) -> None:
 
 
 def test_words_of_attackers_are_shown_and_do_nothing(the: Stage, as_person: Opened) -> None:
-    for number, text in enumerate(TEXTS):
-        hostile_events(the, text, number)
+    hostile_events(the, TEXT, 0)
     page = as_person("axel")
     with opened(the.log.folder) as review:
         hostile = [event for event in review.events(Filter()) if "hostile-" in str(event.get("connection"))]
@@ -117,17 +118,15 @@ def test_words_of_attackers_are_shown_and_do_nothing(the: Stage, as_person: Open
     seqs = {kind: [event["seq"] for event in events if event["kind"] == kind] for kind in Kind}
     shown = ""
     where = [*PAGES, *(f"/event/{seq}" for kind in Kind for seq in seqs[kind])]
-    where += [f"/case/finding-{number}" for number in range(len(TEXTS))]
+    where.append("/case/finding-0")
     for address in where:
         page.goto(address)
         look(page)
         shown += page.locator("main").inner_text()
-    page.goto("/queue")
-    for index in range(len(TEXTS)):
-        page.goto("/events?kind=connection")
-        page.locator("table.events tbody tr").nth(index).locator("a").first.click()
-        look(page)
-        shown += page.locator("main").inner_text()
+    page.goto("/events?kind=connection")
+    page.locator("table.events tbody a").first.click()
+    look(page)
+    shown += page.locator("main").inner_text()
     for text in ("<script>document.title='pwned'</script>", "onerror=", "{{ 7*7 }}", "=HYPERLINK(",
                  "ESC]0;pwnedU+0007ESC[2J",
                  "invoiceU+202Egpj.exeU+2066x", "aU+200BdminU+FEFFU+00AD", "oneU+000D⏎twoU+0000three"):  # fmt: skip
@@ -223,18 +222,17 @@ def test_the_keyboard_alone_is_enough_and_what_has_the_focus_shows(the: Stage, a
     )
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_what_is_behind_it(the: Stage, chromium: Any, scheme: str) -> None:
+def test_text_stands_out_from_what_is_behind_it_light_and_dark(the: Stage, chromium: Any) -> None:
     """WCAG AA: 4.5 to 1, of each text on a page with everything on it; and it fits a narrow window."""
-    context = chromium.new_context(
-        base_url=f"http://{the.host}", color_scheme=scheme, viewport={"width": 400, "height": 800}
-    )
+    context = chromium.new_context(base_url=f"http://{the.host}", viewport={"width": 400, "height": 800})
     context.add_cookies([{"name": "mitmsec", "value": the.browser("axel").token, "url": f"http://{the.host}"}])
     page = context.new_page()
-    for address in ("/overview", "/queue", f"/case/{a_finding(the, 1)}", "/connection/flow-1", "/health", "/notice"):
+    for address in ("/overview", "/queue", f"/case/{a_finding(the, 1)}", "/connection/flow-1"):
         page.goto(address)
         look(page)
-        assert page.evaluate(CONTRAST) == [], f"{address}: {scheme}"
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # no colour on its way to another
+            assert page.evaluate(CONTRAST) == [], f"{address}: {scheme}"
     context.close()
 
 
