@@ -191,7 +191,13 @@ def test_a_misspelt_command_is_answered_with_the_near_one(word: str, says: str) 
     ("words", "says"),
     [
         (["audit", "lst"], "there is no command 'lst'; did you mean 'list'?"),
-        (["audit", "xyzzy"], "there are checkpoint, explain, export, key, list, prove, show, stats, verify"),
+        (
+            ["audit", "xyzzy"],
+            (
+                "there are account, approve, checkpoint, console, erase, explain, export, key, list, prove, requests, "
+                "show, stats, unmask, verify"
+            ),
+        ),
         (["policy", "xyzzy"], "there are check, explain, init, lists, replay, test"),
     ],
 )

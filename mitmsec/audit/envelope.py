@@ -34,6 +34,7 @@ CLIPS = ((16_384, 1024), (2_048, 256), (256, 64), (32, 32))  # longest text in c
 Fields = dict[str, Any]
 SYSTEMS_FACTS = frozenset({"package", "services", "signer", "uid", "unread"})
 ADDONS = frozenset({"modified_by", "seen_by"})  # which are said where there are any
+REVIEWS_OWN = frozenset({"detail", "keys", "people"})  # likewise
 
 
 class Draft(Value, frozen=True):
@@ -112,7 +113,7 @@ def fields_of(
         case FindingSeen():
             return Kind.FINDING, _directed(_owned(_finding(seen), owner, host), direction)
         case ReviewSeen():
-            return Kind.REVIEW, _plain(seen)
+            return Kind.REVIEW, {key: value for key, value in _plain(seen).items() if value or key not in REVIEWS_OWN}
         case CertificateSeen():
             return Kind.CERTIFICATE, _without_none(_renamed(_plain(seen)), "flaw")
         case PolicySeen():

@@ -209,13 +209,14 @@ class ServiceSeen(Seen, frozen=True):
 
 
 class ReviewSeen(Seen, frozen=True):
-    """Somebody looked at what lies under quarantine. It is on record before they see it."""
+    """Somebody looked at what lies under quarantine, or did something in the console. It is on record before."""
 
-    operation: str  # quarantine_released
-    item: str
+    operation: str  # quarantine_released; signed_in, connection_opened, finding_dismissed, unmasked, exported, …
+    item: str  # what it was done with: an item, an event's id, an account
     user: str
-    people: tuple[str, ...]  # whose keys opened it, as the item calls them
+    people: tuple[str, ...]  # whose keys opened it, as the item calls them; in the console who else has a part in it
     keys: tuple[str, ...]  # the public ones, in the same order, in base64: as the policy has them
+    detail: str = ""
 
 
 class FaultSeen(Seen, frozen=True):
@@ -236,6 +237,7 @@ PERMITTED: dict[Role, tuple[type[Seen], ...]] = {
     Role.SIGNER: (CertificateSeen, FaultSeen),
     Role.SUPERVISOR: (PolicySeen, CaSeen, ServiceSeen, ReviewSeen, FaultSeen, ConnectionSeen),
     Role.BROKER: (),
+    Role.CONSOLE: (ReviewSeen,),
     Role.DIVERTER: (),
     Role.RECORDER: (),
     Role.SCANNER: (),

@@ -23,6 +23,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    ReviewSeen,
     SealedSeen,
     SecretsSeen,
     Seen,
@@ -36,6 +37,7 @@ from mitmsec.core.model import NOTHING_CLEAR, Clear, Value
 
 FAULTS_PER_S, FAULTS_BURST = 10.0, 50.0  # of no flow in particular, for each worker
 COUNT_LIMIT = 2**31
+PEOPLE_LIMIT = 16
 BYTES_LIMIT = 2**53  # integers that every JSON reader takes
 STATUS_LIMIT = 999
 WORD_CHARACTERS, TEXT_CHARACTERS, URL_CHARACTERS = 64, 1024, 16_384
@@ -85,7 +87,21 @@ def held(source: Source, seen: Seen) -> Seen:
     """`seen` within bounds: anybody's count, and a worker's texts, which end with an ellipsis where they are cut."""
     if isinstance(seen, FaultSeen) and not 1 <= seen.count <= COUNT_LIMIT:
         seen = replace(seen, count=_within(seen.count, 1, COUNT_LIMIT))
+    if isinstance(seen, ReviewSeen) and source.role is Role.CONSOLE:
+        return _console_held(seen)
     return _worker_held(seen) if source.role is Role.WORKER else seen
+
+
+def _console_held(seen: ReviewSeen) -> ReviewSeen:
+    return replace(
+        seen,
+        operation=_cut(seen.operation, WORD_CHARACTERS),
+        item=_cut(seen.item, TEXT_CHARACTERS),
+        user=_cut(seen.user, WORD_CHARACTERS),
+        people=tuple(_cut(one, WORD_CHARACTERS) for one in seen.people[:PEOPLE_LIMIT]),
+        keys=(),
+        detail=_cut(seen.detail, 2 * TEXT_CHARACTERS),
+    )
 
 
 def _worker_held(seen: Seen) -> Seen:

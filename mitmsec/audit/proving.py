@@ -26,7 +26,7 @@ from mitmsec.core.model import Value
 TOLD_EVERY = 2048  # events
 
 
-class Unproven(Exception):
+class Unproven(Unreadable):
     """What was to be shown is not so in this log; the message says why."""
 
 

@@ -36,6 +36,7 @@ class Role(StrEnum):
     """The processes, as they are named in commands, events and logs."""
 
     BROKER = "broker"
+    CONSOLE = "console"
     DIVERTER = "diverter"
     GATE = "gate"
     RECORDER = "recorder"

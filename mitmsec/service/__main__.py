@@ -11,7 +11,7 @@ import sys
 
 from mitmsec.service.importing import imported
 
-ROLES = ("broker", "diverter", "gate", "recorder", "scanner", "signer", "supervisor", "worker")
+ROLES = ("broker", "console", "diverter", "gate", "recorder", "scanner", "signer", "supervisor", "worker")
 
 
 def main() -> None:

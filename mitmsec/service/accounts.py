@@ -12,7 +12,15 @@ from mitmsec.core.messages import Role
 from mitmsec.core.model import Value
 
 FIRST_UID = 64980
-_OFFSETS = {Role.GATE: 0, Role.SIGNER: 1, Role.WORKER: 2, Role.RECORDER: 3, Role.BROKER: 4, Role.SCANNER: 5}
+_OFFSETS = {
+    Role.GATE: 0,
+    Role.SIGNER: 1,
+    Role.WORKER: 2,
+    Role.RECORDER: 3,
+    Role.BROKER: 4,
+    Role.SCANNER: 5,
+    Role.CONSOLE: 6,
+}
 READERS_GROUP = "mitmsec"
 
 

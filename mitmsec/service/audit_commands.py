@@ -28,6 +28,7 @@ from mitmsec.service.audit_proofs import checkpoint, key, prove, verify
 from mitmsec.service.audit_table import size, table_of, tree_of
 from mitmsec.service.content_commands import approve, erase, requests, unmask
 from mitmsec.service.groups import Group
+from mitmsec.service.importing import imported
 from mitmsec.service.log_reading import opened_log
 from mitmsec.service.options import (
     EXIT_NOT_SO,
@@ -43,7 +44,25 @@ FOLLOWED_EVENTS = 10  # before what comes
 FOLLOW_S = 0.5
 
 
-@click.group(cls=Group)
+LATER = {  # imported when they are asked for: the others need nothing of a server
+    "account": "mitmsec.service.account_commands:account",
+    "console": "mitmsec.service.console_command:console",
+}
+
+
+class _Audit(Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *LATER])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in LATER:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = LATER[cmd_name].partition(":")
+        command: click.Command = getattr(imported(module), name)
+        return command
+
+
+@click.group(cls=_Audit)
 def audit() -> None:
     """Review what was recorded; verify that it is whole."""
 

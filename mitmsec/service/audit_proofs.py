@@ -94,6 +94,12 @@ checkpoint_option = click.option(
     "--head", "kept", callback=_root, metavar="SIZE:HASH", help="In place of a checkpoint: what it stands for."
 )
 @click.option("--log-only", is_flag=True, help="Do not hold the index of searches against the log.")
+@click.option(
+    "--bundle",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Verify what the console exported instead of a log; no log is needed for it.",
+)
 @json_option
 @state_option
 @debug_option
@@ -103,6 +109,7 @@ def verify(
     keys: tuple[LogKey, ...],
     kept: Root | None,
     log_only: bool,
+    bundle: Path | None,
     as_json: bool,
     state_folder: Path,
 ) -> None:
@@ -111,6 +118,12 @@ def verify(
     Hashes every event again and compares; then makes the index that searches ask once more, and compares that. Exit
     status 1 if the log is not whole, not the one that was kept, or not what its index says.
     """
+    if bundle is not None:
+        if kept is not None:
+            raise click.UsageError("--bundle is held against --checkpoint, not --head")
+        from mitmsec.service.audit_bundle import verify_bundle
+
+        return verify_bundle(bundle, keys, note, as_json=as_json)
     signed_by = _signed_by(keys) if keys else None
     if note is not None:
         kept = _kept(note, signed_by)

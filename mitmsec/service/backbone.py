@@ -38,7 +38,7 @@ from mitmsec.core.messages import (
     SignerSettings,
 )
 from mitmsec.core.policy import Policy
-from mitmsec.service import ca_journal, sealing, token_ground
+from mitmsec.service import ca_journal, notices, sealing, token_ground
 from mitmsec.service.accounts import account_of
 from mitmsec.service.background import Background, for_ever
 from mitmsec.service.children import ChildFailed, ChildProcess, introduce
@@ -356,6 +356,7 @@ class Backbone:
         for gone in await asyncio.to_thread(self._policies.keep, policy, in_force):
             detail = f"{gone}, which was loaded longest ago: decisions made by it cannot be explained any more"
             self.record(FaultSeen(what="policy_dropped", detail=detail))
+        notices.put_up(self.state, policy)
 
     def _fault(self, what: str, detail: str) -> None:
         """It went the way that each run's own policy says."""

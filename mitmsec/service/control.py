@@ -8,8 +8,9 @@
         ◄── ServiceStarted, ServiceReloaded, ServiceSwitched, RunClosed | Refused
     ca init, import, rotate ── CaChanged ──►
         ◄── CaAdopted | Refused
-    quarantine release ── Review ──► ◄── ReviewRecorded | Refused
+    quarantine release, audit account ── Review ──► ◄── ReviewRecorded | Refused
     audit erase, unmask, … ── ContentOrder ──► ◄── ContentAnswer (mitmsec.core.content_orders) | Refused
+    audit console ── OpenConsole ──► ◄── ConsoleOpened + channel to the recorder | Refused
 
 The supervisor takes orders from root only (SO_PEERCRED) and writes the caller's uid into the log. Whoever else may open
 the socket is in the group that may read, and may ask for READING.
@@ -135,16 +136,26 @@ class CaAdopted(Message, frozen=True):
 
 
 class Review(Message, frozen=True):
-    """Somebody is about to see what lies under quarantine, opened with these people's keys."""
+    """Somebody is about to see what lies under quarantine, opened with these people's keys; or changes an account."""
 
     item: str
     user: str
-    people: tuple[str, ...]
-    keys: tuple[str, ...]
+    people: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    operation: str = "quarantine_released"
+    detail: str = ""
 
 
 class ReviewRecorded(Message, frozen=True):
     """That is on disk."""
+
+
+class OpenConsole(Message, frozen=True):
+    """A console begins, or its recorder was replaced."""
+
+
+class ConsoleOpened(Message, frozen=True):
+    """fds: a console's channel to the recorder. Recorder and supervisor stay as long as the one who asked does."""
 
 
 class Refused(Message, frozen=True):
@@ -243,6 +254,7 @@ FROM_RUN: tuple[type[Message], ...] = (
     CaChanged,
     Review,
     EraseContent,
+    OpenConsole,
 )
 FROM_SUPERVISOR: tuple[type[Message], ...] = (
     RunOpened,
@@ -251,6 +263,7 @@ FROM_SUPERVISOR: tuple[type[Message], ...] = (
     ServiceSwitched,
     CaAdopted,
     ReviewRecorded,
+    ConsoleOpened,
     Refused,
     RunClosed,
     StatusAnswer,

@@ -54,6 +54,7 @@ CAPABILITIES = 64
 GIB = 1 << 30
 MEMORY_BYTES = {  # of address space; several times what the busiest was seen to use, see docs/processes.md
     Role.BROKER: 2 * GIB,  # the C library reserves some for each thread
+    Role.CONSOLE: 2 * GIB,
     Role.GATE: 4 * GIB,
     Role.RECORDER: 4 * GIB,
     Role.SCANNER: 2 * GIB,
@@ -164,7 +165,7 @@ def _become(jail: Jail, control: int, output: int, code: Sequence[str], python: 
     _drop(jail.account)
     if jail.role is not Role.RECORDER:  # which reads its producers to their ends first, and these are the others
         _checked(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
-    seccomp.apply(network=jail.role in NETWORKED)
+    seccomp.apply(network=jail.role in NETWORKED, serves=jail.role is Role.CONSOLE)
     arguments = [python, "-P", "-s", *_program(jail.role), str(control)]
     os.closerange(3, control)
     os.closerange(control + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -68,6 +68,7 @@ def clean(state: State, *, purge: bool, purge_ca: bool = False, user: str = "roo
     for folder, what, goes in (
         (state.log, "log", purge),
         (state.quarantine, "quarantine", purge),
+        (state.review, "review", purge),
         (state.policies, "policies", purge),
         (state.compiled, "compiled", purge),
         (state.ca, "keys", purge or purge_ca),

@@ -150,13 +150,18 @@ class ServiceOrders:
 
     async def _review(self, order: control.Review) -> Message:
         seen = ReviewSeen(
-            operation="quarantine_released", item=order.item, user=order.user, people=order.people, keys=order.keys
+            operation=order.operation,
+            item=order.item,
+            user=order.user,
+            people=order.people,
+            keys=order.keys,
+            detail=order.detail,
         )
         if await self._supervisor.backbone.recorded(seen):
             return control.ReviewRecorded()
         return control.Refused(
             error="the audit log does not take the event",
-            remedy="nothing was opened; make room, and try again",
+            remedy="nothing was done; make room, and try again",
             status=3,
         )
 

@@ -60,6 +60,7 @@ NETWORK: Mapping[str, Mapping[str, int]] = {  # for those who get their sockets 
         "accept": 202, "accept4": 242, "bind": 200, "connect": 203, "listen": 201,
     },
 }  # fmt: skip
+SERVES = frozenset({"accept", "accept4", "listen"})
 PROGRAMS: Mapping[str, Mapping[str, int]] = {  # once a child serves
     "x86_64": {
         "execve": 59, "execveat": 322, "fork": 57, "memfd_create": 319, "memfd_secret": 447, "vfork": 58,
@@ -90,10 +91,13 @@ PR_SET_NO_NEW_PRIVS, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC = 38, 1,
 SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 
 
-def program(machine: str, *, network: bool = False) -> bytes:
-    """The filter for `machine` as an array of `struct sock_filter`; with `network`, a gate's. KeyError: not known."""
+def program(machine: str, *, network: bool = False, serves: bool = False) -> bytes:
+    """The filter for `machine` as an array of `struct sock_filter`; with `network`, a gate's; with `serves`, of who
+    accepts on a socket that it was given, and connects nowhere. KeyError: not known.
+    """
     weighed = WEIGHED[machine]
-    denied = [*DENIED[machine].values(), *([] if network else [*NETWORK[machine].values(), weighed["bpf"]])]
+    of_network = [number for name, number in NETWORK[machine].items() if not (serves and name in SERVES)]
+    denied = [*DENIED[machine].values(), *([] if network else [*of_network, weighed["bpf"]])]
     steps = [*_opening(machine), *_denials(denied)]
     steps += [_when(JUMP_EQUAL, weighed["clone3"]), _return(DENY | errno.ENOSYS)]
     steps += _weigh(weighed["clone"], [(0, CLONE_NEWUSER)])
@@ -115,9 +119,9 @@ def sealing(machine: str) -> bytes:
     return b"".join([*steps, _return(ALLOW)])
 
 
-def apply(*, network: bool = False) -> None:
+def apply(*, network: bool = False, serves: bool = False) -> None:
     """Deny from now on, for this process and all that it becomes. Needs no_new_privs. Raises OSError."""
-    _load_filter(program(os.uname().machine, network=network))
+    _load_filter(program(os.uname().machine, network=network, serves=serves))
 
 
 def seal() -> None:

@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NoReturn
 
 import click
 import msgspec
+from rich.text import Text
 
 from mitmsec.channel import Channel, ChannelBroken
 from mitmsec.core.model import Action
 from mitmsec.core.policy import Policy
 from mitmsec.core.policy_packing import packed
 from mitmsec.core.selection import Selection
-from mitmsec.service import control
+from mitmsec.service import control, notices
 from mitmsec.service.called import as_root, program, with_state
 from mitmsec.service.joining import START_DEADLINE_S, join
 from mitmsec.service.options import (
@@ -231,16 +233,20 @@ def _switch(state: State, *, off: bool) -> None:
 
 
 @click.command()
+@click.option("--user", "for_user", is_flag=True, help="Say in plain language what is inspected here, and why.")
 @state_option
 @json_option
 @debug_option
-def status(state_folder: Path, *, as_json: bool) -> None:
+def status(state_folder: Path, *, for_user: bool, as_json: bool) -> None:
     """Say what is at work.
 
-    The service, runs, live flows and processes.
+    The service, runs, live flows and processes; with --user, what that means for whoever uses this machine, whom
+    anybody may ask.
 
     Exit status 1 if neither service nor run is.
     """
+    if for_user:
+        return _tell_notice(State(state_folder), as_json=as_json)
     answer = _status(State(state_folder))
     if as_json:
         facts = msgspec.to_builtins(answer) if answer is not None else {"supervisor": None}
@@ -251,6 +257,18 @@ def status(state_folder: Path, *, as_json: bool) -> None:
         tell(console(), told(answer))
     if answer is None:
         sys.exit(EXIT_NOT_SO)
+
+
+def _tell_notice(state: State, *, as_json: bool) -> None:
+    notice = notices.hanging(state)
+    if as_json:
+        click.echo(msgspec.json.encode(notice))
+        return
+    out = console()
+    for section in notice.sections:
+        tell(out, Text(section.title, style="bold"))
+        for line in section.lines:
+            tell(out, Text(fill(shown(line), min(out.width, 100), initial_indent="  ", subsequent_indent="  ")))
 
 
 def _status(state: State) -> control.StatusAnswer | None:

@@ -7,6 +7,7 @@ STATE/            root 0711
   policies/       root 0750       every policy that was loaded, by its fingerprint; group `mitmsec` may read
   compiled/       root 0700       what inspectors look for, compiled: workers run it as code
   trust/          root 0755       what `ca trust` has done, and what lay in those stores before (0700)
+  review/         console 0700    accounts and cases of reviewers
   run/            root 0711       control socket, lock, supervisor's log, one folder a run
 
 What exists already is taken over only if it is a real folder, not a link, of the right owner, that nobody else may
@@ -54,6 +55,7 @@ class State:
         self.quarantine = self.folder / "quarantine"
         self.policies = self.folder / "policies"
         self.compiled = self.folder / "compiled"
+        self.review = self.folder / "review"
         self.run = self.folder / "run"
         self.jail = self.run / "jail"
         self.bpf = self.run / "bpf"
@@ -64,7 +66,7 @@ class State:
 
     def make(self) -> None:
         """Create what is missing and put owners and modes right. Needs root. Raises OSError, StateRefused."""
-        signer, recorder = account_of(Role.SIGNER), account_of(Role.RECORDER)
+        signer, recorder, console = map(account_of, (Role.SIGNER, Role.RECORDER, Role.CONSOLE))
         folders = (
             (self.folder, 0, 0, 0o711),
             (self.run, 0, 0, 0o711),
@@ -74,6 +76,7 @@ class State:
             (self.quarantine, recorder.uid, recorder.gid, 0o700),
             (self.policies, 0, readers_gid() or 0, 0o2750),
             (self.compiled, 0, 0, 0o700),
+            (self.review, console.uid, console.gid, 0o700),
         )
         _check_way(self.folder)  # everything is looked at before anything is changed
         for path, uid, _, _ in folders:
@@ -89,7 +92,16 @@ class State:
         names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
         others = names - {
             folder.name
-            for folder in (self.run, self.log, self.quarantine, self.policies, self.compiled, self.ca, self.trust)
+            for folder in (
+                self.run,
+                self.log,
+                self.quarantine,
+                self.policies,
+                self.compiled,
+                self.review,
+                self.ca,
+                self.trust,
+            )
         }
         if others and not (self.run / "identity").is_file():
             raise _refused(self.folder, f"is not a state directory: it holds {min(others)}")

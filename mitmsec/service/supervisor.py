@@ -21,7 +21,7 @@ from typing import Any
 from mitmsec import __version__
 from mitmsec.audit.event import FaultSeen, ServiceSeen
 from mitmsec.channel import Channel, close_all
-from mitmsec.core.messages import SessionFlushed
+from mitmsec.core.messages import Role, SessionFlushed
 from mitmsec.service import control, unrecorded
 from mitmsec.service.accounts import readers_gid
 from mitmsec.service.backbone import Backbone
@@ -124,6 +124,8 @@ class Supervisor:
                         client.send(await self._status())
                     case control.ModulesOf(pid=of):
                         client.send(control.Modules(pid=of, modules=await self._modules(of)))
+                    case control.OpenConsole():
+                        self._open_console(client)
                     case _ if orders.takes(message):
                         client.send(await orders.answer(message, fds))
                     case _:
@@ -134,6 +136,13 @@ class Supervisor:
                 await self.end(session, home=home, status=None)
         finally:
             client.close()
+
+    def _open_console(self, client: Channel) -> None:
+        try:
+            with self.backbone.recorder_channel(Role.CONSOLE, "") as sock:
+                client.send(control.ConsoleOpened(), sock.fileno())
+        except (ChildFailed, OSError) as error:
+            client.send(refusal(error))
 
     # -- runs ----------------------------------------------------------------------------------------------------------
     async def opened(self, order: control.OpenRun | control.StartService, fds: list[int], user: str) -> Session:

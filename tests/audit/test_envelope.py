@@ -121,6 +121,12 @@ def test_who_opened_what_lies_under_quarantine_is_a_review() -> None:
     assert fields_of(seen) == (Kind.REVIEW, fields)
 
 
+def test_what_a_reviewer_did_in_the_console_says_what_there_is_to_say() -> None:
+    seen = ReviewSeen(operation="signed_in", item="rosa", user="rosa", people=(), keys=())
+    assert fields_of(seen) == (Kind.REVIEW, {"operation": "signed_in", "item": "rosa", "user": "rosa"})
+    assert fields_of(replace(seen, detail="from ::1"))[1]["detail"] == "from ::1"
+
+
 def test_a_connection_that_still_lives_has_an_id_of_its_own() -> None:
     still = connection(outcome=Outcome.OPEN)
     assert event_id(still) == "flow-1.open"

@@ -15,7 +15,7 @@ OWNERS = {
     event.RequestSeen: {Role.WORKER},
     event.FindingSeen: {Role.WORKER},
     event.SealedSeen: {Role.WORKER},
-    event.ReviewSeen: {Role.SUPERVISOR},
+    event.ReviewSeen: {Role.SUPERVISOR, Role.CONSOLE},
     event.SecretsSeen: {Role.WORKER},
     event.CertificateSeen: {Role.SIGNER},
     event.PolicySeen: {Role.SUPERVISOR},

@@ -17,6 +17,7 @@ from mitmsec.audit.event import (
     Outcome,
     PolicySeen,
     RequestSeen,
+    ReviewSeen,
     SecretsSeen,
     Seen,
     ServiceSeen,
@@ -264,3 +265,20 @@ def test_what_a_worker_tells_of_a_flow_that_came_in_says_so() -> None:
     admitted = made.judge(WORKER, request(), 0)
     assert isinstance(admitted, Admitted)
     assert admitted.fields["direction"] == "inbound"
+
+
+def test_a_consoles_texts_are_held_and_keys_it_has_none() -> None:
+    wild = ReviewSeen(
+        operation="o" * 99, item="i" * 9999, user="u" * 99, people=("p" * 99,) * 99, keys=("k",), detail="d" * 9999
+    )
+    cut = held(Source(Role.CONSOLE), wild)
+    assert isinstance(cut, ReviewSeen)
+    assert (len(cut.operation), len(cut.item), len(cut.user), len(cut.people), len(cut.people[0])) == (
+        64,
+        1024,
+        64,
+        16,
+        64,
+    )
+    assert (cut.keys, len(cut.detail)) == ((), 2048)
+    assert held(Source(Role.SUPERVISOR), wild) == wild

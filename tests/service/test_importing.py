@@ -40,4 +40,4 @@ def test_every_role_can_be_begun() -> None:
 def test_nothing_else_begins(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "mitmsec.service", *words], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "the first argument is one of broker, diverter, gate, " in done.stderr
+    assert "the first argument is one of broker, console, diverter, gate, " in done.stderr

@@ -278,12 +278,15 @@ def test_who_opens_what_lies_under_quarantine_goes_on_record_before(supervisor: 
     (seen,) = supervisor.events
     assert msgspec.structs.asdict(seen) == {
         "operation": "quarantine_released", "item": "f-1", "user": "joe", "people": ("alice", "bob"),
-        "keys": ("k", "l"),
+        "keys": ("k", "l"), "detail": "",
     }  # fmt: skip
+    account = control.Review(item="rosa", user="root", operation="account_added", detail="reviewer")
+    assert client(account) == control.ReviewRecorded()
+    assert (supervisor.events[-1].operation, supervisor.events[-1].detail) == ("account_added", "reviewer")
     supervisor.fails = OSError()
     answer = client(order)
     assert isinstance(answer, control.Refused)
-    assert (answer.status, answer.remedy) == (3, "nothing was opened; make room, and try again")
+    assert (answer.status, answer.remedy) == (3, "nothing was done; make room, and try again")
 
 
 def test_what_lies_beside_the_log_is_the_recorders_business_and_the_services_policy_limits_it(

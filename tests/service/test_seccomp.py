@@ -16,8 +16,8 @@ PRISONER = """
 import ctypes, errno, os, platform, socket, sys, threading
 from mitmsec.service import seccomp
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)
-if sys.argv[2] == "jailed":
-    seccomp.apply()
+if sys.argv[2] != "free":
+    seccomp.apply(serves=sys.argv[2] == "serving")
 passed, target = socket.socket(fileno=int(sys.argv[3])), ("127.0.0.1", int(sys.argv[1]))
 libc = ctypes.CDLL(None, use_errno=True)
 def unspecified():
@@ -90,6 +90,13 @@ def test_with_it_no_way_leads_out_and_what_is_needed_still_works() -> None:
     assert jailed["contact"] == "0"
 
 
+def test_who_serves_may_listen_on_what_it_was_given_and_no_way_leads_out() -> None:
+    serving = attempts("serving")
+    allowed = {"sending", "thread", "fork", "keeping_alive", "another_thirteen", "listening"}
+    assert {name for name, end in serving.items() if end == "ok"} == allowed
+    assert serving["contact"] == "0"
+
+
 # Runs as a child: the gate's filter, a map in its hand, and what it tries.
 GATE = """
 import ctypes, errno, os, socket, sys, threading
@@ -148,6 +155,7 @@ def test_a_gate_keeps_the_network_and_its_maps_and_nothing_else() -> None:
 
 PROGRAMS = {
     "jailed": seccomp.program,
+    "console": lambda machine: seccomp.program(machine, serves=True),
     "gate": lambda machine: seccomp.program(machine, network=True),
     "sealed": seccomp.sealing,
 }

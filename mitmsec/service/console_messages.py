@@ -1,0 +1,38 @@
+"""What `mitmsec audit console` and its child process say to each other.
+
+command ── ConsoleSettings + listening socket, channel to the recorder ──► console
+        ◄── Ready | Fault
+        ── ConsoleNotice ──►               the policy was loaded anew
+        ◄── RecorderLost   ── ConsoleRecorder + channel to the recorder ──►
+"""
+
+from __future__ import annotations
+
+from mitmsec.core.messages import Message
+from mitmsec.core.notice import Notice
+
+
+class ConsoleSettings(Message, frozen=True):
+    """fds: the socket that listens, the channel to the recorder. Paths are as the child sees them."""
+
+    log: str  # folders
+    review: str
+    hosts: tuple[str, ...]  # what browsers may call it, with its port
+    two_people: tuple[str, ...]  # severities of findings that two must sign off
+    notice: Notice
+    certificate: str = ""  # files; with them it speaks TLS
+    key: str = ""
+
+
+class ConsoleNotice(Message, frozen=True):
+    """What the public page says from now on."""
+
+    notice: Notice
+
+
+class ConsoleRecorder(Message, frozen=True):
+    """fds: the channel to the recorder, in place of the one that ended."""
+
+
+class RecorderLost(Message, frozen=True):
+    """Nothing can be recorded, so nothing is shown, until another channel comes."""
