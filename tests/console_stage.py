@@ -19,6 +19,7 @@ from argon2 import PasswordHasher
 from audit_events import CURL, SIGNER, store_in
 
 from mitmsec.audit.console import passwords
+from mitmsec.audit.console.desk import Unmask
 from mitmsec.audit.console.desk_store import DeskStore
 from mitmsec.audit.console.duty import Duty
 from mitmsec.audit.console.ground import Ground
@@ -72,8 +73,8 @@ class FullVault:
     async def holds(self, event: Fields) -> bool:
         return True
 
-    async def opened(self, event: Fields, asked_by: str, approved_by: str) -> str | None:
-        self.opened_for.append((asked_by, approved_by))
+    async def opened(self, event: Fields, asked: Unmask) -> str | None:
+        self.opened_for.append((asked.asked_by, asked.decided_by))
         return "promotion-4711-in-full"
 
 

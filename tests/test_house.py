@@ -66,6 +66,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/account_commands.py": "tests/end_to_end/test_console_life.py calls them",
     "mitmsec/service/audit_bundle.py": "tests/end_to_end/test_console_life.py calls it",
     "mitmsec/service/console.py": "composition root; tests/end_to_end/test_console_life.py",
+    "mitmsec/service/console_evidence.py": "tests/end_to_end/test_uploads.py has evidence shown by it",
     "mitmsec/service/console_command.py": "tests/end_to_end/test_console_life.py calls it",
     "mitmsec/service/console_messages.py": "types only; tests/end_to_end/test_console_life.py",
     "mitmsec/service/notices.py": "tests/end_to_end/test_console_life.py reads them",

@@ -26,13 +26,21 @@ from mitmsec.channel import Channel, close_all
 from mitmsec.core.messages import Fault, Message
 from mitmsec.seal import checks
 from mitmsec.service import child
-from mitmsec.service.console_messages import ConsoleNotice, ConsoleRecorder, ConsoleSettings, RecorderLost
+from mitmsec.service.bundle_formats import FORMATS
+from mitmsec.service.console_evidence_desk import EvidenceDesk
+from mitmsec.service.console_messages import (
+    ConsoleNotice,
+    ConsoleRecorder,
+    ConsoleSettings,
+    EvidenceSaid,
+    RecorderLost,
+)
 
 THREADS = 4
 RECORDED_S = 10.0
 STARTED_S = 10.0
 CONNECTIONS_LIMIT, KEEP_ALIVE_S = 128, 30
-ACCEPTS: tuple[type[Message], ...] = (ConsoleSettings, ConsoleNotice, ConsoleRecorder)
+ACCEPTS: tuple[type[Message], ...] = (ConsoleSettings, ConsoleNotice, ConsoleRecorder, EvidenceSaid)
 
 
 class ConsoleProgram:
@@ -43,6 +51,7 @@ class ConsoleProgram:
         self._producer: Producer | None = None
         self._server: uvicorn.Server | None = None
         self._serving: asyncio.Task[None] | None = None
+        self._evidence = EvidenceDesk(control.send)
         self._ground: Ground
         self._desk: DeskStore
 
@@ -69,6 +78,8 @@ class ConsoleProgram:
             frozenset(settings.hosts),
             secure=bool(settings.certificate),
             two_people=frozenset(settings.two_people),
+            vault=self._evidence,
+            formats=FORMATS,
         )
         ground.notice = settings.notice
         return ground
@@ -106,6 +117,8 @@ class ConsoleProgram:
                 self._ground.notice = notice
             case ConsoleRecorder(), [descriptor]:
                 self._take_recorder(descriptor)
+            case EvidenceSaid(), _:
+                self._evidence.heard(message, fds)
             case _:
                 close_all(fds)
 

@@ -26,7 +26,15 @@ from mitmsec.service import control, notices
 from mitmsec.service.accounts import Account, account_of
 from mitmsec.service.called import program, with_state
 from mitmsec.service.children import ChildFailed, ChildProcess
-from mitmsec.service.console_messages import ConsoleNotice, ConsoleRecorder, ConsoleSettings, RecorderLost
+from mitmsec.service.console_evidence import evidence
+from mitmsec.service.console_messages import (
+    ConsoleNotice,
+    ConsoleRecorder,
+    ConsoleSettings,
+    EvidenceHeld,
+    EvidenceOrder,
+    RecorderLost,
+)
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.joining import join
 from mitmsec.service.options import EXIT_FAULT, EXIT_USAGE, debug_option, fail, need_root, state_option
@@ -178,6 +186,8 @@ class _Serving:
     ) -> None:
         self._state, self._joined, self._listener = state, joined, listener
         self._settings, self._address = settings, address
+        self._orders: set[asyncio.Task[None]] = set()
+        self._child: ChildProcess | None = None
         self._lost = asyncio.Event()
         self._over = asyncio.Event()
 
@@ -194,7 +204,10 @@ class _Serving:
             shows=(str(self._state.log),),
         )
         says = lambda line: click.echo(line, err=True)  # noqa: E731
-        child = ChildProcess(Role.CONSOLE, partial(spawn, jail), says, [Ready, Fault, RecorderLost])
+        child = ChildProcess(
+            Role.CONSOLE, partial(spawn, jail), says, [Ready, Fault, RecorderLost, EvidenceHeld, EvidenceOrder]
+        )
+        self._child = child
         child.on_message = self._said
         child.watch(lambda status: self._over.set())
         try:
@@ -243,6 +256,19 @@ class _Serving:
         close_all(fds)
         if isinstance(message, RecorderLost):
             self._lost.set()
+        elif isinstance(message, EvidenceHeld | EvidenceOrder):
+            task = asyncio.create_task(self._evidence(message))
+            self._orders.add(task)
+            task.add_done_callback(self._orders.discard)
+
+    async def _evidence(self, order: EvidenceHeld | EvidenceOrder) -> None:
+        answer, fds = await asyncio.to_thread(evidence, self._state, order)
+        try:
+            if self._child is not None:
+                with contextlib.suppress(OSError):
+                    self._child.channel.send(answer, *fds)
+        finally:
+            close_all(fds)
 
     async def _mend(self, child: ChildProcess) -> None:
         """The recorder, or the supervisor with it, has ended: there will be another one."""

@@ -4,6 +4,7 @@ command ── ConsoleSettings + listening socket, channel to the recorder ─�
         ◄── Ready | Fault
         ── ConsoleNotice ──►               the policy was loaded anew
         ◄── RecorderLost   ── ConsoleRecorder + channel to the recorder ──►
+        ◄── EvidenceHeld, EvidenceOrder   ── EvidenceSaid (+ what is read from, where it is shown) ──►
 """
 
 from __future__ import annotations
@@ -36,3 +37,27 @@ class ConsoleRecorder(Message, frozen=True):
 
 class RecorderLost(Message, frozen=True):
     """Nothing can be recorded, so nothing is shown, until another channel comes."""
+
+
+class EvidenceHeld(Message, frozen=True):
+    """Does anything lie beside this event that could be shown?"""
+
+    number: int
+    event: str
+
+
+class EvidenceOrder(Message, frozen=True):
+    """One person has asked to see it, another one has agreed: now it is to be shown."""
+
+    number: int
+    event: str
+    reason: str
+    asked_by: str
+    approved_by: str
+
+
+class EvidenceSaid(Message, frozen=True):
+    """fds: for an order that was carried out, what the value is read from, to its end."""
+
+    number: int
+    is_there: bool

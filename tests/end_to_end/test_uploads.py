@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import os
 import random
+import re
 import string
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 from conftest import Mitmsec, Network, here
+from test_console_life import PASSWORD, Called
 
 from mitmsec.audit.checkpoint import parsed
 from mitmsec.audit.merkle import leaf_hash, root_from
@@ -164,6 +168,35 @@ def proved(event: str, state: Path, beyond: int = 0) -> dict[str, Any]:
     return told
 
 
+def shown_in_the_console(state: Path, event: str) -> str:
+    """Rosa asks, Axel agrees, and she sees it, once."""
+    for name, role in (("rosa", "reviewer"), ("axel", "approver")):
+        words = ["audit", "account", "add", name, "--role", role, "--password-stdin", "--state", str(state)]
+        assert CliRunner().invoke(cli, words, input=f"{PASSWORD}\n").exit_code == 0
+    console = Called(state)
+    try:
+        rosa, axel = console.signed_in("rosa"), console.signed_in("axel")
+
+        def ordered(who: httpx.Client, order: str, **fields: str) -> httpx.Response:
+            csrf = re.search(r'name="csrf" value="([^"]+)"', who.get(f"/case/{event}").text)
+            assert csrf is not None
+            return who.post(f"/case/{event}", data={"csrf": csrf[1], "order": order, **fields})
+
+        assert ordered(rosa, "ask", text="ticket 8").status_code == 303
+        assert ordered(rosa, "see").status_code in {403, 409}
+        assert ordered(rosa, "approve").status_code == 403
+        assert ordered(axel, "approve").status_code == 303
+        page = ordered(rosa, "see")
+        assert page.status_code == 200, page.text
+        again = ordered(rosa, "see")
+        shown = re.search(r"ghp_\w{36}", page.text)
+        assert shown is not None
+        assert shown[0] not in again.text
+        return shown[0]
+    finally:
+        console.end()
+
+
 def test_evidence_lies_beside_the_log_is_shown_to_two_and_erased_while_every_proof_stays_valid(
     origin: Network, mitmsec: Mitmsec
 ) -> None:
@@ -191,10 +224,14 @@ def test_evidence_lies_beside_the_log_is_shown_to_two_and_erased_while_every_pro
     assert [one["operation"] for one in reviews] == ["evidence_requested", "evidence_approved", "evidence_unmasked"]
     assert (reviews[2]["event"], reviews[2]["uid"]) == (event, 1)
 
+    assert shown_in_the_console(mitmsec.state, event) == html.escape(secret)
+    by = [(one["operation"], one.get("user")) for one in mitmsec.of_kind("review") if "evidence" in one["operation"]]
+    assert by[3:] == [("evidence_requested", "rosa"), ("evidence_approved", "axel"), ("evidence_unmasked", "rosa")]
+
     claims = RequestUnmasking(event=event, reason="mine", by=Person(name="alice", uid=1))
     assert isinstance(asked_by_uid(64000, State(mitmsec.state), claims), UnmaskingRequested)
     assert asked_by_uid(64000, State(mitmsec.state), EraseContent(event=event)) == b"none"  # it is not heard out
-    (review,) = [one for one in mitmsec.of_kind("review") if one["reason"] == "mine"]
+    (review,) = [one for one in mitmsec.of_kind("review") if one.get("reason") == "mine"]
     assert (review["user"], review["uid"]) == ("64000", 64000)
 
     kept, key = mitmsec.state.parent / "kept.note", mitmsec.state.parent / "log.key"

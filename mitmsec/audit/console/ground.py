@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mitmsec.audit.checkpoint import Checks
+from mitmsec.audit.console.desk import Unmask
 from mitmsec.audit.console.desk_store import DeskStore
 from mitmsec.audit.envelope import Fields
 from mitmsec.audit.event import ReviewSeen
@@ -33,7 +34,7 @@ class Vault(Protocol):
     async def holds(self, event: Fields) -> bool:
         """Whether there is something of this finding to be shown."""
 
-    async def opened(self, event: Fields, asked_by: str, approved_by: str) -> str | None:
+    async def opened(self, event: Fields, asked: Unmask) -> str | None:
         """What was redacted; None: it has gone."""
 
 
@@ -43,15 +44,19 @@ class EmptyVault:
     async def holds(self, event: Fields) -> bool:
         return False
 
-    async def opened(self, event: Fields, asked_by: str, approved_by: str) -> str | None:
+    async def opened(self, event: Fields, asked: Unmask) -> str | None:
         return None
 
 
 class Format(Protocol):
     """A further file of an export bundle."""
 
-    name: str  # as people choose it
-    file: str
+    @property
+    def name(self) -> str:
+        """As people choose it."""
+
+    @property
+    def file(self) -> str: ...
 
     def written(self, events: Sequence[Fields]) -> bytes: ...
 

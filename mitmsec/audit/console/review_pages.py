@@ -152,7 +152,7 @@ async def ordered(visit: Visit) -> Response:
         return visit.go(f"/case/{name}?said={done.operation}")
     asked = done.case.unmask
     assert asked is not None
-    revealed = await visit.ground.vault.opened(event, asked.asked_by, asked.decided_by)
+    revealed = await visit.ground.vault.opened(event, asked)
     why = "It is no longer kept." if revealed is None else ""
     return await _case(visit, name, 200 if revealed is not None else 410, why, revealed)
 
