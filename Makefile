@@ -14,7 +14,7 @@ SCANNER_PACKAGES := clamd:clamav-daemon c-icap:libc-icap-mod-virus-scan 7zr:p7zi
 PROXY_PACKAGES := tinyproxy:tinyproxy-bin microsocks:microsocks
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES) $(PROXY_PACKAGES) $(SCANNER_PACKAGES)
 
-.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect bench-inspect checklist badssl clean
+.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect bench-inspect bench-audit checklist badssl clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -63,6 +63,9 @@ bench-redirect: $(BIN)/.dev ## measure what leading connections to the gate cost
 
 bench-inspect: $(BIN)/.dev ## how right inspectors are, how fast, and how long they hold the loop (root; some minutes)
 	@$(BIN)/python -m benchmarks.inspect --report docs/inspectors.md
+
+bench-audit: $(BIN)/.dev ## how the audit log does at EVENTS=1000000: what is appended, asked and proven
+	@$(BIN)/python -O -m benchmarks.audit --events $(or $(EVENTS),1000000)
 
 checklist: $(BIN)/.tests ## the tests of the security checklist, and docs/security-checklist.md from what they came to (root)
 	@tools/packages $(TEST_PACKAGES)

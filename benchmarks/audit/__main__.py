@@ -1,7 +1,7 @@
 """`python -m benchmarks.audit`: build a log, ask it what reviewers ask, and say what it took.
 
+    paced     1,000 events/s to a real recorder: what a producer and an acknowledgement wait; then as many as it takes
     build     events appended in batches as a recorder does, indexed behind; events/s and bytes an event
-    paced     1,000 events/s for a while: what a producer and an acknowledgement wait
     ask       every question of the console, warm and first; proofs
 
 A log that is there already (--folder) is asked only.
@@ -21,6 +21,7 @@ from datetime import timedelta
 from itertools import batched
 from pathlib import Path
 
+from benchmarks.audit.paced import flooded, paced
 from benchmarks.audit.traffic import BEGINS, Machine
 from mitmsec.audit import review
 from mitmsec.audit.criteria import Filter
@@ -110,6 +111,14 @@ def questions(log: Review, draw: random.Random) -> Iterator[tuple[str, Callable[
     yield "proof: consistency", lambda: log.shown_to_begin_with(draw.randint(1, size), size)
 
 
+def waited(folder: Path) -> None:
+    """What producers wait for."""
+    one = paced(folder / "paced")
+    print(f"at {one.rate}/s, ms p50/p99: put {one.put_ms[0]:.3f}/{one.put_ms[1]:.3f}, acknowledged", end=" ")
+    print(f"{one.acknowledged_ms[0]:.0f}/{one.acknowledged_ms[1]:.0f}")
+    print(f"as fast as it takes them: {flooded(folder / 'flooded'):,.0f}/s")
+
+
 def asked(folder: Path) -> None:
     """Each question ROUNDS times, in turns."""
     took_s: dict[str, list[float]] = {}
@@ -136,6 +145,8 @@ def main() -> int:
     try:
         if not (folder / LOG).exists():
             folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="mitmsec-audit-") as aside:
+                waited(Path(aside))
             built(folder, options.events)
         asked(folder)
     finally:

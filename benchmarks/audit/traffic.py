@@ -75,11 +75,11 @@ class Machine:
         """In the order of their times, evenly over SPAN."""
         step = SPAN / max(count, 1)
         kinds = self._draw.choices(range(len(SHARES)), SHARES, k=count)
-        before = self._connection(BEGINS)
+        before = self.connection(BEGINS)
         for number, kind in enumerate(kinds):
             at = BEGINS + number * step
             if kind == 0:
-                before = self._connection(at)
+                before = self.connection(at)
             yield self._draft(at, before, self._of(kind, before))
 
     def _draft(self, at: datetime, before: ConnectionSeen, seen: Seen) -> Draft:
@@ -104,7 +104,7 @@ class Machine:
             case _:
                 return FaultSeen(what="upstream_closed", detail=f"{host} closed while it was asked", flow=before.flow)
 
-    def _connection(self, at: datetime) -> ConnectionSeen:
+    def connection(self, at: datetime) -> ConnectionSeen:
         draw = self._draw
         host, address, certificate = self._hosts[min(int(draw.expovariate(1 / 400)), HOSTS - 1)]
         action = draw.choices(ACTIONS, (70, 24, 3, 3))[0]
