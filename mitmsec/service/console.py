@@ -34,13 +34,20 @@ from mitmsec.service.console_messages import (
     ConsoleSettings,
     EvidenceSaid,
     RecorderLost,
+    SupervisorLost,
 )
 
 THREADS = 4
 RECORDED_S = 10.0
 STARTED_S = 10.0
 CONNECTIONS_LIMIT, KEEP_ALIVE_S = 128, 30
-ACCEPTS: tuple[type[Message], ...] = (ConsoleSettings, ConsoleNotice, ConsoleRecorder, EvidenceSaid)
+ACCEPTS: tuple[type[Message], ...] = (
+    ConsoleSettings,
+    ConsoleNotice,
+    ConsoleRecorder,
+    SupervisorLost,
+    EvidenceSaid,
+)
 
 
 class ConsoleProgram:
@@ -115,6 +122,8 @@ class ConsoleProgram:
         match message, fds:
             case ConsoleNotice(notice=notice), []:
                 self._ground.notice = notice
+            case SupervisorLost(), [] if self._producer is not None:
+                self._producer.close()
             case ConsoleRecorder(), [descriptor]:
                 self._take_recorder(descriptor)
             case EvidenceSaid(), _:

@@ -34,6 +34,7 @@ from mitmsec.service.console_messages import (
     EvidenceHeld,
     EvidenceOrder,
     RecorderLost,
+    SupervisorLost,
 )
 from mitmsec.service.jail import Jail, spawn
 from mitmsec.service.joining import join
@@ -43,8 +44,12 @@ from mitmsec.service.state import State
 
 ASKED_S = 20.0
 LOOK_S = 3.0  # at the notice
-AGAIN_S = 1.0
+AGAIN_S = 0.3
 BACKLOG = 64
+
+
+class SupervisorGone(Exception):
+    """It does not answer."""
 
 
 class Listening(Value, frozen=True):
@@ -195,7 +200,12 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._over.set)
-        recorder = self._recorder()
+        try:
+            recorder = self._recorder()
+        except CannotRun as error:
+            fail(error.error, error.remedy, error.status)
+        except SupervisorGone as error:
+            fail(f"the supervisor does not answer: {error}", "try again", EXIT_FAULT)
         jail = Jail(
             role=Role.CONSOLE,
             account=console_account(self._state),
@@ -221,13 +231,14 @@ class _Serving:
             fail(f"the console cannot begin: {answer.detail}", "", EXIT_USAGE)
         self._listener.close()
         self._tell()
+        self._watch(child)
         tasks = [asyncio.create_task(self._mend(child)), asyncio.create_task(self._renew(child))]
         await self._over.wait()
         for task in tasks:
             task.cancel()
         ended = child.ended.done()
         await child.stop()
-        self._joined.close()
+        self._unwatch()
         if ended:
             fail("the console ended by itself", "the lines above say why", EXIT_FAULT)
 
@@ -238,19 +249,19 @@ class _Serving:
             click.echo(f"mitmsec: it has no account yet; make one: {again}", err=True)
 
     def _recorder(self) -> int:
-        """A channel to the recorder. Raises what `fail` does."""
+        """A channel to the recorder. Raises CannotRun; SupervisorGone."""
         try:
             received = self._joined.exchange(control.OpenConsole(), timeout_s=ASKED_S)
-        except (OSError, TimeoutError, ChannelBroken) as error:
-            fail(f"the supervisor does not answer: {error}", "try again", EXIT_FAULT)
+        except (OSError, ChannelBroken) as error:
+            raise SupervisorGone(str(error)) from None
         match received:
             case (control.ConsoleOpened(), [descriptor]):
                 return int(descriptor)
             case (control.Refused() as refused, fds):
                 close_all(fds)
-                fail(refused.error, refused.remedy, refused.status)
+                raise CannotRun(refused.error, refused.remedy, refused.status)
             case _:
-                fail("the supervisor has gone", "try again", EXIT_FAULT)
+                raise SupervisorGone("it ended")
 
     def _said(self, message: Any, fds: list[int]) -> None:
         close_all(fds)
@@ -271,25 +282,42 @@ class _Serving:
             close_all(fds)
 
     async def _mend(self, child: ChildProcess) -> None:
-        """The recorder, or the supervisor with it, has ended: there will be another one."""
+        """The recorder, or the supervisor with it, has ended: there will be another one, or we begin it."""
         while True:
             await self._lost.wait()
             self._lost.clear()
-            while True:
+            await asyncio.sleep(AGAIN_S)
+            while not self._mended(child):
                 await asyncio.sleep(AGAIN_S)
-                with contextlib.suppress(CannotRun, OSError, SystemExit):  # told by `fail`; the next try may do
-                    if self._joined.closed or self._is_gone():
-                        self._joined.close()
-                        self._joined = join(self._state, worker=False)
-                    descriptor = self._recorder()
-                    child.channel.send(ConsoleRecorder(), descriptor)
-                    os.close(descriptor)
-                    break
 
-    def _is_gone(self) -> bool:
-        """The supervisor that was joined."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            return not os.path.exists(self._state.control) or not self._state.control.is_socket()
+    def _watch(self, child: ChildProcess) -> None:
+        """The supervisor says nothing unasked: what there is to read is its end."""
+        asyncio.get_running_loop().add_reader(self._joined.fileno(), self._part, child)
+
+    def _unwatch(self) -> None:
+        if not self._joined.closed:
+            asyncio.get_running_loop().remove_reader(self._joined.fileno())
+            self._joined.close()
+
+    def _part(self, child: ChildProcess) -> None:
+        """From the supervisor, which has gone."""
+        self._unwatch()
+        child.channel.send(SupervisorLost())
+        self._lost.set()
+
+    def _mended(self, child: ChildProcess) -> bool:
+        try:
+            descriptor = self._recorder()
+        except CannotRun:  # it is putting that right
+            return False
+        except SupervisorGone:
+            self._part(child)
+            with contextlib.suppress(CannotRun):
+                self._joined = join(self._state, worker=False)
+                self._watch(child)
+            return False
+        child.channel.send(ConsoleRecorder(), descriptor)
+        os.close(descriptor)
         return True
 
     async def _renew(self, child: ChildProcess) -> None:

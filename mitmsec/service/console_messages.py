@@ -3,6 +3,7 @@
 command ── ConsoleSettings + listening socket, channel to the recorder ──► console
         ◄── Ready | Fault
         ── ConsoleNotice ──►               the policy was loaded anew
+        ── SupervisorLost ──►              whose recorder ends once nobody has a channel to it any more
         ◄── RecorderLost   ── ConsoleRecorder + channel to the recorder ──►
         ◄── EvidenceHeld, EvidenceOrder   ── EvidenceSaid (+ what is read from, where it is shown) ──►
 """
@@ -33,6 +34,10 @@ class ConsoleNotice(Message, frozen=True):
 
 class ConsoleRecorder(Message, frozen=True):
     """fds: the channel to the recorder, in place of the one that ended."""
+
+
+class SupervisorLost(Message, frozen=True):
+    """The channel to its recorder is to be closed; there will be another one."""
 
 
 class RecorderLost(Message, frozen=True):

@@ -88,6 +88,10 @@ def recorder_of(state: Path) -> int:
     return next(int(pid) for role, pid, _ in answer["processes"] if role == "recorder")
 
 
+def supervisor_of(state: Path) -> int:
+    return int(json.loads(here("status", "--json", "--state", str(state)))["supervisor"])
+
+
 def test_an_auditor_is_given_an_account_reviews_and_takes_the_proof_away(state: Path, tmp_path: Path) -> None:
     where = ("--state", str(state))
     added = called(
@@ -108,7 +112,8 @@ def test_an_auditor_is_given_an_account_reviews_and_takes_the_proof_away(state: 
             "All of their connections that these programs make are opened and inspected." in browser.get("/notice").text
         )
         assert browser.get("/event/1").status_code == 200
-        until_the_recorder_is_replaced(browser, state)
+        until_there_is_another(recorder_of(state), browser, state, 2)
+        until_there_is_another(supervisor_of(state), browser, state, 3)
         csrf = re.search(r'name="csrf" value="([^"]+)"', browser.get("/health").text)
         assert csrf is not None
         (tmp_path / "b.zip").write_bytes(browser.post("/export?kind=review", data={"csrf": csrf[1]}).content)
@@ -140,17 +145,17 @@ def confined(pid: int, state: Path) -> None:
     assert not (root / str(state / "ca").lstrip("/")).exists()
 
 
-def until_the_recorder_is_replaced(browser: httpx.Client, state: Path) -> None:
+def until_there_is_another(pid: int, browser: httpx.Client, state: Path, number: int) -> None:
     """Meanwhile nothing is shown that is not on record."""
-    os.kill(recorder_of(state), signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     until_s, answers = time.monotonic() + 30, set[int]()
-    while (found := browser.get("/event/2")).status_code != 200 and time.monotonic() < until_s:
+    while (found := browser.get(f"/event/{number}")).status_code != 200 and time.monotonic() < until_s:
         answers.add(found.status_code)
         time.sleep(0.1)
     assert found.status_code == 200
     assert answers <= {503}
     listed = here("audit", "list", "--json", "--kind", "review", "--state", str(state)).splitlines()
-    looked_at = json.loads(here("audit", "show", "2", "--json", "--state", str(state)))["id"]
+    looked_at = json.loads(here("audit", "show", str(number), "--json", "--state", str(state)))["id"]
     assert json.loads(listed[-1])["item"] == looked_at, "that it was looked at is on record"
 
 

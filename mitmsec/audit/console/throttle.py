@@ -15,15 +15,16 @@ KEYS_LIMIT = 4096
 class Throttle:
     """Failures by key. At most KEYS_LIMIT keys: those that failed longest ago are forgotten first."""
 
-    def __init__(self) -> None:
+    def __init__(self, free_tries: int = FREE_TRIES) -> None:
+        self._free_tries = free_tries
         self._failures: dict[str, tuple[int, float]] = {}  # how many, the newest
 
     def waits_s(self, key: str, now_s: float) -> float:
         """How long until the next try is looked at; 0: now."""
         count, newest_s = self._failures.get(key, (0, 0.0))
-        if count < FREE_TRIES or now_s - newest_s > FORGOTTEN_S:
+        if count < self._free_tries or now_s - newest_s > FORGOTTEN_S:
             return 0.0
-        wait_s = min(FIRST_WAIT_S * 2.0 ** min(count - FREE_TRIES, 16), WAIT_LIMIT_S)
+        wait_s = min(FIRST_WAIT_S * 2.0 ** min(count - self._free_tries, 16), WAIT_LIMIT_S)
         return max(0.0, newest_s + wait_s - now_s)
 
     def failed(self, key: str, now_s: float) -> None:

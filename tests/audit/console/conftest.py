@@ -51,7 +51,7 @@ def fill(made: Stage) -> None:
 def the(desk_stage: Stage) -> Iterator[Stage]:
     """The console, with nothing on record yet of what the test does."""
     desk_stage.reviews.clear()
-    desk_stage.console.entry.throttle = Throttle()
+    desk_stage.console.entry.by_name, desk_stage.console.entry.by_address = Throttle(), Throttle(1000)
     desk_stage.takes, desk_stage.now = True, NOW
     yield desk_stage
     desk_stage.takes, desk_stage.now = True, NOW

@@ -7,7 +7,8 @@ from conftest import done
 from console_stage import PASSWORD, Browser, Stage
 
 from mitmsec.audit.console.duty import Duty
-from mitmsec.audit.console.throttle import FREE_TRIES
+from mitmsec.audit.console.entry_pages import Entry
+from mitmsec.audit.console.throttle import FREE_TRIES, Throttle
 
 NEW = "another four plain words"
 
@@ -49,7 +50,7 @@ def test_the_first_sign_in_leads_to_a_password_of_ones_own(the: Stage) -> None:
 def test_guessing_is_slow_for_an_account_and_does_not_say_which_exist(the: Stage) -> None:
     the.account("hugo", Duty.VIEWER)
     browser = the.browser()
-    wrong = [sign_in(browser, "hugo", f"wrong {number}") for number in range(FREE_TRIES - 1)]
+    wrong = [sign_in(browser, "hugo", f"wrong {number}") for number in range(FREE_TRIES)]
     nobody = sign_in(browser, "nobody", "x")
     assert {found.status_code for found in wrong} == {403}
     assert nobody.text == wrong[0].text
@@ -57,9 +58,17 @@ def test_guessing_is_slow_for_an_account_and_does_not_say_which_exist(the: Stage
     assert late.status_code == 429
     assert int(late.headers["retry-after"]) > 5
     assert [(one.item, one.operation) for one in the.reviews] == [
-        *[("hugo", "sign_in_refused")] * (FREE_TRIES - 1),
+        *[("hugo", "sign_in_refused")] * FREE_TRIES,
         ("unknown", "sign_in_refused"),
     ]
+
+
+def test_one_address_cannot_guess_at_many_accounts(the: Stage) -> None:
+    browser, entry = the.browser(), the.console.entry
+    entry.by_address = Throttle(3)
+    answers = [sign_in(browser, f"name-{number}", "x").status_code for number in range(4)]
+    assert answers == [403, 403, 403, 429]
+    assert Entry().by_address.waits_s("::1", 0.0) == 0
 
 
 def test_signing_out_ends_the_session_on_both_sides(the: Stage) -> None:
