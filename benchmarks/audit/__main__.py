@@ -41,8 +41,8 @@ ROUNDS = 20
 
 def built(folder: Path, events: int) -> None:
     """Appends, with everything that a recorder does for it; drawing the events is not counted."""
-    store = Store(folder, LogSigner("mitmsec.log/benchmark", bytes(32)))
     following = Following(folder)
+    store = Store(folder, LogSigner("mitmsec.log/benchmark", bytes(32)))
     drafts, waited_s, began_s = Machine().drafts(events), 0.0, time.monotonic()
     for number, batch in enumerate(batched(drafts, BATCH)):
         at_s = time.monotonic()

@@ -35,7 +35,7 @@ GATHERED_LIMIT = 4096
 
 
 class Committer:
-    """Appends to `store`, which it owns, in the order of `add`.
+    """Appends to `store`, in the order of `add`, and has `following` index that; it owns both.
 
     `settled()` says how far each producer's messages have been judged; `on_committed(drafts)` is called after each
     round; `on_refused()` when the disk begins to take nothing, `on_recovered(tries, why)` when it takes events again.
@@ -44,6 +44,7 @@ class Committer:
     def __init__(
         self,
         store: Store,
+        following: Following,
         settled: Callable[[], Sequence[tuple[Inlet, int]]],
         on_committed: Callable[[Sequence[Draft]], None],
         on_refused: Callable[[], None],
@@ -59,7 +60,8 @@ class Committer:
         self._idle.set()
         self._thread = ThreadPoolExecutor(1, "log")
         self._thread.submit(int).result()  # it runs now: later the process may start none
-        self._following = Following(store.path.parent)  # likewise
+        self._following = following
+        following.wake()  # it may be behind
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(_die_of_bugs)
 

@@ -6,7 +6,7 @@
 
 A child never outlives its supervisor by more than its own `stop`, and needs no signal to end. Once it serves it starts
 no program, no process and no thread: the kernel denies it. (Before that, the signer forks to make a CA, and the
-recorder starts the threads that write.)
+recorder starts the threads that write, and forks who makes the index.)
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ from mitmsec.audit.event import (
     ServiceSeen,
 )
 from mitmsec.audit.flows import Flow
+from mitmsec.audit.following import Following
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.intake import Admitted, Aside, Awaited, Excess, Intake, Judgement, Refused, Source, held
 from mitmsec.audit.producer import CAPTURE_LOST
@@ -110,6 +111,7 @@ class Recorder:
         assert isinstance(settings, RecorderSettings)
         folder = Path(settings.folder)
         await alone(folder)
+        following = Following(folder)  # before any key is read
         try:
             is_new = not (folder / FILE_NAME).exists()  # a log of its own has a key of its own
             store = Store(folder, signer := open_log_signer(folder, makes_another=is_new))
@@ -119,7 +121,9 @@ class Recorder:
             return Fault(what="log_damaged", detail=str(error))
         except (LogUnwritable, OSError) as error:  # of the key's file, too
             return Fault(what="log_unwritable", detail=str(error))
-        self._committer = Committer(store, self._settled, self._on_committed, self._tell_inlets, self._on_recovered)
+        self._committer = Committer(
+            store, following, self._settled, self._on_committed, self._tell_inlets, self._on_recovered
+        )
         self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._content = opened_desk(
             folder, signer.key.name, self._recorded, self._fault, self._control.send, is_new=is_new

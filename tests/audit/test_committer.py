@@ -14,6 +14,7 @@ from audit_events import connection, draft, store_in
 from mitmsec.audit import committer as module
 from mitmsec.audit.committer import Committer
 from mitmsec.audit.envelope import Draft
+from mitmsec.audit.following import Following
 from mitmsec.audit.inlet import Inlet
 from mitmsec.audit.merkle import Tree
 from mitmsec.audit.review import opened
@@ -25,12 +26,15 @@ class Ledger:
     """A committer on a real log, and what it told."""
 
     def __init__(self, folder: Path) -> None:
+        following = Following(folder)
         self.store = store_in(folder)
         self.rounds: list[list[str]] = []
         self.refused = 0
         self.recovered: list[tuple[int, str]] = []
         self.news = asyncio.Event()
-        self.committer = Committer(self.store, self._settled, self._on_committed, self._on_refused, self._on_recovered)
+        self.committer = Committer(
+            self.store, following, self._settled, self._on_committed, self._on_refused, self._on_recovered
+        )
 
     def _settled(self) -> Sequence[tuple[Inlet, int]]:
         return []
@@ -136,9 +140,12 @@ import asyncio, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from mitmsec.audit.committer import Committer
+from mitmsec.audit.following import Following
 from audit_events import store_in
 async def scenario():
-    committer = Committer(store_in(Path(sys.argv[1])), lambda: [], lambda drafts: 1 / 0, int, lambda tries, why: None)
+    folder = Path(sys.argv[1])
+    following, store = Following(folder), store_in(folder)
+    committer = Committer(store, following, lambda: [], lambda drafts: 1 / 0, int, lambda tries, why: None)
     committer.poke()
     await asyncio.sleep(60)
 asyncio.run(scenario())

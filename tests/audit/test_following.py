@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -23,8 +24,10 @@ import sys, time
 from pathlib import Path
 from mitmsec.audit import following
 following.FOLLOW_S, following.CHUNK = 0.001, 7
+one = following.Following(Path(sys.argv[1]))
+one.wake()
 Path(sys.argv[2]).touch()
-following.Following(Path(sys.argv[1]))
+print(one._process, flush=True)
 time.sleep(60)
 """
 
@@ -43,7 +46,7 @@ def until_indexed(folder: Path, size: int) -> None:
 
 
 def test_what_is_appended_is_indexed_soon(tmp_path: Path) -> None:
-    store, following = store_in(tmp_path), Following(tmp_path)
+    following, store = Following(tmp_path), store_in(tmp_path)
     for number in range(3):
         store.append([draft(connection(f"flow-{number}"))])
         following.wake()
@@ -68,9 +71,8 @@ def test_what_takes_too_long_at_the_end_is_left_for_the_next_start(
     monkeypatch.setattr(module, "CHUNK", 4)
     monkeypatch.setattr(module, "CLOSE_S", -1.0)
     log_of(tmp_path, [connection(f"flow-{number}") for number in range(10)])
-    following = Following(tmp_path)
-    following.close()
-    following._thread.join()
+    monkeypatch.setattr(module, "_ended", lambda process: os.waitpid(process, 0))
+    Following(tmp_path).close()
     assert sizes(tmp_path) == (4, 10)
     monkeypatch.undo()
     Following(tmp_path).close()
@@ -123,6 +125,7 @@ def test_an_index_that_the_disk_does_not_take_is_said_once_and_made_later(
     log_of(tmp_path, [connection()])
     (tmp_path / INDEX).mkdir()
     following = Following(tmp_path)
+    following.wake()
     time.sleep(0.3)
     (tmp_path / INDEX).rmdir()
     until_indexed(tmp_path, 1)
@@ -135,8 +138,44 @@ def test_without_its_index_a_log_is_closed_all_the_same(tmp_path: Path) -> None:
     (tmp_path / INDEX).mkdir()
     following = Following(tmp_path)
     following.close()
-    assert not following._thread.is_alive()
+    following.wake()
+    assert not Path(f"/proc/{following._process}").exists()
     assert sizes(tmp_path) == (0, 1)
+
+
+def test_where_the_system_does_not_fork_a_thread_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORKS", False)
+    log_of(tmp_path, [connection()])
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (1, 1)
+
+
+def test_one_that_does_not_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_follow", lambda folder, line: time.sleep(60))
+    following = Following(tmp_path)
+    monkeypatch.setattr(module, "CLOSE_S", -0.9)
+    following.close()
+    assert not Path(f"/proc/{following._process}").exists()
+
+
+def test_it_is_its_recorders_and_nobody_elses(tmp_path: Path) -> None:
+    """It has none of its files, yields to others, and ends with it, however that ends."""
+    log_of(tmp_path, [connection()])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, tmp_path / "begun"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    follower = int(process.stdout.readline())
+    while os.getpriority(os.PRIO_PROCESS, follower) != module.NICE:
+        time.sleep(0.01)
+    assert {os.readlink(f"/proc/{follower}/fd/{number}")[:5] for number in os.listdir(f"/proc/{follower}/fd")} <= {
+        "/dev/", "pipe:", str(tmp_path)[:5]
+    }  # fmt: skip
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    until_s = time.monotonic() + 10
+    while Path(f"/proc/{follower}").exists() and "Z" not in Path(f"/proc/{follower}/stat").read_text():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 def test_a_recorder_that_is_killed_leaves_an_index_that_goes_on(tmp_path: Path) -> None:
@@ -144,7 +183,7 @@ def test_a_recorder_that_is_killed_leaves_an_index_that_goes_on(tmp_path: Path) 
     for _ in range(4):
         begun = tmp_path / "begun"
         begun.unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, begun])
+        process = subprocess.Popen([sys.executable, "-c", KILLED, tmp_path, begun], stdout=subprocess.DEVNULL)
         while not begun.exists():
             time.sleep(0.005)
         time.sleep(0.03)
