@@ -174,8 +174,13 @@ def stage(folder: Path, **given: Any) -> Iterator[Stage]:
         made.close()
 
 
+def done(reviews: list[ReviewSeen]) -> list[tuple[str, str]]:
+    """Who did what, without looks at pages."""
+    return [(one.user, one.operation) for one in reviews if not one.operation.endswith("_opened")]
+
+
 def later(minutes: float) -> timedelta:
     return timedelta(minutes=minutes)
 
 
-__all__ = ["CURL", "NOW", "PASSWORD", "SIGNER", "FullVault", "Stage", "WrittenLog", "later", "stage"]
+__all__ = ["CURL", "NOW", "PASSWORD", "SIGNER", "FullVault", "Stage", "WrittenLog", "done", "later", "stage"]

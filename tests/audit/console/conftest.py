@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from mitmsec.audit.console.duty import Duty
 from mitmsec.audit.console.throttle import Throttle
-from mitmsec.audit.event import CertificateSeen, FaultSeen, Outcome, ReviewSeen
+from mitmsec.audit.event import CertificateSeen, FaultSeen, Outcome
 from mitmsec.core.model import Action, Process, Severity
 
 PYTHON = Process(pid=12, exe="/usr/bin/python3.13", name="python3", parent=CURL.parent)
@@ -61,8 +61,3 @@ def the(desk_stage: Stage) -> Iterator[Stage]:
 def rosa(the: Stage) -> Browser:
     """A reviewer's browser."""
     return the.browser("rosa")
-
-
-def done(reviews: list[ReviewSeen]) -> list[tuple[str, str]]:
-    """Who did what, without looks at pages."""
-    return [(one.user, one.operation) for one in reviews if not one.operation.endswith("_opened")]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import httpx
-from conftest import done
-from console_stage import PASSWORD, Browser, Stage
+from console_stage import PASSWORD, Browser, Stage, done
 
 from mitmsec.audit.console.duty import Duty
 from mitmsec.audit.console.entry_pages import Entry

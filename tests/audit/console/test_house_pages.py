@@ -6,8 +6,7 @@ import re
 import time
 
 import pytest
-from conftest import done
-from console_stage import PASSWORD, Browser, Stage
+from console_stage import PASSWORD, Browser, Stage, done
 from test_entry_pages import sign_in
 
 from mitmsec.audit.console.duty import Duty

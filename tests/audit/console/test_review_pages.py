@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import done
-from console_stage import Browser, Stage
+from console_stage import Browser, Stage, done
 from test_web import a_finding
 
 from mitmsec.audit.console.desk import APPROVED_FOR, Case, State
