@@ -189,7 +189,12 @@ def the_bundle_verifies(bundle: Path, state: Path, folder: Path) -> None:
     assert "Without a checkpoint that was kept elsewhere" in whole.stdout
     told = json.loads(called("audit", "verify", "--bundle", str(bundle), "--json").stdout)
     assert (told["verified"], told["signed"]) == (True, False)
-    (folder / "kept.note").write_text(here("audit", "checkpoint", "--state", str(state)))
+    events = len(here("audit", "list", "--json", "--state", str(state)).splitlines())
+    until_s = time.monotonic() + 30
+    while int((note := here("audit", "checkpoint", "--state", str(state))).splitlines()[1]) < events:
+        assert time.monotonic() < until_s  # one is signed about once a second
+        time.sleep(0.1)
+    (folder / "kept.note").write_text(note)
     later = called("audit", "verify", "--bundle", str(bundle), "--key", str(folder / "log.key"),
                     "--checkpoint", str(folder / "kept.note"))  # fmt: skip
     assert later.exit_code == 1
