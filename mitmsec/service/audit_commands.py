@@ -83,17 +83,17 @@ def list_events(*, as_json: bool, state_folder: Path, limit: int | None, **crite
     """Show events, the newest last. An event must meet every filter that is given."""
     criteria |= {key: of(value) for key, of in ENUMS.items() if (value := criteria[key])}
     wanted = Filter(**criteria, limit=limit if limit or as_json else SHOWN_EVENTS)
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=True) as log:
         if as_json:
             for event in log.events(wanted):
                 _print_json(event)
             return
         events = list(log.events(wanted))
         out = console()
-        if not events:
-            click.echo("no event matches", err=True)
-        else:
+        if events:
             tell(out, table_of(events, out.width))
+        elif not log.unread:
+            click.echo("no event matches", err=True)
         if limit is None and len(events) == SHOWN_EVENTS:
             click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more", err=True)
 
@@ -108,9 +108,11 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
     For a connection also what was recorded on it. NUMBER is what `audit list` shows first; ID is the event's own.
     """
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=True) as log:
         event = log.event(which)
         if event is None:
+            if log.unread:
+                return None  # it may be one of those
             fail(f"there is no event {which}", "`mitmsec audit list` shows what there is", EXIT_NOT_SO)
         if as_json:
             return _print_json(event)
@@ -134,7 +136,7 @@ for command in (verify, prove, checkpoint, key):
 @debug_option
 def stats(as_json: bool, state_folder: Path) -> None:
     """Sum up the connections by program and action."""
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=True) as log:
         rows = log.stats()
     if as_json:
         for row in rows:
