@@ -6,6 +6,7 @@ COMPILE := $(BIN)/python -m compileall -q -j 0 -o 0 -o 1
 PIP := $(BIN)/pip --disable-pip-version-check -qq install --no-input
 RUN_PACKAGES := curl:curl ip:iproute2
 SECONDS := 60
+TIMES := 1000
 # Many tests wait for a process to start or to die, so two more than there are cores.
 PARALLEL = -n $$(( $$(nproc) + 2 )) --dist worksteal
 # Servers whose dialogues go on under TLS: tests/end_to_end/test_upgrades.py.
@@ -14,7 +15,7 @@ SCANNER_PACKAGES := clamd:clamav-daemon c-icap:libc-icap-mod-virus-scan 7zr:p7zi
 PROXY_PACKAGES := tinyproxy:tinyproxy-bin microsocks:microsocks
 TEST_PACKAGES := $(RUN_PACKAGES) openssl:openssl tshark:tshark nsenter:util-linux nginx:nginx-light node:nodejs wget:wget git:git nft:nftables gnutls-serv:gnutls-bin certutil:libnss3-tools trust:p11-kit softhsm2-util:softhsm2 javac:default-jdk-headless chromium:chromium firefox-esr:firefox-esr $(SERVER_PACKAGES) $(PROXY_PACKAGES) $(SCANNER_PACKAGES)
 
-.PHONY: help demo test wheel wine lint format fuzz bench bench-policy bench-attribution bench-redirect bench-inspect bench-audit checklist badssl clean
+.PHONY: help demo test wheel wine lint format fuzz torture bench bench-policy bench-attribution bench-redirect bench-inspect bench-audit checklist badssl clean
 
 help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +49,9 @@ format: $(BIN)/.dev ## put the layout right
 
 fuzz: $(BIN)/.fuzz ## parsers and the divert engine, guided by coverage: SECONDS=60 for each of TARGETS=divert dns hello nat packet quic
 	@$(BIN)/python tests/fuzz/fuzz.py $(SECONDS) $(TARGETS) $(KEEP)
+
+torture: $(BIN)/.dev ## the audit log under TIMES=1000 kills and power cuts, and tampered with at every position
+	@PYTHONPATH=tests $(BIN)/python tests/audit_torture.py $(TIMES)
 
 bench: $(BIN)/.dev ## measure against the peers (root; about ten minutes; installs the peers)
 	@$(BIN)/python -m benchmarks --report docs/performance.md --json benchmarks/results/latest.json --plot docs/performance.svg

@@ -60,7 +60,7 @@ def _asked(path: Path, how: str) -> sqlite3.Connection:
             raise NoLog(f"the log {path} is one of an earlier version; the next start of a recorder takes it over")
         if flaw := flaw_of_tables(conn):
             raise sqlite3.DatabaseError(flaw)
-        conn.execute("SELECT seq FROM events LIMIT 1").fetchone()
+        conn.execute("SELECT seq, envelope FROM events WHERE 0").fetchone()  # a page of theirs may be damaged
     except BaseException:
         conn.close()
         raise

@@ -29,6 +29,7 @@ from mitmsec.audit.envelope import Fields
 from mitmsec.audit.event import Kind, Outcome
 from mitmsec.audit.index_check import Compared, compared
 from mitmsec.audit.indexed import hour_of
+from mitmsec.audit.merkle import HASH_BYTES, WIDTH
 from mitmsec.audit.packing import Packing, Unpackable
 from mitmsec.audit.proving import Proofs
 from mitmsec.audit.questions import OVERVIEW, Counted, Questions
@@ -41,9 +42,13 @@ NO_LIMIT = 1 << 62
 class Review:
     """Questions to one log."""
 
-    def __init__(self, folder: Path, conn: sqlite3.Connection, questions: Questions | None) -> None:
+    def __init__(
+        self, folder: Path, conn: sqlite3.Connection, questions: Questions | None, unread: set[int] | None = None
+    ) -> None:
         self._folder, self._conn, self._questions = folder, conn, questions
         self._packing = Packing()
+        self.unread = unread
+        """Numbers of events that could not be read, and were passed over; None: the first of them raises."""
         self.proofs = Proofs(conn, self._packing)
 
     @property
@@ -79,13 +84,49 @@ class Review:
     def _between(self, after: int, before: int, *, newest_first: bool) -> Iterator[Fields]:
         order = "DESC" if newest_first else "ASC"
         sql = f"SELECT seq, envelope FROM events WHERE seq > ? AND seq < ? ORDER BY seq {order}"  # noqa: S608
-        for seq, frame in self._rows(sql, (after, before)):
-            yield self._event(seq, frame)
+        at: int | None = None
+        try:
+            for seq, frame in self._rows(sql, (after, before)):
+                at = seq
+                yield from self._sound(seq, frame)
+            return
+        except Unreadable:
+            if self.unread is None:
+                raise
+        # behind a page that is damaged each number is looked up by itself: what does not lie on such pages is found
+        top = min(before, self._tree_size())
+        if newest_first:
+            yield from self._numbered(iter(range((top if at is None else at) - 1, after, -1)))
+        else:
+            yield from self._numbered(iter(range((after if at is None else at) + 1, top)))
 
     def _numbered(self, seqs: Iterator[int]) -> Iterator[Fields]:
         for seq in seqs:
-            for (frame,) in self._rows("SELECT envelope FROM events WHERE seq = ?", (seq,)):
-                yield self._event(seq, frame)
+            try:
+                rows = list(self._rows("SELECT envelope FROM events WHERE seq = ?", (seq,)))
+            except Unreadable:
+                if self.unread is None:
+                    raise
+                self.unread.add(seq)
+                continue
+            for (frame,) in rows:
+                yield from self._sound(seq, frame)
+
+    def _sound(self, seq: int, frame: object) -> Iterator[Fields]:
+        """The event, if it can be read."""
+        try:
+            event = self._event(seq, frame)
+        except Unreadable:
+            if self.unread is None:
+                raise
+            self.unread.add(seq)
+            return
+        yield event
+
+    def _tree_size(self) -> int:
+        """How many events the tree over the log has."""
+        rows = self._rows("SELECT number, length(hashes) FROM tiles WHERE level = 0 ORDER BY number DESC LIMIT 1")
+        return next((number * WIDTH + length // HASH_BYTES for number, length in rows), 0)
 
     def _asked[Answer](self, question: Callable[[Questions], Iterator[Answer]]) -> Iterator[Answer]:
         assert self._questions is not None
@@ -116,6 +157,8 @@ class Review:
         if which.isascii() and which.isdecimal() and len(which) < 19:
             for event in self._numbered(iter([int(which)])):
                 return event
+            if self.unread:
+                return None
         of_id = [event for event in self._about(which) if event.get("id") == which]
         return of_id[-1] if of_id else None
 
@@ -188,10 +231,13 @@ class Review:
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[Review]:
-    """The log in `folder`, for reading. Raises NoLog, Denied, Unreadable."""
+def opened(folder: Path, *, skips: bool = False) -> Iterator[Review]:
+    """The log in `folder`, for reading. Raises NoLog, Denied, Unreadable.
+
+    `skips`: events that cannot be read are passed over, and their numbers are in `unread`.
+    """
     with contextlib.closing(connected(folder)) as conn, _questions(folder, conn) as questions:
-        yield Review(folder, conn, questions)
+        yield Review(folder, conn, questions, set() if skips else None)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def list_events(
         raise click.UsageError("what comes is behind all events: --follow goes without --before")
     limit = limit or (None if as_json and not follow else FOLLOWED_EVENTS if follow else SHOWN_EVENTS)
     wanted = replace(filter_of(criteria, limit), before=before)
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=not follow) as log:
         if follow:
             return _follow(log, wanted, as_json=as_json)
         if as_json:
@@ -97,10 +97,10 @@ def list_events(
             return
         events = list(log.events(wanted))
         out = console()
-        if not events:
-            click.echo("no event matches", err=True)
-        else:
+        if events:
             tell(out, table_of(events, out.width))
+        elif not log.unread:
+            click.echo("no event matches", err=True)
         if len(events) == SHOWN_EVENTS == limit:
             older = f"--before {events[0]['seq']} shows older ones"
             click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more, {older}", err=True)
@@ -134,9 +134,11 @@ def show(which: str, as_json: bool, state_folder: Path) -> None:
 
     For a connection also what was recorded on it. NUMBER is what `audit list` shows first; ID is the event's own.
     """
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=True) as log:
         event = log.event(which)
         if event is None:
+            if log.unread:
+                return None  # it may be one of those
             fail(f"there is no event {which}", "`mitmsec audit list` shows what there is", EXIT_NOT_SO)
         if as_json:
             return _print_json(event)
@@ -170,7 +172,7 @@ def stats(*, by: Facet | None, as_json: bool, state_folder: Path, **criteria: An
     With --by, or with a filter, count events instead, whole hours of them; a connection once, when it has ended.
     """
     wanted = filter_of(criteria, None)
-    with opened_log(state_folder) as log:
+    with opened_log(state_folder, skips=True) as log:
         if by is None and wanted == Filter():
             return _tell_volumes(log.stats(), as_json=as_json)
         counted = log.counted(wanted)

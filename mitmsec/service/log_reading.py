@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,11 +35,15 @@ def instant_option(name: str, help_text: str) -> Callable[[Any], Any]:
 
 
 @contextmanager
-def opened_log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
-    """`verifies`: what is wrong with the file is not for another command to say."""
+def opened_log(folder: Path, *, verifies: bool = False, skips: bool = False) -> Iterator[Review]:
+    """`verifies`: what is wrong with the file is not for another command to say. `skips`: what cannot be read is at
+    the end, once all else has been shown.
+    """
     try:
-        with review.opened(State(folder).log) as log:
+        with review.opened(State(folder).log, skips=skips) as log:
             yield log
+            if log.unread:
+                raise Unreadable(f"no longer what was written, and not shown: {numbers(log.unread)}")
     except Denied as error:
         fail(str(error), f"{who_may_read()}; try: {as_root()}", EXIT_PRIVILEGE)
     except NoLog as error:
@@ -49,6 +53,18 @@ def opened_log(folder: Path, *, verifies: bool = False) -> Iterator[Review]:
             raise
         again = f"`{program()} audit verify{with_state(State(folder))}`"
         fail(str(error), f"{again} says from which event on the log is not what was written", EXIT_NOT_SO)
+
+
+def numbers(seqs: Collection[int]) -> str:
+    """Of events, those that follow each other as one: events 3, 7-9."""
+    ranges: list[list[int]] = []
+    for seq in sorted(seqs):
+        if ranges and ranges[-1][1] == seq - 1:
+            ranges[-1][1] = seq
+        else:
+            ranges.append([seq, seq])
+    told = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+    return f"event{'s' if len(seqs) > 1 else ''} {told}"
 
 
 def who_may_read() -> str:

@@ -201,6 +201,22 @@ def test_a_worker_that_only_speaks_of_unknown_flows_stalls_nobody_else(tmp_path:
     assert sum(event["count"] for event in refused) == 300
 
 
+def test_a_second_recorder_on_one_log_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with recorder(tmp_path) as child:
+            second = RecorderChild(tmp_path, SETTINGS.format("ALONE_S", 0.2))
+            assert await second.inbox.get() is None
+            assert await second.end() == 1
+            assert "another recorder is still writing this log" in second.errors()
+            gate = child.producer(Role.GATE)
+            gate.record(connection())
+            await gate.flushed()
+            gate.close()
+
+    run(scenario)
+    assert len(events(tmp_path)) == 1
+
+
 def test_what_was_sent_before_a_producer_was_killed_is_recorded(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with recorder(tmp_path) as child:
