@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import signal
 import sys
-import time
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,10 @@ def list_events(
 
 def _follow(log: Review, wanted: Filter, *, as_json: bool) -> None:
     """The newest, and then what comes; ends with Ctrl-C, or when its reader goes away."""
-    out, is_first = console(), True
-    with contextlib.suppress(KeyboardInterrupt):
-        while True:
+    out, is_first, over = console(), True, threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: over.set())  # between events, so that none is torn
+    try:
+        while not over.is_set():
             size = log.size()
             events = list(log.events(replace(wanted, before=size)))
             if as_json:
@@ -121,7 +122,9 @@ def _follow(log: Review, wanted: Filter, *, as_json: bool) -> None:
                 tell(out, table_of(events, out.width, with_header=is_first))
                 is_first = False
             wanted = replace(wanted, after=size - 1, limit=None)
-            time.sleep(FOLLOW_S)
+            over.wait(FOLLOW_S)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @audit.command()
