@@ -20,7 +20,6 @@ from mitmsec.audit.criteria import Facet, Filter
 from mitmsec.audit.envelope import Fields
 from mitmsec.audit.event import Kind
 from mitmsec.audit.questions import OVERVIEW
-from mitmsec.audit.review import Review
 from mitmsec.service.audit_explain_command import explain
 from mitmsec.service.audit_export_command import export
 from mitmsec.service.audit_filters import filter_of, filter_options
@@ -88,9 +87,9 @@ def list_events(
         raise click.UsageError("what comes is behind all events: --follow goes without --before")
     limit = limit or (None if as_json and not follow else FOLLOWED_EVENTS if follow else SHOWN_EVENTS)
     wanted = replace(filter_of(criteria, limit), before=before)
-    with opened_log(state_folder, skips=not follow) as log:
-        if follow:
-            return _follow(log, wanted, as_json=as_json)
+    if follow:
+        return _follow(state_folder, wanted, as_json=as_json)
+    with opened_log(state_folder, skips=True) as log:
         if as_json:
             for event in log.events(wanted):
                 _print_json(event)
@@ -106,14 +105,18 @@ def list_events(
             click.echo(f"the newest {SHOWN_EVENTS} events; --limit shows more, {older}", err=True)
 
 
-def _follow(log: Review, wanted: Filter, *, as_json: bool) -> None:
-    """The newest, and then what comes; ends with Ctrl-C, or when its reader goes away."""
+def _follow(state_folder: Path, wanted: Filter, *, as_json: bool) -> None:
+    """The newest, and then what comes; ends with Ctrl-C, or when its reader goes away.
+
+    The log is opened for each look: who has it open keeps SQLite from tidying up.
+    """
     out, is_first, over = console(), True, threading.Event()
     before = signal.signal(signal.SIGINT, lambda number, frame: over.set())  # between events, so that none is torn
     try:
         while not over.is_set():
-            size = log.size()
-            events = list(log.events(replace(wanted, before=size)))
+            with opened_log(state_folder) as log:
+                size = log.size()
+                events = list(log.events(replace(wanted, before=size)))
             if as_json:
                 for event in events:
                     _print_json(event)
