@@ -139,10 +139,16 @@ def rehashed(path: Path) -> None:
         )
 
 
+def appended(folder: Path, drafts: Sequence[Draft]) -> None:
+    """To the log there, which is closed again."""
+    store = store_in(folder)
+    store.append(drafts)
+    store.close()
+
+
 def indexed(folder: Path) -> None:
-    """The log there gets its index, as its recorder would make it."""
-    following = Following(folder)
-    following.close()
+    """The log there, which nobody has open here, gets its index, as its recorder would make it."""
+    Following(folder).close()
 
 
 def log_of(folder: Path, seen: Sequence[Seen]) -> Path:

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from audit_events import indexed, store_in
+from audit_events import appended, indexed
 
 from benchmarks.audit.traffic import Machine
 from mitmsec.audit import following
@@ -23,13 +23,11 @@ EVENTS = 300
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A log whose index has days and weeks for a part, and is behind."""
     monkeypatch.setattr(following, "COARSE_EVERY", 200)
-    store = store_in(tmp_path)
     drafts = list(Machine(3).drafts(EVENTS + 20))
     for begin, end in ((0, 250), (250, EVENTS)):
-        store.append(drafts[begin:end])
+        appended(tmp_path, drafts[begin:end])
         indexed(tmp_path)
-    store.append(drafts[EVENTS:])
-    store.close()
+    appended(tmp_path, drafts[EVENTS:])
     return tmp_path
 
 

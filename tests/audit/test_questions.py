@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audit_events import connection, draft, indexed, store_in
+from audit_events import appended, connection, draft, indexed
 
 from benchmarks.audit.traffic import BEGINS, SPAN, Machine
 from mitmsec.audit import following, questions
@@ -35,15 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
         patch.setattr(questions, "COMMON", 20)
         patch.setattr(questions, "AT_ONCE", 100)
         patch.setattr(questions, "NAMED", 5000)
-        store = store_in(made)
         drafts = list(Machine(3).drafts(EVENTS))
-        store.append(drafts[: EVENTS // 2])
+        appended(made, drafts[: EVENTS // 2])
         indexed(made)
         living = draft(connection("flow-1", outcome=Outcome.OPEN), drafts[-1].time)
-        store.append([*drafts[EVENTS // 2 :], living])
+        appended(made, [*drafts[EVENTS // 2 :], living])
         indexed(made)
-        store.append([*list(Machine(4).drafts(BEHIND)), living])
-        store.close()
+        appended(made, [*list(Machine(4).drafts(BEHIND)), living])
         yield made
 
 
@@ -154,14 +152,12 @@ def test_of_each_facet_the_most_frequent_values_are_named(folder: Path, monkeypa
 
 
 def test_an_index_of_nothing_has_no_answers(tmp_path: Path) -> None:
-    store = store_in(tmp_path)
-    store.append([])
+    appended(tmp_path, [])
     indexed(tmp_path)
     with closing(Questions(tmp_path)) as asks:
         assert list(asks.seqs(Filter(kind=Kind.FAULT), newest_first=True)) == []
         assert asks.counted(Filter()).total == 0
         assert asks.volumes() == {}
-    store.close()
 
 
 def test_an_index_of_another_version_is_not_asked(folder: Path, tmp_path: Path) -> None:
