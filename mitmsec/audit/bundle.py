@@ -105,7 +105,7 @@ def _event_flaw(event: bytes, proof: bytes, said: Checkpoint, last: int) -> tupl
         number = msgspec.json.decode(event, type=_Seq).seq
         shown = msgspec.json.decode(proof, type=_Proof)
         path = _hashes(shown.path)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         return last, f"it cannot be read: {error}"
     if shown.index != number:
         return last, f"event {number} has the proof of event {shown.index}"
@@ -132,7 +132,7 @@ def _kept_size(files: Mapping[str, bytes], said: Checkpoint, kept: Checkpoint) -
     try:
         shown = msgspec.json.decode(files[CONSISTENCY], type=_Consistency)
         path = _hashes(shown.path)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Untrue(f"{CONSISTENCY} cannot be read: {error}") from error
     sizes = (min(kept.size, said.size), max(kept.size, said.size))
     old, new = (kept, said) if kept.size < said.size else (said, kept)
@@ -159,6 +159,8 @@ def _lines(files: Mapping[str, bytes], name: str) -> list[bytes]:
     content = _content(files, name)
     if content and not content.endswith(b"\n"):
         raise Untrue(f"{name} ends in the middle of a line")
+    if content.count(b"\n") > EVENTS_LIMIT:
+        raise Untrue(f"{name} has more lines than a bundle has events")
     return content.split(b"\n")[:-1]
 
 

@@ -37,6 +37,7 @@ CLOSE_S = 5.0  # what is not indexed then is at the next start
 CHUNK = 4096  # events a transaction
 COARSE_EVERY = 1 << 17  # events
 NICE = 10
+SPOILT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR})
 PR_SET_PDEATHSIG = 1
 WAKE, END = b"w", b"e"
 FORKS = hasattr(os, "fork")
@@ -84,12 +85,13 @@ class Following:
 def _ended(process: int) -> None:
     """Wait for it, and not for ever."""
     until_s = time.monotonic() + CLOSE_S + 1.0
-    while os.waitpid(process, os.WNOHANG) == (0, 0):
-        if time.monotonic() > until_s:
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
-            return
-        time.sleep(0.002)
+    with contextlib.suppress(ChildProcessError):  # SIGCHLD was ignored by who began us: nobody can wait for it
+        while os.waitpid(process, os.WNOHANG) == (0, 0):
+            if time.monotonic() > until_s:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return
+            time.sleep(0.002)
 
 
 def _be_follower(folder: Path, reading: int) -> None:
@@ -117,13 +119,14 @@ def _tell(text: str) -> None:
 def _followed(folder: Path, reading: int) -> None:
     """Until it is said to end, or nobody is there who could."""
     line = _Line(reading)
-    is_told = False
+    is_told = is_spoilt = False
     line.wait()
     while not line.gone():
         try:
-            _follow(folder, line)
+            _follow(folder, line, anew=is_spoilt)
             return
         except (sqlite3.Error, OSError, LookupError) as error:
+            is_spoilt = getattr(error, "sqlite_errorcode", 0) & 0xFF in SPOILT  # once: it may be the log that is
             if not is_told:
                 _tell(f"searches are slow, for the index is behind: {error}")
                 is_told = True
@@ -162,12 +165,12 @@ class _Line:
             self.is_over = True
 
 
-def _follow(folder: Path, line: _Line) -> None:
+def _follow(folder: Path, line: _Line, *, anew: bool = False) -> None:
     log = _read_only(folder / FILE_NAME)
     index = None
     try:
         index = Index(folder)
-        if index.size and leaf_of(log, index.size - 1) != index.leaf:
+        if anew or (index.size and leaf_of(log, index.size - 1) != index.leaf):
             index.begin_anew()
         while True:
             is_last = line.heard(FOLLOW_S)

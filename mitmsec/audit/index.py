@@ -26,9 +26,21 @@ from mitmsec.audit.envelope import Fields
 from mitmsec.audit.indexed import COARSE_H, COUNTED, Rows, rows_of
 
 FILE_NAME = "index.db"
-VERSION = 1
+VERSION = 2
 NAMES_KEPT = 200_000  # in memory
 CACHE_BYTES = 32 << 20
+DISKS_FAULTS = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
 ALL = ""  # the facet that all events have alike
 NEVER_H = 1 << 40
 WAL_KEPT_BYTES = 16 << 20
@@ -48,7 +60,7 @@ CREATE INDEX by_host ON found (host, seq, hour, kind, action, app, detector, sev
 CREATE INDEX by_user ON found (user, seq) WHERE user > 0;
 CREATE INDEX by_detector ON found (detector, seq, hour, severity, app, host) WHERE detector > 0;
 CREATE VIRTUAL TABLE words USING fts5
-    (text, content='', columnsize=0, detail=none, tokenize='unicode61 remove_diacritics 0');
+    (text, content='', columnsize=0, detail=none, tokenize='ascii');
 """
 OPEN = "(SELECT id FROM names WHERE facet = 'outcome' AND text = 'open')"
 ENDED = f"outcome IS NOT {OPEN}"
@@ -75,6 +87,10 @@ KEEP_COUNTS = tuple(_keep_counts(facet, 1) for facet in (ALL, *COUNTED))
 KEEP_COARSE = tuple(_keep_counts(facet, level_h) for facet in (ALL, *COUNTED) for level_h in COARSE_H)
 
 
+class _Other(sqlite3.DatabaseError):
+    sqlite_errorcode = sqlite3.SQLITE_MISMATCH
+
+
 class Index:
     """The index in `folder`, open for writing; one that cannot be gone on with is begun anew. For one thread.
 
@@ -91,9 +107,9 @@ class Index:
         """The hash of the last of them."""
         try:
             self._open()
-        except sqlite3.OperationalError:  # the disk's fault
-            raise
-        except sqlite3.DatabaseError:
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode & 0xFF in DISKS_FAULTS:
+                raise
             self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -155,7 +171,7 @@ class Index:
             conn.executescript(f"BEGIN; {SCHEMA} INSERT INTO about VALUES ({VERSION}, 0, x'', 0, {NEVER_H}); COMMIT")
         about = conn.execute("SELECT version, size, leaf, coarse_size FROM about").fetchone()
         if about is None or about[0] != VERSION:
-            raise sqlite3.DatabaseError("it is of another version")
+            raise _Other("it is of another version")
         self._names.clear()
         _, self.size, self.leaf, self.coarse_size = about
 

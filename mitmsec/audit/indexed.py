@@ -18,6 +18,9 @@ HOUR_S = 3600
 COUNTED: tuple[Facet, ...] = ("app", "host", "rule", "outcome", "detector", "severity")
 COARSE_H = (24, 168)  # how many hours a count is of, where it is not one
 
+VOLUME_LIMIT_BYTES = 1 << 48  # of one connection; sums of them stay below 2^63
+_LETTERS = bytes(byte if chr(byte).isalnum() and byte < 128 else 32 for byte in range(256))
+
 type Naming = Callable[[str, str], int]  # facet and text to the text's number, from 1 on
 
 
@@ -38,8 +41,17 @@ def rows_of(events: Iterable[tuple[int, Fields]], name: Naming) -> Rows:
         sent, received = _volume(event.get("bytes"))
         rows.found.append((seq, hour, *(numbers.get(facet, NOTHING) for facet in FACETS), sent, received))
         rows.keys += [(key, seq) for key in keys_of(event)]
-        rows.words.append((seq, "\n".join(searched(event))))
+        rows.words.append((seq, words_in("\n".join(searched(event)))))
     return rows
+
+
+def words_in(text: str) -> str:
+    """Its runs of a-z and 0-9, whatever the case, with spaces between: words as searches compare them.
+
+    All else parts words, letters of other scripts, too: so a run that stands whole in what is searched for stands whole
+    in every event that says that.
+    """
+    return text.casefold().encode(errors="replace").translate(_LETTERS).decode()
 
 
 def keys_of(event: Fields) -> set[int]:
@@ -68,5 +80,8 @@ def hour_of(until_hour: str) -> int:
 def _volume(moved: object) -> tuple[int, int]:
     if not isinstance(moved, dict):
         return 0, 0
-    sent, received = moved.get("sent"), moved.get("received")
-    return sent if isinstance(sent, int) else 0, received if isinstance(received, int) else 0
+    return _bounded(moved.get("sent")), _bounded(moved.get("received"))
+
+
+def _bounded(count: object) -> int:
+    return min(max(count, 0), VOLUME_LIMIT_BYTES) if isinstance(count, int) else 0

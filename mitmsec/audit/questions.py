@@ -33,6 +33,7 @@ OVERVIEW: tuple[Facet, ...] = ("app", "host", "kind", "action", "detector", "sev
 COMMON = 500  # events of the newest 25,000
 PREFIX_CHARACTERS = 3
 AT_ONCE = 10_000  # rows
+NO_LIMIT = 1 << 62
 NAMED = 200  # of each facet's values, those that most events have
 
 
@@ -103,7 +104,9 @@ class Questions:
         """To be looked into one after the other."""
         if wanted.text is not None and (words := self._match(wanted.text)):
             table = "words CROSS JOIN found ON found.seq = words.rowid"
-            return [Source(table, "words.rowid", Condition("words MATCH ?", (words,)))]
+            first, last = _bounds(wanted)
+            condition = Condition("words MATCH ? AND words.rowid BETWEEN ? AND ?", (words, first, last))
+            return [Source(table, "words.rowid", condition)]
         asked = self._asked(wanted)
         for facet in INDEXES:
             if facet in asked and self._is_rare(facet, asked[facet]):
@@ -146,7 +149,11 @@ class Questions:
             living = f"SELECT since FROM counts WHERE level_h = 1 AND facet = 'outcome' AND value = {OPEN}"
             sql += f" AND hour IN ({with_some} UNION {living})"  # those are counted by their outcome alone
         merged: list[tuple[int, int]] = []
-        for first, last in self._conn.execute(f"{sql} ORDER BY first", values):
+        lowest, highest = _bounds(wanted)
+        for begin, end in self._conn.execute(f"{sql} ORDER BY first", values):
+            first, last = max(begin, lowest), min(end, highest)
+            if first > last:
+                continue
             if merged and first <= merged[-1][1] + 1:
                 merged[-1] = (merged[-1][0], max(merged[-1][1], last))
             else:
@@ -271,6 +278,12 @@ class Questions:
         if wanted.since is not None or wanted.until is not None:
             conditions.append(Condition("hour BETWEEN ? AND ?", hours_of(wanted)))
         return conditions
+
+
+def _bounds(wanted: Filter) -> tuple[int, int]:
+    """The numbers between which events are wanted."""
+    first = 0 if wanted.after is None else wanted.after + 1
+    return first, NO_LIMIT if wanted.before is None else wanted.before - 1
 
 
 def _joined(conditions: Sequence[Condition]) -> tuple[str, list[object]]:

@@ -74,6 +74,9 @@ class Review:
         if self._questions is None or wanted == Filter(after=wanted.after, before=wanted.before, limit=wanted.limit):
             yield from self._between(after, before, newest_first=newest_first)
             return
+        if after >= self._questions.size - 1:
+            yield from self._between(after, before, newest_first=newest_first)
+            return
         behind = self._between(max(after, self._questions.size - 1), before, newest_first=newest_first)
         if newest_first:
             yield from behind
@@ -195,6 +198,10 @@ class Review:
         Of what is indexed whole hours are counted. Raises Unreadable.
         """
         made = Counted()
+        if wanted.text is not None:  # what the index finds by words has to be looked at
+            for event in self._matching(replace(wanted, limit=None), newest_first=False):
+                _count(made, event)
+            return made
         if self._questions is not None:
             (made,) = self._asked(lambda asks: iter([asks.counted(wanted)]))
         after = max(self.indexed_size - 1, -1 if wanted.after is None else wanted.after)
@@ -249,7 +256,14 @@ def _questions(folder: Path, log: sqlite3.Connection) -> Iterator[Questions | No
         yield None
         return
     with contextlib.closing(asked):
-        yield asked if asked.size and asked.leaf == leaf_of(log, asked.size - 1) else None
+        yield asked if _is_of(asked, log) else None
+
+
+def _is_of(asked: Questions, log: sqlite3.Connection) -> bool:
+    try:
+        return bool(asked.size > 0 and asked.leaf == leaf_of(log, asked.size - 1))
+    except sqlite3.Error:
+        return False
 
 
 def _count(made: Counted, event: Fields) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 
 from mitmsec.audit.criteria import Filter
-from mitmsec.audit.indexed import COARSE_H, HOUR_S
+from mitmsec.audit.indexed import COARSE_H, HOUR_S, words_in
 from mitmsec.core.model import Value
 
-WORD = re.compile(r"[^\W_]+")
 LAST_H = 1 << 40
 
 
@@ -36,7 +34,7 @@ def periods(first_h: int, last_h: int, coarse_until_h: int) -> list[tuple[int, i
 
 
 class Words(Value, frozen=True):
-    """The words of a text that is searched for. Those that FTS5 may fold in another way than we do are left out."""
+    """The words of a text that is searched for, as the index has them."""
 
     whole: tuple[str, ...] = ()
     begun: str = ""  # the last one, which may go on
@@ -44,9 +42,11 @@ class Words(Value, frozen=True):
 
 def words_of(text: str) -> Words:
     """Whatever is found by them is looked at again: they need only leave nothing out."""
-    found = [(word[0].lower(), word.end() == len(text)) for word in WORD.finditer(text) if word[0].isascii()]
-    begun = next((word for word, is_last in found if is_last), "")
-    return Words(tuple(word for word, is_last in found if not is_last), begun)
+    said = words_in(text)
+    words = said.split()
+    if not words or said[-1:] == " ":
+        return Words(tuple(words))
+    return Words(tuple(words[:-1]), words[-1])
 
 
 def _hour(instant: datetime) -> int:

@@ -112,7 +112,7 @@ def console(
     """Serve the pages where auditors review, until Ctrl-C.
 
     Accounts are made by `audit account add`. Whoever opens something, decides or exports is on record in the log before
-    it happens. Without the recorder nothing is shown.
+    it happens. Without the recorder nothing is done.
     """
     need_root("audit console")
     if (tls_cert is None) != (tls_key is None):

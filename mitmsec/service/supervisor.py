@@ -116,15 +116,19 @@ class Supervisor:
                     case control.OpenRun() if session is None:
                         session = await self._open(client, message, fds)
                     case control.CommandEnded(status=status, wait=wait) if session is not None:
+                        close_all(fds)
                         if wait:
                             await session.until_empty()
                         ending, session = session, None
                         client.send(await self.end(ending, home=home, status=status))
                     case control.StatusQuestion():
+                        close_all(fds)
                         client.send(await self._status())
                     case control.ModulesOf(pid=of):
+                        close_all(fds)
                         client.send(control.Modules(pid=of, modules=await self._modules(of)))
                     case control.OpenConsole():
+                        close_all(fds)
                         self._open_console(client)
                     case _ if orders.takes(message):
                         client.send(await orders.answer(message, fds))
@@ -136,6 +140,9 @@ class Supervisor:
                 await self.end(session, home=home, status=None)
         finally:
             client.close()
+            while not inbox.empty():
+                if (left := inbox.get_nowait()) is not None:
+                    close_all(left[1])
 
     def _open_console(self, client: Channel) -> None:
         try:

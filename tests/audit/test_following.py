@@ -133,6 +133,23 @@ def test_an_index_that_the_disk_does_not_take_is_said_once_and_made_later(
     assert capfd.readouterr().err.count("searches are slow") == 1
 
 
+def test_an_index_with_a_spoilt_page_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.05)
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(2000)])
+    Following(tmp_path).close()
+    content = bytearray((tmp_path / INDEX).read_bytes())
+    for page in range(3, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 4096] = b"\x55" * 4096
+    (tmp_path / INDEX).write_bytes(content)
+    following = Following(tmp_path)
+    store = store_in(tmp_path)
+    store.append([draft(connection("one-more"))])
+    following.wake()
+    until_indexed(tmp_path, 2001)
+    following.close()
+    store.close()
+
+
 def test_without_its_index_a_log_is_closed_all_the_same(tmp_path: Path) -> None:
     log_of(tmp_path, [connection()])
     (tmp_path / INDEX).mkdir()

@@ -92,8 +92,10 @@ def test_periods_are_counted_when_asked(tmp_path: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:5000]),
         lambda path: sqlite3.connect(path).executescript("UPDATE about SET version = 99"),
         lambda path: sqlite3.connect(path).executescript("DELETE FROM about"),
+        lambda path: sqlite3.connect(path).executescript("ALTER TABLE about DROP COLUMN leaf"),
+        lambda path: sqlite3.connect(path).executescript("DROP TABLE about"),
     ],
-    ids=["no database", "cut", "of another version", "emptied"],
+    ids=["no database", "cut", "of another version", "emptied", "of other columns", "of other tables"],
 )
 def test_an_index_that_cannot_be_gone_on_with_is_begun_anew(tmp_path: Path, damage: Any) -> None:
     index = Index(tmp_path)

@@ -116,7 +116,9 @@ def test_an_auditor_is_given_an_account_reviews_and_takes_the_proof_away(state: 
         until_there_is_another(supervisor_of(state), browser, state, 3)
         csrf = re.search(r'name="csrf" value="([^"]+)"', browser.get("/health").text)
         assert csrf is not None
-        (tmp_path / "b.zip").write_bytes(browser.post("/export?kind=review", data={"csrf": csrf[1]}).content)
+        exported = browser.post("/export?kind=review", data={"csrf": csrf[1]})
+        assert exported.status_code == 200, exported.text
+        (tmp_path / "b.zip").write_bytes(exported.content)
         for arguments in (("role", "otto", "--role", "approver"), ("password", "otto"), ("remove", "otto")):
             assert called("audit", "account", *arguments, *where).exit_code == 0
         assert called("audit", "account", "remove", "otto", *where).exit_code == 1
@@ -184,7 +186,7 @@ def on_record(state: Path) -> None:
 def the_bundle_verifies(bundle: Path, state: Path, folder: Path) -> None:
     (folder / "log.key").write_text(here("audit", "key", "--state", str(state)))
     whole = called("audit", "verify", "--bundle", str(bundle), "--key", str(folder / "log.key"))
-    assert whole.exit_code == 0
+    assert whole.exit_code == 0, whole.stderr
     assert whole.stdout.startswith("sound: ")
     assert "Without a checkpoint that was kept elsewhere" in whole.stdout
     told = json.loads(called("audit", "verify", "--bundle", str(bundle), "--json").stdout)

@@ -148,8 +148,8 @@ class DeskStore:
         self._do("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?)", *values)
         return token
 
-    def session(self, token: str, now: datetime) -> tuple[Session, Account] | None:
-        """The session with this token, and whose it is; None where it is over. It was used just now."""
+    def session(self, token: str, now: datetime, *, is_use: bool = True) -> tuple[Session, Account] | None:
+        """The session with this token, and whose it is; None where it is over. `is_use`: by a person, just now."""
         rows = self._rows("SELECT * FROM sessions WHERE token = ?", [_hashed(token)])
         if not rows:
             return None
@@ -159,7 +159,7 @@ class DeskStore:
         if account is None or now - seen > IDLE or now - began > ABSOLUTE or now < began - IDLE:
             self._do("DELETE FROM sessions WHERE token = ?", session.token)
             return None
-        if now - seen > timedelta(seconds=20):
+        if is_use and now - seen > timedelta(seconds=20):
             self._do("UPDATE sessions SET seen = ? WHERE token = ?", _stamp(now), session.token)
         return session, account
 

@@ -104,7 +104,7 @@ async def newer(visit: Visit) -> Response:
 
 async def event(visit: Visit) -> Response:
     """One event, every field."""
-    number = int(visit.part("number"))
+    number = _number(visit.part("number"))
     found, proven = await visit.ground.asked(partial(_event_and_proof, number=number))
     if found is None:
         raise NotFound(f"The log has no event {number}.")
@@ -114,7 +114,7 @@ async def event(visit: Visit) -> Response:
 
 async def proof(visit: Visit) -> Response:
     """That it is in the log, for somebody who has no log (C2SP tlog-proof)."""
-    number = int(visit.part("number"))
+    number = _number(visit.part("number"))
     found, proven = await visit.ground.asked(partial(_event_and_proof, number=number))
     if found is None or proven is None:
         raise NotFound("No checkpoint stands for that event yet; one is signed about once a second.")
@@ -193,3 +193,9 @@ def flat(value: object, prefix: str = "", depth: int = 0) -> list[tuple[str, obj
     if isinstance(value, list):
         value = ", ".join(str(item) for item in value)
     return [(prefix, value)]
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 19):
+        raise NotFound("No event has such a number.")
+    return int(text)

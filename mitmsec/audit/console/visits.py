@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from mitmsec.audit.console.ground import Ground
 from mitmsec.audit.event import ReviewSeen
 
 FORM_LIMIT_BYTES, FIELDS_LIMIT = 128 << 10, 600
+FORM_S = 15.0  # for a form to come
 
 
 class Unrecorded(Exception):
@@ -84,13 +86,10 @@ class Visit:
         text = self.asked(name)
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else None
 
-    async def read_form(self) -> None:
+    def take_form(self, body: bytes | None) -> None:
         """Raises BadForm, also where it lacks the session's token."""
-        body = b""
-        async for piece in self.request.stream():
-            body += piece
-            if len(body) > FORM_LIMIT_BYTES:
-                raise BadForm("that is more than a form holds")
+        if body is None:
+            raise BadForm("it was more than a form holds, or took too long to come")
         try:
             pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS_LIMIT)
         except ValueError as error:
@@ -102,9 +101,14 @@ class Visit:
         ):
             raise BadForm("this form is an old one; go back, reload the page, and send it again")
 
+    def _named(self) -> str:
+        """Who signs in, as an account has it: whatever else is typed there may be a password, and is on no record."""
+        name = self.form.get("name", "")
+        return name if self.ground.desk.account(name) is not None else ""
+
     async def record(self, operation: str, item: str, detail: str = "", people: tuple[str, ...] = ()) -> None:
         """It is on disk when this returns. Raises Unrecorded."""
-        user = self.account.name if self.account is not None else self.form.get("name", "")[:64]
+        user = self.account.name if self.account is not None else self._named()
         if not await self.ground.record(
             ReviewSeen(operation=operation, item=item, user=user, people=people, keys=(), detail=detail)
         ):
@@ -139,3 +143,17 @@ class Visit:
     def go(self, address: str) -> Response:
         """After a form, so that to reload sends nothing again."""
         return RedirectResponse(address, 303)
+
+
+async def read_body(request: Request) -> bytes | None:
+    """What a form brings; None, if that is too much, or takes too long."""
+    body = b""
+    try:
+        async with asyncio.timeout(FORM_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > FORM_LIMIT_BYTES:
+                    return None
+    except TimeoutError:
+        return None
+    return body

@@ -21,7 +21,7 @@ from mitmsec.audit.console.entry_pages import Entry
 from mitmsec.audit.console.ground import Ground
 from mitmsec.audit.console.guard import App, Guard
 from mitmsec.audit.console.rendering import STATIC, environment
-from mitmsec.audit.console.visits import BadForm, NotFound, Unrecorded, Visit
+from mitmsec.audit.console.visits import BadForm, NotFound, Unrecorded, Visit, read_body
 from mitmsec.audit.reading import NoLog, Unreadable
 from mitmsec.core.model import Value
 
@@ -53,8 +53,8 @@ def places(entry: Entry) -> tuple[Place, ...]:
         Place(path="/overview", endpoint=look_pages.overview, deed=Deed.LOOK),
         Place(path="/events", endpoint=look_pages.events, deed=Deed.LOOK),
         Place(path="/events/newer", endpoint=look_pages.newer, deed=Deed.LOOK),
-        Place(path="/event/{number:int}", endpoint=look_pages.event, deed=Deed.LOOK),
-        Place(path="/event/{number:int}/proof", endpoint=look_pages.proof, deed=Deed.LOOK),
+        Place(path="/event/{number}", endpoint=look_pages.event, deed=Deed.LOOK),
+        Place(path="/event/{number}/proof", endpoint=look_pages.proof, deed=Deed.LOOK),
         Place(path="/connection/{connection}", endpoint=look_pages.connection, deed=Deed.LOOK),
         Place(path="/queue", endpoint=review_pages.queue, deed=Deed.LOOK),
         Place(path="/queue", endpoint=review_pages.dismissed, deed=Deed.REVIEW, method="POST"),
@@ -88,6 +88,9 @@ class Looks:
             self._known.popitem(last=False)
 
 
+POLLED = frozenset({"/events/newer", "/health/progress"})  # by pages, whether or not somebody looks at them
+
+
 class Console:
     """`app` is what a server serves."""
 
@@ -106,10 +109,13 @@ class Console:
 
     def _opened(self, place: Place) -> Callable[[Request], Awaitable[Response]]:
         async def opened(request: Request) -> Response:
-            session, account = self._session(request)
+            body = (
+                await read_body(request) if place.method == "POST" else b""
+            )  # whoever is slow is judged when it is here
+            session, account = self._session(request, is_use=place.path not in POLLED)
             visit = Visit(request, self._ground, self._templates, session, account, self._looks)
             try:
-                return await self._answer(place, visit)
+                return await self._answer(place, visit, body)
             except BadForm as error:
                 return _error(visit, 400, "That could not be taken", str(error))
             except NotFound as error:
@@ -124,7 +130,7 @@ class Console:
 
         return opened
 
-    async def _answer(self, place: Place, visit: Visit) -> Response:
+    async def _answer(self, place: Place, visit: Visit, body: bytes | None) -> Response:
         if place.signed_in:
             if visit.account is None:
                 return _to_sign_in(visit, place.method)
@@ -133,12 +139,12 @@ class Console:
             if place.deed is not None and not visit.person.may(place.deed):
                 return forbidden(visit, visit.person)
         if place.method == "POST":
-            await visit.read_form()
+            visit.take_form(body)
         return await place.endpoint(visit)
 
-    def _session(self, request: Request) -> tuple[Session | None, Account | None]:
+    def _session(self, request: Request, *, is_use: bool = True) -> tuple[Session | None, Account | None]:
         token = request.cookies.get(cookie_name(secure=self._ground.secure), "")
-        found = self._ground.desk.session(token, self._ground.now()) if token else None
+        found = self._ground.desk.session(token, self._ground.now(), is_use=is_use) if token else None
         return found if found is not None else (None, None)
 
     async def _static_file(self, request: Request) -> Response:

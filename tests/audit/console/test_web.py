@@ -18,7 +18,7 @@ WHO = {Duty.VIEWER: "vera", Duty.REVIEWER: "rosa", Duty.APPROVER: "axel", Duty.A
 
 
 def address(place: Place, finding: str) -> str:
-    path = place.path.replace("{number:int}", "0").replace("{connection}", "flow-1").replace("{event}", finding)
+    path = place.path.replace("{number}", "0").replace("{connection}", "flow-1").replace("{event}", finding)
     assert "{" not in path
     return path
 
