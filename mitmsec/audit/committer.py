@@ -70,6 +70,10 @@ class Committer:
         """No more should be read until a round has ended, of who has much under way already."""
         return len(self._gathered) >= GATHERED_LIMIT
 
+    def index_died(self) -> bool:
+        """Whether nobody makes the index any more; said once."""
+        return self._following.died()
+
     def add(self, draft: Draft) -> None:
         self._gathered.append(draft)
         self.poke()

@@ -35,6 +35,7 @@ FOLLOW_S = 0.3
 RETRY_S = 5.0
 CLOSE_S = 5.0  # what is not indexed then is at the next start
 CHUNK = 4096  # events a transaction
+CHUNK_BYTES = 2 << 20  # packed
 COARSE_EVERY = 1 << 17  # events
 NICE = 10
 SPOILT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_ERROR})
@@ -65,6 +66,16 @@ class Following:
         """Never blocks, and never raises."""
         self._say(WAKE)
 
+    def died(self) -> bool:
+        """Whether it has ended before it was told to; said once."""
+        if not FORKS or self._process == 0 or self._writing < 0:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(self._process, os.WNOHANG) == (0, 0):
+                return False
+        self._process = 0
+        return True
+
     def close(self) -> None:
         """Idempotent."""
         if self._writing < 0:
@@ -72,9 +83,9 @@ class Following:
         self._say(END)
         os.close(self._writing)
         self._writing = -1
-        if FORKS:
+        if FORKS and self._process:
             _ended(self._process)
-        else:
+        elif not FORKS:
             self._thread.join(CLOSE_S + 1.0)
 
     def _say(self, word: bytes) -> None:
@@ -188,14 +199,25 @@ def _follow(folder: Path, line: _Line, *, anew: bool = False) -> None:
 
 def _catch_up(log: sqlite3.Connection, index: Index, line: _Line) -> None:
     until_s, packing = time.monotonic() + CLOSE_S, Packing()
-    sql = "SELECT seq, envelope FROM events WHERE seq >= ? ORDER BY seq LIMIT ?"
-    while rows := log.execute(sql, (index.size, CHUNK)).fetchall():
+    while rows := _chunk(log, index.size):
         size = rows[-1][0] + 1
         index.add(numbered(rows, packing), size, leaf_of(log, size - 1))
         if size - index.coarse_size >= COARSE_EVERY:
             index.count_coarsely()
         if line.heard(0) and (line.gone() or time.monotonic() > until_s):
             return
+
+
+def _chunk(log: sqlite3.Connection, first: int) -> list[tuple[int, object]]:
+    """Events from there on, few enough that strangers' long texts do not take the memory."""
+    rows: list[tuple[int, object]] = []
+    size_bytes = 0
+    for seq, frame in log.execute("SELECT seq, envelope FROM events WHERE seq >= ? ORDER BY seq", (first,)):
+        rows.append((seq, frame))
+        size_bytes += len(frame) if isinstance(frame, bytes) else 0
+        if len(rows) >= CHUNK or size_bytes >= CHUNK_BYTES:
+            break
+    return rows
 
 
 def numbered(rows: Sequence[tuple[int, object]], packing: Packing) -> Iterator[tuple[int, Fields]]:

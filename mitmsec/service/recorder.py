@@ -115,10 +115,8 @@ class Recorder:
         try:
             is_new = not (folder / FILE_NAME).exists()  # a log of its own has a key of its own
             store = Store(folder, signer := open_log_signer(folder, makes_another=is_new))
-        except LogKeyRefused as error:
-            return Fault(what="log_key_refused", detail=str(error))
-        except LogDamaged as error:
-            return Fault(what="log_damaged", detail=str(error))
+        except (LogKeyRefused, LogDamaged) as error:
+            return Fault(what="log_damaged" if isinstance(error, LogDamaged) else "log_key_refused", detail=str(error))
         except (LogUnwritable, OSError) as error:  # of the key's file, too
             return Fault(what="log_unwritable", detail=str(error))
         self._committer = Committer(
@@ -321,6 +319,8 @@ class Recorder:
             self._intake.flows.expire(now_s)
             self._captures.tick(time.time_ns())
             self._content.tick(now_s)
+            if self._committer.index_died():
+                self._fault("index_stopped", "searches get slower until the recorder is begun again")
             self._resume()
             self._committer.poke()
 

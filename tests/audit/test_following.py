@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -150,13 +151,34 @@ def test_an_index_with_a_spoilt_page_is_made_anew(tmp_path: Path, monkeypatch: p
     store.close()
 
 
+def test_that_it_died_is_said_once(tmp_path: Path) -> None:
+    following = Following(tmp_path)
+    assert not following.died()
+    os.kill(following._process, signal.SIGKILL)
+    until_s = time.monotonic() + 10
+    while not following.died():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    assert not following.died()
+    following.wake()
+    following.close()
+
+
+def test_long_texts_are_taken_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", 1)
+    log_of(tmp_path, [connection(f"flow-{number}") for number in range(5)])
+    Following(tmp_path).close()
+    assert sizes(tmp_path) == (5, 5)
+
+
 def test_without_its_index_a_log_is_closed_all_the_same(tmp_path: Path) -> None:
     log_of(tmp_path, [connection()])
     (tmp_path / INDEX).mkdir()
     following = Following(tmp_path)
+    process = following._process
     following.close()
     following.wake()
-    assert not Path(f"/proc/{following._process}").exists()
+    assert not Path(f"/proc/{process}").exists()
     assert sizes(tmp_path) == (0, 1)
 
 
