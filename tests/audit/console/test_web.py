@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -105,6 +106,38 @@ def test_a_session_ends_when_it_is_idle_and_when_it_is_old(the: Stage) -> None:
         assert kept.get("/views").status_code == 200
     the.now += timedelta(minutes=21)
     assert kept.get("/views").status_code == 303
+
+
+def test_a_page_that_looks_by_itself_keeps_no_session_alive(the: Stage) -> None:
+    browser, began = the.browser("vera"), the.now
+    while the.now - began < IDLE:
+        the.now += timedelta(minutes=5)
+        assert browser.get("/events/newer?after=0").status_code == 200
+    the.now += timedelta(minutes=1)
+    assert browser.get("/events/newer?after=0").status_code == 303
+
+
+def test_who_sends_a_form_is_judged_when_it_is_here(the: Stage, finding: str) -> None:
+    """Not when its head came: by then he may be nobody any more."""
+    vera = the.browser("vera")
+
+    def slowly() -> Iterator[bytes]:
+        yield f"csrf={vera.csrf}&order=".encode()
+        the.desk.end_sessions("vera")
+        yield b"ask&text=mine"
+
+    headers = {"content-type": "application/x-www-form-urlencoded"}
+    assert vera.client.post(f"/case/{finding}", content=slowly(), headers=headers).status_code == 403
+
+
+def test_a_number_that_no_event_has_is_told(the: Stage, rosa: Browser) -> None:
+    for number in ("9" * 5000, "x", "-1"):
+        assert rosa.get(f"/event/{number}").status_code == 404
+
+
+def test_what_is_typed_in_place_of_a_name_is_on_no_record(the: Stage) -> None:
+    the.browser().send("/sign-in", name="my password", password="x")
+    assert "my password" not in str(the.reviews)
 
 
 def test_only_the_hash_of_a_sessions_token_is_kept(the: Stage) -> None:
