@@ -114,6 +114,7 @@ class Vault:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE_NAME
+        self._is_wal_to_be_emptied = False
         with self._told():
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             self._conn = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=5.0)
@@ -214,7 +215,13 @@ class Vault:
             return self._conn.execute(f"UPDATE content SET doomed = ? WHERE {where}", (order, *values)).rowcount  # noqa: S608
 
     def unfinished(self) -> dict[str, int]:
-        """Erasures that were begun and are not done, and how much is left of each."""
+        """Erasures that were begun and are not done, and how much is left of each.
+
+        What somebody who read it has kept in the WAL goes, too, now that it may.
+        """
+        if self._is_wal_to_be_emptied:
+            with contextlib.suppress(VaultUnwritable):
+                self._empty_wal()
         with self._told():
             sql = "SELECT doomed, count(*) FROM content WHERE doomed IS NOT NULL GROUP BY doomed"
             return dict(self._conn.execute(sql).fetchall())
@@ -276,10 +283,12 @@ class Vault:
             self._conn.close()
 
     def _empty_wal(self) -> None:
+        self._is_wal_to_be_emptied = True
         with self._told():
             busy, _, _ = self._conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise VaultUnwritable(f"{self.path}: somebody else reads it, so what was erased is still in its WAL")
+        self._is_wal_to_be_emptied = False
 
     def _one(self, sql: str, *values: str) -> Any:
         with self._told():

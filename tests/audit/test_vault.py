@@ -200,7 +200,11 @@ def test_who_reads_the_file_meanwhile_is_told_for_its_wal_cannot_be_emptied(vaul
         vault.doom("o", Wanted())
         with pytest.raises(VaultUnwritable, match="still in its WAL"):
             vault.erase("o", 1000)
+        assert vault.unfinished() == {}
+        assert (tmp_path / f"{FILE_NAME}-wal").stat().st_size > 0
     reader.close()
+    assert vault.unfinished() == {}, "the next look, once nobody reads it any more"
+    assert (tmp_path / f"{FILE_NAME}-wal").stat().st_size == 0
 
 
 @pytest.mark.parametrize("what", ["garbage", "folder", "link"])

@@ -121,7 +121,9 @@ class DeskStore:
         return msgspec.convert(rows[0], Account, strict=False) if rows else None
 
     def add_account(self, name: str, duty: Duty, hashed: str, now: datetime) -> bool:
-        """With a password that must be changed at first. False: there is one of this name."""
+        """With a password that must be changed at first. False: there is one of this name, whatever the case."""
+        if name.casefold() in {one.name.casefold() for one in self.accounts()}:
+            return False
         sql = "INSERT INTO accounts VALUES (?, ?, ?, 1, ?) ON CONFLICT DO NOTHING"
         return self._do(sql, name, duty.value, hashed, _stamp(now)) == 1
 

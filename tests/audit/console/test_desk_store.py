@@ -52,7 +52,8 @@ def test_cases_and_their_history_are_there_when_it_is_opened_again(desk: DeskSto
 
 def test_accounts_are_made_once_and_changed(desk: DeskStore) -> None:
     assert desk.add_account("rosa", Duty.REVIEWER, "hash", NOW)
-    assert not desk.add_account("rosa", Duty.APPROVER, "other", NOW)
+    for name in ("rosa", "Rosa"):
+        assert not desk.add_account(name, Duty.APPROVER, "other", NOW)
     assert not desk.change_duty("nobody", Duty.VIEWER)
     assert not desk.remove_account("nobody")
     assert not desk.change_password("nobody", "x", must_change=True)
