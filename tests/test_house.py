@@ -69,6 +69,7 @@ TESTED_ELSEWHERE = {
     "mitmsec/service/console_evidence.py": "tests/end_to_end/test_uploads.py has evidence shown by it",
     "mitmsec/service/console_command.py": "tests/end_to_end/test_console_life.py calls it",
     "mitmsec/service/console_messages.py": "types only; tests/end_to_end/test_console_life.py",
+    "mitmsec/service/review_record.py": "tests/end_to_end/test_console_life.py has it record",
     "mitmsec/service/notices.py": "tests/end_to_end/test_console_life.py reads them",
     "mitmsec/service/broker_messages.py": "types only; tests/service/test_broker.py sends them",
     "mitmsec/service/children_ground.py": "types only; tests/end_to_end",

@@ -16,12 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from mitmsec.audit.console.duty import Duty, is_name
-from mitmsec.channel import ChannelBroken
 from mitmsec.core.messages import Role
 from mitmsec.service import control
 from mitmsec.service.accounts import account_of
 from mitmsec.service.groups import Group
-from mitmsec.service.joining import join, made
+from mitmsec.service.joining import made
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
@@ -33,14 +32,13 @@ from mitmsec.service.options import (
     state_option,
 )
 from mitmsec.service.refusals import CannotRun
+from mitmsec.service.review_record import calling_user, recorded
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
-from mitmsec_redirect.owner import user_name
 
 if TYPE_CHECKING:
     from mitmsec.audit.console.desk_store import Account, DeskStore
 
-RECORDED_S = 60.0
 role_option = click.option(
     "--role",
     "duty",
@@ -218,21 +216,5 @@ def _desk(state: State) -> Iterator[DeskStore]:
 
 def _record(state: State, operation: str, name: str, detail: str = "") -> None:
     """Or the end of the command."""
-    caller = os.environ.get("SUDO_UID", "")
-    user = user_name(int(caller) if caller.isdigit() else os.getuid())
-    order = control.Review(operation=operation, item=name, user=user, detail=detail)
-    try:
-        channel = join(state, worker=False)
-        try:
-            received = channel.exchange(order, timeout_s=RECORDED_S)
-        finally:
-            channel.close()
-    except CannotRun as error:
-        fail(error.error, error.remedy, error.status)
-    except (OSError, TimeoutError, ChannelBroken) as error:
-        fail(f"it cannot be recorded: {error}", "nothing was changed", EXIT_PRIVILEGE)
-    answer = received[0] if received is not None else None
-    if isinstance(answer, control.Refused):
-        fail(answer.error, answer.remedy, answer.status)
-    if not isinstance(answer, control.ReviewRecorded):
-        fail("it cannot be recorded: the supervisor has gone", "nothing was changed; try again", EXIT_PRIVILEGE)
+    order = control.Review(operation=operation, item=name, user=calling_user(), detail=detail)
+    recorded(state, order, "nothing was changed")

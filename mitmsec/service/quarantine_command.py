@@ -19,7 +19,6 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from mitmsec.channel import ChannelBroken
 from mitmsec.core.model import Value
 from mitmsec.core.quarantine import (
     HEADER_LIMIT_BYTES,
@@ -34,7 +33,6 @@ from mitmsec.core.quarantine import (
 from mitmsec.service import control
 from mitmsec.service.called import as_root, program, with_state
 from mitmsec.service.groups import Group
-from mitmsec.service.joining import join
 from mitmsec.service.options import (
     EXIT_NOT_SO,
     EXIT_PRIVILEGE,
@@ -45,15 +43,13 @@ from mitmsec.service.options import (
     need_root,
     state_option,
 )
-from mitmsec.service.refusals import CannotRun
+from mitmsec.service.review_record import calling_user, recorded
 from mitmsec.service.state import State
 from mitmsec.service.terminal import console, shown, tell
-from mitmsec_redirect.owner import user_name
 
 if TYPE_CHECKING:
     from mitmsec.core.quarantine import About
 
-RECORDED_DEADLINE_S = 60.0
 KEY_LIMIT_BYTES = 1 << 16
 ABOUT_LIMIT_BYTES = 1 << 16
 
@@ -241,25 +237,8 @@ def _another(header: Header) -> str:
 
 def _record(state: State, item: str, people: tuple[Recipient, ...]) -> None:
     """Or the end of the command."""
-    caller = os.environ.get("SUDO_UID", "")
-    user = user_name(int(caller) if caller.isdigit() else os.getuid())
     names, keys = tuple(one.name for one in people), tuple(one.key for one in people)
-    order = control.Review(item=item, user=user, people=names, keys=keys)
-    try:
-        channel = join(state, worker=False)
-        try:
-            received = channel.exchange(order, timeout_s=RECORDED_DEADLINE_S)
-        finally:
-            channel.close()
-    except CannotRun as error:
-        fail(error.error, error.remedy, error.status)
-    except (OSError, TimeoutError, ChannelBroken) as error:
-        fail(f"it cannot be recorded: {error}", "nothing was opened", EXIT_PRIVILEGE)
-    answer = received[0] if received is not None else None
-    if isinstance(answer, control.Refused):
-        fail(answer.error, answer.remedy, answer.status)
-    if not isinstance(answer, control.ReviewRecorded):
-        fail("it cannot be recorded: the supervisor has gone", "nothing was opened; try again", EXIT_PRIVILEGE)
+    recorded(state, control.Review(item=item, user=calling_user(), people=names, keys=keys), "nothing was opened")
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
